@@ -1,0 +1,1 @@
+"""Neural networks on messy tables that never end in NaN."""
