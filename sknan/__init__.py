@@ -1,1 +1,34 @@
-"""Neural networks on messy tables that never end in NaN."""
+"""Neural networks on messy tables that never end in NaN, as scikit-learn components."""
+
+from sknan.diagnosis import NonFiniteReport
+from sknan.estimators import StableNetClassifier, StableNetRegressor
+from sknan.exceptions import (
+    DivergenceWarning,
+    NonFiniteDataError,
+    NonFiniteTrainingError,
+    SknanError,
+)
+from sknan.modules import TabularMLP
+from sknan.nets import (
+    GuardedNet,
+    GuardedNetBinaryClassifier,
+    GuardedNetClassifier,
+    GuardedNetRegressor,
+    GuardMixin,
+)
+
+__all__ = [
+    "DivergenceWarning",
+    "GuardMixin",
+    "GuardedNet",
+    "GuardedNetBinaryClassifier",
+    "GuardedNetClassifier",
+    "GuardedNetRegressor",
+    "NonFiniteDataError",
+    "NonFiniteReport",
+    "NonFiniteTrainingError",
+    "SknanError",
+    "StableNetClassifier",
+    "StableNetRegressor",
+    "TabularMLP",
+]

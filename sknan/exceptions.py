@@ -3,9 +3,9 @@
 ::
 
     SknanError
-    ├── NonFiniteDataError      (also ValueError)          X or y, before training
-    └── NonFiniteTrainingError  (also FloatingPointError)  loss, gradient, weight, output
-    DivergenceWarning           (ConvergenceWarning)       training was rescued
+    ├── NonFiniteDataError      (a ValueError)          X or y, before training
+    └── NonFiniteTrainingError  (a FloatingPointError)  loss, gradient, weight, output
+    DivergenceWarning           (a ConvergenceWarning)  training was rescued
 
 Every message says what was found, where, and what to do.
 """

@@ -1,0 +1,428 @@
+"""The classifier: labels in, labels and probabilities out."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.utils import column_or_1d
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from torch import Tensor, nn
+
+from sknan._checks import DROP_ROWS, FLOAT64_MAX, check_finite
+from sknan._estimator_base import StableNetBase
+from sknan.exceptions import NonFiniteDataError
+
+__all__ = ["StableNetClassifier"]
+
+_BINARY_LOSSES = (nn.BCEWithLogitsLoss, nn.BCELoss)
+
+
+class StableNetClassifier(ClassifierMixin, StableNetBase):
+    """Classifier: a neural network that ends finite, or says why it cannot.
+
+    Gradients are clipped and the learning rate is scheduled by default; a step whose
+    loss or gradient is not finite is not taken, and training goes on from the last
+    verified weights at a lower rate. After ``fit`` every weight and every output on the
+    training rows is finite.
+
+    Parameters
+    ----------
+    module : type, nn.Module, callable or None, default=None
+        The network. None builds a :class:`~sknan.modules.TabularMLP` to fit the data. A
+        class, or a function that returns a module, is called with the ``module__``
+        parameters; where it takes ``n_features_in`` or ``n_outputs`` they are filled
+        in. An instance is copied, and training starts from its weights. With a module
+        of one's own ``X`` may have more than two dimensions.
+    criterion : str, type, nn.Module or callable, default="cross_entropy"
+        The loss: ``"cross_entropy"`` or ``"binary_cross_entropy"``, a class or instance
+        of ``torch.nn``, or a function of output and target. The network returns logits,
+        of shape (n_samples, n_classes), or (n_samples, 1) for a binary loss.
+    optimizer : str or type, default="adamw"
+        ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``,
+        ``"adagrad"`` or a class of ``torch.optim``.
+    lr : float, default=1e-3
+        Learning rate at the top of the schedule.
+    lr_schedule : str, callable or None, default="cosine"
+        Factor of ``lr`` over the progress of training: ``"constant"``, ``"cosine"``,
+        ``"one_cycle"``, ``"exponential"``, ``"step"``, ``"plateau"``, ``"coslog4"`` or
+        a function of progress in [0, 1]; see :mod:`sknan.schedules`.
+    warmup : float or int, default=0.0
+        Share (float) or number (int) of the steps in which the rate rises to ``lr``.
+    max_epochs : int, default=100
+        Passes over the training rows.
+    batch_size : int, default=128
+        Rows in a step. A last batch of a single row joins the one before it.
+    weight_decay : float, default=0.01
+        Passed to the optimizer, if it takes it.
+    clip_norm : float or None, default=1.0
+        Largest global 2-norm of the gradients.
+    clip_value : float or None, default=None
+        Largest size of an entry of the gradients.
+    adaptive_clip : {"agc", "quantile", "zscore"}, float, callable or None, default=None
+        Clipping that finds its own threshold; see :mod:`sknan.adaptive_clipping`.
+    on_nonfinite : {"recover", "skip", "raise"}, default="recover"
+        What a non-finite or exploded step leads to: going back to the last verified
+        weights with a lower rate, leaving the batch out, or an error.
+    max_recoveries : int, default=10
+        Failed steps that one training may survive; one more raises.
+    early_stopping : bool or "auto", default="auto"
+        Whether to hold out ``validation_fraction`` of the rows, stop when their loss no
+        longer improves, and keep the weights of the best epoch (the later of equals).
+        ``"auto"`` does so from 500 rows on: a tenth of fewer is too small a sample to
+        choose an epoch by.
+    validation_fraction : float, default=0.1
+        Share of the rows held out.
+    n_iter_no_change : int, default=20
+        Epochs without improvement after which training stops.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, as in scikit-learn: they multiply ``sample_weight``.
+    callbacks : list or None, default=None
+        Callbacks of skorch. They see the net inside: class codes, standardised targets.
+    warm_start : bool, default=False
+        Whether ``fit`` goes on from the last one's weights and optimizer. Parameters of
+        module, criterion and optimizer are then not read again, ``lr`` excepted.
+    device : str, default="cpu"
+        Where to train: a torch device, or ``"auto"`` for the GPU if there is one.
+    random_state : int, RandomState or None, default=None
+        Seed of initial weights, batches, dropout and hold-out. torch's own generators
+        are left as they were.
+    verbose : int, default=0
+        1 prints a line per epoch.
+    **prefixed
+        ``module__...``, ``criterion__...`` and ``optimizer__...``: parameters of the
+        network's parts, such as ``module__width=64``.
+
+    Attributes
+    ----------
+    net_ : GuardedNet
+        The fitted skorch net; ``net_.history`` tells each epoch's loss, gradient norm
+        and rate, ``net_.module_`` is the network.
+    classes_ : ndarray of shape (n_classes,)
+        The labels, sorted.
+    n_iter_ : int
+        Number of epochs run.
+    best_epoch_ : int or None
+        Epoch whose weights were kept, counted from 1; None without early stopping.
+    nonfinite_reports_ : list of NonFiniteReport
+        Every step that failed and was rescued, in order.
+    effective_lr_ : float
+        ``lr`` times all reductions by the guard: equal to ``lr`` if nothing failed.
+    n_features_in_ : int
+        Number of columns seen in ``fit``.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Their names, if ``X`` had names that are all strings.
+
+    Raises
+    ------
+    NonFiniteDataError
+        In ``fit`` and ``predict``, if ``X`` (or ``y``) holds NaN, infinities or values
+        beyond float32.
+    NonFiniteTrainingError
+        If a step fails and cannot or must not be rescued.
+    ValueError
+        If a parameter, the shape of the network's output, or the input is unusable.
+    TypeError
+        If an unknown parameter is passed to the constructor.
+
+    Warns
+    -----
+    DivergenceWarning
+        Once per fit, if training was rescued.
+
+    See Also
+    --------
+    StableNetRegressor : The same for numbers.
+    NaNImputer : Fills missing and infinite values.
+    SafeScaler : Scales columns, however far their outliers lie.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sknan import NaNImputer, SafeScaler, StableNetClassifier
+    >>> X, y = load_iris(return_X_y=True, as_frame=True)
+    >>> X.iloc[3, 0] = float("nan")
+    >>> model = make_pipeline(
+    ...     NaNImputer(), SafeScaler(), StableNetClassifier(lr=0.01, random_state=0)
+    ... )
+    >>> bool(model.fit(X, y).score(X, y) > 0.9)
+    True
+    """
+
+    _task: ClassVar[str] = "classification"
+    classes_: np.ndarray
+
+    def __init__(
+        self,
+        module: Any = None,
+        *,
+        criterion: Any = "cross_entropy",
+        optimizer: Any = "adamw",
+        lr: float = 1e-3,
+        lr_schedule: Any = "cosine",
+        warmup: float = 0.0,
+        max_epochs: int = 100,
+        batch_size: int = 128,
+        weight_decay: float = 0.01,
+        clip_norm: float | None = 1.0,
+        clip_value: float | None = None,
+        adaptive_clip: Any = None,
+        on_nonfinite: str = "recover",
+        max_recoveries: int = 10,
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 20,
+        class_weight: Any = None,
+        callbacks: list[Any] | None = None,
+        warm_start: bool = False,
+        device: str = "cpu",
+        random_state: Any = None,
+        verbose: int = 0,
+        **prefixed: Any,
+    ) -> None:
+        self._store_params(locals())
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> StableNetClassifier:
+        """Train the network.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Finite numbers within float32. More dimensions with a module of one's own.
+        y : array-like of shape (n_samples,)
+            Labels of at least two classes: numbers, strings or booleans.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the rows, at least 0.
+
+        Returns
+        -------
+        self
+        """
+        return self._fit(X, y, sample_weight, classes=None, is_partial=False)
+
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
+    ) -> StableNetClassifier:
+        """Train for one more epoch on these rows, at a constant rate.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            As in ``fit``.
+        y : array-like of shape (n_samples,)
+            Labels out of ``classes``.
+        classes : array-like of shape (n_classes,) or None, default=None
+            All labels that will ever come; needed in the first call.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        self
+        """
+        return self._fit(X, y, sample_weight, classes=classes, is_partial=True)
+
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, *, classes: Any, is_partial: bool
+    ) -> StableNetClassifier:
+        self._check_parameters()
+        goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
+        self._check_has_target(y)
+        X_in = self._as_input(X, reset=not goes_on, min_samples=1 if is_partial else 2)
+        labels = self._as_labels(y)
+        check_consistent_length(X_in, labels)
+        weights = self._as_weights(sample_weight, len(X_in))
+        if weights is not None:
+            # A row of no weight must not matter in any way, batches included.
+            X_in, labels = X_in[weights > 0], labels[weights > 0]
+            weights = weights[weights > 0]
+        if is_partial:
+            if not goes_on and classes is None:
+                raise ValueError(
+                    "classes must be passed on the first call to partial_fit: all "
+                    "labels that will ever come."
+                )
+            known = self.classes_ if goes_on else np.unique(np.asarray(classes))
+        else:
+            known = np.unique(labels)
+            if goes_on and not np.array_equal(known, self.classes_):
+                raise ValueError(
+                    f"warm_start=True goes on with the classes of the first fit, "
+                    f"{_listed(self.classes_)}, but y now holds {_listed(known)}."
+                )
+        if len(known) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs at least 2 classes, but y holds one "
+                f"class only: {_listed(known)}."
+            )
+        codes = np.searchsorted(known, labels).clip(max=len(known) - 1)
+        if (known[codes] != labels).any():
+            unknown = np.unique(labels[known[codes] != labels])
+            raise ValueError(
+                f"y holds labels that are not among the classes {_listed(known)}: "
+                f"{_listed(unknown)}."
+            )
+        weights = self._with_class_weight(weights, labels, is_partial=is_partial)
+        X_in, codes, weights = self._merge_repeated_rows(X_in, codes, weights)
+        if not goes_on:
+            self.classes_ = known
+        is_binary_loss = self._has_binary_loss()
+        if is_binary_loss and len(known) > 2:
+            raise ValueError(
+                f"criterion={self.criterion!r} is for 2 classes, but y holds "
+                f"{len(known)}. Use criterion='cross_entropy'."
+            )
+        n_outputs = 1 if is_binary_loss else len(known)
+        self._train(X_in, codes, weights, n_outputs=n_outputs, is_partial=is_partial)
+        return self
+
+    def _as_labels(self, y: Any) -> np.ndarray:
+        labels: np.ndarray = column_or_1d(y, warn=True)
+        if labels.dtype.kind == "f":
+            check_finite(labels, name="y", remedy=DROP_ROWS, limit=FLOAT64_MAX)
+        elif labels.dtype.kind == "O":
+            missing = pd.isna(labels)
+            if missing.any():
+                raise NonFiniteDataError(
+                    f"y contains {int(missing.sum())} missing labels (None or NaN), "
+                    f"first at row {int(missing.argmax())}. {DROP_ROWS}"
+                )
+        check_classification_targets(labels)
+        return labels
+
+    def _has_binary_loss(self) -> bool:
+        criterion = self.criterion
+        if isinstance(criterion, str):
+            return criterion == "binary_cross_entropy"
+        if isinstance(criterion, type):
+            return issubclass(criterion, _BINARY_LOSSES)
+        return isinstance(criterion, _BINARY_LOSSES)
+
+    def _with_class_weight(
+        self, weights: np.ndarray | None, labels: np.ndarray, *, is_partial: bool
+    ) -> np.ndarray | None:
+        if self.class_weight is None:
+            return weights
+        if is_partial and self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' needs all labels at once, which partial_fit "
+                "never sees. Pass the weights as a dict."
+            )
+        by_class: np.ndarray = compute_sample_weight(self.class_weight, labels)
+        return by_class if weights is None else weights * by_class
+
+    def _match_target(
+        self, criterion: nn.Module, output: Tensor, y: np.ndarray
+    ) -> Tensor:
+        n_classes = len(self.classes_)
+        name = type(criterion).__name__
+        found = tuple(output.shape)
+        if isinstance(criterion, _BINARY_LOSSES):
+            if found[1:] not in ((), (1,)):
+                raise ValueError(
+                    f"The module's output has shape {found}, but criterion {name} "
+                    f"needs one logit per row: ({found[0]}, 1)."
+                )
+            if isinstance(criterion, nn.BCELoss) and _is_outside_unit(output):
+                raise ValueError(
+                    f"Criterion BCELoss wants probabilities, but the module's output "
+                    f"ranges from {float(output.min()):.3g} to "
+                    f"{float(output.max()):.3g}. Use criterion='binary_cross_entropy', "
+                    "which takes logits, or end the module with a sigmoid."
+                )
+            shape = (-1,) if len(found) == 1 else (-1, 1)
+            return torch.from_numpy(y).float().reshape(shape)
+        if len(found) != 2 or found[1] != n_classes:
+            raise ValueError(
+                f"The module's output has shape {found}, but {n_classes} classes need "
+                f"one logit each: ({found[0]}, {n_classes}). Let the module's "
+                "constructor take n_outputs, and it is filled in."
+            )
+        if isinstance(criterion, nn.NLLLoss) and not _are_log_probabilities(output):
+            raise ValueError(
+                "Criterion NLLLoss wants log-probabilities, but the rows of the "
+                "module's output are none. Use criterion='cross_entropy', which takes "
+                "logits, or end the module with a log-softmax."
+            )
+        return torch.from_numpy(y)
+
+    def _probabilities(self, X: Any) -> Tensor:
+        output = self._output(X)
+        criterion = self.net_.criterion_
+        if isinstance(criterion, _BINARY_LOSSES):
+            positive = output.reshape(-1)
+            if not isinstance(criterion, nn.BCELoss):
+                positive = torch.sigmoid(positive)
+            return torch.stack([1.0 - positive, positive], dim=1)
+        # Log-probabilities, for NLLLoss, are logits too.
+        return torch.softmax(output, dim=1)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Finite numbers within float32.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), float32
+            Columns in the order of ``classes_``; rows sum to 1.
+        """
+        probabilities: np.ndarray = self._probabilities(X).numpy()
+        return probabilities
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Logarithms of the probabilities of the classes.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Finite numbers within float32.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), float32
+            At least log(1.2e-38), that of the smallest normal float32.
+        """
+        tiny = np.finfo(np.float32).tiny
+        logs: np.ndarray = np.log(np.maximum(self.predict_proba(X), tiny))
+        return logs
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels of the most probable classes.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Finite numbers within float32.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Values out of ``classes_``.
+        """
+        check_is_fitted(self, "net_")
+        labels: np.ndarray = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return labels
+
+
+def _listed(labels: np.ndarray) -> str:
+    """Labels in words: NumPy's scalars would print their type."""
+    shown = ", ".join(repr(label) for label in labels[:10].tolist())
+    return f"[{shown}{', ...' if len(labels) > 10 else ''}]"
+
+
+def _is_outside_unit(output: Tensor) -> bool:
+    return bool((output < 0).any() or (output > 1).any())
+
+
+def _are_log_probabilities(output: Tensor) -> bool:
+    return bool((output.exp().sum(dim=1) - 1).abs().max() < 1e-3)

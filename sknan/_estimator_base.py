@@ -1,0 +1,413 @@
+"""What the two estimators share: input, the net inside, training, the proof.
+
+An estimator holds a guarded skorch net in ``net_`` instead of being one: scikit-learn's
+contract and skorch's differ (state set in ``__init__``, argmax instead of labels, no
+input checks), and each is kept exactly by a layer of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from skorch.helper import predefined_split
+from torch import Tensor, nn
+
+from sknan._checks import check_finite, first_text_cell
+from sknan._net_parts import (
+    resolve_criterion,
+    resolve_device,
+    resolve_module,
+    resolve_optimizer,
+)
+from sknan._pickling import VersionedPickleMixin
+from sknan._prefixed_params import PrefixedParamsMixin
+from sknan._table_net import TableNet, seeded
+from sknan.batching import TensorTable
+from sknan.early_stopping import BestWeights
+from sknan.exceptions import NonFiniteTrainingError
+
+__all__ = ["StableNetBase"]
+
+# A tenth of fewer rows than this is too small a sample to choose an epoch by.
+_MIN_ROWS_TO_STOP_EARLY = 500
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(
+        value, (bool, np.bool_)
+    )
+
+
+# What each parameter must be, as a test and as the words of the message. Those of the
+# guard, the clips and the schedule are checked by the net, where they act.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "lr": (
+        lambda v: _is_number(v) and 0 < v < math.inf,
+        "a finite number above 0",
+    ),
+    "max_epochs": (lambda v: _is_integer(v) and v >= 1, "an integer of at least 1"),
+    "batch_size": (lambda v: _is_integer(v) and v >= 1, "an integer of at least 1"),
+    "weight_decay": (
+        lambda v: _is_number(v) and 0 <= v < math.inf,
+        "a finite number of at least 0",
+    ),
+    "early_stopping": (
+        lambda v: isinstance(v, (bool, np.bool_)) or v == "auto",
+        "True, False or 'auto'",
+    ),
+    "validation_fraction": (
+        lambda v: _is_number(v) and 0 < v < 1,
+        "a number between 0 and 1, both excluded",
+    ),
+    "n_iter_no_change": (
+        lambda v: _is_integer(v) and v >= 1,
+        "an integer of at least 1",
+    ),
+    "warm_start": (lambda v: isinstance(v, (bool, np.bool_)), "True or False"),
+    "verbose": (
+        lambda v: isinstance(v, (bool, np.bool_)) or (_is_integer(v) and v >= 0),
+        "an integer of at least 0",
+    ),
+    "callbacks": (
+        lambda v: v is None or isinstance(v, (list, tuple)),
+        "a list of skorch callbacks or None",
+    ),
+}
+
+
+class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
+    """Guarded network as a scikit-learn estimator; see its two subclasses."""
+
+    _task: ClassVar[str]
+
+    def _check_parameters(self) -> None:
+        self._check_no_stray_param()
+        for name, (is_right, rule) in _RULES.items():
+            value = getattr(self, name)
+            if not is_right(value):
+                raise ValueError(
+                    f"The {name!r} parameter of {type(self).__name__} must be {rule}, "
+                    f"got {value!r}."
+                )
+
+    # -- input ---------------------------------------------------------------------
+
+    def _as_input(self, X: Any, *, reset: bool, min_samples: int = 1) -> np.ndarray:
+        """Validate ``X`` and bring it to float32, refusing what is not finite."""
+        try:
+            X_in = validate_data(
+                self,
+                X,
+                reset=reset,
+                # Integers and the like become the first of these.
+                dtype=(np.float32, np.float64),
+                allow_nd=self.module is not None,
+                # Looked at below: scikit-learn names neither column nor row.
+                ensure_all_finite=False,
+                ensure_min_samples=min_samples,
+            )
+        except ValueError as error:
+            names = getattr(X, "columns", None)
+            is_text = "could not convert string" in str(error)
+            cell = first_text_cell(X, names) if is_text else None
+            if cell is None:
+                raise
+            raise ValueError(
+                f"X contains text, first {cell}, but {type(self).__name__} needs "
+                "numbers. Encode it first, for example with skrub.TableVectorizer() "
+                "or sklearn.preprocessing.OneHotEncoder()."
+            ) from None
+        check_finite(
+            X_in,
+            name="X",
+            columns=getattr(self, "feature_names_in_", None),
+            remedy=(
+                "Impute first: make_pipeline(NaNImputer(), SafeScaler(), "
+                f"{type(self).__name__}())."
+            ),
+        )
+        return np.ascontiguousarray(X_in, dtype=np.float32)
+
+    def _check_has_target(self, y: Any) -> None:
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is "
+                "None."
+            )
+
+    def _as_weights(self, sample_weight: Any, n_samples: int) -> np.ndarray | None:
+        """Weights as float64 that average 1 over the rows with any, or None."""
+        if sample_weight is None:
+            return None
+        if isinstance(sample_weight, numbers.Number):
+            sample_weight = np.full(n_samples, sample_weight)
+        weights = np.asarray(sample_weight, dtype=np.float64)
+        if weights.shape != (n_samples,):
+            raise ValueError(
+                f"sample_weight must have shape ({n_samples},), one weight per row, "
+                f"got {weights.shape}."
+            )
+        check_finite(
+            weights,
+            name="sample_weight",
+            remedy="Give rows that must not count the weight 0.",
+        )
+        if (weights < 0).any():
+            row = int(np.argmax(weights < 0))
+            raise ValueError(
+                f"sample_weight must not be negative, but is {weights[row]:g} at row "
+                f"{row}."
+            )
+        if not weights.any():
+            raise ValueError(
+                "All sample weights are zero: at least one row must count."
+            )
+        return weights
+
+    def _merge_repeated_rows(
+        self, X: np.ndarray, y: np.ndarray, weights: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Distinct rows, sorted, each with its total weight, if all fit in one batch.
+
+        The loss of a full batch is the same for a row that comes twice and a row of
+        weight two, and for any order of the rows; but sums of floats are not, and
+        training magnifies the last bit. With this the fitted network is the same to the
+        bit. The default network only: layers of one's own may look across rows.
+        """
+        is_per_row = hasattr(self._build_criterion(per_row=False), "reduction")
+        if self.module is not None or len(X) > self.batch_size or not is_per_row:
+            return X, y, weights
+        rows = np.column_stack([X.astype(np.float64), y])
+        _, first, inverse = np.unique(
+            rows, axis=0, return_index=True, return_inverse=True
+        )
+        if len(first) < 2:
+            return X, y, weights
+        total = np.bincount(inverse.reshape(-1), weights=weights)
+        return X[first], y[first], total.astype(np.float64)
+
+    # -- training ------------------------------------------------------------------
+
+    def _build_criterion(self, *, per_row: bool) -> nn.Module:
+        return resolve_criterion(
+            self.criterion,
+            self._params_for("criterion"),
+            task=self._task,
+            per_row=per_row,
+            owner=type(self).__name__,
+        )
+
+    def _build_net(self, X: np.ndarray, n_outputs: int, *, per_row: bool) -> TableNet:
+        owner = type(self).__name__
+        module, module_params = resolve_module(
+            self.module,
+            self._params_for("module"),
+            {"n_features_in": X.shape[1], "n_outputs": n_outputs},
+            owner,
+        )
+        optimizer, optimizer_params = resolve_optimizer(
+            self.optimizer, self._params_for("optimizer"), self.weight_decay, owner
+        )
+        net = TableNet(
+            module,
+            self._build_criterion(per_row=per_row),
+            optimizer=optimizer,
+            lr=self.lr,
+            max_epochs=self.max_epochs,
+            batch_size=self.batch_size,
+            train_split=None,
+            callbacks=list(self.callbacks or ()),
+            warm_start=True,  # when to start anew is decided here
+            verbose=self.verbose,
+            device=resolve_device(self.device),
+            on_nonfinite=self.on_nonfinite,
+            max_recoveries=self.max_recoveries,
+            clip_norm=self.clip_norm,
+            clip_value=self.clip_value,
+            adaptive_clip=self.adaptive_clip,
+            lr_schedule=self.lr_schedule,
+            warmup=self.warmup,
+            **{f"module__{name}": value for name, value in module_params.items()},
+            **{f"optimizer__{name}": v for name, v in optimizer_params.items()},
+        )
+        net.initialize()
+        return net
+
+    def _train(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        weights: np.ndarray | None,
+        *,
+        n_outputs: int,
+        is_partial: bool,
+    ) -> None:
+        """Train on validated arrays: from scratch, or on where that was asked for.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, ...), float32
+        y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+            Class codes, or targets in the units of training.
+        weights : ndarray of shape (n_samples,) or None
+            Positive.
+        n_outputs : int
+            Width that the output should have.
+        is_partial : bool
+            One epoch at a constant rate, without early stopping.
+        """
+        goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
+        if not goes_on:
+            self._rng = check_random_state(self.random_state)
+        seed = int(self._rng.randint(np.iinfo(np.int32).max))
+        split_seed = int(self._rng.randint(np.iinfo(np.int32).max))
+        stops_early = not is_partial and (
+            len(X) >= _MIN_ROWS_TO_STOP_EARLY
+            if self.early_stopping == "auto"
+            else self.early_stopping
+        )
+        if weights is not None:
+            weights = weights / weights.mean()
+            if (weights == weights[0]).all():
+                weights = None
+        device = resolve_device(self.device)
+        with seeded(seed, device):
+            if goes_on:
+                net = self._update_net(per_row=weights is not None)
+            else:
+                net = self._build_net(X, n_outputs, per_row=weights is not None)
+            target = self._shape_target(net, X, y)
+            rows = torch.from_numpy(X).to(device)
+            targets: Any = target.to(device)
+            if weights is not None:
+                targets = (targets, torch.from_numpy(weights).float().to(device))
+            table = TensorTable(rows, targets)
+            best = BestWeights(self.n_iter_no_change) if stops_early else None
+            try:
+                if best is not None:
+                    train, valid = self._split(y, split_seed)
+                    net.train_split = predefined_split(TensorTable(*table.rows(valid)))
+                    net.callbacks_.append(("best_weights", best.initialize()))
+                    table = TensorTable(*table.rows(train))
+                if is_partial:
+                    net.set_params(lr_schedule=None, warmup=0.0, max_epochs=1)
+                    net.partial_fit(table)
+                else:
+                    net.fit(table)
+            finally:
+                net.train_split = None  # it holds rows
+                net.callbacks_ = [c for c in net.callbacks_ if c[1] is not best]
+        self._prove_finite(net, rows)
+        if not (is_partial or self.warm_start):
+            for optimizer in net._all_optimizers():
+                optimizer.state.clear()
+        net._zero_grad_optimizer(set_to_none=True)
+        self.net_ = net
+        self.n_iter_ = len(net.history)
+        self.best_epoch_ = None if best is None else best.best_epoch_
+        self.nonfinite_reports_ = net.nonfinite_reports_
+        self.effective_lr_ = net.effective_lr_
+
+    def _update_net(self, *, per_row: bool) -> TableNet:
+        """The net of the last training, with the parameters that may change."""
+        net: TableNet = self.net_
+        names = (
+            "max_epochs",
+            "batch_size",
+            "verbose",
+            "on_nonfinite",
+            "max_recoveries",
+            "clip_norm",
+            "clip_value",
+            "adaptive_clip",
+            "lr_schedule",
+            "warmup",
+        )
+        changes = {name: getattr(self, name) for name in names}
+        if self.lr != net.lr:
+            changes["lr"] = self.lr
+        net.set_params(**changes)
+        if hasattr(net.criterion_, "reduction"):
+            net.criterion_.reduction = "none" if per_row else "mean"
+        elif per_row:
+            self._build_criterion(per_row=True)  # raises
+        return net
+
+    def _split(self, y: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
+        """Indices of the training and validation rows."""
+        n_valid = math.ceil(self.validation_fraction * len(y))
+        stratify = None
+        if self._task == "classification":
+            counts = np.bincount(y.astype(np.int64))
+            counts = counts[counts > 0]
+            fits = n_valid >= len(counts) and len(y) - n_valid >= len(counts)
+            stratify = y if counts.min() >= 2 and fits else None
+        train, valid = train_test_split(
+            np.arange(len(y)), test_size=n_valid, random_state=seed, stratify=stratify
+        )
+        return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(valid))
+
+    def _shape_target(self, net: TableNet, X: np.ndarray, y: np.ndarray) -> Tensor:
+        """Try the module on a few rows, and bring ``y`` to the shape of its output."""
+        probe = torch.from_numpy(X[:32]).to(net.device)
+        output = net.evaluation_step((probe, None))
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        if not isinstance(output, Tensor) or len(output) != len(probe):
+            found = tuple(output.shape) if isinstance(output, Tensor) else type(output)
+            raise ValueError(
+                f"The module must return a tensor with one row per sample, got {found} "
+                f"for {len(probe)} samples."
+            )
+        return self._match_target(net.criterion_, output, y)
+
+    def _match_target(
+        self, criterion: nn.Module, output: Tensor, y: np.ndarray
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def _prove_finite(self, net: TableNet, X: Tensor) -> None:
+        """Hold the outputs on all training rows against NaN and infinity."""
+        output = net.raw_output(X)
+        bad = (
+            ~torch.isfinite(output).flatten(1).all(dim=1)
+            if output.ndim > 1
+            else (~torch.isfinite(output))
+        )
+        if bad.any():
+            rows = bad.nonzero().flatten()
+            raise NonFiniteTrainingError(
+                f"After training, the output is non-finite for {len(rows)} of "
+                f"{len(bad)} training rows, first row {int(rows[0])}, although all "
+                "weights are "
+                "finite. Look for an operation in the module that overflows in "
+                "evaluation mode, and scale X with SafeScaler()."
+            )
+
+    # -- prediction ----------------------------------------------------------------
+
+    def _output(self, X: Any) -> Tensor:
+        """Raw output of the fitted network for ``X``, proven finite."""
+        check_is_fitted(self, "net_")
+        X_in = self._as_input(X, reset=False)
+        output = self.net_.raw_output(torch.from_numpy(X_in).to(self.net_.device))
+        bad = ~torch.isfinite(output)
+        if bad.any():
+            rows = np.unique(bad.nonzero()[:, 0])
+            raise NonFiniteTrainingError(
+                f"The network's output is non-finite for {len(rows)} of {len(output)} "
+                f"rows, first row {rows[0]}, although X is finite: its values lie far "
+                "outside the training data. Bound them with SafeScaler()."
+            )
+        return output

@@ -1,0 +1,518 @@
+"""The guard inside skorch's training loop."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import NotFittedError
+from skorch.dataset import get_len, unpack_data
+from skorch.utils import TeeGenerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sknan._pickling import VersionedPickleMixin
+from sknan._skorch_data import as_table, refuse_nonfinite_data
+from sknan.adaptive_clipping import resolve_adaptive_clip
+from sknan.batching import TensorBatches
+from sknan.clipping import clip_grad_norm, clip_grad_value, grad_norm
+from sknan.diagnosis import NonFiniteReport, examine_step
+from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
+from sknan.guard import Guard, scaled_rates
+from sknan.schedules import LearningRateSchedule
+
+__all__ = ["GuardMixin"]
+
+_NOT_INITIALIZED = (
+    "This {name} instance is not initialized yet. Call 'initialize' or 'fit' with "
+    "appropriate arguments before using this method."
+)
+_NOT_FITTED = (
+    "This {name} instance is not fitted yet. Call 'fit' with appropriate arguments "
+    "before using this estimator."
+)
+
+
+class _StepRefused(Exception):
+    """Raised inside the optimizer's closure, so that no weight is touched."""
+
+    def __init__(self, report: NonFiniteReport, step: dict[str, Any]) -> None:
+        super().__init__(str(report))
+        self.report = report
+        self.step = step
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if value is None:
+        return
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not value > 0:
+        raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
+
+
+# The mixin only ever stands before a skorch net, whose methods it calls.
+_SkorchNet: Any = object
+
+
+class GuardMixin(VersionedPickleMixin, _SkorchNet):
+    """Guard, clip and schedule every training step of a skorch net.
+
+    Put it before any skorch net in the list of bases. By default only the guard is on:
+    each step's loss and gradients are looked at, a step that is not finite is not
+    taken, and training goes on from the last verified weights at a lower rate.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As of the skorch net.
+    on_nonfinite : {"recover", "skip", "raise"}, default="recover"
+        What a non-finite or exploded step leads to. ``"recover"``: the last verified
+        weights come back, the optimizer's moments are cleared and the learning rate is
+        lowered; a batch that fails on verified weights is left out. ``"skip"``: the
+        batch is left out. ``"raise"``: ``NonFiniteTrainingError`` at once.
+    max_recoveries : int, default=10
+        Failed steps that one call of ``fit`` may survive; one more raises.
+    clip_norm : float or None, default=None
+        Largest global 2-norm of the gradients.
+    clip_value : float or None, default=None
+        Largest size of an entry of the gradients.
+    adaptive_clip : {"agc", "quantile", "zscore"}, callable or None, default=None
+        Clipping that finds its own threshold; see :mod:`sknan.adaptive_clipping`.
+    lr_schedule : str, callable or None, default=None
+        Factor of ``lr`` over the progress of training: ``"constant"``, ``"cosine"``,
+        ``"one_cycle"``, ``"exponential"``, ``"step"``, ``"plateau"``, ``"coslog4"`` or
+        a function of progress in [0, 1]; see :mod:`sknan.schedules`.
+    warmup : float or int, default=0.0
+        Share (float) or number (int) of the steps in which the rate rises to ``lr``.
+
+    Attributes
+    ----------
+    nonfinite_reports_ : list of NonFiniteReport
+        Every failed step since the last ``fit``, in order.
+    effective_lr_ : float
+        ``lr`` times all reductions by the guard (the schedule is not counted).
+
+    Raises
+    ------
+    NonFiniteDataError
+        If ``X`` or ``y`` holds NaN or infinities; data sets and iterators of one's own
+        are not read in advance.
+    NonFiniteTrainingError
+        If a step fails and cannot or must not be rescued.
+
+    Warns
+    -----
+    DivergenceWarning
+        Once per fit, if training was rescued.
+    """
+
+    guard_: Guard
+    _total_steps_: int | None
+    _epoch_loss_: float
+
+    def __init__(
+        self,
+        *args: Any,
+        on_nonfinite: str = "recover",
+        max_recoveries: int = 10,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        adaptive_clip: Any = None,
+        lr_schedule: Any = None,
+        warmup: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        self.on_nonfinite = on_nonfinite
+        self.max_recoveries = max_recoveries
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.adaptive_clip = adaptive_clip
+        self.lr_schedule = lr_schedule
+        self.warmup = warmup
+        self._init_net(*args, **kwargs)
+
+    def _init_net(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+    def check_is_fitted(self, attributes: Any = None, *args: Any, **kw: Any) -> None:
+        """Raise skorch's ``NotInitializedError`` unless the net is initialized."""
+        if not args:
+            kw.setdefault(
+                "msg", _NOT_INITIALIZED.format(name=self._skorch_class.__name__)
+            )
+        super().check_is_fitted(attributes, *args, **kw)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        if super().__sklearn_is_fitted__():
+            return True
+        raise NotFittedError(_NOT_FITTED.format(name=self._skorch_class.__name__))
+
+    @property
+    def _skorch_class(self) -> type:
+        """The skorch class whose place this one takes.
+
+        Its name stands in ``repr`` and in skorch's messages, to the letter: code that
+        compares them must not notice the change. ``print(net)`` names this class.
+        """
+        return next(
+            cls
+            for cls in type(self).__mro__
+            if cls.__module__.partition(".")[0] == "skorch"
+        )
+
+    def __repr__(self) -> str:
+        return str(self).replace(str(type(self)), str(self._skorch_class), 1)
+
+    def __str__(self) -> str:
+        text: str = super().__repr__()
+        return text
+
+    @property
+    def nonfinite_reports_(self) -> list[NonFiniteReport]:
+        """Every failed step since the last ``fit``, in order."""
+        return list(self.guard_.reports)
+
+    @property
+    def effective_lr_(self) -> float:
+        """``lr`` times all reductions by the guard."""
+        return float(self.lr) * self.guard_.lr_scale
+
+    # The order of one step, which a test holds: watch, recover, clip, schedule, log.
+
+    def fit_loop(
+        self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
+    ) -> Any:
+        """Run the epochs under guard; parameters as in skorch."""
+        refuse_nonfinite_data(X, y)
+        is_new = fit_params.get("_routing_method", "fit") == "fit"
+        self._prepare_guard(is_new=is_new)
+        n_reports = len(self.guard_.reports)
+        self._epochs_ahead_ = self.max_epochs if epochs is None else epochs
+        was_rescued = True
+        try:
+            super().fit_loop(X, y, epochs, **fit_params)
+        except NonFiniteTrainingError:
+            was_rescued = False
+            raise
+        finally:
+            self._total_steps_ = None
+            self.guard_.end()
+            if was_rescued:
+                self._warn_if_rescued(self.guard_.reports[n_reports:])
+        return self
+
+    def _prepare_guard(self, *, is_new: bool) -> None:
+        """Check the parameters, and make what watches, clips and schedules."""
+        _check_positive("clip_norm", self.clip_norm)
+        _check_positive("clip_value", self.clip_value)
+        schedule = LearningRateSchedule(self.lr_schedule, self.warmup)
+        clipper = resolve_adaptive_clip(self.adaptive_clip)
+        guard = Guard(self.on_nonfinite, self.max_recoveries)
+        if is_new or not hasattr(self, "guard_"):
+            self.guard_ = guard
+            self.adaptive_clip_ = clipper
+        else:
+            self.guard_.on_nonfinite = guard.on_nonfinite
+            self.guard_.max_recoveries = guard.max_recoveries
+        self.schedule_ = schedule
+        self.schedule_.start(0)
+        self._step_ = 0
+        self._total_steps_ = None
+
+    def _begin_guard(self, n_steps: int | None) -> None:
+        if not hasattr(self, "guard_"):  # a step by hand, without fit
+            self._prepare_guard(is_new=True)
+        names = [*self._modules, *self._criteria]
+        modules = [getattr(self, f"{name}_") for name in names]
+        modules = [m for m in modules if isinstance(m, torch.nn.Module)]
+        self.guard_.begin(modules, self._all_optimizers(), n_steps)
+
+    def _all_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [getattr(self, f"{name}_") for name in self._optimizers]
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        """Batches of a data set; parameters as in skorch.
+
+        Arrays and tensors come as slices of whole tensors; whatever a data loader does
+        more (workers, samplers, collating, a data set of one's own) it still does.
+        """
+        prefix = "iterator_train" if training else "iterator_valid"
+        options = self.get_params_for(prefix)
+        is_plain = getattr(self, prefix) is DataLoader and options.keys() <= {
+            "batch_size",
+            "shuffle",
+            "drop_last",
+        }
+        table = as_table(dataset) if is_plain else None
+        if table is None:
+            return super().get_iterator(dataset, training=training)
+        batch_size = options.pop("batch_size", self.batch_size)
+        return TensorBatches(
+            table, len(table) if batch_size == -1 else batch_size, **options
+        )
+
+    def run_single_epoch(
+        self,
+        iterator: Any,
+        training: bool,
+        prefix: str,
+        step_fn: Any,
+        **fit_params: Any,
+    ) -> None:
+        """Run one epoch of training or validation; parameters as in skorch."""
+        if iterator is None:
+            self._follow_loss(self._epoch_loss_)
+            return
+        if training:
+            self._start_schedule(iterator)
+        n_batches, total_loss, total_rows = 0, 0.0, 0
+        self._epoch_norms_: list[float] = []
+        self._epoch_clips_ = 0
+        for n_batches, batch in enumerate(iterator, start=1):
+            self._batch_number_ = n_batches
+            self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            was_skipped = step.pop("was_skipped", False)
+            if not was_skipped:
+                loss = step["loss"].item()
+                rows = get_len(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                self._log_batch(prefix, loss, rows)
+                total_loss += loss * rows
+                total_rows += rows
+            self.notify("on_batch_end", batch=batch, training=training, **step)
+        self.history.record(f"{prefix}_batch_count", n_batches)
+        mean_loss = total_loss / total_rows if total_rows else math.nan
+        self._log_epoch(prefix, mean_loss)
+        if training:
+            self._epoch_loss_ = mean_loss
+            if n_batches:
+                self._end_training_epoch(batch, step)
+        else:
+            self._follow_loss(mean_loss)
+
+    def _log_batch(self, prefix: str, loss: float, rows: int) -> None:
+        self.history.record_batch(f"{prefix}_loss", loss)
+        self.history.record_batch(f"{prefix}_batch_size", rows)
+
+    def _log_epoch(self, prefix: str, mean_loss: float) -> None:
+        """Leave the epoch's loss to skorch's callbacks, which average the batches'."""
+
+    def _start_schedule(self, iterator: Any) -> None:
+        """Tell schedule and guard the length of the training, at its first epoch."""
+        if self._total_steps_ is not None or not hasattr(self, "schedule_"):
+            return
+        try:
+            n_steps: int | None = len(iterator) * self._epochs_ahead_
+        except TypeError:
+            n_steps = None
+            if self.lr_schedule is not None or self.warmup:
+                raise TypeError(
+                    f"lr_schedule={self.lr_schedule!r} with warmup={self.warmup!r} "
+                    "needs to know the number of batches, but "
+                    f"{type(iterator).__name__} has no length. Give the iterator a "
+                    "__len__, or leave both out."
+                ) from None
+        self._total_steps_ = n_steps or 0
+        self.schedule_.start(self._total_steps_)
+        self._begin_guard(n_steps)
+
+    def _follow_loss(self, loss: float) -> None:
+        """Tell a plateau schedule how the epoch went."""
+        if hasattr(self, "schedule_"):
+            self.schedule_.update(loss)
+
+    def _rate_factor(self) -> float:
+        """What schedule and guard make of ``lr`` at this step."""
+        factor = self.guard_.lr_scale
+        if self.lr_schedule is not None or self.warmup:
+            factor *= self.schedule_.factor(self._step_)
+        return factor
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take one step if it is finite; else recover, and try again or leave it out.
+
+        Parameters
+        ----------
+        batch : tuple
+            As the iterator yields it.
+        **fit_params
+            Passed to the module's ``forward``.
+
+        Returns
+        -------
+        dict
+            ``loss`` and ``y_pred``; with ``was_skipped`` true if no step was taken.
+        """
+        if not hasattr(self, "guard_") or not self.guard_.has_begun:
+            self._begin_guard(None)
+        while True:
+            try:
+                return self._attempt_step(batch, **fit_params)
+            except _StepRefused as refused:
+                if self.guard_.handle(refused.report) == "skip":
+                    self._zero_grad_optimizer()
+                    return {**refused.step, "was_skipped": True}
+
+    def _attempt_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        accumulator = self.get_train_step_accumulator()
+
+        def step_fn() -> Tensor:
+            self._zero_grad_optimizer()
+            step = self.train_step_single(batch, **fit_params)
+            accumulator.store_step(step)
+            self.notify(
+                "on_grad_computed",
+                named_parameters=TeeGenerator(self.get_all_learnable_params()),
+                batch=batch,
+                training=True,
+            )
+            self._watch_and_clip(batch, step, fit_params)
+            loss: Tensor = step["loss"]
+            return loss
+
+        with scaled_rates(self._all_optimizers(), self._rate_factor()):
+            self._step_optimizer(step_fn)
+        self.guard_.step_taken()
+        self._step_ += 1
+        taken: dict[str, Any] = accumulator.get_step()
+        return taken
+
+    def _watch_and_clip(
+        self, batch: Any, step: dict[str, Any], fit_params: dict[str, Any]
+    ) -> None:
+        """Refuse a step that is not finite or has exploded; clip any other.
+
+        Stands after the user's own callbacks, so that what they do to the gradients is
+        seen too, and before our clipping, which would spread a NaN.
+        """
+        guard = self.guard_
+        loss, norm, parameters, grads = guard.look(step["loss"])
+
+        def loss_of_batch() -> float:
+            with torch.random.fork_rng(), torch.no_grad():
+                return self._loss_of(batch, fit_params)
+
+        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        if not is_finite or guard.has_exploded(loss, loss_of_batch):
+            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+            report = examine_step(
+                inputs=inputs,
+                outputs=step.get("y_pred"),
+                loss=loss,
+                gradient_norm=norm,
+                named_parameters=self.get_all_learnable_params(),
+                travelled=guard.travelled(),
+                lr=self.effective_lr_,
+                epoch=len(self.history or ()),
+                batch=getattr(self, "_batch_number_", 1),
+            )
+            raise _StepRefused(report, step)
+        guard.pass_step(loss)
+        if hasattr(self, "_epoch_norms_"):
+            self._epoch_norms_.append(norm)
+        coefficient = self._clip(parameters, grads, norm)
+        if coefficient < 1.0:
+            self._epoch_clips_ += 1
+
+    def _loss_of(self, batch: Any, fit_params: dict[str, Any]) -> float:
+        self._set_training(True)
+        inputs, target = unpack_data(batch)
+        outputs = self.infer(inputs, **fit_params)
+        loss = self.get_loss(outputs, target, X=inputs, training=True)
+        return float(loss.item())
+
+    def _clip(
+        self, parameters: list[Tensor], grads: list[Tensor], norm: float
+    ) -> float:
+        """Clip in place; return the factor by which the global norm has shrunk."""
+        before = norm
+        if self.adaptive_clip_ is not None:
+            norm *= self.adaptive_clip_(parameters, grads, norm)
+        if self.clip_value is not None:
+            clip_grad_value(grads, self.clip_value)
+            norm = float(grad_norm(grads))
+        if self.clip_norm is not None:
+            norm *= clip_grad_norm(grads, self.clip_norm, norm)
+        return norm / before if before else 1.0
+
+    def _end_training_epoch(self, batch: Any, step: dict[str, Any]) -> None:
+        """Verify the weights, keep them if good, and log what the guard saw."""
+        fault = self._find_fault_of_epoch(batch, step)
+        if fault is None:
+            self.guard_.propose_weights()
+        else:
+            self.guard_.handle(
+                NonFiniteReport(
+                    phase="step",
+                    cause="learning_rate",
+                    evidence=f"{fault} at lr={self.effective_lr_:.3g}.",
+                    action="Lower lr, or add warmup and clip_norm=1.0.",
+                    epoch=len(self.history),
+                    batch=self._batch_number_,
+                )
+            )
+        n_norms = len(self._epoch_norms_)
+        if n_norms:
+            self.history.record("grad_norm", float(np.median(self._epoch_norms_)))
+        if n_norms and self._clips:
+            self.history.record("clip_share", self._epoch_clips_ / n_norms)
+        self.history.record("lr", float(self.lr) * self._rate_factor())
+
+    def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
+        """What is wrong with the weights at the end of an epoch, in words."""
+        if self.guard_.has_finite_weights():
+            return None
+        return "The last step of the epoch left non-finite weights"
+
+    @property
+    def _clips(self) -> bool:
+        options = (self.clip_norm, self.clip_value, self.adaptive_clip)
+        return any(option is not None for option in options)
+
+    def _warn_if_rescued(self, reports: list[NonFiniteReport]) -> None:
+        if not reports:
+            return
+        times = "once" if len(reports) == 1 else f"{len(reports)} times"
+        was = "" if self.guard_.lr_scale == 1.0 else f" instead of lr={self.lr:.3g}"
+        warnings.warn(
+            DivergenceWarning(
+                f"Training failed {times} and was rescued; it went on with "
+                f"lr={self.effective_lr_:.3g}{was}. First failure: {reports[0]}",
+                reports[0],
+            ),
+            stacklevel=5,
+        )
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Output of the module, made probabilities where the criterion tells how.
+
+        Parameters
+        ----------
+        X : array-like, Tensor, dict, list or Dataset
+            As in skorch.
+
+        Returns
+        -------
+        ndarray
+
+        Raises
+        ------
+        NonFiniteDataError
+            If an output is NaN and ``X`` is not finite.
+        NonFiniteTrainingError
+            If an output is NaN although ``X`` is finite.
+        """
+        output: np.ndarray = super().predict_proba(X)
+        if np.isnan(output).any():
+            refuse_nonfinite_data(X, None)
+            rows = np.unique(np.argwhere(np.isnan(output))[:, 0])
+            raise NonFiniteTrainingError(
+                f"The network's output is NaN for {len(rows)} of {len(output)} rows, "
+                f"first row {rows[0]}, although X is finite. Is its range the one seen "
+                "in training? SafeScaler bounds it."
+            )
+        return output

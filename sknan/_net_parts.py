@@ -1,0 +1,252 @@
+"""From an estimator's parameters to the parts of its net: module, criterion, optimizer.
+
+Each function takes the parameter, the prefixed parameters given for it, and the name of
+the estimator (``owner``) for its messages.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sknan._checks import did_you_mean
+from sknan.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, get_criterion
+from sknan.modules import TabularMLP
+
+__all__ = [
+    "CallableLoss",
+    "resolve_criterion",
+    "resolve_device",
+    "resolve_module",
+    "resolve_optimizer",
+]
+
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
+# These have a kernel that updates all weights at once, on CPU and CUDA.
+_FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad)
+_KERNEL_CHOICES = {"fused", "foreach", "capturable", "differentiable"}
+
+_LOSSES = {"classification": CLASSIFICATION_LOSSES, "regression": REGRESSION_LOSSES}
+
+
+class CallableLoss(nn.Module):
+    """A loss function as the module that skorch expects."""
+
+    def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
+        super().__init__()
+        self.function = function
+        self.options = options
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Loss of ``output`` against ``target``."""
+        return self.function(output, target, **self.options)
+
+
+def _name(thing: Any) -> str:
+    if isinstance(thing, str):
+        return repr(thing)
+    return getattr(thing, "__name__", None) or type(thing).__name__
+
+
+def _accepted(factory: Any) -> tuple[str, ...] | None:
+    """Names of the parameters that ``factory`` takes, or None if it takes any."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return tuple(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
+
+
+def _check_accepted(
+    prefix: str, factory: Any, given: dict[str, Any], owner: str
+) -> None:
+    """Refuse a prefixed parameter that the part's constructor does not take."""
+    accepted = _accepted(factory)
+    if accepted is None:
+        return
+    for name in given:
+        if name not in accepted:
+            raise ValueError(
+                f"{owner} got {prefix}__{name}, but {_name(factory)} has no parameter "
+                f"{name!r}.{did_you_mean(name, accepted)} It has: "
+                f"{', '.join(repr(known) for known in accepted)}."
+            )
+
+
+def _check_nothing_given(prefix: str, part: nn.Module, given: dict[str, Any]) -> None:
+    if given:
+        raise ValueError(
+            f"{prefix} is an instance of {type(part).__name__}, so "
+            f"{prefix}__{next(iter(given))} cannot be applied. Pass the class."
+        )
+
+
+def resolve_module(
+    module: Any, given: dict[str, Any], sizes: dict[str, int], owner: str
+) -> tuple[Any, dict[str, Any]]:
+    """Module, or its factory with the parameters to call it with.
+
+    Parameters
+    ----------
+    module : type, nn.Module, callable or None
+        None stands for :class:`~sknan.modules.TabularMLP`; an instance is copied.
+    given : dict
+        What ``module__...`` parameters say.
+    sizes : dict of str to int
+        Parameters that are filled in where the factory takes them and none is given.
+    owner : str
+        Name of the estimator.
+
+    Returns
+    -------
+    module : nn.Module or callable
+    parameters : dict
+
+    Raises
+    ------
+    ValueError
+        If ``module`` is no module, or does not take what is given.
+    """
+    module = TabularMLP if module is None else module
+    if isinstance(module, nn.Module):
+        _check_nothing_given("module", module, given)
+        return copy.deepcopy(module), {}
+    if not callable(module):
+        raise ValueError(
+            "module must be a torch.nn.Module class or instance, a function that "
+            f"returns one, or None, got {module!r}."
+        )
+    _check_accepted("module", module, given, owner)
+    accepted = _accepted(module) or ()
+    filled = {name: size for name, size in sizes.items() if name in accepted}
+    return module, {**filled, **given}
+
+
+def resolve_criterion(
+    criterion: Any, given: dict[str, Any], *, task: str, per_row: bool, owner: str
+) -> nn.Module:
+    """Criterion as a module of its own.
+
+    Parameters
+    ----------
+    criterion : str, type, nn.Module or callable
+        A name of :func:`~sknan.losses.get_criterion`, a class, an instance (which is
+        copied), or a function of output and target.
+    given : dict
+        What ``criterion__...`` parameters say.
+    task : {"classification", "regression"}
+        What the estimator does.
+    per_row : bool
+        Whether it must return one loss per row.
+    owner : str
+        Name of the estimator.
+
+    Returns
+    -------
+    nn.Module
+
+    Raises
+    ------
+    ValueError
+        If the criterion is unknown, for another task, does not take what is given, or
+        cannot give a loss per row.
+    """
+    asked = criterion
+    if isinstance(criterion, str):
+        criterion = get_criterion(criterion)
+    its_task = getattr(criterion, "task", task)
+    if its_task != task:
+        raise ValueError(
+            f"criterion={asked!r} is for {its_task}, but {owner} does {task}. Choose "
+            f"one of: {', '.join(repr(name) for name in _LOSSES[task])}."
+        )
+    built: Any
+    if isinstance(criterion, nn.Module):
+        _check_nothing_given("criterion", criterion, given)
+        built = copy.deepcopy(criterion)
+    elif callable(criterion):
+        _check_accepted("criterion", criterion, given, owner)
+        is_class = isinstance(criterion, type)
+        built = criterion(**given) if is_class else CallableLoss(criterion, **given)
+    else:
+        raise ValueError(
+            "criterion must be a name, a torch.nn.Module class or instance, or a "
+            f"function, got {criterion!r}."
+        )
+    if per_row:
+        if not hasattr(built, "reduction"):
+            raise ValueError(
+                "sample_weight and class_weight need a loss per row, but "
+                f"{_name(asked)} has no 'reduction' to turn off. Use a criterion by "
+                "name, or one whose reduction can be 'none'."
+            )
+        built.reduction = "none"
+    module: nn.Module = built
+    return module
+
+
+def resolve_optimizer(
+    optimizer: Any, given: dict[str, Any], weight_decay: float, owner: str
+) -> tuple[Any, dict[str, Any]]:
+    """Optimizer class with its parameters, fused where torch can.
+
+    Parameters
+    ----------
+    optimizer : str or type
+        A name, or a class of ``torch.optim``.
+    given : dict
+        What ``optimizer__...`` parameters say.
+    weight_decay : float
+        Passed on where the optimizer takes it and none is given.
+    owner : str
+        Name of the estimator.
+
+    Returns
+    -------
+    optimizer : type
+    parameters : dict
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or the class does not take what is given.
+    """
+    if isinstance(optimizer, str):
+        if optimizer not in _OPTIMIZERS:
+            raise ValueError(
+                f"Unknown optimizer {optimizer!r}."
+                f"{did_you_mean(optimizer, _OPTIMIZERS)} Known optimizers: "
+                f"{', '.join(repr(name) for name in _OPTIMIZERS)}."
+            )
+        optimizer = _OPTIMIZERS[optimizer]
+    # skorch takes parameter groups under this name, for any optimizer.
+    named = {name: v for name, v in given.items() if name != "param_groups"}
+    _check_accepted("optimizer", optimizer, named, owner)
+    parameters = dict(given)
+    if "weight_decay" in (_accepted(optimizer) or ()):
+        parameters.setdefault("weight_decay", weight_decay)
+    if optimizer in _FUSED and not _KERNEL_CHOICES & set(given):
+        parameters["fused"] = True
+    return optimizer, parameters
+
+
+def resolve_device(device: str) -> str:
+    """The device itself; ``"auto"`` is the GPU if there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device

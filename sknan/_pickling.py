@@ -1,0 +1,62 @@
+"""Pickles that say which versions made them.
+
+scikit-learn warns when an estimator of its own is loaded under another version; for
+classes defined elsewhere it records nothing. A pickled network depends on torch too.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import version
+from typing import Any
+
+import sklearn
+import torch
+from sklearn.exceptions import InconsistentVersionWarning
+
+__all__ = ["VersionedPickleMixin"]
+
+_KEY = "_pickled_with"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "sknan": version("sknan"),
+        "torch": torch.__version__,
+        "scikit-learn": sklearn.__version__,
+    }
+
+
+class VersionedPickleMixin:
+    """Record versions on pickling, and warn on loading under others.
+
+    Raises
+    ------
+    InconsistentVersionWarning
+        scikit-learn's own warning, one for each package whose version differs.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        # The default state of an object without attributes is None.
+        return {**(state or {}), _KEY: _versions()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        made_with = state.pop(_KEY, {})
+        for package, current in _versions().items():
+            original = made_with.get(package, "unknown")
+            if original != current:
+                warnings.warn(
+                    InconsistentVersionWarning(
+                        estimator_name=type(self).__name__,
+                        current_sklearn_version=f"{package} {current}",
+                        original_sklearn_version=f"{package} {original}",
+                    ),
+                    stacklevel=2,
+                )
+        parent = getattr(super(), "__setstate__", None)
+        if parent is None:
+            self.__dict__.update(state)
+        else:
+            parent(state)

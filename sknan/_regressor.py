@@ -1,0 +1,393 @@
+"""The regressor: numbers in, numbers out, in the caller's units."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import RegressorMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_array, check_consistent_length
+from torch import Tensor, nn
+
+from sknan._checks import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
+from sknan._estimator_base import StableNetBase
+from sknan.losses import PoissonNLLLoss, get_criterion
+
+__all__ = ["StableNetRegressor"]
+
+# The optimum of these moves and stretches with the target, so that it can be
+# standardised for training and the prediction brought back.
+_EQUIVARIANT_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
+
+# float32 has 24 bits of mantissa.
+_LARGEST_EXACT_INTEGER = 2**24
+
+
+class StableNetRegressor(RegressorMixin, StableNetBase):
+    """Regressor: a neural network that ends finite, or says why it cannot.
+
+    Gradients are clipped and the learning rate is scheduled by default; a step whose
+    loss or gradient is not finite is not taken, and training goes on from the last
+    verified weights at a lower rate. After ``fit`` every weight and every output on the
+    training rows is finite.
+
+    Parameters
+    ----------
+    module : type, nn.Module, callable or None, default=None
+        The network. None builds a :class:`~sknan.modules.TabularMLP` to fit the data. A
+        class, or a function that returns a module, is called with the ``module__``
+        parameters; where it takes ``n_features_in`` or ``n_outputs`` they are filled
+        in. An instance is copied, and training starts from its weights. With a module
+        of one's own ``X`` may have more than two dimensions.
+    criterion : str, type, nn.Module or callable, default="mse"
+        The loss: ``"mse"``, ``"mae"``, ``"huber"``, ``"poisson"`` (output is the log of
+        the rate), a class or instance of ``torch.nn``, or a function of output and
+        target. For squared, absolute and Huber losses the target is standardised for
+        training, and predictions come back in its units.
+    optimizer : str or type, default="adamw"
+        ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``,
+        ``"adagrad"`` or a class of ``torch.optim``.
+    lr : float, default=1e-3
+        Learning rate at the top of the schedule.
+    lr_schedule : str, callable or None, default="cosine"
+        Factor of ``lr`` over the progress of training: ``"constant"``, ``"cosine"``,
+        ``"one_cycle"``, ``"exponential"``, ``"step"``, ``"plateau"``, ``"coslog4"`` or
+        a function of progress in [0, 1]; see :mod:`sknan.schedules`.
+    warmup : float or int, default=0.0
+        Share (float) or number (int) of the steps in which the rate rises to ``lr``.
+    max_epochs : int, default=100
+        Passes over the training rows.
+    batch_size : int, default=128
+        Rows in a step. A last batch of a single row joins the one before it.
+    weight_decay : float, default=0.01
+        Passed to the optimizer, if it takes it.
+    clip_norm : float or None, default=1.0
+        Largest global 2-norm of the gradients.
+    clip_value : float or None, default=None
+        Largest size of an entry of the gradients.
+    adaptive_clip : {"agc", "quantile", "zscore"}, float, callable or None, default=None
+        Clipping that finds its own threshold; see :mod:`sknan.adaptive_clipping`.
+    on_nonfinite : {"recover", "skip", "raise"}, default="recover"
+        What a non-finite or exploded step leads to: going back to the last verified
+        weights with a lower rate, leaving the batch out, or an error.
+    max_recoveries : int, default=10
+        Failed steps that one training may survive; one more raises.
+    early_stopping : bool or "auto", default="auto"
+        Whether to hold out ``validation_fraction`` of the rows, stop when their loss no
+        longer improves, and keep the weights of the best epoch (the later of equals).
+        ``"auto"`` does so from 500 rows on: a tenth of fewer is too small a sample to
+        choose an epoch by.
+    validation_fraction : float, default=0.1
+        Share of the rows held out.
+    n_iter_no_change : int, default=20
+        Epochs without improvement after which training stops.
+    callbacks : list or None, default=None
+        Callbacks of skorch. They see the net inside: class codes, standardised targets.
+    warm_start : bool, default=False
+        Whether ``fit`` goes on from the last one's weights and optimizer. Parameters of
+        module, criterion and optimizer are then not read again, ``lr`` excepted.
+    device : str, default="cpu"
+        Where to train: a torch device, or ``"auto"`` for the GPU if there is one.
+    random_state : int, RandomState or None, default=None
+        Seed of initial weights, batches, dropout and hold-out. torch's own generators
+        are left as they were.
+    verbose : int, default=0
+        1 prints a line per epoch.
+    **prefixed
+        ``module__...``, ``criterion__...`` and ``optimizer__...``: parameters of the
+        network's parts, such as ``module__width=64``.
+
+    Attributes
+    ----------
+    net_ : GuardedNet
+        The fitted skorch net; ``net_.history`` tells each epoch's loss, gradient norm
+        and rate, ``net_.module_`` is the network.
+    target_mean_, target_scale_ : ndarray of shape () or (n_targets,)
+        What was subtracted from ``y`` and divided out for training; 0 and 1 where the
+        criterion does not allow it.
+    n_iter_ : int
+        Number of epochs run.
+    best_epoch_ : int or None
+        Epoch whose weights were kept, counted from 1; None without early stopping.
+    nonfinite_reports_ : list of NonFiniteReport
+        Every step that failed and was rescued, in order.
+    effective_lr_ : float
+        ``lr`` times all reductions by the guard: equal to ``lr`` if nothing failed.
+    n_features_in_ : int
+        Number of columns seen in ``fit``.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Their names, if ``X`` had names that are all strings.
+
+    Raises
+    ------
+    NonFiniteDataError
+        In ``fit`` and ``predict``, if ``X`` (or ``y``) holds NaN, infinities or values
+        beyond float32.
+    NonFiniteTrainingError
+        If a step fails and cannot or must not be rescued.
+    ValueError
+        If a parameter, the shape of the network's output, or the input is unusable.
+    TypeError
+        If an unknown parameter is passed to the constructor.
+
+    Warns
+    -----
+    DivergenceWarning
+        Once per fit, if training was rescued.
+
+    See Also
+    --------
+    StableNetClassifier : The same for classes.
+    NaNImputer : Fills missing and infinite values.
+    SafeScaler : Scales columns, however far their outliers lie.
+
+    Notes
+    -----
+    Predictions are float64 if ``y`` was, or if it held integers that float32 cannot
+    hold; otherwise they are float32, as the network computes.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sknan import NaNImputer, SafeScaler, StableNetRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> X[3, 0] = float("inf")
+    >>> model = make_pipeline(
+    ...     NaNImputer(), SafeScaler(), StableNetRegressor(random_state=0)
+    ... )
+    >>> bool(model.fit(X, y).score(X, y) > 0.5)
+    True
+    """
+
+    _task: ClassVar[str] = "regression"
+    target_mean_: np.ndarray
+    target_scale_: np.ndarray
+    _target_shape: tuple[int, ...]
+
+    def __init__(
+        self,
+        module: Any = None,
+        *,
+        criterion: Any = "mse",
+        optimizer: Any = "adamw",
+        lr: float = 1e-3,
+        lr_schedule: Any = "cosine",
+        warmup: float = 0.0,
+        max_epochs: int = 100,
+        batch_size: int = 128,
+        weight_decay: float = 0.01,
+        clip_norm: float | None = 1.0,
+        clip_value: float | None = None,
+        adaptive_clip: Any = None,
+        on_nonfinite: str = "recover",
+        max_recoveries: int = 10,
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 20,
+        callbacks: list[Any] | None = None,
+        warm_start: bool = False,
+        device: str = "cpu",
+        random_state: Any = None,
+        verbose: int = 0,
+        **prefixed: Any,
+    ) -> None:
+        self._store_params(locals())
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> StableNetRegressor:
+        """Train the network.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Finite numbers within float32. More dimensions with a module of one's own.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Finite numbers.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the rows, at least 0.
+
+        Returns
+        -------
+        self
+        """
+        return self._fit(X, y, sample_weight, is_partial=False)
+
+    def partial_fit(
+        self, X: Any, y: Any, sample_weight: Any = None
+    ) -> StableNetRegressor:
+        """Train for one more epoch on these rows, at a constant rate.
+
+        The first call's mean and standard deviation of ``y`` stay in force.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            As in ``fit``.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Finite numbers.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        self
+        """
+        return self._fit(X, y, sample_weight, is_partial=True)
+
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, *, is_partial: bool
+    ) -> StableNetRegressor:
+        self._check_parameters()
+        goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
+        self._check_has_target(y)
+        X_in = self._as_input(X, reset=not goes_on, min_samples=1 if is_partial else 2)
+        values = self._as_values(y)
+        check_consistent_length(X_in, values)
+        weights = self._as_weights(sample_weight, len(X_in))
+        if weights is not None:
+            # A row of no weight must not matter in any way, batches included.
+            X_in, values = X_in[weights > 0], values[weights > 0]
+            weights = weights[weights > 0]
+        X_in, values, weights = self._merge_repeated_rows(X_in, values, weights)
+        shape = values.shape[1:]
+        if goes_on and shape != self._target_shape:
+            raise ValueError(
+                f"y has {_n_targets(shape)} target columns, but the first fit had "
+                f"{_n_targets(self._target_shape)}."
+            )
+        if not goes_on:
+            self._target_shape = shape
+            self._target_dtype = _float_type(y)
+            self.target_mean_, self.target_scale_ = (
+                _mean_and_scale(values, weights)
+                if self._standardizes_target()
+                else (np.zeros(shape), np.ones(shape))
+            )
+        self._train(
+            X_in,
+            _standardize(values, self.target_mean_, self.target_scale_),
+            weights,
+            n_outputs=_n_targets(shape),
+            is_partial=is_partial,
+        )
+        return self
+
+    def _as_values(self, y: Any) -> np.ndarray:
+        """Targets as float64, or float32 if they came so."""
+        values: np.ndarray = check_array(
+            y,
+            ensure_2d=False,
+            dtype=(np.float64, np.float32),
+            # Looked at below: scikit-learn names no row.
+            ensure_all_finite=False,
+            input_name="y",
+            estimator=self,
+        )
+        if values.ndim > 2:
+            raise ValueError(
+                f"y must have one or two dimensions, got shape {values.shape}."
+            )
+        # What is not standardised must fit the network's own float32.
+        limit = FLOAT64_MAX if self._standardizes_target() else FLOAT32_MAX
+        check_finite(values, name="y", remedy=DROP_ROWS, limit=limit)
+        return values
+
+    def _standardizes_target(self) -> bool:
+        criterion = self.criterion
+        if isinstance(criterion, str):
+            criterion = get_criterion(criterion)
+        says = getattr(criterion, "standardizes_target", None)
+        if says is not None:
+            return bool(says)
+        if isinstance(criterion, type):
+            return issubclass(criterion, _EQUIVARIANT_LOSSES)
+        return isinstance(criterion, _EQUIVARIANT_LOSSES)
+
+    def _match_target(
+        self, criterion: nn.Module, output: Tensor, y: np.ndarray
+    ) -> Tensor:
+        found = tuple(output.shape)
+        n_targets = _n_targets(y.shape[1:])
+        if (found[1:] or (1,)) != (n_targets,):
+            raise ValueError(
+                f"The module's output has shape {found}, but y has {n_targets} target "
+                f"column{'s' if n_targets > 1 else ''}: ({found[0]}, {n_targets}) is "
+                "needed. Let the module's constructor take n_outputs, and it is filled "
+                "in."
+            )
+        # (n,) against (n, 1) would broadcast to (n, n) inside the loss.
+        return torch.from_numpy(y).reshape(-1, *found[1:])
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predicted targets, in the units of ``y``.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Finite numbers within float32.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_targets)
+            As ``y`` was; for the dtype see Notes.
+        """
+        output = self._output(X)
+        criterion = self.net_.criterion_
+        if hasattr(criterion, "predict"):
+            output = criterion.predict(output)
+        elif isinstance(criterion, nn.PoissonNLLLoss) and criterion.log_input:
+            output = PoissonNLLLoss.predict(output)
+        values = output.double().numpy().reshape(-1, *self._target_shape)
+        with np.errstate(over="ignore"):  # an overflow is clipped on the next line
+            values = values * self.target_scale_ + self.target_mean_
+        limit = np.finfo(self._target_dtype).max
+        predicted: np.ndarray = np.clip(values, -limit, limit).astype(
+            self._target_dtype
+        )
+        return predicted
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _n_targets(shape: tuple[int, ...]) -> int:
+    return shape[0] if shape else 1
+
+
+def _float_type(y: Any) -> type[np.floating[Any]]:
+    """float32 for targets that came as floats no wider, or as integers it can hold."""
+    values = np.asarray(y)
+    if values.dtype.kind in "iub":
+        is_exact = np.abs(values.astype(np.float64)).max() <= _LARGEST_EXACT_INTEGER
+        return np.float32 if is_exact else np.float64
+    return np.float32 if values.dtype in (np.float16, np.float32) else np.float64
+
+
+def _mean_and_scale(
+    values: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and standard deviation per column, without overflow.
+
+    A constant column gets the scale 1.
+    """
+    wide = values.astype(np.float64)
+    # In units of the largest value nothing can overflow on the way.
+    unit = np.maximum(np.abs(wide).max(axis=0), np.finfo(np.float64).tiny)
+    mean = np.average(wide / unit, axis=0, weights=weights)
+    variance = np.average((wide / unit - mean) ** 2, axis=0, weights=weights)
+    scale = np.sqrt(variance)
+    # Rounding leaves a constant column a spread of about one part in 1e16.
+    is_constant = scale <= 1e-14 * np.abs(mean)
+    return mean * unit, np.where(is_constant, 1.0, scale * unit)
+
+
+def _standardize(values: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    # Halves: the difference of two values near the largest float overflows.
+    halves: np.ndarray = values.astype(np.float64) / 2 - mean / 2
+    standardized: np.ndarray = (halves / scale * 2).astype(np.float32)
+    return standardized

@@ -1,0 +1,147 @@
+"""Mini-batches cut from whole tensors, instead of collated sample by sample.
+
+A ``DataLoader`` fetches each row on its own and stacks the rows again, which costs more
+than the training step of a small network. A table that fits in memory is already a
+tensor: a batch of it is one slice, or one gather by shuffled indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["TensorBatches", "TensorTable", "tree_map"]
+
+
+def tree_map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
+    """Apply ``function`` to each tensor in nested tuples, lists and mappings."""
+    if isinstance(data, Mapping):
+        return {key: tree_map(function, value) for key, value in data.items()}
+    if isinstance(data, (tuple, list)):
+        return tuple(tree_map(function, value) for value in data)
+    return function(data)
+
+
+def _tree_leaves(data: Any) -> list[Tensor]:
+    leaves: list[Tensor] = []
+
+    def collect(leaf: Tensor) -> Tensor:
+        leaves.append(leaf)
+        return leaf
+
+    tree_map(collect, data)
+    return leaves
+
+
+class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """A data set of whole tensors: rows of ``X`` with their rows of ``y``.
+
+    Parameters
+    ----------
+    X, y : Tensor, or nested tuples or dicts of Tensor
+        Each leaf of shape (n_samples, ...).
+
+    Raises
+    ------
+    ValueError
+        If the leaves differ in their number of rows.
+    """
+
+    def __init__(self, X: Any, y: Any) -> None:
+        lengths = {len(leaf) for leaf in _tree_leaves((X, y))}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"X and y must have one number of rows, got {sorted(lengths)}."
+            )
+        self.X = X
+        self.y = y
+        self._length = lengths.pop()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> tuple[Any, Any]:
+        return self.rows(index)
+
+    def rows(self, index: Any) -> tuple[Any, Any]:
+        """Rows by a slice, an integer or an index tensor."""
+        X, y = tree_map(lambda leaf: leaf[index], (self.X, self.y))
+        return X, y
+
+
+class TensorBatches:
+    """Iterate over a :class:`TensorTable` in batches, newly shuffled each time.
+
+    Parameters
+    ----------
+    table : TensorTable
+        The rows.
+    batch_size : int
+        Rows in a batch; the last batch may be shorter.
+    shuffle : bool, default=False
+        Draw a new order from torch's global generator at the start of each pass.
+    drop_last : bool, default=False
+        Leave out a last batch that is shorter than ``batch_size``.
+    merge_lone_row : bool, default=False
+        Append a last batch of a single row to the one before it: batch normalisation
+        has no variance over one row.
+
+    Raises
+    ------
+    ValueError
+        If ``batch_size`` is below 1.
+
+    Notes
+    -----
+    Yields ``(X, y)`` with leaves of shape (rows, ...). Batches never share memory with
+    the table, so a module that works in place cannot damage the caller's arrays.
+    """
+
+    def __init__(
+        self,
+        table: TensorTable,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        merge_lone_row: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        self.dataset = table
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.merge_lone_row = merge_lone_row
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        n, size = len(self.dataset), self.batch_size
+        bounds = [(start, min(start + size, n)) for start in range(0, n, size)]
+        if self.drop_last and bounds and bounds[-1][1] - bounds[-1][0] < size:
+            bounds.pop()
+        if self.merge_lone_row and len(bounds) > 1:
+            start, stop = bounds[-1]
+            if stop - start == 1:
+                bounds[-2:] = [(bounds[-2][0], stop)]
+        return bounds
+
+    def __len__(self) -> int:
+        return len(self._bounds())
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        table = self.dataset
+        if self.shuffle:
+            # One gather of the whole table per pass; batches are then views of a copy
+            # that nobody else holds.
+            order = torch.randperm(len(table))
+            X, y = table.rows(order)
+            for start, stop in self._bounds():
+                batch = slice(start, stop)
+                yield tree_map(lambda leaf, batch=batch: leaf[batch], (X, y))  # type: ignore[misc]
+        else:
+            for start, stop in self._bounds():
+                X, y = table.rows(slice(start, stop))
+                yield tree_map(torch.clone, (X, y))

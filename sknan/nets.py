@@ -1,0 +1,129 @@
+"""The skorch door: skorch's nets with a guard on every step.
+
+A skorch user changes one class name. Callbacks, history, ``module__...`` parameters,
+``partial_fit``, ``save_params``, data sets, dict inputs and custom iterators behave as
+in skorch; what is new is listed in :class:`GuardMixin`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from skorch import (
+    NeuralNet,
+    NeuralNetBinaryClassifier,
+    NeuralNetClassifier,
+    NeuralNetRegressor,
+)
+from skorch.dataset import ValidSplit
+from torch import Tensor
+
+from sknan._guard_mixin import GuardMixin
+
+__all__ = [
+    "GuardMixin",
+    "GuardedNet",
+    "GuardedNetBinaryClassifier",
+    "GuardedNetClassifier",
+    "GuardedNetRegressor",
+]
+
+_LOGITS_TO_NLL = (
+    "The module's output is negative in places, but criterion NLLLoss wants "
+    "probabilities here (skorch takes their logarithm). If the module returns logits, "
+    "use criterion=torch.nn.CrossEntropyLoss; otherwise end it with a softmax."
+)
+
+
+class GuardedNet(GuardMixin, NeuralNet):
+    """skorch's ``NeuralNet`` under guard; parameters of both, see :class:`GuardMixin`.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from sknan import GuardedNet
+    >>> X = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+    >>> net = GuardedNet(
+    ...     torch.nn.Linear, torch.nn.MSELoss, module__in_features=3,
+    ...     module__out_features=1, max_epochs=2, verbose=0,
+    ... )
+    >>> net.fit(X, X[:, :1]).nonfinite_reports_
+    []
+    """
+
+
+class GuardedNetClassifier(GuardMixin, NeuralNetClassifier):
+    """skorch's ``NeuralNetClassifier`` under guard; see :class:`GuardMixin`."""
+
+    # skorch's classifier and regressor look their own name up in super(): where this
+    # class has been put in their place they would find themselves without end. Both
+    # methods below are theirs, with the base class called directly.
+
+    def _init_net(
+        self,
+        module: Any,
+        *args: Any,
+        criterion: Any = torch.nn.NLLLoss,
+        train_split: Any = ValidSplit(5, stratified=True),  # noqa: B008 - as skorch
+        classes: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        NeuralNet.__init__(
+            self, module, *args, criterion=criterion, train_split=train_split, **kwargs
+        )
+        self.classes = classes
+
+    def fit(self, X: Any, y: Any, **fit_params: Any) -> Any:
+        """Initialize and train; parameters as in skorch."""
+        return NeuralNet.fit(self, X, y, **fit_params)
+
+    def get_loss(self, y_pred: Any, y_true: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Loss of a batch; parameters as in skorch.
+
+        skorch's default criterion is ``NLLLoss`` of ``log(y_pred + eps)``, which takes
+        probabilities. A module that returns logits is NaN under it wherever a logit is
+        negative; here such outputs count as probability 0, and a warning says so.
+        """
+        is_nll = isinstance(self.criterion_, torch.nn.NLLLoss)
+        if is_nll and isinstance(y_pred, Tensor):
+            if kwargs.get("training") and self._step_ == 0 and (y_pred < 0).any():
+                warnings.warn(_LOGITS_TO_NLL, UserWarning, stacklevel=2)
+            y_pred = y_pred.clamp(min=0.0)
+        loss: Tensor = super().get_loss(y_pred, y_true, *args, **kwargs)
+        return loss
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """The class labels, as given or as found in ``y``."""
+        try:
+            classes: np.ndarray = super().classes_
+        except AttributeError as error:
+            message = str(error).replace(
+                type(self).__name__, self._skorch_class.__name__
+            )
+            raise AttributeError(message) from None
+        return classes
+
+
+class GuardedNetBinaryClassifier(GuardMixin, NeuralNetBinaryClassifier):
+    """skorch's ``NeuralNetBinaryClassifier`` under guard; see :class:`GuardMixin`."""
+
+
+class GuardedNetRegressor(GuardMixin, NeuralNetRegressor):
+    """skorch's ``NeuralNetRegressor`` under guard; see :class:`GuardMixin`."""
+
+    def _init_net(
+        self,
+        module: Any,
+        *args: Any,
+        criterion: Any = torch.nn.MSELoss,
+        **kwargs: Any,
+    ) -> None:
+        NeuralNet.__init__(self, module, *args, criterion=criterion, **kwargs)
+
+    def fit(self, X: Any, y: Any, **fit_params: Any) -> Any:
+        """Initialize and train; parameters as in skorch."""
+        return NeuralNet.fit(self, X, y, **fit_params)
