@@ -8,6 +8,7 @@ from sknan.exceptions import (
     NonFiniteTrainingError,
     SknanError,
 )
+from sknan.imputation import NaNImputer
 from sknan.modules import TabularMLP
 from sknan.nets import (
     GuardedNet,
@@ -16,6 +17,7 @@ from sknan.nets import (
     GuardedNetRegressor,
     GuardMixin,
 )
+from sknan.scaling import SafeScaler
 
 __all__ = [
     "DivergenceWarning",
@@ -24,9 +26,11 @@ __all__ = [
     "GuardedNetBinaryClassifier",
     "GuardedNetClassifier",
     "GuardedNetRegressor",
+    "NaNImputer",
     "NonFiniteDataError",
     "NonFiniteReport",
     "NonFiniteTrainingError",
+    "SafeScaler",
     "SknanError",
     "StableNetClassifier",
     "StableNetRegressor",

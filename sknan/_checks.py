@@ -76,6 +76,13 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def _in_words(count: int, kind: str) -> str:
+    """Such as ``"2 NaN values"`` or ``"1 value beyond float32"``."""
+    if kind.startswith("beyond"):
+        return f"{_plural(count, 'value')} {kind}"
+    return _plural(count, f"{kind} value")
+
+
 def _is_within(values: np.ndarray, limit: float) -> bool:
     """Whether every value is finite and at most ``limit`` in size."""
     if values.size == 0:
@@ -100,25 +107,24 @@ def count_nonfinite(
     Returns
     -------
     counts : dict of str to int
-        Keys ``"NaN value"``, ``"inf value"`` and ``"value beyond float32"``; kinds that
-        do not occur are left out.
+        Keys ``"NaN"``, ``"inf"`` and ``"beyond float32"``; kinds that do not occur are
+        left out.
     bad : ndarray of bool
         Mask of the shape of ``values``.
     """
     missing = np.isnan(values)
     infinite = np.isinf(values)
-    beyond = ~missing & ~infinite & (np.abs(values) > limit)
-    kinds = {
-        "NaN value": missing,
-        "inf value": infinite,
-        "value beyond float32": beyond,
-    }
+    # As float64, since the limit may not fit a narrower dtype.
+    beyond = ~missing & ~infinite & (np.abs(values, dtype=np.float64) > limit)
+    kinds = {"NaN": missing, "inf": infinite, "beyond float32": beyond}
     counts = {kind: int(mask.sum()) for kind, mask in kinds.items() if mask.any()}
     return counts, missing | infinite | beyond
 
 
 def _places(bad: np.ndarray, names: Sequence[Any] | None) -> str:
     """The columns (with counts and first rows) in which ``bad`` holds."""
+    if bad.ndim == 0:
+        return ""
     if bad.ndim == 1:
         rows = np.flatnonzero(bad)
         listed = ", ".join(str(row) for row in rows[:_MAX_LISTED])
@@ -177,7 +183,7 @@ def check_finite(
     if values.dtype.kind != "f" or _is_within(values, limit):
         return
     counts, bad = count_nonfinite(values, limit)
-    found = " and ".join(_plural(count, kind) for kind, count in counts.items())
+    found = " and ".join(_in_words(count, kind) for kind, count in counts.items())
     raise NonFiniteDataError(
         f"{name} contains {found}{_places(bad, columns)}. {remedy}"
     )

@@ -238,6 +238,7 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         labels = self._as_labels(y)
         check_consistent_length(X_in, labels)
         weights = self._as_weights(sample_weight, len(X_in))
+        weights = self._with_class_weight(weights, labels, is_partial=is_partial)
         if weights is not None:
             # A row of no weight must not matter in any way, batches included.
             X_in, labels = X_in[weights > 0], labels[weights > 0]
@@ -268,7 +269,6 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
                 f"y holds labels that are not among the classes {_listed(known)}: "
                 f"{_listed(unknown)}."
             )
-        weights = self._with_class_weight(weights, labels, is_partial=is_partial)
         X_in, codes, weights = self._merge_repeated_rows(X_in, codes, weights)
         if not goes_on:
             self.classes_ = known
@@ -315,7 +315,13 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
                 "never sees. Pass the weights as a dict."
             )
         by_class: np.ndarray = compute_sample_weight(self.class_weight, labels)
-        return by_class if weights is None else weights * by_class
+        combined = by_class if weights is None else weights * by_class
+        if not combined.any():
+            raise ValueError(
+                "class_weight leaves every row without weight: at least one row must "
+                "count."
+            )
+        return combined
 
     def _match_target(
         self, criterion: nn.Module, output: Tensor, y: np.ndarray

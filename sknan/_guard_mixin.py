@@ -359,6 +359,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
 
     def _attempt_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         accumulator = self.get_train_step_accumulator()
+        self.guard_.begin_step()
 
         def step_fn() -> Tensor:
             self._zero_grad_optimizer()

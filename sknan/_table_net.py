@@ -68,6 +68,9 @@ class TableNet(GuardedNet):
 
     def _log_epoch(self, prefix: str, mean_loss: float) -> None:
         self.history.record(f"{prefix}_loss", mean_loss)
+        batches = self.history[-1, "batches"]
+        if not any(batches):  # a callback may have written to them
+            batches.clear()
 
     def raw_output(self, X: Tensor) -> Tensor:
         """Output of the module in evaluation mode, the first one if it has several."""
@@ -90,13 +93,16 @@ def _is_collapsed(X: Tensor, output: Any) -> bool:
     return is_constant and not bool(torch.eq(X, X[:1]).all())
 
 
+def _gpu_index(device: str) -> int:
+    index = torch.device(device).index
+    return torch.cuda.current_device() if index is None else index
+
+
 @contextlib.contextmanager
 def seeded(seed: int, device: str) -> Iterator[None]:
     """Seed torch inside the block, and give the caller's generators back after it."""
     on_gpu = torch.device(device).type == "cuda"
-    devices = (
-        [torch.device(device).index or torch.cuda.current_device()] if on_gpu else []
-    )
+    devices = [_gpu_index(device)] if on_gpu else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
         if on_gpu:

@@ -47,6 +47,9 @@ _ACTIONS: dict[Cause, str] = {
 # Above this size a float32 loss comes from numbers whose squares are about to overflow.
 _HUGE = 1e15
 
+# A forward pass in one of these overflows or rounds to 0 long before float32 would.
+_NARROW = (torch.float16, torch.bfloat16)
+
 # Weights that have moved by more than their own size since the last verified snapshot
 # did not get there by learning.
 _RUNAWAY = 1.0
@@ -198,7 +201,8 @@ def examine_step(
     bad_inputs = sum(_nonfinite_count(leaf) for leaf in _float_leaves(inputs))
     if bad_inputs:
         rows, columns = _places_of_bad_input(inputs)
-        evidence = f"The batch holds {bad_inputs} non-finite input values."
+        values = "value" if bad_inputs == 1 else "values"
+        evidence = f"The batch holds {bad_inputs} non-finite input {values}."
         return NonFiniteReport(
             "input",
             "data",
@@ -236,7 +240,8 @@ def examine_step(
             f"{bad_outputs} of {total} outputs are non-finite from finite inputs and "
             "weights"
         )
-        return report("forward", "activation", evidence)
+        is_narrow = any(leaf.dtype in _NARROW for leaf in leaves)
+        return report("forward", "precision" if is_narrow else "activation", evidence)
 
     if not math.isfinite(loss):
         largest = max((float(leaf.abs().max()) for leaf in leaves), default=math.nan)

@@ -61,7 +61,8 @@ class BestWeights(Callback):
                 self._last_gain_ = epoch
             self.best_score_, self.best_epoch_ = value, epoch
             if self._snapshot_ is None:
-                self._snapshot_ = Snapshot([net.module_])
+                names = [*net._modules, *net._criteria]
+                self._snapshot_ = Snapshot([getattr(net, f"{n}_") for n in names])
             else:
                 self._snapshot_.take()
         if epoch - self._last_gain_ >= self.patience:

@@ -104,6 +104,9 @@ class Snapshot:
         )
         self._live = list({id(t): t for t in tensors}.values())
         self._kept = [tensor.detach().clone() for tensor in self._live]
+        buffers = {id(b): b for module in modules for b in module.buffers()}
+        self._buffers = list(buffers.values())
+        self._kept_buffers = [buffer.clone() for buffer in self._buffers]
         # A buffer may hold infinities by design, such as a causal attention mask.
         self._watched = [
             live
@@ -122,6 +125,18 @@ class Snapshot:
     def restore(self) -> None:
         """Write the copy back."""
         for live, kept in zip(self._live, self._kept, strict=True):
+            live.copy_(kept)
+
+    @torch.no_grad()
+    def take_buffers(self) -> None:
+        """Keep the buffers as they are before a forward pass, which may change them."""
+        for live, kept in zip(self._buffers, self._kept_buffers, strict=True):
+            kept.copy_(live)
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        """Write the buffers back as they were before the forward pass."""
+        for live, kept in zip(self._buffers, self._kept_buffers, strict=True):
             live.copy_(kept)
 
     @torch.no_grad()
@@ -256,6 +271,7 @@ class Guard:
                 "initialisation, or the weights that were loaded into it."
             )
         self._n_failed = 0
+        self._n_blamed = 0
         self._steps_since_snapshot = 0
         self._is_proposed = False
         self._has_gained = True
@@ -338,6 +354,11 @@ class Guard:
         # Measured from the reference, so that it also holds for negative losses.
         return loss - reference > (factor - 1.0) * max(abs(reference), 1e-6)
 
+    def begin_step(self) -> None:
+        """Keep what a forward pass changes even if no step follows."""
+        assert self._snapshot is not None
+        self._snapshot.take_buffers()
+
     def step_taken(self) -> None:
         """Note that the optimizer has changed the weights."""
         self._steps_since_snapshot += 1
@@ -380,6 +401,16 @@ class Guard:
         assert self._snapshot is not None
         return self._snapshot.travelled()
 
+    def _is_snapshot_trusted(self) -> bool:
+        """Whether going back to the last snapshot promises more than to start anew."""
+        assert self._first is not None
+        assert self._snapshot is not None
+        return (
+            self._has_gained
+            and self._n_blamed <= self.max_recoveries // 2
+            and self._first.travelled(self._snapshot) <= _FAR_AWAY
+        )
+
     def _growth_per_step(self) -> float:
         """Movement in one step, in multiples of the weights' size, if it compounds."""
         return float((1.0 + self.travelled()) ** (1.0 / self._steps_since_snapshot) - 1)
@@ -409,18 +440,18 @@ class Guard:
         self._is_proposed = False
         n_steps = self._steps_since_snapshot
         growth = self._growth_per_step() if n_steps else 0.0
-        assert self._first is not None
         if self.on_nonfinite == "recover" or report.phase == "step":
-            is_far = self._first.travelled(self._snapshot) > _FAR_AWAY
-            is_running_out = self._n_failed > self.max_recoveries // 2
-            if is_far or is_running_out or not self._has_gained:
+            if n_steps and not self._is_snapshot_trusted():
+                assert self._first is not None
                 self._first.restore()
                 self._snapshot.take()
             self._snapshot.restore()
-            self._has_gained = False
         else:
-            # The forward pass of a failed step poisons the running statistics too.
             self._snapshot.restore_nonfinite()
+        if not n_steps or (report.phase != "step" and self.on_nonfinite != "recover"):
+            # The weights stay, but the failed forward pass has poisoned the running
+            # statistics.
+            self._snapshot.restore_buffers()
         if self.on_nonfinite == "raise":
             raise NonFiniteTrainingError(str(report), report)
         if self._n_failed > self.max_recoveries:
@@ -433,9 +464,14 @@ class Guard:
             return "skip"
         self._steps_since_snapshot = 0
         if not n_steps:
-            # The verified weights fail on this batch too: the cut was in vain.
+            # The verified weights fail on this batch too: it is to blame, and neither
+            # they nor the rate, whose cut is undone.
             self.lr_scale = self._scale_before_last_failure
+            self._n_blamed -= not self._has_gained
+            self._has_gained = True
             return "skip"
+        self._has_gained = False
+        self._n_blamed += 1
         self._scale_before_last_failure = self.lr_scale
         # A rate that in one step moves the weights by k times their size is about k
         # times too high: one roll-back brings even lr=1e30 down to earth.
