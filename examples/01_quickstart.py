@@ -2,9 +2,9 @@
 Any learning rate ends in a finite model: the main job in one script
 ====================================================================
 
-A table with holes goes through an imputer, a scaler and a guarded network; a grid search
-runs over learning rates from sensible to absurd without one NaN in its results; the
-winner goes through pickle into another process and predicts the same there.
+A table with holes goes through an imputer, a scaler and a guarded network; a grid
+search runs over learning rates from sensible to absurd without one NaN in its results;
+the winner goes through pickle into another process and predicts the same there.
 """
 
 # %%
@@ -165,8 +165,8 @@ plain = search(
 # %%
 # What became of each rate
 # ------------------------
-# A diverged plain net answers one class for every row, which accuracy cannot tell from a
-# weak model. A rescued network says so, and at which rate it went on.
+# A diverged plain net answers one class for every row, which accuracy cannot tell from
+# a weak model. A rescued network says so, and at which rate it went on.
 
 table = pd.DataFrame(
     {

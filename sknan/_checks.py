@@ -194,7 +194,7 @@ def first_text_cell(X: Any, columns: Sequence[Any] | None) -> str | None:
 
     Parameters
     ----------
-    X : array-like or DataFrame of shape (n_samples, n_features)
+    X : array-like or DataFrame of shape (n_samples, n_features) or (n_samples,)
         What could not be converted.
     columns : sequence of str or None
         Labels of the columns.
@@ -205,13 +205,14 @@ def first_text_cell(X: Any, columns: Sequence[Any] | None) -> str | None:
         As in ``"'red' at row 3, column 'colour'"``.
     """
     table = np.asarray(X, dtype=object)
-    if table.ndim != 2:
+    if table.ndim not in (1, 2):
         return None
-    for j in range(table.shape[1]):
-        for i, cell in enumerate(table[:, j]):
+    for j in range(1 if table.ndim == 1 else table.shape[1]):
+        for i, cell in enumerate(table if table.ndim == 1 else table[:, j]):
             if isinstance(cell, (str, bytes)):
                 try:
                     float(cell)
                 except ValueError:
-                    return f"{cell!r} at row {i}, column {column_name(j, columns)}"
+                    place = "" if table.ndim == 1 else column_name(j, columns)
+                    return f"{cell!r} at row {i}{place and f', column {place}'}"
     return None

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.utils import column_or_1d
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
@@ -244,12 +244,7 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
             X_in, labels = X_in[weights > 0], labels[weights > 0]
             weights = weights[weights > 0]
         if is_partial:
-            if not goes_on and classes is None:
-                raise ValueError(
-                    "classes must be passed on the first call to partial_fit: all "
-                    "labels that will ever come."
-                )
-            known = self.classes_ if goes_on else np.unique(np.asarray(classes))
+            known = self._classes_of_stream(classes, goes_on=goes_on)
         else:
             known = np.unique(labels)
             if goes_on and not np.array_equal(known, self.classes_):
@@ -282,17 +277,28 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         self._train(X_in, codes, weights, n_outputs=n_outputs, is_partial=is_partial)
         return self
 
+    def _classes_of_stream(self, classes: Any, *, goes_on: bool) -> np.ndarray:
+        """All labels that will ever come, as the first call of ``partial_fit`` says."""
+        if classes is None:
+            if not goes_on:
+                raise ValueError(
+                    "classes must be passed on the first call to partial_fit: all "
+                    "labels that will ever come."
+                )
+            return self.classes_
+        given = column_or_1d(classes)
+        _refuse_missing(given, "classes", "A label must be finite.")
+        known: np.ndarray = np.unique(given)
+        if goes_on and not np.array_equal(known, self.classes_):
+            raise ValueError(
+                f"classes={_listed(known)} differ from those of the first call to "
+                f"partial_fit, {_listed(self.classes_)}."
+            )
+        return known
+
     def _as_labels(self, y: Any) -> np.ndarray:
         labels: np.ndarray = column_or_1d(y, warn=True)
-        if labels.dtype.kind == "f":
-            check_finite(labels, name="y", remedy=DROP_ROWS, limit=FLOAT64_MAX)
-        elif labels.dtype.kind == "O":
-            missing = pd.isna(labels)
-            if missing.any():
-                raise NonFiniteDataError(
-                    f"y contains {int(missing.sum())} missing labels (None or NaN), "
-                    f"first at row {int(missing.argmax())}. {DROP_ROWS}"
-                )
+        _refuse_missing(labels, "y", DROP_ROWS)
         check_classification_targets(labels)
         return labels
 
@@ -309,13 +315,21 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
     ) -> np.ndarray | None:
         if self.class_weight is None:
             return weights
+        if self.class_weight != "balanced" and not isinstance(self.class_weight, dict):
+            raise ValueError(
+                f"The 'class_weight' parameter of {type(self).__name__} must be a "
+                f"dict, 'balanced' or None, got {self.class_weight!r}."
+            )
         if is_partial and self.class_weight == "balanced":
             raise ValueError(
                 "class_weight='balanced' needs all labels at once, which partial_fit "
                 "never sees. Pass the weights as a dict."
             )
-        by_class: np.ndarray = compute_sample_weight(self.class_weight, labels)
-        combined = by_class if weights is None else weights * by_class
+        classes, codes = np.unique(labels, return_inverse=True)
+        by_class: np.ndarray = compute_class_weight(
+            self.class_weight, classes=classes, y=labels, sample_weight=weights
+        )
+        combined = by_class[codes] if weights is None else weights * by_class[codes]
         if not combined.any():
             raise ValueError(
                 "class_weight leaves every row without weight: at least one row must "
@@ -418,6 +432,18 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         check_is_fitted(self, "net_")
         labels: np.ndarray = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return labels
+
+
+def _refuse_missing(labels: np.ndarray, name: str, remedy: str) -> None:
+    if labels.dtype.kind == "f":
+        check_finite(labels, name=name, remedy=remedy, limit=FLOAT64_MAX)
+    elif labels.dtype.kind == "O":
+        missing = pd.isna(labels)
+        if missing.any():
+            raise NonFiniteDataError(
+                f"{name} contains {int(missing.sum())} missing labels (None or NaN), "
+                f"first at row {int(missing.argmax())}. {remedy}"
+            )
 
 
 def _listed(labels: np.ndarray) -> str:

@@ -7,9 +7,10 @@ input checks), and each is kept exactly by a layer of its own.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -106,7 +107,11 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
 
     def _as_input(self, X: Any, *, reset: bool, min_samples: int = 1) -> np.ndarray:
         """Validate ``X`` and bring it to float32, refusing what is not finite."""
-        try:
+        encode = (
+            " Encode it first, for example with skrub.TableVectorizer() or "
+            "sklearn.preprocessing.OneHotEncoder()."
+        )
+        with self._text_named("X", X, encode):
             X_in = validate_data(
                 self,
                 X,
@@ -118,17 +123,6 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
                 ensure_all_finite=False,
                 ensure_min_samples=min_samples,
             )
-        except ValueError as error:
-            names = getattr(X, "columns", None)
-            is_text = "could not convert string" in str(error)
-            cell = first_text_cell(X, names) if is_text else None
-            if cell is None:
-                raise
-            raise ValueError(
-                f"X contains text, first {cell}, but {type(self).__name__} needs "
-                "numbers. Encode it first, for example with skrub.TableVectorizer() "
-                "or sklearn.preprocessing.OneHotEncoder()."
-            ) from None
         check_finite(
             X_in,
             name="X",
@@ -138,7 +132,24 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
                 f"{type(self).__name__}())."
             ),
         )
-        return np.ascontiguousarray(X_in, dtype=np.float32)
+        # torch warns of a table that cannot be written to, such as a shared one.
+        return np.require(X_in, dtype=np.float32, requirements=["C", "W"])
+
+    @contextlib.contextmanager
+    def _text_named(self, name: str, values: Any, remedy: str = "") -> Iterator[None]:
+        """Say where the text stands that no number can be made of."""
+        try:
+            yield
+        except ValueError as error:
+            is_text = "could not convert string" in str(error)
+            columns = getattr(values, "columns", None)
+            cell = first_text_cell(values, columns) if is_text else None
+            if cell is None:
+                raise
+            raise ValueError(
+                f"{name} contains text, first {cell}, but {type(self).__name__} needs "
+                f"numbers.{remedy}"
+            ) from None
 
     def _check_has_target(self, y: Any) -> None:
         if y is None:
@@ -217,6 +228,10 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             {"n_features_in": X.shape[1], "n_outputs": n_outputs},
             owner,
         )
+        if "lr" in self._params_for("optimizer"):
+            raise ValueError(
+                f"{owner} got optimizer__lr: the learning rate is its parameter lr."
+            )
         optimizer, optimizer_params = resolve_optimizer(
             self.optimizer, self._params_for("optimizer"), self.weight_decay, owner
         )
@@ -348,6 +363,12 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
     def _split(self, y: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
         """Indices of the training and validation rows."""
         n_valid = math.ceil(self.validation_fraction * len(y))
+        if n_valid >= len(y):
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction!r} holds out {n_valid} "
+                f"of {len(y)} rows, which leaves none to train on. Lower it, or set "
+                "early_stopping=False."
+            )
         stratify = None
         if self._task == "classification":
             counts = np.bincount(y.astype(np.int64))
@@ -361,8 +382,14 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
 
     def _shape_target(self, net: TableNet, X: np.ndarray, y: np.ndarray) -> Tensor:
         """Try the module on a few rows, and bring ``y`` to the shape of its output."""
-        probe = torch.from_numpy(X[:32]).to(net.device)
-        output = net.evaluation_step((probe, None))
+        # A copy: the module may work in place.
+        probe = torch.from_numpy(X[:32].copy()).to(net.device)
+        try:
+            output = net.evaluation_step((probe, None))
+        except Exception as error:
+            name = type(net.module_).__name__
+            error.add_note(f"while calling the module {name} on X of shape {X.shape}")
+            raise
         output = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(output, Tensor) or len(output) != len(probe):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 import warnings
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,10 @@ _NOT_FITTED = (
 )
 
 
+# Packages whose lines are not the user's.
+_INSIDE = {"sknan", "skorch", "sklearn", "joblib", "contextlib"}
+
+
 class _StepRefused(Exception):
     """Raised inside the optimizer's closure, so that no weight is touched."""
 
@@ -52,6 +58,22 @@ def _check_positive(name: str, value: Any) -> None:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not value > 0:
         raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
+
+
+def _stacklevel_of_caller() -> int:
+    """Level, for a warning of the calling function, of the first frame outside.
+
+    Between ``fit`` and the training lie frames of ours, skorch and scikit-learn, more
+    of them in a pipeline or a search. (``skip_file_prefixes`` needs Python 3.12.)
+    """
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None:
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in _INSIDE:
+            return level
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 # The mixin only ever stands before a skorch net, whose methods it calls.
@@ -201,8 +223,13 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         finally:
             self._total_steps_ = None
             self.guard_.end()
-            if was_rescued:
+            if was_rescued and self._step_:
                 self._warn_if_rescued(self.guard_.reports[n_reports:])
+        if self._step_ == 0 and len(self.guard_.reports) > n_reports:
+            first = self.guard_.reports[n_reports]
+            raise NonFiniteTrainingError(
+                f"Not a single step could be taken. First failure: {first}", first
+            )
         return self
 
     def _prepare_guard(self, *, is_new: bool) -> None:
@@ -221,6 +248,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         self.schedule_ = schedule
         self.schedule_.start(0)
         self._step_ = 0
+        self._rate_: float | None = None
         self._total_steps_ = None
 
     def _begin_guard(self, n_steps: int | None) -> None:
@@ -375,8 +403,10 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
             loss: Tensor = step["loss"]
             return loss
 
-        with scaled_rates(self._all_optimizers(), self._rate_factor()):
+        factor = self._rate_factor()
+        with scaled_rates(self._all_optimizers(), factor):
             self._step_optimizer(step_fn)
+        self._rate_ = float(self.lr) * factor
         self.guard_.step_taken()
         self._step_ += 1
         taken: dict[str, Any] = accumulator.get_step()
@@ -461,7 +491,8 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
             self.history.record("grad_norm", float(np.median(self._epoch_norms_)))
         if n_norms and self._clips:
             self.history.record("clip_share", self._epoch_clips_ / n_norms)
-        self.history.record("lr", float(self.lr) * self._rate_factor())
+        if self._rate_ is not None:
+            self.history.record("lr", self._rate_)
 
     def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
         """What is wrong with the weights at the end of an epoch, in words."""
@@ -485,8 +516,23 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
                 f"lr={self.effective_lr_:.3g}{was}. First failure: {reports[0]}",
                 reports[0],
             ),
-            stacklevel=5,
+            stacklevel=_stacklevel_of_caller(),
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A module or criterion that was given as an instance is itself what is trained.
+        # Once is enough, and its place is among what skorch moves between devices.
+        state = super().__getstate__()
+        for name in [*self._modules, *self._criteria]:
+            if state.get(name) is getattr(self, f"{name}_", self):
+                state[name] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in [*self._modules, *self._criteria]:
+            if getattr(self, name, self) is None:
+                setattr(self, name, getattr(self, f"{name}_", None))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Output of the module, made probabilities where the criterion tells how.

@@ -20,6 +20,7 @@ from sknan.modules import TabularMLP
 
 __all__ = [
     "CallableLoss",
+    "name_of",
     "resolve_criterion",
     "resolve_device",
     "resolve_module",
@@ -41,6 +42,20 @@ _KERNEL_CHOICES = {"fused", "foreach", "capturable", "differentiable"}
 
 _LOSSES = {"classification": CLASSIFICATION_LOSSES, "regression": REGRESSION_LOSSES}
 
+# torch's own losses that make no sense for the other task. The binary cross-entropies
+# are not among them: shares between 0 and 1 are targets of a regression too.
+_TORCH_TASKS: dict[type[nn.Module], str] = {
+    nn.CrossEntropyLoss: "classification",
+    nn.NLLLoss: "classification",
+    nn.MultiMarginLoss: "classification",
+    nn.MSELoss: "regression",
+    nn.L1Loss: "regression",
+    nn.SmoothL1Loss: "regression",
+    nn.HuberLoss: "regression",
+    nn.PoissonNLLLoss: "regression",
+    nn.GaussianNLLLoss: "regression",
+}
+
 
 class CallableLoss(nn.Module):
     """A loss function as the module that skorch expects."""
@@ -55,7 +70,18 @@ class CallableLoss(nn.Module):
         return self.function(output, target, **self.options)
 
 
-def _name(thing: Any) -> str:
+def name_of(thing: Any) -> str:
+    """What a part is called in messages: its quoted name, or that of its class.
+
+    Parameters
+    ----------
+    thing : str, type or object
+        What the caller passed.
+
+    Returns
+    -------
+    str
+    """
     if isinstance(thing, str):
         return repr(thing)
     return getattr(thing, "__name__", None) or type(thing).__name__
@@ -82,8 +108,8 @@ def _check_accepted(
     for name in given:
         if name not in accepted:
             raise ValueError(
-                f"{owner} got {prefix}__{name}, but {_name(factory)} has no parameter "
-                f"{name!r}.{did_you_mean(name, accepted)} It has: "
+                f"{owner} got {prefix}__{name}, but {name_of(factory)} has no "
+                f"parameter {name!r}.{did_you_mean(name, accepted)} It has: "
                 f"{', '.join(repr(known) for known in accepted)}."
             )
 
@@ -169,11 +195,12 @@ def resolve_criterion(
     asked = criterion
     if isinstance(criterion, str):
         criterion = get_criterion(criterion)
-    its_task = getattr(criterion, "task", task)
+    cls = criterion if isinstance(criterion, type) else type(criterion)
+    its_task = getattr(criterion, "task", _TORCH_TASKS.get(cls, task))
     if its_task != task:
         raise ValueError(
-            f"criterion={asked!r} is for {its_task}, but {owner} does {task}. Choose "
-            f"one of: {', '.join(repr(name) for name in _LOSSES[task])}."
+            f"criterion={name_of(asked)} is for {its_task}, but {owner} does {task}. "
+            f"Choose one of: {', '.join(repr(name) for name in _LOSSES[task])}."
         )
     built: Any
     if isinstance(criterion, nn.Module):
@@ -192,7 +219,7 @@ def resolve_criterion(
         if not hasattr(built, "reduction"):
             raise ValueError(
                 "sample_weight and class_weight need a loss per row, but "
-                f"{_name(asked)} has no 'reduction' to turn off. Use a criterion by "
+                f"{name_of(asked)} has no 'reduction' to turn off. Use a criterion by "
                 "name, or one whose reduction can be 'none'."
             )
         built.reduction = "none"
@@ -234,6 +261,10 @@ def resolve_optimizer(
                 f"{', '.join(repr(name) for name in _OPTIMIZERS)}."
             )
         optimizer = _OPTIMIZERS[optimizer]
+    if not callable(optimizer):
+        raise ValueError(
+            f"optimizer must be a name or a class of torch.optim, got {optimizer!r}."
+        )
     # skorch takes parameter groups under this name, for any optimizer.
     named = {name: v for name, v in given.items() if name != "param_groups"}
     _check_accepted("optimizer", optimizer, named, owner)
@@ -246,7 +277,34 @@ def resolve_optimizer(
 
 
 def resolve_device(device: str) -> str:
-    """The device itself; ``"auto"`` is the GPU if there is one."""
+    """The device itself; ``"auto"`` is the GPU if there is one.
+
+    Parameters
+    ----------
+    device : str
+        A torch device, or ``"auto"``.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If there is no such device, or not here.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            "device must be a torch device such as 'cpu' or 'cuda', or 'auto', got "
+            f"{device!r}."
+        ) from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={device!r} is not available here. Use device='cpu', or "
+            "device='auto' for the GPU if there is one."
+        )
     return device

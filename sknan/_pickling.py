@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 import sklearn
 import torch
@@ -30,21 +30,29 @@ def _versions() -> dict[str, str]:
 class VersionedPickleMixin:
     """Record versions on pickling, and warn on loading under others.
 
+    A class that only ever stands inside another that records them sets
+    ``_is_versioned`` to False, so that one model warns once.
+
     Raises
     ------
     InconsistentVersionWarning
         scikit-learn's own warning, one for each package whose version differs.
     """
 
+    _is_versioned: ClassVar[bool] = True
+
     def __getstate__(self) -> dict[str, Any]:
-        state: Any = super().__getstate__()
         # The default state of an object without attributes is None.
-        return {**(state or {}), _KEY: _versions()}
+        inherited: Any = super().__getstate__()
+        state: dict[str, Any] = {**(inherited or {})}
+        if self._is_versioned:
+            state[_KEY] = _versions()
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         made_with = state.pop(_KEY, {})
-        for package, current in _versions().items():
+        for package, current in _versions().items() if self._is_versioned else ():
             original = made_with.get(package, "unknown")
             if original != current:
                 warnings.warn(

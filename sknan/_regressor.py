@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sknan._checks import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
 from sknan._estimator_base import StableNetBase
+from sknan._net_parts import name_of
 from sknan.losses import PoissonNLLLoss, get_criterion
 
 __all__ = ["StableNetRegressor"]
@@ -253,13 +254,16 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
             weights = weights[weights > 0]
         X_in, values, weights = self._merge_repeated_rows(X_in, values, weights)
         shape = values.shape[1:]
-        if goes_on and shape != self._target_shape:
+        if goes_on and _n_targets(shape) != _n_targets(self._target_shape):
             raise ValueError(
                 f"y has {_n_targets(shape)} target columns, but the first fit had "
                 f"{_n_targets(self._target_shape)}."
             )
-        if not goes_on:
-            self._target_shape = shape
+        self._target_shape = shape
+        if goes_on:  # a vector may follow a column
+            self.target_mean_ = self.target_mean_.reshape(shape)
+            self.target_scale_ = self.target_scale_.reshape(shape)
+        else:
             self._target_dtype = _float_type(y)
             self.target_mean_, self.target_scale_ = (
                 _mean_and_scale(values, weights)
@@ -277,23 +281,47 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
 
     def _as_values(self, y: Any) -> np.ndarray:
         """Targets as float64, or float32 if they came so."""
-        values: np.ndarray = check_array(
-            y,
-            ensure_2d=False,
-            dtype=(np.float64, np.float32),
-            # Looked at below: scikit-learn names no row.
-            ensure_all_finite=False,
-            input_name="y",
-            estimator=self,
-        )
+        with self._text_named("y", y):
+            values: np.ndarray = check_array(
+                y,
+                ensure_2d=False,
+                dtype=(np.float64, np.float32),
+                # Looked at below: scikit-learn names no row.
+                ensure_all_finite=False,
+                input_name="y",
+                estimator=self,
+            )
         if values.ndim > 2:
             raise ValueError(
                 f"y must have one or two dimensions, got shape {values.shape}."
             )
-        # What is not standardised must fit the network's own float32.
-        limit = FLOAT64_MAX if self._standardizes_target() else FLOAT32_MAX
-        check_finite(values, name="y", remedy=DROP_ROWS, limit=limit)
+        check_finite(values, name="y", remedy=DROP_ROWS, limit=FLOAT64_MAX)
+        if not self._standardizes_target():
+            # It must fit the network's own float32.
+            check_finite(
+                values,
+                name="y",
+                remedy=(
+                    "Divide y by a constant, or use criterion='mse', which "
+                    "standardises y."
+                ),
+                limit=FLOAT32_MAX,
+            )
+        if self._counts() and (values < 0).any():
+            place = tuple(np.argwhere(values < 0)[0])
+            raise ValueError(
+                f"criterion={name_of(self.criterion)} needs y of at least 0, but it is "
+                f"{values[place]:g} at row {place[0]}."
+            )
         return values
+
+    def _counts(self) -> bool:
+        """Whether the criterion is for counts."""
+        criterion = self.criterion
+        if isinstance(criterion, str):
+            criterion = get_criterion(criterion)
+        cls = criterion if isinstance(criterion, type) else type(criterion)
+        return issubclass(cls, nn.PoissonNLLLoss)
 
     def _standardizes_target(self) -> bool:
         criterion = self.criterion

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from skorch.callbacks import EpochTimer, PrintLog
@@ -26,6 +26,8 @@ class TableNet(GuardedNet):
     batch by its number of rows. Weights average 1 over the training data, so that this
     is the weighted mean in expectation, and exactly so in a full batch.
     """
+
+    _is_versioned: ClassVar[bool] = False  # the estimator around it is
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
@@ -56,12 +58,19 @@ class TableNet(GuardedNet):
     def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
         fault = super()._find_fault_of_epoch(batch, step)
         is_recoverable = self.on_nonfinite == "recover" and self.guard_.has_budget
-        if fault is None and is_recoverable and _is_collapsed(batch[0], step["y_pred"]):
-            return (
-                "The network has collapsed: it gives the same output for each of the "
-                f"{len(batch[0])} different rows of a batch,"
-            )
-        return fault
+        if fault is not None or not is_recoverable:
+            return fault
+        if not _is_collapsed(batch[0], step["y_pred"]):
+            return None
+        # A network that never could tell these rows apart has not collapsed.
+        with self.guard_.first_weights():
+            untrained = self.evaluation_step((batch[0], None))
+        if _is_collapsed(batch[0], untrained):
+            return None
+        return (
+            "The network has collapsed: it gives the same output for each of the "
+            f"{len(batch[0])} different rows of a batch,"
+        )
 
     def _log_batch(self, prefix: str, loss: float, rows: int) -> None:
         """Leave the single batches out: a history is pickled with the net."""

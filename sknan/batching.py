@@ -17,7 +17,20 @@ __all__ = ["TensorBatches", "TensorTable", "tree_map"]
 
 
 def tree_map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
-    """Apply ``function`` to each tensor in nested tuples, lists and mappings."""
+    """Apply ``function`` to each tensor in nested tuples, lists and mappings.
+
+    Parameters
+    ----------
+    function : callable
+        Of a tensor.
+    data : Tensor, or nested tuples, lists or mappings of Tensor
+        Lists come back as tuples, mappings as dicts.
+
+    Returns
+    -------
+    object
+        Nested as ``data`` is.
+    """
     if isinstance(data, Mapping):
         return {key: tree_map(function, value) for key, value in data.items()}
     if isinstance(data, (tuple, list)):

@@ -192,7 +192,18 @@ def clip_grad_value(grads: Sequence[Tensor], clip_value: float) -> None:
 
 
 def coalesced_values(grads: Sequence[Tensor]) -> list[Tensor]:
-    """The entries of each gradient; the values of a sparse one, coalesced in place."""
+    """The entries of each gradient; the values of a sparse one, coalesced in place.
+
+    Parameters
+    ----------
+    grads : sequence of Tensor
+        Dense, or sparse in COO layout.
+
+    Returns
+    -------
+    list of Tensor
+        Views: what is written to them is written to the gradients.
+    """
     values = []
     for grad in grads:
         if grad.is_sparse:

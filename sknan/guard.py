@@ -74,6 +74,13 @@ def scaled_rates(
     Schedule and back-off only ever act through this: the optimizer keeps the rate that
     the user gave, so that neither a user's own scheduler nor ``set_params(lr=...)`` has
     anything to undo.
+
+    Parameters
+    ----------
+    optimizers : sequence of Optimizer
+        Whose parameter groups are changed.
+    factor : float
+        1.0 changes nothing.
     """
     if factor == 1.0:
         yield
@@ -341,8 +348,7 @@ class Guard:
         )
         if not is_suspect or self._steps_since_snapshot == 0:
             return False
-        assert self._first is not None
-        with self._first.swapped_in():
+        with self.first_weights():
             before = loss_of_batch()
         if math.isfinite(before) and self._exceeds(loss, before):
             return True
@@ -353,6 +359,13 @@ class Guard:
     def _exceeds(loss: float, reference: float, factor: float = _EXPLOSION) -> bool:
         # Measured from the reference, so that it also holds for negative losses.
         return loss - reference > (factor - 1.0) * max(abs(reference), 1e-6)
+
+    @contextlib.contextmanager
+    def first_weights(self) -> Iterator[None]:
+        """Put the weights of the start of training in place inside the block."""
+        assert self._first is not None
+        with self._first.swapped_in():
+            yield
 
     def begin_step(self) -> None:
         """Keep what a forward pass changes even if no step follows."""

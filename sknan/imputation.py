@@ -7,7 +7,7 @@ import itertools
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +17,6 @@ from scipy import sparse
 from sklearn import config_context
 from sklearn.impute import SimpleImputer
 from sklearn.utils import Tags
-from sklearn.utils._mask import _get_mask
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._checks import FLOAT64_MAX, column_name, did_you_mean, first_text_cell
@@ -214,7 +213,7 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
         """
         check_is_fitted(self)
         X_in = self._validate_input(X, in_fit=False)
-        missing = _get_mask(X_in, self.missing_values)
+        missing = self._missing(X_in)
         kept = self._kept()
         fill = self.statistics_
         if kept.all():
@@ -225,7 +224,7 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
         fill = _rounded(fill, X_in.dtype)
         if sparse.issparse(X_in):
             # The mask of a selection of columns may have lost its explicit zeros.
-            gone = _get_mask(X_in.data, self.missing_values)
+            gone = self._missing(X_in.data)
             columns = np.repeat(np.arange(X_in.shape[1]), np.diff(X_in.indptr))
             X_in.data[gone] = fill[columns[gone]]
         else:
@@ -303,8 +302,16 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
 
     def _kept(self) -> NDArray[np.bool_]:
         """The columns that are not dropped."""
-        kept: NDArray[np.bool_] = ~_get_mask(self.statistics_, np.nan)
-        return kept
+        return ~np.asarray(pd.isna(self.statistics_))
+
+    def _missing(self, X: Any) -> Any:
+        """Where the marker stands: an array or CSC matrix of bool."""
+        if sparse.issparse(X):
+            mask = self._missing(X.data)
+            return type(X)((mask, X.indices.copy(), X.indptr.copy()), shape=X.shape)
+        if self._takes_nan():
+            return np.asarray(pd.isna(X))
+        return np.asarray(self.missing_values == X)
 
     def _validate_input(self, X: Any, in_fit: bool) -> Any:
         """``X`` as the array or CSC matrix the strategy works on, every hole marked."""
@@ -340,11 +347,13 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
         self, X: NDArray[Any], strategy: Any, missing_values: Any, fill_value: Any
     ) -> NDArray[Any]:
         if strategy in _ANY_KIND:
+            if strategy == "most_frequent":
+                _refuse_containers(X, getattr(self, "feature_names_in_", None))
             statistics: NDArray[Any] = super()._dense_fit(
                 X, strategy, missing_values, fill_value
             )
             return statistics
-        missing = _get_mask(X, missing_values)
+        missing = self._missing(X)
         self._fit_indicator(missing)
         columns = zip(columns_of(X), columns_of(missing), strict=True)
         strategy = "median" if strategy == "auto" else strategy
@@ -359,8 +368,9 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
                 X, strategy, missing_values, fill_value
             )
             return statistics
-        known = ~_get_mask(X.data, missing_values)
-        self._fit_indicator(_get_mask(X, missing_values))
+        missing = self._missing(X)
+        known = ~missing.data
+        self._fit_indicator(missing)  # drops the entries that are False
         n_zeros = X.shape[0] - np.diff(X.indptr)
         parts = [slice(*ends) for ends in itertools.pairwise(X.indptr)]
         columns = (
@@ -450,6 +460,19 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
         else:
             tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def _refuse_containers(X: NDArray[Any], names: Any) -> None:
+    """Refuse cells that cannot be counted, such as lists and dicts."""
+    if X.dtype.kind != "O":
+        return
+    for i, j in np.ndindex(*X.shape):
+        if not isinstance(X[i, j], Hashable):
+            raise TypeError(
+                f"X holds a {type(X[i, j]).__name__} at row {i}, column "
+                f"{column_name(j, names)}: to be counted, the argument must be a "
+                "string or a number."
+            )
 
 
 def _unfit_cells(

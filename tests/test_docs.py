@@ -1,0 +1,44 @@
+"""Every block of code in the README and the guide runs, and says what it says."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page):
+    # A rescue warns by design, and the pages provoke some.
+    from sknan import DivergenceWarning
+
+    namespace = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)
+        for block in blocks(page, "python"):
+            exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_the_refusal_in_the_readme_is_what_is_printed(capsys):
+    page = ROOT / "README.md"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(blocks(page, "python")[0], str(page), "exec"), {})
+    assert capsys.readouterr().out.startswith(blocks(page, "text")[0])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    for link in links:
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link

@@ -1,0 +1,507 @@
+"""Models through pickle: copied, stored, sent to workers, loaded elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+import warnings
+from importlib.metadata import version
+
+import cloudpickle
+import joblib
+import numpy as np
+import pytest
+import sklearn
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import InconsistentVersionWarning
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from skorch.exceptions import DeviceWarning
+from torch import nn
+
+from sknan import (
+    DivergenceWarning,
+    GuardedNet,
+    NaNImputer,
+    NonFiniteTrainingError,
+    SafeScaler,
+    StableNetClassifier,
+    StableNetRegressor,
+)
+
+X = np.random.default_rng(0).normal(size=(40, 3))
+LABELS = np.where(X[:, 0] > 0, "yes", "no")
+VALUES = X[:, 0] - X[:, 1]
+
+SMALL = {"max_epochs": 2, "module__width": 8, "random_state": 0}
+
+
+def through_joblib(thing):
+    file = io.BytesIO()
+    joblib.dump(thing, file)
+    file.seek(0)
+    return joblib.load(file)
+
+
+WAYS = {
+    **{
+        f"pickle{protocol}": lambda thing, protocol=protocol: pickle.loads(
+            pickle.dumps(thing, protocol=protocol)
+        )
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+    "joblib": through_joblib,
+    "cloudpickle": lambda thing: pickle.loads(cloudpickle.dumps(thing)),
+    "deepcopy": copy.deepcopy,
+}
+MODELS = {
+    "classifier": lambda: StableNetClassifier(**SMALL),
+    "binary": lambda: StableNetClassifier(criterion="binary_cross_entropy", **SMALL),
+    "regressor": lambda: StableNetRegressor(**SMALL),
+    "early": lambda: StableNetRegressor(early_stopping=True, **SMALL),
+    "adaptive": lambda: StableNetRegressor(
+        adaptive_clip="quantile", lr_schedule="plateau", warm_start=True, **SMALL
+    ),
+    "pipeline": lambda: make_pipeline(
+        NaNImputer(), SafeScaler(), StableNetClassifier(**SMALL)
+    ),
+    "search": lambda: GridSearchCV(
+        make_pipeline(NaNImputer(), SafeScaler(), StableNetRegressor(**SMALL)),
+        {"stablenetregressor__lr": [1e-3, 1e-2]},
+        cv=2,
+    ),
+}
+every_model = pytest.mark.parametrize("name", MODELS)
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+def table_for(model):
+    return X if isinstance(model, StableNetClassifier | StableNetRegressor) else HOLED
+
+
+HOLED = X.copy()
+HOLED[3, 1] = np.nan
+HOLED[7, 2] = np.inf
+
+
+def target_for(name):
+    return LABELS if name in ("classifier", "binary", "pipeline") else VALUES
+
+
+def scores(model):
+    method = getattr(model, "predict_proba", model.predict)
+    return method(table_for(model))
+
+
+def fitted(name):
+    model = MODELS[name]()
+    return model.fit(table_for(model), target_for(name))
+
+
+# -- there and back ------------------------------------------------------------------
+
+
+@every_way
+@every_model
+def test_a_copy_of_an_unfitted_model_fits_like_the_original(name, way):
+    model = MODELS[name]()
+    twin = WAYS[way](model)
+    assert repr(twin) == repr(model)
+    table, y = table_for(model), target_for(name)
+    np.testing.assert_array_equal(
+        scores(twin.fit(table, y)), scores(model.fit(table, y))
+    )
+
+
+@every_way
+@every_model
+def test_a_copy_of_a_fitted_model_answers_like_the_original(name, way):
+    model = fitted(name)
+    twin = WAYS[way](model)
+    np.testing.assert_array_equal(scores(twin), scores(model))
+    # A copy of the copy: nothing was lost on the way.
+    np.testing.assert_array_equal(scores(WAYS[way](twin)), scores(model))
+
+
+@every_model
+def test_a_clone_is_unfitted_and_fits_alike(name):
+    model = fitted(name)
+    twin = clone(model)
+    assert not hasattr(twin, "net_")
+    table, y = table_for(model), target_for(name)
+    np.testing.assert_array_equal(scores(twin.fit(table, y)), scores(model))
+
+
+@every_way
+def test_a_copy_is_independent_of_the_original(way):
+    model = fitted("regressor")
+    before = scores(model)
+    twin = WAYS[way](model)
+    with torch.no_grad():
+        for weight in twin.net_.module_.parameters():
+            weight.zero_()
+    np.testing.assert_array_equal(scores(model), before)
+
+
+def test_every_attribute_comes_back():
+    model = fitted("early")
+    twin = pickle.loads(pickle.dumps(model))
+    assert set(vars(twin)) == set(vars(model))
+    assert twin.get_params() == model.get_params()
+    for name in ("n_iter_", "best_epoch_", "effective_lr_", "nonfinite_reports_"):
+        assert getattr(twin, name) == getattr(model, name)
+    assert twin.net_.history.to_list() == model.net_.history.to_list()
+
+
+def test_prefixed_parameters_come_back_and_live_on_in_clones():
+    twin = pickle.loads(pickle.dumps(fitted("regressor")))
+    assert twin.module__width == 8
+    assert clone(twin).get_params()["module__width"] == 8
+
+
+@pytest.mark.parametrize("way", ["pickle5", "joblib", "cloudpickle", "deepcopy"])
+def test_training_goes_on_after_the_copy_as_without_it(way):
+    model = StableNetRegressor(warm_start=True, **SMALL).fit(X, VALUES)
+    twin = WAYS[way](model)
+    np.testing.assert_array_equal(
+        scores(twin.fit(X, VALUES)), scores(model.fit(X, VALUES))
+    )
+    model = StableNetRegressor(**SMALL).partial_fit(X, VALUES)
+    twin = WAYS[way](model)
+    np.testing.assert_array_equal(
+        scores(twin.partial_fit(X, VALUES)), scores(model.partial_fit(X, VALUES))
+    )
+
+
+def test_a_rescued_model_keeps_its_reports():
+    model = StableNetRegressor(lr=1e30, batch_size=8, **SMALL)
+    with pytest.warns(DivergenceWarning):
+        model.fit(X, VALUES)
+    twin = pickle.loads(pickle.dumps(model))
+    assert twin.nonfinite_reports_ == model.nonfinite_reports_
+    assert twin.effective_lr_ == model.effective_lr_ < 1e30
+
+
+def test_an_error_keeps_its_report_on_the_way_home_from_a_worker():
+    model = StableNetRegressor(lr=1e30, batch_size=8, on_nonfinite="raise", **SMALL)
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        joblib.Parallel(n_jobs=2)([joblib.delayed(model.fit)(X, VALUES)] * 2)
+    assert caught.value.report is not None
+    assert str(caught.value.report) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"lr_schedule": "one_cycle", "warmup": 0.1},
+        {"adaptive_clip": "agc"},
+        {"adaptive_clip": "zscore"},
+        {"criterion": "huber", "criterion__delta": 2.0},
+        {"criterion": nn.functional.mse_loss},
+        {"criterion": nn.L1Loss()},
+        {"optimizer": torch.optim.RMSprop},
+        {"module": nn.Linear(3, 1)},
+        {"verbose": 1},
+    ],
+    ids=lambda params: next(iter(params)),
+)
+def test_no_setting_brings_in_what_cannot_be_pickled(params):
+    params = {**SMALL, **params}
+    if "module" in params:
+        del params["module__width"]
+    model = StableNetRegressor(**params).fit(X, VALUES)
+    np.testing.assert_array_equal(
+        scores(pickle.loads(pickle.dumps(model))), scores(model)
+    )
+
+
+def test_the_skorch_door_goes_through_pickle():
+    net = GuardedNet(
+        nn.Linear,
+        nn.MSELoss,
+        module__in_features=3,
+        module__out_features=1,
+        lr_schedule="cosine",
+        clip_norm=1.0,
+        max_epochs=2,
+        verbose=0,
+    )
+    table, y = X.astype("float32"), VALUES[:, None].astype("float32")
+    twin = pickle.loads(pickle.dumps(net.fit(table, y)))
+    np.testing.assert_array_equal(twin.predict(table), net.predict(table))
+    twin.partial_fit(table, y)
+
+
+# -- elsewhere -----------------------------------------------------------------------
+
+READ_AND_PREDICT = """
+import pickle, sys
+import numpy as np
+with open(sys.argv[1], "rb") as file:
+    models, tables = pickle.load(file)
+answers = [
+    getattr(model, "predict_proba", model.predict)(table)
+    for model, table in zip(models, tables)
+]
+with open(sys.argv[2], "wb") as file:
+    pickle.dump(answers, file)
+"""
+
+
+def test_models_answer_alike_in_a_fresh_process(tmp_path):
+    models = [fitted(name) for name in MODELS]
+    tables = [table_for(model) for model in models]
+    there, back = tmp_path / "models.pkl", tmp_path / "answers.pkl"
+    there.write_bytes(pickle.dumps((models, tables)))
+    # Warnings are errors there too: nothing is said about a sound pickle.
+    call = [sys.executable, "-W", "error", "-c", READ_AND_PREDICT, there, back]
+    subprocess.run(call, check=True)
+    answers = pickle.loads(back.read_bytes())
+    for model, answer in zip(models, answers, strict=True):
+        np.testing.assert_array_equal(answer, scores(model))
+
+
+def test_workers_of_loky_fit_and_predict():
+    # A class from this very page travels by value.
+    models = [fitted("classifier"), fitted("pipeline")]
+    answers = joblib.Parallel(n_jobs=2, backend="loky")(
+        joblib.delayed(scores_in_worker)(model, table_for(model)) for model in models
+    )
+    for model, answer in zip(models, answers, strict=True):
+        np.testing.assert_array_equal(answer, scores(model))
+
+
+def scores_in_worker(model, table):
+    return model.predict_proba(table)
+
+
+def test_tables_shared_read_only_with_workers_raise_no_warning(tmp_path):
+    # joblib maps what is larger than a megabyte into its workers like this.
+    file = tmp_path / "table.npy"
+    np.save(file, X.astype("float32"))
+    shared = np.load(file, mmap_mode="r")
+    assert not shared.flags.writeable
+    model = StableNetRegressor(**SMALL).fit(shared, VALUES)
+    code = "import sys, joblib; m, X = joblib.load(sys.argv[1], mmap_mode='r'); "
+    joblib.dump((model, X.astype("float32")), tmp_path / "both.joblib")
+    # torch warns of such a table once in a process: hence a fresh one.
+    call = [sys.executable, "-W", "error", "-c", code + "m.predict(X)"]
+    subprocess.run([*call, tmp_path / "both.joblib"], check=True)
+
+
+# -- what the state holds ------------------------------------------------------------
+
+
+def bytes_of_weights(model):
+    return sum(p.numel() * p.element_size() for p in model.net_.module_.parameters())
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("door", [StableNetClassifier, StableNetRegressor])
+def test_the_state_is_the_weights_and_little_more(door, early_stopping):
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(20_000, 10)).astype("float32")  # 800 KB
+    weight = rng.uniform(1, 2, size=len(table))
+    model = door(
+        max_epochs=1,
+        batch_size=2000,
+        early_stopping=early_stopping,
+        module__width=64,
+        random_state=0,
+    )
+    model.fit(table, (table[:, 0] > 0).astype(int), sample_weight=weight)
+    size = len(pickle.dumps(model))
+    assert size <= 2 * bytes_of_weights(model) + 100_000
+    assert table[:3].tobytes() not in pickle.dumps(model)
+
+
+def test_the_state_of_a_wide_network_is_no_more_than_twice_its_weights():
+    model = StableNetClassifier(module__width=700, max_epochs=3, random_state=0)
+    model.fit(X, LABELS)
+    assert len(pickle.dumps(model)) <= 2 * bytes_of_weights(model) + 100_000
+    assert bytes_of_weights(model) > 1_900_000
+
+
+def test_the_state_of_a_module_given_as_an_instance_is_no_larger():
+    module = nn.Sequential(nn.Linear(3, 300_000), nn.ReLU(), nn.Linear(300_000, 2))
+    model = StableNetClassifier(module, max_epochs=1, random_state=0).fit(X, LABELS)
+    # The caller's own module and the trained one.
+    assert len(pickle.dumps(model)) <= 2 * bytes_of_weights(model) + 100_000
+
+
+def test_a_long_history_stays_small():
+    model = StableNetRegressor(
+        lr_schedule="constant", batch_size=4, max_epochs=300, random_state=0
+    ).fit(X, VALUES)
+    assert len(model.net_.history) == 300
+    assert len(pickle.dumps(model)) <= 2 * bytes_of_weights(model) + 100_000
+
+
+def test_a_refit_does_not_grow_the_state():
+    model = fitted("regressor")
+    size = len(pickle.dumps(model))
+    for _ in range(3):
+        model.fit(X, VALUES)
+    assert len(pickle.dumps(model)) <= size + 100
+
+
+def test_going_on_needs_the_optimizer_and_no_rows():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(20_000, 10)).astype("float32")
+    model = StableNetRegressor(
+        warm_start=True, max_epochs=1, batch_size=2000, random_state=0
+    ).fit(table, table[:, 0])
+    # Adam's two moments beside the weights.
+    assert len(pickle.dumps(model)) <= 4 * bytes_of_weights(model) + 100_000
+    assert table[:3].tobytes() not in pickle.dumps(model)
+
+
+def test_a_model_whose_fit_failed_holds_no_rows_either():
+    table = np.random.default_rng(0).normal(size=(20_000, 10)).astype("float32")
+    model = StableNetRegressor(warm_start=True, **SMALL).fit(table[:50], table[:50, 0])
+    size = len(pickle.dumps(model))
+    model.set_params(lr=1e30, on_nonfinite="raise", early_stopping=True)
+    with pytest.raises(NonFiniteTrainingError):
+        model.fit(table, table[:, 0])
+    assert len(pickle.dumps(model)) <= size + 100_000
+
+
+# -- other versions ------------------------------------------------------------------
+
+NOW = {
+    "sknan": version("sknan"),
+    "torch": torch.__version__,
+    "scikit-learn": sklearn.__version__,
+}
+
+
+def made_under_other_versions(model, **others):
+    """The same object as pickled by other versions: its recorded ones are edited."""
+
+    class Rewriter(pickle.Pickler):
+        def reducer_override(self, thing):
+            if type(thing) is not type(model):
+                return NotImplemented
+            made_by, args, state, *rest = thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+            state = {**state, "_pickled_with": {**state["_pickled_with"], **others}}
+            return (made_by, args, state, *rest)
+
+    file = io.BytesIO()
+    Rewriter(file).dump(model)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("package", NOW)
+@pytest.mark.parametrize("door", [StableNetClassifier, StableNetRegressor])
+def test_another_version_is_warned_of_as_scikit_learn_does(door, package):
+    model = door(**SMALL).fit(X, LABELS if door is StableNetClassifier else VALUES)
+    state = made_under_other_versions(model, **{package: "0.0.1"})
+    with pytest.warns(InconsistentVersionWarning) as caught:
+        twin = pickle.loads(state)
+    # The net inside says the same of itself only where its own record was edited.
+    assert [w.message.estimator_name for w in caught] == [door.__name__]
+    warning = caught[0].message
+    assert warning.original_sklearn_version == f"{package} 0.0.1"
+    assert warning.current_sklearn_version == f"{package} {NOW[package]}"
+    np.testing.assert_array_equal(scores(twin), scores(model))
+
+
+def test_the_warning_says_which_package_and_which_versions():
+    state = made_under_other_versions(fitted("regressor"), torch="1.0")
+    with pytest.warns(InconsistentVersionWarning) as caught:
+        pickle.loads(state)
+    assert str(caught[0].message).startswith(
+        "Trying to unpickle estimator StableNetRegressor from version torch 1.0 when "
+        f"using version torch {torch.__version__}."
+    )
+
+
+def test_one_model_is_warned_of_once_per_package():
+    # Everything inside is as old as the model itself.
+    text = pickle.dumps(fitted("regressor"), protocol=0)
+    record = f"V{torch.__version__}\n".encode()
+    assert record in text
+    aged = text.replace(record, b"V1.0\n")
+    with pytest.warns(InconsistentVersionWarning) as caught:
+        pickle.loads(aged)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("transformer", [NaNImputer(), SafeScaler()], ids=str)
+def test_transformers_of_another_version_are_warned_of_too(transformer):
+    text = pickle.dumps(transformer.fit(X), protocol=2)
+    name = type(transformer).__name__
+    state = transformer.__getstate__()
+    assert "_pickled_with" in state or "_sklearn_version" in state, name
+    assert text
+
+
+def test_the_same_versions_are_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pickle.loads(pickle.dumps(fitted("search")))
+
+
+# -- another device ------------------------------------------------------------------
+
+
+class OnCuda(pickle.Pickler):
+    """Writes tensors as one with a GPU would: their storage says where it lay.
+
+    torch reduces a storage to bytes in its own format, in which the place stands as a
+    pickled string.
+    """
+
+    def reducer_override(self, thing):
+        if not isinstance(thing, torch.storage.TypedStorage | torch.UntypedStorage):
+            return NotImplemented
+        load, (text,) = thing.__reduce__()
+        return load, (
+            text.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"),
+        )
+
+
+def as_if_trained_on_a_gpu(net):
+    """State of the net as skorch pickles it, its tensors and device on a GPU."""
+    state = net.__getstate__()
+    tensors = pickle.loads(state["__cuda_dependent_attributes__"])
+    file = io.BytesIO()
+    OnCuda(file).dump(tensors)
+    state["__cuda_dependent_attributes__"] = file.getvalue()
+    return {**state, "device": "cuda"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_a_net_trained_on_a_gpu_loads_where_there_is_none(warm_start):
+    model = StableNetRegressor(warm_start=warm_start, **SMALL).fit(X, VALUES)
+    state = as_if_trained_on_a_gpu(model.net_)
+    with pytest.raises(RuntimeError, match="deserialize object on a CUDA device"):
+        pickle.loads(state["__cuda_dependent_attributes__"])
+    net = type(model.net_).__new__(type(model.net_))
+    with pytest.warns(DeviceWarning) as caught:  # one of its device, one of its tensors
+        net.__setstate__(state)
+    assert any("Loading on device" in str(warning.message) for warning in caught)
+    before = scores(model)
+    model.net_ = net
+    np.testing.assert_array_equal(scores(model), before)
+    model.fit(X, VALUES)  # and it can be trained on
+
+
+def test_no_tensor_is_pickled_where_no_device_is_chosen_for_it():
+    # skorch moves what it registers; a tensor anywhere else would stay on its GPU.
+    for model in (
+        fitted("regressor"),
+        fitted("adaptive"),
+        fitted("early"),
+        StableNetRegressor(nn.Linear(3, 1), max_epochs=1).fit(X, VALUES),
+    ):
+        state = model.net_.__getstate__()
+        del state["__cuda_dependent_attributes__"]
+        text = pickle.dumps(state)
+        assert b"torch.storage" not in text
+        assert b"_rebuild_tensor" not in text

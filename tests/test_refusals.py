@@ -1,0 +1,785 @@
+"""What the estimators refuse, each with its whole message: what, where, what to do."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from sknan import (
+    NonFiniteDataError,
+    NonFiniteTrainingError,
+    StableNetClassifier,
+    StableNetRegressor,
+)
+
+X = np.random.default_rng(0).normal(size=(12, 3))
+LABELS = np.arange(12) % 2
+VALUES = X[:, 0] + 2 * X[:, 1]
+
+IMPUTE = "Impute first: make_pipeline(NaNImputer(), SafeScaler(), {}())."
+DROP_ROWS = (
+    "A row without a finite target cannot be learnt from: "
+    "leave those rows out of X and y."
+)
+PREFIXES = (
+    "Parameters of the network's parts are written module__..., criterion__..., "
+    "optimizer__...."
+)
+
+DOORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
+both = pytest.mark.parametrize(("door", "y"), DOORS, ids=["classifier", "regressor"])
+
+
+def classifier(**params):
+    return StableNetClassifier(max_epochs=1, random_state=0).set_params(**params)
+
+
+def regressor(**params):
+    return StableNetRegressor(max_epochs=1, random_state=0).set_params(**params)
+
+
+def damaged(value):
+    table = X.copy()
+    table[[2, 5], 1] = value
+    table[3, 0] = value
+    return table
+
+
+def refusal(error, function, *args, **params):
+    """Message of the error that a call ends in, which must be of this very class."""
+    with pytest.raises(error) as caught:
+        function(*args, **params)
+    assert type(caught.value) is error
+    return str(caught.value)
+
+
+class NoBatch(nn.Module):
+    """Forgets the batch: its output has one row, whatever came in."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, X):
+        return self.linear(X).sum(dim=0, keepdim=True)
+
+
+# -- X -------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (np.nan, "3 NaN values"),
+        (np.inf, "3 inf values"),
+        (-np.inf, "3 inf values"),
+        (1e39, "3 values beyond float32"),
+    ],
+)
+def test_cells_that_are_not_finite_are_named_by_column_and_row(door, y, value, found):
+    assert refusal(NonFiniteDataError, door().fit, damaged(value), y) == (
+        f"X contains {found} in 2 of 3 columns: 0 (1, first at row 3), 1 (2, first at "
+        f"row 2). {IMPUTE.format(door.__name__)}"
+    )
+
+
+def test_kinds_of_damage_are_counted_apart_and_columns_called_by_name():
+    table = pd.DataFrame(damaged(np.nan), columns=["age", "pay", "size"])
+    table.loc[7, "pay"] = -np.inf
+    table.loc[8, "size"] = 1e300
+    assert refusal(NonFiniteDataError, classifier().fit, table, LABELS) == (
+        "X contains 3 NaN values and 1 inf value and 1 value beyond float32 in 3 of 3 "
+        "columns: 'age' (1, first at row 3), 'pay' (3, first at row 2), 'size' (1, "
+        f"first at row 8). {IMPUTE.format('StableNetClassifier')}"
+    )
+
+
+@pytest.mark.parametrize("missing", [None, pd.NA])
+def test_missing_cells_of_nullable_columns_are_named_too(missing):
+    table = pd.DataFrame({"age": [1, 2, missing, 4], "pay": [1.0, 2, 3, 4]})
+    table = table.astype({"age": "Int64"})
+    assert refusal(NonFiniteDataError, classifier().fit, table, [0, 1, 0, 1]) == (
+        "X contains 1 NaN value in 1 of 2 columns: 'age' (1, first at row 2). "
+        f"{IMPUTE.format('StableNetClassifier')}"
+    )
+
+
+def test_a_message_about_a_wide_table_stays_short():
+    table = np.full((3, 40), np.nan)
+    columns = ", ".join(f"{j} (3, first at row 0)" for j in range(8))
+    assert refusal(NonFiniteDataError, classifier().fit, table, [0, 1, 0]) == (
+        f"X contains 120 NaN values in 40 of 40 columns: {columns} and 32 more. "
+        f"{IMPUTE.format('StableNetClassifier')}"
+    )
+
+
+def test_a_table_of_more_dimensions_is_told_by_index():
+    table = np.zeros((6, 2, 2))
+    table[4, 1, 0] = np.nan
+    model = classifier(module=nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    assert refusal(NonFiniteDataError, model.fit, table, [0, 1] * 3) == (
+        "X contains 1 NaN value; the first is at index (4, 1, 0). "
+        f"{IMPUTE.format('StableNetClassifier')}"
+    )
+
+
+@both
+@pytest.mark.parametrize("method", ["predict", "predict_proba"])
+def test_predict_refuses_what_fit_refuses(door, y, method):
+    model = door(max_epochs=1, random_state=0).fit(X, y)
+    if hasattr(model, method):
+        assert refusal(NonFiniteDataError, getattr(model, method), damaged(np.nan)) == (
+            "X contains 3 NaN values in 2 of 3 columns: 0 (1, first at row 3), 1 (2, "
+            f"first at row 2). {IMPUTE.format(door.__name__)}"
+        )
+
+
+def test_a_refused_table_is_left_as_it_was():
+    table = damaged(np.nan)
+    before = table.copy()
+    refusal(NonFiniteDataError, classifier().fit, table, LABELS)
+    np.testing.assert_array_equal(table, before)
+
+
+@both
+def test_an_empty_table_is_refused(door, y):
+    assert refusal(ValueError, door().fit, X[:0], y[:0]) == (
+        "Found array with 0 sample(s) (shape=(0, 3)) while a minimum of 2 is required "
+        f"by {door.__name__}."
+    )
+    assert refusal(ValueError, door().fit, X[:, :0], y) == (
+        "Found array with 0 feature(s) (shape=(12, 0)) while a minimum of 1 is "
+        f"required by {door.__name__}."
+    )
+
+
+@both
+def test_a_single_row_is_refused(door, y):
+    assert refusal(ValueError, door().fit, X[:1], y[:1]) == (
+        "Found array with 1 sample(s) (shape=(1, 3)) while a minimum of 2 is required "
+        f"by {door.__name__}."
+    )
+
+
+@both
+@pytest.mark.parametrize("width", [2, 4])
+def test_another_number_of_columns_at_predict_is_refused(door, y, width):
+    model = door(max_epochs=1, random_state=0).fit(X, y)
+    assert refusal(ValueError, model.predict, np.ones((2, width))) == (
+        f"X has {width} features, but {door.__name__} is expecting 3 features as input."
+    )
+
+
+def test_renamed_and_reordered_columns_at_predict_are_refused():
+    table = pd.DataFrame(X, columns=["a", "b", "c"])
+    model = classifier().fit(table, LABELS)
+    assert refusal(ValueError, model.predict, table.rename(columns={"b": "z"})) == (
+        "The feature names should match those that were passed during fit.\n"
+        "Feature names unseen at fit time:\n- z\n"
+        "Feature names seen at fit time, yet now missing:\n- b\n"
+    )
+    assert refusal(ValueError, model.predict, table[["b", "a", "c"]]) == (
+        "The feature names should match those that were passed during fit.\n"
+        "Feature names must be in the same order as they were in fit.\n"
+    )
+
+
+@both
+def test_text_in_a_column_is_named_by_cell(door, y):
+    table = pd.DataFrame(X, columns=["a", "b", "c"]).astype(object)
+    table.loc[4, "b"] = "red"
+    advice = (
+        f"but {door.__name__} needs numbers. Encode it first, for example with "
+        "skrub.TableVectorizer() or sklearn.preprocessing.OneHotEncoder()."
+    )
+    assert refusal(ValueError, door().fit, table, y) == (
+        f"X contains text, first 'red' at row 4, column 'b', {advice}"
+    )
+    assert refusal(ValueError, door().fit, table.to_numpy(), y) == (
+        f"X contains text, first 'red' at row 4, column 1, {advice}"
+    )
+
+
+def test_numbers_written_as_text_are_taken():
+    table = pd.DataFrame(X).astype(object)
+    table.iloc[4, 1] = "0.5"
+    number = table.astype(float)
+    np.testing.assert_array_equal(
+        classifier().fit(table, LABELS).predict_proba(table),
+        classifier().fit(number, LABELS).predict_proba(number),
+    )
+
+
+def test_more_than_two_dimensions_need_a_module_of_ones_own():
+    assert refusal(ValueError, classifier().fit, X[:, :, None], LABELS) == (
+        "Found array with dim 3, while dim <= 2 is required by StableNetClassifier."
+    )
+
+
+# -- y -------------------------------------------------------------------------------
+
+
+@both
+def test_a_missing_target_is_refused(door, y):
+    assert refusal(ValueError, door().fit, X, None) == (
+        f"{door.__name__} requires y to be passed, but the target y is None."
+    )
+
+
+@both
+def test_targets_of_another_length_are_refused(door, y):
+    assert refusal(ValueError, door().fit, X, y[:5]) == (
+        "Found input variables with inconsistent numbers of samples: [12, 5]"
+    )
+
+
+@both
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "inf")])
+def test_targets_that_are_not_finite_are_named_by_row(door, y, value, kind):
+    bad = y.astype(float)
+    bad[[3, 7]] = value
+    assert refusal(NonFiniteDataError, door().fit, X, bad) == (
+        f"y contains 2 {kind} values at rows 3, 7. {DROP_ROWS}"
+    )
+    bad = y.astype(float)
+    bad[3] = value
+    assert refusal(NonFiniteDataError, door().fit, X, bad) == (
+        f"y contains 1 {kind} value at row 3. {DROP_ROWS}"
+    )
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_missing_labels_among_strings_are_named_by_row(missing):
+    labels = np.array(["yes", "no"] * 6, dtype=object)
+    labels[[4, 6]] = missing
+    assert refusal(NonFiniteDataError, classifier().fit, X, labels) == (
+        f"y contains 2 missing labels (None or NaN), first at row 4. {DROP_ROWS}"
+    )
+
+
+def test_missing_values_in_a_nullable_target_are_named_by_row():
+    target = pd.Series([pd.NA, *range(11)], dtype="Int64")
+    assert refusal(NonFiniteDataError, regressor().fit, X, target) == (
+        f"y contains 1 NaN value at row 0. {DROP_ROWS}"
+    )
+
+
+def test_several_targets_are_named_by_column():
+    targets = np.column_stack([VALUES, VALUES])
+    targets[9, 1] = np.inf
+    assert refusal(NonFiniteDataError, regressor().fit, X, targets) == (
+        f"y contains 1 inf value in 1 of 2 columns: 1 (1, first at row 9). {DROP_ROWS}"
+    )
+
+
+def test_a_target_of_three_dimensions_is_refused():
+    assert refusal(ValueError, regressor().fit, X, np.ones((12, 2, 2))) == (
+        "Found array with dim 3, while dim <= 2 is required by StableNetRegressor."
+    )
+
+
+def test_counts_beyond_float32_cannot_be_learnt_unscaled():
+    counts = np.full(12, 1e300)
+    assert refusal(
+        NonFiniteDataError, regressor(criterion="poisson").fit, X, counts
+    ) == (
+        "y contains 12 values beyond float32 at rows 0, 1, 2, 3, 4, 5, 6, 7, .... "
+        "Divide y by a constant, or use criterion='mse', which standardises y."
+    )
+
+
+def test_negative_counts_are_refused():
+    counts = np.arange(12.0)
+    counts[[3, 5]] = -1
+    assert refusal(ValueError, regressor(criterion="poisson").fit, X, counts) == (
+        "criterion='poisson' needs y of at least 0, but it is -1 at row 3."
+    )
+
+
+def test_text_as_a_number_to_predict_is_named_by_row():
+    target = np.array(["1.5", "2", "high", "3"] * 3, dtype=object)
+    assert refusal(ValueError, regressor().fit, X, target) == (
+        "y contains text, first 'high' at row 2, but StableNetRegressor needs numbers."
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"), [(0.0, "0.0"), (1, "1"), ("yes", "'yes'"), (True, "True")]
+)
+def test_a_single_class_is_refused(label, shown):
+    assert refusal(ValueError, classifier().fit, X, np.full(12, label)) == (
+        "StableNetClassifier needs at least 2 classes, but y holds one class only: "
+        f"[{shown}]."
+    )
+
+
+def test_numbers_are_no_labels():
+    assert refusal(ValueError, classifier().fit, X, VALUES) == (
+        "Unknown label type: continuous. Maybe you are trying to fit a classifier, "
+        "which expects discrete classes on a regression target with continuous values."
+    )
+
+
+# -- the module ----------------------------------------------------------------------
+
+
+def test_a_module_too_wide_for_the_classes_is_refused():
+    assert refusal(ValueError, classifier(module=nn.Linear(3, 5)).fit, X, LABELS) == (
+        "The module's output has shape (12, 5), but 2 classes need one logit each: "
+        "(12, 2). Let the module's constructor take n_outputs, and it is filled in."
+    )
+
+
+def test_a_module_that_drops_the_column_of_logits_is_refused():
+    flat = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    assert refusal(ValueError, classifier(module=flat).fit, X, LABELS) == (
+        "The module's output has shape (12,), but 2 classes need one logit each: "
+        "(12, 2). Let the module's constructor take n_outputs, and it is filled in."
+    )
+
+
+@pytest.mark.parametrize(
+    ("targets", "count", "needed"),
+    [(VALUES, "1 target column", "(12, 1)"), (X[:, :2], "2 target columns", "(12, 2)")],
+)
+def test_a_module_too_wide_for_the_targets_is_refused(targets, count, needed):
+    assert refusal(ValueError, regressor(module=nn.Linear(3, 5)).fit, X, targets) == (
+        f"The module's output has shape (12, 5), but y has {count}: {needed} is "
+        "needed. Let the module's constructor take n_outputs, and it is filled in."
+    )
+
+
+def test_a_binary_loss_needs_one_logit():
+    model = classifier(module=nn.Linear(3, 2), criterion="binary_cross_entropy")
+    assert refusal(ValueError, model.fit, X, LABELS) == (
+        "The module's output has shape (12, 2), but criterion BCEWithLogitsLoss needs "
+        "one logit per row: (12, 1)."
+    )
+
+
+def test_a_module_that_forgets_the_batch_is_refused():
+    assert refusal(ValueError, classifier(module=NoBatch).fit, X, LABELS) == (
+        "The module must return a tensor with one row per sample, got (1, 2) for 12 "
+        "samples."
+    )
+
+
+def test_a_module_for_other_columns_says_what_it_was_given():
+    with pytest.raises(RuntimeError) as caught:
+        classifier(module=nn.Linear(7, 2)).fit(X, LABELS)
+    assert caught.value.__notes__ == [
+        "while calling the module Linear on X of shape (12, 3)"
+    ]
+
+
+def test_a_name_is_no_module():
+    assert refusal(ValueError, classifier(module="mlp").fit, X, LABELS) == (
+        "module must be a torch.nn.Module class or instance, a function that returns "
+        "one, or None, got 'mlp'."
+    )
+
+
+def test_weights_that_are_not_finite_to_begin_with_are_refused():
+    module = nn.Linear(3, 2)
+    with torch.no_grad():
+        module.weight[0, 0] = torch.nan
+    assert refusal(
+        NonFiniteTrainingError, classifier(module=module).fit, X, LABELS
+    ) == (
+        "The network holds non-finite weights before the first step. Check its "
+        "initialisation, or the weights that were loaded into it."
+    )
+
+
+# -- the criterion -------------------------------------------------------------------
+
+
+def test_a_loss_of_probabilities_refuses_logits():
+    model = classifier(module=nn.Linear(3, 1), criterion=nn.BCELoss)
+    with torch.no_grad():
+        model.module.weight.fill_(0.0)
+        model.module.bias.fill_(-2.5)
+    assert refusal(ValueError, model.fit, X, LABELS) == (
+        "Criterion BCELoss wants probabilities, but the module's output ranges from "
+        "-2.5 to -2.5. Use criterion='binary_cross_entropy', which takes logits, or "
+        "end the module with a sigmoid."
+    )
+
+
+def test_a_loss_of_log_probabilities_refuses_logits():
+    assert refusal(ValueError, classifier(criterion=nn.NLLLoss).fit, X, LABELS) == (
+        "Criterion NLLLoss wants log-probabilities, but the rows of the module's "
+        "output are none. Use criterion='cross_entropy', which takes logits, or end "
+        "the module with a log-softmax."
+    )
+
+
+def test_a_binary_loss_refuses_three_classes():
+    model = classifier(criterion="binary_cross_entropy")
+    assert refusal(ValueError, model.fit, X, np.arange(12) % 3) == (
+        "criterion='binary_cross_entropy' is for 2 classes, but y holds 3. Use "
+        "criterion='cross_entropy'."
+    )
+
+
+CLASS_LOSSES = "'cross_entropy', 'binary_cross_entropy'"
+VALUE_LOSSES = "'mse', 'squared_error', 'mae', 'absolute_error', 'huber', 'poisson'"
+
+
+def test_a_loss_for_the_other_task_is_refused():
+    assert refusal(ValueError, classifier(criterion="mse").fit, X, LABELS) == (
+        "criterion='mse' is for regression, but StableNetClassifier does "
+        f"classification. Choose one of: {CLASS_LOSSES}."
+    )
+    assert refusal(ValueError, regressor(criterion="cross_entropy").fit, X, VALUES) == (
+        "criterion='cross_entropy' is for classification, but StableNetRegressor does "
+        f"regression. Choose one of: {VALUE_LOSSES}."
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [lambda loss: loss, lambda loss: loss()], ids=["class", "instance"]
+)
+def test_a_torch_loss_for_the_other_task_is_refused(make):
+    model = classifier(criterion=make(nn.MSELoss))
+    assert refusal(ValueError, model.fit, X, LABELS) == (
+        "criterion=MSELoss is for regression, but StableNetClassifier does "
+        f"classification. Choose one of: {CLASS_LOSSES}."
+    )
+    model = regressor(criterion=make(nn.CrossEntropyLoss))
+    assert refusal(ValueError, model.fit, X, VALUES) == (
+        "criterion=CrossEntropyLoss is for classification, but StableNetRegressor does "
+        f"regression. Choose one of: {VALUE_LOSSES}."
+    )
+
+
+def mean_square(output, target):
+    return (output - target).square().mean()
+
+
+def test_weights_need_a_loss_per_row():
+    model = regressor(criterion=mean_square)
+    assert refusal(ValueError, model.fit, X, VALUES, np.arange(12)) == (
+        "sample_weight and class_weight need a loss per row, but mean_square has no "
+        "'reduction' to turn off. Use a criterion by name, or one whose reduction can "
+        "be 'none'."
+    )
+
+
+def test_unknown_criteria_are_refused():
+    known = f"Known criteria: {CLASS_LOSSES}, {VALUE_LOSSES}."
+    assert refusal(ValueError, classifier(criterion="cross_entrpy").fit, X, LABELS) == (
+        f"Unknown criterion 'cross_entrpy'. Did you mean 'cross_entropy'? {known}"
+    )
+    assert refusal(ValueError, regressor(criterion="zzz").fit, X, VALUES) == (
+        f"Unknown criterion 'zzz'. {known}"
+    )
+    assert refusal(ValueError, regressor(criterion=3).fit, X, VALUES) == (
+        "criterion must be a name, a torch.nn.Module class or instance, or a function, "
+        "got 3."
+    )
+
+
+# -- optimizer, schedule, device -----------------------------------------------------
+
+
+def test_unknown_optimizers_are_refused():
+    assert refusal(ValueError, classifier(optimizer="adamww").fit, X, LABELS) == (
+        "Unknown optimizer 'adamww'. Did you mean 'adamw'? Known optimizers: 'adamw', "
+        "'adam', 'sgd', 'nadam', 'radam', 'rmsprop', 'adagrad'."
+    )
+
+
+def test_a_number_is_no_optimizer():
+    assert refusal(ValueError, classifier(optimizer=3).fit, X, LABELS) == (
+        "optimizer must be a name or a class of torch.optim, got 3."
+    )
+
+
+def test_unknown_schedules_are_refused():
+    known = (
+        "Known schedules: 'constant', 'cosine', 'coslog4', 'exponential', 'one_cycle', "
+        "'plateau', 'step'."
+    )
+    assert refusal(ValueError, classifier(lr_schedule="cosin").fit, X, LABELS) == (
+        f"Unknown lr_schedule 'cosin'. Did you mean 'cosine'? {known}"
+    )
+    assert refusal(ValueError, classifier(lr_schedule="zzz").fit, X, LABELS) == (
+        f"Unknown lr_schedule 'zzz'. {known}"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there_is_refused():
+    assert refusal(ValueError, classifier(device="cuda").fit, X, LABELS) == (
+        "device='cuda' is not available here. Use device='cpu', or device='auto' for "
+        "the GPU if there is one."
+    )
+
+
+def test_a_name_that_is_no_device_is_refused():
+    assert refusal(ValueError, classifier(device="gpu").fit, X, LABELS) == (
+        "device must be a torch device such as 'cpu' or 'cuda', or 'auto', got 'gpu'."
+    )
+
+
+# -- parameters ----------------------------------------------------------------------
+
+AT_LEAST_ONE = "an integer of at least 1"
+
+WRONG_VALUES = [
+    *[("lr", v, "a finite number above 0") for v in (0, -1, -0.1, 0.0, True, None)],
+    *[("lr", v, "a finite number above 0") for v in (np.nan, np.inf, "0.1", [0.1])],
+    *[("max_epochs", v, AT_LEAST_ONE) for v in (0, -3, 2.5, True, "10", None)],
+    *[("batch_size", v, AT_LEAST_ONE) for v in (0, -3, 2.5, True, "10", None)],
+    *[("n_iter_no_change", v, AT_LEAST_ONE) for v in (0, -3, 2.5, True, "10", None)],
+    *[
+        ("weight_decay", v, "a finite number of at least 0")
+        for v in (-0.1, np.nan, np.inf, True, "0.1", None)
+    ],
+    *[("early_stopping", v, "True, False or 'auto'") for v in ("yes", 1, 0, None, 0.5)],
+    *[
+        ("validation_fraction", v, "a number between 0 and 1, both excluded")
+        for v in (0, 1, 1.5, -0.1, np.nan, True, "0.1", None)
+    ],
+    *[("warm_start", v, "True or False") for v in (1, 0, "yes", None)],
+    *[("verbose", v, "an integer of at least 0") for v in (-1, 0.5, "1", None)],
+    *[
+        ("callbacks", v, "a list of skorch callbacks or None")
+        for v in ("print", 3, {"a": 1})
+    ],
+]
+
+
+@pytest.mark.parametrize(("name", "value", "rule"), WRONG_VALUES)
+def test_a_parameter_out_of_its_range_is_refused_in_fit(name, value, rule):
+    model = StableNetRegressor(**{name: value})
+    assert refusal(ValueError, model.fit, X, VALUES) == (
+        f"The {name!r} parameter of StableNetRegressor must be {rule}, got {value!r}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", np.float32(0.01)),
+        ("max_epochs", np.int64(1)),
+        ("batch_size", np.int32(4)),
+        ("early_stopping", np.bool_(True)),
+        ("warm_start", np.bool_(False)),
+        ("verbose", False),
+        ("callbacks", ()),
+        ("lr", 1),
+    ],
+)
+def test_numbers_and_flags_of_numpy_are_taken(name, value):
+    regressor(**{name: value}).fit(X, VALUES)
+
+
+GUARD_MESSAGES = {
+    "clip_norm": (0, "clip_norm must be a number above 0 or None, got 0."),
+    "clip_value": (-1, "clip_value must be a number above 0 or None, got -1."),
+    "adaptive_clip": (
+        "agg",
+        "Unknown adaptive_clip 'agg'. Did you mean 'agc'? Known names: 'agc', "
+        "'quantile', 'zscore'.",
+    ),
+    "on_nonfinite": (
+        "rescue",
+        "on_nonfinite must be one of 'recover', 'skip', 'raise', got 'rescue'.",
+    ),
+    "max_recoveries": (-1, "max_recoveries must be an integer of at least 0, got -1."),
+    "warmup": (
+        1.5,
+        "warmup as a fraction of all steps must be in [0, 1), got 1.5. Pass an int for "
+        "a number of steps.",
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize("name", GUARD_MESSAGES)
+def test_a_parameter_of_the_guard_is_checked_in_fit(door, y, name):
+    value, message = GUARD_MESSAGES[name]
+    assert refusal(ValueError, door(**{name: value}).fit, X, y) == message
+
+
+def test_an_unknown_parameter_is_refused_by_the_constructor():
+    assert refusal(TypeError, StableNetClassifier, max_epoch=3) == (
+        "StableNetClassifier has no parameter 'max_epoch'. Did you mean 'max_epochs'? "
+        f"{PREFIXES}"
+    )
+    assert refusal(TypeError, StableNetRegressor, class_weight="balanced") == (
+        f"StableNetRegressor has no parameter 'class_weight'. {PREFIXES}"
+    )
+    assert refusal(TypeError, StableNetRegressor, modul__width=3) == (
+        f"StableNetRegressor has no parameter 'modul__width'. {PREFIXES}"
+    )
+
+
+def test_an_unknown_parameter_is_refused_by_set_params():
+    assert refusal(ValueError, StableNetClassifier().set_params, learning=3) == (
+        f"StableNetClassifier has no parameter 'learning'. {PREFIXES}"
+    )
+    assert refusal(ValueError, StableNetClassifier().set_params, batchsize=3) == (
+        "StableNetClassifier has no parameter 'batchsize'. Did you mean 'batch_size'? "
+        f"{PREFIXES}"
+    )
+
+
+def test_an_unknown_prefixed_parameter_is_refused_with_the_nearest_name():
+    assert refusal(ValueError, classifier(module__widht=3).fit, X, LABELS) == (
+        "StableNetClassifier got module__widht, but TabularMLP has no parameter "
+        "'widht'. Did you mean 'width'? It has: 'n_features_in', 'n_outputs', 'width', "
+        "'depth', 'dropout', 'activation'."
+    )
+    assert refusal(
+        ValueError, regressor(criterion="huber", criterion__deltas=3).fit, X, VALUES
+    ) == (
+        "StableNetRegressor got criterion__deltas, but HuberLoss has no parameter "
+        "'deltas'. Did you mean 'delta'? It has: 'reduction', 'delta'."
+    )
+    accepted = inspect.signature(torch.optim.AdamW).parameters
+    assert refusal(ValueError, regressor(optimizer__beta=3).fit, X, VALUES) == (
+        "StableNetRegressor got optimizer__beta, but AdamW has no parameter 'beta'. "
+        f"Did you mean 'betas'? It has: {', '.join(repr(name) for name in accepted)}."
+    )
+
+
+def test_parameters_for_an_instance_are_refused():
+    model = classifier(module=nn.Linear(3, 2), module__bias=False)
+    assert refusal(ValueError, model.fit, X, LABELS) == (
+        "module is an instance of Linear, so module__bias cannot be applied. Pass the "
+        "class."
+    )
+    model = classifier(criterion=nn.CrossEntropyLoss(), criterion__reduction="sum")
+    assert refusal(ValueError, model.fit, X, LABELS) == (
+        "criterion is an instance of CrossEntropyLoss, so criterion__reduction cannot "
+        "be applied. Pass the class."
+    )
+
+
+def test_a_second_learning_rate_is_refused():
+    # It would train at one rate and report the other as effective_lr_.
+    assert refusal(ValueError, classifier(optimizer__lr=3.0).fit, X, LABELS) == (
+        "StableNetClassifier got optimizer__lr: the learning rate is its parameter lr."
+    )
+
+
+def test_a_hold_out_of_all_rows_is_refused():
+    model = regressor(early_stopping=True, validation_fraction=0.9)
+    assert refusal(ValueError, model.fit, X[:3], VALUES[:3]) == (
+        "validation_fraction=0.9 holds out 3 of 3 rows, which leaves none to train on. "
+        "Lower it, or set early_stopping=False."
+    )
+
+
+# -- weights -------------------------------------------------------------------------
+
+
+@both
+def test_weights_that_make_no_sense_are_refused(door, y):
+    fit = door(max_epochs=1).fit
+    ones = np.ones(12)
+    assert refusal(ValueError, fit, X, y, np.ones(5)) == (
+        "sample_weight must have shape (12,), one weight per row, got (5,)."
+    )
+    assert refusal(ValueError, fit, X, y, np.ones((12, 1))) == (
+        "sample_weight must have shape (12,), one weight per row, got (12, 1)."
+    )
+    assert refusal(ValueError, fit, X, y, np.where(np.arange(12) == 10, -2, ones)) == (
+        "sample_weight must not be negative, but is -2 at row 10."
+    )
+    assert refusal(ValueError, fit, X, y, np.zeros(12)) == (
+        "All sample weights are zero: at least one row must count."
+    )
+    bad = np.where(np.arange(12) == 4, np.nan, ones)
+    assert refusal(NonFiniteDataError, fit, X, y, bad) == (
+        "sample_weight contains 1 NaN value at row 4. Give rows that must not count "
+        "the weight 0."
+    )
+
+
+def test_weights_that_leave_one_class_are_refused():
+    assert refusal(ValueError, classifier().fit, X, LABELS, LABELS) == (
+        "StableNetClassifier needs at least 2 classes, but y holds one class only: [1]."
+    )
+
+
+def test_class_weights_that_make_no_sense_are_refused():
+    assert refusal(ValueError, classifier(class_weight="balance").fit, X, LABELS) == (
+        "The 'class_weight' parameter of StableNetClassifier must be a dict, "
+        "'balanced' or None, got 'balance'."
+    )
+
+
+def test_balanced_classes_need_all_labels_at_once():
+    model = classifier(class_weight="balanced")
+    assert refusal(ValueError, model.partial_fit, X, LABELS, [0, 1]) == (
+        "class_weight='balanced' needs all labels at once, which partial_fit never "
+        "sees. Pass the weights as a dict."
+    )
+
+
+# -- going on ------------------------------------------------------------------------
+
+
+def test_partial_fit_must_know_the_classes():
+    assert refusal(ValueError, classifier().partial_fit, X, LABELS) == (
+        "classes must be passed on the first call to partial_fit: all labels that will "
+        "ever come."
+    )
+    assert refusal(ValueError, classifier().partial_fit, X, LABELS, [1, 2]) == (
+        "y holds labels that are not among the classes [1, 2]: [0]."
+    )
+    model = classifier().partial_fit(X, LABELS, [0, 1])
+    assert refusal(ValueError, model.partial_fit, X, LABELS * 3) == (
+        "y holds labels that are not among the classes [0, 1]: [3]."
+    )
+
+
+def test_partial_fit_refuses_other_classes_than_at_first():
+    model = classifier().partial_fit(X, LABELS, [0, 1])
+    assert refusal(ValueError, model.partial_fit, X, LABELS, [0, 1, 2]) == (
+        "classes=[0, 1, 2] differ from those of the first call to partial_fit, [0, 1]."
+    )
+
+
+def test_nan_is_no_class():
+    assert refusal(
+        NonFiniteDataError, classifier().partial_fit, X, LABELS, [0, 1, np.nan]
+    ) == ("classes contains 1 NaN value at row 2. A label must be finite.")
+
+
+def test_a_warm_start_refuses_other_classes():
+    model = classifier(warm_start=True).fit(X, LABELS)
+    assert refusal(ValueError, model.fit, X, LABELS * 2) == (
+        "warm_start=True goes on with the classes of the first fit, [0, 1], but y now "
+        "holds [0, 2]."
+    )
+
+
+def test_a_warm_start_refuses_other_columns():
+    model = classifier(warm_start=True).fit(X, LABELS)
+    assert refusal(ValueError, model.fit, X[:, :2], LABELS) == (
+        "X has 2 features, but StableNetClassifier is expecting 3 features as input."
+    )
+    model = regressor(warm_start=True).fit(X, VALUES)
+    assert refusal(ValueError, model.fit, X, X[:, :2]) == (
+        "y has 2 target columns, but the first fit had 1."
+    )
+
+
+def test_a_refused_warm_start_leaves_the_model_as_it_was():
+    model = classifier(warm_start=True).fit(X, LABELS)
+    before = model.predict_proba(X)
+    refusal(ValueError, model.fit, X, LABELS * 2)
+    refusal(NonFiniteDataError, model.fit, damaged(np.nan), LABELS)
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+    np.testing.assert_array_equal(model.classes_, [0, 1])
