@@ -109,7 +109,7 @@ def search(net, scoring, refit):
         cv=FOLDS,
         n_jobs=2,
     )
-    grid.set_callbacks(ProgressBar())
+    grid.set_callbacks(ProgressBar(max_propagation_depth=0))
     start = time.perf_counter()
     grid.fit(X_train, y_train)
     print(f"{len(RATES)} rates x 5 folds in {time.perf_counter() - start:.0f} s\n")

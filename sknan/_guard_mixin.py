@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-import sys
 import warnings
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from skorch.utils import TeeGenerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sknan._caller import stacklevel_of_caller
 from sknan._pickling import VersionedPickleMixin
 from sknan._skorch_data import as_table, refuse_nonfinite_data
 from sknan.adaptive_clipping import resolve_adaptive_clip
@@ -39,10 +38,6 @@ _NOT_FITTED = (
 )
 
 
-# Packages whose lines are not the user's.
-_INSIDE = {"sknan", "skorch", "sklearn", "joblib", "contextlib"}
-
-
 class _StepRefused(Exception):
     """Raised inside the optimizer's closure, so that no weight is touched."""
 
@@ -58,22 +53,6 @@ def _check_positive(name: str, value: Any) -> None:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not value > 0:
         raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
-
-
-def _stacklevel_of_caller() -> int:
-    """Level, for a warning of the calling function, of the first frame outside.
-
-    Between ``fit`` and the training lie frames of ours, skorch and scikit-learn, more
-    of them in a pipeline or a search. (``skip_file_prefixes`` needs Python 3.12.)
-    """
-    frame: FrameType | None = sys._getframe(1)
-    level = 1
-    while frame is not None:
-        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package not in _INSIDE:
-            return level
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 # The mixin only ever stands before a skorch net, whose methods it calls.
@@ -516,7 +495,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
                 f"lr={self.effective_lr_:.3g}{was}. First failure: {reports[0]}",
                 reports[0],
             ),
-            stacklevel=_stacklevel_of_caller(),
+            stacklevel=stacklevel_of_caller(),
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from sknan._caller import stacklevel_of_caller
 from sknan._checks import FLOAT64_MAX, column_name, did_you_mean, first_text_cell
 from sknan._pickling import VersionedPickleMixin
 from sknan.scaling import columns_of, midpoint
@@ -435,7 +436,7 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
             f"Skipping features without any observed values: {columns}. At least one "
             f"non-missing value is needed for imputation with strategy="
             f"{self.strategy!r}. keep_empty_features=True keeps them, filled with 0.",
-            stacklevel=3,
+            stacklevel=stacklevel_of_caller(),
         )
 
     def _cast(self, filled: Any, X: Any) -> Any:
@@ -485,7 +486,8 @@ def _unfit_cells(
     if cells.dtype.kind == "O":
         largest = FLOAT64_MAX if dtype is None else float(np.finfo(dtype).max)
         exceeds = np.frompyfunc(_exceeds, 2, 1)
-        unfit = np.asarray(exceeds(cells, largest), dtype=bool)
+        with np.errstate(invalid="ignore"):  # NaN exceeds nothing
+            unfit = np.asarray(exceeds(cells, largest), dtype=bool)
         return unfit | np.asarray(pd.isna(cells)) if everything else unfit
     if cells.dtype.kind != "f":
         return np.zeros(1, dtype=bool)

@@ -190,10 +190,8 @@ class SafeScaler(
         known = self.scale_ > 0
         center = np.where(known, self.center_, 0.0) * shrink
         scale = np.where(known, np.maximum(self.scale_ * shrink, _TINY), 1.0)
-        # The largest deviation whose quotient by the scale is finite. Where no spread
-        # is known every deviation counts as 0.
-        farthest = np.where(scale < 1, np.minimum(scale, 1.0) * 2.0**1023, np.inf)
-        farthest = np.where(known, farthest, 0.0)
+        # Where no spread is known every deviation counts as 0.
+        farthest = np.where(known, np.inf, 0.0)
 
         def scaled(
             block: NDArray[Any], columns: NDArray[Any], out: NDArray[Any]
@@ -220,7 +218,7 @@ class SafeScaler(
         ndarray of shape (n_samples, n_features)
             Values in the units of the data; always finite but for NaN. Values at or
             beyond the bound become the lowest and largest finite number of the dtype; a
-            constant column becomes its constant.
+            constant column becomes its constant, one that had no finite value 0.
         """
         check_is_fitted(self)
         X_in = _numbers(self, X, check_array)
@@ -232,6 +230,7 @@ class SafeScaler(
         bound = _round_down(self.bound, X_in.dtype)
         largest = float(np.finfo(X_in.dtype).max)
         farthest = _MAX * (1 - 2.0**-52) / np.maximum(self.scale_, 1.0)
+        center = np.nan_to_num(self.center_)
 
         def restored(
             block: NDArray[Any], columns: NDArray[Any], out: NDArray[Any]
@@ -247,9 +246,7 @@ class SafeScaler(
             beyond = np.isinf(z) & (scale > 0)
             out[...] = np.where(beyond, np.copysign(largest, z), half * 2.0)
 
-        return self._map(
-            restored, X_in, np.stack([self.center_, self.scale_, farthest])
-        )
+        return self._map(restored, X_in, np.stack([center, self.scale_, farthest]))
 
     def _check_parameters(self) -> None:
         bound, pair = self.bound, self.quantile_range
@@ -293,8 +290,8 @@ class SafeScaler(
             source, target = X.T, out.T
             per_column = columns[:, :, None]
         size = max(1, _BLOCK_CELLS // source.shape[1])
-        # What underflows is what is meant to round to 0.
-        with np.errstate(under="ignore"):
+        # What underflows is meant to round to 0; what overflows, to be bounded.
+        with np.errstate(under="ignore", over="ignore"):
             for start in range(0, len(source), size):
                 rows = slice(start, start + size)
                 part = per_column[:, rows] if by_column else per_column

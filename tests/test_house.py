@@ -23,6 +23,7 @@ PUBLIC_MODULES = [name for name in MODULES if not name.startswith("_")]
 # Floors of DESIGN.md; a private module lives where those stand that it serves.
 FLOOR = {
     "exceptions": 0,
+    "_caller": 0,
     "_checks": 0,
     "_pickling": 0,
     "functional": 0,

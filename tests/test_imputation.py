@@ -1,0 +1,476 @@
+"""NaNImputer: what is filled in, beyond what SimpleImputer does."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import sparse
+from sklearn.exceptions import NotFittedError
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+
+from sknan import NaNImputer, StableNetRegressor
+
+NAN, INF = np.nan, np.inf
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT64_MAX = float(np.finfo(np.float64).max)
+
+# London, Venice, Prague: eggs and milk in USD.
+PRICES = np.array([[2.5, 7.9], [NAN, 8.9], [4.6, NAN]])
+
+EXTREMES = [0.0, -0.0, 5e-324, FLOAT64_MAX, -FLOAT64_MAX, FLOAT32_MAX, 1e308, -1e308]
+finite = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(EXTREMES)
+holes = st.sampled_from([NAN, INF, -INF])
+shapes = hnp.array_shapes(min_dims=2, max_dims=2, max_side=8)
+tables = hnp.arrays(np.float64, shapes, elements=finite | holes)
+
+
+def refusal(error, function, *args):
+    with pytest.raises(error) as caught:
+        function(*args)
+    return str(caught.value)
+
+
+# -- the statistics ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategy", "eggs", "milk"),
+    [
+        ("zero", 0.0, 0.0),
+        ("mean", 3.55, 8.4),
+        ("median", 3.55, 8.4),
+        ("auto", 3.55, 8.4),
+        ("most_frequent", 2.5, 7.9),
+        ("constant", 0.0, 0.0),
+        (np.max, 4.6, 8.9),
+    ],
+)
+def test_the_two_missing_prices_are_filled(strategy, eggs, milk):
+    filled = NaNImputer(strategy=strategy).fit_transform(PRICES)
+    np.testing.assert_allclose(
+        filled, [[2.5, 7.9], [eggs, 8.9], [4.6, milk]], rtol=1e-15
+    )
+
+
+def exact_mean(values):
+    return sum(map(Fraction, values)) / len(values)
+
+
+def exact_median(values):
+    ranked = sorted(map(Fraction, values))
+    return (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
+
+
+@settings(deadline=None)
+@given(tables, st.sampled_from(["C", "F"]))
+def test_statistics_agree_with_exact_fractions(table, order):
+    table = np.asarray(table, order=order)
+    for strategy, exact in (("mean", exact_mean), ("median", exact_median)):
+        found = NaNImputer(strategy=strategy).fit(table).statistics_
+        for column, value in zip(table.T, found, strict=True):
+            known = column[np.isfinite(column)].tolist()
+            if not known:
+                assert math.isnan(value)
+                continue
+            assert min(known) <= value <= max(known)
+            # Sums of n float64 err by n units of the last place of their parts.
+            size = max(abs(x) for x in known)
+            error = abs(Fraction(float(value)) - exact(known))
+            assert error <= Fraction(len(known) * 2.0**-52) * Fraction(size) + Fraction(
+                5e-324
+            )
+
+
+@settings(deadline=None)
+@given(tables, st.sampled_from(["mean", "median", "zero"]), st.booleans())
+def test_no_hole_is_left_and_nothing_else_is_touched(table, strategy, keep):
+    imputer = NaNImputer(strategy=strategy, keep_empty_features=keep)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Skipping features")
+        filled = imputer.fit_transform(table)
+    known = np.isfinite(table)
+    kept = np.ones(table.shape[1], bool) if keep else known.any(axis=0)
+    assert filled.shape == (len(table), kept.sum())
+    assert np.isfinite(filled).all()
+    np.testing.assert_array_equal(
+        filled[known[:, kept]], table[:, kept][known[:, kept]]
+    )
+
+
+def test_two_cells_of_1e308_have_a_mean():
+    table = np.array([[1e308], [1e308], [NAN]])
+    assert NaNImputer(strategy="mean").fit_transform(table).tolist() == [[1e308]] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = SimpleImputer(strategy="mean").fit(table).statistics_
+    assert not np.isfinite(theirs).any()
+
+
+@pytest.mark.parametrize("strategy", ["mean", "median"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_statistics_of_the_largest_numbers_are_themselves(strategy, dtype):
+    largest = np.finfo(dtype).max
+    table = np.full((7, 3), largest, dtype=dtype)
+    table[:, 1] *= -1
+    table[::2, 2] *= -1
+    table[3] = NAN
+    filled = NaNImputer(strategy=strategy).fit_transform(table)
+    assert filled.dtype == dtype
+    assert filled[3, 0] == largest
+    assert filled[3, 1] == -largest
+    assert np.isfinite(filled).all()
+
+
+def test_the_mean_of_half_precision_is_taken_in_full():
+    table = np.full((5000, 1), 0.1, dtype=np.float16)
+    found = NaNImputer(strategy="mean").fit(table).statistics_
+    assert found.dtype == np.float64
+    assert found[0] == float(np.float16(0.1))
+
+
+@pytest.mark.parametrize("strategy", ["mean", "median", "most_frequent", "constant"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_it_answers_like_simple_imputer_on_ordinary_tables(strategy, dtype):
+    rng = np.random.default_rng(0)
+    table = rng.integers(-20, 20, size=(50, 6)).astype(dtype)
+    if dtype is not np.int64:
+        table[rng.random(table.shape) < 0.2] = NAN
+    ours = NaNImputer(strategy=strategy, add_indicator=True).fit(table)
+    theirs = SimpleImputer(strategy=strategy, add_indicator=True).fit(table)
+    found, expected = ours.transform(table), theirs.transform(table)
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert ours.get_feature_names_out().tolist() == (
+        theirs.get_feature_names_out().tolist()
+    )
+
+
+def test_auto_is_the_median_of_tables_and_the_mean_of_sparse_columns():
+    table = np.array([[0.0], [0.0], [1.0], [7.0], [NAN]])
+    assert NaNImputer().fit(table).statistics_.tolist() == [0.5]
+    assert NaNImputer().fit(sparse.csr_matrix(table)).statistics_.tolist() == [2.0]
+
+
+# -- sparse --------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(tables, st.sampled_from(["mean", "median", "zero"]))
+def test_sparse_input_gives_what_the_dense_table_gives(table, strategy):
+    rows = sparse.csc_array(table)
+    dense = NaNImputer(strategy=strategy, keep_empty_features=True).fit(table)
+    thin = NaNImputer(strategy=strategy, keep_empty_features=True).fit(rows)
+    # The zeros left out change the order of summation.
+    scale = np.abs(np.where(np.isfinite(table), table, 0.0)).max(axis=0, initial=0.0)
+    bound = np.maximum(scale * 2.0**-48, 1e-300)
+    assert np.all(np.abs(dense.statistics_ / 2 - thin.statistics_ / 2) <= bound)
+    filled = thin.transform(rows)
+    assert sparse.issparse(filled)
+    assert np.isfinite(filled.toarray()).all()
+
+
+def test_a_sparse_column_of_zeros_alone_is_no_empty_column():
+    table = sparse.csc_array(np.array([[0.0, 1.0], [0.0, NAN]]))
+    filled = NaNImputer(strategy="zero").fit_transform(table)
+    np.testing.assert_array_equal(filled.toarray(), [[0, 1], [0, 0]])
+
+
+def test_a_callable_sees_the_zeros_of_a_sparse_column():
+    table = sparse.csc_array(np.array([[0.0], [0.0], [6.0], [NAN]]))
+    assert NaNImputer(strategy=np.mean).fit(table).statistics_.tolist() == [2.0]
+
+
+def test_indicators_of_sparse_input():
+    table = sparse.csr_array(np.array([[0.0, 2.0], [NAN, 0.0], [4.0, INF]]))
+    filled = NaNImputer(strategy="mean", add_indicator=True, dtype="float32")
+    found = filled.fit_transform(table)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(
+        found.toarray(), [[0, 2, 0, 0], [2, 0, 1, 0], [4, 1, 0, 1]]
+    )
+
+
+# -- what counts as missing ----------------------------------------------------------
+
+
+def test_infinities_are_missing():
+    table = np.array([[1.0], [INF], [3.0], [-INF]])
+    assert NaNImputer().fit_transform(table).ravel().tolist() == [1, 2, 3, 2]
+    flagged = NaNImputer(add_indicator=True).fit_transform(table)
+    assert flagged[:, 1].tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "too_large"), [("float32", 1e39), ("float16", 1e5), (np.float32, -1e200)]
+)
+def test_numbers_beyond_the_output_are_missing(dtype, too_large):
+    table = np.array([[1.0], [too_large], [3.0], [8.0]])
+    filled = NaNImputer(dtype=dtype).fit_transform(table)
+    assert filled.dtype == np.dtype(dtype)
+    assert filled.ravel().tolist() == [1, 3, 3, 8]
+
+
+def test_without_a_dtype_large_numbers_stay():
+    table = np.array([[1.0], [1e300], [NAN]])
+    assert NaNImputer(strategy="mean").fit_transform(table)[1, 0] == 1e300
+
+
+def test_large_integers_are_missing_where_the_output_is_narrow():
+    table = np.array([[1], [100_000], [3]])
+    for strategy in ("mean", "most_frequent"):
+        filled = NaNImputer(strategy=strategy, dtype="float16").fit_transform(table)
+        assert np.isfinite(filled).all()
+        assert filled[0, 0] == 1
+
+
+def test_a_table_narrower_than_the_one_of_fit_is_filled_within_its_range():
+    imputer = NaNImputer(strategy="mean").fit(np.array([[1e300], [1e300]]))
+    filled = imputer.transform(np.array([[NAN], [2.0]], dtype=np.float32))
+    assert filled.dtype == np.float32
+    assert filled.ravel().tolist() == [FLOAT32_MAX, 2.0]
+
+
+def test_another_marker_leaves_nothing_else_missing():
+    table = np.array([[1.0], [-999.0], [3.0]])
+    imputer = NaNImputer(missing_values=-999, strategy="mean")
+    assert imputer.fit_transform(table).ravel().tolist() == [1, 2, 3]
+    for bad, word in ((NAN, "NaN"), (INF, "infinity")):
+        table[0] = bad
+        assert word in refusal(ValueError, imputer.fit, table)
+
+
+def test_a_column_first_missing_at_predict_is_filled():
+    imputer = NaNImputer().fit([[1.0, 4.0], [3.0, 8.0]])
+    assert imputer.transform([[NAN, INF]]).tolist() == [[2.0, 6.0]]
+
+
+@pytest.mark.parametrize("strategy", ["mean", "median", "zero", "most_frequent"])
+def test_a_column_without_values_is_dropped_or_kept_as_zeros(strategy):
+    table = pd.DataFrame({"a": [1.0, 3.0], "gone": [NAN, INF], "b": [NAN, 5.0]})
+    imputer = NaNImputer(strategy=strategy).fit(table)
+    with pytest.warns(UserWarning, match="Skipping") as caught:
+        assert imputer.transform(table).shape == (2, 2)
+    assert str(caught[0].message) == (
+        "Skipping features without any observed values: ['gone']. At least one "
+        f"non-missing value is needed for imputation with strategy='{strategy}'. "
+        "keep_empty_features=True keeps them, filled with 0."
+    )
+    assert caught[0].filename == __file__
+    assert imputer.get_feature_names_out().tolist() == ["a", "b"]
+    kept = NaNImputer(strategy=strategy, keep_empty_features=True).fit_transform(table)
+    assert kept[:, 1].tolist() == [0, 0]
+
+
+# -- kinds of table ------------------------------------------------------------------
+
+
+def test_pandas_in_and_pandas_out():
+    table = pd.DataFrame({"eggs": [2.5, NAN, 4.6]}, index=["L", "V", "P"])
+    imputer = NaNImputer(add_indicator=True, dtype="float32")
+    filled = imputer.set_output(transform="pandas").fit_transform(table)
+    assert filled.columns.tolist() == ["eggs", "missingindicator_eggs"]
+    assert filled.index.tolist() == ["L", "V", "P"]
+    assert set(filled.dtypes) == {np.dtype("float32")}
+
+
+def test_polars_in_and_polars_out():
+    table = pl.DataFrame({"a": [1.0, None, 5.0], "b": [1, 2, None]})
+    filled = NaNImputer().set_output(transform="polars").fit_transform(table)
+    assert isinstance(filled, pl.DataFrame)
+    assert filled.to_dict(as_series=False) == {"a": [1, 3, 5], "b": [1, 2, 1.5]}
+
+
+def test_polars_text_is_filled_too():
+    table = pl.DataFrame({"colour": ["red", None, "red", "blue"]})
+    filled = NaNImputer(strategy="most_frequent").fit_transform(table)
+    assert filled.ravel().tolist() == ["red", "red", "red", "blue"]
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "Float32", "boolean"])
+@pytest.mark.parametrize("marker", [NAN, pd.NA])
+def test_nullable_columns(dtype, marker):
+    table = pd.DataFrame({"a": pd.array([1, None, 0], dtype=dtype)})
+    filled = NaNImputer(missing_values=marker).fit_transform(table)
+    assert filled.ravel().tolist() == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("hole", [None, NAN, pd.NA, INF, pd.NaT])
+def test_every_hole_in_a_column_of_objects_is_filled(hole):
+    table = np.array([["red"], [hole], ["red"]], dtype=object)
+    filled = NaNImputer(strategy="most_frequent").fit_transform(table)
+    assert filled.ravel().tolist() == ["red", "red", "red"]
+    filled = NaNImputer(strategy="constant", fill_value="?").fit_transform(table)
+    assert filled.ravel().tolist() == ["red", "?", "red"]
+
+
+def test_numbers_among_objects_overflow_like_any_other():
+    table = np.array([[1.0], [1e39], [1.0]], dtype=object)
+    filled = NaNImputer(strategy="most_frequent", dtype="float32").fit_transform(table)
+    assert filled.dtype == np.float32
+    assert filled.ravel().tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("strategy", ["mean", "median", "zero", "constant"])
+def test_the_table_of_the_caller_is_left_alone(order, strategy):
+    table = np.array([[1.0, INF], [NAN, 2.0], [3.0, 4.0]], order=order)
+    before = table.copy()
+    imputer = NaNImputer(strategy=strategy).fit(table)
+    imputer.transform(table)
+    NaNImputer(strategy=strategy, copy=False).fit(table)  # fit never writes
+    np.testing.assert_array_equal(table, before)
+
+
+def test_without_copy_the_table_itself_is_filled():
+    table = np.array([[1.0, INF], [NAN, 2.0]])
+    filled = NaNImputer(copy=False).fit(table).transform(table)
+    assert filled is table or np.shares_memory(filled, table)
+    assert table.tolist() == [[1.0, 2.0], [1.0, 2.0]]
+
+
+def test_read_only_tables_are_filled():
+    table = PRICES.copy()
+    table.flags.writeable = False
+    assert np.isfinite(NaNImputer(copy=False).fit_transform(table)).all()
+
+
+# -- back again ----------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(tables)
+def test_inverse_transform_puts_the_holes_back(table):
+    imputer = NaNImputer(add_indicator=True, keep_empty_features=True).fit(table)
+    back = imputer.inverse_transform(imputer.transform(table))
+    np.testing.assert_array_equal(back, np.where(np.isfinite(table), table, NAN))
+
+
+def test_inverse_transform_brings_dropped_columns_back_as_missing():
+    table = np.array([[1.0, NAN, NAN], [2.0, NAN, 7.0]])
+    imputer = NaNImputer(add_indicator=True).fit(table)
+    with pytest.warns(UserWarning, match="Skipping"):
+        filled = imputer.transform(table)
+    np.testing.assert_array_equal(imputer.inverse_transform(filled), table)
+
+
+def test_inverse_transform_needs_its_indicators():
+    imputer = NaNImputer().fit(PRICES)
+    assert refusal(ValueError, imputer.inverse_transform, PRICES) == (
+        "'inverse_transform' works only when 'NaNImputer' is instantiated with "
+        "'add_indicator=True'. Got 'add_indicator=False' instead."
+    )
+    imputer = NaNImputer(add_indicator=True).fit(PRICES)
+    assert refusal(ValueError, imputer.inverse_transform, PRICES) == (
+        "X has shape (3, 2), but NaNImputer gives 2 filled and 2 indicator columns. "
+        "Pass what transform returned."
+    )
+
+
+# -- refusals ------------------------------------------------------------------------
+
+
+def test_an_unknown_strategy_is_refused():
+    known = "'auto', 'mean', 'median', 'zero', 'most_frequent', 'constant'"
+    for strategy, hint in (("medain", " Did you mean 'median'?"), (3, "")):
+        assert refusal(ValueError, NaNImputer(strategy=strategy).fit, PRICES) == (
+            f"The 'strategy' parameter of NaNImputer must be one of {known} or a "
+            f"callable. Got {strategy!r} instead.{hint}"
+        )
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float23", complex, 3])
+def test_an_unknown_dtype_is_refused(dtype):
+    assert refusal(ValueError, NaNImputer(dtype=dtype).fit, PRICES) == (
+        "The 'dtype' parameter of NaNImputer must be one of 'float16', 'float32', "
+        f"'float64' or None. Got {dtype!r} instead."
+    )
+
+
+def test_text_under_a_numeric_strategy_is_named_by_place():
+    table = pd.DataFrame({"age": [3.0, 4.0], "colour": ["1", "red"]})
+    assert refusal(ValueError, NaNImputer(strategy="median").fit, table) == (
+        "Cannot use median strategy with non-numeric data:\n"
+        "could not convert string to float: 'red'. X holds 'red' at row 1, "
+        "column 'colour'. Encode text first, for example with "
+        "skrub.TableVectorizer(), or pass strategy='most_frequent'."
+    )
+
+
+def test_text_cannot_become_a_float():
+    table = pd.DataFrame({"colour": ["blue", "red"]})
+    imputer = NaNImputer(strategy="most_frequent", dtype="float32").fit(table)
+    assert refusal(ValueError, imputer.transform, table) == (
+        "dtype='float32' needs numbers, and X holds 'blue' at row 0, column 'colour': "
+        "could not convert string to float: 'blue'. Encode text first, for example "
+        "with skrub.TableVectorizer(), or leave dtype=None."
+    )
+
+
+def test_a_container_in_a_cell_is_refused():
+    table = np.array([["a", "b"], ["a", {"b": 1}]], dtype=object)
+    assert refusal(TypeError, NaNImputer(strategy="most_frequent").fit, table) == (
+        "X holds a dict at row 1, column 1: to be counted, the argument must be a "
+        "string or a number."
+    )
+
+
+@pytest.mark.parametrize("value", [1e39, INF, NAN])
+def test_a_fill_value_that_does_not_fit_is_refused(value):
+    imputer = NaNImputer(strategy="constant", fill_value=value, dtype="float32")
+    assert refusal(ValueError, imputer.fit, PRICES) == (
+        f"fill_value must be finite and fit the output's dtype, got {value!r}."
+    )
+
+
+def always_nan(values):
+    return NAN
+
+
+def test_a_callable_that_finds_no_number_is_refused():
+    table = pd.DataFrame({"eggs": [2.5, NAN]})
+    message = refusal(ValueError, NaNImputer(strategy=always_nan).fit, table)
+    assert message == (
+        f"strategy {always_nan!r} returned nan for column 'eggs'. It must return a "
+        "finite number that fits the output's dtype."
+    )
+
+
+def test_an_imputer_that_is_not_fitted_says_so():
+    with pytest.raises(NotFittedError):
+        NaNImputer().transform(PRICES)
+    with pytest.raises(NotFittedError):
+        NaNImputer().inverse_transform(PRICES)
+
+
+def test_other_columns_at_transform_are_refused():
+    imputer = NaNImputer().fit(pd.DataFrame(PRICES, columns=["eggs", "milk"]))
+    assert "feature names" in refusal(
+        ValueError, imputer.transform, pd.DataFrame(PRICES, columns=["eggs", "butter"])
+    )
+    assert "X has 1 features" in refusal(
+        ValueError, NaNImputer().fit(PRICES).transform, PRICES[:, :1]
+    )
+
+
+# -- in a pipeline -------------------------------------------------------------------
+
+
+def test_it_feeds_a_network():
+    table = np.random.default_rng(0).normal(size=(60, 3))
+    y = table[:, 0].copy()
+    table[::7, 1], table[3, 2], table[5, 2] = NAN, INF, 1e300
+    model = make_pipeline(
+        NaNImputer(add_indicator=True, dtype="float32"),
+        StableNetRegressor(max_epochs=5, random_state=0),
+    )
+    assert np.isfinite(model.fit(table, y).predict(table)).all()

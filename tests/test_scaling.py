@@ -1,0 +1,313 @@
+"""SafeScaler: any number in, a finite and ordered number out."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from mpmath import mp, mpf
+from sklearn.exceptions import NotFittedError
+from sklearn.preprocessing import RobustScaler, StandardScaler
+
+from sknan import SafeScaler
+
+NAN, INF = np.nan, np.inf
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT64_MAX = float(np.finfo(np.float64).max)
+TINY = 5e-324
+
+EXTREMES = [0.0, -0.0, TINY, FLOAT64_MAX, -FLOAT64_MAX, FLOAT32_MAX, 1e19, 5e19, 1e200]
+finite = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(EXTREMES)
+anything = finite | st.sampled_from([NAN, INF, -INF])
+shapes = hnp.array_shapes(min_dims=2, max_dims=2, max_side=8)
+tables = hnp.arrays(np.float64, shapes, elements=anything)
+bounds = st.sampled_from([3.0, 0.1, 5.0, 1e-30, 1e30, None])
+
+
+def refusal(error, function, *args):
+    with pytest.raises(error) as caught:
+        function(*args)
+    return str(caught.value)
+
+
+def exact(x, center, scale, bound):
+    """The definition, with 700 digits."""
+    with mp.workdps(700):
+        z = (mpf(x) - mpf(center)) / mpf(scale)
+        return z if bound is None else z / mp.sqrt(1 + (z / mpf(bound)) ** 2)
+
+
+# -- any number ----------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(tables, bounds, st.sampled_from([np.float32, np.float64]))
+def test_every_number_comes_out_finite_and_bounded(table, bound, dtype):
+    with np.errstate(over="ignore"):
+        table = table.astype(dtype)
+    scaled = SafeScaler(bound=bound).fit_transform(table)
+    assert scaled.dtype == dtype
+    np.testing.assert_array_equal(np.isnan(scaled), np.isnan(table))
+    known = scaled[~np.isnan(table)]
+    assert np.isfinite(known).all()
+    if bound is not None:
+        assert (np.abs(known.astype(np.float64)) <= bound).all()
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.float64, st.integers(1, 12), elements=anything),
+    bounds,
+    st.sampled_from([np.float32, np.float64]),
+)
+def test_a_larger_value_never_comes_out_smaller(column, bound, dtype):
+    with np.errstate(over="ignore"):
+        column = np.sort(column[~np.isnan(column)]).astype(dtype)
+    assume(column.size)
+    scaled = SafeScaler(bound=bound).fit_transform(column[:, None]).ravel()
+    assert (np.diff(scaled.astype(np.float64)) >= 0).all()
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float64, st.integers(2, 9), elements=finite), bounds)
+def test_it_agrees_with_the_definition(column, bound):
+    scaler = SafeScaler(bound=bound).fit(column[:, None])
+    center, scale = float(scaler.center_[0]), float(scaler.scale_[0])
+    scaled = scaler.transform(column[:, None]).ravel()
+    if scale == 0:
+        assert not scaled.any()
+        return
+    for x, found in zip(column.tolist(), scaled.tolist(), strict=True):
+        expected = exact(x, center, scale, bound)
+        if abs(expected) > FLOAT64_MAX:
+            assert abs(found) == FLOAT64_MAX
+            continue
+        # The subtraction errs by half a unit of the larger part, which the division
+        # by the scale carries on; each other step by half a unit of its own.
+        lost = max(abs(x), abs(center)) * 2.0**-52
+        lost_scaled = mpf(lost) / mpf(scale)
+        assert abs(mpf(found) - expected) <= lost_scaled + 4e-16 * abs(expected) + TINY
+
+
+@settings(deadline=None)
+@given(tables)
+def test_center_and_scale_are_median_and_quartiles(table):
+    scaler = SafeScaler().fit(table)
+    for column, center, scale in zip(
+        table.T, scaler.center_, scaler.scale_, strict=True
+    ):
+        known = column[np.isfinite(column)] / 4  # numpy's own sums would overflow
+        if not known.size:
+            assert math.isnan(center)
+            assert scale == 0
+            continue
+        np.testing.assert_allclose(center / 4, np.median(known), rtol=1e-12)
+        first, third = np.percentile(known, [25, 75])
+        spread = third - first if third > first else np.ptp(known)
+        tolerance = 1e-12 * np.abs(known).max() + TINY
+        assert abs(scale / 4 - min(spread, FLOAT64_MAX / 4)) <= tolerance
+
+
+def test_far_values_are_not_folded_onto_the_median():
+    # x / sqrt(1 + (x / 3)**2) in float32 gives 0 from about 5e19 on.
+    table = np.array([[0.0], [1.0], [-1.0], [2.0], [1e19], [1e20], [3e38]], np.float32)
+    scaled = SafeScaler().fit(table[:4]).transform(table).ravel()
+    assert (scaled[4:] > 2.99).all()
+    with np.errstate(over="ignore"):
+        squared = (table / np.float32(3)) ** 2
+    assert (table / np.sqrt(1 + squared))[-1] == 0  # the trap itself
+
+
+def test_one_cell_of_1e200_spoils_nothing():
+    table = np.arange(9.0)[:, None].copy()
+    table[3] = 1e200
+    scaled = SafeScaler().fit_transform(table)
+    others = np.delete(scaled, 3)
+    assert np.ptp(others) > 1.5
+    assert scaled[3] == pytest.approx(3.0)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        standard = StandardScaler().fit_transform(table)
+        robust = RobustScaler().fit_transform(table).astype(np.float32)
+    assert not np.isfinite(standard).all() or np.ptp(np.delete(standard, 3)) == 0
+    assert np.isinf(robust[3])
+
+
+def test_infinities_go_to_the_bounds_and_nan_stays():
+    scaler = SafeScaler(bound=5.0).fit([[1.0], [2.0], [3.0], [INF], [-INF], [NAN]])
+    assert scaler.center_.tolist() == [2.0]
+    scaled = scaler.transform([[INF], [-INF], [NAN], [2.0]]).ravel()
+    assert scaled[:2].tolist() == [5.0, -5.0]
+    assert math.isnan(scaled[2])
+    assert scaled[3] == 0
+
+
+def test_without_a_bound_it_is_robust_scaler():
+    table = np.random.default_rng(0).normal(size=(40, 3))
+    ours = SafeScaler(bound=None).fit_transform(table)
+    np.testing.assert_allclose(ours, RobustScaler().fit_transform(table), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_without_a_bound_what_overflows_becomes_the_largest_number(dtype):
+    table = np.array([[0.0], [1e-30], [2e-30], [1e30], [INF]], dtype=dtype)
+    scaler = SafeScaler(bound=None).fit(table[:3])
+    scaled = scaler.transform(table)
+    assert np.isfinite(scaled).all()
+    assert scaled[-1] == np.finfo(dtype).max
+
+
+# -- columns of one value, of two, of none -------------------------------------------
+
+
+def test_indicator_columns_survive():
+    table = np.zeros((20, 1))
+    table[3] = 1.0  # both quartiles are 0
+    scaled = SafeScaler().fit_transform(table)
+    assert scaled[0] == 0
+    assert scaled[3] == pytest.approx(1 / math.sqrt(1 + 1 / 9))
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, 1e308, -TINY])
+def test_a_constant_column_becomes_zero(value):
+    scaler = SafeScaler().fit(np.full((5, 1), value))
+    assert scaler.scale_.tolist() == [0.0]
+    assert (
+        scaler.transform([[value], [3.0], [INF], [-1e300]]).ravel().tolist()
+        == [0.0] * 4
+    )
+
+
+def test_a_column_that_had_no_value_becomes_zero():
+    scaler = SafeScaler().fit([[NAN], [INF]])
+    scaled = scaler.transform([[5.0], [NAN]]).ravel()
+    assert scaled[0] == 0
+    assert math.isnan(scaled[1])
+
+
+def test_huge_and_tiny_spreads():
+    table = np.array([[-FLOAT64_MAX, -TINY], [0.0, 0.0], [FLOAT64_MAX, TINY]])
+    scaled = SafeScaler(quantile_range=(0.0, 100.0)).fit_transform(table)
+    expected = 0.5 / math.sqrt(1 + (0.5 / 3) ** 2)
+    # The spread of the huge column is capped at the largest float64: half of the real.
+    assert scaled[2, 0] == pytest.approx(1 / math.sqrt(1 + 1 / 9))
+    assert scaled[2, 1] == pytest.approx(expected)
+    assert scaled[0].tolist() == (-scaled[2]).tolist()
+    assert scaled[1].tolist() == [0, 0]
+
+
+def test_a_single_row():
+    assert SafeScaler().fit_transform([[3.0, NAN]])[0, 0] == 0
+
+
+# -- back ----------------------------------------------------------------------------
+
+
+def test_inverse_transform_returns_what_was_not_bounded_away():
+    table = np.random.default_rng(0).normal(size=(50, 3)) * [1, 1e-5, 1e200] + 7
+    table[:, 2] -= 7
+    scaler = SafeScaler().fit(table)
+    back = scaler.inverse_transform(scaler.transform(table))
+    np.testing.assert_allclose(back, table, rtol=1e-9)
+
+
+@settings(deadline=None)
+@given(tables, bounds)
+def test_inverse_transform_is_finite_where_the_table_was(table, bound):
+    scaler = SafeScaler(bound=bound).fit(table)
+    back = scaler.inverse_transform(scaler.transform(table))
+    assert not np.isnan(back[~np.isnan(table)]).any()
+
+
+# -- kinds of table ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_order_in_memory_changes_nothing(order, dtype):
+    table = np.random.default_rng(0).normal(size=(300, 50)).astype(dtype)
+    plain = SafeScaler().fit_transform(table)
+    other = SafeScaler().fit_transform(np.asarray(table, order=order))
+    np.testing.assert_array_equal(plain, other)
+    strided = SafeScaler().fit_transform(np.repeat(table, 2, axis=1)[:, ::2])
+    np.testing.assert_array_equal(plain, strided)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_blocks_do_not_show(order):
+    table = np.asarray(np.random.default_rng(0).normal(size=(40_000, 3)), order=order)
+    scaler = SafeScaler().fit(table)
+    whole = scaler.transform(table)
+    parts = np.vstack([scaler.transform(part) for part in np.array_split(table, 7)])
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_copy_says_whether_the_table_is_overwritten():
+    table = np.arange(6.0).reshape(3, 2)
+    before = table.copy()
+    scaled = SafeScaler().fit(table).transform(table)
+    np.testing.assert_array_equal(table, before)
+    SafeScaler(copy=False).fit(table).transform(table)
+    np.testing.assert_array_equal(table, scaled)
+
+
+def test_pandas_and_polars():
+    frame = pd.DataFrame({"a": [1.0, 2.0, NAN], "b": [3, 4, 5]}, index=list("xyz"))
+    scaled = SafeScaler().set_output(transform="pandas").fit_transform(frame)
+    assert scaled.columns.tolist() == ["a", "b"]
+    assert scaled.index.tolist() == list("xyz")
+    plain = SafeScaler().fit_transform(frame)
+    np.testing.assert_array_equal(scaled.to_numpy(), plain)
+    np.testing.assert_array_equal(
+        SafeScaler().fit_transform(pl.from_pandas(frame)), plain
+    )
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "boolean"])
+def test_nullable_columns(dtype):
+    frame = pd.DataFrame({"a": pd.array([0, 1, None, 1], dtype=dtype)})
+    scaled = SafeScaler().fit_transform(frame).ravel()
+    assert math.isnan(scaled[2])
+    assert np.isfinite(np.delete(scaled, 2)).all()
+
+
+# -- refusals ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", [0, -1.0, NAN, INF, 1e31, "3", True])
+def test_a_bound_out_of_range_is_refused(bound):
+    message = refusal(ValueError, SafeScaler(bound=bound).fit, [[1.0]])
+    assert message.startswith("The 'bound' parameter of SafeScaler must be")
+    assert message.endswith(f"Got {bound!r} instead.")
+
+
+@pytest.mark.parametrize("pair", [(75, 25), (25, 25), (-1, 50), (0, 101), 5, "ab"])
+def test_a_quantile_range_that_is_none_is_refused(pair):
+    scaler = SafeScaler(quantile_range=pair)
+    assert refusal(ValueError, scaler.fit, [[1.0]]) == (
+        "The 'quantile_range' parameter of SafeScaler must be two numbers with "
+        f"0 <= low < high <= 100. Got {pair!r} instead."
+    )
+
+
+def test_text_is_named_by_place():
+    frame = pd.DataFrame({"age": [3.0, 4.0], "colour": ["1", "red"]})
+    assert refusal(ValueError, SafeScaler().fit, frame) == (
+        "SafeScaler needs numbers, and X holds 'red' at row 1, column 'colour': could "
+        "not convert string to float: 'red'. Encode text first, for example with "
+        "skrub.TableVectorizer()."
+    )
+
+
+def test_a_scaler_that_is_not_fitted_says_so():
+    with pytest.raises(NotFittedError):
+        SafeScaler().transform([[1.0]])
+    with pytest.raises(NotFittedError):
+        SafeScaler().inverse_transform([[1.0]])
