@@ -259,7 +259,10 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
             return super().get_iterator(dataset, training=training)
         batch_size = options.pop("batch_size", self.batch_size)
         return TensorBatches(
-            table, len(table) if batch_size == -1 else batch_size, **options
+            table,
+            len(table) if batch_size == -1 else batch_size,
+            like_loader=True,
+            **options,
         )
 
     def run_single_epoch(

@@ -49,6 +49,10 @@ def _tree_leaves(data: Any) -> list[Tensor]:
     return leaves
 
 
+def _drawn_seed() -> int:
+    return int(torch.empty((), dtype=torch.int64).random_().item())
+
+
 class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
     """A data set of whole tensors: rows of ``X`` with their rows of ``y``.
 
@@ -98,6 +102,10 @@ class TensorBatches:
         Draw a new order from torch's global generator at the start of each pass.
     drop_last : bool, default=False
         Leave out a last batch that is shorter than ``batch_size``.
+    like_loader : bool, default=False
+        Draw from torch's global generator what a ``DataLoader`` of these rows draws, in
+        the same order: a seeded training then takes the same batches, and dropout the
+        same masks, as with one.
     merge_lone_row : bool, default=False
         Append a last batch of a single row to the one before it: batch normalisation
         has no variance over one row.
@@ -120,6 +128,7 @@ class TensorBatches:
         *,
         shuffle: bool = False,
         drop_last: bool = False,
+        like_loader: bool = False,
         merge_lone_row: bool = False,
     ) -> None:
         if batch_size < 1:
@@ -128,6 +137,7 @@ class TensorBatches:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.like_loader = like_loader
         self.merge_lone_row = merge_lone_row
 
     def _bounds(self) -> list[tuple[int, int]]:
@@ -144,13 +154,20 @@ class TensorBatches:
     def __len__(self) -> int:
         return len(self._bounds())
 
+    def _order(self) -> Tensor:
+        generator = None
+        if self.like_loader:  # its sampler shuffles by a generator of its own
+            generator = torch.Generator().manual_seed(_drawn_seed())
+        return torch.randperm(len(self.dataset), generator=generator)
+
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         table = self.dataset
+        if self.like_loader:
+            _drawn_seed()  # a loader seeds its workers with it, even if it has none
         if self.shuffle:
             # One gather of the whole table per pass; batches are then views of a copy
             # that nobody else holds.
-            order = torch.randperm(len(table))
-            X, y = table.rows(order)
+            X, y = table.rows(self._order())
             for start, stop in self._bounds():
                 batch = slice(start, stop)
                 yield tree_map(lambda leaf, batch=batch: leaf[batch], (X, y))  # type: ignore[misc]

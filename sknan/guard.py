@@ -424,9 +424,9 @@ class Guard:
             and self._first.travelled(self._snapshot) <= _FAR_AWAY
         )
 
-    def _growth_per_step(self) -> float:
+    def _growth_per_step(self, n_steps: int) -> float:
         """Movement in one step, in multiples of the weights' size, if it compounds."""
-        return float((1.0 + self.travelled()) ** (1.0 / self._steps_since_snapshot) - 1)
+        return float((1.0 + self.travelled()) ** (1.0 / n_steps) - 1)
 
     def handle(self, report: NonFiniteReport) -> Literal["retry", "skip"]:
         """Answer a failed step.
@@ -452,7 +452,14 @@ class Guard:
         self._recent.clear()
         self._is_proposed = False
         n_steps = self._steps_since_snapshot
-        growth = self._growth_per_step() if n_steps else 0.0
+        if not n_steps and self.travelled() > 0.0:
+            n_steps = (
+                1  # an optimizer that moves more than once before its step is done
+            )
+        growth = self._growth_per_step(n_steps) if n_steps else 0.0
+        for optimizer in self._optimizers:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                optimizer.state.clear()  # left half written by the broken-off step
         if self.on_nonfinite == "recover" or report.phase == "step":
             if n_steps and not self._is_snapshot_trusted():
                 assert self._first is not None

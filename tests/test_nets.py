@@ -1,0 +1,518 @@
+"""The skorch door: skorch's nets, and what a guard adds to them."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from skorch import (
+    NeuralNet,
+    NeuralNetBinaryClassifier,
+    NeuralNetClassifier,
+    NeuralNetRegressor,
+)
+from skorch.callbacks import Callback, LRScheduler
+from skorch.dataset import Dataset
+from torch import nn
+
+from sknan import (
+    DivergenceWarning,
+    GuardedNet,
+    GuardedNetBinaryClassifier,
+    GuardedNetClassifier,
+    GuardedNetRegressor,
+    GuardMixin,
+    NonFiniteDataError,
+    NonFiniteTrainingError,
+)
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(96, 4)).astype("float32")
+CODES = (X[:, 0] > 0).astype("int64")
+SHARES = CODES.astype("float32")
+VALUES = X[:, :1] - X[:, 1:2]
+
+
+class Net(nn.Module):
+    def __init__(self, n_outputs=1, squeeze=False, batch_norm=False):
+        super().__init__()
+        norm = nn.BatchNorm1d(8) if batch_norm else nn.Identity()
+        self.body = nn.Sequential(nn.Linear(4, 8), norm, nn.Tanh(), nn.Dropout(0.1))
+        self.head = nn.Linear(8, n_outputs)
+        self.squeeze = squeeze
+
+    def forward(self, X):
+        output = self.head(self.body(X))
+        return output.squeeze(1) if self.squeeze else output
+
+
+PAIRS = {
+    "net": (GuardedNet, NeuralNet, {"criterion": nn.MSELoss}, VALUES),
+    "classifier": (
+        GuardedNetClassifier,
+        NeuralNetClassifier,
+        {"criterion": nn.CrossEntropyLoss, "module__n_outputs": 2},
+        CODES,
+    ),
+    "binary": (
+        GuardedNetBinaryClassifier,
+        NeuralNetBinaryClassifier,
+        {"module__squeeze": True},
+        SHARES,
+    ),
+    "regressor": (GuardedNetRegressor, NeuralNetRegressor, {}, VALUES),
+}
+every_net = pytest.mark.parametrize("name", PAIRS)
+
+
+def built(name, guarded=True, **options):
+    ours, theirs, params, _ = PAIRS[name]
+    door = ours if guarded else theirs
+    defaults = {"max_epochs": 3, "batch_size": 32, "lr": 0.05, "verbose": 0}
+    return door(Net, **{**defaults, **params, **options})
+
+
+def target(name):
+    return PAIRS[name][3]
+
+
+def fit_seeded(net, *data, seed=0):
+    torch.manual_seed(seed)
+    return net.fit(*data)
+
+
+def weights_of(net):
+    return [p.detach().clone() for p in net.module_.parameters()]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def refusal(error, function, *args):
+    with pytest.raises(error) as caught:
+        function(*args)
+    return str(caught.value)
+
+
+class PoisonGradient(Callback):
+    """Write NaN into one gradient at the given steps."""
+
+    def __init__(self, steps=(2,)):
+        self.steps = steps
+
+    def initialize(self):
+        self.n_seen_ = 0
+        return self
+
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        self.n_seen_ += 1
+        if self.n_seen_ in self.steps:
+            next(iter(named_parameters))[1].grad.view(-1)[0] = torch.nan
+
+
+# -- a healthy training is skorch's --------------------------------------------------
+
+
+@every_net
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("kind", ["arrays", "tensors", "data set", "shuffled"])
+def test_a_healthy_training_is_skorchs_to_the_bit(name, optimizer, kind):
+    y = target(name)
+    data = {
+        "arrays": (X, y),
+        "tensors": (torch.from_numpy(X), torch.from_numpy(y)),
+        "data set": (Dataset(X, y), None),
+        "shuffled": (X, y),
+    }[kind]
+    options = {"optimizer": optimizer, "module__batch_norm": True}
+    if kind == "shuffled":
+        options["iterator_train__shuffle"] = True
+    elif kind != "arrays":
+        options["train_split"] = None  # skorch cannot stratify by tensors
+    ours = fit_seeded(built(name, **options), *data)
+    theirs = fit_seeded(built(name, guarded=False, **options), *data)
+    assert same(weights_of(ours), weights_of(theirs))
+    assert same(
+        ours.module_.state_dict().values(), theirs.module_.state_dict().values()
+    )
+    shared = ["train_loss"] + (
+        [] if options.get("train_split", 1) is None else ["valid_loss"]
+    )
+    for key in shared:
+        assert ours.history[:, key] == theirs.history[:, key]
+    batches = (slice(None), "batches", slice(None), "train_loss")
+    assert ours.history[batches] == theirs.history[batches]
+    np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
+    assert ours.nonfinite_reports_ == []
+    assert ours.effective_lr_ == 0.05
+
+
+def test_a_shuffled_training_sees_every_row_once_an_epoch():
+    seen = []
+
+    class Spy(Callback):
+        def on_batch_begin(self, net, batch=None, training=None, **kwargs):
+            if training:
+                seen.append(batch[0][:, 0].clone())
+
+    net = built("net", iterator_train__shuffle=True, max_epochs=2, train_split=None)
+    fit_seeded(net.set_params(callbacks=[Spy()]), X, VALUES)
+    epochs = torch.cat(seen).reshape(2, -1)
+    assert not torch.equal(epochs[0], epochs[1])
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == sorted(X[:, 0].tolist())
+
+
+def test_an_optimizer_that_calls_the_loss_many_times_is_guarded():
+    options = {"optimizer": torch.optim.LBFGS, "lr": 0.1, "train_split": None}
+    nets = [built("net", guarded, **options) for guarded in (True, False)]
+    ours, theirs = (fit_seeded(net, X, VALUES) for net in nets)
+    assert same(weights_of(ours), weights_of(theirs))
+    wild = built("net", **{**options, "lr": 1e30})
+    with pytest.warns(DivergenceWarning):
+        fit_seeded(wild, X, VALUES)
+    assert all(torch.isfinite(w).all() for w in weights_of(wild))
+
+
+class Noisy(torch.utils.data.Dataset):
+    """A data set of one's own, which no whole-tensor batch may take apart."""
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return {"X": torch.from_numpy(X[i])}, torch.from_numpy(VALUES[i])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ({"X": X}, VALUES),
+        (Noisy(), None),
+        (torch.utils.data.Subset(Dataset(X, VALUES), range(50)), None),
+        (torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(VALUES)), None),
+    ],
+    ids=["dict", "own data set", "subset", "tensor data set"],
+)
+def test_whatever_skorch_takes_is_trained_on(data):
+    net = fit_seeded(built("net", train_split=None), *data)
+    theirs = fit_seeded(built("net", False, train_split=None), *data)
+    assert same(weights_of(net), weights_of(theirs))
+
+
+def test_options_of_the_data_loader_are_heeded():
+    lengths = []
+
+    def collate(rows):
+        lengths.append(len(rows))
+        return torch.utils.data.default_collate(rows)
+
+    net = built("net", iterator_train__collate_fn=collate, train_split=None)
+    fit_seeded(net, X, VALUES)
+    assert lengths == [32, 32, 32] * 3
+    net = built("net", iterator_train__drop_last=True, batch_size=40, train_split=None)
+    assert fit_seeded(net, X, VALUES).history[-1, "train_batch_count"] == 2
+    net = built("net", batch_size=-1, train_split=None)
+    assert fit_seeded(net, X, VALUES).history[-1, "train_batch_count"] == 1
+
+
+def test_a_mixin_for_a_net_of_ones_own():
+    class Halved(NeuralNetRegressor):
+        def get_loss(self, y_pred, y_true, *args, **kwargs):
+            return super().get_loss(y_pred, y_true, *args, **kwargs) / 2
+
+    class GuardedHalved(GuardMixin, Halved):
+        pass
+
+    options = {"max_epochs": 2, "lr": 0.05, "verbose": 0}
+    ours = fit_seeded(GuardedHalved(Net, clip_norm=100.0, **options), X, VALUES)
+    assert same(
+        weights_of(ours), weights_of(fit_seeded(Halved(Net, **options), X, VALUES))
+    )
+    with pytest.warns(DivergenceWarning):
+        fit_seeded(GuardedHalved(Net, **{**options, "lr": 1e30}), X, VALUES)
+
+
+def test_parameters_save_and_load_as_in_skorch(tmp_path):
+    net = fit_seeded(built("net"), X, VALUES)
+    net.save_params(f_params=tmp_path / "net.pt", f_history=tmp_path / "net.json")
+    twin = built("net").initialize()
+    twin.load_params(f_params=tmp_path / "net.pt", f_history=tmp_path / "net.json")
+    np.testing.assert_array_equal(twin.predict(X), net.predict(X))
+    assert len(twin.history) == 3
+
+
+def test_repr_is_skorchs_and_str_names_our_class():
+    net = built("regressor").initialize()
+    assert repr(net) == repr(built("regressor", guarded=False).initialize())
+    assert str(net).startswith("<class 'sknan.nets.GuardedNetRegressor'>")
+
+
+# -- one step: watch, recover, clip, schedule, log -----------------------------------
+
+
+def test_what_a_callback_does_to_the_gradients_is_seen_before_any_clip():
+    # One NaN, clipped by norm, would be in every weight after the step.
+    net = built(
+        "net",
+        callbacks=[("poison", PoisonGradient(steps=(2,)))],
+        clip_norm=1.0,
+        clip_value=0.5,
+        adaptive_clip="agc",
+        train_split=None,
+    )
+    with pytest.warns(DivergenceWarning, match="Training failed once"):
+        fit_seeded(net, X, VALUES)
+    assert all(torch.isfinite(w).all() for w in weights_of(net))
+    (report,) = net.nonfinite_reports_
+    assert (report.phase, report.epoch, report.batch) == ("backward", 1, 2)
+    assert len(net.history) == 3
+
+
+def test_the_gradient_norm_is_logged_as_it_was_before_the_clip():
+    net = built("net", clip_norm=1e-4, train_split=None)
+    fit_seeded(net, X, VALUES)
+    assert min(net.history[:, "grad_norm"]) > 0.01
+    assert net.history[:, "clip_share"] == [1.0] * 3
+    assert "clip_share" not in fit_seeded(built("net"), X, VALUES).history[-1]
+
+
+def test_a_step_is_no_longer_than_the_clip():
+    net = built("net", lr=1.0, clip_norm=1e-3, batch_size=-1, max_epochs=1)
+    net.initialize()
+    before = torch.cat([w.flatten() for w in weights_of(net)])
+    net.partial_fit(X, VALUES)
+    after = torch.cat([w.flatten() for w in weights_of(net)])
+    assert float((after - before).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_schedule_and_warmup_set_the_rate_of_every_step():
+    rates = []
+
+    class Spy(Callback):
+        def on_grad_computed(self, net, named_parameters, **kwargs):
+            rates.append(net.optimizer_.param_groups[0]["lr"])
+
+    net = built(
+        "net",
+        lr=0.1,
+        lr_schedule=lambda progress: 1 - progress,
+        warmup=3,
+        train_split=None,
+        callbacks=[Spy()],
+    )
+    fit_seeded(net, X, VALUES)
+    assert len(rates) == 9
+    assert rates[0] < rates[1] < rates[2]
+    assert all(a > b for a, b in itertools.pairwise(rates[3:]))
+    # Only inside the step: a scheduler of the user's own finds the rate it set.
+    assert net.optimizer_.param_groups[0]["lr"] == 0.1
+    assert net.history[-1, "lr"] == rates[-1]
+
+
+def test_a_scheduler_of_skorch_still_works():
+    scheduler = LRScheduler(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
+    net = built("net", callbacks=[scheduler], train_split=None)
+    theirs = built("net", False, callbacks=[scheduler], train_split=None)
+    assert same(
+        weights_of(fit_seeded(net, X, VALUES)),
+        weights_of(fit_seeded(theirs, X, VALUES)),
+    )
+
+
+def test_a_schedule_needs_to_know_the_length():
+    class Endless:
+        def __init__(self, dataset, batch_size):
+            self.dataset = dataset
+
+        def __iter__(self):
+            return iter([(torch.tensor(X), torch.tensor(VALUES))])
+
+    net = built("net", iterator_train=Endless, train_split=None, max_epochs=2)
+    fit_seeded(net, X, VALUES)  # without a schedule any iterator will do
+    assert refusal(TypeError, net.set_params(lr_schedule="cosine").fit, X, VALUES) == (
+        "lr_schedule='cosine' with warmup=0.0 needs to know the number of batches, but "
+        "Endless has no length. Give the iterator a __len__, or leave both out."
+    )
+
+
+# -- recovery ------------------------------------------------------------------------
+
+
+@every_net
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("lr", [1e4, 1e30])
+def test_an_absurd_rate_is_rescued(name, optimizer, lr):
+    net = built(name, lr=lr, optimizer=optimizer, max_epochs=10)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit_seeded(net, X, target(name))
+    # Adam's steps of 1e4 leave tanh saturated with a finite loss: no fault by itself.
+    if optimizer is torch.optim.SGD or lr == 1e30:
+        assert [w.category for w in caught] == [DivergenceWarning]
+        assert caught[0].filename == __file__
+        assert net.effective_lr_ < lr
+    assert all(torch.isfinite(w).all() for w in weights_of(net))
+    assert np.isfinite(net.predict_proba(X)).all()
+
+
+def test_skip_leaves_the_batch_out_and_keeps_the_rate():
+    poison = PoisonGradient(steps=(2, 5))
+    net = built("net", on_nonfinite="skip", callbacks=[poison], train_split=None)
+    with pytest.warns(DivergenceWarning, match="Training failed 2 times"):
+        fit_seeded(net, X, VALUES)
+    assert net.effective_lr_ == 0.05
+    assert [(r.epoch, r.batch) for r in net.nonfinite_reports_] == [(1, 2), (2, 2)]
+
+
+def test_raise_raises_with_the_report_and_leaves_finite_weights():
+    net = built("net", on_nonfinite="raise", callbacks=[PoisonGradient()])
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        fit_seeded(net, X, VALUES)
+    assert str(caught.value) == str(caught.value.report)
+    assert caught.value.report == net.nonfinite_reports_[0]
+    assert all(torch.isfinite(w).all() for w in weights_of(net))
+
+
+def test_a_spent_budget_raises():
+    poison = PoisonGradient(steps=range(2, 100))
+    net = built("net", max_recoveries=3, callbacks=[poison], max_epochs=20)
+    message = refusal(NonFiniteTrainingError, fit_seeded, net, X, VALUES)
+    assert message.endswith("Gave up after 3 recoveries (max_recoveries=3).")
+    assert len(net.nonfinite_reports_) == 4
+
+
+def test_a_new_fit_has_a_new_budget_and_partial_fit_goes_on():
+    net = built("net", lr=1e30)
+    with pytest.warns(DivergenceWarning):
+        fit_seeded(net, X, VALUES)
+    n_reports, rate = len(net.nonfinite_reports_), net.effective_lr_
+    assert rate < 1e30
+    net.partial_fit(X, VALUES)
+    assert net.effective_lr_ <= rate
+    assert len(net.nonfinite_reports_) >= n_reports
+    net.set_params(lr=0.01)
+    fit_seeded(net, X, VALUES)
+    assert net.nonfinite_reports_ == []
+    assert net.effective_lr_ == 0.01
+
+
+class Interrupt(Callback):
+    """Press Ctrl-C in the middle of the second epoch, after damage was done."""
+
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        if len(net.history) == 2:
+            with torch.no_grad():
+                net.module_.head.weight.fill_(torch.nan)
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_leaves_finite_weights():
+    net = fit_seeded(built("net", callbacks=[Interrupt()]), X, VALUES)
+    assert len(net.history) == 2
+    assert all(torch.isfinite(w).all() for w in weights_of(net))
+    assert np.isfinite(net.predict(X)).all()
+
+
+def test_a_step_by_hand_is_guarded_too():
+    net = built("net", callbacks=[PoisonGradient(steps=(1,))]).initialize()
+    before = weights_of(net)
+    step = net.train_step((torch.tensor(X), torch.tensor(VALUES)))
+    assert step["was_skipped"]
+    assert same(weights_of(net), before)
+    net.train_step((torch.tensor(X), torch.tensor(VALUES)))
+    assert not same(weights_of(net), before)
+
+
+def test_probabilities_for_logits_are_pointed_out():
+    net = GuardedNetClassifier(
+        Net, module__n_outputs=2, max_epochs=2, verbose=0, lr=0.1
+    )
+    with pytest.warns(UserWarning, match="criterion NLLLoss wants probabilities") as w:
+        fit_seeded(net, X, CODES)
+    assert str(w[0].message) == (
+        "The module's output is negative in places, but criterion NLLLoss wants "
+        "probabilities here (skorch takes their logarithm). If the module returns "
+        "logits, use criterion=torch.nn.CrossEntropyLoss; otherwise end it with a "
+        "softmax."
+    )
+    assert all(torch.isfinite(p).all() for p in weights_of(net))
+
+
+# -- refusals ------------------------------------------------------------------------
+
+IMPUTE = (
+    "Impute first, for example with make_pipeline(NaNImputer(), SafeScaler(), net)."
+)
+
+
+def damaged():
+    table = X.copy()
+    table[[2, 5], 1] = np.nan
+    table[3, 0] = np.inf
+    return table
+
+
+def test_holes_are_refused_before_training():
+    table = damaged()
+    net = built("net")
+    place = "in 2 of 4 columns: {} (1, first at row 3), {} (2, first at row 2). "
+    assert refusal(NonFiniteDataError, net.fit, table, VALUES) == (
+        f"X contains 2 NaN values and 1 inf value {place.format(0, 1)}{IMPUTE}"
+    )
+    frame = pd.DataFrame(table, columns=list("abcd"))
+    assert refusal(NonFiniteDataError, net.fit, frame, VALUES) == (
+        "X contains 2 NaN values and 1 inf value " + place.format("'a'", "'b'") + IMPUTE
+    )
+    for data in (torch.tensor(table), Dataset(table, VALUES), {"X": table}):
+        message = refusal(NonFiniteDataError, net.fit, data, VALUES)
+        assert message.startswith(("X contains 2 NaN", "X['X'] contains 2 NaN"))
+
+
+def test_a_target_with_holes_is_refused_before_training():
+    y = VALUES.copy()
+    y[7] = np.nan
+    assert refusal(NonFiniteDataError, built("net").fit, X, y) == (
+        "y contains 1 NaN value in 1 of 1 column: 0 (1, first at row 7). A row without "
+        "a finite target cannot be learnt from: leave those rows out of X and y."
+    )
+
+
+def test_holes_at_predict_are_refused():
+    net = fit_seeded(built("net"), X, VALUES)
+    message = refusal(NonFiniteDataError, net.predict, damaged())
+    assert message.startswith("X contains 2 NaN values and 1 inf value in 2 of 4")
+    with torch.no_grad():
+        net.module_.head.weight.fill_(torch.nan)
+    assert refusal(NonFiniteTrainingError, net.predict, X) == (
+        "The network's output is NaN for 96 of 96 rows, first row 0, although X is "
+        "finite. Is its range the one seen in training? SafeScaler bounds it."
+    )
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "clip_value"])
+@pytest.mark.parametrize("value", [0, -1.0, np.nan, "1", True])
+def test_a_clip_that_is_none_is_refused(name, value):
+    assert refusal(ValueError, built("net", **{name: value}).fit, X, VALUES) == (
+        f"{name} must be a number above 0 or None, got {value!r}."
+    )
+
+
+# -- what is kept --------------------------------------------------------------------
+
+
+def test_no_second_copy_of_the_weights_outlives_the_training():
+    wide = nn.Sequential(nn.Linear(4, 100_000), nn.Linear(100_000, 1))
+    net = GuardedNet(wide, nn.MSELoss, max_epochs=1, lr=1e-6, verbose=0)
+    fit_seeded(net, X, VALUES)
+    n_bytes = sum(p.numel() * 4 for p in net.module_.parameters())
+    assert len(pickle.dumps(net)) < 1.1 * n_bytes + 20_000
+    twin = pickle.loads(pickle.dumps(net))
+    assert twin.module is twin.module_
+    np.testing.assert_array_equal(twin.predict(X), net.predict(X))
