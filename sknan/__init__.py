@@ -1,5 +1,7 @@
 """Neural networks on messy tables that never end in NaN, as scikit-learn components."""
 
+from importlib.metadata import version
+
 from sknan.diagnosis import NonFiniteReport
 from sknan.estimators import StableNetClassifier, StableNetRegressor
 from sknan.exceptions import (
@@ -36,3 +38,5 @@ __all__ = [
     "StableNetRegressor",
     "TabularMLP",
 ]
+
+__version__ = version("sknan")

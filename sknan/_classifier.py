@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
+from sknan._caller import stacklevel_of_caller
 from sknan._checks import DROP_ROWS, FLOAT64_MAX, check_finite
 from sknan._estimator_base import StableNetBase
 from sknan.exceptions import NonFiniteDataError
@@ -370,6 +372,14 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
                 "module's output are none. Use criterion='cross_entropy', which takes "
                 "logits, or end the module with a log-softmax."
             )
+        if isinstance(criterion, nn.CrossEntropyLoss) and _are_probabilities(output):
+            warnings.warn(
+                "The rows of the module's output are probabilities, but criterion "
+                f"{name} takes logits, and learns little through a second softmax. "
+                "Leave the softmax out.",
+                UserWarning,
+                stacklevel=stacklevel_of_caller(),
+            )
         return torch.from_numpy(y)
 
     def _probabilities(self, X: Any) -> Tensor:
@@ -454,6 +464,11 @@ def _listed(labels: np.ndarray) -> str:
 
 def _is_outside_unit(output: Tensor) -> bool:
     return bool((output < 0).any() or (output > 1).any())
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    sums = output.sum(dim=1)
+    return not _is_outside_unit(output) and bool((sums - 1).abs().max() < 1e-3)
 
 
 def _are_log_probabilities(output: Tensor) -> bool:

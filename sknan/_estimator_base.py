@@ -18,6 +18,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
+from skorch.callbacks import Callback
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 
@@ -48,6 +49,15 @@ def _is_number(value: Any) -> bool:
 def _is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(
         value, (bool, np.bool_)
+    )
+
+
+def _calls(value: Any) -> bool:
+    """Whether skorch takes it as a callback: an instance, a class, or a named one."""
+    if isinstance(value, tuple):
+        return len(value) == 2 and isinstance(value[0], str) and _calls(value[1])
+    return isinstance(value, Callback) or (
+        isinstance(value, type) and issubclass(value, Callback)
     )
 
 
@@ -82,7 +92,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "an integer of at least 0",
     ),
     "callbacks": (
-        lambda v: v is None or isinstance(v, (list, tuple)),
+        lambda v: v is None or (isinstance(v, (list, tuple)) and all(map(_calls, v))),
         "a list of skorch callbacks or None",
     ),
 }

@@ -11,6 +11,21 @@ from sknan._checks import did_you_mean
 __all__ = ["PrefixedParamsMixin"]
 
 _PREFIXES = ("module", "criterion", "optimizer")
+# What the same thing is called elsewhere: in Keras, torch and scikit-learn's own MLP.
+_ELSEWHERE = {
+    "activation": "module__activation",
+    "alpha": "weight_decay",
+    "dropout": "module__dropout",
+    "epochs": "max_epochs",
+    "hidden_layer_sizes": "module__width",
+    "learning_rate": "lr",
+    "learning_rate_init": "lr",
+    "loss": "criterion",
+    "max_iter": "max_epochs",
+    "patience": "n_iter_no_change",
+    "seed": "random_state",
+    "solver": "optimizer",
+}
 # Whoever walks the constructor's signature finds this name among the parameters, as
 # scikit-learn's own checks do; it is only refused when it comes to training.
 _VAR_KEYWORD = "prefixed"
@@ -51,10 +66,11 @@ class PrefixedParamsMixin(BaseEstimator):
     def _unknown_parameter(self, name: str) -> str:
         known = sorted(self._get_param_names())
         prefixes = ", ".join(f"{prefix}__..." for prefix in _PREFIXES)
+        meant = _ELSEWHERE.get(name)
+        hint = f" Did you mean {meant!r}?" if meant else did_you_mean(name, known)
         return (
-            f"{type(self).__name__} has no parameter {name!r}."
-            f"{did_you_mean(name, known)} Parameters of the network's parts are "
-            f"written {prefixes}."
+            f"{type(self).__name__} has no parameter {name!r}.{hint} Parameters of "
+            f"the network's parts are written {prefixes}."
         )
 
     def _prefixed_params(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from skorch.callbacks import Callback
 
-from sknan.guard import Snapshot
+from sknan.snapshots import Snapshot
 
 __all__ = ["BestWeights"]
 

@@ -69,7 +69,7 @@ class DivergenceWarning(ConvergenceWarning):
     message : str
         What was found, where, and what was done.
     report : NonFiniteReport or None, default=None
-        The (last) failed step.
+        The first failed step.
 
     Attributes
     ----------

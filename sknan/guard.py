@@ -19,7 +19,6 @@ import math
 import numbers
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -28,8 +27,9 @@ from torch import Tensor, nn
 from sknan.clipping import grad_norm, stable_grad_norm
 from sknan.diagnosis import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.snapshots import Snapshot
 
-__all__ = ["Guard", "Snapshot", "scaled_rates"]
+__all__ = ["Guard", "scaled_rates"]
 
 POLICIES = ("recover", "skip", "raise")
 
@@ -47,22 +47,6 @@ _FAR_AWAY = 10.0
 
 # Largest factor by which one roll-back lowers the rate.
 _BACKOFF = 0.1
-
-
-def _is_finite(tensors: Sequence[Tensor]) -> bool:
-    if not tensors:
-        return True
-    # One host read for all tensors together.
-    return bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all())
-
-
-def _norm(tensors: Sequence[Tensor]) -> float:
-    """2-norm in float64, with overflowed entries counted as the largest float32."""
-    total = 0.0
-    for tensor in tensors:
-        wide = torch.nan_to_num(tensor.detach().double(), nan=torch.inf)
-        total += float(wide.clamp(-3.4e38, 3.4e38).square().sum())
-    return math.sqrt(total)
 
 
 @contextlib.contextmanager
@@ -94,104 +78,6 @@ def scaled_rates(
     finally:
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
-
-
-class Snapshot:
-    """Copy of the weights and buffers of some modules, kept on their device.
-
-    Parameters
-    ----------
-    modules : sequence of nn.Module
-        Tied tensors are kept once.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        tensors = chain.from_iterable(
-            chain(module.parameters(), module.buffers()) for module in modules
-        )
-        self._live = list({id(t): t for t in tensors}.values())
-        self._kept = [tensor.detach().clone() for tensor in self._live]
-        buffers = {id(b): b for module in modules for b in module.buffers()}
-        self._buffers = list(buffers.values())
-        self._kept_buffers = [buffer.clone() for buffer in self._buffers]
-        # A buffer may hold infinities by design, such as a causal attention mask.
-        self._watched = [
-            live
-            for live, kept in zip(self._live, self._kept, strict=True)
-            if kept.is_floating_point()
-            and (live.requires_grad or bool(torch.isfinite(kept).all()))
-        ]
-
-    @torch.no_grad()
-    def take(self) -> None:
-        """Overwrite the copy with the present state."""
-        for live, kept in zip(self._live, self._kept, strict=True):
-            kept.copy_(live)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Write the copy back."""
-        for live, kept in zip(self._live, self._kept, strict=True):
-            live.copy_(kept)
-
-    @torch.no_grad()
-    def take_buffers(self) -> None:
-        """Keep the buffers as they are before a forward pass, which may change them."""
-        for live, kept in zip(self._buffers, self._kept_buffers, strict=True):
-            kept.copy_(live)
-
-    @torch.no_grad()
-    def restore_buffers(self) -> None:
-        """Write the buffers back as they were before the forward pass."""
-        for live, kept in zip(self._buffers, self._kept_buffers, strict=True):
-            live.copy_(kept)
-
-    @torch.no_grad()
-    def restore_nonfinite(self) -> None:
-        """Write the copy back where the present state is not finite."""
-        for live, kept in zip(self._live, self._kept, strict=True):
-            if not torch.isfinite(live).all():
-                live.copy_(kept)
-
-    @contextlib.contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Put the copy in place inside the block, and the present state back after."""
-        present = [live.detach().clone() for live in self._live]
-        self.restore()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for live, value in zip(self._live, present, strict=True):
-                    live.copy_(value)
-
-    def is_live_finite(self) -> bool:
-        """Whether the present weights, and the buffers that were finite, are finite."""
-        return _is_finite(self._watched)
-
-    def travelled(self, later: Snapshot | None = None) -> float:
-        """Distance of the weights from the copy, in multiples of the copy's size.
-
-        Parameters
-        ----------
-        later : Snapshot or None, default=None
-            Whose weights; by default the present ones.
-        """
-        pairs = [
-            (now.detach(), kept)
-            for live, kept, now in zip(
-                self._live,
-                self._kept,
-                later._kept if later else self._live,
-                strict=True,
-            )
-            if live.requires_grad
-        ]
-        n_weights = sum(kept.numel() for _, kept in pairs)
-        # Weights that start at zero have no size of their own.
-        size = max(_norm([kept for _, kept in pairs]), 1e-2 * math.sqrt(n_weights))
-        moved = _norm([now.double() - kept for now, kept in pairs])
-        return moved / size if size else 0.0
 
 
 class Guard:

@@ -21,8 +21,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sknan._caller import stacklevel_of_caller
 from sknan._checks import FLOAT64_MAX, column_name, did_you_mean, first_text_cell
+from sknan._columns import columns_of, mean, median
 from sknan._pickling import VersionedPickleMixin
-from sknan.scaling import columns_of, midpoint
 
 __all__ = ["NaNImputer"]
 
@@ -402,9 +402,9 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
         if strategy == "zero":
             return 0.0
         if strategy == "mean":
-            return _mean(values, n_zeros)
+            return mean(values, n_zeros)
         if strategy == "median":
-            return _median(values, n_zeros)
+            return median(values, n_zeros)
         zeros = np.zeros(n_zeros, dtype=values.dtype)
         value = float(strategy(np.append(values, zeros)))
         if not abs(value) <= self._largest():
@@ -501,43 +501,6 @@ def _unfit_cells(
 
 def _exceeds(cell: Any, largest: float) -> bool:
     return isinstance(cell, numbers.Real) and abs(float(cell)) > largest
-
-
-def _mean(values: NDArray[Any], n_zeros: int) -> float:
-    """Mean of finite values and some zeros, in float64, within their range."""
-    size = values.size + n_zeros
-    low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
-    if n_zeros:
-        low, high = min(low, 0.0), max(high, 0.0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = float(values.sum(dtype=np.float64)) / size
-    if not math.isfinite(mean):
-        # Halved until even the sum of as many largest values is finite.
-        exponent = size.bit_length()
-        mean = float(np.ldexp(values, -exponent).sum()) / size
-        # Rounding may carry the mean of equal values past them, and past the largest.
-        mean = min(max(mean, math.ldexp(low, -exponent)), math.ldexp(high, -exponent))
-        mean = math.ldexp(mean, exponent)
-    return min(max(mean, low), high)
-
-
-def _median(values: NDArray[Any], n_zeros: int) -> float:
-    """Median of finite values, which are reordered, and some zeros."""
-    n_below = int((values < 0).sum()) if n_zeros else 0
-
-    def place(rank: int) -> int | None:
-        """Where in the sorted values the one of this rank stands; None for a zero."""
-        if not n_zeros or rank < n_below:
-            return rank
-        return None if rank < n_below + n_zeros else rank - n_zeros
-
-    last = values.size + n_zeros - 1
-    places = [place(last // 2), place((last + 1) // 2)]
-    stored = [at for at in places if at is not None]
-    if stored:
-        values.partition(stored)
-    low, high = (0.0 if at is None else float(values[at]) for at in places)
-    return midpoint(low, high)
 
 
 def _rounded(fill: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

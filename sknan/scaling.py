@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,13 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from sknan._checks import first_text_cell
+from sknan._columns import BLOCK_CELLS, columns_of, midpoint
 from sknan._pickling import VersionedPickleMixin
 
 __all__ = ["SafeScaler"]
 
 _MAX = float(np.finfo(np.float64).max)
 _TINY = float(np.finfo(np.float64).smallest_subnormal)
-
-# Cells worked on at once: a few arrays of this many float64 stay in a core's cache.
-_BLOCK_CELLS = 1 << 15
-
-# A cache line holds eight float64: fetching fewer columns at once reads them again.
-_MIN_COLUMNS = 8
 
 # Up to here a center or scale can be subtracted from, or divide, any float64 without an
 # overflow: it is less than half the distance between the two largest float64.
@@ -289,7 +284,7 @@ class SafeScaler(
         if by_column:
             source, target = X.T, out.T
             per_column = columns[:, :, None]
-        size = max(1, _BLOCK_CELLS // source.shape[1])
+        size = max(1, BLOCK_CELLS // source.shape[1])
         # What underflows is meant to round to 0; what overflows, to be bounded.
         with np.errstate(under="ignore", over="ignore"):
             for start in range(0, len(source), size):
@@ -303,22 +298,6 @@ class SafeScaler(
         tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def columns_of(X: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """The columns of a table, each contiguous, in place or copied in small batches."""
-    if X.flags.f_contiguous:
-        yield from X.T
-        return
-    width = max(_MIN_COLUMNS, _BLOCK_CELLS // max(1, len(X)))
-    for start in range(0, X.shape[1], width):
-        yield from np.ascontiguousarray(X[:, start : start + width].T)
-
-
-def midpoint(low: float, high: float) -> float:
-    """Mean of two finite numbers: numpy's, and finite where the sum is not."""
-    total = low + high  # Python's floats overflow without a warning
-    return total / 2 if math.isfinite(total) else low / 2 + high / 2
 
 
 def _center_and_scale(

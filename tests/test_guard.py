@@ -12,7 +12,8 @@ from torch.nn.functional import mse_loss
 
 from sknan.diagnosis import NonFiniteReport, examine_step
 from sknan.exceptions import NonFiniteTrainingError
-from sknan.guard import Guard, Snapshot, scaled_rates
+from sknan.guard import Guard, scaled_rates
+from sknan.snapshots import Snapshot
 
 REPORT = NonFiniteReport("backward", "gradient", "It is NaN.", "Clip it.", epoch=1)
 

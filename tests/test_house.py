@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import inspect
 import math
 import re
@@ -25,6 +26,7 @@ FLOOR = {
     "exceptions": 0,
     "_caller": 0,
     "_checks": 0,
+    "_columns": 0,
     "_pickling": 0,
     "functional": 0,
     "clipping": 0,
@@ -38,6 +40,7 @@ FLOOR = {
     "scaling": 1,
     "audit": 1,
     "diagnosis": 1,
+    "snapshots": 1,
     "guard": 2,
     "early_stopping": 3,
     "_skorch_data": 3,
@@ -183,6 +186,10 @@ def test_every_public_name_belongs_to_one_public_module(name):
         if name in importlib.import_module(f"sknan.{module}").__all__
     ]
     assert len(homes) == 1
+
+
+def test_the_version_is_that_of_the_package():
+    assert sknan.__version__ == importlib.metadata.version("sknan")
 
 
 def test_the_package_says_that_it_is_typed():

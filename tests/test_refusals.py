@@ -412,6 +412,18 @@ def test_a_loss_of_probabilities_refuses_logits():
     )
 
 
+def test_a_softmax_before_a_loss_of_logits_is_pointed_out():
+    model = classifier(module=nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=1)))
+    with pytest.warns(UserWarning, match="are probabilities") as caught:
+        model.fit(X, LABELS)
+    assert str(caught[0].message) == (
+        "The rows of the module's output are probabilities, but criterion "
+        "CrossEntropyLoss takes logits, and learns little through a second softmax. "
+        "Leave the softmax out."
+    )
+    assert caught[0].filename == __file__
+
+
 def test_a_loss_of_log_probabilities_refuses_logits():
     assert refusal(ValueError, classifier(criterion=nn.NLLLoss).fit, X, LABELS) == (
         "Criterion NLLLoss wants log-probabilities, but the rows of the module's "
@@ -552,7 +564,7 @@ WRONG_VALUES = [
     *[("verbose", v, "an integer of at least 0") for v in (-1, 0.5, "1", None)],
     *[
         ("callbacks", v, "a list of skorch callbacks or None")
-        for v in ("print", 3, {"a": 1})
+        for v in ("print", 3, {"a": 1}, [3], [print], [("name",)], [(1, print)])
     ],
 ]
 
@@ -629,6 +641,22 @@ def test_an_unknown_parameter_is_refused_by_set_params():
     )
     assert refusal(ValueError, StableNetClassifier().set_params, batchsize=3) == (
         "StableNetClassifier has no parameter 'batchsize'. Did you mean 'batch_size'? "
+        f"{PREFIXES}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("learning_rate", "lr"),
+        ("epochs", "max_epochs"),
+        ("loss", "criterion"),
+        ("hidden_layer_sizes", "module__width"),
+    ],
+)
+def test_the_names_of_other_libraries_are_understood(name, ours):
+    assert refusal(TypeError, StableNetClassifier, **{name: 3}) == (
+        f"StableNetClassifier has no parameter {name!r}. Did you mean {ours!r}? "
         f"{PREFIXES}"
     )
 
