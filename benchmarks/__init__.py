@@ -1,0 +1,1 @@
+"""Speed as ratios against a peer, timed in the same process and in turn."""
