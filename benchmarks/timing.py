@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["Ratio", "compare"]
+__all__ = ["Ratio", "compare", "keep_freed_memory"]
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc not to give freed blocks back to the system.
+
+    Otherwise whether a tensor of some megabytes costs page faults depends on what was
+    freed before it, and one run of a pair may pay for both. Without glibc nothing is
+    done.
+    """
+    trim_threshold, mmap_threshold = -1, -3
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**30)
 
 
 class Ratio(NamedTuple):

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from sknan._caller import stacklevel_of_caller
 from sknan._checks import DROP_ROWS, FLOAT64_MAX, check_finite
 from sknan._estimator_base import StableNetBase
+from sknan._net_parts import kind_of
 from sknan.exceptions import NonFiniteDataError
+from sknan.losses import FocalLoss, ProbabilityNLLLoss, unbounded
 
 __all__ = ["StableNetClassifier"]
 
@@ -42,9 +44,11 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         in. An instance is copied, and training starts from its weights. With a module
         of one's own ``X`` may have more than two dimensions.
     criterion : str, type, nn.Module or callable, default="cross_entropy"
-        The loss: ``"cross_entropy"`` or ``"binary_cross_entropy"``, a class or instance
-        of ``torch.nn``, or a function of output and target. The network returns logits,
-        of shape (n_samples, n_classes), or (n_samples, 1) for a binary loss.
+        The loss: ``"cross_entropy"``, ``"binary_cross_entropy"``, ``"focal"``,
+        ``"nll"`` (of log-probabilities), ``"probability_nll"``, a class or instance of
+        :mod:`sknan.losses` or ``torch.nn``, or a function of output and target. The
+        network returns logits, unless it is an NLL, of shape (n_samples, n_classes), or
+        (n_samples, 1) for a binary loss.
     optimizer : str or type, default="adamw"
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``,
         ``"adagrad"`` or a class of ``torch.optim``.
@@ -305,12 +309,8 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         return labels
 
     def _has_binary_loss(self) -> bool:
-        criterion = self.criterion
-        if isinstance(criterion, str):
-            return criterion == "binary_cross_entropy"
-        if isinstance(criterion, type):
-            return issubclass(criterion, _BINARY_LOSSES)
-        return isinstance(criterion, _BINARY_LOSSES)
+        kind = kind_of(self.criterion)
+        return isinstance(kind, type) and issubclass(kind, _BINARY_LOSSES)
 
     def _with_class_weight(
         self, weights: np.ndarray | None, labels: np.ndarray, *, is_partial: bool
@@ -343,6 +343,7 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         self, criterion: nn.Module, output: Tensor, y: np.ndarray
     ) -> Tensor:
         n_classes = len(self.classes_)
+        criterion = unbounded(criterion)
         name = type(criterion).__name__
         found = tuple(output.shape)
         if isinstance(criterion, _BINARY_LOSSES):
@@ -372,7 +373,14 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
                 "module's output are none. Use criterion='cross_entropy', which takes "
                 "logits, or end the module with a log-softmax."
             )
-        if isinstance(criterion, nn.CrossEntropyLoss) and _are_probabilities(output):
+        is_probable = _are_probabilities(output)
+        if isinstance(criterion, ProbabilityNLLLoss) and not is_probable:
+            raise ValueError(
+                f"Criterion {name} wants probabilities, but the rows of the module's "
+                "output are none. Use criterion='cross_entropy', which takes logits, "
+                "or end the module with a softmax."
+            )
+        if isinstance(criterion, (nn.CrossEntropyLoss, FocalLoss)) and is_probable:
             warnings.warn(
                 "The rows of the module's output are probabilities, but criterion "
                 f"{name} takes logits, and learns little through a second softmax. "
@@ -384,7 +392,9 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
 
     def _probabilities(self, X: Any) -> Tensor:
         output = self._output(X)
-        criterion = self.net_.criterion_
+        criterion = unbounded(self.net_.criterion_)
+        if isinstance(criterion, ProbabilityNLLLoss):
+            return output
         if isinstance(criterion, _BINARY_LOSSES):
             positive = output.reshape(-1)
             if not isinstance(criterion, nn.BCELoss):

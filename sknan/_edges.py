@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "EDGES",
     "Edge",
     "above",
+    "can_look",
     "is_between",
     "narrow",
     "snapped",
@@ -75,14 +77,22 @@ def narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
     return F.hardtanh(y, -largest, largest).to(dtype)
 
 
+def can_look(x: Tensor) -> bool:
+    """Whether the program may depend on the numbers in a tensor.
+
+    Not while compiling or tracing, and better not on a GPU, which would have to finish
+    its queue first.
+    """
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return not is_traced and x.device.type == "cpu"
+
+
 def is_between(x: Tensor, low: float, high: float) -> bool:
     """Whether every element is seen to be between the bounds, NaN being nowhere.
 
-    False where one cannot look (while compiling, tracing or under ``vmap``) or had
-    better not (on a GPU, which would have to finish its queue first).
+    False where one cannot look, under ``vmap`` too.
     """
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    if is_traced or x.device.type != "cpu":
+    if not can_look(x):
         return False
     if not x.numel():
         return True

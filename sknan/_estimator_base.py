@@ -364,10 +364,9 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         if self.lr != net.lr:
             changes["lr"] = self.lr
         net.set_params(**changes)
-        if hasattr(net.criterion_, "reduction"):
-            net.criterion_.reduction = "none" if per_row else "mean"
-        elif per_row:
-            self._build_criterion(per_row=True)  # raises
+        criterion = self._build_criterion(per_row=per_row)
+        if hasattr(criterion, "reduction"):
+            net.criterion_.reduction = criterion.reduction
         return net
 
     def _split(self, y: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:

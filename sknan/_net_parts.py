@@ -15,11 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from sknan._checks import did_you_mean
-from sknan.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, get_criterion
+from sknan.losses import (
+    CLASSIFICATION_LOSSES,
+    REGRESSION_LOSSES,
+    get_criterion,
+    unbounded,
+)
 from sknan.modules import TabularMLP
 
 __all__ = [
     "CallableLoss",
+    "kind_of",
     "name_of",
     "resolve_criterion",
     "resolve_device",
@@ -85,6 +91,30 @@ def name_of(thing: Any) -> str:
     if isinstance(thing, str):
         return repr(thing)
     return getattr(thing, "__name__", None) or type(thing).__name__
+
+
+def kind_of(criterion: Any) -> Any:
+    """The loss that a criterion is about.
+
+    Parameters
+    ----------
+    criterion : str, type, nn.Module or callable
+        As an estimator takes it.
+
+    Returns
+    -------
+    type or callable
+        Class of a name, an instance or the loss inside a bounded one; else itself.
+
+    Raises
+    ------
+    ValueError
+        If it is an unknown name.
+    """
+    if isinstance(criterion, str):
+        return get_criterion(criterion)
+    inner = unbounded(criterion)
+    return type(inner) if isinstance(inner, nn.Module) else inner
 
 
 def _accepted(factory: Any) -> tuple[str, ...] | None:
@@ -195,8 +225,8 @@ def resolve_criterion(
     asked = criterion
     if isinstance(criterion, str):
         criterion = get_criterion(criterion)
-    cls = criterion if isinstance(criterion, type) else type(criterion)
-    its_task = getattr(criterion, "task", _TORCH_TASKS.get(cls, task))
+    kind = kind_of(criterion)
+    its_task = getattr(kind, "task", None) or _TORCH_TASKS.get(kind, task)
     if its_task != task:
         raise ValueError(
             f"criterion={name_of(asked)} is for {its_task}, but {owner} does {task}. "
@@ -222,7 +252,9 @@ def resolve_criterion(
                 f"{name_of(asked)} has no 'reduction' to turn off. Use a criterion by "
                 "name, or one whose reduction can be 'none'."
             )
-        built.reduction = "none"
+        # A loss of whole batches takes the weights itself.
+        if getattr(kind, "is_per_row", True):
+            built.reduction = "none"
     module: nn.Module = built
     return module
 

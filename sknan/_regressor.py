@@ -11,10 +11,11 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_consistent_length
 from torch import Tensor, nn
 
+from sknan import functional as sf
 from sknan._checks import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
 from sknan._estimator_base import StableNetBase
-from sknan._net_parts import name_of
-from sknan.losses import PoissonNLLLoss, get_criterion
+from sknan._net_parts import kind_of, name_of
+from sknan.losses import unbounded
 
 __all__ = ["StableNetRegressor"]
 
@@ -44,10 +45,14 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         in. An instance is copied, and training starts from its weights. With a module
         of one's own ``X`` may have more than two dimensions.
     criterion : str, type, nn.Module or callable, default="mse"
-        The loss: ``"mse"``, ``"mae"``, ``"huber"``, ``"poisson"`` (output is the log of
-        the rate), a class or instance of ``torch.nn``, or a function of output and
-        target. For squared, absolute and Huber losses the target is standardised for
-        training, and predictions come back in its units.
+        The loss: ``"mse"``, ``"rmse"``, ``"mae"``, ``"huber"``, ``"pseudo_huber"``,
+        ``"log_cosh"``, ``"quantile"``, ``"gaussian_nll"``, ``"poisson"``, ``"gamma"``,
+        ``"tweedie"`` (whose output is the log of the mean), ``"mape"``, ``"smape"``,
+        ``"msle"``, ``"kl_div"``, ``"cosine"``, ``"correlation"``, a class or instance
+        of :mod:`sknan.losses` or ``torch.nn``, or a function of output and target.
+        Where the loss moves and stretches with the target, from ``"mse"`` to
+        ``"gaussian_nll"``, the target is standardised for training, and predictions
+        come back in its units.
     optimizer : str or type, default="adamw"
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``,
         ``"adagrad"`` or a class of ``torch.optim``.
@@ -274,7 +279,7 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
             X_in,
             _standardize(values, self.target_mean_, self.target_scale_),
             weights,
-            n_outputs=_n_targets(shape),
+            n_outputs=_n_targets(shape) * self._outputs_per_target(),
             is_partial=is_partial,
         )
         return self
@@ -307,47 +312,53 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
                 ),
                 limit=FLOAT32_MAX,
             )
-        if self._counts() and (values < 0).any():
-            place = tuple(np.argwhere(values < 0)[0])
-            raise ValueError(
-                f"criterion={name_of(self.criterion)} needs y of at least 0, but it is "
-                f"{values[place]:g} at row {place[0]}."
-            )
+        self._check_domain(values)
         return values
 
-    def _counts(self) -> bool:
-        """Whether the criterion is for counts."""
-        criterion = self.criterion
-        if isinstance(criterion, str):
-            criterion = get_criterion(criterion)
-        cls = criterion if isinstance(criterion, type) else type(criterion)
-        return issubclass(cls, nn.PoissonNLLLoss)
+    def _check_domain(self, values: np.ndarray) -> None:
+        """Refuse targets for which the criterion is not defined."""
+        kind = kind_of(self.criterion)
+        domain = getattr(kind, "target_domain", "all")
+        if kind is nn.PoissonNLLLoss:
+            domain = "non-negative"
+        outside, needed = {
+            "all": (np.zeros_like(values, dtype=bool), ""),
+            "non-negative": (values < 0, "of at least 0"),
+            "positive": (values <= 0, "above 0"),
+        }[domain]
+        if outside.any():
+            place = tuple(np.argwhere(outside)[0])
+            raise ValueError(
+                f"criterion={name_of(self.criterion)} needs y {needed}, but it is "
+                f"{values[place]:g} at row {place[0]}."
+            )
 
     def _standardizes_target(self) -> bool:
-        criterion = self.criterion
-        if isinstance(criterion, str):
-            criterion = get_criterion(criterion)
-        says = getattr(criterion, "standardizes_target", None)
+        kind = kind_of(self.criterion)
+        says = getattr(kind, "standardizes_target", None)
         if says is not None:
             return bool(says)
-        if isinstance(criterion, type):
-            return issubclass(criterion, _EQUIVARIANT_LOSSES)
-        return isinstance(criterion, _EQUIVARIANT_LOSSES)
+        return isinstance(kind, type) and issubclass(kind, _EQUIVARIANT_LOSSES)
+
+    def _outputs_per_target(self) -> int:
+        return getattr(kind_of(self.criterion), "outputs_per_target", 1)
 
     def _match_target(
         self, criterion: nn.Module, output: Tensor, y: np.ndarray
     ) -> Tensor:
         found = tuple(output.shape)
         n_targets = _n_targets(y.shape[1:])
-        if (found[1:] or (1,)) != (n_targets,):
+        n_outputs = n_targets * self._outputs_per_target()
+        if (found[1:] or (1,)) != (n_outputs,):
             raise ValueError(
                 f"The module's output has shape {found}, but y has {n_targets} target "
-                f"column{'s' if n_targets > 1 else ''}: ({found[0]}, {n_targets}) is "
+                f"column{'s' if n_targets > 1 else ''}: ({found[0]}, {n_outputs}) is "
                 "needed. Let the module's constructor take n_outputs, and it is filled "
                 "in."
             )
         # (n,) against (n, 1) would broadcast to (n, n) inside the loss.
-        return torch.from_numpy(y).reshape(-1, *found[1:])
+        shape = (-1, n_targets) if len(found) == 2 else (-1,)
+        return torch.from_numpy(y).reshape(shape)
 
     def predict(self, X: Any) -> np.ndarray:
         """Predicted targets, in the units of ``y``.
@@ -363,11 +374,11 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
             As ``y`` was; for the dtype see Notes.
         """
         output = self._output(X)
-        criterion = self.net_.criterion_
+        criterion = unbounded(self.net_.criterion_)
         if hasattr(criterion, "predict"):
             output = criterion.predict(output)
         elif isinstance(criterion, nn.PoissonNLLLoss) and criterion.log_input:
-            output = PoissonNLLLoss.predict(output)
+            output = sf.exp(output)
         values = output.double().numpy().reshape(-1, *self._target_shape)
         with np.errstate(over="ignore"):  # an overflow is clipped on the next line
             values = values * self.target_scale_ + self.target_mean_

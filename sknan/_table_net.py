@@ -11,6 +11,7 @@ from skorch.callbacks import EpochTimer, PrintLog
 from torch import Tensor
 
 from sknan.batching import TensorBatches, TensorTable
+from sknan.losses import unbounded
 from sknan.nets import GuardedNet
 
 __all__ = ["TableNet", "seeded"]
@@ -48,6 +49,10 @@ class TableNet(GuardedNet):
 
     def get_loss(self, y_pred: Any, y_true: Any, *_: Any, **__: Any) -> Tensor:
         target, weight = y_true if isinstance(y_true, tuple) else (y_true, None)
+        kind = unbounded(self.criterion_)
+        if weight is not None and not getattr(kind, "is_per_row", True):
+            whole: Tensor = self.criterion_(y_pred, target, weight)
+            return whole
         loss: Tensor = self.criterion_(y_pred, target)
         if weight is None:
             return loss

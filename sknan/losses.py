@@ -1,102 +1,113 @@
-"""Losses by name, and what an estimator must know of each of them.
+"""Losses with finite value and gradient, by class and by name.
 
-An estimator that is told ``criterion="huber"`` needs three facts: whether the loss is
-for classes or for numbers, whether it makes sense on a standardised target, and how the
-network's raw output becomes a prediction. Each class here carries them.
+Where torch has the loss, ours is a subclass of it with the same parameters, and equal
+to it to the bit where torch's is finite. All take ``sample_weight``, reduce by
+``"mean"``, ``"sum"`` or not at all, return 0 where there is nothing to average, and
+compute float16 and bfloat16 in float32, which is also what they return: a sum over many
+rows fits into neither. NaN that comes in goes out. A batch whose loss is more than the
+dtype holds counts as its largest number, with gradient 0.
+
+An estimator that is told ``criterion="huber"`` also needs to know what the loss is for,
+and how the network's raw output becomes a prediction. Each class here carries that:
+``task``, ``standardizes_target`` (whether the optimum moves and stretches with the
+target), ``target_domain``, ``outputs_per_target``, ``is_per_row`` and ``predict``.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import copy
+import math
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from sknan import functional as sf
 from sknan._checks import did_you_mean
+from sknan._class_losses import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    FocalLoss,
+    NLLLoss,
+    ProbabilityNLLLoss,
+)
+from sknan._loss_base import check_reduction, reduced
+from sknan._value_losses import (
+    CorrelationLoss,
+    CosineSimilarityLoss,
+    GammaLoss,
+    GaussianNLLLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    LogCoshLoss,
+    MAPELoss,
+    MSELoss,
+    MSLELoss,
+    PoissonNLLLoss,
+    PseudoHuberLoss,
+    QuantileLoss,
+    RMSELoss,
+    SMAPELoss,
+    TweedieLoss,
+)
 
 __all__ = [
     "CLASSIFICATION_LOSSES",
     "REGRESSION_LOSSES",
     "BCEWithLogitsLoss",
+    "BoundedLoss",
+    "CorrelationLoss",
+    "CosineSimilarityLoss",
     "CrossEntropyLoss",
+    "FocalLoss",
+    "GammaLoss",
+    "GaussianNLLLoss",
     "HuberLoss",
+    "KLDivLoss",
     "L1Loss",
+    "LogCoshLoss",
+    "MAPELoss",
     "MSELoss",
+    "MSLELoss",
+    "NLLLoss",
     "PoissonNLLLoss",
+    "ProbabilityNLLLoss",
+    "PseudoHuberLoss",
+    "QuantileLoss",
+    "RMSELoss",
+    "SMAPELoss",
+    "TweedieLoss",
     "get_criterion",
+    "unbounded",
 ]
-
-Task = Literal["classification", "regression"]
-
-
-class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """Cross-entropy of logits (n_samples, n_classes) and class codes (n_samples,)."""
-
-    task: ClassVar[Task] = "classification"
-
-    @staticmethod
-    def predict(output: Tensor) -> Tensor:
-        """Probabilities (n_samples, n_classes)."""
-        return torch.softmax(output, dim=-1)
-
-
-class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
-    """Binary cross-entropy of logits (n_samples, 1) and 0 or 1 of the same shape."""
-
-    task: ClassVar[Task] = "classification"
-
-    @staticmethod
-    def predict(output: Tensor) -> Tensor:
-        """Probabilities of the second class (n_samples, 1)."""
-        return torch.sigmoid(output)
-
-
-class _RegressionLoss:
-    """A loss whose optimum moves and stretches with the target."""
-
-    task: ClassVar[Task] = "regression"
-    standardizes_target: ClassVar[bool] = True
-
-    @staticmethod
-    def predict(output: Tensor) -> Tensor:
-        """The output itself, in the units it was trained on."""
-        return output
-
-
-class MSELoss(_RegressionLoss, nn.MSELoss):
-    """Squared error."""
-
-
-class L1Loss(_RegressionLoss, nn.L1Loss):
-    """Absolute error."""
-
-
-class HuberLoss(_RegressionLoss, nn.HuberLoss):
-    """Squared error up to ``delta`` (in target standard deviations), then absolute."""
-
-
-class PoissonNLLLoss(_RegressionLoss, nn.PoissonNLLLoss):
-    """Poisson likelihood of counts; the network's output is the log of the rate."""
-
-    standardizes_target = False
-
-    @staticmethod
-    def predict(output: Tensor) -> Tensor:
-        """The rate: exp of the output, bounded to stay finite in float32."""
-        return torch.exp(output.clamp(max=88.0))
-
 
 CLASSIFICATION_LOSSES: dict[str, type[Any]] = {
     "cross_entropy": CrossEntropyLoss,
     "binary_cross_entropy": BCEWithLogitsLoss,
+    "focal": FocalLoss,
+    "nll": NLLLoss,
+    "probability_nll": ProbabilityNLLLoss,
 }
 REGRESSION_LOSSES: dict[str, type[Any]] = {
     "mse": MSELoss,
     "squared_error": MSELoss,
+    "rmse": RMSELoss,
     "mae": L1Loss,
     "absolute_error": L1Loss,
     "huber": HuberLoss,
+    "pseudo_huber": PseudoHuberLoss,
+    "log_cosh": LogCoshLoss,
+    "quantile": QuantileLoss,
+    "gaussian_nll": GaussianNLLLoss,
     "poisson": PoissonNLLLoss,
+    "gamma": GammaLoss,
+    "tweedie": TweedieLoss,
+    "mape": MAPELoss,
+    "smape": SMAPELoss,
+    "msle": MSLELoss,
+    "kl_div": KLDivLoss,
+    "cosine": CosineSimilarityLoss,
+    "correlation": CorrelationLoss,
 }
 
 
@@ -126,3 +137,126 @@ def get_criterion(name: str) -> type[Any]:
             f"Known criteria: {listed}."
         )
     return known[name]
+
+
+class BoundedLoss(nn.Module):
+    r"""Any loss, kept in a range by a bend that leaves its gradient alive.
+
+    Each element or row of the loss, :math:`l`, passes through
+    :func:`sknan.functional.soft_clamp`: unchanged in the middle half of the range, and
+    bent towards the bounds with a slope that falls off only a little faster than
+    :math:`1/l`. One row gone astray then neither overflows nor outweighs all others,
+    and still learns.
+
+    A loss that cannot fall below ``low``, as a squared error below 0, is not bent
+    there. A loss of whole batches, as :class:`RMSELoss`, is bounded as a whole.
+
+    Parameters
+    ----------
+    loss : nn.Module or callable
+        Called with output and target. A copy of it gives one loss per row where it has
+        a ``reduction``, so that each is bounded; without one the whole is.
+    low : float
+        Greatest lower bound.
+    high : float
+        Least upper bound.
+    reduction : {"mean", "sum", "none"} or None, default=None
+        What is returned; None is that of ``loss``, or ``"mean"``.
+
+    Raises
+    ------
+    ValueError
+        If the bounds are not finite or not in order.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknan.losses import BoundedLoss, MSELoss
+    >>> loss = BoundedLoss(MSELoss(), 0.0, 10.0)
+    >>> output = torch.tensor([1.0, 1e15], requires_grad=True)
+    >>> loss(output, torch.zeros(2)) <= 10.0
+    tensor(True)
+    >>> loss(output, torch.zeros(2)).backward()
+    >>> bool((output.grad > 0).all())
+    True
+    """
+
+    def __init__(
+        self, loss: Any, low: float, high: float, *, reduction: str | None = None
+    ) -> None:
+        super().__init__()
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(
+                f"low must be less than high and both finite, got {low!r} and {high!r}."
+            )
+        self.loss = copy.deepcopy(loss)
+        self.low = low
+        self.high = high
+        reduction = str(reduction or getattr(loss, "reduction", "mean"))
+        check_reduction(reduction)
+        self.reduction = reduction
+        self._is_per_row = getattr(loss, "is_per_row", hasattr(loss, "reduction"))
+        if self._is_per_row:
+            self.loss.reduction = "none"
+
+    def forward(
+        self, input: Any, target: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """Loss of an output against a target.
+
+        Parameters
+        ----------
+        input : Tensor
+            Output of the network.
+        target : Tensor
+            What it should be.
+        sample_weight : Tensor of shape (n_samples,) or None, default=None
+            Factor of the loss of each row.
+
+        Returns
+        -------
+        Tensor
+            A scalar between ``low`` and ``high``, unless summed or unreduced.
+        """
+        given: tuple[Any, ...] = (input, target)
+        if sample_weight is not None and not self._is_per_row:
+            given = (*given, sample_weight)
+        losses: Tensor = self.loss(*given)
+        width = (self.high - self.low) / 4
+        bent_below = None if self.low <= infimum_of(self.loss) else self.low
+        losses = sf.soft_clamp(losses, bent_below, self.high, width=width)
+        if not self._is_per_row:
+            return losses
+        return reduced(losses, sample_weight, self.reduction)
+
+    def extra_repr(self) -> str:
+        """Bounds and reduction."""
+        return f"low={self.low!r}, high={self.high!r}, reduction={self.reduction!r}"
+
+
+def infimum_of(loss: Any) -> float:
+    """Greatest number that a loss is known not to fall below."""
+    known = getattr(loss, "infimum", None)
+    if known is not None:
+        return float(known)
+    for ours in (CLASSIFICATION_LOSSES | REGRESSION_LOSSES).values():
+        if type(loss) in ours.__mro__[1:] and type(loss) is not nn.Module:
+            return float(ours.infimum)
+    return -math.inf
+
+
+def unbounded(criterion: Any) -> Any:
+    """The loss inside a :class:`BoundedLoss`, or the criterion itself.
+
+    Parameters
+    ----------
+    criterion : object
+        A loss.
+
+    Returns
+    -------
+    object
+    """
+    while isinstance(criterion, BoundedLoss):
+        criterion = criterion.loss
+    return criterion

@@ -16,6 +16,7 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
+from sknan.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES
 
 X = np.random.default_rng(0).normal(size=(12, 3))
 LABELS = np.arange(12) % 2
@@ -440,8 +441,8 @@ def test_a_binary_loss_refuses_three_classes():
     )
 
 
-CLASS_LOSSES = "'cross_entropy', 'binary_cross_entropy'"
-VALUE_LOSSES = "'mse', 'squared_error', 'mae', 'absolute_error', 'huber', 'poisson'"
+CLASS_LOSSES = ", ".join(repr(name) for name in CLASSIFICATION_LOSSES)
+VALUE_LOSSES = ", ".join(repr(name) for name in REGRESSION_LOSSES)
 
 
 def test_a_loss_for_the_other_task_is_refused():

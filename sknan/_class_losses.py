@@ -1,0 +1,291 @@
+"""Losses for classes: of logits, and of probabilities."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sknan import functional as sf
+from sknan._edges import EDGES, within
+from sknan._loss_base import Loss, check_reduction, largest_of, upcast
+
+__all__ = [
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "NLLLoss",
+    "ProbabilityNLLLoss",
+]
+
+
+def bounded_logits(x: Tensor) -> Tensor:
+    """Logits no larger than what leaves room for sums over rows and classes."""
+    most = largest_of(x) ** 0.75
+    return within(x, -most, most)
+
+
+class _ClassLoss(Loss):
+    """A loss of class codes, some of which may be ignored."""
+
+    task: ClassVar[str] = "classification"
+
+    weight: Tensor | None
+    ignore_index: int
+
+    def _prepared(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        input = upcast(input)
+        if target.is_floating_point():  # probabilities of the classes
+            target = target.to(input.dtype)
+        return input, target
+
+    def _counts(self, target: Tensor) -> Tensor | None:
+        if target.is_floating_point():
+            return None
+        is_counted = target != self.ignore_index
+        if self.weight is None:
+            return is_counted.to(torch.get_default_dtype())
+        codes = target.clamp(0, len(self.weight) - 1)
+        return torch.where(is_counted, self.weight[codes], 0.0)
+
+
+class CrossEntropyLoss(_ClassLoss, nn.CrossEntropyLoss):
+    r"""Cross-entropy of logits, :math:`-\log \mathrm{softmax}(z)_y`.
+
+    Parameters as of ``torch.nn.CrossEntropyLoss``: class weights, ``ignore_index``,
+    ``label_smoothing``, ``reduction``.
+
+    Finite, with a finite gradient, for all logits: sizes count up to the largest number
+    to the power of 3/4 (2.5e28 in float32), infinities as that. 0 with gradient 0 where
+    all targets are ignored, all weights are zero, or there are no rows. Otherwise
+    torch's, to the bit.
+
+    Shape
+    -----
+    Logits (n_samples, n_classes, *); class codes (n_samples, *), or probabilities of
+    the classes, (n_samples, n_classes, *). Unreduced: (n_samples, *).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknan.losses import CrossEntropyLoss
+    >>> logits = torch.tensor([[float("inf"), 0.0], [0.0, 0.0]])
+    >>> CrossEntropyLoss()(logits, torch.tensor([0, 1]))
+    tensor(0.3466)
+    >>> CrossEntropyLoss(ignore_index=-1)(logits, torch.tensor([-1, -1]))
+    tensor(0.)
+    """
+
+    _is_torchs = True
+
+    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(
+            bounded_logits(input),
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+        )
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Probabilities (n_samples, n_classes)."""
+        return sf.softmax(output, dim=-1)
+
+
+class NLLLoss(_ClassLoss, nn.NLLLoss):
+    r"""Negative log-likelihood of log-probabilities, :math:`-z_y`.
+
+    Parameters as of ``torch.nn.NLLLoss``. Finite for log-probabilities of minus
+    infinity, and 0 where all targets are ignored; otherwise torch's, to the bit.
+
+    skorch's classifiers take the logarithm themselves when they see this class, as
+    ``log(p + eps)``, through which a confidently wrong row learns nothing. For
+    probabilities use :class:`ProbabilityNLLLoss`.
+
+    Shape
+    -----
+    Log-probabilities (n_samples, n_classes, *); class codes (n_samples, *).
+    """
+
+    _is_torchs = True
+    infimum = -torch.inf  # what comes in need not be normalised
+
+    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.nll_loss(
+            bounded_logits(input),
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction="none",
+        )
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Probabilities (n_samples, n_classes)."""
+        return sf.softmax(output, dim=-1)
+
+
+class ProbabilityNLLLoss(_ClassLoss):
+    r"""Negative log-likelihood of probabilities, with a gradient that does not die.
+
+    :math:`-\log p_y`, and below the smallest normal number (1.2e-38 in float32) the
+    tangent there, so that the slope stays :math:`-1/p` as far as it is finite. Through
+    a softmax a confidently wrong row then has a gradient near 1, where the common
+    ``log(p + eps)`` leaves it one of p / eps. A softmax that has underflowed to exactly
+    0 lets no gradient pass, whatever the loss: prefer logits and
+    :class:`CrossEntropyLoss`.
+
+    For a network that ends with a softmax, under skorch too, which leaves the output
+    alone for this class.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (n_classes,) or None, default=None
+        Factor of each class.
+    ignore_index : int, default=-100
+        Code that takes no part.
+    reduction : {"mean", "sum", "none"}, default="mean"
+        What is returned.
+
+    Shape
+    -----
+    Probabilities (n_samples, n_classes, *); class codes (n_samples, *).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknan.losses import ProbabilityNLLLoss
+    >>> logits = torch.tensor([[-40.0, 40.0]], requires_grad=True)
+    >>> loss = ProbabilityNLLLoss()(torch.softmax(logits, 1), torch.tensor([0]))
+    >>> loss.backward()
+    >>> logits.grad
+    tensor([[-1.,  1.]])
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_reduction(reduction)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        chosen = F.nll_loss(
+            input, target, ignore_index=self.ignore_index, reduction="none"
+        )
+        # Wide of [0, 1], so that the slope is alive at both ends.
+        p = within(-chosen, -1.0, 2.0)
+        tiny = EDGES[p.dtype].tiny
+        tangent = within(p / tiny - 1.0, -largest_of(p), 0.0) + math.log(tiny)
+        losses = -torch.where(p > tiny, sf.log(p), tangent)
+        if self.weight is not None:
+            losses = losses * self.weight[target.clamp(0, len(self.weight) - 1)]
+        return torch.where(target == self.ignore_index, 0.0, losses)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The output itself, which holds probabilities."""
+        return output
+
+
+class FocalLoss(_ClassLoss):
+    r"""Focal loss of logits, :math:`-(1 - p_y)^\gamma \log p_y`.
+
+    Rows that are right already count less. :math:`1 - p` is taken without cancellation,
+    and its power has a finite slope at 0, which ``gamma`` below 1 does not have when
+    the formula is written out.
+
+    Parameters
+    ----------
+    gamma : float, default=2.0
+        At least 0; 0 is the cross-entropy.
+    weight : Tensor of shape (n_classes,) or None, default=None
+        Factor of each class.
+    ignore_index : int, default=-100
+        Code that takes no part.
+    reduction : {"mean", "sum", "none"}, default="mean"
+        What is returned.
+
+    Raises
+    ------
+    ValueError
+        If ``gamma`` is negative or not finite.
+
+    Shape
+    -----
+    Logits (n_samples, n_classes, *), as in :class:`CrossEntropyLoss`; class codes
+    (n_samples, *).
+
+    References
+    ----------
+    T.-Y. Lin et al. Focal Loss for Dense Object Detection. ICCV 2017, arXiv 1708.02002,
+    equation 4.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_reduction(reduction)
+        if not 0 <= gamma < float("inf"):
+            raise ValueError(f"gamma must be finite and at least 0, got {gamma!r}.")
+        self.gamma = gamma
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        logs = F.log_softmax(bounded_logits(input), dim=1)
+        nll = F.nll_loss(logs, target, ignore_index=self.ignore_index, reduction="none")
+        missing = -torch.expm1(-nll)
+        losses = sf.power(missing, self.gamma) * nll
+        counts = self._counts(target)
+        return losses if self.weight is None or counts is None else losses * counts
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Probabilities (n_samples, n_classes)."""
+        return sf.softmax(output, dim=-1)
+
+
+class BCEWithLogitsLoss(Loss, nn.BCEWithLogitsLoss):
+    r"""Binary cross-entropy of logits, :math:`\log(1 + e^z) - y z`.
+
+    Parameters as of ``torch.nn.BCEWithLogitsLoss``: ``weight``, ``pos_weight``,
+    ``reduction``.
+
+    Finite, with a finite gradient, for all logits, as :class:`CrossEntropyLoss`; 0
+    where there are no rows. Otherwise torch's, to the bit.
+
+    Shape
+    -----
+    Logits (n_samples, *); targets of the same shape, 0 or 1 or shares between.
+    """
+
+    task: ClassVar[str] = "classification"
+    _is_torchs = True
+
+    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(
+            bounded_logits(input),
+            target,
+            weight=self.weight,
+            pos_weight=self.pos_weight,
+            reduction="none",
+        )
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Probabilities of the second class, in the shape of the output."""
+        return torch.sigmoid(output)
