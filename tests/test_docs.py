@@ -13,7 +13,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+    """Blocks of a page, each below as many empty lines as come before it there."""
+    text = page.read_text()
+    found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+    return ["\n" * text.count("\n", 0, m.start(1)) + m.group(1) for m in found]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -33,7 +36,7 @@ def test_the_refusal_in_the_readme_is_what_is_printed(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exec(compile(blocks(page, "python")[0], str(page), "exec"), {})
-    assert capsys.readouterr().out.startswith(blocks(page, "text")[0])
+    assert capsys.readouterr().out.startswith(blocks(page, "text")[0].lstrip())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
