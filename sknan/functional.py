@@ -774,7 +774,7 @@ def logsumexp(x: Tensor, dim: Dim = -1, *, keepdim: bool = False) -> Tensor:
     wide, edge = widen(x)
     most = edge.largest / 4
     inside = within(wide, -most, most)
-    dims = tuple(range(x.ndim)) if dim is None else dim
+    dims = _dims(x, dim)
     # Over nothing it is the logarithm of 0.
     total = within(torch.logsumexp(inside, dims, keepdim=keepdim), -most, most)
     return narrow(total, x.dtype)
@@ -795,25 +795,26 @@ def norm(x: Tensor, dim: Dim = None, *, keepdim: bool = False) -> Tensor:
     Returns
     -------
     Tensor
-        torch's within 2 units in the last place. 0 with slope 0 for the zero vector,
-        and for one shorter than the root of the smallest normal number.
-
-    Notes
-    -----
-    Squares of float32 are summed in float64, whose range holds them. Those of float64
-    are taken of the elements over the largest of them.
+        torch's, to the bit, where its squares neither overflow nor vanish; elsewhere
+        that of the elements over the largest of them, within 2 units in the last place.
+        0 with slope 0 where no element is larger than the root of the smallest normal
+        number (1.1e-19 in float32).
     """
     wide, edge = widen(x)
     return narrow(_length(_measurable(wide, dim, edge), dim, keepdim, edge), x.dtype)
 
 
+def _dims(x: Tensor, dim: Dim) -> tuple[int, ...]:
+    """Dimensions that a reduction takes together."""
+    if dim is None:
+        return tuple(range(x.ndim))
+    return (dim,) if isinstance(dim, int) else tuple(dim)
+
+
 def _count(x: Tensor, dim: Dim) -> int:
     """Number of elements that a reduction takes together."""
-    if dim is None:
-        return x.numel()
-    dims = (dim,) if isinstance(dim, int) else dim
     count = 1
-    for d in dims:
+    for d in _dims(x, dim):
         count *= x.shape[d]
     return count
 
@@ -835,19 +836,20 @@ def _length(x: Tensor, dim: Dim, keepdim: bool, edge: Edge) -> Tensor:
     floor = math.sqrt(edge.tiny)
     length: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
     # No square has overflowed, and none that counts has vanished.
-    if is_between(length, floor / math.sqrt(edge.gap), math.sqrt(edge.largest)):
+    is_moderate = is_between(
+        length, floor / math.sqrt(edge.gap), math.sqrt(edge.largest)
+    )
+    if is_moderate or not x.numel():
         return length
-    if not _sums_in_double(x):
-        dims = tuple(range(x.ndim)) if dim is None else dim
-        size = x.detach().abs()
-        size = size.amax(dims, keepdim=True) if x.numel() else size.sum(dims, True)
-        size = size.clamp(min=floor)
-        # The length of x / size times size; size is no variable of it.
-        squares = (x / size).square().sum(dims, keepdim=keepdim)
-        unit = size if keepdim else size.reshape(squares.shape)
-        return snapped(sqrt(squares) * unit, floor, 0.0)
-    length = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim, dtype=torch.float64)
-    return snapped(length, floor, 0.0).to(x.dtype)
+    # In units of the largest element, which is no variable of it.
+    unit = x.detach().abs().amax(_dims(x, dim), keepdim=True)
+    is_zero = unit <= floor
+    unit = torch.where(is_zero, 1.0, unit)
+    # A constant where the vector is zero: without a slope of any order.
+    inside = torch.where(is_zero, 1.0, x)
+    length = torch.linalg.vector_norm(inside / unit, dim=dim, keepdim=True) * unit
+    length = torch.where(is_zero, 0.0, length)
+    return length if keepdim else length.squeeze(_dims(x, dim))
 
 
 def normalize(x: Tensor, dim: Dim = -1, *, eps: float | None = None) -> Tensor:
@@ -907,7 +909,7 @@ def var(
     most = math.sqrt(edge.largest / max(_count(wide, dim), 1)) / 2
     deviations = within(_centered(wide, dim, edge), -most, most)
     freedom = _count(wide, dim) - correction
-    dims = tuple(range(x.ndim)) if dim is None else dim
+    dims = _dims(x, dim)
     total = deviations.square().sum(dims, keepdim=keepdim)
     return narrow(total / freedom if freedom > 0 else total * 0.0, x.dtype)
 
@@ -945,7 +947,7 @@ def _centered(x: Tensor, dim: Dim, edge: Edge) -> Tensor:
     """Deviations from the mean, small enough for their length to be finite."""
     # Twice as far apart as from zero, at most.
     inside = _measurable(x, dim, edge, 2.0)
-    dims = tuple(range(x.ndim)) if dim is None else dim
+    dims = _dims(x, dim)
     if not _sums_in_double(x):
         # In portions, since the sum of many large numbers overflows.
         mean = (inside / max(_count(x, dim), 1)).sum(dims, keepdim=True)

@@ -599,6 +599,16 @@ def test_derivatives_by_both_arguments(name):
     assert torch.autograd.gradgradcheck(TWO[name], (x, y))
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-38, MAX32, math.inf, -math.inf])
+@one_argument
+def test_a_second_derivative_at_an_edge_is_no_nan(name, value):
+    x = torch.full((2, 3), value, requires_grad=True)
+    (slope,) = torch.autograd.grad(ONE[name](x).sum(), x, create_graph=True)
+    if slope.requires_grad:
+        (second,) = torch.autograd.grad(slope.sum(), x, allow_unused=True)
+        assert second is None or not second.isnan().any()
+
+
 def test_derivatives_beyond_the_bends_of_a_soft_clamp():
     x = torch.tensor([-30.0, -2.0, 1.0, 4.2, 90.0], dtype=torch.float64)
     function = UNARY["soft_clamp"].ours
