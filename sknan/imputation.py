@@ -7,7 +7,7 @@ import itertools
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,14 +15,18 @@ import pandas as pd
 from numpy.typing import DTypeLike, NDArray
 from scipy import sparse
 from sklearn import config_context
+from sklearn.base import clone
 from sklearn.impute import SimpleImputer
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sknan._blocks import Known, fill
 from sknan._caller import stacklevel_of_caller
 from sknan._checks import FLOAT64_MAX, column_name, did_you_mean, first_text_cell
-from sknan._columns import columns_of, mean, median
+from sknan._columns import columns_of, count_known, mean, means, median, midpoint
 from sknan._pickling import VersionedPickleMixin
+from sknan._selection import neighbours
+from sknan._streaming import OnlyIf, RunningMeans
 
 __all__ = ["NaNImputer"]
 
@@ -32,6 +36,22 @@ _STRATEGIES = ("auto", "mean", "median", "zero", "most_frequent", "constant")
 _ANY_KIND = ("most_frequent", "constant")
 
 _DTYPES = ("float16", "float32", "float64")
+
+# Tables of these are worked on as they are; others become the first.
+_TABLE_DTYPES = (np.float64, np.float32, np.float16)
+
+# What partial_fit learns.
+_STREAMED = ("mean", "zero", "constant")
+
+
+def _cannot_stream(imputer: NaNImputer) -> str:
+    if imputer.strategy in _STREAMED:
+        return ""
+    return (
+        f"partial_fit cannot learn strategy={imputer.strategy!r}: the values of all "
+        "chunks would have to be kept. Pass strategy='mean', 'zero' or 'constant', or "
+        "give fit the whole table, as a memory map if it does not fit into memory."
+    )
 
 
 class NaNImputer(VersionedPickleMixin, SimpleImputer):
@@ -111,6 +131,13 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
 
     In sparse input the entries that are not stored are zeros, not missing values.
 
+    Dense tables are read in blocks, memory maps too. Beside the table ``fit`` needs
+    about a megabyte, and for the median a sample of :math:`2 n^{2/3}` of the :math:`n`
+    rows and what lies close to the middle of each column, together a tenth of a table
+    of half a million rows and less of longer ones; ``transform`` needs its output. Of a
+    table that does not fit into memory give ``fit`` a memory map, or
+    :meth:`partial_fit` chunks, and :meth:`transform` one chunk at a time.
+
     Examples
     --------
     The prices of eggs and milk in London, Venice and Prague:
@@ -139,6 +166,8 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
         for name, rule in SimpleImputer._parameter_constraints.items()
         if name != "strategy"
     }
+
+    statistics_: NDArray[Any]
 
     def __init__(
         self,
@@ -193,6 +222,7 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
                 f"callable. Got {strategy!r} instead.{hint}"
             )
         self._check_fill_value()
+        self._running: RunningMeans | None = None
         super().fit(X, y)
         # The kind of what was given, against which `transform` holds its input.
         self._fill_dtype = self._fit_dtype
@@ -212,26 +242,73 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
             The filled table, then the indicator columns if asked for; a DataFrame after
             ``set_output``. Sparse if ``X`` is.
         """
-        check_is_fitted(self)
+        if not hasattr(self, "statistics_"):
+            check_is_fitted(self)
         X_in = self._validate_input(X, in_fit=False)
-        missing = self._missing(X_in)
         kept = self._kept()
-        fill = self.statistics_
-        if kept.all():
-            holes = missing
-        else:
+        if not kept.all():
             self._warn_of_dropped(~kept)
-            X_in, fill, holes = X_in[:, kept], fill[kept], missing[:, kept]
-        fill = _rounded(fill, X_in.dtype)
-        if sparse.issparse(X_in):
-            # The mask of a selection of columns may have lost its explicit zeros.
-            gone = self._missing(X_in.data)
-            columns = np.repeat(np.arange(X_in.shape[1]), np.diff(X_in.indptr))
-            X_in.data[gone] = fill[columns[gone]]
+        if _is_table_of_floats(X_in):
+            missing = ~self._known()(X_in) if self.add_indicator else None
+            filled = self._filled(X_in, kept)
         else:
-            np.copyto(X_in, fill, where=holes)
-        X_in = self._cast(X_in, X)
-        return self._concatenate_indicator(X_in, self._transform_indicator(missing))
+            missing = self._missing(X_in)
+            filled = self._cast(self._filled_in_place(X_in, missing, kept), X)
+        return self._concatenate_indicator(filled, self._transform_indicator(missing))
+
+    @OnlyIf(_cannot_stream)
+    def partial_fit(self, X: Any, y: Any = None) -> NaNImputer:
+        """Learn from one more chunk of a table that does not fit into memory.
+
+        Only under ``strategy`` ``"mean"``, ``"zero"`` and ``"constant"``. A median, a
+        most frequent value and a callable cannot be had without keeping what all chunks
+        hold; but :meth:`fit` reads a memory map in blocks, see Notes.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame or sparse matrix of shape (n_samples, n_features)
+            The chunk, with the columns of those before it.
+
+        y : Ignored
+            Present by convention.
+
+        Returns
+        -------
+        NaNImputer
+            The imputer itself, fitted to all chunks since it was made or last given to
+            :meth:`fit`, that table included.
+
+        Raises
+        ------
+        ValueError
+            Under another strategy (then ``hasattr(imputer, "partial_fit")`` is false),
+            for other columns than before, or for text after numbers.
+
+        Notes
+        -----
+        The first chunk alone gives what :meth:`fit` gives. With more of them the mean
+        may differ from that of the whole table in the last digits: the float64 means of
+        the chunks are rounded, by a few units of their largest values' last place.
+        They are put together exactly, so that more chunks bring no more error.
+        """
+        if not hasattr(self, "statistics_"):
+            return self.fit(X, y)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        chunk = clone(self).fit(X)
+        if (self._fit_dtype.kind == "O") != (chunk._fit_dtype.kind == "O"):
+            raise ValueError(
+                f"A chunk of dtype {chunk._fit_dtype} came after one of "
+                f"{self._fit_dtype}. Bring all chunks to one kind, numbers or objects."
+            )
+        if self.strategy == "mean":
+            self._add_means(chunk)
+        else:
+            unknown = np.asarray(pd.isna(self.statistics_))
+            self.statistics_ = np.where(unknown, chunk.statistics_, self.statistics_)
+        if self.add_indicator:
+            flagged = (self.indicator_.features_, chunk.indicator_.features_)
+            self.indicator_.features_ = np.union1d(*flagged)
+        return self
 
     def inverse_transform(self, X: Any) -> NDArray[Any]:
         """Put the marker of missing values back where the indicator columns say.
@@ -303,7 +380,9 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
 
     def _kept(self) -> NDArray[np.bool_]:
         """The columns that are not dropped."""
-        return ~np.asarray(pd.isna(self.statistics_))
+        statistics: NDArray[Any] = self.statistics_
+        isna = np.isnan if statistics.dtype.kind == "f" else pd.isna
+        return ~np.asarray(isna(statistics))
 
     def _missing(self, X: Any) -> Any:
         """Where the marker stands: an array or CSC matrix of bool."""
@@ -315,14 +394,23 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
         return np.asarray(self.missing_values == X)
 
     def _validate_input(self, X: Any, in_fit: bool) -> Any:
-        """``X`` as the array or CSC matrix the strategy works on, every hole marked."""
+        """``X`` as the array or CSC matrix the strategy works on.
+
+        Every hole is marked, but in a dense table of floats.
+        """
+        is_numeric = self.strategy not in _ANY_KIND
+        if is_numeric and not in_fit and self._is_valid(X):
+            return X
+        validate = self._validate_numbers if is_numeric else super()._validate_input
         try:
             # What is not finite is a hole, unless something else marks the holes.
             with config_context(assume_finite=self._takes_nan() or None):
-                X_in = super()._validate_input(X, in_fit=in_fit)
+                X_in = validate(X, in_fit=in_fit)
         except ValueError as error:
             raise ValueError(self._explain(error, X)) from None
         dtype = self._output_dtype()
+        if _is_table_of_floats(X_in) and (is_numeric or not in_fit):
+            return X_in
         if dtype is not None and X_in.dtype.kind in "iu":
             X_in = X_in.astype(np.float64)
         cells = X_in.data if sparse.issparse(X_in) else X_in
@@ -333,6 +421,89 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
                 cells = X_in.data if sparse.issparse(X_in) else X_in
             cells[unfit] = self._marker()
         return X_in
+
+    def _is_valid(self, X: Any) -> bool:
+        """Whether validation in ``transform`` would find nothing and change nothing."""
+        return (
+            type(X) is np.ndarray
+            and X.dtype in _TABLE_DTYPES
+            and X.ndim == 2
+            and len(X) > 0
+            and X.shape[1] == self.n_features_in_
+            and not hasattr(self, "feature_names_in_")
+            and self._takes_nan()
+        )
+
+    def _validate_numbers(self, X: Any, in_fit: bool) -> Any:
+        """As `SimpleImputer` does, but for a copy of what is dense."""
+        is_sparse = sparse.issparse(X)
+        try:
+            X_in = validate_data(
+                self,
+                X,
+                reset=in_fit,
+                accept_sparse="csc",
+                dtype=_TABLE_DTYPES,
+                force_writeable=True if is_sparse and not in_fit else None,
+                ensure_all_finite="allow-nan" if self._takes_nan() else True,
+                copy=self.copy and is_sparse,
+            )
+        except ValueError as error:
+            if "could not convert" not in str(error):
+                raise
+            raise ValueError(
+                f"Cannot use {self.strategy} strategy with non-numeric data:\n{error}"
+            ) from None
+        if in_fit:
+            self._fit_dtype = X_in.dtype
+        marker = self.missing_values
+        if not (self._takes_nan() or isinstance(marker, numbers.Real)):
+            raise ValueError(
+                "'X' and 'missing_values' types are expected to be both numerical. Got "
+                f"X.dtype={X_in.dtype} and  type(missing_values)={type(marker)}."
+            )
+        if is_sparse and marker == 0:
+            raise ValueError(
+                "Imputation not possible when missing_values == 0 and input is sparse. "
+                "Provide a dense array instead."
+            )
+        return X_in
+
+    def _known(self) -> Known:
+        marker = math.nan if self._takes_nan() else self.missing_values
+        return Known(marker, self._largest())
+
+    def _filled(self, X: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[Any]:
+        """A dense table of floats, filled in a copy or in place."""
+        dtype = self._output_dtype() or X.dtype
+        # What `SimpleImputer` validates is a copy already, if one was wanted.
+        may_write = not self.copy or self.strategy in _ANY_KIND
+        if not kept.all():
+            X, may_write = X[:, kept], True
+        values = _rounded(self.statistics_[kept], X.dtype).astype(dtype)
+        if may_write and X.dtype == dtype and X.flags.writeable:
+            out = X
+        else:
+            with np.errstate(over="ignore"):  # what overflows is to be replaced
+                out = X.astype(dtype, order="K", subok=False)
+        # The copy is nearer at hand than what it is a copy of.
+        fill(out if X.dtype == dtype else X, values, self._known(), out)
+        return out
+
+    def _filled_in_place(self, X: Any, missing: Any, kept: NDArray[np.bool_]) -> Any:
+        """A sparse matrix, or a table of objects or integers, filled."""
+        values = self.statistics_
+        if not kept.all():
+            X, values, missing = X[:, kept], values[kept], missing[:, kept]
+        values = _rounded(values, X.dtype)
+        if sparse.issparse(X):
+            # The mask of a selection of columns may have lost its explicit zeros.
+            gone = self._missing(X.data)
+            columns = np.repeat(np.arange(X.shape[1]), np.diff(X.indptr))
+            X.data[gone] = values[columns[gone]]
+        else:
+            np.copyto(X, values, where=missing)
+        return X
 
     def _explain(self, error: ValueError, X: Any) -> str:
         message = str(error)
@@ -354,12 +525,24 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
                 X, strategy, missing_values, fill_value
             )
             return statistics
-        missing = self._missing(X)
-        self._fit_indicator(missing)
-        columns = zip(columns_of(X), columns_of(missing), strict=True)
-        strategy = "median" if strategy == "auto" else strategy
-        known = ((column[~gone], 0) for column, gone in columns)
-        return self._statistics(known, strategy)
+        known = self._known()
+        self._fit_indicator(~known(X) if self.add_indicator else None)
+        if strategy == "zero":
+            is_empty = count_known(X, known, enough=1) == 0
+            statistics = np.where(is_empty, self._of_empty(), 0.0)
+        elif strategy == "mean":
+            statistics = self._means(*means(X, known))
+        elif strategy in ("auto", "median"):
+            near = neighbours(X, [0.5], known)
+            pairs = zip(near.low[0].tolist(), near.high[0].tolist(), strict=True)
+            statistics = np.array([midpoint(low, high) for low, high in pairs])
+            statistics[near.n_known == 0] = self._of_empty()
+        else:
+            columns = enumerate(columns_of(X))
+            statistics = np.array(
+                [self._called(column[known(column)], j) for j, column in columns]
+            )
+        return statistics
 
     def _sparse_fit(
         self, X: Any, strategy: Any, missing_values: Any, fill_value: Any
@@ -378,39 +561,61 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
             (X.data[part][known[part]], int(n))
             for part, n in zip(parts, n_zeros, strict=True)
         )
-        return self._statistics(columns, "mean" if strategy == "auto" else strategy)
+        if strategy in ("auto", "mean"):
+            found = [
+                (mean(values, n) if values.size + n else math.nan, values.size + n)
+                for values, n in columns
+            ]
+            return self._means(*map(np.array, zip(*found, strict=True)))
+        return np.array(list(self._of_sparse_columns(columns, strategy)))
 
-    def _statistics(
-        self, columns: Iterable[tuple[NDArray[Any], int]], strategy: Any
+    def _of_sparse_columns(
+        self, columns: Iterator[tuple[NDArray[Any], int]], strategy: Any
+    ) -> Iterator[float]:
+        """What is filled into each column of so many values and zeros."""
+        for index, (values, n_zeros) in enumerate(columns):
+            if values.size + n_zeros == 0:
+                yield self._of_empty()
+            elif strategy == "zero":
+                yield 0.0
+            elif strategy == "median":
+                yield median(values, n_zeros)
+            else:
+                zeros = np.zeros(n_zeros, dtype=values.dtype)
+                yield self._called(np.append(values, zeros), index)
+
+    def _of_empty(self) -> float:
+        """What is filled into a column without a known value."""
+        return 0.0 if self.keep_empty_features else math.nan
+
+    def _means(
+        self, found: NDArray[np.float64], counts: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """What is filled into each column.
+        """Means so found, remembered for `partial_fit`."""
+        self._running = RunningMeans(found, counts)
+        return self._filling_means(self._running)
 
-        Given are its known values, to be reordered, and how many zeros it has besides.
-        """
-        empty = 0.0 if self.keep_empty_features else math.nan
-        found = [
-            self._statistic(values, n_zeros, strategy, index)
-            if values.size + n_zeros
-            else empty
-            for index, (values, n_zeros) in enumerate(columns)
-        ]
-        return np.array(found, dtype=np.float64)
+    def _filling_means(self, running: RunningMeans) -> NDArray[np.float64]:
+        return np.where(running.counts > 0, running.means, self._of_empty())
 
-    def _statistic(
-        self, values: NDArray[Any], n_zeros: int, strategy: Any, index: int
-    ) -> float:
-        if strategy == "zero":
-            return 0.0
-        if strategy == "mean":
-            return mean(values, n_zeros)
-        if strategy == "median":
-            return median(values, n_zeros)
-        zeros = np.zeros(n_zeros, dtype=values.dtype)
-        value = float(strategy(np.append(values, zeros)))
+    def _add_means(self, chunk: NaNImputer) -> None:
+        if self._running is None or chunk._running is None:
+            raise ValueError(
+                "The imputer was fitted under another strategy, from which no mean can "
+                "be continued. Call fit first, or start from clone(imputer)."
+            )
+        self._running.add(chunk._running)
+        self.statistics_ = self._filling_means(self._running)
+
+    def _called(self, values: NDArray[Any], index: int) -> float:
+        """What the callable strategy finds for a column."""
+        if values.size == 0:
+            return self._of_empty()
+        value = float(self.strategy(values))
         if not abs(value) <= self._largest():
             names = getattr(self, "feature_names_in_", None)
             raise ValueError(
-                f"strategy {strategy!r} returned {value!r} for column "
+                f"strategy {self.strategy!r} returned {value!r} for column "
                 f"{column_name(index, names)}. It must return a finite number that "
                 "fits the output's dtype."
             )
@@ -463,6 +668,10 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
         return tags
 
 
+def _is_table_of_floats(X: Any) -> bool:
+    return isinstance(X, np.ndarray) and X.dtype.kind == "f"
+
+
 def _refuse_containers(X: NDArray[Any], names: Any) -> None:
     """Refuse cells that cannot be counted, such as lists and dicts."""
     if X.dtype.kind != "O":
@@ -505,7 +714,7 @@ def _exceeds(cell: Any, largest: float) -> bool:
 
 def _rounded(fill: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """The statistics in the table's dtype, none of them overflowing it."""
-    if dtype.kind == "f" and fill.dtype.kind == "f":
+    if dtype.kind == "f" and fill.dtype.kind == "f" and dtype != fill.dtype:
         largest = float(np.finfo(dtype).max)
         fill = np.clip(fill, -largest, largest)
     return fill.astype(dtype)

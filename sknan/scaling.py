@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,9 +13,12 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
+from sknan._blocks import Known, PerColumn, blocks
 from sknan._checks import first_text_cell
-from sknan._columns import BLOCK_CELLS, columns_of, midpoint
+from sknan._columns import midpoint
 from sknan._pickling import VersionedPickleMixin
+from sknan._selection import neighbours, place
+from sknan._soft_bound import Ordinary, round_down, squash, unsquash
 
 __all__ = ["SafeScaler"]
 
@@ -25,10 +28,6 @@ _TINY = float(np.finfo(np.float64).smallest_subnormal)
 # Up to here a center or scale can be subtracted from, or divide, any float64 without an
 # overflow: it is less than half the distance between the two largest float64.
 _HUGE = 2.0**969
-
-# Below bound * 2**-27 the squashed value and the value differ by less than half the
-# distance between neighbouring float64.
-_IDENTITY = 2.0**-27
 
 _BOUND_RANGE = (1e-30, 1e30)
 
@@ -86,10 +85,15 @@ class SafeScaler(
 
     (the last for positive :math:`z`). The bounding is the smooth clipping of RealMLP
     [1]_. In its usual form, the first, the square overflows: in float32 every value
-    beyond about 5e19 comes out as 0, the median. The second form, computed here in
-    float64, cannot overflow; and as each of its steps rounds monotonously, larger
-    values never come out smaller, by not even the last digit. Where ``z / bound`` is
-    under 2**-27 the result is ``z`` itself.
+    beyond about 5e19 comes out as 0, the median. The second form cannot overflow; and
+    as each of its steps rounds monotonously, larger values never come out smaller, by
+    not even the last digit. It is computed in the dtype of the table, to four units
+    of the last place, by a division less; where the bound, or a center or spread of a
+    column, is extreme for that dtype (beyond 1e9 and 1e18 in float32) all columns take
+    a longer way in float64.
+
+    Quartiles are found in blocks of the table, by one pass that counts what lies
+    between values of a sample: exactly, and in little memory beside the table.
 
     NaN and infinities take no part in the statistics. Quantiles are interpolated
     linearly, as in :func:`numpy.nanpercentile`. A constant column becomes 0, also for
@@ -155,11 +159,21 @@ class SafeScaler(
         self._check_parameters()
         X_in = self._validate(X, reset=True)
         low, high = (percent / 100 for percent in self.quantile_range)
-        statistics = [
-            _center_and_scale(column[np.isfinite(column)], low, high)
-            for column in columns_of(X_in)
-        ]
-        self.center_, self.scale_ = np.array(statistics, dtype=np.float64).T.copy()
+        known = Known()
+        near = neighbours(X_in, (low, 0.5, high), known)
+        below, above, n_known = (array.tolist() for array in near)
+        self.center_ = np.array(list(map(midpoint, below[1], above[1])))
+        self.scale_ = np.zeros(len(n_known))
+        for j in np.flatnonzero(near.n_known):
+            first, third = (
+                _interpolate(below[q][j], above[q][j], place(fraction, n_known[j]) % 1)
+                for q, fraction in ((0, low), (2, high))
+            )
+            if not third > first:
+                column = X_in[:, j]
+                column = column[known(column)]
+                first, third = float(column.min()), float(column.max())
+            self.scale_[j] = min(third - first, _MAX)
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
@@ -175,9 +189,20 @@ class SafeScaler(
         ndarray of shape (n_samples, n_features)
             float32 if ``X`` is, else float64; NaN where ``X`` is NaN, finite elsewhere.
         """
-        check_is_fitted(self)
-        X_in = self._validate(X, reset=False)
-        bound = _round_down(self.bound, X_in.dtype)
+        if not hasattr(self, "scale_"):
+            check_is_fitted(self)
+        X_in = X if self._is_valid(X) else self._validate(X, reset=False)
+        bound = round_down(self.bound, X_in.dtype)
+        ordinary = Ordinary(
+            self.center_,
+            self.scale_,
+            None if self.bound is None else bound,
+            X_in.dtype,
+        )
+        if ordinary.applies:
+            out = self._place_for(X_in)
+            ordinary.write(X_in, out)
+            return out
 
         # A column of huge numbers is divided by 4 throughout, which is exact there.
         huge = np.maximum(np.abs(np.nan_to_num(self.center_)), self.scale_) > _HUGE
@@ -189,16 +214,16 @@ class SafeScaler(
         farthest = np.where(known, np.inf, 0.0)
 
         def scaled(
-            block: NDArray[Any], columns: NDArray[Any], out: NDArray[Any]
+            cells: NDArray[Any], columns: Sequence[NDArray[Any]], out: NDArray[Any]
         ) -> None:
             shrink, center, scale, farthest = columns
-            z = block * shrink
+            z = cells * shrink
             z -= center
             np.clip(z, 0.0 - farthest, farthest, out=z)  # 0.0 - 0.0 has no sign
             z /= scale
-            out[...] = _squash(z, bound) if self.bound is not None else _cap(z, bound)
+            out[...] = squash(z, bound) if self.bound is not None else _cap(z, bound)
 
-        return self._map(scaled, X_in, np.stack([shrink, center, scale, farthest]))
+        return self._map(scaled, X_in, (shrink, center, scale, farthest))
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:
         """Undo :meth:`transform`, as far as what was bounded can be told apart.
@@ -222,18 +247,18 @@ class SafeScaler(
                 f"X has {X_in.shape[1]} features, but SafeScaler is expecting "
                 f"{self.n_features_in_} features as input."
             )
-        bound = _round_down(self.bound, X_in.dtype)
+        bound = round_down(self.bound, X_in.dtype)
         largest = float(np.finfo(X_in.dtype).max)
         farthest = _MAX * (1 - 2.0**-52) / np.maximum(self.scale_, 1.0)
         center = np.nan_to_num(self.center_)
 
         def restored(
-            block: NDArray[Any], columns: NDArray[Any], out: NDArray[Any]
+            cells: NDArray[Any], columns: Sequence[NDArray[Any]], out: NDArray[Any]
         ) -> None:
             center, scale, farthest = columns
-            z = block.astype(np.float64)
+            z = cells.astype(np.float64)
             if self.bound is not None:
-                z = _unsquash(z, bound)
+                z = unsquash(z, bound)
             # In halves, since the sum of two finite numbers may not be finite.
             half = np.clip(z, -farthest, farthest) * (scale * 0.5) + center * 0.5
             half = np.clip(half, -largest * 0.5, largest * 0.5)
@@ -241,7 +266,7 @@ class SafeScaler(
             beyond = np.isinf(z) & (scale > 0)
             out[...] = np.where(beyond, np.copysign(largest, z), half * 2.0)
 
-        return self._map(restored, X_in, np.stack([center, self.scale_, farthest]))
+        return self._map(restored, X_in, (center, self.scale_, farthest))
 
     def _check_parameters(self) -> None:
         bound, pair = self.bound, self.quantile_range
@@ -269,28 +294,36 @@ class SafeScaler(
 
         return _numbers(self, X, validate)
 
+    def _is_valid(self, X: Any) -> TypeGuard[NDArray[Any]]:
+        """Whether validation in ``transform`` would find nothing and change nothing."""
+        return (
+            type(X) is np.ndarray
+            and X.dtype in (np.float64, np.float32)
+            and X.ndim == 2
+            and len(X) > 0
+            and X.shape[1] == self.n_features_in_
+            and not hasattr(self, "feature_names_in_")
+        )
+
+    def _place_for(self, X: NDArray[Any]) -> NDArray[Any]:
+        """Where the output for ``X`` goes."""
+        in_place = not self.copy and X.flags.writeable
+        return X if in_place else np.empty_like(X, subok=False)
+
     def _map(
         self,
-        work: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], None],
+        work: Callable[[NDArray[Any], Sequence[NDArray[Any]], NDArray[Any]], None],
         X: NDArray[Any],
-        columns: NDArray[Any],
+        columns: Sequence[NDArray[Any]],
     ) -> NDArray[Any]:
         """Have ``work`` write the output, block by block in the order of memory."""
-        in_place = not self.copy and X.flags.writeable
-        out = X if in_place else np.empty_like(X, subok=False)
-        source, target = X, out
-        per_column = columns[:, None, :]
-        by_column = not X.flags.c_contiguous and X.flags.f_contiguous
-        if by_column:
-            source, target = X.T, out.T
-            per_column = columns[:, :, None]
-        size = max(1, BLOCK_CELLS // source.shape[1])
+        out = self._place_for(X)
+        per_column = [PerColumn(values) for values in columns]
         # What underflows is meant to round to 0; what overflows, to be bounded.
         with np.errstate(under="ignore", over="ignore"):
-            for start in range(0, len(source), size):
-                rows = slice(start, start + size)
-                part = per_column[:, rows] if by_column else per_column
-                work(source[rows], part, target[rows])
+            for block in blocks(X, out):
+                rows = [values.along(block) for values in per_column]
+                work(block.cells, rows, block.out)
         return out
 
     def __sklearn_tags__(self) -> Tags:
@@ -298,27 +331,6 @@ class SafeScaler(
         tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def _center_and_scale(
-    values: NDArray[Any], low: float, high: float
-) -> tuple[float, float]:
-    """Median and spread of finite ``values``, which are reordered."""
-    if values.size == 0:
-        return math.nan, 0.0
-    last = values.size - 1
-    middle = (last // 2, (last + 1) // 2)
-    floors = [math.floor(last * fraction) for fraction in (low, high)]
-    ranks = {0, last, *middle, *floors, *(min(rank + 1, last) for rank in floors)}
-    values.partition(sorted(ranks))
-    at = {rank: float(values[rank]) for rank in ranks}
-    center = midpoint(at[middle[0]], at[middle[1]])
-    first, third = (
-        _interpolate(at[rank], at[min(rank + 1, last)], last * fraction - rank)
-        for fraction, rank in zip((low, high), floors, strict=True)
-    )
-    spread = third - first if third > first else at[last] - at[0]
-    return center, min(spread, _MAX)
 
 
 def _interpolate(low: float, high: float, weight: float) -> float:
@@ -329,37 +341,8 @@ def _interpolate(low: float, high: float, weight: float) -> float:
     return high - gap * (1 - weight) if weight >= 0.5 else low + gap * weight
 
 
-def _squash(z: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
-    """``z / sqrt(1 + (z / bound)**2)`` by steps that cannot overflow; see Notes."""
-    small = bound * _IDENTITY
-    size = np.abs(z)
-    ratio = bound / np.maximum(size, small)
-    bounded = bound / np.sqrt(1.0 + ratio * ratio)
-    # Without the maximum, rounding might lower the first values past the identity.
-    bounded = np.copysign(np.maximum(bounded, small), z)
-    return np.where(size < small, z, bounded)
-
-
-def _unsquash(y: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
-    """The inverse of `_squash`; infinite at and beyond the bound."""
-    ratio = np.abs(y) / bound
-    inside = ~(ratio >= 1)  # NaN counts as inside, to come out as NaN
-    ratio = np.where(inside, ratio, 0.0)
-    z = y / np.sqrt((1.0 - ratio) * (1.0 + ratio))
-    return np.where(inside, z, np.copysign(np.inf, y))
-
-
 def _cap(z: NDArray[np.float64], largest: float) -> NDArray[np.float64]:
     return np.clip(z, -largest, largest)
-
-
-def _round_down(bound: float | None, dtype: np.dtype[Any]) -> float:
-    """The largest number of ``dtype`` up to ``bound``; its largest of all for None."""
-    if bound is None:
-        return float(np.finfo(dtype).max)
-    nearest = dtype.type(bound)
-    is_above = float(nearest) > bound  # compared as they are they would be cast first
-    return float(np.nextafter(nearest, dtype.type(0)) if is_above else nearest)
 
 
 def _is_number(value: Any) -> bool:

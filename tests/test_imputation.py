@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+import tracemalloc
 import warnings
 from fractions import Fraction
 
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
@@ -474,3 +477,223 @@ def test_it_feeds_a_network():
         StableNetRegressor(max_epochs=5, random_state=0),
     )
     assert np.isfinite(model.fit(table, y).predict(table)).all()
+
+
+# -- large tables --------------------------------------------------------------------
+
+
+def large_table(dtype=np.float64, order="C"):
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(20_000, 5)) * [1, 1e-3, 50, 1, 1]
+    table[:, 3] = rng.integers(0, 4, len(table))
+    table[:, 4] = np.sort(table[:, 4])
+    table[rng.random(table.shape) < 0.1] = NAN
+    return np.array(table, dtype=dtype, order=order)
+
+
+@pytest.mark.parametrize("strategy", ["mean", "median", "constant"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_large_tables_are_filled_as_simple_imputer_does(strategy, dtype, order):
+    table = large_table(dtype, order)
+    ours = NaNImputer(strategy=strategy, add_indicator=True).fit(table)
+    theirs = SimpleImputer(strategy=strategy, add_indicator=True).fit(table)
+    found, expected = ours.transform(table), theirs.transform(table)
+    assert found.dtype == expected.dtype
+    # SimpleImputer sums float32 in float32; ours is held against float64 below.
+    rtol, atol = (2e-4, 1e-5) if dtype == np.float32 else (1e-11, 1e-14)
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_mean_of_float32_is_summed_in_float64(order):
+    table = large_table(np.float32, order) + np.float32(1000)
+    found = NaNImputer(strategy="mean").fit(table).statistics_
+    expected = [math.fsum(c[~np.isnan(c)]) / (~np.isnan(c)).sum() for c in table.T]
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["mean", "median", "zero"]),
+    st.sampled_from([None, "float32", "float16"]),
+    st.sampled_from(["C", "F"]),
+    st.sampled_from([(5000, 3), (1500, 40), (3, 3000), (17_000, 1)]),
+)
+def test_tables_of_many_blocks_are_filled_like_small_ones(
+    seed, strategy, dtype, order, shape
+):
+    rng = np.random.default_rng(seed)
+    table = rng.normal(size=shape) * 10.0 ** rng.integers(-3, 7, shape)
+    table[rng.random(shape) < rng.random()] = NAN
+    table[rng.random(shape) < 0.01] = INF
+    table = np.array(table, order=order)
+    imputer = NaNImputer(strategy=strategy, dtype=dtype, keep_empty_features=True)
+    filled = imputer.fit_transform(table)
+    largest = np.finfo(dtype or np.float64).max
+    known = np.abs(table) <= largest
+    masked = np.where(known, table, NAN)
+    statistic = {"mean": np.nanmean, "median": np.nanmedian, "zero": None}[strategy]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # columns without a value
+        expected = np.zeros(shape[1])
+        if statistic is not None:
+            expected = np.nan_to_num(statistic(masked, axis=0))
+    scale = np.abs(np.nan_to_num(masked)).max(axis=0, initial=0)
+    # Sums of n float64 err by n units of the last place of their parts at worst.
+    assert (np.abs(imputer.statistics_ - expected) <= 1e-13 * scale).all()
+    cells = np.where(known, table, imputer.statistics_).astype(filled.dtype)
+    np.testing.assert_array_equal(filled, cells)
+
+
+@pytest.mark.parametrize("strategy", ["mean", "median", "zero", "constant"])
+def test_tables_with_gaps_in_memory_are_filled(strategy):
+    table = large_table()
+    wide = np.full((len(table) * 2, 15), -7.0)
+    wide[::2, ::3] = table
+    strided = wide[::2, ::3]
+    imputer = NaNImputer(strategy=strategy)
+    expected = imputer.fit_transform(table)
+    np.testing.assert_array_equal(imputer.fit_transform(strided), expected)
+    in_place = NaNImputer(strategy=strategy, copy=False).fit(strided)
+    assert in_place.transform(strided) is strided
+    np.testing.assert_array_equal(strided, expected)
+    assert (wide[1::2] == -7).all()
+    assert (wide[:, 1::3] == -7).all()
+
+
+@pytest.mark.parametrize("strategy", ["mean", "median", "zero"])
+def test_memory_maps_are_filled_within_little_memory(tmp_path, strategy):
+    table = np.random.default_rng(0).normal(size=(200_000, 20))
+    table[::7] = NAN
+    np.save(tmp_path / "table.npy", table)
+    mapped = np.load(tmp_path / "table.npy", mmap_mode="r")
+    imputer = NaNImputer(strategy=strategy, copy=False)
+    tracemalloc.start()
+    imputer.fit(mapped)
+    needed = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert needed < 0.2 * table.nbytes
+    expected = NaNImputer(strategy=strategy).fit_transform(table)
+    filled = np.concatenate([imputer.transform(p) for p in np.split(mapped, 10)])
+    np.testing.assert_array_equal(filled, expected)
+    assert np.isnan(mapped[0]).all()
+
+
+def test_a_row_alone_is_filled_as_within_its_table():
+    table = large_table()
+    imputer = NaNImputer().fit(table)
+    whole = imputer.transform(table)
+    np.testing.assert_array_equal(imputer.transform(table[:1]), whole[:1])
+    with pytest.raises(ValueError, match="X has 4 features"):
+        imputer.transform(table[:1, :4])
+    with pytest.raises(ValueError, match="minimum of 1 is required"):
+        imputer.transform(table[:0])
+
+
+# -- chunk by chunk ------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    tables,
+    st.lists(st.integers(1, 8), max_size=4),
+    st.sampled_from(["mean", "zero", "constant"]),
+    st.booleans(),
+)
+def test_chunks_teach_what_the_whole_table_teaches(table, cuts, strategy, keep):
+    imputer = NaNImputer(
+        strategy=strategy, keep_empty_features=keep, add_indicator=True
+    )
+    whole = clone(imputer).fit(table)
+    for part in np.split(table, sorted({cut for cut in cuts if cut < len(table)})):
+        imputer.partial_fit(part)
+    found, expected = (
+        np.array(i.statistics_, dtype=np.float64) for i in (imputer, whole)
+    )
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    np.testing.assert_array_equal(
+        imputer.indicator_.features_, whole.indicator_.features_
+    )
+    # The means of chunks are rounded: by n units of their largest values' last place.
+    size = np.where(np.isfinite(table), np.abs(table), 0).max(axis=0)
+    bound = (len(table) * 2.0**-52) * size + 5e-324
+    error = np.abs(found / 2 - expected / 2)  # of numbers up to the largest
+    assert (error[~np.isnan(found)] <= bound[~np.isnan(found)]).all()
+
+
+def test_the_first_chunk_teaches_what_fit_teaches():
+    table = large_table()
+    imputer = NaNImputer(strategy="mean")
+    np.testing.assert_array_equal(
+        imputer.partial_fit(table).statistics_, clone(imputer).fit(table).statistics_
+    )
+
+
+def test_sums_of_chunks_that_cancel_or_overflow_are_exact():
+    imputer = NaNImputer(strategy="mean")
+    for value in (1e308, 1e308, 1e308, 3.0, -1e308, -1e308, -1e308):
+        imputer.partial_fit([[value], [NAN]])
+    assert imputer.statistics_.tolist() == [3.0 / 7.0]
+
+
+def test_a_stream_goes_on_where_fit_ended():
+    table = large_table()
+    whole = NaNImputer(strategy="mean").fit(table)
+    imputer = NaNImputer(strategy="mean").fit(table[:9000])
+    imputer = pickle.loads(pickle.dumps(imputer.partial_fit(table[9000:15_000])))
+    imputer.partial_fit(table[15_000:])
+    np.testing.assert_allclose(imputer.statistics_, whole.statistics_, atol=1e-14)
+    imputer.fit(table[:1000])  # forgets
+    np.testing.assert_array_equal(
+        imputer.statistics_,
+        NaNImputer(strategy="mean").fit(table[:1000]).statistics_,
+    )
+
+
+def test_chunks_may_be_sparse_frames_or_text():
+    imputer = NaNImputer(strategy="mean", dtype="float32")
+    imputer.partial_fit(sparse.csr_array(np.array([[0.0, 2.0], [NAN, 0.0]])))
+    imputer.partial_fit(np.array([[3.0, 4.0], [6.0, 1e39]]))
+    assert imputer.statistics_.tolist() == [3.0, 2.0]
+    colours = NaNImputer(strategy="constant", fill_value="none")
+    colours.partial_fit(pd.DataFrame({"a": [None, None], "b": ["red", None]}))
+    assert pd.isna(colours.statistics_).tolist() == [True, False]
+    colours.partial_fit(pd.DataFrame({"a": ["blue"], "b": ["red"]}))
+    assert colours.statistics_.tolist() == ["none", "none"]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "median", "most_frequent", np.max])
+def test_what_cannot_be_learnt_in_chunks_is_refused(strategy):
+    imputer = NaNImputer(strategy=strategy)
+    assert not hasattr(imputer, "partial_fit")
+    message = refusal(ValueError, lambda: imputer.partial_fit(PRICES))
+    assert message == (
+        f"partial_fit cannot learn strategy={strategy!r}: the values of all chunks "
+        "would have to be kept. Pass strategy='mean', 'zero' or 'constant', or give "
+        "fit the whole table, as a memory map if it does not fit into memory."
+    )
+
+
+def test_chunks_that_do_not_belong_together_are_refused():
+    imputer = NaNImputer(strategy="constant").partial_fit(PRICES)
+    assert "X has 1 features" in refusal(ValueError, imputer.partial_fit, PRICES[:, :1])
+    text = pd.DataFrame({"eggs": ["dear"], "milk": ["cheap"]})
+    assert "feature names" in refusal(
+        ValueError,
+        NaNImputer(strategy="constant").fit(text).partial_fit,
+        text[["eggs"]],
+    )
+    assert refusal(ValueError, imputer.partial_fit, text.to_numpy(dtype=object)) == (
+        "A chunk of dtype object came after one of float64. Bring all chunks to one "
+        "kind, numbers or objects."
+    )
+
+
+def test_a_mean_cannot_go_on_from_a_median():
+    imputer = NaNImputer(strategy="median").fit(PRICES).set_params(strategy="mean")
+    assert refusal(ValueError, imputer.partial_fit, PRICES) == (
+        "The imputer was fitted under another strategy, from which no mean can be "
+        "continued. Call fit first, or start from clone(imputer)."
+    )

@@ -321,3 +321,100 @@ def test_a_scaler_that_is_not_fitted_says_so():
         SafeScaler().transform([[1.0]])
     with pytest.raises(NotFittedError):
         SafeScaler().inverse_transform([[1.0]])
+
+
+# -- large tables, and the short way of ordinary columns -----------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bound", [3.0, 0.1, None])
+def test_ordinary_columns_are_exact_to_four_units(dtype, bound):
+    rng = np.random.default_rng(0)
+    table = rng.standard_cauchy((300, 4)) * [1e-6, 1, 1e6, 3] + [0, 100, -1e6, 1e-3]
+    table = table.astype(dtype)
+    scaler = SafeScaler(bound=bound).fit(table)
+    scaled = scaler.transform(table)
+    bound = bound and float(dtype(bound))
+    for j, (center, scale) in enumerate(
+        zip(scaler.center_, scaler.scale_, strict=True)
+    ):
+        for x, found in zip(table[:, j].tolist(), scaled[:, j].tolist(), strict=True):
+            expected = exact(x, center, scale, bound)
+            # Five or six roundings of half a unit, of numbers of less digits at worst.
+            assert abs(found - expected) <= 4 * float(np.spacing(dtype(abs(expected))))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_deviations_whose_ratio_has_no_finite_square_keep_their_size(dtype):
+    tiny = np.finfo(dtype).tiny
+    scaler = SafeScaler().fit(np.array([[-1.5], [-0.5], [0.5], [1.5]], dtype))
+    positive = np.array([0.0, tiny, tiny**0.75, tiny**0.5, tiny**0.25], dtype)
+    column = np.concatenate([-positive[::-1], positive])
+    scaled = scaler.transform(column[:, None]).ravel()
+    np.testing.assert_allclose(scaled, column / scaler.scale_[0], rtol=1e-6)
+    assert (np.diff(scaled) >= 0).all()
+    assert scaled.tolist() == (-scaled[::-1]).tolist()
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(
+        np.float32,
+        st.integers(3, 30),
+        elements=st.floats(-(2.0**40), 2.0**40, width=32) | st.sampled_from([INF, 0.0]),
+    ),
+    st.sampled_from([3.0, 0.1, None]),
+)
+def test_order_is_kept_among_ordinary_float32(column, bound):
+    column = np.sort(column)[:, None]
+    scaled = SafeScaler(bound=bound).fit(column[::2]).transform(column).ravel()
+    assert (np.diff(scaled.astype(np.float64)) >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_statistics_of_large_tables_are_those_of_robust_scaler(dtype, order):
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(30_000, 4)) * [1, 1e-3, 50, 1]
+    table[:, 3] = rng.integers(0, 6, len(table))
+    table[rng.random(table.shape) < 0.1] = NAN
+    table = np.array(table, dtype=dtype, order=order)
+    ours, theirs = SafeScaler().fit(table), RobustScaler().fit(table)
+    # RobustScaler interpolates in the dtype of the table.
+    tolerance = {"rtol": 4 * float(np.finfo(dtype).eps), "atol": 1e-6}
+    np.testing.assert_allclose(ours.center_, theirs.center_, **tolerance)
+    np.testing.assert_allclose(ours.scale_, theirs.scale_, **tolerance)
+
+
+def test_rare_ones_of_a_large_table_are_scaled_by_the_range():
+    column = np.zeros((30_000, 1), np.float32)
+    column[::3000] = 4.0
+    assert SafeScaler().fit(column).scale_.tolist() == [4.0]
+
+
+def test_memory_maps_are_scaled(tmp_path):
+    table = np.random.default_rng(0).normal(size=(20_000, 3)).astype(np.float32)
+    np.save(tmp_path / "table.npy", table)
+    mapped = np.load(tmp_path / "table.npy", mmap_mode="r")
+    scaled = SafeScaler(copy=False).fit(mapped).transform(mapped)
+    assert type(scaled) is np.ndarray
+    np.testing.assert_array_equal(scaled, SafeScaler().fit_transform(table))
+
+
+def test_a_row_alone_comes_out_as_within_its_table():
+    table = np.random.default_rng(0).normal(size=(5000, 7))
+    scaler = SafeScaler().fit(table)
+    whole = scaler.transform(table)
+    for i in (0, 17, 4999):
+        np.testing.assert_array_equal(scaler.transform(table[[i]]), whole[[i]])
+
+
+def test_without_copy_a_table_with_gaps_is_overwritten():
+    wide = np.arange(24.0).reshape(4, 6)
+    before = wide.copy()
+    table = wide[:, ::2]
+    expected = SafeScaler().fit_transform(table)
+    scaled = SafeScaler(copy=False).fit(table).transform(table)
+    assert scaled is table
+    np.testing.assert_array_equal(table, expected)
+    np.testing.assert_array_equal(wide[:, 1::2], before[:, 1::2])

@@ -1,0 +1,87 @@
+"""Blocks of a table: every cell once, in any layout, and what is filled in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sknan._blocks import Known, PerColumn, blocks, fill, where
+
+NAN, INF = np.nan, np.inf
+
+# Sizes at which blocks, long rows and what is left over of them begin and end.
+SHAPES = [(1, 1), (7, 3), (1023, 5), (1024, 1), (70_000, 1), (5000, 37), (3, 70_001)]
+
+
+def in_layout(table, layout):
+    """An equal table that lies otherwise in memory."""
+    if layout in "CF":
+        return np.array(table, order=layout)
+    n_rows, n_columns = table.shape
+    wide = np.zeros((2 * n_rows, 3 * n_columns), table.dtype)
+    wide[::2, ::3] = table
+    return wide[::2, ::3]
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "strided"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_cell_is_in_one_block(shape, layout):
+    table = np.arange(shape[0] * shape[1], dtype=np.float64).reshape(shape)
+    table = in_layout(table, layout)
+    out = in_layout(np.full(shape, NAN), layout)
+    total = np.zeros(shape[1])
+    for block in blocks(table, out):
+        block.out.reshape(-1)[:] = block.cells.reshape(-1) + 1
+        total[block.columns] += block.per_column(block.cells.sum(axis=0))
+    np.testing.assert_array_equal(out, table + 1)
+    np.testing.assert_array_equal(total, table.sum(axis=0))
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "strided"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_of_columns_are_laid_along_the_rows_that_are_joined(shape, layout):
+    table = np.broadcast_to(np.arange(shape[1], dtype=np.float64), shape)
+    values = PerColumn(np.arange(shape[1], dtype=np.float64))
+    everywhere = PerColumn(np.arange(shape[1], dtype=np.float64))
+    n_true = np.zeros(shape[1], dtype=int)
+    for block in blocks(in_layout(table, layout)):
+        mask = block.cells == values.along(block)
+        assert mask.all()
+        n_true[block.columns] += block.count_true(mask)
+        places = np.arange(block.cells.size)[::3]
+        at = everywhere.at(block, places)
+        assert (block.cells.reshape(-1)[places] == at).all()
+    assert (n_true == shape[0]).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.03, 0.1, 0.5, 1.0])
+def test_where_finds_what_flatnonzero_finds(share):
+    mask = np.random.default_rng(0).random((37, 1000)) < share
+    np.testing.assert_array_equal(where(mask), np.flatnonzero(mask))
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "strided"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_not_known_is_filled_and_nothing_else_is_touched(shape, dtype, layout):
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=shape).astype(dtype)
+    table[rng.random(shape) < 0.2] = NAN
+    table[rng.random(shape) < 0.1] = -0.0
+    table[rng.random(shape) < 0.1] = -INF
+    table = in_layout(table, layout)
+    values = (np.arange(shape[1]) % 1000).astype(dtype)
+    out = table.copy(order="K")
+    fill(table, values, Known(), out)
+    expected = np.where(np.isfinite(table), table, values)
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(np.signbit(out), np.signbit(expected))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_known_depends_on_marker_and_limit(dtype):
+    cells = np.array([NAN, INF, -INF, 70_000.0, -70_000.0, 3.0, -9.0], dtype=dtype)
+    assert Known()(cells).tolist() == [False] * 3 + [True] * 4
+    assert Known(limit=65504.0)(cells).tolist() == [False] * 5 + [True] * 2
+    assert Known(-9, 65504.0)(cells[3:]).tolist() == [False, False, True, False]
+    assert Known(-9)(cells[3:]).tolist() == [True, True, True, False]
