@@ -1,0 +1,195 @@
+"""The contract of a finite estimator: refuse a fault by name, or stay finite.
+
+Two ways to hold an estimator to it: a fault that it is fitted on, and one that it meets
+only afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.base import clone, is_regressor
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import has_fit_parameter
+
+from sknan._faults import Case, Table, healthy_table
+from sknan._finite_outputs import check_output, check_untouched, in_words
+from sknan._finite_score import check_columns, check_score
+from sknan._finite_state import learned_arrays
+from sknan._refusals import FaultError, advice, judge
+from sknan._table_net import seeded
+
+__all__ = [
+    "FINITE",
+    "REFUSED",
+    "examine_fit",
+    "examine_predict",
+    "weight_parameter",
+]
+
+FINITE, REFUSED = "finite", "refused"
+
+_METHODS = ("predict", "predict_proba", "decision_function", "transform")
+
+
+def weight_parameter(estimator: Any) -> str | None:
+    """Name under which ``fit`` takes sample weights, or None."""
+    if isinstance(estimator, Pipeline):
+        step, last = estimator.steps[-1]
+        name = None if last == "passthrough" else weight_parameter(last)
+        return name and f"{step}__{name}"
+    return "sample_weight" if has_fit_parameter(estimator, "sample_weight") else None
+
+
+def examine_fit(name: str, estimator: Any, case: Case) -> str:
+    """Fit on the fault; then look at what was learnt, at outputs and at the score.
+
+    Returns
+    -------
+    str
+        ``"finite"`` or ``"refused"``.
+
+    Raises
+    ------
+    FaultError
+        If the contract is broken.
+    """
+    table = case.table
+    with _alone():
+        model = clone(estimator).set_params(**case.params)
+        try:
+            _fit(model, table, case.sample_weight)
+        except Exception as error:
+            judge(error, f"{name}.fit, given {case.what},", case.words)
+            return REFUSED
+        _check_state(name, model, estimator, case)
+        outcomes = []
+        for X, rows in ((table.X_new, "healthy rows"), (table.X, "the training rows")):
+            for method in _methods(model):
+                label = f"{name}.{method}, fitted on {case.what},"
+                output = _call(model, method, X, f"{label} and given {rows},", case)
+                outcomes.append(REFUSED if output is None else FINITE)
+                if output is not None:
+                    check_output(label, method, model, X, output, rows, case)
+        if outcomes and FINITE not in outcomes:
+            return REFUSED
+        if case.keeps_score:
+
+            def healthy() -> tuple[Any, Table]:
+                table = healthy_table(estimator)
+                return _fit_healthy(name, estimator, table), table
+
+            check_score(name, model, case, healthy)
+            check_columns(name, model, case, healthy)
+    return FINITE
+
+
+def examine_predict(name: str, estimator: Any, case: Case) -> str:
+    """Fit on healthy rows, then give new ones with the fault among them.
+
+    Returns
+    -------
+    str
+        ``"finite"`` or ``"refused"``.
+
+    Raises
+    ------
+    FaultError
+        If the contract is broken.
+    """
+    X_new, X_faulty = case.table.X_new[: len(case.X_faulty)], case.X_faulty
+    untouched = (np.asarray(X_new) == np.asarray(X_faulty)).all(axis=1)
+    sound = replace(case, words=())
+    outcomes = []
+    with _alone():
+        model = _fit_healthy(name, estimator, case.table)
+        for method in _methods(model):
+            label = f"{name}.{method}, fitted on healthy data,"
+            given = f"{label} and given"
+            before = _call(
+                model, method, case.table.X_new, f"{given} whole rows,", sound
+            )
+            after = _call(model, method, X_faulty, f"{given} {case.what},", case)
+            outcomes.append(REFUSED if after is None else FINITE)
+            if before is not None and after is not None:
+                check_output(label, method, model, X_faulty, after, case.what, case)
+                before = before[: len(after)]
+                check_untouched(label, before, after, untouched, case.what)
+    return FINITE if FINITE in outcomes or not outcomes else REFUSED
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Without warnings, and with torch's generators given back in the end."""
+    with warnings.catch_warnings(), seeded(0, "cpu"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _methods(model: Any) -> list[str]:
+    # skorch's regressor has a predict_proba too, which are no probabilities.
+    has_classes = not is_regressor(model)
+    methods = _METHODS if has_classes else ("predict", "transform")
+    return [method for method in methods if hasattr(model, method)]
+
+
+def _call(
+    model: Any, method: str, X: Any, label: str, case: Case
+) -> NDArray[Any] | None:
+    """Output of a method, or None if it refuses the fault by name."""
+    try:
+        output = getattr(model, method)(X)
+    except Exception as error:
+        judge(error, label, case.words)
+        return None
+    return output.toarray() if sparse.issparse(output) else np.asarray(output)
+
+
+def _fit(model: Any, table: Table, sample_weight: Any = None) -> Any:
+    seeds = [p for p in model.get_params() if p.split("__")[-1] == "random_state"]
+    model.set_params(**dict.fromkeys(seeds, 0))
+    if sample_weight is None:
+        return model.fit(table.X, table.y)
+    weights = {str(weight_parameter(model)): sample_weight}
+    return model.fit(table.X, table.y, **weights)
+
+
+def _fit_healthy(name: str, estimator: Any, table: Table) -> Any:
+    model = clone(estimator)
+    try:
+        _fit(model, table)
+    except Exception as error:
+        judge(error, f"{name}.fit, given healthy data,", ())
+    return model
+
+
+def _nonfinite_state(model: Any, case: Case) -> dict[str, str]:
+    found = {}
+    for path, values in learned_arrays(model, has_empty_column=case.has_empty_column):
+        bad = ~np.isfinite(values)
+        if bad.any():
+            found[path] = in_words(values, bad)
+    return found
+
+
+def _check_state(name: str, model: Any, estimator: Any, case: Case) -> None:
+    found = _nonfinite_state(model, case)
+    if not found:
+        return
+    # What is not finite on healthy data either is so by design, as open ends of bins.
+    healthy = _fit_healthy(name, estimator, healthy_table(estimator))
+    by_design = _nonfinite_state(healthy, case)
+    for path, values in found.items():
+        if path not in by_design:
+            raise FaultError(
+                f"{name}, fitted on {case.what}, has learnt {values} in {path}. "
+                f"{advice(case.words)}",
+                "silent NaN",
+            )

@@ -1,0 +1,112 @@
+"""What a fitted estimator has learnt, as arrays with the path at which each stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.utils import get_tags
+from torch import Tensor, nn
+
+__all__ = ["learned_arrays"]
+
+# Records of the training, not results of it: a step that failed and was rescued may
+# stand there as it was.
+_RECORDS = {
+    "best_loss_",
+    "callbacks_",
+    "history_",
+    "loss_",
+    "loss_curve_",
+    "nonfinite_reports_",
+    "validation_scores_",
+}
+
+# The outermost of these are infinite so that every number has its place.
+_OPEN_ENDED = ("bin_edges_", "thresholds_")
+
+
+def learned_arrays(
+    estimator: Any, *, has_empty_column: bool = False
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every float array, number and tensor behind attributes that end in ``_``.
+
+    Steps of pipelines, nested estimators, lists, dicts and torch modules are walked.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted one.
+    has_empty_column : bool, default=False
+        Whether a column had no value in ``fit``. Then a transformer that takes NaN may
+        say so by NaN in an array with one number per column.
+
+    Yields
+    ------
+    path : str
+        As in ``"module_.0.weight"``.
+    values : ndarray of float
+        What stands there.
+    """
+    yield from _walk(estimator, "", has_empty_column, set())
+
+
+def _walk(
+    value: Any, path: str, has_empty_column: bool, seen: set[int]
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield path, value.detach().cpu().to(torch.float64).numpy()
+        return
+    if isinstance(value, (float, np.floating)):
+        yield path, np.asarray(value)
+        return
+    if sparse.issparse(value):
+        value = value.data
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fc":
+        yield path, value
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    for name, part in _parts(value):
+        below = f"{path}.{name}" if path else name
+        for place, array in _walk(part, below, has_empty_column, seen):
+            if has_empty_column and _is_known_by_column(value, name, array):
+                yield place, array[~np.isnan(array)]
+            elif any(word in place for word in _OPEN_ENDED):
+                yield place, array[~np.isinf(array)]
+            else:
+                yield place, array
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, nn.Module):
+        yield from value.state_dict().items()
+    elif isinstance(value, dict):
+        yield from ((str(key), part) for key, part in value.items())
+    elif isinstance(value, (list, tuple)) or (
+        isinstance(value, np.ndarray) and value.dtype.kind == "O"
+    ):
+        yield from ((str(i), part) for i, part in enumerate(value))
+    elif isinstance(value, Pipeline):
+        yield from value.steps
+    elif isinstance(value, FeatureUnion):
+        yield from value.transformer_list
+    elif hasattr(value, "get_params") and not isinstance(value, type):
+        for name, part in vars(value).items():
+            is_learned = name.endswith("_") and not name.startswith("_")
+            if is_learned and name not in _RECORDS:
+                yield name, part
+
+
+def _is_known_by_column(owner: Any, name: str, array: NDArray[Any]) -> bool:
+    if not (hasattr(owner, "transform") and name.endswith("_")):
+        return False
+    is_per_column = array.shape == (getattr(owner, "n_features_in_", None),)
+    return is_per_column and bool(get_tags(owner).input_tags.allow_nan)

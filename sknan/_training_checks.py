@@ -1,0 +1,165 @@
+"""Faults of what training is given besides: targets, learning rates, weights."""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from sknan._faults import Case, healthy_table
+from sknan._finite_contract import examine_fit
+from sknan._refusals import CONSTANT, FEW, INFINITE, MISSING, RATE, TOO_LARGE, WEIGHT
+
+__all__ = [
+    "check_extreme_constant_targets",
+    "check_extreme_huge_weights",
+    "check_extreme_learning_rate_of_1e4",
+    "check_extreme_learning_rate_of_1e30",
+    "check_extreme_one_class",
+    "check_extreme_one_row_per_class",
+    "check_extreme_targets_of_1e30",
+    "check_extreme_targets_of_1e300",
+    "check_extreme_tiny_targets",
+    "check_extreme_tiny_weights",
+    "check_extreme_unequal_weights",
+    "check_extreme_zero_weights",
+    "check_nonfinite_inf_targets",
+    "check_nonfinite_inf_weight",
+    "check_nonfinite_nan_targets",
+    "check_nonfinite_nan_weight",
+    "rates_of",
+]
+
+_RATES = ("lr", "learning_rate", "learning_rate_init")
+
+
+# -- targets -------------------------------------------------------------------------
+
+
+def check_extreme_one_class(name: str, estimator: Any) -> str:
+    table = healthy_table(estimator)
+    case = Case("y of one class", FEW, replace(table, y=np.ones_like(table.y)))
+    return examine_fit(name, estimator, case)
+
+
+def check_extreme_one_row_per_class(name: str, estimator: Any) -> str:
+    table = healthy_table(estimator)
+    table = replace(table, X=table.X[:2], y=table.y[:2])
+    case = Case("two classes of one row each", FEW, table)
+    return examine_fit(name, estimator, case)
+
+
+def _with_target(
+    name: str, estimator: Any, what: str, words: tuple[str, ...], value: float
+) -> str:
+    table = healthy_table(estimator)
+    y = table.y.copy()
+    y[[5, 40]] = value
+    return examine_fit(name, estimator, Case(what, words, replace(table, y=y)))
+
+
+def _with_targets_times(name: str, estimator: Any, factor: float) -> str:
+    table = healthy_table(estimator)
+    table = replace(table, y=table.y * factor, y_new=table.y_new * factor)
+    words = TOO_LARGE if factor > 1 else ("small", "underflow", *CONSTANT)
+    case = Case(f"y times {factor:g}", words, table, keeps_score=True)
+    return examine_fit(name, estimator, case)
+
+
+def check_nonfinite_nan_targets(name: str, estimator: Any) -> str:
+    return _with_target(name, estimator, "y with NaN at rows 5 and 40", MISSING, np.nan)
+
+
+def check_nonfinite_inf_targets(name: str, estimator: Any) -> str:
+    what = "y with inf at rows 5 and 40"
+    return _with_target(name, estimator, what, INFINITE, np.inf)
+
+
+def check_extreme_targets_of_1e30(name: str, estimator: Any) -> str:
+    return _with_targets_times(name, estimator, 1e30)
+
+
+def check_extreme_targets_of_1e300(name: str, estimator: Any) -> str:
+    return _with_targets_times(name, estimator, 1e300)
+
+
+def check_extreme_tiny_targets(name: str, estimator: Any) -> str:
+    return _with_targets_times(name, estimator, 1e-300)
+
+
+def check_extreme_constant_targets(name: str, estimator: Any) -> str:
+    table = healthy_table(estimator)
+    case = Case("y of 7 only", CONSTANT, replace(table, y=np.full_like(table.y, 7.0)))
+    return examine_fit(name, estimator, case)
+
+
+# -- learning rates and weights ------------------------------------------------------
+
+
+def rates_of(estimator: Any) -> list[str]:
+    return [
+        name
+        for name, value in estimator.get_params().items()
+        if name.split("__")[-1] in _RATES
+        and isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+    ]
+
+
+def _with_rate(name: str, estimator: Any, rate: float) -> str:
+    params = dict.fromkeys(rates_of(estimator), rate)
+    listed = ", ".join(f"{param}={rate:g}" for param in params)
+    case = Case(
+        f"healthy data with {listed}",
+        RATE,
+        healthy_table(estimator),
+        params=params,
+        keeps_score=True,
+    )
+    return examine_fit(name, estimator, case)
+
+
+def check_extreme_learning_rate_of_1e4(name: str, estimator: Any) -> str:
+    return _with_rate(name, estimator, 1e4)
+
+
+def check_extreme_learning_rate_of_1e30(name: str, estimator: Any) -> str:
+    return _with_rate(name, estimator, 1e30)
+
+
+def _with_weights(
+    name: str, estimator: Any, label: str, common: float, *first: float
+) -> str:
+    table = healthy_table(estimator)
+    weights = np.full(len(table.X), common)
+    weights[: len(first)] = first
+    what = f"healthy data with {label}"
+    words = WEIGHT if np.isfinite(weights).all() else (*WEIGHT, *INFINITE, *MISSING)
+    return examine_fit(name, estimator, Case(what, words, table, sample_weight=weights))
+
+
+def check_nonfinite_nan_weight(name: str, estimator: Any) -> str:
+    return _with_weights(name, estimator, "a sample weight of NaN", 1.0, np.nan)
+
+
+def check_nonfinite_inf_weight(name: str, estimator: Any) -> str:
+    return _with_weights(name, estimator, "a sample weight of inf", 1.0, np.inf)
+
+
+def check_extreme_huge_weights(name: str, estimator: Any) -> str:
+    return _with_weights(name, estimator, "sample weights of 1e307", 1e307)
+
+
+def check_extreme_tiny_weights(name: str, estimator: Any) -> str:
+    return _with_weights(name, estimator, "sample weights of 1e-307", 1e-307)
+
+
+def check_extreme_unequal_weights(name: str, estimator: Any) -> str:
+    label = "sample weights from 1e-300 to 1e300"
+    return _with_weights(name, estimator, label, 1.0, 1e300, 1e-300)
+
+
+def check_extreme_zero_weights(name: str, estimator: Any) -> str:
+    return _with_weights(name, estimator, "sample weights of 0 only", 0.0)
