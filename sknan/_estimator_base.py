@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -323,9 +324,9 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             try:
                 if best is not None:
                     train, valid = self._split(y, split_seed)
-                    net.train_split = predefined_split(TensorTable(*table.rows(valid)))
+                    net.train_split = predefined_split(table.subset(valid))
                     net.callbacks_.append(("best_weights", best.initialize()))
-                    table = TensorTable(*table.rows(train))
+                    table = table.subset(train)
                 if is_partial:
                     net.set_params(lr_schedule=None, warmup=0.0, max_epochs=1)
                     net.partial_fit(table)
@@ -393,8 +394,10 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         """Try the module on a few rows, and bring ``y`` to the shape of its output."""
         # A copy: the module may work in place.
         probe = torch.from_numpy(X[:32].copy()).to(net.device)
+        net._set_training(False)
         try:
-            output = net.evaluation_step((probe, None))
+            with torch.no_grad():
+                output = net.infer(probe)
         except Exception as error:
             name = type(net.module_).__name__
             error.add_note(f"while calling the module {name} on X of shape {X.shape}")
@@ -415,7 +418,10 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
 
     def _prove_finite(self, net: TableNet, X: Tensor) -> None:
         """Hold the outputs on all training rows against NaN and infinity."""
-        output = net.raw_output(X)
+        with warnings.catch_warnings():
+            # What had to be repaired in training has been reported.
+            warnings.filterwarnings("ignore", "The network's output was not finite")
+            output = net.raw_output(X)
         bad = (
             ~torch.isfinite(output).flatten(1).all(dim=1)
             if output.ndim > 1

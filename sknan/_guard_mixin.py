@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
 from skorch.dataset import get_len, unpack_data
-from skorch.utils import TeeGenerator
-from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 
 from sknan._caller import stacklevel_of_caller
+from sknan._mending import Trials, output_repaired, without_output
 from sknan._pickling import VersionedPickleMixin
+from sknan._report import NonFiniteReport
 from sknan._skorch_data import as_table, refuse_nonfinite_data
+from sknan._training import Training
 from sknan.adaptive_clipping import resolve_adaptive_clip
 from sknan.batching import TensorBatches
-from sknan.clipping import clip_grad_norm, clip_grad_value, grad_norm
-from sknan.diagnosis import NonFiniteReport, examine_step
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
-from sknan.guard import Guard, scaled_rates
+from sknan.guard import Guard
 from sknan.schedules import LearningRateSchedule
 
 __all__ = ["GuardMixin"]
@@ -36,15 +36,6 @@ _NOT_FITTED = (
     "This {name} instance is not fitted yet. Call 'fit' with appropriate arguments "
     "before using this estimator."
 )
-
-
-class _StepRefused(Exception):
-    """Raised inside the optimizer's closure, so that no weight is touched."""
-
-    def __init__(self, report: NonFiniteReport, step: dict[str, Any]) -> None:
-        super().__init__(str(report))
-        self.report = report
-        self.step = step
 
 
 def _check_positive(name: str, value: Any) -> None:
@@ -112,7 +103,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
     """
 
     guard_: Guard
-    _total_steps_: int | None
+    _training_: Training | None
     _epoch_loss_: float
 
     def __init__(
@@ -182,8 +173,6 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         """``lr`` times all reductions by the guard."""
         return float(self.lr) * self.guard_.lr_scale
 
-    # The order of one step, which a test holds: watch, recover, clip, schedule, log.
-
     def fit_loop(
         self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
     ) -> Any:
@@ -193,23 +182,35 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         self._prepare_guard(is_new=is_new)
         n_reports = len(self.guard_.reports)
         self._epochs_ahead_ = self.max_epochs if epochs is None else epochs
-        was_rescued = True
+        self._has_stopped_ = is_broken_off = False
         try:
             super().fit_loop(X, y, epochs, **fit_params)
         except NonFiniteTrainingError:
-            was_rescued = False
+            self._has_stopped_ = True
+            raise
+        except KeyboardInterrupt:
+            is_broken_off = True
             raise
         finally:
-            self._total_steps_ = None
-            self.guard_.end()
-            if was_rescued and self._step_:
-                self._warn_if_rescued(self.guard_.reports[n_reports:])
-        if self._step_ == 0 and len(self.guard_.reports) > n_reports:
-            first = self.guard_.reports[n_reports]
-            raise NonFiniteTrainingError(
-                f"Not a single step could be taken. First failure: {first}", first
-            )
+            self._end_training(n_reports, is_broken_off=is_broken_off)
         return self
+
+    def _end_training(self, n_reports: int, *, is_broken_off: bool) -> None:
+        """Leave usable weights, and say what has happened."""
+        training, self._training_ = self._training_, None
+        if training is None:
+            return
+        training.end(is_broken_off=is_broken_off)
+        reports = self.guard_.reports[n_reports:]
+        if self._has_stopped_ or not reports:
+            return
+        if training.n_steps:
+            self._warn_of_rescue(reports)
+        elif not is_broken_off:
+            raise NonFiniteTrainingError(
+                f"Not a single step could be taken. First failure: {reports[0]}",
+                reports[0],
+            )
 
     def _prepare_guard(self, *, is_new: bool) -> None:
         """Check the parameters, and make what watches, clips and schedules."""
@@ -226,17 +227,19 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
             self.guard_.max_recoveries = guard.max_recoveries
         self.schedule_ = schedule
         self.schedule_.start(0)
-        self._step_ = 0
-        self._rate_: float | None = None
-        self._total_steps_ = None
+        # Weights that someone has trained before are not to be started anew.
+        self._is_fresh_ = is_new and not isinstance(self.module, torch.nn.Module)
+        self._training_ = None
 
-    def _begin_guard(self, n_steps: int | None) -> None:
+    def _begin_training(self, n_steps: int | None, batches: Any) -> None:
         if not hasattr(self, "guard_"):  # a step by hand, without fit
             self._prepare_guard(is_new=True)
+        self._training_ = Training(self, batches, n_steps, is_fresh=self._is_fresh_)
+
+    def _all_modules(self) -> list[torch.nn.Module]:
         names = [*self._modules, *self._criteria]
         modules = [getattr(self, f"{name}_") for name in names]
-        modules = [m for m in modules if isinstance(m, torch.nn.Module)]
-        self.guard_.begin(modules, self._all_optimizers(), n_steps)
+        return [m for m in modules if isinstance(m, torch.nn.Module)]
 
     def _all_optimizers(self) -> list[torch.optim.Optimizer]:
         return [getattr(self, f"{name}_") for name in self._optimizers]
@@ -278,12 +281,11 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
             self._follow_loss(self._epoch_loss_)
             return
         if training:
-            self._start_schedule(iterator)
+            self._start_training(iterator)
         n_batches, total_loss, total_rows = 0, 0.0, 0
-        self._epoch_norms_: list[float] = []
-        self._epoch_clips_ = 0
         for n_batches, batch in enumerate(iterator, start=1):
-            self._batch_number_ = n_batches
+            if training and self._training_ is not None:
+                self._training_.batch_number = n_batches
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
             was_skipped = step.pop("was_skipped", False)
@@ -311,9 +313,13 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
     def _log_epoch(self, prefix: str, mean_loss: float) -> None:
         """Leave the epoch's loss to skorch's callbacks, which average the batches'."""
 
-    def _start_schedule(self, iterator: Any) -> None:
-        """Tell schedule and guard the length of the training, at its first epoch."""
-        if self._total_steps_ is not None or not hasattr(self, "schedule_"):
+    def _start_training(self, iterator: Any) -> None:
+        """Begin a training with its first epoch, which knows its length."""
+        if not hasattr(self, "schedule_"):  # an epoch by hand, without fit
+            return
+        if self._training_ is not None:
+            self._training_.batches = iterator
+            self._training_.begin_epoch()
             return
         try:
             n_steps: int | None = len(iterator) * self._epochs_ahead_
@@ -326,9 +332,8 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
                     f"{type(iterator).__name__} has no length. Give the iterator a "
                     "__len__, or leave both out."
                 ) from None
-        self._total_steps_ = n_steps or 0
-        self.schedule_.start(self._total_steps_)
-        self._begin_guard(n_steps)
+        self.schedule_.start(n_steps or 0)
+        self._begin_training(n_steps, iterator)
 
     def _follow_loss(self, loss: float) -> None:
         """Tell a plateau schedule how the epoch went."""
@@ -337,10 +342,13 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
 
     def _rate_factor(self) -> float:
         """What schedule and guard make of ``lr`` at this step."""
-        factor = self.guard_.lr_scale
-        if self.lr_schedule is not None or self.warmup:
-            factor *= self.schedule_.factor(self._step_)
-        return factor
+        return self.guard_.lr_scale * self._schedule_factor()
+
+    def _schedule_factor(self) -> float:
+        if self.lr_schedule is None and not self.warmup:
+            return 1.0
+        training = self._training_
+        return self.schedule_.factor(0 if training is None else training.n_steps)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take one step if it is finite; else recover, and try again or leave it out.
@@ -357,103 +365,17 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         dict
             ``loss`` and ``y_pred``; with ``was_skipped`` true if no step was taken.
         """
-        if not hasattr(self, "guard_") or not self.guard_.has_begun:
-            self._begin_guard(None)
-        while True:
-            try:
-                return self._attempt_step(batch, **fit_params)
-            except _StepRefused as refused:
-                if self.guard_.handle(refused.report) == "skip":
-                    self._zero_grad_optimizer()
-                    return {**refused.step, "was_skipped": True}
-
-    def _attempt_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        accumulator = self.get_train_step_accumulator()
-        self.guard_.begin_step()
-
-        def step_fn() -> Tensor:
-            self._zero_grad_optimizer()
-            step = self.train_step_single(batch, **fit_params)
-            accumulator.store_step(step)
-            self.notify(
-                "on_grad_computed",
-                named_parameters=TeeGenerator(self.get_all_learnable_params()),
-                batch=batch,
-                training=True,
-            )
-            self._watch_and_clip(batch, step, fit_params)
-            loss: Tensor = step["loss"]
-            return loss
-
-        factor = self._rate_factor()
-        with scaled_rates(self._all_optimizers(), factor):
-            self._step_optimizer(step_fn)
-        self._rate_ = float(self.lr) * factor
-        self.guard_.step_taken()
-        self._step_ += 1
-        taken: dict[str, Any] = accumulator.get_step()
-        return taken
-
-    def _watch_and_clip(
-        self, batch: Any, step: dict[str, Any], fit_params: dict[str, Any]
-    ) -> None:
-        """Refuse a step that is not finite or has exploded; clip any other.
-
-        Stands after the user's own callbacks, so that what they do to the gradients is
-        seen too, and before our clipping, which would spread a NaN.
-        """
-        guard = self.guard_
-        loss, norm, parameters, grads = guard.look(step["loss"])
-
-        def loss_of_batch() -> float:
-            with torch.random.fork_rng(), torch.no_grad():
-                return self._loss_of(batch, fit_params)
-
-        is_finite = math.isfinite(loss) and math.isfinite(norm)
-        if not is_finite or guard.has_exploded(loss, loss_of_batch):
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-            report = examine_step(
-                inputs=inputs,
-                outputs=step.get("y_pred"),
-                loss=loss,
-                gradient_norm=norm,
-                named_parameters=self.get_all_learnable_params(),
-                travelled=guard.travelled(),
-                lr=self.effective_lr_,
-                epoch=len(self.history or ()),
-                batch=getattr(self, "_batch_number_", 1),
-            )
-            raise _StepRefused(report, step)
-        guard.pass_step(loss)
-        if hasattr(self, "_epoch_norms_"):
-            self._epoch_norms_.append(norm)
-        coefficient = self._clip(parameters, grads, norm)
-        if coefficient < 1.0:
-            self._epoch_clips_ += 1
-
-    def _loss_of(self, batch: Any, fit_params: dict[str, Any]) -> float:
-        self._set_training(True)
-        inputs, target = unpack_data(batch)
-        outputs = self.infer(inputs, **fit_params)
-        loss = self.get_loss(outputs, target, X=inputs, training=True)
-        return float(loss.item())
-
-    def _clip(
-        self, parameters: list[Tensor], grads: list[Tensor], norm: float
-    ) -> float:
-        """Clip in place; return the factor by which the global norm has shrunk."""
-        before = norm
-        if self.adaptive_clip_ is not None:
-            norm *= self.adaptive_clip_(parameters, grads, norm)
-        if self.clip_value is not None:
-            clip_grad_value(grads, self.clip_value)
-            norm = float(grad_norm(grads))
-        if self.clip_norm is not None:
-            norm *= clip_grad_norm(grads, self.clip_norm, norm)
-        return norm / before if before else 1.0
+        if getattr(self, "_training_", None) is None:
+            self._begin_training(None, [batch])
+        training: Any = self._training_
+        step: dict[str, Any] = training.step(batch, fit_params)
+        return step
 
     def _end_training_epoch(self, batch: Any, step: dict[str, Any]) -> None:
         """Verify the weights, keep them if good, and log what the guard saw."""
+        training = self._training_
+        if training is None:
+            return
         fault = self._find_fault_of_epoch(batch, step)
         if fault is None:
             self.guard_.propose_weights()
@@ -465,16 +387,19 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
                     evidence=f"{fault} at lr={self.effective_lr_:.3g}.",
                     action="Lower lr, or add warmup and clip_norm=1.0.",
                     epoch=len(self.history),
-                    batch=self._batch_number_,
-                )
+                    batch=training.batch_number,
+                ),
+                Trials(training, batch, {}),
             )
-        n_norms = len(self._epoch_norms_)
-        if n_norms:
-            self.history.record("grad_norm", float(np.median(self._epoch_norms_)))
-        if n_norms and self._clips:
-            self.history.record("clip_share", self._epoch_clips_ / n_norms)
-        if self._rate_ is not None:
-            self.history.record("lr", self._rate_)
+        if training.norms:
+            self.history.record("grad_norm", float(np.median(training.norms)))
+        if training.norms and self._clips:
+            clipped = [c for c in training.coefficients if c < 1.0]
+            self.history.record("clip_share", len(clipped) / len(training.norms))
+            mean = float(np.mean(clipped)) if clipped else 1.0
+            self.history.record("clip_coefficient", mean)
+        if training.rate is not None:
+            self.history.record("lr", training.rate)
 
     def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
         """What is wrong with the weights at the end of an epoch, in words."""
@@ -487,9 +412,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         options = (self.clip_norm, self.clip_value, self.adaptive_clip)
         return any(option is not None for option in options)
 
-    def _warn_if_rescued(self, reports: list[NonFiniteReport]) -> None:
-        if not reports:
-            return
+    def _warn_of_rescue(self, reports: list[NonFiniteReport]) -> None:
         times = "once" if len(reports) == 1 else f"{len(reports)} times"
         was = "" if self.guard_.lr_scale == 1.0 else f" instead of lr={self.lr:.3g}"
         warnings.warn(
@@ -505,6 +428,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         # A module or criterion that was given as an instance is itself what is trained.
         # Once is enough, and its place is among what skorch moves between devices.
         state = super().__getstate__()
+        state["_training_"] = None
         for name in [*self._modules, *self._criteria]:
             if state.get(name) is getattr(self, f"{name}_", self):
                 state[name] = None
@@ -515,6 +439,21 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         for name in [*self._modules, *self._criteria]:
             if getattr(self, name, self) is None:
                 setattr(self, name, getattr(self, f"{name}_", None))
+
+    def evaluation_step(self, batch: Any, training: bool = False) -> Any:
+        """Output for one batch; parameters as in skorch.
+
+        Under ``on_nonfinite="recover"`` a row whose output is not finite although its
+        input is comes from a second pass, in which each operation is kept inside its
+        domain; a warning counts such rows.
+        """
+        try:
+            outputs = super().evaluation_step(batch, training=training)
+        except LinAlgError as error:
+            raise without_output(self, batch, error) from error
+        if training or self.on_nonfinite != "recover":
+            return outputs
+        return output_repaired(self, unpack_data(batch)[0], outputs)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Output of the module, made probabilities where the criterion tells how.

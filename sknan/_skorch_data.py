@@ -46,7 +46,7 @@ def as_table(dataset: Any) -> TensorTable | None:
         table = as_table(dataset.dataset)
         if table is None:
             return None
-        return TensorTable(*table.rows(torch.as_tensor(np.asarray(dataset.indices))))
+        return table.subset(torch.as_tensor(np.asarray(dataset.indices)))
     if type(dataset) is not Dataset:  # a subclass may transform each row
         return None
     X = _as_tensor(dataset.X)

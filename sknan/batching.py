@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["TensorBatches", "TensorTable", "tree_map"]
+__all__ = ["TensorBatches", "TensorTable", "tree_leaves", "tree_map"]
 
 
 def tree_map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
@@ -38,11 +38,23 @@ def tree_map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
     return function(data)
 
 
-def _tree_leaves(data: Any) -> list[Tensor]:
+def tree_leaves(data: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and mappings, in order.
+
+    Parameters
+    ----------
+    data : object
+        Nested; what is no tensor is left out.
+
+    Returns
+    -------
+    list of Tensor
+    """
     leaves: list[Tensor] = []
 
-    def collect(leaf: Tensor) -> Tensor:
-        leaves.append(leaf)
+    def collect(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            leaves.append(leaf)
         return leaf
 
     tree_map(collect, data)
@@ -60,6 +72,8 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
     ----------
     X, y : Tensor, or nested tuples or dicts of Tensor
         Each leaf of shape (n_samples, ...).
+    numbers : Tensor of shape (n_samples,) or None, default=None
+        Which rows of the caller's data these are; None for all of them in order.
 
     Raises
     ------
@@ -67,8 +81,8 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
         If the leaves differ in their number of rows.
     """
 
-    def __init__(self, X: Any, y: Any) -> None:
-        lengths = {len(leaf) for leaf in _tree_leaves((X, y))}
+    def __init__(self, X: Any, y: Any, numbers: Tensor | None = None) -> None:
+        lengths = {len(leaf) for leaf in tree_leaves((X, y))}
         if len(lengths) != 1:
             raise ValueError(
                 f"X and y must have one number of rows, got {sorted(lengths)}."
@@ -76,6 +90,7 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
         self.X = X
         self.y = y
         self._length = lengths.pop()
+        self.numbers = torch.arange(self._length) if numbers is None else numbers
 
     def __len__(self) -> int:
         return self._length
@@ -87,6 +102,10 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
         """Rows by a slice, an integer or an index tensor."""
         X, y = tree_map(lambda leaf: leaf[index], (self.X, self.y))
         return X, y
+
+    def subset(self, index: Tensor) -> TensorTable:
+        """The table of some of its rows, by an index tensor."""
+        return TensorTable(*self.rows(index), self.numbers[index])
 
 
 class TensorBatches:
@@ -117,8 +136,9 @@ class TensorBatches:
 
     Notes
     -----
-    Yields ``(X, y)`` with leaves of shape (rows, ...). Batches never share memory with
-    the table, so a module that works in place cannot damage the caller's arrays.
+    Yields ``(X, y)`` with leaves of shape (rows, ...), whose numbers in the table are
+    ``latest``. Batches never share memory with the table, so a module that works in
+    place cannot damage the caller's arrays.
     """
 
     def __init__(
@@ -139,6 +159,7 @@ class TensorBatches:
         self.drop_last = drop_last
         self.like_loader = like_loader
         self.merge_lone_row = merge_lone_row
+        self.latest: Tensor | None = None
 
     def _bounds(self) -> list[tuple[int, int]]:
         n, size = len(self.dataset), self.batch_size
@@ -167,11 +188,14 @@ class TensorBatches:
         if self.shuffle:
             # One gather of the whole table per pass; batches are then views of a copy
             # that nobody else holds.
-            X, y = table.rows(self._order())
+            order = self._order()
+            X, y = table.rows(order)
             for start, stop in self._bounds():
                 batch = slice(start, stop)
+                self.latest = table.numbers[order[batch]]
                 yield tree_map(lambda leaf, batch=batch: leaf[batch], (X, y))  # type: ignore[misc]
         else:
             for start, stop in self._bounds():
                 X, y = table.rows(slice(start, stop))
+                self.latest = table.numbers[start:stop]
                 yield tree_map(torch.clone, (X, y))

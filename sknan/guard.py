@@ -5,79 +5,77 @@ serves every engine. It looks before anything is clipped (clipping spreads one N
 every gradient), lets a finite step pass, and answers a failed one from a ladder with a
 budget:
 
-1. weights have moved since the last verified snapshot: go back to it (or to the first
-   weights, if it has run far away from them or has failed before), clear the
-   optimizer's moments, and lower the learning rate;
-2. they have not: the rate is not to blame, so the batch is left out;
-3. the budget is spent: stop, with the report.
+1. the weights are sound, and some rows or operations of the step are not: it is taken
+   without them (by the engine, which knows batches);
+2. the batch fails on the last verified weights too: it is left out;
+3. it does not: those weights come back (or the first ones, if they have run far away or
+   have failed before), and steps get shorter, by clipping where the network amplifies
+   its gradients, else by a lower rate, found by trial;
+4. the budget is spent: stop, with the report.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import numbers
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sknan._loss_watch import LossWatch
+from sknan._rates import hopeless_decay, longest_reach, lower_scale, scaled_rates
+from sknan._report import NonFiniteReport
+from sknan._verdict import is_runaway
 from sknan.clipping import grad_norm, stable_grad_norm
-from sknan.diagnosis import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
-from sknan.snapshots import Snapshot
+from sknan.snapshots import OptimizerSnapshot, Snapshot
 
-__all__ = ["Guard", "scaled_rates"]
+__all__ = ["Guard", "Trials", "scaled_rates"]
 
 POLICIES = ("recover", "skip", "raise")
-
-# A loss counts as exploded when it exceeds the untrained one by this factor ...
-_EXPLOSION = 10.0
-# ... for this many steps on end (fewer in a short training): a spike passes.
-_PATIENCE = 16
-
-# Weights are only kept while the loss is below this multiple of the untrained one.
-_TRUSTED = 2.0
 
 # Weights further than this from the first ones, in multiples of their size, were flung
 # there by steps that were too large, even if no step failed.
 _FAR_AWAY = 10.0
 
-# Largest factor by which one roll-back lowers the rate.
-_BACKOFF = 0.1
+# Steps that a lower rate is tried out for.
+_N_TRIAL_STEPS = 16
+
+# What inputs in raw units may bring about.
+_CAUSES_OF_RAW_INPUTS = ("learning_rate", "gradient", "activation", "loss")
+
+# Largest norm of the gradients of a step that is taken without what was to blame in it:
+# the usual choice for a net whose inputs and outputs are of size 1.
+_MENDED_NORM = 1.0
+
+# Where a network amplifies its gradients, steps are clipped to this multiple of the
+# size of the weights: whatever the gradient's size, some dozen steps go a long way.
+_CLIPPED_STEP = 0.03
+
+# Lower than this no rate was ever too high: something else is wrong.
+_LEAST_RATE = 1e-30
+
+# A step that could reach so far may overflow; weights are looked at after it.
+_OVERFLOWING_STEP = 1e20
+
+_NARROW = (torch.float16, torch.bfloat16)
 
 
-@contextlib.contextmanager
-def scaled_rates(
-    optimizers: Sequence[torch.optim.Optimizer], factor: float
-) -> Iterator[None]:
-    """Multiply every learning rate by ``factor`` inside the block.
+class Trials(Protocol):
+    """What a guard may try out before it decides; afterwards all is as before."""
 
-    Schedule and back-off only ever act through this: the optimizer keeps the rate that
-    the user gave, so that neither a user's own scheduler nor ``set_params(lr=...)`` has
-    anything to undo.
+    def fails_on_last_weights(self) -> bool:
+        """Whether the failed batch fails with the last verified weights too."""
 
-    Parameters
-    ----------
-    optimizers : sequence of Optimizer
-        Whose parameter groups are changed.
-    factor : float
-        1.0 changes nothing.
-    """
-    if factor == 1.0:
-        yield
-        return
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rates = [group["lr"] for group in groups]
-    try:
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * factor
-        yield
-    finally:
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate
+    def loss_after(self, scale: float, n_steps: int) -> float:
+        """Loss after some steps from them at ``scale`` times the rate; inf for none."""
+
+    def rates_at(self, scale: float) -> list[float]:
+        """What ``scale`` makes of the present rate of each parameter group."""
 
 
 class Guard:
@@ -97,6 +95,9 @@ class Guard:
         Every failed step, in order.
     lr_scale : float
         Product of all reductions of the learning rate; 1.0 at first.
+    rate_caps : list of float
+        Rates, one for each parameter group, that were found to be the largest sound
+        ones: no scheduler raises the rate above them. Empty at first.
 
     Raises
     ------
@@ -124,11 +125,14 @@ class Guard:
         self.max_recoveries = max_recoveries
         self.reports: list[NonFiniteReport] = []
         self.lr_scale = 1.0
+        self.rate_caps: list[float] = []
         self.parameters: list[nn.Parameter] = []
         self._optimizers: list[torch.optim.Optimizer] = []
-        self._reference = -math.inf
+        self._watch = LossWatch(None)
+        self._buffers: list[Tensor] = []
         self._first: Snapshot | None = None
         self._snapshot: Snapshot | None = None
+        self._moments = OptimizerSnapshot([])
 
     def begin(
         self,
@@ -155,6 +159,7 @@ class Guard:
         self._optimizers = list(optimizers)
         self._first = Snapshot(modules)
         self._snapshot = Snapshot(modules)
+        self._moments = OptimizerSnapshot(self._optimizers)
         self.parameters = [
             p for module in modules for p in module.parameters() if p.requires_grad
         ]
@@ -163,15 +168,26 @@ class Guard:
                 "The network holds non-finite weights before the first step. Check its "
                 "initialisation, or the weights that were loaded into it."
             )
+        decay = hopeless_decay(self._optimizers)
+        if decay is not None:
+            action = "Lower weight_decay to 0.1 or less."
+            report = NonFiniteReport("step", "learning_rate", decay, action)
+            raise NonFiniteTrainingError(str(report), report)
+        self._buffers = self._snapshot.float_buffers()
+        self._watch = LossWatch(n_steps, self._watch.reference)
         self._n_failed = 0
-        self._n_blamed = 0
+        self._n_left_out = 0  # in a row
         self._steps_since_snapshot = 0
         self._is_proposed = False
         self._has_gained = True
-        self._scale_before_last_failure = self.lr_scale
-        patience = _PATIENCE if n_steps is None else min(_PATIENCE, n_steps // 8)
-        self._recent: deque[float] = deque(maxlen=max(patience, 3))
-        self._first_loss_pending = True
+        self._rescue_norm: float | None = None
+        self.rate_caps = []
+        # An update of these may be non-finite though gradient and rate are moderate.
+        self._is_step_fragile = (
+            any(p.dtype in _NARROW for p in self.parameters)
+            or any(not type(o).__module__.startswith("torch.") for o in optimizers)
+            or any(g.get("eps") == 0.0 for o in optimizers for g in o.param_groups)
+        )
 
     @property
     def has_begun(self) -> bool:
@@ -197,21 +213,21 @@ class Guard:
         parameters: list[Tensor] = [p for p in self.parameters if p.grad is not None]
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = grad_norm(grads)
-        pair = torch.stack([loss.detach().reshape(()).to(norm), norm])
-        loss_value, norm_value = pair.tolist()
+        numbers = [loss.detach().reshape(()).to(norm), norm]
+        if self._buffers:
+            peaks = torch._foreach_norm(self._buffers, math.inf)
+            numbers.append(torch.stack([p.to(norm) for p in peaks]).amax())
+        loss_value, norm_value, *peak = torch.stack(numbers).tolist()
         if not math.isfinite(norm_value):
             norm_value = stable_grad_norm(grads)
+        if peak and not math.isfinite(peak[0]):
+            norm_value = math.nan  # the forward pass has broken the running statistics
         if not math.isfinite(loss_value):
             loss_value = loss.item()  # a float64 loss may exceed the norm's float32
         return loss_value, norm_value, parameters, grads
 
     def has_exploded(self, loss: float, loss_of_batch: Callable[[], float]) -> bool:
-        """Whether a finite loss has left for good.
-
-        Suspicion: each of the last steps' losses exceeds that of the untrained network
-        tenfold. Proof: so does this batch's loss exceed what the untrained weights give
-        on this very batch; otherwise the data are larger here, and the reference is
-        raised.
+        """Whether a finite loss has left for good; see :class:`LossWatch`.
 
         Parameters
         ----------
@@ -225,26 +241,27 @@ class Guard:
         -------
         bool
         """
-        if self._first_loss_pending:
-            self._reference = max(self._reference, loss)
-            self._first_loss_pending = False
-        self._recent.append(loss)
-        is_suspect = len(self._recent) == self._recent.maxlen and self._exceeds(
-            min(self._recent), self._reference
-        )
-        if not is_suspect or self._steps_since_snapshot == 0:
-            return False
-        with self.first_weights():
-            before = loss_of_batch()
-        if math.isfinite(before) and self._exceeds(loss, before):
-            return True
-        self._reference = max(self._reference, min(self._recent))
-        return False
 
-    @staticmethod
-    def _exceeds(loss: float, reference: float, factor: float = _EXPLOSION) -> bool:
-        # Measured from the reference, so that it also holds for negative losses.
-        return loss - reference > (factor - 1.0) * max(abs(reference), 1e-6)
+        def untrained_loss() -> float:
+            with self.first_weights():
+                return loss_of_batch()
+
+        has_exploded = self._watch.has_exploded(loss, untrained_loss)
+        return has_exploded and self._steps_since_snapshot > 0
+
+    def is_spike(self, loss: float, norm: float) -> bool:
+        """Whether a finite gradient is absurd beside those before it.
+
+        Parameters
+        ----------
+        loss, norm : float
+            Finite.
+
+        Returns
+        -------
+        bool
+        """
+        return self._watch.is_spike(loss, norm)
 
     @contextlib.contextmanager
     def first_weights(self) -> Iterator[None]:
@@ -252,6 +269,110 @@ class Guard:
         assert self._first is not None
         with self._first.swapped_in():
             yield
+
+    @contextlib.contextmanager
+    def last_weights(self) -> Iterator[None]:
+        """Put the last verified weights in place inside the block."""
+        assert self._snapshot is not None
+        with self._snapshot.swapped_in():
+            yield
+
+    @property
+    def may_mend(self) -> bool:
+        """Whether a failed step may be taken without what was to blame.
+
+        Not where the weights are: once they have gone astray every batch fails.
+        """
+        is_astray = self._steps_since_snapshot > 0 and is_runaway(self.travelled())
+        return (
+            self.on_nonfinite == "recover"
+            and self.max_recoveries > 0
+            and not is_astray
+            and self.has_finite_weights()
+        )
+
+    def may_start_anew(self, report: NonFiniteReport) -> bool:
+        """Whether another start of the training is a fair answer to a failed step."""
+        return (
+            self.on_nonfinite == "recover"
+            and self.has_budget
+            and report.cause in _CAUSES_OF_RAW_INPUTS
+        )
+
+    @contextlib.contextmanager
+    def starting_anew(self, report: NonFiniteReport) -> Iterator[None]:
+        """Go back to the first weights, and on from what the block makes of them."""
+        assert self._first is not None
+        assert self._snapshot is not None
+        self._record(report, "Training started anew as if on standardised inputs.")
+        self._n_failed += 1
+        self._first.restore()
+        yield
+        self._first.take()
+        self._snapshot.take()
+        self._steps_since_snapshot = 0
+        self._is_proposed = False
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+
+    def _record(self, report: NonFiniteReport, recovery: str) -> None:
+        report = dataclasses.replace(report, recovery=recovery)
+        if self.reports:  # one is enough to reproduce a failure
+            report = dataclasses.replace(report, capsule=None)
+        self.reports.append(report)
+        self._watch.forget()
+
+    def _stop(self, report: NonFiniteReport, gave_up: str = "") -> NoReturn:
+        self.reports.append(report)
+        raise NonFiniteTrainingError(f"{report}{gave_up}", report)
+
+    def needs_clip(self, report: NonFiniteReport) -> bool:
+        """Whether too large a gradient is to be answered by clipping from here on."""
+        return report.cause == "gradient" and self._rescue_norm is None
+
+    def clip_norm(self, *, is_mended: bool) -> float | None:
+        """Largest norm of the gradients that the guard itself allows, if it does.
+
+        Parameters
+        ----------
+        is_mended : bool
+            Whether the step at hand is taken without what was to blame in it.
+        """
+        return _MENDED_NORM if is_mended else self._rescue_norm
+
+    def undo_forward(self) -> None:
+        """Put the buffers back as they were before the forward pass."""
+        assert self._snapshot is not None
+        self._snapshot.restore_buffers()
+
+    def note_mended(self, report: NonFiniteReport, how: str) -> None:
+        """Note a step that failed and was taken without what was to blame.
+
+        Parameters
+        ----------
+        report : NonFiniteReport
+            The failed step.
+        how : str
+            In which way it was taken.
+        """
+        self._record(report, f"The step was taken {how}.")
+
+    def may_overflow(self, factor: float, norm: float) -> bool:
+        """Whether the step just taken may have left weights that are not finite.
+
+        Parameters
+        ----------
+        factor : float
+            Of the learning rates.
+        norm : float
+            Norm of the clipped gradients.
+
+        Returns
+        -------
+        bool
+        """
+        reach = longest_reach(self._optimizers) * factor * max(norm, 100.0)
+        return self._is_step_fragile or not reach < _OVERFLOWING_STEP
 
     def begin_step(self) -> None:
         """Keep what a forward pass changes even if no step follows."""
@@ -261,11 +382,12 @@ class Guard:
     def step_taken(self) -> None:
         """Note that the optimizer has changed the weights."""
         self._steps_since_snapshot += 1
+        self._n_left_out = 0
 
     @property
     def has_budget(self) -> bool:
         """Whether one more failure would be survived."""
-        return self._n_failed < self.max_recoveries
+        return self._n_failed + self._n_left_out < self.max_recoveries
 
     def has_finite_weights(self) -> bool:
         """Whether weights, and the buffers that were finite at first, are finite."""
@@ -289,8 +411,9 @@ class Guard:
             way out, and are not kept.
         """
         assert self._snapshot is not None
-        if self._is_proposed and not self._exceeds(loss, self._reference, _TRUSTED):
+        if self._is_proposed and self._watch.is_trusted(loss):
             self._snapshot.take()
+            self._moments.take()
             self._steps_since_snapshot = 0
             self._has_gained = True
         self._is_proposed = False
@@ -306,7 +429,7 @@ class Guard:
         assert self._snapshot is not None
         return (
             self._has_gained
-            and self._n_blamed <= self.max_recoveries // 2
+            and self._n_failed <= self.max_recoveries // 2
             and self._first.travelled(self._snapshot) <= _FAR_AWAY
         )
 
@@ -314,13 +437,17 @@ class Guard:
         """Movement in one step, in multiples of the weights' size, if it compounds."""
         return float((1.0 + self.travelled()) ** (1.0 / n_steps) - 1)
 
-    def handle(self, report: NonFiniteReport) -> Literal["retry", "skip"]:
+    def handle(
+        self, report: NonFiniteReport, trials: Trials
+    ) -> Literal["retry", "skip"]:
         """Answer a failed step.
 
         Parameters
         ----------
         report : NonFiniteReport
             The failed step.
+        trials : Trials
+            To try out other weights and rates on the batch.
 
         Returns
         -------
@@ -333,63 +460,103 @@ class Guard:
             If the policy is ``"raise"`` or the budget is spent.
         """
         assert self._snapshot is not None
-        self.reports.append(report)
-        self._n_failed += 1
-        self._recent.clear()
         self._is_proposed = False
-        n_steps = self._steps_since_snapshot
-        if not n_steps and self.travelled() > 0.0:
-            n_steps = (
-                1  # an optimizer that moves more than once before its step is done
-            )
-        growth = self._growth_per_step(n_steps) if n_steps else 0.0
         for optimizer in self._optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):
                 optimizer.state.clear()  # left half written by the broken-off step
-        if self.on_nonfinite == "recover" or report.phase == "step":
-            if n_steps and not self._is_snapshot_trusted():
-                assert self._first is not None
-                self._first.restore()
-                self._snapshot.take()
+        if self.on_nonfinite != "recover":
+            return self._refuse(report)
+        has_moved = self.travelled() > 0.0 or self.needs_clip(report)
+        is_sound = report.phase != "step" and self.may_mend
+        if not has_moved or (is_sound and trials.fails_on_last_weights()):
+            return self._leave_out(report)
+        return self._roll_back(report, trials)
+
+    def _refuse(self, report: NonFiniteReport) -> Literal["skip"]:
+        """No step, and nothing else either."""
+        assert self._snapshot is not None
+        if report.phase == "step":
             self._snapshot.restore()
+            self._moments.restore()
         else:
             self._snapshot.restore_nonfinite()
-        if not n_steps or (report.phase != "step" and self.on_nonfinite != "recover"):
-            # The weights stay, but the failed forward pass has poisoned the running
-            # statistics.
+            # The failed forward pass has poisoned the running statistics.
             self._snapshot.restore_buffers()
+        self._n_failed += 1
         if self.on_nonfinite == "raise":
-            raise NonFiniteTrainingError(str(report), report)
-        if self._n_failed > self.max_recoveries:
-            raise NonFiniteTrainingError(
-                f"{report} Gave up after {self._n_failed - 1} recoveries "
-                f"(max_recoveries={self.max_recoveries}).",
-                report,
-            )
-        if self.on_nonfinite == "skip":
-            return "skip"
-        self._steps_since_snapshot = 0
-        if not n_steps:
-            # The verified weights fail on this batch too: it is to blame, and neither
-            # they nor the rate, whose cut is undone.
-            self.lr_scale = self._scale_before_last_failure
-            self._n_blamed -= not self._has_gained
-            self._has_gained = True
-            return "skip"
-        self._has_gained = False
-        self._n_blamed += 1
-        self._scale_before_last_failure = self.lr_scale
-        # A rate that in one step moves the weights by k times their size is about k
-        # times too high: one roll-back brings even lr=1e30 down to earth.
-        self.lr_scale *= min(_BACKOFF, 1.0 / growth) if growth else _BACKOFF
+            self._stop(report)
+        self._check_budget(report)
+        self._record(report, "The step was left out.")
+        return "skip"
+
+    def _leave_out(self, report: NonFiniteReport) -> Literal["skip"]:
+        """The batch is to blame, and neither the weights nor the rate."""
+        assert self._snapshot is not None
+        self._snapshot.restore_buffers()
+        self._n_left_out += 1
+        self._check_budget(report)
+        self._record(report, "The batch was left out.")
+        return "skip"
+
+    def _roll_back(self, report: NonFiniteReport, trials: Trials) -> Literal["retry"]:
+        """Back to verified weights, and on with shorter steps."""
+        assert self._first is not None
+        assert self._snapshot is not None
+        self._n_failed += 1
+        # An optimizer may move more than once before its first step is done.
+        growth = self._growth_per_step(max(self._steps_since_snapshot, 1))
+        is_trusted = self._is_snapshot_trusted()
+        if not is_trusted:
+            self._first.restore()
+            self._snapshot.take()
+        self._snapshot.restore()
         for optimizer in self._optimizers:
             optimizer.state.clear()
+        self._check_budget(report)
+        self._steps_since_snapshot = 0
+        self._has_gained = False
+        if self.needs_clip(report):
+            # A step too long because the network amplifies: shorter ones will do, and
+            # a lower rate would only make all of them short.
+            reach = longest_reach(self._optimizers) * self.lr_scale
+            self._rescue_norm = _CLIPPED_STEP * self._snapshot.size() / reach
+            change = f"gradients are clipped to norm {self._rescue_norm:.3g}"
+        elif longest_reach(self._optimizers) * self.lr_scale < _LEAST_RATE:
+            change = "no rate is low enough"
+        else:
+            scale = lower_scale(
+                self.lr_scale, growth, lambda s: trials.loss_after(s, _N_TRIAL_STEPS)
+            )
+            change = f"the rate is lowered {self.lr_scale / scale:.3g} times"
+            self.lr_scale = scale
+            self.rate_caps = trials.rates_at(scale)
+        back = "last verified" if is_trusted else "first"
+        self._record(report, f"The {back} weights came back, and {change}.")
         return "retry"
 
-    def end(self) -> None:
-        """Let go of the snapshot: a finished training keeps no second copy."""
-        if self._snapshot is not None and not self._snapshot.is_live_finite():
-            self._snapshot.restore()  # the training was broken off between two looks
+    def _check_budget(self, report: NonFiniteReport) -> None:
+        n_failed = self._n_failed + self._n_left_out
+        if n_failed > self.max_recoveries:
+            self._stop(
+                report,
+                f" Gave up after {n_failed - 1} recoveries "
+                f"(max_recoveries={self.max_recoveries}).",
+            )
+
+    def end(self, *, is_broken_off: bool = False) -> None:
+        """Let go of the snapshots: a finished training keeps no second copy.
+
+        Parameters
+        ----------
+        is_broken_off : bool, default=False
+            Whether it ended between two looks, as by Ctrl-C: weights that are running
+            away then give way to the last verified ones.
+        """
+        if self._snapshot is not None:
+            has_run = is_broken_off and is_runaway(self.travelled())
+            if has_run or not self._snapshot.is_live_finite():
+                self._snapshot.restore()
+                self._moments.restore()
         self.__dict__.update(self._without_tensors())
 
     def _without_tensors(self) -> dict[str, Any]:
@@ -398,6 +565,8 @@ class Guard:
             "_snapshot": None,
             "_optimizers": [],
             "parameters": [],
+            "_buffers": [],
+            "_moments": OptimizerSnapshot([]),
         }
 
     def __getstate__(self) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class GuardedNetClassifier(GuardMixin, NeuralNetClassifier):
         """
         is_nll = isinstance(self.criterion_, torch.nn.NLLLoss)
         if is_nll and isinstance(y_pred, Tensor):
-            if kwargs.get("training") and self._step_ == 0 and (y_pred < 0).any():
+            is_first = self._training_ is not None and not self._training_.n_steps
+            if kwargs.get("training") and is_first and (y_pred < 0).any():
                 warnings.warn(_LOGITS_TO_NLL, UserWarning, stacklevel=2)
             y_pred = y_pred.clamp(min=0.0)
         loss: Tensor = super().get_loss(y_pred, y_true, *args, **kwargs)

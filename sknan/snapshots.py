@@ -1,16 +1,18 @@
-"""A copy of the weights and buffers of networks, to go back to."""
+"""Copies of weights, buffers and optimizer states, to go back to."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Snapshot"]
+__all__ = ["OptimizerSnapshot", "Snapshot"]
 
 
 def _is_finite(tensors: Sequence[Tensor]) -> bool:
@@ -98,6 +100,11 @@ class Snapshot:
                 for live, value in zip(self._live, present, strict=True):
                     live.copy_(value)
 
+    def float_buffers(self) -> list[Tensor]:
+        """The live buffers that were finite when the copy was first taken."""
+        ids = {id(b) for b in self._buffers if b.numel()}
+        return [live for live in self._watched if id(live) in ids]
+
     def is_live_finite(self) -> bool:
         """Whether the present weights, and the buffers that were finite, are finite."""
         return _is_finite(self._watched)
@@ -120,8 +127,52 @@ class Snapshot:
             )
             if live.requires_grad
         ]
-        n_weights = sum(kept.numel() for _, kept in pairs)
-        # Weights that start at zero have no size of their own.
-        size = max(_norm([kept for _, kept in pairs]), 1e-2 * math.sqrt(n_weights))
         moved = _norm([now.double() - kept for now, kept in pairs])
+        size = self.size()
         return moved / size if size else 0.0
+
+    def size(self) -> float:
+        """2-norm of the kept weights, and no less than a hundredth for each of them."""
+        weights = [
+            kept
+            for live, kept in zip(self._live, self._kept, strict=True)
+            if live.requires_grad
+        ]
+        n_weights = sum(weight.numel() for weight in weights)
+        # Weights that start at zero have no size of their own.
+        return max(_norm(weights), 1e-2 * math.sqrt(n_weights))
+
+
+class OptimizerSnapshot:
+    """Copy of what optimizers remember, such as moments and step counters.
+
+    Parameters
+    ----------
+    optimizers : sequence of Optimizer
+        As they are now.
+    """
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._optimizers = list(optimizers)
+        self.take()
+
+    def take(self) -> None:
+        """Overwrite the copy with the present state."""
+        self._kept = [_copied(optimizer.state) for optimizer in self._optimizers]
+
+    def restore(self) -> None:
+        """Write the copy back."""
+        for optimizer, kept in zip(self._optimizers, self._kept, strict=True):
+            optimizer.state.clear()
+            optimizer.state.update(_copied(kept))
+
+
+def _copied(state: Any) -> dict[Any, Any]:
+    """A state by parameter, which stays the key, with copies of what is kept for it."""
+    return {
+        parameter: {
+            name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            for name, value in kept.items()
+        }
+        for parameter, kept in state.items()
+    }

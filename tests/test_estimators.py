@@ -1028,18 +1028,42 @@ class LogOfColumn(nn.Module):
         return self.head(torch.log(X[:, :1].clamp(min=0)))
 
 
-@pytest.mark.filterwarnings("ignore::sknan.DivergenceWarning")
+class OverOwnLength(LogOfColumn):
+    """A weight of zeros, divided by its length."""
+
+    def __init__(self):
+        super().__init__()
+        self.direction = nn.Parameter(torch.zeros(4))
+
+    def forward(self, X):
+        return self.head(X @ (self.direction / self.direction.norm())[:, None])
+
+
 def test_a_module_beyond_rescue_ends_in_an_error_that_names_the_place():
     with pytest.raises(NonFiniteTrainingError) as caught:
         StableNetRegressor(
-            LogOfColumn, max_recoveries=3, max_epochs=10, random_state=0
+            OverOwnLength, max_recoveries=3, max_epochs=10, random_state=0
         ).fit(X, VALUES)
     report = caught.value.report
-    assert report.phase == "forward"
-    assert report.cause == "activation"
+    assert (report.phase, report.cause) == ("forward", "architecture")
+    assert (report.module, report.operation) == ("", "aten.div")
+    assert report.source.startswith(__file__)
     assert str(caught.value) == (
         f"{report} Gave up after 3 recoveries (max_recoveries=3)."
     )
+
+
+def test_a_module_that_fails_for_most_rows_learns_with_its_operations_repaired():
+    model = StableNetRegressor(LogOfColumn, max_epochs=10, random_state=0)
+    with pytest.warns(DivergenceWarning):
+        model.fit(X, VALUES)
+    report = model.nonfinite_reports_[0]
+    assert (report.cause, report.operation) == ("activation", "aten.log")
+    assert report.recovery == (
+        "The step was taken with its operations repaired, clipped to norm 1."
+    )
+    with pytest.warns(UserWarning, match="computed again"):
+        assert np.isfinite(model.predict(X)).all()
 
 
 def never_a_number(output, target):
@@ -1056,22 +1080,29 @@ def test_a_training_without_a_single_step_is_no_success(policy):
         model.fit(X, VALUES)
 
 
-def test_a_rare_bad_batch_is_left_out_and_said_so():
+def test_a_rare_bad_row_is_left_out_and_said_so():
     table = np.abs(X) + 0.5
     table[7, 0] = 0.0
     model = StableNetRegressor(
         LogOfColumn, batch_size=6, max_epochs=3, max_recoveries=10, random_state=0
     )
-    # The module cannot tell what it makes of the row afterwards, and so is refused.
-    with (
-        pytest.warns(DivergenceWarning),
-        pytest.raises(NonFiniteTrainingError) as caught,
-    ):
+    with pytest.warns(DivergenceWarning):
         model.fit(table, VALUES)
-    assert str(caught.value) == (
-        "After training, the output is non-finite for 1 of 60 training rows, first row "
-        "7, although all weights are finite. Look for an operation in the module that "
-        "overflows in evaluation mode, and scale X with SafeScaler()."
+    reports = model.nonfinite_reports_
+    assert len(reports) == 3  # once an epoch
+    assert {(r.rows, r.rows_in, r.columns) for r in reports} == {((7,), "data", (0,))}
+    assert reports[0].recovery == (
+        "The step was taken without the rows to blame, clipped to norm 1."
+    )
+    # What the module makes of the row afterwards is kept inside its domain.
+    with pytest.warns(UserWarning, match="computed again") as caught:
+        prediction = model.predict(table)
+    assert np.isfinite(prediction).all()
+    assert str(caught[0].message) == (
+        "The network's output was not finite for 1 of 60 rows, first row 7 of the "
+        "batch, although their input is; they were computed again with each operation "
+        "kept inside its domain. sknan.diagnosis.diagnose(net, X, y) names the "
+        "operation."
     )
 
 

@@ -15,7 +15,40 @@ from sknan.exceptions import NonFiniteTrainingError
 from sknan.guard import Guard, scaled_rates
 from sknan.snapshots import Snapshot
 
-REPORT = NonFiniteReport("backward", "gradient", "It is NaN.", "Clip it.", epoch=1)
+REPORT = NonFiniteReport(
+    "backward", "learning_rate", "It is NaN.", "Lower it.", epoch=1
+)
+
+
+class Trials:
+    """What a loop without skorch tries out for its guard."""
+
+    def __init__(self, loop, X, y):
+        self.loop, self.X, self.y = loop, X, y
+
+    def fails_on_last_weights(self):
+        with self.loop.guard.last_weights():
+            return not math.isfinite(self.loop.loss_of(self.X, self.y))
+
+    def loss_after(self, scale, n_steps):
+        loop, optimizer = self.loop, self.loop.optimizer
+        kept, optimizer.state = optimizer.state, type(optimizer.state)(dict)
+        with loop.guard.last_weights(), scaled_rates([optimizer], scale):
+            for _ in range(n_steps):
+                optimizer.zero_grad()
+                loop.loss(loop.module(self.X), self.y).backward()
+                optimizer.step()
+            loss = loop.loss_of(self.X, self.y)
+        optimizer.state = kept
+        return loss if math.isfinite(loss) else math.inf
+
+    def rates_at(self, scale):
+        return [g["lr"] * scale for g in self.loop.optimizer.param_groups]
+
+
+def failed(loop, report, seed=0):
+    """What the guard of a loop answers to a report of a failure on a sound batch."""
+    return loop.guard.handle(report, Trials(loop, *batch(seed)))
 
 
 class PlainLoop:
@@ -50,7 +83,9 @@ class PlainLoop:
                 value, lambda: self.loss_of(X, y)
             ):
                 self.guard.pass_step(value)
-                with scaled_rates([self.optimizer], self.guard.lr_scale):
+                with scaled_rates(
+                    [self.optimizer], self.guard.lr_scale, self.guard.rate_caps
+                ):
                     self.optimizer.step()
                 self.guard.step_taken()
                 self.losses.append(value)
@@ -66,7 +101,7 @@ class PlainLoop:
                 epoch=1,
                 batch=len(self.losses) + 1,
             )
-            if self.guard.handle(report) == "skip":
+            if self.guard.handle(report, Trials(self, X, y)) == "skip":
                 return "skip"
 
 
@@ -362,10 +397,10 @@ def test_a_roll_back_returns_to_the_last_verified_weights():
     loop.step(*batch(1))  # proves them: its loss and gradient with them are finite
     loop.step(*batch(2))
     loop.guard.propose_weights()  # never proven
-    assert loop.guard.handle(REPORT) == "retry"
+    assert failed(loop, REPORT) == "retry"
     assert is_same(state_of(module), verified)
     assert not optimizer.state
-    assert 0.0 < loop.guard.lr_scale <= 0.1
+    assert 0.0 < loop.guard.lr_scale <= 0.5
 
 
 def test_without_verified_weights_a_roll_back_returns_to_the_first_ones():
@@ -374,7 +409,7 @@ def test_without_verified_weights_a_roll_back_returns_to_the_first_ones():
     loop = PlainLoop(module, Guard())
     loop.step(*batch(0))
     loop.step(*batch(1))
-    assert loop.guard.handle(REPORT) == "retry"
+    assert failed(loop, REPORT) == "retry"
     assert is_same(state_of(module), first)
 
 
@@ -385,7 +420,7 @@ def test_weights_whose_loss_is_far_above_the_first_one_are_not_kept():
     loop.step(*batch(0))
     loop.guard.propose_weights()
     loop.guard.pass_step(1e6)
-    loop.guard.handle(REPORT)
+    failed(loop, REPORT)
     assert is_same(state_of(module), first)
 
 
@@ -400,14 +435,14 @@ def test_a_passing_fault_costs_one_report_and_the_batch_is_tried_again():
     assert loop.guard.lr_scale < 1.0
 
 
-def test_a_batch_that_fails_on_verified_weights_is_left_out_and_the_cut_undone():
+def test_a_batch_that_fails_on_verified_weights_too_is_left_out_and_nothing_else():
     loop = PlainLoop(network(), Guard())
     loop.step(*batch(0))
     X, y = batch(1)
     X[2, 1] = torch.nan
     assert loop.step(X, y) == "skip"
-    # The first failure rolled back, the second cleared the rate of suspicion.
-    assert [report.phase for report in loop.guard.reports] == ["input", "input"]
+    assert [report.phase for report in loop.guard.reports] == ["input"]
+    assert loop.guard.reports[0].recovery == "The batch was left out."
     assert loop.guard.lr_scale == 1.0
     assert loop.step(*batch(2)) == "taken"
 
@@ -443,9 +478,9 @@ def test_a_spent_budget_raises_with_the_report():
 def test_no_budget_raises_at_the_first_failure():
     loop = PlainLoop(network(), Guard(max_recoveries=0))
     with pytest.raises(NonFiniteTrainingError) as caught:
-        loop.guard.handle(REPORT)
+        failed(loop, REPORT)
     assert str(caught.value) == (
-        "Non-finite gradient at epoch 1. It is NaN. Clip it. "
+        "Non-finite gradient at epoch 1. It is NaN. Lower it. "
         "Gave up after 0 recoveries (max_recoveries=0)."
     )
 
@@ -625,14 +660,14 @@ def test_a_second_training_has_a_new_budget_and_keeps_the_rate_and_the_reports()
     guard = Guard(max_recoveries=1)
     loop = PlainLoop(network(), guard)
     loop.step(*batch(0))
-    guard.handle(REPORT)
+    failed(loop, REPORT)
     scale = guard.lr_scale
     guard.end()
     again = PlainLoop(network(), guard)
     assert guard.has_budget
     assert guard.lr_scale == scale
     again.step(*batch(0))
-    assert guard.handle(REPORT) == "retry"
+    assert failed(again, REPORT) == "retry"
     assert len(guard.reports) == 2
 
 

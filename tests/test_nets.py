@@ -380,6 +380,16 @@ def test_raise_raises_with_the_report_and_leaves_finite_weights():
     assert all(torch.isfinite(w).all() for w in weights_of(net))
 
 
+def test_a_fault_that_passes_costs_nothing_but_a_repetition():
+    poisoned = built("net", callbacks=[PoisonGradient(steps=(2,))], max_epochs=2)
+    with pytest.warns(DivergenceWarning):
+        fit_seeded(poisoned, X, VALUES)
+    sound = fit_seeded(built("net", max_epochs=2), X, VALUES)
+    assert same(weights_of(poisoned), weights_of(sound))
+    (report,) = poisoned.nonfinite_reports_
+    assert report.recovery == "The step was taken again, and was finite."
+
+
 def test_a_spent_budget_raises():
     poison = PoisonGradient(steps=range(2, 100))
     net = built("net", max_recoveries=3, callbacks=[poison], max_epochs=20)
@@ -421,11 +431,13 @@ def test_an_interrupted_training_leaves_finite_weights():
 
 
 def test_a_step_by_hand_is_guarded_too():
-    net = built("net", callbacks=[PoisonGradient(steps=(1,))]).initialize()
+    poison = PoisonGradient(steps=range(1, 4))
+    net = built("net", callbacks=[poison]).initialize()
     before = weights_of(net)
     step = net.train_step((torch.tensor(X), torch.tensor(VALUES)))
     assert step["was_skipped"]
     assert same(weights_of(net), before)
+    assert net.nonfinite_reports_[0].recovery == "The batch was left out."
     net.train_step((torch.tensor(X), torch.tensor(VALUES)))
     assert not same(weights_of(net), before)
 

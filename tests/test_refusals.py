@@ -393,8 +393,9 @@ def test_weights_that_are_not_finite_to_begin_with_are_refused():
     assert refusal(
         NonFiniteTrainingError, classifier(module=module).fit, X, LABELS
     ) == (
-        "The network holds non-finite weights before the first step. Check its "
-        "initialisation, or the weights that were loaded into it."
+        "Non-finite output of aten.addmm. The weight 'weight' is not finite before the "
+        "first step: 1 of 6 entries. Initialise it, or check the weights that were "
+        "loaded."
     )
 
 

@@ -1,0 +1,531 @@
+"""Run one step again under observation, and find the operation that broke it.
+
+Forward, a dispatch mode sees each operation below autograd: one whose inputs are sound
+and whose output is not is a source, and what becomes of it is followed until the loss,
+so that a NaN in a branch that is never taken is not blamed. Backward, a hook on each
+node of the graph sees gradients come in and go out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import operator
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sknan.batching import tree_leaves
+
+__all__ = ["Finding", "Names", "replay", "sanitized_backward", "trace_operations"]
+
+# The criterion's place, in place of a path of modules.
+CRITERION = "criterion"
+
+_PACKAGE = str(Path(__file__).parent)
+_NOT_USERS = (
+    str(Path(torch.__file__).parent),
+    _PACKAGE,
+    sysconfig.get_paths()["stdlib"],
+)
+_NOT_USERS_NAMES = ("skorch", "sklearn", "joblib", "_pytest", "pluggy")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The operation that a replay has found.
+
+    ``largest`` is the size of the largest number that went into it; ``is_of_batch``
+    whether any of it depends on the batch; ``is_of_too_few`` whether it is a spread of
+    fewer elements than a spread needs; ``is_of_buffer`` whether only a buffer is not
+    finite for it; ``weight`` names one that was not finite to
+    begin with.
+    """
+
+    phase: str
+    module: str
+    operation: str
+    source: str | None
+    rows: tuple[int, ...] = ()
+    largest: float = 0.0
+    dtype: torch.dtype | None = None
+    is_of_batch: bool = True
+    is_of_too_few: bool = False
+    is_of_buffer: bool = False
+    weight: str | None = None
+
+
+# -- names and places ----------------------------------------------------------------
+
+
+class Names:
+    """What the modules of a net are called in reports.
+
+    Parameters
+    ----------
+    modules : dict of str to nn.Module
+        Networks by name; the paths in ``"module"`` have no prefix.
+    criteria : iterable of nn.Module
+        All of whose parts are the criterion.
+    """
+
+    def __init__(self, modules: dict[str, Any], criteria: Iterable[Any]) -> None:
+        self._path: dict[int, str] = {}
+        self.buffers: list[Tensor] = []
+        self.bad_weights: dict[int, str] = {}
+        for name, module in modules.items():
+            if isinstance(module, nn.Module):
+                prefix = "" if name == "module" else name
+                for path, part in module.named_modules(prefix=prefix):
+                    self._path.setdefault(id(part), path)
+                self.buffers += module.buffers()
+                for path, weight in module.named_parameters(prefix=prefix):
+                    if weight.numel() and not _is_sound(weight.detach()):
+                        self.bad_weights[_key(weight)] = path
+        for criterion in criteria:
+            if isinstance(criterion, nn.Module):
+                for part in criterion.modules():
+                    self._path[id(part)] = CRITERION
+
+    def of(self, module: nn.Module) -> str | None:
+        """Path of a module, or None if it is not one of the net's."""
+        return self._path.get(id(module))
+
+
+def _is_users(filename: str) -> bool:
+    if filename.startswith(_NOT_USERS) or filename.startswith("<frozen"):
+        # Packages live below the standard library in some installations.
+        is_site = "site-packages" in filename and not filename.startswith(
+            (_NOT_USERS[0], _PACKAGE)
+        )
+        if not is_site:
+            return False
+    return not any(
+        f"{name}/" in filename.replace("\\", "/").rpartition("site-packages/")[2]
+        for name in _NOT_USERS_NAMES
+        if "site-packages" in filename
+    )
+
+
+def _line_of_user(stop: Any) -> str | None:
+    """``file:line`` of the innermost frame in the user's code, up to a frame."""
+    frame = sys._getframe(1)
+    while frame is not None and frame is not stop:
+        if _is_users(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+_TRACE_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+
+
+def _line_of_node(node: Any, depth: int) -> str | None:
+    """The same for a node of the graph, from what anomaly mode has kept."""
+    frames = node.metadata.get("traceback_", ())[depth:]
+    for text in reversed(frames):
+        match = _TRACE_LINE.search(text)
+        if match and _is_users(match["file"]):
+            return f"{match['file']}:{match['line']}"
+    return None
+
+
+def _operation_of_node(node: Any) -> str:
+    """ATen name of the operation that a node differentiates."""
+    name = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
+    if type(node).__module__ != "torch.autograd.function" and node.name()[-1].isdigit():
+        snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+        return f"aten.{snake}"
+    return name
+
+
+# -- soundness -----------------------------------------------------------------------
+
+
+def _is_sound(x: Tensor) -> bool:
+    total = x.sum(dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
+    # A sum of finite numbers may overflow.
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(x).all())
+
+
+def _largest(tensors: Iterable[Tensor]) -> float:
+    sizes = [
+        float(torch.nan_to_num(t.detach().double(), 0.0, 0.0, 0.0).abs().max())
+        for t in tensors
+        if t.numel()
+    ]
+    return max(sizes, default=0.0)
+
+
+def _bad_rows(x: Tensor, n_rows: int) -> tuple[int, ...]:
+    if not x.ndim or len(x) != n_rows:
+        return ()
+    bad = ~torch.isfinite(x.detach()).reshape(n_rows, -1).all(dim=1)
+    return tuple(bad.nonzero().flatten().tolist())
+
+
+def _floats(things: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(things) if t.is_floating_point() and t.numel()]
+
+
+def _key(x: Tensor) -> int:
+    # Views share it; a tensor that is wrapped anew keeps it.
+    return int(x.untyped_storage()._cdata)
+
+
+_SPREADS = ("std", "var", "std_mean", "var_mean")
+
+
+class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follow non-finite numbers from the operation that made them."""
+
+    def __init__(
+        self, n_rows: int, batch: Any, stop: Any, bad_weights: dict[int, str]
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.n_rows = n_rows
+        self._bad_weights = bad_weights
+        self.place: list[str] = []
+        self.broken: Finding | None = None
+        self._latest: tuple[str, list[Tensor]] = ("", [])
+        self._stop = stop
+        self._alive: list[Any] = []  # so that no storage is used twice
+        # By the storage that it made non-finite; the number tells which came first.
+        self._source: dict[int, tuple[int, Finding] | None] = {}
+        self._of_batch = {_key(t) for t in tree_leaves(batch)}
+
+    def _broken_by(
+        self, func: Any, inputs: list[Tensor], of_batch: bool
+    ) -> Finding | None:
+        """The decomposition that has no result, in place of the check that says so."""
+        info = inputs[0]
+        name = str(func.overloadpacket)
+        if "check_errors" in name:
+            name, inputs = self._latest
+        found = self._finding(func, inputs, info, of_batch, None)
+        rows: tuple[int, ...] = ()
+        if info.ndim and len(info) == self.n_rows and not info.is_floating_point():
+            bad = (info != 0).reshape(self.n_rows, -1).any(dim=1)
+            rows = tuple(bad.nonzero().flatten().tolist())
+        return dataclasses.replace(found, operation=name, rows=rows)
+
+    def source_of(self, x: Tensor) -> Finding | None:
+        """Where what is wrong with a tensor comes from."""
+        found = self._source.get(_key(x))
+        return found[1] if found else None
+
+    def first(self) -> Finding | None:
+        """The first operation that made anything non-finite."""
+        found = [source for source in self._source.values() if source is not None]
+        return min(found, key=operator.itemgetter(0))[1] if found else None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        inputs = tree_leaves((args, kwargs))
+        of_batch = any(_key(t) in self._of_batch for t in inputs)
+        # Read before the call, which may work in place.
+        known = [self._source[_key(t)] for t in inputs if _key(t) in self._source]
+        had_nan = known and any(bool(t.isnan().any()) for t in _floats(inputs))
+        try:
+            output = func(*args, **kwargs)
+        except LinAlgError:
+            self.broken = self._broken_by(func, inputs, of_batch)
+            raise
+        outputs = tree_leaves(output)
+        self._alive.append((inputs, outputs))
+        self._latest = str(func.overloadpacket), inputs
+        for out in outputs:
+            if of_batch:
+                self._of_batch.add(_key(out))
+            if not out.is_floating_point() or not out.numel():
+                continue
+            if _is_sound(out):
+                # Written over, as a whole: what was there before is gone.
+                if _key(out) in self._source and out._base is None:
+                    del self._source[_key(out)]
+                continue
+            blamed = [source for source in known if source is not None]
+            weights = [w for t in inputs if (w := self._bad_weights.get(_key(t)))]
+            if blamed:
+                self._source[_key(out)] = min(blamed, key=operator.itemgetter(0))
+            elif weights:
+                if func.overloadpacket not in _MOVES:
+                    found = self._finding(func, inputs, out, of_batch, weights[0])
+                    self._source[_key(out)] = len(self._alive), found
+            elif not had_nan:
+                judged = self._judge(func, args, inputs, out, of_batch)
+                self._source[_key(out)] = (
+                    None if judged is None else (len(self._alive), judged)
+                )
+        return output
+
+    def _judge(
+        self, func: Any, args: Any, inputs: list[Tensor], out: Tensor, of_batch: bool
+    ) -> Finding | None:
+        has_infinity = any(isinstance(a, float) and math.isinf(a) for a in args)
+        if (has_infinity or not inputs) and not out.isnan().any():
+            return None  # by design: a mask of minus infinities
+        if func.overloadpacket in _MOVES and not any(
+            t.dtype != out.dtype for t in _floats(inputs)
+        ):
+            return None  # infinities that came with the weights
+        return self._finding(func, inputs, out, of_batch, None)
+
+    def _finding(
+        self,
+        func: Any,
+        inputs: list[Tensor],
+        out: Tensor,
+        of_batch: bool,
+        weight: str | None,
+    ) -> Finding:
+        name = str(func.overloadpacket)
+        place = self.place[-1] if self.place else CRITERION
+        floats = _floats(inputs)
+        return Finding(
+            phase="loss" if place == CRITERION else "forward",
+            module=place,
+            operation=name,
+            source=_line_of_user(self._stop),
+            rows=_bad_rows(out, self.n_rows),
+            largest=_largest(floats),
+            dtype=out.dtype,
+            is_of_batch=of_batch,
+            is_of_too_few=name.removeprefix("aten.") in _SPREADS
+            and floats[0].numel() <= out.numel(),
+            weight=weight,
+        )
+
+
+_MOVES = {
+    torch.ops.aten.detach,
+    torch.ops.aten.view,
+    torch.ops.aten.clone,
+    torch.ops.aten.copy_,
+    torch.ops.aten._to_copy,
+    torch.ops.aten.t,
+    torch.ops.aten.expand,
+    torch.ops.aten.transpose,
+    torch.ops.aten.select,
+    torch.ops.aten.slice,
+    torch.ops.aten.unsqueeze,
+    torch.ops.aten.index,
+}
+
+
+# -- the graph -----------------------------------------------------------------------
+
+
+class _Graph:
+    """Which module made which node of the graph."""
+
+    def __init__(self) -> None:
+        self.place: dict[Any, str] = {}
+
+    def assign(self, place: str, outputs: Any, inputs: Any = ()) -> None:
+        """Give a module all nodes between its inputs and outputs that have no place."""
+        stop = {t.grad_fn for t in tree_leaves(inputs)}
+        stack = [t.grad_fn for t in tree_leaves(outputs)]
+        while stack:
+            node = stack.pop()
+            if node is None or node in self.place or node in stop:
+                continue
+            self.place[node] = place
+            stack.extend(following for following, _ in node.next_functions)
+
+
+@contextlib.contextmanager
+def _hooked(names: Names, watch: _OperationWatch, graph: _Graph) -> Iterator[None]:
+    """Note where the forward pass is, in all modules at once."""
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        path = names.of(module)
+        watch.place.append(_inner(watch.place, path))
+
+    def leave(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if not watch.place:
+            return
+        graph.assign(watch.place.pop(), outputs, inputs)
+
+    before = nn.modules.module.register_module_forward_pre_hook(enter)
+    after = nn.modules.module.register_module_forward_hook(leave)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+def _inner(places: list[str], path: str | None) -> str:
+    """Place of a module: its own name, or that of what it is called from."""
+    if path is not None:
+        return path
+    return places[-1] if places else CRITERION
+
+
+def _watch_nodes(
+    loss: Tensor,
+    judge: Callable[[Any, tuple[Any, ...], tuple[Any, ...]], Any],
+) -> list[Any]:
+    """Hook all nodes below a loss; the handles."""
+    seen: set[Any] = set()
+    stack: list[Any] = [loss.grad_fn]
+    handles = []
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+
+        def hook(grads_in: Any, grads_out: Any, node: Any = node) -> Any:
+            return judge(node, grads_in, grads_out)
+
+        handles.append(node.register_hook(hook))
+        stack.extend(following for following, _ in node.next_functions)
+    return handles
+
+
+def _sound(grads: Iterable[Any]) -> bool:
+    return all(_is_sound(g) for g in grads if isinstance(g, Tensor) and g.numel())
+
+
+def sanitized_backward(loss: Tensor) -> None:
+    """Differentiate, with 0 for each entry that an operation makes non-finite.
+
+    Parameters
+    ----------
+    loss : Tensor of shape ()
+        Finite.
+    """
+
+    def clean(node: Any, grads_in: Any, grads_out: Any) -> Any:
+        if _sound(grads_in):
+            return None
+        return tuple(
+            g if g is None else torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
+            for g in grads_in
+        )
+
+    handles = _watch_nodes(loss, clean)
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# -- the replay ----------------------------------------------------------------------
+
+
+def replay(
+    run: Callable[[], tuple[Any, Tensor]], names: Names, batch: Any, n_rows: int
+) -> Finding | None:
+    """Run a step again and find the first operation that broke it.
+
+    Parameters
+    ----------
+    run : callable
+        Computes outputs and loss of the batch, with the random state of the first time.
+    names : Names
+        Of the modules.
+    batch : Tensor, or nested tuples or dicts of Tensor
+        What ``run`` reads.
+    n_rows : int
+        Length of the batch.
+
+    Returns
+    -------
+    Finding or None
+        None if nothing is found, or the gradients come out finite this time.
+    """
+    stop = sys._getframe()
+    depth = 0
+    frame: Any = stop
+    while frame is not None:
+        depth, frame = depth + 1, frame.f_back
+    watch = _OperationWatch(n_rows, batch, stop, names.bad_weights)
+    graph = _Graph()
+    with warnings.catch_warnings(), torch.enable_grad():
+        # Anomaly mode is on for the lines that it keeps, and warns that it is slow.
+        warnings.filterwarnings("ignore", message="Anomaly Detection")
+        with (
+            torch.autograd.detect_anomaly(check_nan=False),
+            _hooked(names, watch, graph),
+        ):
+            try:
+                with watch:
+                    outputs, loss = run()
+            except Exception:  # what it found until then is all there is to say
+                return watch.broken or watch.first()
+            if not bool(torch.isfinite(loss.detach()).all()):
+                return watch.source_of(loss)
+            for output in _floats(outputs):  # a stable loss may make light of it
+                if watch.source_of(output) is not None and not _is_sound(output):
+                    return watch.source_of(output)
+            for buffer in names.buffers:
+                if watch.source_of(buffer) is not None and not _is_sound(buffer):
+                    found = watch.source_of(buffer)
+                    return found and dataclasses.replace(found, is_of_buffer=True)
+            graph.assign(CRITERION, loss, outputs)
+            return _first_bad_node(loss, graph, n_rows, depth)
+
+
+def _first_bad_node(
+    loss: Tensor, graph: _Graph, n_rows: int, depth: int
+) -> Finding | None:
+    found: list[Finding] = []
+
+    def judge(node: Any, grads_in: Any, grads_out: Any) -> None:
+        if found or _sound(grads_in) or not _sound(grads_out):
+            return
+        bad = [g for g in grads_in if g is not None and not _is_sound(g)]
+        found.append(
+            Finding(
+                phase="backward",
+                module=graph.place.get(node, CRITERION),
+                operation=_operation_of_node(node),
+                source=_line_of_node(node, depth),
+                rows=_bad_rows(bad[0], n_rows),
+                largest=_largest(g for g in grads_out if g is not None),
+                dtype=bad[0].dtype,
+            )
+        )
+
+    handles = _watch_nodes(loss, judge)
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def trace_operations(run: Callable[[], Any]) -> Finding | None:
+    """The first operation of any code that makes a non-finite number.
+
+    Parameters
+    ----------
+    run : callable
+        Without arguments, such as an optimizer's ``step``.
+
+    Returns
+    -------
+    Finding or None
+    """
+    watch = _OperationWatch(-1, (), sys._getframe(), {})
+    with watch:
+        run()
+    return watch.first()

@@ -1,0 +1,325 @@
+"""One training of a skorch net under guard, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+from skorch.dataset import unpack_data
+from skorch.utils import TeeGenerator
+from torch import Tensor
+
+from sknan._conditioning import Conditioning, find_first_layers
+from sknan._mending import (
+    StepRefused,
+    Trials,
+    explain,
+    explain_weights,
+    mend,
+    random_states,
+)
+from sknan._rates import scaled_rates
+from sknan._repair import RepairedOperations
+from sknan._replay import sanitized_backward
+from sknan._report import NonFiniteReport
+from sknan._verdict import OVERFLOWS_SQUARED
+from sknan.batching import TensorBatches, TensorTable
+from sknan.clipping import clip_grad_norm, clip_grad_value, grad_norm
+from sknan.exceptions import NonFiniteTrainingError
+
+__all__ = ["Training"]
+
+# Batches on which a lower rate is tried out.
+_N_LATEST = 4
+
+
+class Training:
+    """What lives from the beginning of a training of a net to its end.
+
+    The order of one step, which a test holds: watch, recover, clip, schedule, log.
+
+    Parameters
+    ----------
+    net : skorch net with GuardMixin
+        Initialized.
+    batches : iterable of tuple
+        Of the training.
+    n_steps : int or None
+        Its length, if known.
+    is_fresh : bool
+        Whether the weights are those of an initialisation, which a better one may
+        replace.
+
+    Attributes
+    ----------
+    n_steps : int
+        Steps taken.
+    rate : float or None
+        Learning rate of the latest one.
+    batch_number : int
+        Of the batch at hand in its epoch, counted from 1.
+    norms : list of float
+        Norm of the gradients of each step of the epoch, before clipping.
+    coefficients : list of float
+        By what each of them was clipped; 1.0 for not at all.
+    """
+
+    def __init__(
+        self, net: Any, batches: Any, n_steps: int | None, *, is_fresh: bool
+    ) -> None:
+        self.net = net
+        self.guard = net.guard_
+        self.batches = batches
+        self.n_steps = 0
+        self.rate: float | None = None
+        self.batch_number = 1
+        self.random_states: Any = None
+        self.latest_batches: deque[Any] = deque(maxlen=_N_LATEST)
+        self.conditioning: Conditioning | None = None
+        table = getattr(batches, "dataset", None)
+        has_table = is_fresh and isinstance(table, TensorTable)
+        self._raw_table = table.X if has_table else None  # type: ignore[union-attr]
+        self._step_norm = 0.0
+        self.begin_epoch()
+        try:
+            self.guard.begin(net._all_modules(), net._all_optimizers(), n_steps)
+        except NonFiniteTrainingError as error:
+            if error.report is not None:
+                raise
+            report = explain_weights(self, next(iter(batches)))
+            raise NonFiniteTrainingError(str(report), report) from None
+
+    def begin_epoch(self) -> None:
+        """Forget the norms of the epoch before."""
+        self.norms: list[float] = []
+        self.coefficients: list[float] = []
+
+    def end(self, *, is_broken_off: bool) -> None:
+        """Leave the net with weights that anyone may use."""
+        if self.conditioning is not None:
+            self.conditioning.to_raw()
+        self.guard.end(is_broken_off=is_broken_off)
+
+    def in_data(self, rows: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Rows of the batch at hand as rows of the training data; None if unknown."""
+        if not isinstance(self.batches, TensorBatches):
+            return None
+        numbers = self.batches.latest
+        return tuple(int(numbers[row]) for row in rows) if numbers is not None else None
+
+    # -- the step --------------------------------------------------------------------
+
+    def step(self, batch: Any, fit_params: dict[str, Any]) -> dict[str, Any]:
+        """Take one step if it is finite; else recover, and try again or leave it out.
+
+        Parameters
+        ----------
+        batch : tuple
+            As the iterator yields it.
+        fit_params : dict
+            Passed to the module's ``forward``.
+
+        Returns
+        -------
+        dict
+            ``loss`` and ``y_pred``; with ``was_skipped`` true if no step was taken.
+        """
+        while True:
+            try:
+                return self.attempt(batch, fit_params)
+            except StepRefused as refused:
+                failure = explain(self, refused, batch, fit_params)
+                if self._start_on_scaled_inputs(failure.report, batch, fit_params):
+                    continue
+                step = mend(self, failure, batch, fit_params)
+                if step is not None:
+                    return step
+                trials = Trials(self, batch, fit_params)
+                if self.guard.handle(failure.report, trials) == "skip":
+                    self.net._zero_grad_optimizer()
+                    return {**refused.step, "was_skipped": True}
+
+    def attempt(
+        self, batch: Any, fit_params: dict[str, Any], mends: str | None = None
+    ) -> dict[str, Any]:
+        """Take one step, or raise.
+
+        Parameters
+        ----------
+        batch : tuple
+        fit_params : dict
+            Passed to the module's ``forward``.
+        mends : {"rows", "operations"} or None, default=None
+            What of a failed step has been mended.
+
+        Returns
+        -------
+        dict
+            ``loss`` and ``y_pred``.
+
+        Raises
+        ------
+        StepRefused
+            If it is not to be taken, before any weight has changed, or if it has left
+            weights that are not finite.
+        """
+        net, guard, conditioning = self.net, self.guard, self.conditioning
+        accumulator = net.get_train_step_accumulator()
+        guard.begin_step()
+        self.random_states = random_states(net.device)
+        repairs = mends == "operations"
+        single = _repaired_step if repairs else type(net).train_step_single
+
+        def step_fn() -> Tensor:
+            if conditioning is not None:
+                conditioning.to_raw()  # an optimizer may look more than once
+            net._zero_grad_optimizer()
+            try:
+                step = single(net, batch, **fit_params)
+            except Exception as error:  # as a decomposition of NaN raises
+                empty = {"loss": torch.tensor(math.nan), "y_pred": None}
+                raise StepRefused(empty, math.nan, math.nan, error) from error
+            accumulator.store_step(step)
+            net.notify(
+                "on_grad_computed",
+                named_parameters=TeeGenerator(net.get_all_learnable_params()),
+                batch=batch,
+                training=True,
+            )
+            self._watch_and_clip(batch, step, fit_params, mends)
+            if conditioning is not None:
+                conditioning.to_scaled()
+            loss: Tensor = step["loss"]
+            return loss
+
+        factor = net._rate_factor()
+        with scaled_rates(net._all_optimizers(), factor, guard.rate_caps):
+            net._step_optimizer(step_fn)
+        if conditioning is not None:
+            conditioning.to_raw()
+        taken: dict[str, Any] = accumulator.get_step()
+        if guard.may_overflow(factor, self._step_norm) and not (
+            guard.has_finite_weights()
+        ):
+            # Refused only now, but before anyone copies what it has left.
+            raise StepRefused(taken, float(taken["loss"].detach()), self._step_norm)
+        self.rate = float(net.lr) * factor
+        self.latest_batches.append(batch)
+        guard.step_taken()
+        self.n_steps += 1
+        return taken
+
+    def _watch_and_clip(
+        self,
+        batch: Any,
+        step: dict[str, Any],
+        fit_params: dict[str, Any],
+        mends: str | None,
+    ) -> None:
+        """Refuse a step that is not finite or has exploded; clip any other.
+
+        Stands after the user's own callbacks, so that what they do to the gradients is
+        seen too, and before our clipping, which would spread a NaN.
+        """
+        guard, net = self.guard, self.net
+        if self.conditioning is not None:
+            self.conditioning.scale_grads()
+        loss, norm, parameters, grads = guard.look(step["loss"])
+        rescue_norm = guard.clip_norm(is_mended=mends is not None)
+
+        def loss_of_batch() -> float:
+            with torch.random.fork_rng(), torch.no_grad():
+                inputs, target = unpack_data(batch)
+                net._set_training(True)
+                outputs = net.infer(inputs, **fit_params)
+                found = net.get_loss(outputs, target, X=inputs, training=True)
+                return float(found.item())
+
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise StepRefused(step, loss, norm)
+        is_short = net.clip_norm is not None or rescue_norm is not None
+        is_absurd = norm >= OVERFLOWS_SQUARED and self._raw_table is not None
+        if not is_short:
+            is_absurd |= norm >= OVERFLOWS_SQUARED or guard.is_spike(loss, norm)
+        if is_absurd or guard.has_exploded(loss, loss_of_batch):
+            raise StepRefused(step, loss, norm, is_gradient_absurd=is_absurd)
+        if mends == "operations" and norm == 0.0:
+            raise StepRefused(step, loss, norm)  # nothing to learn is left of it
+        guard.pass_step(loss)
+        coefficient = self.clip(parameters, grads, norm, rescue_norm)
+        self._step_norm = norm * coefficient
+        self.norms.append(norm)
+        self.coefficients.append(coefficient)
+
+    def clip(
+        self,
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        norm: float,
+        rescue_norm: float | None,
+    ) -> float:
+        """Clip in place.
+
+        Parameters
+        ----------
+        parameters, grads : list of Tensor
+            Weights that have a gradient, and their gradients.
+        norm : float
+            Global norm of the gradients, finite.
+        rescue_norm : float or None
+            What the guard itself allows.
+
+        Returns
+        -------
+        float
+            By what the global norm has shrunk.
+        """
+        net, before = self.net, norm
+        if net.adaptive_clip_ is not None:
+            norm *= net.adaptive_clip_(parameters, grads, norm)
+        if net.clip_value is not None:
+            clip_grad_value(grads, net.clip_value)
+            norm = float(grad_norm(grads))
+        for max_norm in (net.clip_norm, rescue_norm):
+            if max_norm is not None:
+                norm *= clip_grad_norm(grads, max_norm, norm)
+        return norm / before if before else 1.0
+
+    # -- another start ---------------------------------------------------------------
+
+    def _start_on_scaled_inputs(
+        self, report: NonFiniteReport, batch: Any, fit_params: dict[str, Any]
+    ) -> bool:
+        """Start again as if on standardised inputs, if raw ones may be to blame."""
+        if self._raw_table is None or not self.guard.may_start_anew(report):
+            return False
+        table, self._raw_table = self._raw_table, None  # once in a training
+        net = self.net
+        inputs, _ = unpack_data(batch)
+        with torch.random.fork_rng():
+            layers = find_first_layers(
+                net.module_, inputs, lambda x: net.infer(x, **fit_params)
+            )
+        self.guard.undo_forward()
+        if not layers:
+            return False
+        conditioning = Conditioning(layers, table)
+        if not conditioning.is_needed:
+            return False
+        with self.guard.starting_anew(report):
+            conditioning.reinterpret()
+        self.conditioning = conditioning
+        return True
+
+
+def _repaired_step(net: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
+    """Skorch's ``train_step_single``, with operations and slopes that are finite."""
+    net._set_training(True)
+    inputs, target = unpack_data(batch)
+    with RepairedOperations():
+        outputs = net.infer(inputs, **fit_params)
+        loss = net.get_loss(outputs, target, X=inputs, training=True)
+    sanitized_backward(loss)
+    return {"loss": loss, "y_pred": outputs}
