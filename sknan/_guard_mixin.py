@@ -46,6 +46,10 @@ def _check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
 
 
+def _times(reports: list[NonFiniteReport]) -> str:
+    return "once" if len(reports) == 1 else f"{len(reports)} times"
+
+
 # The mixin only ever stands before a skorch net, whose methods it calls.
 _SkorchNet: Any = object
 
@@ -200,8 +204,17 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         training, self._training_ = self._training_, None
         if training is None:
             return
+        is_over = not (is_broken_off or self._has_stopped_)
+        has_learned = not is_over or training.has_learned()
         training.end(is_broken_off=is_broken_off)
         reports = self.guard_.reports[n_reports:]
+        if not has_learned:
+            raise NonFiniteTrainingError(
+                f"Training failed {_times(reports)}, and what was rescued has learned "
+                "nothing: its loss is no better than that of the untrained network. "
+                f"First failure: {reports[0]}",
+                reports[0],
+            )
         if self._has_stopped_ or not reports:
             return
         if training.n_steps:
@@ -413,11 +426,10 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         return any(option is not None for option in options)
 
     def _warn_of_rescue(self, reports: list[NonFiniteReport]) -> None:
-        times = "once" if len(reports) == 1 else f"{len(reports)} times"
         was = "" if self.guard_.lr_scale == 1.0 else f" instead of lr={self.lr:.3g}"
         warnings.warn(
             DivergenceWarning(
-                f"Training failed {times} and was rescued; it went on with "
+                f"Training failed {_times(reports)} and was rescued; it went on with "
                 f"lr={self.effective_lr_:.3g}{was}. First failure: {reports[0]}",
                 reports[0],
             ),

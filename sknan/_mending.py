@@ -511,6 +511,22 @@ class Trials:
         mean = sum(losses) / len(losses)
         return mean if math.isfinite(mean) else math.inf
 
+    def has_learned(self) -> bool:
+        """Whether the weights in place do better than the first ones did."""
+        batches = [*self.training.latest_batches, self.batch]
+
+        def mean_loss() -> float:
+            with torch.random.fork_rng(), torch.no_grad():
+                losses = [float(self._loss(batch)[1]) for batch in batches]
+            return sum(losses) / len(losses)
+
+        try:
+            reached = mean_loss()
+            with self.net.guard_.first_weights():
+                return not reached >= mean_loss()
+        except StepRefused:
+            return True  # nothing to compare with
+
     def rates_at(self, scale: float) -> list[float]:
         """What ``scale`` makes of the present rate of each parameter group."""
         factor = scale * self.net._schedule_factor()

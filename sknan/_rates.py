@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-__all__ = ["hopeless_decay", "longest_reach", "lower_scale", "scaled_rates"]
+__all__ = ["ascends", "hopeless_decay", "longest_reach", "lower_scale", "scaled_rates"]
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -17,6 +17,9 @@ _BACKOFF = 0.1
 
 # ... and ends at no more than this.
 _LEAST_BACKOFF = 0.5
+
+# So many factors are tried, while the lowest of them is the best.
+_MOST_TRIALS = 12
 
 # A decay below this is a matter of the rate, which can be lowered.
 _HOPELESS_DECAY = 1.0
@@ -93,7 +96,7 @@ def lower_scale(
     Returns
     -------
     float
-        Of up to nine factors, a quarter or half a decade apart, the one with the least
+        Of some dozen factors, a quarter or half a decade apart, the one with the least
         loss.
     """
     # A rate that in one step moves the weights by k times their size is about k times
@@ -108,6 +111,8 @@ def lower_scale(
         return min(losses, key=losses.__getitem__)
 
     coarse = best_of([guess * 10.0 ** (k / 2) for k in range(-2, 5)])
+    while coarse == min(losses) and len(losses) < _MOST_TRIALS:
+        coarse = best_of([coarse * 10.0**-0.5, coarse * 10.0**-1.0])
     if not math.isfinite(losses[coarse]):
         return min(losses)
     return best_of([coarse * 10.0**0.25, coarse * 10.0**-0.25])
@@ -137,4 +142,23 @@ def hopeless_decay(optimizers: Optimizers) -> str | None:
                     f"lr={lr:.3g} times weight_decay={decay:.3g} multiplies every "
                     f"weight by {1.0 - lr * decay:.3g} at each step, whatever the data."
                 )
+    return None
+
+
+def ascends(optimizers: Optimizers) -> str | None:
+    """Say so if an optimizer is set to make the loss larger.
+
+    Parameters
+    ----------
+    optimizers : sequence of Optimizer
+        Any.
+
+    Returns
+    -------
+    str or None
+        A sentence.
+    """
+    for optimizer in optimizers:
+        if any(group.get("maximize") for group in optimizer.param_groups):
+            return f"{type(optimizer).__name__} climbs the loss: maximize=True."
     return None

@@ -49,8 +49,8 @@ class Finding:
     ``largest`` is the size of the largest number that went into it; ``is_of_batch``
     whether any of it depends on the batch; ``is_of_too_few`` whether it is a spread of
     fewer elements than a spread needs; ``is_of_buffer`` whether only a buffer is not
-    finite for it; ``weight`` names one that was not finite to
-    begin with.
+    finite for it; ``is_of_dead_branch`` whether its value was not finite either, and
+    did not go into the loss; ``weight`` names one that was not finite to begin with.
     """
 
     phase: str
@@ -63,6 +63,7 @@ class Finding:
     is_of_batch: bool = True
     is_of_too_few: bool = False
     is_of_buffer: bool = False
+    is_of_dead_branch: bool = False
     weight: str | None = None
 
 
@@ -141,13 +142,25 @@ def _line_of_node(node: Any, depth: int) -> str | None:
     return None
 
 
-def _operation_of_node(node: Any) -> str:
+def _number_of(node: Any) -> int:
+    """Number of a node in the graph; -1 for one without."""
+    return int(node._sequence_nr()) if hasattr(node, "_sequence_nr") else -1
+
+
+def _operation_of_node(node: Any, made_by: dict[int, str]) -> str:
     """ATen name of the operation that a node differentiates."""
     name = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
-    if type(node).__module__ != "torch.autograd.function" and node.name()[-1].isdigit():
-        snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-        return f"aten.{snake}"
-    return name
+    if type(node).__module__ == "torch.autograd.function" or not (
+        node.name()[-1].isdigit()
+    ):
+        return name  # of someone's own
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    if snake == "addmm":
+        return "aten.mm"  # a product is differentiated by products
+    seen = made_by.get(_number_of(node), "")
+    # The first operation below a node is its own, unless it is made of several.
+    is_own = seen.removeprefix("aten.").strip("_").startswith(snake.split("_")[0])
+    return seen if is_own else f"aten.{snake}"
 
 
 # -- soundness -----------------------------------------------------------------------
@@ -187,6 +200,15 @@ def _key(x: Tensor) -> int:
 _SPREADS = ("std", "var", "std_mean", "var_mean")
 
 
+def _is_of_too_few(name: str, inputs: list[Tensor], out: Tensor) -> bool:
+    """Whether a statistic is one of fewer elements than it needs."""
+    of = next((x for x in inputs if x.is_floating_point()), None)
+    if of is None:
+        return False
+    is_spread = name.removeprefix("aten.") in _SPREADS
+    return not of.numel() or (is_spread and of.numel() <= out.numel())
+
+
 class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follow non-finite numbers from the operation that made them."""
 
@@ -198,6 +220,9 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._bad_weights = bad_weights
         self.place: list[str] = []
         self.broken: Finding | None = None
+        # By the number of the node in the graph.
+        self.made_by: dict[int, str] = {}
+        self.unsound: set[int] = set()
         self._latest: tuple[str, list[Tensor]] = ("", [])
         self._stop = stop
         self._alive: list[Any] = []  # so that no storage is used twice
@@ -235,7 +260,10 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         inputs = tree_leaves((args, kwargs))
-        of_batch = any(_key(t) in self._of_batch for t in inputs)
+        # What is random differs from batch to batch, too.
+        of_batch = torch.Tag.nondeterministic_seeded in func.tags or any(
+            _key(t) in self._of_batch for t in inputs
+        )
         # Read before the call, which may work in place.
         known = [self._source[_key(t)] for t in inputs if _key(t) in self._source]
         had_nan = known and any(bool(t.isnan().any()) for t in _floats(inputs))
@@ -246,7 +274,13 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise
         outputs = tree_leaves(output)
         self._alive.append((inputs, outputs))
-        self._latest = str(func.overloadpacket), inputs
+        name = str(func.overloadpacket)
+        self._latest = name, inputs
+        # The node of the graph has been made just before.
+        number = torch._C._autograd._get_sequence_nr() - 1
+        self.made_by.setdefault(number, name)
+        if any(x.is_floating_point() and not _is_sound(x) for x in outputs):
+            self.unsound.add(number)
         for out in outputs:
             if of_batch:
                 self._of_batch.add(_key(out))
@@ -304,8 +338,7 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             largest=_largest(floats),
             dtype=out.dtype,
             is_of_batch=of_batch,
-            is_of_too_few=name.removeprefix("aten.") in _SPREADS
-            and floats[0].numel() <= out.numel(),
+            is_of_too_few=_is_of_too_few(name, inputs, out),
             weight=weight,
         )
 
@@ -480,11 +513,11 @@ def replay(
                     found = watch.source_of(buffer)
                     return found and dataclasses.replace(found, is_of_buffer=True)
             graph.assign(CRITERION, loss, outputs)
-            return _first_bad_node(loss, graph, n_rows, depth)
+            return _first_bad_node(loss, graph, watch, depth)
 
 
 def _first_bad_node(
-    loss: Tensor, graph: _Graph, n_rows: int, depth: int
+    loss: Tensor, graph: _Graph, watch: _OperationWatch, depth: int
 ) -> Finding | None:
     found: list[Finding] = []
 
@@ -496,11 +529,12 @@ def _first_bad_node(
             Finding(
                 phase="backward",
                 module=graph.place.get(node, CRITERION),
-                operation=_operation_of_node(node),
+                operation=_operation_of_node(node, watch.made_by),
                 source=_line_of_node(node, depth),
-                rows=_bad_rows(bad[0], n_rows),
+                rows=_bad_rows(bad[0], watch.n_rows),
                 largest=_largest(g for g in grads_out if g is not None),
                 dtype=bad[0].dtype,
+                is_of_dead_branch=_number_of(node) in watch.unsound,
             )
         )
 

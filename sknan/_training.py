@@ -11,7 +11,7 @@ from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator
 from torch import Tensor
 
-from sknan._conditioning import Conditioning, find_first_layers
+from sknan._conditioning import Conditioning, conditioned
 from sknan._mending import (
     StepRefused,
     Trials,
@@ -80,7 +80,7 @@ class Training:
         self.conditioning: Conditioning | None = None
         table = getattr(batches, "dataset", None)
         has_table = is_fresh and isinstance(table, TensorTable)
-        self._raw_table = table.X if has_table else None  # type: ignore[union-attr]
+        self._raw_table = table if has_table else None
         self._step_norm = 0.0
         self.begin_epoch()
         try:
@@ -101,6 +101,12 @@ class Training:
         if self.conditioning is not None:
             self.conditioning.to_raw()
         self.guard.end(is_broken_off=is_broken_off)
+
+    def has_learned(self) -> bool:
+        """Whether a training that was rolled back has come to anything."""
+        if not self.guard.n_roll_backs or not self.latest_batches:
+            return True
+        return Trials(self, self.latest_batches[-1], {}).has_learned()
 
     def in_data(self, rows: tuple[int, ...]) -> tuple[int, ...] | None:
         """Rows of the batch at hand as rows of the training data; None if unknown."""
@@ -131,7 +137,7 @@ class Training:
                 return self.attempt(batch, fit_params)
             except StepRefused as refused:
                 failure = explain(self, refused, batch, fit_params)
-                if self._start_on_scaled_inputs(failure.report, batch, fit_params):
+                if self._start_on_scaled_data(failure.report, batch, fit_params):
                     continue
                 step = mend(self, failure, batch, fit_params)
                 if step is not None:
@@ -289,24 +295,24 @@ class Training:
 
     # -- another start ---------------------------------------------------------------
 
-    def _start_on_scaled_inputs(
+    def _start_on_scaled_data(
         self, report: NonFiniteReport, batch: Any, fit_params: dict[str, Any]
     ) -> bool:
-        """Start again as if on standardised inputs, if raw ones may be to blame."""
+        """Start again as if on standardised data, if raw ones may be to blame."""
         if self._raw_table is None or not self.guard.may_start_anew(report):
             return False
         table, self._raw_table = self._raw_table, None  # once in a training
         net = self.net
-        inputs, _ = unpack_data(batch)
         with torch.random.fork_rng():
-            layers = find_first_layers(
-                net.module_, inputs, lambda x: net.infer(x, **fit_params)
+            conditioning = conditioned(
+                net.module_,
+                getattr(net, "criterion_", None),
+                unpack_data(batch),
+                (table.X, table.y),
+                lambda x: net.infer(x, **fit_params),
             )
         self.guard.undo_forward()
-        if not layers:
-            return False
-        conditioning = Conditioning(layers, table)
-        if not conditioning.is_needed:
+        if conditioning is None:
             return False
         with self.guard.starting_anew(report):
             conditioning.reinterpret()

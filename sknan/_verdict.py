@@ -167,7 +167,12 @@ def _cause_of(finding: Finding, *, amplifies: bool) -> Cause:
         return "loss"
     name = finding.operation.removeprefix("aten.")
     is_decomposition = "linalg" in name and "norm" not in name
-    is_odd = finding.is_of_too_few or finding.is_of_buffer or not finding.is_of_batch
+    is_odd = (
+        finding.is_of_dead_branch
+        or finding.is_of_too_few
+        or finding.is_of_buffer
+        or not finding.is_of_batch
+    )
     if is_decomposition or is_odd:
         return "architecture"
     if finding.phase == "backward" and name not in _WITH_A_DOMAIN:

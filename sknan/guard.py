@@ -27,7 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from sknan._loss_watch import LossWatch
-from sknan._rates import hopeless_decay, longest_reach, lower_scale, scaled_rates
+from sknan._rates import (
+    ascends,
+    hopeless_decay,
+    longest_reach,
+    lower_scale,
+    scaled_rates,
+)
 from sknan._report import NonFiniteReport
 from sknan._verdict import is_runaway
 from sknan.clipping import grad_norm, stable_grad_norm
@@ -178,6 +184,9 @@ class Guard:
         self._n_failed = 0
         self._n_left_out = 0  # in a row
         self._steps_since_snapshot = 0
+        # Length of the first step that was longer than the weights, in their size.
+        self._first_fling = 0.0
+        self._size = self._snapshot.size() or 1.0
         self._is_proposed = False
         self._has_gained = True
         self._rescue_norm: float | None = None
@@ -270,6 +279,16 @@ class Guard:
         with self._first.swapped_in():
             yield
 
+    def restore_first(self) -> None:
+        """Go back to the weights of the start of training."""
+        assert self._first is not None
+        self._first.restore()
+
+    @property
+    def n_roll_backs(self) -> int:
+        """How often weights have come back and steps become shorter."""
+        return self._n_failed
+
     @contextlib.contextmanager
     def last_weights(self) -> Iterator[None]:
         """Put the last verified weights in place inside the block."""
@@ -304,7 +323,7 @@ class Guard:
         """Go back to the first weights, and on from what the block makes of them."""
         assert self._first is not None
         assert self._snapshot is not None
-        self._record(report, "Training started anew as if on standardised inputs.")
+        self._record(report, "Training started anew as if on standardised data.")
         self._n_failed += 1
         self._first.restore()
         yield
@@ -371,8 +390,11 @@ class Guard:
         -------
         bool
         """
-        reach = longest_reach(self._optimizers) * factor * max(norm, 100.0)
-        return self._is_step_fragile or not reach < _OVERFLOWING_STEP
+        reach = longest_reach(self._optimizers) * factor
+        if not self._first_fling:
+            fling = reach * norm / self._size
+            self._first_fling = fling if fling > 1.0 else 0.0
+        return self._is_step_fragile or not reach * max(norm, 100.0) < _OVERFLOWING_STEP
 
     def begin_step(self) -> None:
         """Keep what a forward pass changes even if no step follows."""
@@ -500,11 +522,22 @@ class Guard:
 
     def _roll_back(self, report: NonFiniteReport, trials: Trials) -> Literal["retry"]:
         """Back to verified weights, and on with shorter steps."""
+        ascending = ascends(self._optimizers)
+        if ascending is not None:
+            self.restore_first()
+            action = "Leave out maximize, or return the score with its sign changed."
+            self._stop(
+                dataclasses.replace(
+                    report, evidence=f"{report.evidence} {ascending}", action=action
+                )
+            )
         assert self._first is not None
         assert self._snapshot is not None
         self._n_failed += 1
         # An optimizer may move more than once before its first step is done.
         growth = self._growth_per_step(max(self._steps_since_snapshot, 1))
+        growth = max(growth, self._first_fling)
+        self._first_fling = 0.0
         is_trusted = self._is_snapshot_trusted()
         if not is_trusted:
             self._first.restore()
