@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from sknan.backup import BackupAndRestore
 from sknan.diagnosis import NonFiniteReport
 from sknan.estimators import StableNetClassifier, StableNetRegressor
 from sknan.exceptions import (
@@ -22,6 +23,7 @@ from sknan.nets import (
 from sknan.scaling import SafeScaler
 
 __all__ = [
+    "BackupAndRestore",
     "DivergenceWarning",
     "GuardMixin",
     "GuardedNet",

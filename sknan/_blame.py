@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan.batching import tree_leaves, tree_map
 
 __all__ = [
     "columns_to_blame",
     "nonfinite_rows",
+    "places_to_blame",
     "rows_by_bisection",
     "sliced",
     "without_rows",
@@ -139,3 +141,59 @@ def columns_to_blame(
     copies += torch.diag(usual)
     cures = torch.as_tensor(is_finite(copies)).flatten().nonzero().flatten().tolist()
     return tuple(cures) if 0 < len(cures) <= n_columns // 2 else ()
+
+
+def places_to_blame(
+    phase: str,
+    rows: tuple[int, ...],
+    batch: tuple[Any, Any],
+    outputs: Any,
+    forward: Callable[[Any], Any],
+    loss: Callable[[Any, Any, Any], Tensor],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Rows of a failed step to blame, and columns of the first of them.
+
+    Parameters
+    ----------
+    phase : str
+        Where the step failed.
+    rows : tuple of int
+        Those of the operation that failed, if it shows them.
+    batch : (object, object)
+        Inputs and target.
+    outputs : object
+        Of the network, or None.
+    forward : callable
+        The network, row by row; it sees rows that are not there.
+    loss : callable
+        Of outputs, target and inputs.
+
+    Returns
+    -------
+    rows, columns : tuple of int
+        Columns only of a table, and only where a minority of the rows fails.
+    """
+    inputs, target = batch
+    n_rows = len(tree_leaves(inputs)[0])
+    rows = rows or nonfinite_rows(outputs, n_rows)
+    if not rows and phase == "loss" and outputs is not None:
+
+        def is_finite(part: slice) -> bool:
+            data = (sliced(d, part, n_rows) for d in (outputs, target, inputs))
+            return bool(torch.isfinite(loss(*data).detach()).all())
+
+        with torch.no_grad():
+            rows = rows_by_bisection(is_finite, n_rows)
+    if phase != "forward" or not 0 < len(rows) <= n_rows // 2:
+        return rows, ()
+
+    def fares_well(copies: Tensor) -> Tensor:
+        n_copies = len(copies)
+        try:
+            with torch.random.fork_rng(), torch.no_grad():
+                bad = nonfinite_rows(forward(copies), n_copies)
+        except LinAlgError:  # at least one copy fares no better
+            return torch.zeros(n_copies, dtype=torch.bool)
+        return ~torch.isin(torch.arange(n_copies), torch.tensor(bad))
+
+    return rows, columns_to_blame(inputs, rows[0], fares_well)

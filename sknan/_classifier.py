@@ -245,10 +245,11 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         check_consistent_length(X_in, labels)
         weights = self._as_weights(sample_weight, len(X_in))
         weights = self._with_class_weight(weights, labels, is_partial=is_partial)
+        numbers = np.arange(len(X_in))
         if weights is not None:
             # A row of no weight must not matter in any way, batches included.
-            X_in, labels = X_in[weights > 0], labels[weights > 0]
-            weights = weights[weights > 0]
+            numbers = np.flatnonzero(weights > 0)
+            X_in, labels, weights = X_in[numbers], labels[numbers], weights[numbers]
         if is_partial:
             known = self._classes_of_stream(classes, goes_on=goes_on)
         else:
@@ -263,14 +264,8 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
                 f"{type(self).__name__} needs at least 2 classes, but y holds one "
                 f"class only: {_listed(known)}."
             )
-        codes = np.searchsorted(known, labels).clip(max=len(known) - 1)
-        if (known[codes] != labels).any():
-            unknown = np.unique(labels[known[codes] != labels])
-            raise ValueError(
-                f"y holds labels that are not among the classes {_listed(known)}: "
-                f"{_listed(unknown)}."
-            )
-        X_in, codes, weights = self._merge_repeated_rows(X_in, codes, weights)
+        codes = _codes_of(labels, known)
+        X_in, codes, weights, kept = self._merge_repeated_rows(X_in, codes, weights)
         if not goes_on:
             self.classes_ = known
         is_binary_loss = self._has_binary_loss()
@@ -280,8 +275,18 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
                 f"{len(known)}. Use criterion='cross_entropy'."
             )
         n_outputs = 1 if is_binary_loss else len(known)
-        self._train(X_in, codes, weights, n_outputs=n_outputs, is_partial=is_partial)
+        self._train(
+            X_in,
+            codes,
+            weights,
+            n_outputs=n_outputs,
+            is_partial=is_partial,
+            numbers=numbers[kept],
+        )
         return self
+
+    def _as_target(self, y: Any) -> np.ndarray:
+        return _codes_of(self._as_labels(y), self.classes_)
 
     def _classes_of_stream(self, classes: Any, *, goes_on: bool) -> np.ndarray:
         """All labels that will ever come, as the first call of ``partial_fit`` says."""
@@ -464,6 +469,18 @@ def _refuse_missing(labels: np.ndarray, name: str, remedy: str) -> None:
                 f"{name} contains {int(missing.sum())} missing labels (None or NaN), "
                 f"first at row {int(missing.argmax())}. {remedy}"
             )
+
+
+def _codes_of(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Place of each label among the known ones."""
+    codes = np.searchsorted(known, labels).clip(max=len(known) - 1)
+    if (known[codes] != labels).any():
+        unknown = np.unique(labels[known[codes] != labels])
+        raise ValueError(
+            f"y holds labels that are not among the classes {_listed(known)}: "
+            f"{_listed(unknown)}."
+        )
+    return codes
 
 
 def _listed(labels: np.ndarray) -> str:

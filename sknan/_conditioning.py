@@ -133,6 +133,12 @@ class Conditioning:
         All of the network.
     loss_scale : float
         Of the loss on raw targets, in multiples of that on standardised ones.
+
+    Attributes
+    ----------
+    is_torn : bool
+        Whether some layers are on raw and some on standardised data, for good if the
+        writing was interrupted.
     """
 
     def __init__(
@@ -142,6 +148,32 @@ class Conditioning:
         self._parameters = parameters
         self._loss_scale = loss_scale
         self._is_scaled = False
+        # Ctrl-C may come between any two of the lines below.
+        self.is_torn = False
+
+    def state_dict(self, module: nn.Module) -> dict[str, Any]:
+        """The units, with the place of each layer in the network instead of it."""
+        place = {id(part): i for i, part in enumerate(module.modules())}
+        units = [{**vars(u), "layer": place[id(u.layer)]} for u in self._units]
+        return {"units": units, "loss_scale": self._loss_scale}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], module: nn.Module) -> Conditioning:
+        """The conditioning that :meth:`state_dict` has described, of another network.
+
+        Parameters
+        ----------
+        state : dict
+        module : nn.Module
+            A network of the same layers.
+
+        Returns
+        -------
+        Conditioning
+        """
+        parts: list[Any] = list(module.modules())
+        units = [_Units(**{**u, "layer": parts[u["layer"]]}) for u in state["units"]]
+        return cls(units, list(module.parameters()), state["loss_scale"])
 
     @torch.no_grad()
     def reinterpret(self) -> None:
@@ -152,24 +184,28 @@ class Conditioning:
     @torch.no_grad()
     def to_scaled(self) -> None:
         """Put the weights on standardised data in place, for the optimizer."""
+        self.is_torn = True
         for u in self._units:
             if u.layer.bias is not None:
                 bias = u.layer.bias + u.layer.weight @ u.shift - u.out_shift
                 u.layer.bias.copy_(bias / u.out_scale)
             u.layer.weight.mul_(u.scale / u.out_scale[:, None])
         self._is_scaled = True
+        self.is_torn = False
 
     @torch.no_grad()
     def to_raw(self) -> None:
         """Put the weights on raw data in place."""
         if not self._is_scaled:
             return
+        self.is_torn = True
         for u in self._units:
             u.layer.weight.mul_(u.out_scale[:, None] / u.scale)
             if u.layer.bias is not None:
                 bias = u.out_shift + u.out_scale * u.layer.bias
                 u.layer.bias.copy_(bias - u.layer.weight @ u.shift)
         self._is_scaled = False
+        self.is_torn = False
 
     @torch.no_grad()
     def scale_grads(self) -> None:

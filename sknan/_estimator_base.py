@@ -20,7 +20,6 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from skorch.callbacks import Callback
-from skorch.helper import predefined_split
 from torch import Tensor, nn
 
 from sknan._checks import check_finite, first_text_cell
@@ -200,7 +199,7 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
 
     def _merge_repeated_rows(
         self, X: np.ndarray, y: np.ndarray, weights: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
         """Distinct rows, sorted, each with its total weight, if all fit in one batch.
 
         The loss of a full batch is the same for a row that comes twice and a row of
@@ -210,15 +209,15 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         """
         is_per_row = hasattr(self._build_criterion(per_row=False), "reduction")
         if self.module is not None or len(X) > self.batch_size or not is_per_row:
-            return X, y, weights
+            return X, y, weights, np.arange(len(X))
         rows = np.column_stack([X.astype(np.float64), y])
         _, first, inverse = np.unique(
             rows, axis=0, return_index=True, return_inverse=True
         )
         if len(first) < 2:
-            return X, y, weights
+            return X, y, weights, np.arange(len(X))
         total = np.bincount(inverse.reshape(-1), weights=weights)
-        return X[first], y[first], total.astype(np.float64)
+        return X[first], y[first], total.astype(np.float64), first
 
     # -- training ------------------------------------------------------------------
 
@@ -279,6 +278,7 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         *,
         n_outputs: int,
         is_partial: bool,
+        numbers: np.ndarray,
     ) -> None:
         """Train on validated arrays: from scratch, or on where that was asked for.
 
@@ -293,6 +293,8 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             Width that the output should have.
         is_partial : bool
             One epoch at a constant rate, without early stopping.
+        numbers : ndarray of shape (n_samples,)
+            Which rows of the caller's data these are.
         """
         goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
         if not goes_on:
@@ -319,14 +321,20 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             targets: Any = target.to(device)
             if weights is not None:
                 targets = (targets, torch.from_numpy(weights).float().to(device))
-            table = TensorTable(rows, targets)
+            table = TensorTable(
+                rows,
+                targets,
+                torch.from_numpy(numbers),
+                getattr(self, "feature_names_in_", None),
+            )
             best = BestWeights(self.n_iter_no_change) if stops_early else None
             try:
                 if best is not None:
-                    train, valid = self._split(y, split_seed)
-                    net.train_split = predefined_split(table.subset(valid))
+                    net._split_seed_ = split_seed  # a backup may bring another one
+                    net.train_split = lambda table: [
+                        table.subset(rows) for rows in self._split(y, net._split_seed_)
+                    ]
                     net.callbacks_.append(("best_weights", best.initialize()))
-                    table = table.subset(train)
                 if is_partial:
                     net.set_params(lr_schedule=None, warmup=0.0, max_epochs=1)
                     net.partial_fit(table)
@@ -389,6 +397,16 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             np.arange(len(y)), test_size=n_valid, random_state=seed, stratify=stratify
         )
         return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(valid))
+
+    def _as_batch(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
+        """Inputs and targets as the fitted network gets them, for a diagnosis."""
+        X_in = self._as_input(X, reset=False)
+        target = self._shape_target(self.net_, X_in, self._as_target(y))
+        return torch.from_numpy(X_in).to(self.net_.device), target.to(self.net_.device)
+
+    def _as_target(self, y: Any) -> np.ndarray:
+        """Targets as the fitted network is trained on them."""
+        raise NotImplementedError
 
     def _shape_target(self, net: TableNet, X: np.ndarray, y: np.ndarray) -> Tensor:
         """Try the module on a few rows, and bring ``y`` to the shape of its output."""

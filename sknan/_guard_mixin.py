@@ -21,6 +21,7 @@ from sknan._report import NonFiniteReport
 from sknan._skorch_data import as_table, refuse_nonfinite_data
 from sknan._training import Training
 from sknan.adaptive_clipping import resolve_adaptive_clip
+from sknan.backup import BackupAndRestore
 from sknan.batching import TensorBatches
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.guard import Guard
@@ -44,6 +45,10 @@ def _check_positive(name: str, value: Any) -> None:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not value > 0:
         raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
+
+
+# A clip that had nothing to do in fewer steps may yet have.
+_LEAST_STEPS = 20
 
 
 def _times(reports: list[NonFiniteReport]) -> str:
@@ -108,6 +113,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
 
     guard_: Guard
     _training_: Training | None
+    _backup_: BackupAndRestore | None = None
     _epoch_loss_: float
 
     def __init__(
@@ -177,6 +183,14 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         """``lr`` times all reductions by the guard."""
         return float(self.lr) * self.guard_.lr_scale
 
+    def on_train_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
+        """Let a backup bring back what it holds, before any callback begins."""
+        super().on_train_begin(net, *args, **kwargs)
+        backups = [c for _, c in self.callbacks_ if isinstance(c, BackupAndRestore)]
+        self._backup_ = backups[0] if backups else None
+        if self._backup_ is not None:
+            self._backup_.restore_net(self)
+
     def fit_loop(
         self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
     ) -> Any:
@@ -186,9 +200,10 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         self._prepare_guard(is_new=is_new)
         n_reports = len(self.guard_.reports)
         self._epochs_ahead_ = self.max_epochs if epochs is None else epochs
+        n_done = 0 if self._backup_ is None else self._backup_.n_epochs_done
         self._has_stopped_ = is_broken_off = False
         try:
-            super().fit_loop(X, y, epochs, **fit_params)
+            super().fit_loop(X, y, self._epochs_ahead_ - n_done, **fit_params)
         except NonFiniteTrainingError:
             self._has_stopped_ = True
             raise
@@ -208,6 +223,8 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         has_learned = not is_over or training.has_learned()
         training.end(is_broken_off=is_broken_off)
         reports = self.guard_.reports[n_reports:]
+        if is_over and self._is_clip_idle(training):
+            self._warn_of_idle_clip(training)
         if not has_learned:
             raise NonFiniteTrainingError(
                 f"Training failed {_times(reports)}, and what was rescued has learned "
@@ -347,6 +364,8 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
                 ) from None
         self.schedule_.start(n_steps or 0)
         self._begin_training(n_steps, iterator)
+        if self._backup_ is not None:
+            self._backup_.restore_training(self)
 
     def _follow_loss(self, loss: float) -> None:
         """Tell a plateau schedule how the epoch went."""
@@ -424,6 +443,27 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
     def _clips(self) -> bool:
         options = (self.clip_norm, self.clip_value, self.adaptive_clip)
         return any(option is not None for option in options)
+
+    def _is_clip_idle(self, training: Training) -> bool:
+        """Whether a clip that someone asked for never had anything to do."""
+        is_asked_for = self.clip_norm is not None or self.clip_value is not None
+        return (
+            is_asked_for
+            and training.n_steps >= _LEAST_STEPS
+            and not (training.n_clipped)
+        )
+
+    def _warn_of_idle_clip(self, training: Training) -> None:
+        given = f"clip_norm={self.clip_norm!r}"
+        if self.clip_norm is None:
+            given = f"clip_value={self.clip_value!r}"
+        warnings.warn(
+            f"{given} never had an effect: the norm of the gradients was at most "
+            f"{training.largest_norm:.3g} in {training.n_steps} steps. Lower it to "
+            "bound what is unusual here, or leave it out.",
+            UserWarning,
+            stacklevel=stacklevel_of_caller(),
+        )
 
     def _warn_of_rescue(self, reports: list[NonFiniteReport]) -> None:
         was = "" if self.guard_.lr_scale == 1.0 else f" instead of lr={self.lr:.3g}"

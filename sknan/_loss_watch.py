@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 __all__ = ["LossWatch"]
 
@@ -49,6 +50,15 @@ class LossWatch:
     def forget(self) -> None:
         """Begin anew after a failed step."""
         self._recent.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen, as plain numbers."""
+        return {**vars(self), "_recent": list(self._recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what another watch has seen."""
+        recent = deque(state["_recent"], maxlen=self._recent.maxlen)
+        vars(self).update({**state, "_recent": recent})
 
     def is_trusted(self, loss: float) -> bool:
         """Whether weights with this loss may be worth going back to."""

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._blame import (
-    columns_to_blame,
     nonfinite_rows,
+    places_to_blame,
     rows_by_bisection,
     sliced,
     without_rows,
 )
 from sknan._caller import stacklevel_of_caller
+from sknan._capsule import capture
 from sknan._rates import scaled_rates
 from sknan._repair import RepairedOperations
 from sknan._replay import Finding, Names, replay, trace_operations
@@ -183,6 +184,7 @@ def explain(
             amplifies = _amplification_of(net, batch, fit_params)
     rows: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
+    guard.undo_forward()
     if finding is not None and finding.phase != "step":
         rows, columns = _places(net, refused, finding, batch, fit_params)
     guard.undo_forward()
@@ -205,10 +207,16 @@ def explain(
         rows=rows,
         columns=columns,
     )
-    in_data = training.in_data(report.rows)
-    rows = report.rows
-    if in_data is not None:
-        report = dataclasses.replace(report, rows=in_data, rows_in="data")
+    rows, report = report.rows, training.in_data(report)
+    if not guard.reports or guard.is_last:
+        names = [*net._modules, *net._criteria]
+        capsule = capture(
+            {name: getattr(net, f"{name}_") for name in names},
+            unpack_data(batch),
+            training.random_states[0],
+            net.get_params(deep=False),
+        )
+        report = dataclasses.replace(report, capsule=capsule)
     return Failure(refused, report, rows, finding)
 
 
@@ -356,34 +364,25 @@ def _places(
     net: Any, refused: StepRefused, finding: Finding, batch: Any, fit_params: Any
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Rows to blame, and columns of the first of them."""
-    inputs, target = unpack_data(batch)
-    n_rows = get_len(inputs)
-    outputs = refused.step.get("y_pred")
-    rows = finding.rows or nonfinite_rows(outputs, n_rows)
-    if not rows and finding.phase == "loss" and outputs is not None:
 
-        def is_finite(part: slice) -> bool:
-            cut = (sliced(data, part, n_rows) for data in (outputs, target, inputs))
-            return bool(torch.isfinite(_loss_alone(net, *cut)).all())
-
-        with torch.no_grad():
-            rows = rows_by_bisection(is_finite, n_rows)
-    if not 0 < len(rows) <= n_rows // 2 or finding.phase != "forward":
-        return rows, ()
-
-    def fares_well(copies: Tensor) -> Tensor:
-        with torch.random.fork_rng(), torch.no_grad():
+    def forward_alone(inputs: Any) -> Any:
+        net._set_training(False)  # so that one row does not spoil the others
+        try:
+            return net.infer(inputs, **fit_params)
+        finally:
             net._set_training(True)
-            found = net.infer(copies, **fit_params)
-        bad = nonfinite_rows(found, len(copies))
-        return ~torch.isin(torch.arange(len(copies)), torch.tensor(bad))
 
-    return rows, columns_to_blame(inputs, rows[0], fares_well)
-
-
-def _loss_alone(net: Any, outputs: Any, target: Any, inputs: Any) -> Tensor:
-    loss: Tensor = net.get_loss(outputs, target, X=inputs, training=True)
-    return loss.detach()
+    net._set_training(True)
+    return places_to_blame(
+        finding.phase,
+        finding.rows,
+        unpack_data(batch),
+        refused.step.get("y_pred"),
+        forward_alone,
+        lambda outputs, target, inputs: net.get_loss(
+            outputs, target, X=inputs, training=True
+        ),
+    )
 
 
 # -- going on ------------------------------------------------------------------------

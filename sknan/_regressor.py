@@ -253,11 +253,12 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         values = self._as_values(y)
         check_consistent_length(X_in, values)
         weights = self._as_weights(sample_weight, len(X_in))
+        numbers = np.arange(len(X_in))
         if weights is not None:
             # A row of no weight must not matter in any way, batches included.
-            X_in, values = X_in[weights > 0], values[weights > 0]
-            weights = weights[weights > 0]
-        X_in, values, weights = self._merge_repeated_rows(X_in, values, weights)
+            numbers = np.flatnonzero(weights > 0)
+            X_in, values, weights = X_in[numbers], values[numbers], weights[numbers]
+        X_in, values, weights, kept = self._merge_repeated_rows(X_in, values, weights)
         shape = values.shape[1:]
         if goes_on and _n_targets(shape) != _n_targets(self._target_shape):
             raise ValueError(
@@ -281,8 +282,13 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
             weights,
             n_outputs=_n_targets(shape) * self._outputs_per_target(),
             is_partial=is_partial,
+            numbers=numbers[kept],
         )
         return self
+
+    def _as_target(self, y: Any) -> np.ndarray:
+        values = self._as_values(y).reshape(-1, *self._target_shape)
+        return _standardize(values, self.target_mean_, self.target_scale_)
 
     def _as_values(self, y: Any) -> np.ndarray:
         """Targets as float64, or float32 if they came so."""

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import operator
 import re
 import sys
 import sysconfig
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,8 @@ _NOT_USERS_NAMES = ("skorch", "sklearn", "joblib", "_pytest", "pluggy")
 class Finding:
     """The operation that a replay has found.
 
-    ``largest`` is the size of the largest number that went into it; ``is_of_batch``
+    ``largest`` is the size of the largest number that went into it, and ``domain`` the
+    range of its last argument, such as a denominator; ``is_of_batch``
     whether any of it depends on the batch; ``is_of_too_few`` whether it is a spread of
     fewer elements than a spread needs; ``is_of_buffer`` whether only a buffer is not
     finite for it; ``is_of_dead_branch`` whether its value was not finite either, and
@@ -59,6 +60,7 @@ class Finding:
     source: str | None
     rows: tuple[int, ...] = ()
     largest: float = 0.0
+    domain: tuple[float, float] | None = None
     dtype: torch.dtype | None = None
     is_of_batch: bool = True
     is_of_too_few: bool = False
@@ -104,6 +106,7 @@ class Names:
         return self._path.get(id(module))
 
 
+@functools.cache
 def _is_users(filename: str) -> bool:
     if filename.startswith(_NOT_USERS) or filename.startswith("<frozen"):
         # Packages live below the standard library in some installations.
@@ -119,27 +122,27 @@ def _is_users(filename: str) -> bool:
     )
 
 
-def _line_of_user(stop: Any) -> str | None:
-    """``file:line`` of the innermost frame in the user's code, up to a frame."""
-    frame = sys._getframe(1)
+# Of torch, around the code of someone's own operation.
+_OWN_OPERATION = torch.autograd.Function.apply.__code__
+
+
+def _line_of_user(stop: Any, *, is_of_node: bool = False) -> str | None:
+    """``file:line`` of the innermost frame in the user's code, up to a frame.
+
+    For a node of the graph that is the line that calls for it, even if it is someone's
+    own operation.
+    """
+    frame: Any = sys._getframe(1)
+    found = None
     while frame is not None and frame is not stop:
-        if _is_users(frame.f_code.co_filename):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
-
-
-_TRACE_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-
-
-def _line_of_node(node: Any, depth: int) -> str | None:
-    """The same for a node of the graph, from what anomaly mode has kept."""
-    frames = node.metadata.get("traceback_", ())[depth:]
-    for text in reversed(frames):
-        match = _TRACE_LINE.search(text)
-        if match and _is_users(match["file"]):
-            return f"{match['file']}:{match['line']}"
-    return None
+        if is_of_node and frame.f_code is _OWN_OPERATION:
+            found = None
+        elif found is None and _is_users(frame.f_code.co_filename):
+            found = frame
+            if not is_of_node:
+                break
+        frame = frame.f_back
+    return f"{found.f_code.co_filename}:{found.f_lineno}" if found else None
 
 
 def _number_of(node: Any) -> int:
@@ -167,9 +170,10 @@ def _operation_of_node(node: Any, made_by: dict[int, str]) -> str:
 
 
 def _is_sound(x: Tensor) -> bool:
-    total = x.sum(dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    total = x.sum(dtype=dtype).item()
     # A sum of finite numbers may overflow.
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(x).all())
+    return math.isfinite(total) or bool(torch.isfinite(x).all())
 
 
 def _largest(tensors: Iterable[Tensor]) -> float:
@@ -179,6 +183,14 @@ def _largest(tensors: Iterable[Tensor]) -> float:
         if t.numel()
     ]
     return max(sizes, default=0.0)
+
+
+def _range_of(tensors: list[Tensor]) -> tuple[float, float] | None:
+    """Least and largest number of the last tensor."""
+    if not tensors:
+        return None
+    low, high = tensors[-1].detach().double().aminmax()
+    return float(low), float(high)
 
 
 def _bad_rows(x: Tensor, n_rows: int) -> tuple[int, ...]:
@@ -209,6 +221,25 @@ def _is_of_too_few(name: str, inputs: list[Tensor], out: Tensor) -> bool:
     return not of.numel() or (is_spread and of.numel() <= out.numel())
 
 
+class _Kind(NamedTuple):
+    """What is to be known of an operation of torch."""
+
+    name: str
+    is_view: bool
+    is_in_place: bool
+    is_random: bool  # and so differs from batch to batch
+
+
+@functools.cache
+def _kind_of(func: Any) -> _Kind:
+    return _Kind(
+        str(func.overloadpacket),
+        func.is_view,
+        func._schema.is_mutable,
+        torch.Tag.nondeterministic_seeded in func.tags,
+    )
+
+
 class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follow non-finite numbers from the operation that made them."""
 
@@ -220,8 +251,12 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._bad_weights = bad_weights
         self.place: list[str] = []
         self.broken: Finding | None = None
-        # By the number of the node in the graph.
+        # By the number of the node in the graph: its operation, module and line, and
+        # what has made an argument non-finite.
         self.made_by: dict[int, str] = {}
+        self.place_of: dict[int, str] = {}
+        self.line_of: dict[int, str | None] = {}
+        self.fed_by: dict[int, Finding] = {}
         self.unsound: set[int] = set()
         self._latest: tuple[str, list[Tensor]] = ("", [])
         self._stop = stop
@@ -229,13 +264,14 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # By the storage that it made non-finite; the number tells which came first.
         self._source: dict[int, tuple[int, Finding] | None] = {}
         self._of_batch = {_key(t) for t in tree_leaves(batch)}
+        self._sound: set[int] = set()  # storages that are so as a whole
 
     def _broken_by(
         self, func: Any, inputs: list[Tensor], of_batch: bool
     ) -> Finding | None:
         """The decomposition that has no result, in place of the check that says so."""
         info = inputs[0]
-        name = str(func.overloadpacket)
+        name = _kind_of(func).name
         if "check_errors" in name:
             name, inputs = self._latest
         found = self._finding(func, inputs, info, of_batch, None)
@@ -259,49 +295,61 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        inputs = tree_leaves((args, kwargs))
-        # What is random differs from batch to batch, too.
-        of_batch = torch.Tag.nondeterministic_seeded in func.tags or any(
-            _key(t) in self._of_batch for t in inputs
-        )
+        inputs = tree_leaves((*args, *kwargs.values()))
+        keys = [_key(t) for t in inputs]
+        kind = _kind_of(func)
+        of_batch = kind.is_random or not self._of_batch.isdisjoint(keys)
         # Read before the call, which may work in place.
-        known = [self._source[_key(t)] for t in inputs if _key(t) in self._source]
+        known = [self._source[key] for key in keys if key in self._source]
         had_nan = known and any(bool(t.isnan().any()) for t in _floats(inputs))
         try:
             output = func(*args, **kwargs)
         except LinAlgError:
             self.broken = self._broken_by(func, inputs, of_batch)
             raise
-        outputs = tree_leaves(output)
+        outputs = [output] if isinstance(output, Tensor) else tree_leaves(output)
         self._alive.append((inputs, outputs))
-        name = str(func.overloadpacket)
-        self._latest = name, inputs
+        self._latest = kind.name, inputs
         # The node of the graph has been made just before.
         number = torch._C._autograd._get_sequence_nr() - 1
-        self.made_by.setdefault(number, name)
-        if any(x.is_floating_point() and not _is_sound(x) for x in outputs):
-            self.unsound.add(number)
+        blamed = [source for source in known if source is not None]
+        if number not in self.made_by:
+            self.made_by[number] = kind.name
+            self.place_of[number] = self.place[-1] if self.place else CRITERION
+            self.line_of[number] = _line_of_user(self._stop, is_of_node=True)
+            if blamed:
+                self.fed_by[number] = min(blamed, key=operator.itemgetter(0))[1]
+        if kind.is_in_place:
+            self._sound.difference_update(keys)
         for out in outputs:
+            key = _key(out)
             if of_batch:
-                self._of_batch.add(_key(out))
+                self._of_batch.add(key)
             if not out.is_floating_point() or not out.numel():
+                continue
+            if kind.is_view and key in self._sound:
                 continue
             if _is_sound(out):
                 # Written over, as a whole: what was there before is gone.
-                if _key(out) in self._source and out._base is None:
-                    del self._source[_key(out)]
+                if key in self._source and out._base is None:
+                    del self._source[key]
+                if not (kind.is_view or kind.is_in_place):
+                    self._sound.add(key)
                 continue
-            blamed = [source for source in known if source is not None]
-            weights = [w for t in inputs if (w := self._bad_weights.get(_key(t)))]
+            self._sound.discard(key)
+            self.unsound.add(number)
+            weights = [w for k in keys if (w := self._bad_weights.get(k))]
             if blamed:
-                self._source[_key(out)] = min(blamed, key=operator.itemgetter(0))
+                self._source[key] = min(blamed, key=operator.itemgetter(0))
             elif weights:
                 if func.overloadpacket not in _MOVES:
                     found = self._finding(func, inputs, out, of_batch, weights[0])
-                    self._source[_key(out)] = len(self._alive), found
+                    self._source[key] = len(self._alive), found
+            elif known and not bool(out.isnan().any()):
+                self._source[key] = None  # infinities by design, handed on
             elif not had_nan:
                 judged = self._judge(func, args, inputs, out, of_batch)
-                self._source[_key(out)] = (
+                self._source[key] = (
                     None if judged is None else (len(self._alive), judged)
                 )
         return output
@@ -326,7 +374,7 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         of_batch: bool,
         weight: str | None,
     ) -> Finding:
-        name = str(func.overloadpacket)
+        name = _kind_of(func).name
         place = self.place[-1] if self.place else CRITERION
         floats = _floats(inputs)
         return Finding(
@@ -336,6 +384,7 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             source=_line_of_user(self._stop),
             rows=_bad_rows(out, self.n_rows),
             largest=_largest(floats),
+            domain=_range_of(floats),
             dtype=out.dtype,
             is_of_batch=of_batch,
             is_of_too_few=_is_of_too_few(name, inputs, out),
@@ -362,26 +411,8 @@ _MOVES = {
 # -- the graph -----------------------------------------------------------------------
 
 
-class _Graph:
-    """Which module made which node of the graph."""
-
-    def __init__(self) -> None:
-        self.place: dict[Any, str] = {}
-
-    def assign(self, place: str, outputs: Any, inputs: Any = ()) -> None:
-        """Give a module all nodes between its inputs and outputs that have no place."""
-        stop = {t.grad_fn for t in tree_leaves(inputs)}
-        stack = [t.grad_fn for t in tree_leaves(outputs)]
-        while stack:
-            node = stack.pop()
-            if node is None or node in self.place or node in stop:
-                continue
-            self.place[node] = place
-            stack.extend(following for following, _ in node.next_functions)
-
-
 @contextlib.contextmanager
-def _hooked(names: Names, watch: _OperationWatch, graph: _Graph) -> Iterator[None]:
+def _hooked(names: Names, watch: _OperationWatch) -> Iterator[None]:
     """Note where the forward pass is, in all modules at once."""
 
     def enter(module: nn.Module, inputs: Any) -> None:
@@ -389,9 +420,8 @@ def _hooked(names: Names, watch: _OperationWatch, graph: _Graph) -> Iterator[Non
         watch.place.append(_inner(watch.place, path))
 
     def leave(module: nn.Module, inputs: Any, outputs: Any) -> None:
-        if not watch.place:
-            return
-        graph.assign(watch.place.pop(), outputs, inputs)
+        if watch.place:
+            watch.place.pop()
 
     before = nn.modules.module.register_module_forward_pre_hook(enter)
     after = nn.modules.module.register_module_forward_hook(leave)
@@ -484,67 +514,63 @@ def replay(
     Finding or None
         None if nothing is found, or the gradients come out finite this time.
     """
-    stop = sys._getframe()
-    depth = 0
-    frame: Any = stop
-    while frame is not None:
-        depth, frame = depth + 1, frame.f_back
-    watch = _OperationWatch(n_rows, batch, stop, names.bad_weights)
-    graph = _Graph()
-    with warnings.catch_warnings(), torch.enable_grad():
-        # Anomaly mode is on for the lines that it keeps, and warns that it is slow.
-        warnings.filterwarnings("ignore", message="Anomaly Detection")
-        with (
-            torch.autograd.detect_anomaly(check_nan=False),
-            _hooked(names, watch, graph),
-        ):
-            try:
-                with watch:
-                    outputs, loss = run()
-            except Exception:  # what it found until then is all there is to say
-                return watch.broken or watch.first()
-            if not bool(torch.isfinite(loss.detach()).all()):
-                return watch.source_of(loss)
-            for output in _floats(outputs):  # a stable loss may make light of it
-                if watch.source_of(output) is not None and not _is_sound(output):
-                    return watch.source_of(output)
-            for buffer in names.buffers:
-                if watch.source_of(buffer) is not None and not _is_sound(buffer):
-                    found = watch.source_of(buffer)
-                    return found and dataclasses.replace(found, is_of_buffer=True)
-            graph.assign(CRITERION, loss, outputs)
-            return _first_bad_node(loss, graph, watch, depth)
+    watch = _OperationWatch(n_rows, batch, sys._getframe(), names.bad_weights)
+    with torch.enable_grad(), _hooked(names, watch):
+        try:
+            with watch:
+                outputs, loss = run()
+        except Exception:  # what it found until then is all there is to say
+            return watch.broken or watch.first()
+        if not bool(torch.isfinite(loss.detach()).all()):
+            return watch.source_of(loss)
+        for output in _floats(outputs):  # a stable loss may make light of it
+            if watch.source_of(output) is not None and not _is_sound(output):
+                return watch.source_of(output)
+        for buffer in names.buffers:
+            if watch.source_of(buffer) is not None and not _is_sound(buffer):
+                found = watch.source_of(buffer)
+                return found and dataclasses.replace(found, is_of_buffer=True)
+        return _first_bad_node(loss, watch)
 
 
-def _first_bad_node(
-    loss: Tensor, graph: _Graph, watch: _OperationWatch, depth: int
-) -> Finding | None:
-    found: list[Finding] = []
+class _Found(Exception):
+    """Breaks off a backward pass: what follows is of no interest."""
 
+    def __init__(self, finding: Finding) -> None:
+        super().__init__()
+        self.finding = finding
+
+
+def _first_bad_node(loss: Tensor, watch: _OperationWatch) -> Finding | None:
     def judge(node: Any, grads_in: Any, grads_out: Any) -> None:
-        if found or _sound(grads_in) or not _sound(grads_out):
+        if _sound(grads_in) or not _sound(grads_out):
             return
+        number = _number_of(node)
+        if number in watch.fed_by:  # its value was finite all the same, as tanh(inf)
+            raise _Found(watch.fed_by[number])
         bad = [g for g in grads_in if g is not None and not _is_sound(g)]
-        found.append(
+        raise _Found(
             Finding(
                 phase="backward",
-                module=graph.place.get(node, CRITERION),
+                module=watch.place_of.get(number, CRITERION),
                 operation=_operation_of_node(node, watch.made_by),
-                source=_line_of_node(node, depth),
+                source=watch.line_of.get(number),
                 rows=_bad_rows(bad[0], watch.n_rows),
                 largest=_largest(g for g in grads_out if g is not None),
                 dtype=bad[0].dtype,
-                is_of_dead_branch=_number_of(node) in watch.unsound,
+                is_of_dead_branch=number in watch.unsound,
             )
         )
 
     handles = _watch_nodes(loss, judge)
     try:
         loss.backward()  # type: ignore[no-untyped-call]
+    except _Found as found:
+        return found.finding
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+    return None
 
 
 def trace_operations(run: Callable[[], Any]) -> Finding | None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import torch
+
+from sknan._capsule import FORMAT, Capsule
 
 __all__ = ["Cause", "NonFiniteReport", "Phase"]
 
@@ -87,7 +92,7 @@ class NonFiniteReport:
     columns: tuple[int | str, ...] = ()
     rows_in: Literal["data", "batch"] = "batch"
     recovery: str = ""
-    capsule: Any = field(default=None, repr=False, compare=False)
+    capsule: Capsule | None = field(default=None, repr=False, compare=False)
 
     @property
     def place(self) -> str:
@@ -134,6 +139,83 @@ class NonFiniteReport:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in fields.items()
         }
+
+    @classmethod
+    def from_dict(
+        cls, fields: dict[str, Any], capsule: Capsule | None = None
+    ) -> NonFiniteReport:
+        """The report that :meth:`to_dict` made these fields of.
+
+        Parameters
+        ----------
+        fields : dict
+            All fields by name.
+        capsule : Capsule or None, default=None
+            What reproduces the failure, which is none of them.
+
+        Returns
+        -------
+        NonFiniteReport
+        """
+        sequences = {name: tuple(fields[name]) for name in ("rows", "columns")}
+        return cls(**{**fields, **sequences}, capsule=capsule)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write report and capsule to a file with which anyone reproduces the failure.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Of a weights-only archive of torch: tensors, numbers and strings, of which
+            none is run on loading. It holds one batch of the data.
+
+        Raises
+        ------
+        ValueError
+            If the report has no capsule.
+        """
+        if self.capsule is None:
+            raise ValueError(
+                "The report holds no capsule to save: only the first report of a "
+                "training and that of an error do, and a pickled one leaves it behind."
+            )
+        contents = {"format": FORMAT, "report": self.to_dict()}
+        torch.save({**contents, "capsule": self.capsule.to_dict()}, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> NonFiniteReport:
+        """Read a report with its capsule; no code in the file is run.
+
+        Parameters
+        ----------
+        path : str or path-like
+            That :meth:`save` has written.
+
+        Returns
+        -------
+        NonFiniteReport
+            For :func:`sknan.diagnosis.reproduce`.
+
+        Raises
+        ------
+        ValueError
+            If the file is of another kind or format.
+        """
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        found = contents.get("format") if isinstance(contents, dict) else None
+        if found != FORMAT:
+            raise ValueError(
+                f"{os.fspath(path)} is no report of this version of sknan: its format "
+                f"is {found!r}, not {FORMAT}."
+            )
+        return cls.from_dict(contents["report"], Capsule(**contents["capsule"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A fitted model holds no data, and so neither do its reports.
+        return {**vars(self), "capsule": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
     def _repr_html_(self) -> str:
         """A short table, for notebooks."""

@@ -10,6 +10,7 @@ import torch
 from skorch.callbacks import EpochTimer, PrintLog
 from torch import Tensor
 
+from sknan._training import Training
 from sknan.batching import TensorBatches, TensorTable
 from sknan.losses import unbounded
 from sknan.nets import GuardedNet
@@ -18,6 +19,10 @@ __all__ = ["TableNet", "seeded"]
 
 # Values (about 4 MB of float32) in one batch of validation or prediction.
 _VALUES_PER_FORWARD = 2**20
+
+
+# What the estimators clip to by default.
+_USUAL_CLIP = 1.0
 
 
 class TableNet(GuardedNet):
@@ -36,6 +41,10 @@ class TableNet(GuardedNet):
         if self.verbose:
             callbacks.append(("print_log", PrintLog()))
         return callbacks
+
+    def _is_clip_idle(self, training: Training) -> bool:
+        # Nobody has asked for the default.
+        return self.clip_norm != _USUAL_CLIP and super()._is_clip_idle(training)
 
     def get_iterator(self, dataset: TensorTable, training: bool = False) -> Any:
         if training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import deque
 from typing import Any
@@ -34,6 +35,9 @@ __all__ = ["Training"]
 # Batches on which a lower rate is tried out.
 _N_LATEST = 4
 
+# Numbers that live from epoch to epoch.
+_KEPT = ("n_steps", "rate", "n_clipped", "largest_norm")
+
 
 class Training:
     """What lives from the beginning of a training of a net to its end.
@@ -60,6 +64,10 @@ class Training:
         Learning rate of the latest one.
     batch_number : int
         Of the batch at hand in its epoch, counted from 1.
+    n_clipped : int
+        Steps that were clipped.
+    largest_norm : float
+        Of the gradients of any step, before clipping.
     norms : list of float
         Norm of the gradients of each step of the epoch, before clipping.
     coefficients : list of float
@@ -82,6 +90,8 @@ class Training:
         has_table = is_fresh and isinstance(table, TensorTable)
         self._raw_table = table if has_table else None
         self._step_norm = 0.0
+        self.n_clipped = 0
+        self.largest_norm = 0.0
         self.begin_epoch()
         try:
             self.guard.begin(net._all_modules(), net._all_optimizers(), n_steps)
@@ -98,9 +108,39 @@ class Training:
 
     def end(self, *, is_broken_off: bool) -> None:
         """Leave the net with weights that anyone may use."""
-        if self.conditioning is not None:
+        is_torn = self.conditioning is not None and self.conditioning.is_torn
+        if self.conditioning is not None and not is_torn:
             self.conditioning.to_raw()
-        self.guard.end(is_broken_off=is_broken_off)
+        self.guard.end(is_broken_off=is_broken_off, is_torn=is_torn)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rest of the training depends on, between two epochs."""
+        conditioning = self.conditioning
+        return {
+            **{name: getattr(self, name) for name in _KEPT},
+            "latest_batches": list(self.latest_batches),
+            "may_scale_data": self._raw_table is not None,
+            "conditioning": conditioning and conditioning.state_dict(self.net.module_),
+            "guard": self.guard.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a training that was broken off, before the next epoch.
+
+        Parameters
+        ----------
+        state : dict
+            Of a training of a twin of the net, whose weights are in place.
+        """
+        vars(self).update({name: state[name] for name in _KEPT})
+        self.latest_batches.extend(state["latest_batches"])
+        if not state["may_scale_data"]:
+            self._raw_table = None
+        if state["conditioning"] is not None:
+            self.conditioning = Conditioning.from_state_dict(
+                state["conditioning"], self.net.module_
+            )
+        self.guard.load_state_dict(state["guard"])
 
     def has_learned(self) -> bool:
         """Whether a training that was rolled back has come to anything."""
@@ -108,12 +148,27 @@ class Training:
             return True
         return Trials(self, self.latest_batches[-1], {}).has_learned()
 
-    def in_data(self, rows: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Rows of the batch at hand as rows of the training data; None if unknown."""
-        if not isinstance(self.batches, TensorBatches):
-            return None
-        numbers = self.batches.latest
-        return tuple(int(numbers[row]) for row in rows) if numbers is not None else None
+    def in_data(self, report: NonFiniteReport) -> NonFiniteReport:
+        """The report with rows and columns as the caller knows them.
+
+        Parameters
+        ----------
+        report : NonFiniteReport
+            With those of the batch at hand.
+
+        Returns
+        -------
+        NonFiniteReport
+            As it is where a data loader has drawn the batch.
+        """
+        if not isinstance(self.batches, TensorBatches) or self.batches.latest is None:
+            return report
+        numbers, names = self.batches.latest, self.batches.dataset.columns
+        rows = tuple(int(numbers[row]) for row in report.rows)
+        columns = report.columns
+        if names is not None:
+            columns = tuple(str(names[int(column)]) for column in columns)
+        return dataclasses.replace(report, rows=rows, rows_in="data", columns=columns)
 
     # -- the step --------------------------------------------------------------------
 
@@ -258,6 +313,8 @@ class Training:
         self._step_norm = norm * coefficient
         self.norms.append(norm)
         self.coefficients.append(coefficient)
+        self.n_clipped += coefficient < 1.0
+        self.largest_norm = max(self.largest_norm, norm)
 
     def clip(
         self,

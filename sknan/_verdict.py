@@ -141,9 +141,14 @@ def _is_absurd(leaf: Tensor) -> Tensor:
     return leaf.abs() >= _HUGE
 
 
-def _action(cause: Cause, finding: Finding | None) -> str:
+def _action(cause: Cause, finding: Finding | None, *, has_columns: bool = False) -> str:
     """What to do, with the name of what stands in for the operation."""
     name = finding.operation.removeprefix("aten.") if finding else ""
+    if has_columns and cause == "activation" and name in _OURS:
+        return (
+            f"Clean these columns, or use sknan.functional.{_OURS[name]}, whose value "
+            "and gradient stay finite."
+        )
     if cause == "loss" and name in _LOSSES:
         return f"Use sknan.{_LOSSES[name]}."
     if cause in ("activation", "architecture", "loss") and name in _OURS:
@@ -274,13 +279,18 @@ def examine_step(
             evidence += f"; {moved}"
         elif finding is not None:
             cause = _cause_of(finding, amplifies=bool(amplifies))
+        if finding is not None and finding.domain is not None and not runaway:
+            low, high = finding.domain
+            if math.isfinite(low) and math.isfinite(high):
+                numbers = f"{low:.3g} to {high:.3g}" if low < high else f"{low:.3g}"
+                evidence += f"; {finding.operation} was given {numbers}"
         if finding is not None:
             phase, module = finding.phase, finding.module  # type: ignore[assignment]
         return NonFiniteReport(
             phase,
             cause,
             f"{evidence}.",
-            _action(cause, finding),
+            _action(cause, finding, has_columns=bool(columns) and not absurd_rows),
             module=module,
             operation=finding.operation if finding else None,
             source=finding.source if finding else None,

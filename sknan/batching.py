@@ -7,7 +7,7 @@ tensor: a batch of it is one slice, or one gather by shuffled indices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,8 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
         Each leaf of shape (n_samples, ...).
     numbers : Tensor of shape (n_samples,) or None, default=None
         Which rows of the caller's data these are; None for all of them in order.
+    columns : sequence of str or None, default=None
+        What the caller calls the columns of ``X``.
 
     Raises
     ------
@@ -81,7 +83,13 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
         If the leaves differ in their number of rows.
     """
 
-    def __init__(self, X: Any, y: Any, numbers: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        X: Any,
+        y: Any,
+        numbers: Tensor | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
         lengths = {len(leaf) for leaf in tree_leaves((X, y))}
         if len(lengths) != 1:
             raise ValueError(
@@ -91,6 +99,7 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
         self.y = y
         self._length = lengths.pop()
         self.numbers = torch.arange(self._length) if numbers is None else numbers
+        self.columns = columns
 
     def __len__(self) -> int:
         return self._length
@@ -105,7 +114,7 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def subset(self, index: Tensor) -> TensorTable:
         """The table of some of its rows, by an index tensor."""
-        return TensorTable(*self.rows(index), self.numbers[index])
+        return TensorTable(*self.rows(index), self.numbers[index], self.columns)
 
 
 class TensorBatches:

@@ -21,6 +21,7 @@ __all__ = [
     "clip_grad_value",
     "coalesced_values",
     "grad_norm",
+    "grad_norms",
     "stable_grad_norm",
 ]
 
@@ -46,17 +47,38 @@ def grad_norm(grads: Sequence[Tensor]) -> Tensor:
     >>> grad_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
     tensor(5.)
     """
+    norms = grad_norms(grads)
+    total: Tensor = (
+        torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    )
+    return total
+
+
+@torch.no_grad()
+def grad_norms(grads: Sequence[Tensor]) -> list[Tensor]:
+    """2-norm of each gradient, as :func:`grad_norm` gives that of all.
+
+    Parameters
+    ----------
+    grads : sequence of Tensor of any shapes, float
+        Dense or sparse (COO).
+
+    Returns
+    -------
+    list of Tensor of shape ()
+        All on the device of the first gradient and of one dtype: float64 if a gradient
+        is, else float32.
+    """
     if not grads:
-        return torch.zeros(())
+        return []
     values = coalesced_values(grads)
-    # Squares of float16 overflow at 256.
-    dtype = reduce(torch.promote_types, (g.dtype for g in values), torch.float32)
+    dtype = values[0].dtype
+    if dtype is not torch.float32 or any(g.dtype is not dtype for g in values):
+        # Squares of float16 overflow at 256.
+        dtype = reduce(torch.promote_types, (g.dtype for g in values), torch.float32)
     norms = torch._foreach_norm(values, 2, dtype=dtype)
     device = values[0].device
-    if any(norm.device != device for norm in norms):
-        norms = tuple(norm.to(device) for norm in norms)
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
+    return [n if n.device == device else n.to(device) for n in norms]
 
 
 @torch.no_grad()
@@ -222,5 +244,11 @@ def _scale(grads: Sequence[Tensor], factor: float) -> None:
         if value.dtype.itemsize < 4:
             value.mul_(factor)
     values = [value for value in values if value.dtype.itemsize >= 4]
-    if values:
+    if not values:
+        return
+    dtype = values[0].dtype
+    if all(value.is_cpu and value.dtype is dtype for value in values):
+        # To the same bits, but a plain number is made a tensor again for each of them.
+        torch._foreach_mul_(values, torch.tensor(factor, dtype=dtype))
+    else:
         torch._foreach_mul_(values, factor)

@@ -11,6 +11,8 @@ from sknan.snapshots import Snapshot
 
 __all__ = ["BestWeights"]
 
+_LEARNT = ("best_epoch_", "best_score_", "_last_gain_")
+
 
 class BestWeights(Callback):
     """Stop after epochs without improvement, and restore the best epoch's weights.
@@ -51,6 +53,8 @@ class BestWeights(Callback):
         """Start with no candidate."""
         self.initialize()
         self._last_gain_ = len(net.history)
+        names = [*net._modules, *net._criteria]
+        self._snapshot_ = Snapshot([getattr(net, f"{n}_") for n in names])
 
     def on_epoch_end(self, net: Any, **_: Any) -> None:
         """Keep the epoch if it is the best so far; stop if patience is over."""
@@ -60,19 +64,29 @@ class BestWeights(Callback):
             if value < self.best_score_:
                 self._last_gain_ = epoch
             self.best_score_, self.best_epoch_ = value, epoch
-            if self._snapshot_ is None:
-                names = [*net._modules, *net._criteria]
-                self._snapshot_ = Snapshot([getattr(net, f"{n}_") for n in names])
-            else:
-                self._snapshot_.take()
+            assert self._snapshot_ is not None
+            self._snapshot_.take()
         if epoch - self._last_gain_ >= self.patience:
             raise KeyboardInterrupt  # how a skorch callback ends the training
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
         """Put the best weights in place, and let the copy go."""
-        if self._snapshot_ is not None:
+        if self._snapshot_ is not None and self.best_epoch_ is not None:
             self._snapshot_.restore()
-            self._snapshot_ = None
+        self._snapshot_ = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best epoch so far, with its weights."""
+        assert self._snapshot_ is not None
+        state = {name: getattr(self, name) for name in _LEARNT}
+        return {**state, "snapshot": self._snapshot_.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what was best in a training that was broken off."""
+        assert self._snapshot_ is not None
+        for name in _LEARNT:
+            setattr(self, name, state[name])
+        self._snapshot_.load_state_dict(state["snapshot"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_snapshot_": None}

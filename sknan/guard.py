@@ -26,6 +26,7 @@ from typing import Any, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
+from sknan._capsule import Capsule
 from sknan._loss_watch import LossWatch
 from sknan._rates import (
     ascends,
@@ -36,7 +37,7 @@ from sknan._rates import (
 )
 from sknan._report import NonFiniteReport
 from sknan._verdict import is_runaway
-from sknan.clipping import grad_norm, stable_grad_norm
+from sknan.clipping import grad_norms, stable_grad_norm
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.snapshots import OptimizerSnapshot, Snapshot
 
@@ -69,6 +70,41 @@ _LEAST_RATE = 1e-30
 _OVERFLOWING_STEP = 1e20
 
 _NARROW = (torch.float16, torch.bfloat16)
+
+# Plain numbers that change from step to step and do not follow from the weights.
+_KEPT = (
+    "lr_scale",
+    "rate_caps",
+    "_n_failed",
+    "_n_left_out",
+    "_steps_since_snapshot",
+    "_first_fling",
+    "_size",
+    "_is_proposed",
+    "_has_gained",
+    "_rescue_norm",
+)
+
+# Entries of a buffer up to which copying it is cheaper than a call of its own.
+_SMALL = 4096
+
+
+def _grouped(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The small tensors of each device together, the others alone."""
+    groups: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        is_small = tensor.numel() <= _SMALL
+        key = tensor.device if is_small else id(tensor)
+        groups.setdefault(key, []).append(tensor)
+    return list(groups.values())
+
+
+def _total(tensors: list[Tensor]) -> Tensor:
+    """Sum of all entries: not finite if one of them is not."""
+    if len(tensors) == 1:
+        return tensors[0].sum()
+    # One copy of what is small costs less than a call for each.
+    return torch.cat([t if t.ndim == 1 else t.reshape(-1) for t in tensors]).sum()
 
 
 class Trials(Protocol):
@@ -135,7 +171,7 @@ class Guard:
         self.parameters: list[nn.Parameter] = []
         self._optimizers: list[torch.optim.Optimizer] = []
         self._watch = LossWatch(None)
-        self._buffers: list[Tensor] = []
+        self._buffers: list[list[Tensor]] = []
         self._first: Snapshot | None = None
         self._snapshot: Snapshot | None = None
         self._moments = OptimizerSnapshot([])
@@ -179,7 +215,7 @@ class Guard:
             action = "Lower weight_decay to 0.1 or less."
             report = NonFiniteReport("step", "learning_rate", decay, action)
             raise NonFiniteTrainingError(str(report), report)
-        self._buffers = self._snapshot.float_buffers()
+        self._buffers = _grouped(self._snapshot.float_buffers())
         self._watch = LossWatch(n_steps, self._watch.reference)
         self._n_failed = 0
         self._n_left_out = 0  # in a row
@@ -221,19 +257,24 @@ class Guard:
         """
         parameters: list[Tensor] = [p for p in self.parameters if p.grad is not None]
         grads = [p.grad for p in parameters if p.grad is not None]
-        norm = grad_norm(grads)
-        numbers = [loss.detach().reshape(()).to(norm), norm]
-        if self._buffers:
-            peaks = torch._foreach_norm(self._buffers, math.inf)
-            numbers.append(torch.stack([p.to(norm) for p in peaks]).amax())
-        loss_value, norm_value, *peak = torch.stack(numbers).tolist()
+        numbers = grad_norms(grads) or [torch.zeros((), device=loss.device)]
+        like, n_norms = numbers[0], len(numbers)
+        numbers.append(loss.detach().reshape(()).to(like))
+        numbers += [_total(group).to(like) for group in self._buffers]
+        read = torch.stack(numbers).tolist()
+        norm_value = math.hypot(*read[:n_norms])
+        loss_value, *totals = read[n_norms:]
         if not math.isfinite(norm_value):
             norm_value = stable_grad_norm(grads)
-        if peak and not math.isfinite(peak[0]):
+        if not all(map(math.isfinite, totals)) and not self._has_finite_buffers():
             norm_value = math.nan  # the forward pass has broken the running statistics
         if not math.isfinite(loss_value):
             loss_value = loss.item()  # a float64 loss may exceed the norm's float32
         return loss_value, norm_value, parameters, grads
+
+    def _has_finite_buffers(self) -> bool:
+        """The exact answer, where a total is not finite: a sum may overflow."""
+        return all(bool(torch.isfinite(b).all()) for g in self._buffers for b in g)
 
     def has_exploded(self, loss: float, loss_of_batch: Callable[[], float]) -> bool:
         """Whether a finite loss has left for good; see :class:`LossWatch`.
@@ -411,6 +452,11 @@ class Guard:
         """Whether one more failure would be survived."""
         return self._n_failed + self._n_left_out < self.max_recoveries
 
+    @property
+    def is_last(self) -> bool:
+        """Whether a failure now may end the training."""
+        return self.on_nonfinite == "raise" or not self.has_budget
+
     def has_finite_weights(self) -> bool:
         """Whether weights, and the buffers that were finite at first, are finite."""
         assert self._snapshot is not None
@@ -576,7 +622,43 @@ class Guard:
                 f"(max_recoveries={self.max_recoveries}).",
             )
 
-    def end(self, *, is_broken_off: bool = False) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """What the rest of a training depends on, for :meth:`load_state_dict`."""
+        assert self._first is not None
+        assert self._snapshot is not None
+        return {
+            **{name: getattr(self, name) for name in _KEPT},
+            "reports": [
+                (report.to_dict(), report.capsule and report.capsule.to_dict())
+                for report in self.reports
+            ],
+            "watch": self._watch.state_dict(),
+            "first": self._first.state_dict(),
+            "snapshot": self._snapshot.state_dict(),
+            "moments": self._moments.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a training that was broken off, after :meth:`begin`.
+
+        Parameters
+        ----------
+        state : dict
+            Of a guard over the same modules and optimizers.
+        """
+        assert self._first is not None
+        assert self._snapshot is not None
+        vars(self).update({name: state[name] for name in _KEPT})
+        self.reports = [
+            NonFiniteReport.from_dict(fields, capsule and Capsule(**capsule))
+            for fields, capsule in state["reports"]
+        ]
+        self._watch.load_state_dict(state["watch"])
+        self._first.load_state_dict(state["first"])
+        self._snapshot.load_state_dict(state["snapshot"])
+        self._moments.load_state_dict(state["moments"])
+
+    def end(self, *, is_broken_off: bool = False, is_torn: bool = False) -> None:
         """Let go of the snapshots: a finished training keeps no second copy.
 
         Parameters
@@ -584,10 +666,12 @@ class Guard:
         is_broken_off : bool, default=False
             Whether it ended between two looks, as by Ctrl-C: weights that are running
             away then give way to the last verified ones.
+        is_torn : bool, default=False
+            Whether it ended while weights were being written: so do they.
         """
         if self._snapshot is not None:
             has_run = is_broken_off and is_runaway(self.travelled())
-            if has_run or not self._snapshot.is_live_finite():
+            if is_torn or has_run or not self._snapshot.is_live_finite():
                 self._snapshot.restore()
                 self._moments.restore()
         self.__dict__.update(self._without_tensors())

@@ -429,6 +429,20 @@ class LearningRateSchedule:
         if isinstance(self._function, Plateau):
             self._function.update(monitored)
 
+    def state_dict(self) -> dict[str, float]:
+        """What `update` has told: of a plateau; other schedules need only the step."""
+        if not isinstance(self._function, Plateau):
+            return {}
+        return {name: getattr(self._function, name) for name in _TOLD}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from what another schedule of this kind was told, after `start`."""
+        vars(self._function).update(state)
+
+
+# What a plateau learns.
+_TOLD = ("current", "best", "n_bad")
+
 
 def _resolve(schedule: object) -> Callable[[float], float]:
     """The function behind a name; a plateau of its own, so that nothing is shared."""

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 __all__ = ["OptimizerSnapshot", "Snapshot"]
 
 
+# About the largest float32.
+_LARGEST = 3.4e38
+
+
 def _is_finite(tensors: Sequence[Tensor]) -> bool:
     if not tensors:
         return True
@@ -26,9 +30,16 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     """2-norm in float64, with overflowed entries counted as the largest float32."""
     total = 0.0
     for tensor in tensors:
-        wide = torch.nan_to_num(tensor.detach().double(), nan=torch.inf)
-        total += float(wide.clamp(-3.4e38, 3.4e38).square().sum())
+        norm = float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))
+        if not norm < _LARGEST:
+            wide = torch.nan_to_num(tensor.detach().double(), nan=torch.inf)
+            norm = float(wide.clamp(-_LARGEST, _LARGEST).square().sum().sqrt())
+        total += norm * norm
     return math.sqrt(total)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 class Snapshot:
@@ -69,11 +80,21 @@ class Snapshot:
         for live, kept in zip(self._live, self._kept, strict=True):
             live.copy_(kept)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The copy itself, for :meth:`load_state_dict`."""
+        return {"tensors": self._kept}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Overwrite the copy with that of a snapshot of a twin."""
+        for kept, tensor in zip(self._kept, state["tensors"], strict=True):
+            kept.copy_(tensor)
+
     @torch.no_grad()
     def take_buffers(self) -> None:
         """Keep the buffers as they are before a forward pass, which may change them."""
-        for live, kept in zip(self._buffers, self._kept_buffers, strict=True):
-            kept.copy_(live)
+        if self._buffers:
+            torch._foreach_copy_(self._kept_buffers, self._buffers)
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
@@ -127,7 +148,8 @@ class Snapshot:
             )
             if live.requires_grad
         ]
-        moved = _norm([now.double() - kept for now, kept in pairs])
+        # Half precision has no room for a difference.
+        moved = _norm([now.to(_wide(now.dtype)) - kept for now, kept in pairs])
         size = self.size()
         return moved / size if size else 0.0
 
@@ -165,6 +187,36 @@ class OptimizerSnapshot:
         for optimizer, kept in zip(self._optimizers, self._kept, strict=True):
             optimizer.state.clear()
             optimizer.state.update(_copied(kept))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The copy itself, with each parameter's number in place of it."""
+        return {
+            "states": [
+                {
+                    i: kept[p]
+                    for i, p in enumerate(_parameters_of(optimizer))
+                    if p in kept
+                }
+                for optimizer, kept in zip(self._optimizers, self._kept, strict=True)
+            ]
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Overwrite the copy with that of a snapshot of a twin."""
+        self._kept = [
+            _copied(
+                {
+                    p: kept[i]
+                    for i, p in enumerate(_parameters_of(optimizer))
+                    if i in kept
+                }
+            )
+            for optimizer, kept in zip(self._optimizers, state["states"], strict=True)
+        ]
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _copied(state: Any) -> dict[Any, Any]:

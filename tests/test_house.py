@@ -48,6 +48,7 @@ FLOOR = {
     "scaling": 1,
     "audit": 1,
     "_blame": 1,
+    "_capsule": 1,
     "_conditioning": 1,
     "_repair": 1,
     "_replay": 1,
@@ -61,6 +62,8 @@ FLOOR = {
     "early_stopping": 3,
     "_skorch_data": 3,
     "_mending": 3,
+    "_backup_state": 3,
+    "backup": 3,
     "_training": 3,
     "_guard_mixin": 3,
     "nets": 3,
@@ -91,6 +94,7 @@ FLOOR = {
 OPTIONAL_PACKAGES = {"matplotlib", "polars", "pandas", "pytest"}
 
 PUBLIC_NAMES = [
+    "BackupAndRestore",
     "DivergenceWarning",
     "GuardMixin",
     "GuardedNet",
