@@ -6,10 +6,10 @@ import contextlib
 import ctypes
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-__all__ = ["Ratio", "compare", "keep_freed_memory"]
+__all__ = ["Ratio", "compare", "in_turn", "keep_freed_memory", "ratio_in_turn"]
 
 
 def keep_freed_memory() -> None:
@@ -54,15 +54,49 @@ def compare(
     -------
     Ratio
     """
-    ways = (ours, theirs)
-    for way in ways * 3:
+    times = in_turn([ours, theirs], repeats=repeats)
+    return Ratio(statistics.median(times[0]), statistics.median(times[1]))
+
+
+def in_turn(
+    ways: Sequence[Callable[[], object]],
+    *,
+    repeats: int = 31,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Seconds of ``repeats`` runs of each way, one after the other in turn.
+
+    Parameters
+    ----------
+    ways : sequence of callable
+        Without arguments; each is called three times before the clock starts.
+    repeats : int, default=31
+        How often each is timed.
+    clock : callable, default=time.perf_counter
+        Seconds; ``time.process_time`` where a percent counts and others compute too.
+
+    Returns
+    -------
+    list of list of float
+        The times of each way, those of one turn at the same place.
+    """
+    for way in [*ways] * 3:
         way()
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in ways]
     for turn in range(repeats):
         # Who goes first changes, since the first finds the caches of the second.
-        order = (0, 1) if turn % 2 else (1, 0)
+        order = range(len(ways)) if turn % 2 else reversed(range(len(ways)))
         for which in order:
-            start = time.perf_counter()
+            start = clock()
             ways[which]()
-            times[which].append(time.perf_counter() - start)
-    return Ratio(statistics.median(times[0]), statistics.median(times[1]))
+            times[which].append(clock() - start)
+    return times
+
+
+def ratio_in_turn(ours: list[float], theirs: list[float]) -> float:
+    """Median over the turns of how many times as long ours took in each.
+
+    Less at the mercy of a machine that is shared than a ratio of medians: what slows
+    one run down slows down its neighbour too.
+    """
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))

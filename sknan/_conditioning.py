@@ -256,8 +256,11 @@ def conditioned(
         return None
     if not inputs.is_floating_point():
         return None
-    with torch.no_grad(), _Uses(inputs) as uses:
-        output = run(inputs)
+    try:
+        with torch.no_grad(), _Uses(inputs) as uses:
+            output = run(inputs)
+    except Exception:  # as a decomposition of this batch may raise
+        return None
     layers = {id(m.weight): m for m in module.modules() if isinstance(m, nn.Linear)}
 
     def units_of(weight: Tensor) -> _Units:

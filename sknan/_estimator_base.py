@@ -21,8 +21,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from skorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from sknan._blame import without_rows
 from sknan._checks import check_finite, first_text_cell
+from sknan._mending import rows_without_output, without_output
 from sknan._net_parts import (
     resolve_criterion,
     resolve_device,
@@ -415,7 +418,14 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         net._set_training(False)
         try:
             with torch.no_grad():
-                output = net.infer(probe)
+                try:
+                    output = net.infer(probe)
+                except LinAlgError as error:
+                    bad = rows_without_output(net, (probe, None))
+                    if len(bad) in (0, len(probe)):
+                        raise without_output(net, (probe, None), error) from error
+                    probe = without_rows(probe, bad, len(probe))
+                    output = net.infer(probe)
         except Exception as error:
             name = type(net.module_).__name__
             error.add_note(f"while calling the module {name} on X of shape {X.shape}")

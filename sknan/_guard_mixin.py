@@ -14,8 +14,14 @@ from skorch.dataset import get_len, unpack_data
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 
+from sknan._blame import without_rows
 from sknan._caller import stacklevel_of_caller
-from sknan._mending import Trials, output_repaired, without_output
+from sknan._mending import (
+    Trials,
+    output_repaired,
+    rows_without_output,
+    without_output,
+)
 from sknan._pickling import VersionedPickleMixin
 from sknan._report import NonFiniteReport
 from sknan._skorch_data import as_table, refuse_nonfinite_data
@@ -272,7 +278,9 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         return [m for m in modules if isinstance(m, torch.nn.Module)]
 
     def _all_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [getattr(self, f"{name}_") for name in self._optimizers]
+        optimizers = [getattr(self, f"{name}_") for name in self._optimizers]
+        # Something else in an optimizer's place is the caller's business.
+        return [o for o in optimizers if isinstance(o, torch.optim.Optimizer)]
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
         """Batches of a data set; parameters as in skorch.
@@ -492,6 +500,24 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
             if getattr(self, name, self) is None:
                 setattr(self, name, getattr(self, f"{name}_", None))
 
+    def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Loss of a batch that is not trained on; parameters as in skorch.
+
+        Rows for which the network has no output, since a decomposition of theirs does
+        not exist, are left out.
+        """
+        try:
+            step: dict[str, Any] = super().validation_step(batch, **fit_params)
+        except LinAlgError as error:
+            n_rows = get_len(unpack_data(batch)[0])
+            bad = rows_without_output(self, batch)
+            if len(bad) in (0, n_rows):
+                raise without_output(self, batch, error) from error
+            step = super().validation_step(
+                without_rows(batch, bad, n_rows), **fit_params
+            )
+        return step
+
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         """Output for one batch; parameters as in skorch.
 
@@ -522,17 +548,20 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         Raises
         ------
         NonFiniteDataError
-            If an output is NaN and ``X`` is not finite.
+            If an output is NaN or infinite and ``X`` is not finite.
         NonFiniteTrainingError
-            If an output is NaN although ``X`` is finite.
+            If an output is NaN or infinite although ``X`` is finite.
         """
         output: np.ndarray = super().predict_proba(X)
-        if np.isnan(output).any():
+        # Minus infinity is the logit of what is ruled out.
+        bad = np.isnan(output) | np.isposinf(output)
+        if bad.any():
             refuse_nonfinite_data(X, None)
-            rows = np.unique(np.argwhere(np.isnan(output))[:, 0])
+            rows = np.unique(np.argwhere(bad)[:, 0])
+            what = "NaN" if np.isnan(output).any() else "infinite"
             raise NonFiniteTrainingError(
-                f"The network's output is NaN for {len(rows)} of {len(output)} rows, "
-                f"first row {rows[0]}, although X is finite. Is its range the one seen "
-                "in training? SafeScaler bounds it."
+                f"The network's output is {what} for {len(rows)} of {len(output)} "
+                f"rows, first row {rows[0]}, although X is finite. Is its range the "
+                "one seen in training? SafeScaler bounds it."
             )
         return output

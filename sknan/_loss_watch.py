@@ -17,8 +17,8 @@ _PATIENCE = 16
 # Weights are only kept while the loss is below this multiple of the untrained one.
 _TRUSTED = 2.0
 
-# A gradient that is so many times the largest of late is a fault; before so many steps
-# the loss takes its place.
+# A gradient that is so many times the largest of late, and larger than any before, is a
+# fault; before so many steps the loss takes its place.
 _SPIKE = 1e6
 _LEAST_HISTORY = 5
 
@@ -46,6 +46,7 @@ class LossWatch:
         self._has_loss = False
         self._n_norms = 0
         self._usual_norm = 0.0
+        self._largest_norm = 1.0
 
     def forget(self) -> None:
         """Begin anew after a failed step."""
@@ -118,8 +119,10 @@ class LossWatch:
         if self._n_norms < _LEAST_HISTORY:
             usual = max(usual, abs(loss), 1.0)
         is_ordinary = not self._has_loss or not _exceeds(loss, self.reference)
-        if is_ordinary and norm > _SPIKE * usual > 0.0:
+        is_absurd = norm > _SPIKE * usual > 0.0 and norm > self._largest_norm
+        if is_ordinary and is_absurd:
             return True
         self._n_norms += 1
         self._usual_norm = max(0.99 * self._usual_norm, norm)
+        self._largest_norm = max(self._largest_norm, norm)
         return False

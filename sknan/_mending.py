@@ -43,6 +43,7 @@ __all__ = [
     "mend",
     "output_repaired",
     "random_states",
+    "rows_without_output",
     "without_output",
 ]
 
@@ -328,7 +329,10 @@ def _amplification_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> str:
     )
     with torch.random.fork_rng(), torch.enable_grad():
         net._set_training(True)
-        outputs = net.infer(inputs, **fit_params)
+        try:
+            outputs = net.infer(inputs, **fit_params)
+        except LinAlgError:
+            return ""
         output = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
         sources = [leaf for leaf in leaves if leaf.requires_grad]
         if not sources or output.grad_fn is None:
@@ -429,6 +433,7 @@ def mend(
             batch = without_rows(batch, failure.rows, n_rows)
             mends, how = "rows", "without the rows to blame, clipped to norm 1"
         guard.undo_forward()
+        guard.clear_half_written()
         try:
             with _with_random_states(training):
                 step: dict[str, Any] = training.attempt(batch, fit_params, mends)
@@ -512,19 +517,31 @@ class Trials:
 
     def has_learned(self) -> bool:
         """Whether the weights in place do better than the first ones did."""
-        batches = [*self.training.latest_batches, self.batch]
-
-        def mean_loss() -> float:
-            with torch.random.fork_rng(), torch.no_grad():
-                losses = [float(self._loss(batch)[1]) for batch in batches]
-            return sum(losses) / len(losses)
-
         try:
-            reached = mean_loss()
+            reached = self._mean_loss()
             with self.net.guard_.first_weights():
-                return not reached >= mean_loss()
+                return not reached >= self._mean_loss()
         except StepRefused:
             return True  # nothing to compare with
+
+    def keep_up(self) -> bool:
+        """Whether the weights in place do no worse than the last verified ones."""
+        guard = self.net.guard_
+        guard.begin_step()
+        try:
+            reached = self._mean_loss()
+            with guard.last_weights():
+                return reached <= self._mean_loss()
+        except StepRefused:
+            return False
+        finally:
+            guard.undo_forward()
+
+    def _mean_loss(self) -> float:
+        batches = [*self.training.latest_batches, self.batch]
+        with torch.random.fork_rng(), torch.no_grad():
+            losses = [float(self._loss(batch)[1]) for batch in batches]
+        return sum(losses) / len(losses)
 
     def rates_at(self, scale: float) -> list[float]:
         """What ``scale`` makes of the present rate of each parameter group."""
@@ -550,9 +567,15 @@ class Trials:
                 conditioning.to_scaled()
             return loss
 
-        net._step_optimizer(step_fn)
-        if conditioning is not None:
-            conditioning.to_raw()
+        try:
+            net._step_optimizer(step_fn)
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            raise StepRefused({}, math.nan, math.nan) from error
+        finally:
+            if conditioning is not None:
+                conditioning.to_raw()
 
     def _loss(self, batch: Any) -> tuple[Any, Tensor]:
         inputs, target = unpack_data(batch)
@@ -626,6 +649,33 @@ def output_repaired(net: Any, inputs: Any, outputs: Any) -> Any:
     return tree_map(put, outputs)
 
 
+def rows_without_output(net: Any, batch: Any) -> tuple[int, ...]:
+    """Rows for which a network raises, such as a decomposition of theirs.
+
+    Parameters
+    ----------
+    net : skorch net
+        In evaluation mode.
+    batch : tuple
+
+    Returns
+    -------
+    tuple of int
+    """
+    inputs, _ = unpack_data(batch)
+    n_rows = get_len(inputs)
+
+    def has_output(part: slice) -> bool:
+        try:
+            net.infer(sliced(inputs, part, n_rows))
+        except LinAlgError:
+            return False
+        return True
+
+    with torch.no_grad():
+        return rows_by_bisection(has_output, n_rows)
+
+
 def without_output(net: Any, batch: Any, error: Exception) -> NonFiniteTrainingError:
     """The error that says for which rows a network has no output.
 
@@ -642,18 +692,8 @@ def without_output(net: Any, batch: Any, error: Exception) -> NonFiniteTrainingE
     -------
     NonFiniteTrainingError
     """
-    inputs, _ = unpack_data(batch)
-    n_rows = get_len(inputs)
-
-    def has_output(part: slice) -> bool:
-        try:
-            net.infer(sliced(inputs, part, n_rows))
-        except LinAlgError:
-            return False
-        return True
-
-    with torch.no_grad():
-        rows = rows_by_bisection(has_output, n_rows)
+    n_rows = get_len(unpack_data(batch)[0])
+    rows = rows_without_output(net, batch)
     first = f", first row {rows[0]} of the batch" if rows else ""
     return NonFiniteTrainingError(
         f"The network has no output for {len(rows) or n_rows} of {n_rows} rows{first}: "

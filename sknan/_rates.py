@@ -72,11 +72,12 @@ def longest_reach(optimizers: Optimizers) -> float:
     -------
     float
     """
-    return max(
+    reaches = [
         float(group["lr"]) / (1.0 - min(float(group.get("momentum", 0.0)), 0.99))
         for optimizer in optimizers
         for group in optimizer.param_groups
-    )
+    ]
+    return max(reaches, default=0.0)
 
 
 def lower_scale(

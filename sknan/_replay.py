@@ -169,7 +169,17 @@ def _operation_of_node(node: Any, made_by: dict[int, str]) -> str:
 # -- soundness -----------------------------------------------------------------------
 
 
+def _is_inexact(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
+
+
+def _real(x: Tensor) -> Tensor:
+    """The numbers of a tensor, real and imaginary parts alike."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
 def _is_sound(x: Tensor) -> bool:
+    x = _real(x)
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     total = x.sum(dtype=dtype).item()
     # A sum of finite numbers may overflow.
@@ -178,7 +188,7 @@ def _is_sound(x: Tensor) -> bool:
 
 def _largest(tensors: Iterable[Tensor]) -> float:
     sizes = [
-        float(torch.nan_to_num(t.detach().double(), 0.0, 0.0, 0.0).abs().max())
+        float(torch.nan_to_num(_real(t.detach()).double(), 0.0, 0.0, 0.0).abs().max())
         for t in tensors
         if t.numel()
     ]
@@ -189,7 +199,7 @@ def _range_of(tensors: list[Tensor]) -> tuple[float, float] | None:
     """Least and largest number of the last tensor."""
     if not tensors:
         return None
-    low, high = tensors[-1].detach().double().aminmax()
+    low, high = _real(tensors[-1].detach()).double().aminmax()
     return float(low), float(high)
 
 
@@ -201,7 +211,7 @@ def _bad_rows(x: Tensor, n_rows: int) -> tuple[int, ...]:
 
 
 def _floats(things: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(things) if t.is_floating_point() and t.numel()]
+    return [t for t in tree_leaves(things) if _is_inexact(t) and t.numel()]
 
 
 def _key(x: Tensor) -> int:
@@ -309,7 +319,11 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise
         outputs = [output] if isinstance(output, Tensor) else tree_leaves(output)
         self._alive.append((inputs, outputs))
-        self._latest = kind.name, inputs
+        if func.overloadpacket not in _MOVES:
+            self._latest = kind.name, inputs
+        if "batch_norm" in kind.name:  # which writes running statistics
+            outputs = [*outputs, *inputs[1:]]
+            self._sound.difference_update(keys)
         # The node of the graph has been made just before.
         number = torch._C._autograd._get_sequence_nr() - 1
         blamed = [source for source in known if source is not None]
@@ -325,13 +339,16 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             key = _key(out)
             if of_batch:
                 self._of_batch.add(key)
-            if not out.is_floating_point() or not out.numel():
+            if not _is_inexact(out) or not out.numel():
                 continue
             if kind.is_view and key in self._sound:
                 continue
             if _is_sound(out):
                 # Written over, as a whole: what was there before is gone.
-                if key in self._source and out._base is None:
+                is_whole = out._base is None and (
+                    out.untyped_storage().nbytes() == out.numel() * out.itemsize
+                )
+                if key in self._source and is_whole:
                     del self._source[key]
                 if not (kind.is_view or kind.is_in_place):
                     self._sound.add(key)
@@ -562,6 +579,8 @@ def _first_bad_node(loss: Tensor, watch: _OperationWatch) -> Finding | None:
             )
         )
 
+    if loss.grad_fn is None:
+        return None  # nothing in it is trained
     handles = _watch_nodes(loss, judge)
     try:
         loss.backward()  # type: ignore[no-untyped-call]

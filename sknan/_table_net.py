@@ -74,8 +74,8 @@ class TableNet(GuardedNet):
         is_recoverable = self.on_nonfinite == "recover" and self.guard_.has_budget
         if fault is not None or not is_recoverable:
             return fault
-        if not _is_collapsed(batch[0], step["y_pred"]):
-            return None
+        if not _is_collapsed(batch[0], step["y_pred"]) or self.guard_.has_shrunk:
+            return None  # what decay has pulled to zero has not been flung there
         # A network that never could tell these rows apart has not collapsed.
         with self.guard_.first_weights():
             untrained = self.evaluation_step((batch[0], None))
@@ -112,6 +112,8 @@ def _is_collapsed(X: Tensor, output: Any) -> bool:
     constant, which an accuracy score cannot tell from a weak model.
     """
     output = output[0] if isinstance(output, (tuple, list)) else output
+    if output is None:
+        return False  # the batch was left out
     is_constant = len(output) > 1 and bool(torch.eq(output, output[:1]).all())
     return is_constant and not bool(torch.eq(X, X[:1]).all())
 

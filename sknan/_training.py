@@ -25,7 +25,7 @@ from sknan._rates import scaled_rates
 from sknan._repair import RepairedOperations
 from sknan._replay import sanitized_backward
 from sknan._report import NonFiniteReport
-from sknan._verdict import OVERFLOWS_SQUARED
+from sknan._verdict import OVERFLOWS_SQUARED, is_runaway
 from sknan.batching import TensorBatches, TensorTable
 from sknan.clipping import clip_grad_norm, clip_grad_value, grad_norm
 from sknan.exceptions import NonFiniteTrainingError
@@ -89,7 +89,7 @@ class Training:
         table = getattr(batches, "dataset", None)
         has_table = is_fresh and isinstance(table, TensorTable)
         self._raw_table = table if has_table else None
-        self._step_norm = 0.0
+        self._step_norm = self._step_loss = 0.0
         self.n_clipped = 0
         self.largest_norm = 0.0
         self.begin_epoch()
@@ -107,11 +107,21 @@ class Training:
         self.coefficients: list[float] = []
 
     def end(self, *, is_broken_off: bool) -> None:
-        """Leave the net with weights that anyone may use."""
-        is_torn = self.conditioning is not None and self.conditioning.is_torn
-        if self.conditioning is not None and not is_torn:
+        """Leave the net with weights that anyone may use.
+
+        Parameters
+        ----------
+        is_broken_off : bool
+            Whether training ended anywhere, as by Ctrl-C: the weights in place have
+            been looked at by nobody, and may be half written.
+        """
+        goes_back = self.conditioning is not None and self.conditioning.is_torn
+        if self.conditioning is not None and not goes_back:
             self.conditioning.to_raw()
-        self.guard.end(is_broken_off=is_broken_off, is_torn=is_torn)
+        if is_broken_off and not goes_back and is_runaway(self.guard.travelled()):
+            batches = self.latest_batches
+            goes_back = not batches or not Trials(self, batches[-1], {}).keep_up()
+        self.guard.end(goes_back=goes_back)
 
     def state_dict(self) -> dict[str, Any]:
         """What the rest of the training depends on, between two epochs."""
@@ -164,7 +174,7 @@ class Training:
         if not isinstance(self.batches, TensorBatches) or self.batches.latest is None:
             return report
         numbers, names = self.batches.latest, self.batches.dataset.columns
-        rows = tuple(int(numbers[row]) for row in report.rows)
+        rows = tuple(sorted(int(numbers[row]) for row in report.rows))
         columns = report.columns
         if names is not None:
             columns = tuple(str(names[int(column)]) for column in columns)
@@ -257,7 +267,16 @@ class Training:
 
         factor = net._rate_factor()
         with scaled_rates(net._all_optimizers(), factor, guard.rate_caps):
-            net._step_optimizer(step_fn)
+            try:
+                net._step_optimizer(step_fn)
+            except RuntimeError as error:
+                if "without overflow" not in str(error):
+                    raise
+                # A rate at the end of float32, times its correction, is beyond it.
+                guard.may_overflow(factor, self._step_norm)
+                raise StepRefused(
+                    accumulator.get_step(), self._step_loss, self._step_norm
+                ) from error
         if conditioning is not None:
             conditioning.to_raw()
         taken: dict[str, Any] = accumulator.get_step()
@@ -310,7 +329,7 @@ class Training:
             raise StepRefused(step, loss, norm)  # nothing to learn is left of it
         guard.pass_step(loss)
         coefficient = self.clip(parameters, grads, norm, rescue_norm)
-        self._step_norm = norm * coefficient
+        self._step_norm, self._step_loss = norm * coefficient, loss
         self.norms.append(norm)
         self.coefficients.append(coefficient)
         self.n_clipped += coefficient < 1.0

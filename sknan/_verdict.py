@@ -144,6 +144,7 @@ def _is_absurd(leaf: Tensor) -> Tensor:
 def _action(cause: Cause, finding: Finding | None, *, has_columns: bool = False) -> str:
     """What to do, with the name of what stands in for the operation."""
     name = finding.operation.removeprefix("aten.") if finding else ""
+    name = name.rstrip("_")  # in place or not
     if has_columns and cause == "activation" and name in _OURS:
         return (
             f"Clean these columns, or use sknan.functional.{_OURS[name]}, whose value "

@@ -101,7 +101,8 @@ class _Step:
         outputs: Any = None
         value = norm = float("nan")
         try:
-            outputs, loss = self.run()
+            with torch.enable_grad():
+                outputs, loss = self.run()
         except Exception as raised:  # as a decomposition of NaN raises
             if finding is None:
                 raise
@@ -112,6 +113,8 @@ class _Step:
                 loss.backward()  # type: ignore[no-untyped-call]
             grads = [p.grad for _, p in self.named_parameters() if p.grad is not None]
             norm = stable_grad_norm(grads) if grads else 0.0
+            if finding is not None and finding.is_of_buffer:
+                norm = float("nan")  # no gradient tells of it
         if finding is None and np.isfinite(value) and np.isfinite(norm):
             return None
         places: tuple[tuple[int, ...], tuple[int, ...]] = (), ()

@@ -49,6 +49,9 @@ POLICIES = ("recover", "skip", "raise")
 # there by steps that were too large, even if no step failed.
 _FAR_AWAY = 10.0
 
+# Weights of less than this multiple of the first ones' size were pulled towards zero.
+_SHRUNK = 0.5
+
 # Steps that a lower rate is tried out for.
 _N_TRIAL_STEPS = 16
 
@@ -65,6 +68,9 @@ _CLIPPED_STEP = 0.03
 
 # Lower than this no rate was ever too high: something else is wrong.
 _LEAST_RATE = 1e-30
+
+# From here on a rate overflows inside optimizers, which divide it by 1 - beta.
+_LARGEST_RATE = 1e35
 
 # A step that could reach so far may overflow; weights are looked at after it.
 _OVERFLOWING_STEP = 1e20
@@ -201,6 +207,7 @@ class Guard:
         self._optimizers = list(optimizers)
         self._first = Snapshot(modules)
         self._snapshot = Snapshot(modules)
+        self._snapshot.take_buffers()
         self._moments = OptimizerSnapshot(self._optimizers)
         self.parameters = [
             p for module in modules for p in module.parameters() if p.requires_grad
@@ -217,6 +224,10 @@ class Guard:
             raise NonFiniteTrainingError(str(report), report)
         self._buffers = _grouped(self._snapshot.float_buffers())
         self._watch = LossWatch(n_steps, self._watch.reference)
+        rates = [float(g["lr"]) for o in optimizers for g in o.param_groups]
+        rate = max(rates, default=0.0)
+        if _LARGEST_RATE < rate < math.inf:
+            self.lr_scale = min(self.lr_scale, _LARGEST_RATE / rate)
         self._n_failed = 0
         self._n_left_out = 0  # in a row
         self._steps_since_snapshot = 0
@@ -405,6 +416,12 @@ class Guard:
         assert self._snapshot is not None
         self._snapshot.restore_buffers()
 
+    def clear_half_written(self) -> None:
+        """Forget what an optimizer has half written when its step was broken off."""
+        for optimizer in self._optimizers:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                optimizer.state.clear()
+
     def note_mended(self, report: NonFiniteReport, how: str) -> None:
         """Note a step that failed and was taken without what was to blame.
 
@@ -491,6 +508,13 @@ class Guard:
         assert self._snapshot is not None
         return self._snapshot.travelled()
 
+    @property
+    def has_shrunk(self) -> bool:
+        """Whether the last verified weights have gone towards zero, as by decay."""
+        assert self._first is not None
+        assert self._snapshot is not None
+        return self._snapshot.size() < _SHRUNK * self._first.size()
+
     def _is_snapshot_trusted(self) -> bool:
         """Whether going back to the last snapshot promises more than to start anew."""
         assert self._first is not None
@@ -529,12 +553,11 @@ class Guard:
         """
         assert self._snapshot is not None
         self._is_proposed = False
-        for optimizer in self._optimizers:
-            if isinstance(optimizer, torch.optim.LBFGS):
-                optimizer.state.clear()  # left half written by the broken-off step
+        self.clear_half_written()
         if self.on_nonfinite != "recover":
             return self._refuse(report)
-        has_moved = self.travelled() > 0.0 or self.needs_clip(report)
+        is_of_steps = report.phase == "step" or self.needs_clip(report)
+        has_moved = is_of_steps or self.travelled() > 0.0
         is_sound = report.phase != "step" and self.may_mend
         if not has_moved or (is_sound and trials.fails_on_last_weights()):
             return self._leave_out(report)
@@ -597,7 +620,7 @@ class Guard:
         if self.needs_clip(report):
             # A step too long because the network amplifies: shorter ones will do, and
             # a lower rate would only make all of them short.
-            reach = longest_reach(self._optimizers) * self.lr_scale
+            reach = longest_reach(self._optimizers) * self.lr_scale or 1.0
             self._rescue_norm = _CLIPPED_STEP * self._snapshot.size() / reach
             change = f"gradients are clipped to norm {self._rescue_norm:.3g}"
         elif longest_reach(self._optimizers) * self.lr_scale < _LEAST_RATE:
@@ -658,22 +681,19 @@ class Guard:
         self._snapshot.load_state_dict(state["snapshot"])
         self._moments.load_state_dict(state["moments"])
 
-    def end(self, *, is_broken_off: bool = False, is_torn: bool = False) -> None:
+    def end(self, *, goes_back: bool = False) -> None:
         """Let go of the snapshots: a finished training keeps no second copy.
 
         Parameters
         ----------
-        is_broken_off : bool, default=False
-            Whether it ended between two looks, as by Ctrl-C: weights that are running
-            away then give way to the last verified ones.
-        is_torn : bool, default=False
-            Whether it ended while weights were being written: so do they.
+        goes_back : bool, default=False
+            Whether the weights in place are to give way to the last verified ones, as
+            they do anyway if they are not finite.
         """
-        if self._snapshot is not None:
-            has_run = is_broken_off and is_runaway(self.travelled())
-            if is_torn or has_run or not self._snapshot.is_live_finite():
-                self._snapshot.restore()
-                self._moments.restore()
+        kept = self._snapshot
+        if kept is not None and (goes_back or not kept.is_live_finite()):
+            kept.restore()
+            self._moments.restore()
         self.__dict__.update(self._without_tensors())
 
     def _without_tensors(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Snapshot:
         self._kept = [tensor.detach().clone() for tensor in self._live]
         buffers = {id(b): b for module in modules for b in module.buffers()}
         self._buffers = list(buffers.values())
-        self._kept_buffers = [buffer.clone() for buffer in self._buffers]
+        self._kept_buffers: list[Tensor] = []  # those before the latest forward pass
         # A buffer may hold infinities by design, such as a causal attention mask.
         self._watched = [
             live
@@ -93,8 +93,10 @@ class Snapshot:
     @torch.no_grad()
     def take_buffers(self) -> None:
         """Keep the buffers as they are before a forward pass, which may change them."""
-        if self._buffers:
+        if self._kept_buffers:
             torch._foreach_copy_(self._kept_buffers, self._buffers)
+        else:
+            self._kept_buffers = [buffer.clone() for buffer in self._buffers]
 
     @torch.no_grad()
     def restore_buffers(self) -> None:

@@ -39,6 +39,20 @@ def test_the_refusal_in_the_readme_is_what_is_printed(capsys):
     assert capsys.readouterr().out.startswith(blocks(page, "text")[0].lstrip())
 
 
+def test_the_report_in_the_readme_is_what_is_printed(capsys):
+    page = ROOT / "README.md"
+    namespace = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for block in blocks(page, "python")[:2]:
+            exec(compile(block, str(page), "exec"), namespace)
+    printed = capsys.readouterr().out.splitlines()[-1]
+    # The line is counted in the page here, and in a script of one's own there.
+    somewhere = re.compile(r"\(\S+:\d+\)")
+    shown = blocks(page, "text")[1].strip()
+    assert somewhere.sub("", printed) == somewhere.sub("", shown)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)", page.read_text())

@@ -390,6 +390,42 @@ def test_a_fault_that_passes_costs_nothing_but_a_repetition():
     assert report.recovery == "The step was taken again, and was finite."
 
 
+class EverySecond:
+    """Stands in an optimizer's place: takes a step every second time."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.n_calls = optimizer, 0
+
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        self.n_calls += 1
+        if self.n_calls % 2 == 0:
+            self.optimizer.step()
+        return loss
+
+    def zero_grad(self, set_to_none=True):
+        if self.n_calls % 2 == 0:
+            self.optimizer.zero_grad(set_to_none)
+
+
+class Accumulating(GuardedNet):
+    def initialize_optimizer(self):
+        super().initialize_optimizer()
+        self.optimizer_ = EverySecond(self.optimizer_)
+        return self
+
+
+def test_what_stands_in_an_optimizers_place_is_left_to_itself():
+    torch.manual_seed(0)
+    net = Accumulating(
+        Net, torch.nn.MSELoss, max_epochs=3, lr=0.1, train_split=None, verbose=0
+    )
+    net.fit(X, VALUES)
+    losses = net.history[:, "train_loss"]
+    assert losses[-1] < losses[0]
+    assert net.nonfinite_reports_ == []
+
+
 def test_a_spent_budget_raises():
     poison = PoisonGradient(steps=range(2, 100))
     net = built("net", max_recoveries=3, callbacks=[poison], max_epochs=20)

@@ -1,0 +1,520 @@
+"""What the guard costs: on a healthy step, on a failed one, and in memory.
+
+    python -m benchmarks.guard [--only step replay memory] [--json FILE]
+
+One thread, processor time, medians of ratios taken in turn. The peers are written out
+below: the loop that somebody writes by hand, and skorch's own training step with
+torch's clipping in it. Three per cent of a step are allowed for the guard, five steps
+for finding out why one has failed, and two copies of weights, buffers and optimizer
+state for its memory; other memory is batches that are kept, and row numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+from skorch.utils import TeeGenerator
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from benchmarks.timing import in_turn, keep_freed_memory, ratio_in_turn
+from sknan import GuardedNet
+from sknan._mending import StepRefused, explain
+from sknan._table_net import TableNet
+from sknan.clipping import clip_grad_norm
+from sknan.diagnosis import diagnose
+from sknan.guard import Guard
+
+N_FEATURES = 20
+N_BATCHES = 10
+
+STEP_LIMIT = 1.03
+REPLAY_LIMIT = 5.0
+MEMORY_LIMIT = 2.0
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+# -- what is trained -----------------------------------------------------------------
+
+
+class Perceptron(nn.Sequential):
+    """Two hidden layers, with batch normalisation or without."""
+
+    def __init__(self, width: int, has_norm: bool) -> None:
+        layers: list[nn.Module] = []
+        n_in = N_FEATURES
+        for _ in range(2):
+            layers.append(nn.Linear(n_in, width))
+            if has_norm:
+                layers.append(nn.BatchNorm1d(width))
+            layers.append(nn.ReLU())
+            n_in = width
+        super().__init__(*layers, nn.Linear(n_in, 1))
+
+
+class Fragile(nn.Module):
+    """A network whose last step has a domain that the first feature may leave."""
+
+    def __init__(self, width: int, edge: str, n_steps: int) -> None:
+        super().__init__()
+        self.edge = edge
+        self.n_steps = n_steps
+        self.width = width
+        self.scale = nn.Parameter(torch.ones(()))
+        if n_steps:
+            self.cell = nn.RNNCell(N_FEATURES, width)
+            self.head = nn.Linear(width, 1)
+        else:
+            self.body = Perceptron(width, has_norm=False)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Predictions of shape (n_samples, 1)."""
+        if self.n_steps:
+            state = X.new_zeros(len(X), self.width)
+            for t in range(self.n_steps):
+                state = self.cell(X[:, t], state)
+            output, first = self.head(state), X[:, -1, :1]
+        else:
+            output, first = self.body(X), X[:, :1]
+        first = first * self.scale
+        if self.edge == "forward":
+            return output + torch.log(first)
+        return output + torch.sqrt(first.clamp(min=0.0))
+
+
+class SquaredLogError(nn.Module):
+    """Fails where a target is 0."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean over the batch."""
+        return (output - torch.log(target)).square().mean()
+
+
+def batches(batch_size: int, n_steps: int = 0) -> Batches:
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch_size, n_steps, N_FEATURES) if n_steps else (batch_size, N_FEATURES)
+    return [
+        (
+            torch.rand(shape, generator=generator) + 0.5,
+            torch.rand(batch_size, 1, generator=generator) + 0.5,
+        )
+        for _ in range(N_BATCHES)
+    ]
+
+
+def net_of(door: Any, module: nn.Module, criterion: Any, **options: Any) -> Any:
+    """An initialized net with fused AdamW, as the estimators have it."""
+    if door is not TableNet and not issubclass(door, TableNet):
+        options["callbacks__print_log"] = None
+    return door(
+        module,
+        criterion=criterion,
+        optimizer=torch.optim.AdamW,
+        optimizer__fused=True,
+        lr=1e-3,
+        train_split=None,
+        verbose=0,
+        **options,
+    ).initialize()
+
+
+# -- a healthy step ------------------------------------------------------------------
+
+
+class _ClipsLikeTorch:
+    """skorch's own training step, with torch's clipping in it and no guard."""
+
+    def train_step(self: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """As skorch's, to the letter but for the clipping."""
+        accumulator = self.get_train_step_accumulator()
+
+        def step_fn() -> Tensor:
+            self._zero_grad_optimizer()
+            step = self.train_step_single(batch, **fit_params)
+            accumulator.store_step(step)
+            self.notify(
+                "on_grad_computed",
+                named_parameters=TeeGenerator(self.get_all_learnable_params()),
+                batch=batch,
+                training=True,
+            )
+            clip_grad_norm_(self.module_.parameters(), self.clip_norm)
+            loss: Tensor = step["loss"]
+            return loss
+
+        self._step_optimizer(step_fn)
+        taken: dict[str, Any] = accumulator.get_step()
+        return taken
+
+
+class NetWithout(_ClipsLikeTorch, GuardedNet):
+    """GuardedNet without its guard."""
+
+
+class TableNetWithout(_ClipsLikeTorch, TableNet):
+    """The net of the estimators without its guard."""
+
+
+def loop_by_hand(module: nn.Module, data: Batches, max_norm: float) -> Any:
+    """Forward, backward, clip, step, and the sum of the losses."""
+    loss_of = nn.MSELoss()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
+    parameters = list(module.parameters())
+
+    def run() -> float:
+        total = 0.0
+        for X, y in data:
+            optimizer.zero_grad()
+            loss = loss_of(module(X), y)
+            loss.backward()
+            clip_grad_norm_(parameters, max_norm)
+            optimizer.step()
+            total += loss.item()
+        return total
+
+    return run
+
+
+def guarded_loop(module: nn.Module, data: Batches, max_norm: float) -> Any:
+    """The same with what the guard does at each step in place of torch's clipping."""
+    loss_of = nn.MSELoss()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
+    guard = Guard()
+    guard.begin([module], [optimizer])
+
+    def run() -> float:
+        total = 0.0
+        for X, y in data:
+            optimizer.zero_grad()
+            guard.begin_step()
+            torch.get_rng_state()
+            loss = loss_of(module(X), y)
+            loss.backward()
+            value, norm, _, grads = guard.look(loss)
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                raise ArithmeticError(f"loss {value}, norm {norm}")
+            if guard.is_spike(value, norm) or guard.has_exploded(value, float):
+                raise ArithmeticError(f"loss {value}, norm {norm}")
+            guard.pass_step(value)
+            norm *= clip_grad_norm(grads, max_norm, norm)
+            optimizer.step()
+            if guard.may_overflow(1.0, norm) and not guard.has_finite_weights():
+                raise ArithmeticError("the step has overflowed")
+            guard.step_taken()
+            total += value
+        return total
+
+    return run
+
+
+def steps_of(net: Any, data: Batches) -> Callable[[], float]:
+    """Training steps of a net, and the sum of the losses."""
+    return lambda: sum(net.train_step(batch)["loss"].item() for batch in data)
+
+
+def measure_steps(repeats: int) -> dict[str, Any]:
+    """Print and return a row for each size."""
+    print(
+        f"{'a healthy step':<32}{'loop µs':>9}{'guard':>8}{'net':>8}{'table net':>11}"
+        f"{'limit':>7}{'  |  ':>5}{'net/loop':>9}"
+    )
+    found = {}
+    for width in (64, 128, 256):
+        for has_norm in (False, True):
+            # Every step is clipped, or none.
+            for max_norm in (1e-3, 1e3):
+                row = _steps(width, has_norm, max_norm, repeats)
+                norm = ", BatchNorm" if has_norm else ""
+                clips = "clips" if max_norm < 1 else "is idle"
+                name = f"{width}/{width}{norm}, {clips}"
+                found[name] = row
+                worst = max(row["guard"], row["net"], row["table_net"])
+                print(
+                    f"{name:<32}{row['loop_s'] * 1e6:>9.0f}{row['guard']:>8.3f}"
+                    f"{row['net']:>8.3f}{row['table_net']:>11.3f}{STEP_LIMIT:>7.2f}"
+                    f"{'  |  ':>5}{row['net_over_loop']:>9.2f}"
+                    f"{'' if worst <= STEP_LIMIT else '  above'}",
+                    flush=True,
+                )
+    return found
+
+
+def _steps(
+    width: int, has_norm: bool, max_norm: float, repeats: int
+) -> dict[str, float]:
+    data = batches(width)
+
+    def module() -> nn.Module:
+        torch.manual_seed(0)
+        return Perceptron(width, has_norm)
+
+    doors = (NetWithout, GuardedNet, TableNetWithout, TableNet)
+    ways = [
+        loop_by_hand(module(), data, max_norm),
+        guarded_loop(module(), data, max_norm),
+        *(
+            steps_of(net_of(door, module(), nn.MSELoss, clip_norm=max_norm), data)
+            for door in doors
+        ),
+    ]
+    loop, guarded, bare, net, bare_table, table = in_turn(
+        ways, repeats=repeats, clock=time.process_time
+    )
+    return {
+        "loop_s": statistics.median(loop) / len(data),
+        "guard": ratio_in_turn(guarded, loop),
+        "net": ratio_in_turn(net, bare),
+        "table_net": ratio_in_turn(table, bare_table),
+        "net_over_loop": ratio_in_turn(net, loop),
+        "skorch_over_loop": ratio_in_turn(bare, loop),
+    }
+
+
+# -- a failed step -------------------------------------------------------------------
+
+
+def spoiled(batch: tuple[Tensor, Tensor], fault: str) -> tuple[Tensor, Tensor]:
+    """The batch with two rows that make the step fail."""
+    X, y = (x.clone() for x in batch)
+    if fault == "loss":
+        y[[3, 50]] = 0.0
+    else:
+        X[[3, 50]] = -1.0 if fault == "forward" else 0.0
+    return X, y
+
+
+def measure_replay(repeats: int) -> dict[str, Any]:
+    """Print and return a row for each fault and size."""
+    print(
+        f"{'a failed step':<32}{'step ms':>9}{'explain':>9}{'diagnose':>10}{'limit':>7}"
+    )
+    found = {}
+    for fault in ("forward", "loss", "backward"):
+        for width, n_steps in ((32, 0), (128, 0), (512, 0), (128, 30)):
+            row = _replay(fault, width, n_steps, repeats)
+            name = f"{fault}, {width}{', 30 steps' if n_steps else ''}"
+            found[name] = row
+            worst = max(row["explain"], row["diagnose"])
+            print(
+                f"{name:<32}{row['step_s'] * 1e3:>9.2f}{row['explain']:>9.1f}"
+                f"{row['diagnose']:>10.1f}{REPLAY_LIMIT:>7.1f}"
+                f"{'' if worst <= REPLAY_LIMIT else '  above'}",
+                flush=True,
+            )
+    return found
+
+
+def _replay(fault: str, width: int, n_steps: int, repeats: int) -> dict[str, float]:
+    data = batches(128, n_steps)
+    torch.manual_seed(0)
+    net = net_of(GuardedNet, Fragile(width, fault, n_steps), SquaredLogError)
+    healthy = steps_of(net, data)
+    healthy()
+    training, bad = net._training_, spoiled(data[0], fault)
+    try:
+        training.attempt(bad, {})
+    except StepRefused as error:
+        refused = error
+    report = explain(training, refused, bad, {}).report
+    assert (report.phase, report.rows) == (fault, (3, 50)), report
+    module, criterion = net.module_, net.criterion_
+    steps, explained, diagnosed = in_turn(
+        [
+            healthy,
+            lambda: explain(training, refused, bad, {}),
+            lambda: diagnose(module, criterion, *bad),
+        ],
+        repeats=repeats,
+        clock=time.process_time,
+    )
+    return {
+        "step_s": statistics.median(steps) / len(data),
+        "explain": ratio_in_turn(explained, steps) * len(data),
+        "diagnose": ratio_in_turn(diagnosed, steps) * len(data),
+    }
+
+
+# -- memory --------------------------------------------------------------------------
+
+
+def tensors_in(thing: Any, into: dict[int, int] | None = None) -> dict[int, int]:
+    """Bytes of each storage that an object holds, by its address."""
+    found: dict[int, int] = {} if into is None else into
+    stack, seen = [thing], set()
+    while stack:
+        item = stack.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            storage = item.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(item, dict):
+            stack += item.values()
+        elif isinstance(item, (list, tuple, set)):
+            stack += item
+        elif type(item).__module__.startswith("sknan"):
+            stack += vars(item).values()
+    return found
+
+
+def alive() -> int:
+    """Bytes of all tensors that Python can reach."""
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
+    return sum(
+        {
+            x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+            for x in tensors
+        }.values()
+    )
+
+
+class Weigh(Callback):
+    """Note the bytes alive at the end of each epoch."""
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        """Weigh it all, a copy of what is trained, and what the guard holds."""
+        self.alive_ = alive()
+        module = [*net.module_.parameters(), *net.module_.buffers()]
+        trained = tensors_in([module, list(net.optimizer_.state.values())])
+        guard = tensors_in(getattr(net, "guard_", None))
+        self.trained_ = sum(trained.values())
+        self.held_ = sum(n for key, n in guard.items() if key not in trained)
+
+
+def _weighed(door: Any, optimizer: Any, has_norm: bool) -> Weigh:
+    data = batches(256)
+    X, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    torch.manual_seed(0)
+    weigh = Weigh()
+    net = door(
+        Perceptron(256, has_norm),
+        criterion=nn.MSELoss,
+        optimizer=optimizer,
+        lr=1e-3,
+        batch_size=256,
+        max_epochs=4,
+        train_split=None,
+        callbacks=[weigh],
+        callbacks__print_log=None,
+        verbose=0,
+    )
+    net.fit(X, y)
+    return net.callbacks[0]
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what the profiler itself writes to the standard error off the table."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        sys.stderr.flush()
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    """Most bytes that were allocated at one time beyond those at the start."""
+    with _silent(), torch.profiler.profile(profile_memory=True) as profile:
+        run()
+    events = [
+        event
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def measure_memory() -> dict[str, Any]:
+    """Print and return what is held beyond a training without guard."""
+    print(f"{'memory':<32}{'held MB':>9}{'copies':>9}{'limit':>7}{'  |  ':>5}other MB")
+    found: dict[str, Any] = {}
+    for name, optimizer in (("SGD", torch.optim.SGD), ("AdamW", torch.optim.AdamW)):
+        for has_norm in (False, True):
+            ours = _weighed(GuardedNet, optimizer, has_norm)
+            theirs = _weighed(NeuralNet, optimizer, has_norm)
+            row = {
+                "held_bytes": ours.held_,
+                "copies": ours.held_ / ours.trained_,
+                "other_bytes": ours.alive_ - theirs.alive_ - ours.held_,
+            }
+            label = f"256, {name}{', BatchNorm' if has_norm else ''}"
+            found[label] = row
+            print(
+                f"{label:<32}{row['held_bytes'] / 1e6:>9.2f}{row['copies']:>9.2f}"
+                f"{MEMORY_LIMIT:>7.1f}{'  |  ':>5}{row['other_bytes'] / 1e6:>8.2f}"
+                f"{'' if row['copies'] <= MEMORY_LIMIT else '  above'}"
+            )
+    for fault in ("forward", "loss", "backward"):
+        found[f"failure, {fault}"] = _peaks(fault)
+    return found
+
+
+def _peaks(fault: str) -> dict[str, float]:
+    """Print and return the peak of a failed step, recovery and all."""
+    data = batches(128)
+    torch.manual_seed(0)
+    net = net_of(GuardedNet, Fragile(512, fault, 0), SquaredLogError)
+    steps_of(net, data)()
+    training, bad = net._training_, spoiled(data[0], fault)
+    state = list(net.optimizer_.state.values())
+    copied = sum(tensors_in([*net.module_.parameters(), state]).values())
+    healthy = peak_of(lambda: training.step(data[0], {}))
+    failed = peak_of(lambda: training.step(bad, {}))
+    row = {"step_copies": healthy / copied, "failed_step_copies": failed / copied}
+    print(
+        f"peak of a step, 512: {healthy / copied:.2f} copies; of one that fails "
+        f"({fault}): {failed / copied:.2f}"
+    )
+    return row
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=["step", "replay", "memory"])
+    parser.add_argument("--repeats", type=int, default=41)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "step": lambda: measure_steps(arguments.repeats),
+        "replay": lambda: measure_replay(arguments.repeats),
+        "memory": measure_memory,
+    }
+    found = {
+        name: measure()
+        for name, measure in measures.items()
+        if not arguments.only or name in arguments.only
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

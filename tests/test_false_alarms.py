@@ -1,0 +1,75 @@
+"""A healthy training raises no alarm, and is the one without guard to the bit.
+
+Twenty of the trainings of benchmarks/false_alarms.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sknan import StableNetClassifier
+
+PATH = Path(__file__).parents[1] / "benchmarks" / "false_alarms.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark_module():
+    if not PATH.exists():
+        pytest.skip("the benchmarks are not here")
+    spec = importlib.util.spec_from_file_location("false_alarms", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Both doors, each kind of network and target, and two that decay pulls to zero.
+NUMBERS = [*range(0, 200, 11), 26]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_healthy_training_raises_no_alarm(benchmark_module, number):
+    outcome = benchmark_module.run(benchmark_module.drawn(number))
+    assert outcome.is_healthy
+    assert outcome.alarms == []
+    assert outcome.differs == []
+
+
+def test_the_twenty_cover_both_doors_and_every_kind(benchmark_module):
+    cases = [benchmark_module.drawn(number) for number in NUMBERS]
+    assert {case.door for case in cases} == {"skorch", "scikit-learn"}
+    assert {case.kind for case in cases} == set(benchmark_module.KINDS)
+    assert {case.task for case in cases} == set(benchmark_module.TASKS)
+
+
+def test_a_network_that_decay_pulls_to_zero_has_not_collapsed():
+    # The target has nothing to do with the table, so that only the decay pulls.
+    rng = np.random.default_rng(0)
+    X = 0.01 * rng.normal(size=(120, 4)).astype(np.float32)
+    y = np.arange(120) % 2
+    model = StableNetClassifier(
+        optimizer="nadam",
+        weight_decay=0.3,
+        lr=0.01,
+        lr_schedule=None,
+        max_epochs=120,
+        early_stopping=False,
+        random_state=0,
+        module__width=16,
+    ).fit(X, y)
+    assert len(np.unique(model.predict_proba(X), axis=0)) == 1
+    assert model.nonfinite_reports_ == []
+
+
+def test_a_network_that_a_high_rate_has_killed_still_has():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 4)).astype(np.float32)
+    model = StableNetClassifier(lr=30.0, max_epochs=20, random_state=0, clip_norm=None)
+    with pytest.warns(UserWarning, match="rescued"):
+        model.fit(X, (X[:, 0] > 0).astype(int))
+    assert model.nonfinite_reports_
+    assert np.isfinite(model.predict_proba(X)).all()
+    assert model.score(X, (X[:, 0] > 0).astype(int)) > 0.8

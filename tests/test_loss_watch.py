@@ -1,0 +1,176 @@
+"""When a loss or a gradient that is finite has gone astray."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sknan._loss_watch import LossWatch
+
+losses = st.floats(-1e30, 1e30)
+
+
+def never():
+    raise AssertionError("there was no suspicion")
+
+
+def steps_until_explosion(watch, losses, untrained=lambda: 1.0):
+    """At which of the losses the watch raises alarm, counted from 1."""
+    for number, loss in enumerate(losses, start=1):
+        if watch.has_exploded(loss, untrained):
+            return number
+    return None
+
+
+def test_a_loss_that_stays_ten_times_the_untrained_one_has_exploded():
+    watch = LossWatch(None)
+    assert steps_until_explosion(watch, [1.0] + [50.0] * 20) == 17
+
+
+def test_a_short_training_is_judged_sooner():
+    assert steps_until_explosion(LossWatch(40), [1.0] + [50.0] * 20) == 6
+    assert steps_until_explosion(LossWatch(1), [1.0] + [50.0] * 20) == 4
+
+
+@given(st.lists(losses, min_size=1, max_size=40))
+def test_nothing_that_stays_below_ten_times_the_first_loss_is_suspect(values):
+    first = abs(values[0]) + 1.0
+    watch = LossWatch(None)
+    watch.has_exploded(first, never)
+    for value in values:
+        assert not watch.has_exploded(math.fmod(value, 9.0 * first), never)
+
+
+def test_a_spike_passes():
+    watch = LossWatch(None)
+    values = ([1.0] * 3 + [1e20] * 15) * 3
+    assert steps_until_explosion(watch, values, never) is None
+
+
+def test_data_that_are_larger_here_raise_the_reference():
+    watch = LossWatch(40)
+    assert steps_until_explosion(watch, [1.0] + [50.0] * 20, lambda: 40.0) is None
+    assert watch.reference == 50.0
+    # From then on it takes ten times as much again.
+    assert steps_until_explosion(watch, [450.0] * 20, never) is None
+    assert steps_until_explosion(watch, [600.0] * 20, lambda: 40.0) is not None
+
+
+def test_an_untrained_loss_that_is_not_finite_proves_nothing():
+    for before in (math.nan, math.inf):
+        watch = LossWatch(40)
+        found = steps_until_explosion(
+            watch, [1.0] + [50.0] * 20, lambda before=before: before
+        )
+        assert found is None
+
+
+def test_negative_losses_are_measured_from_where_they_begin():
+    watch = LossWatch(40)
+    assert steps_until_explosion(watch, [-5.0] + [30.0] * 20, never) is None
+    watch = LossWatch(40)
+    assert steps_until_explosion(watch, [-5.0] + [80.0] * 9, lambda: -5.0) is not None
+    watch = LossWatch(40)
+    assert steps_until_explosion(watch, [-5.0, *range(-10, -200, -5)], never) is None
+
+
+def test_a_loss_that_begins_at_zero_may_become_an_ordinary_one():
+    watch = LossWatch(40)
+    assert steps_until_explosion(watch, [0.0] + [0.5] * 20, lambda: 0.4) is None
+
+
+def test_after_a_failed_step_the_count_begins_anew():
+    watch = LossWatch(40)
+    assert steps_until_explosion(watch, [1.0] + [50.0] * 4) is None
+    watch.forget()
+    assert steps_until_explosion(watch, [50.0] * 4) is None
+    assert steps_until_explosion(watch, [50.0]) == 1
+
+
+def test_a_second_training_keeps_the_reference_of_the_first():
+    watch = LossWatch(40, reference=100.0)
+    assert steps_until_explosion(watch, [1.0] + [50.0] * 20, never) is None
+
+
+def test_weights_are_trusted_up_to_twice_the_untrained_loss():
+    watch = LossWatch(None)
+    watch.has_exploded(3.0, never)
+    assert watch.is_trusted(6.0)
+    assert not watch.is_trusted(6.1)
+    assert watch.is_trusted(-1e30)
+
+
+# -- gradients -----------------------------------------------------------------------
+
+
+def test_a_gradient_a_million_times_the_usual_is_absurd():
+    watch = LossWatch(None)
+    watch.has_exploded(1.0, never)
+    assert not any(watch.is_spike(1.0, 2.0) for _ in range(10))
+    assert not watch.is_spike(1.0, 1.9e6)
+    watch = LossWatch(None)
+    watch.has_exploded(1.0, never)
+    assert not any(watch.is_spike(1.0, 2.0) for _ in range(10))
+    assert watch.is_spike(1.0, 2.1e6)
+    # It leaves no mark on what counts as usual.
+    assert watch.is_spike(1.0, 2.1e6)
+
+
+def test_the_first_gradients_are_measured_by_the_loss():
+    watch = LossWatch(None)
+    assert not watch.is_spike(1e12, 1e15)
+    watch = LossWatch(None)
+    assert watch.is_spike(1.0, 1e7)
+
+
+def test_at_an_exploding_loss_a_large_gradient_is_no_fault_of_the_step():
+    watch = LossWatch(None)
+    watch.has_exploded(1.0, never)
+    for _ in range(10):
+        watch.is_spike(1.0, 1.0)
+    assert not watch.is_spike(100.0, 1e9)
+
+
+@given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=50))
+def test_gradients_of_up_to_a_million_are_no_spike_at_a_loss_of_one(norms):
+    watch = LossWatch(None)
+    watch.has_exploded(1.0, never)
+    assert not any(watch.is_spike(1.0, norm) for norm in norms[:5])
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-300])
+def test_gradients_that_vanish_make_no_later_one_a_spike(norm):
+    watch = LossWatch(None)
+    watch.has_exploded(1.0, never)
+    for _ in range(20):
+        assert not watch.is_spike(1.0, norm)
+    assert not watch.is_spike(1.0, 1.0)
+
+
+def test_a_gradient_that_comes_back_after_a_long_rest_is_no_spike():
+    # As that of a hinge loss, once a batch has a row inside the margin again.
+    watch = LossWatch(None)
+    watch.has_exploded(1.0, never)
+    assert not any(watch.is_spike(1.0, 3.0) for _ in range(10))
+    assert not any(watch.is_spike(0.0, 0.0) for _ in range(3000))
+    assert not watch.is_spike(0.1, 2.9)
+
+
+# -- going on ------------------------------------------------------------------------
+
+
+@given(st.lists(losses, max_size=30), st.lists(losses, min_size=1, max_size=30))
+def test_a_watch_that_was_written_down_goes_on_as_it_would_have(before, after):
+    first, second = LossWatch(40), LossWatch(40)
+    for loss in before:
+        first.has_exploded(loss, lambda: 1.0)
+        first.is_spike(loss, abs(loss))
+    second.load_state_dict(first.state_dict())
+    for loss in after:
+        assert first.is_spike(loss, 1.0) == second.is_spike(loss, 1.0)
+        assert first.has_exploded(loss, lambda: 1.0) == second.has_exploded(
+            loss, lambda: 1.0
+        )

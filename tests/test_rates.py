@@ -1,0 +1,223 @@
+"""Learning rates of optimizers: scaled for a while, searched for by trial, refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from sknan._rates import (
+    ascends,
+    hopeless_decay,
+    longest_reach,
+    lower_scale,
+    scaled_rates,
+)
+
+
+def optimizer(kind=torch.optim.SGD, lr=0.1, n_groups=1, **options):
+    groups = [{"params": [nn.Parameter(torch.ones(2))]} for _ in range(n_groups)]
+    return kind(groups, lr=lr, **options)
+
+
+def rates(*optimizers):
+    return [group["lr"] for o in optimizers for group in o.param_groups]
+
+
+# -- scaling -------------------------------------------------------------------------
+
+
+def test_rates_are_scaled_inside_the_block_and_as_given_after_it():
+    first, second = optimizer(n_groups=2), optimizer(torch.optim.Adam, lr=0.3)
+    first.param_groups[1]["lr"] = 0.01
+    with scaled_rates([first, second], 0.5):
+        assert rates(first, second) == [0.05, 0.005, 0.15]
+    assert rates(first, second) == [0.1, 0.01, 0.3]
+
+
+def test_rates_come_back_after_an_error():
+    one = optimizer()
+    with pytest.raises(KeyboardInterrupt), scaled_rates([one], 0.5):
+        raise KeyboardInterrupt
+    assert rates(one) == [0.1]
+
+
+def test_a_factor_of_one_touches_nothing():
+    one = optimizer()
+    rate = one.param_groups[0]["lr"] = torch.tensor(0.1)
+    with scaled_rates([one], 1.0):
+        assert one.param_groups[0]["lr"] is rate
+
+
+@given(
+    st.lists(st.floats(1e-8, 1e3), min_size=1, max_size=4),
+    st.floats(0.0, 10.0),
+    st.data(),
+)
+def test_no_rate_exceeds_its_cap(given_rates, factor, data):
+    one = optimizer(n_groups=len(given_rates))
+    for group, rate in zip(one.param_groups, given_rates, strict=True):
+        group["lr"] = rate
+    caps = data.draw(st.lists(st.floats(0.0, 1e3), min_size=len(given_rates)))
+    caps = caps[: len(given_rates)]
+    with scaled_rates([one], factor, caps):
+        expected = [min(r * factor, c) for r, c in zip(given_rates, caps, strict=True)]
+        assert rates(one) == expected
+    assert rates(one) == given_rates
+
+
+def test_caps_of_groups_that_have_come_since_are_no_caps():
+    one = optimizer(n_groups=2)
+    with scaled_rates([one], 1.0, [0.01]):
+        assert rates(one) == [0.1, 0.1]
+
+
+def test_a_rate_that_is_a_tensor_stays_one():
+    one = optimizer(torch.optim.Adam, lr=torch.tensor(0.1), capturable=False)
+    with scaled_rates([one], 0.5, [0.02]):
+        rate = one.param_groups[0]["lr"]
+        assert isinstance(rate, torch.Tensor)
+        assert rate.item() == pytest.approx(0.02)
+    with scaled_rates([one], 0.5):
+        assert one.param_groups[0]["lr"].item() == pytest.approx(0.05)
+    assert one.param_groups[0]["lr"].item() == pytest.approx(0.1)
+
+
+# -- reach ---------------------------------------------------------------------------
+
+
+def test_momentum_reaches_further():
+    plain, heavy = optimizer(lr=0.2), optimizer(lr=0.1, momentum=0.9)
+    assert longest_reach([plain]) == 0.2
+    assert longest_reach([plain, heavy]) == pytest.approx(1.0)
+
+
+def test_a_momentum_of_one_reaches_a_hundred_times_as_far():
+    one = optimizer(lr=0.1, momentum=0.9)
+    one.param_groups[0]["momentum"] = 1.0
+    assert longest_reach([one]) == pytest.approx(10.0)
+
+
+def test_plain_descent_ends_where_its_reach_says():
+    one = optimizer(lr=0.1, momentum=0.9)
+    weight = one.param_groups[0]["params"][0]
+    weight.grad = torch.tensor([1.0, 0.0])
+    one.step()
+    weight.grad = torch.zeros(2)
+    for _ in range(200):
+        one.step()
+    assert 1.0 - weight[0].item() == pytest.approx(longest_reach([one]), rel=1e-4)
+
+
+# -- a lower rate --------------------------------------------------------------------
+
+
+def descent(curvature, n_steps=16):
+    """Loss of a parabola after some steps of plain descent at a factor of lr=1."""
+
+    def loss_at(scale):
+        w = 1.0
+        for _ in range(n_steps):
+            w -= scale * curvature * w
+        return 0.5 * curvature * w * w if abs(w) < 1e150 else math.inf
+
+    return loss_at
+
+
+@given(st.floats(1e-2, 1e30))
+def test_a_rate_is_found_at_which_a_parabola_is_descended(curvature):
+    # One step at lr=1 moves the weight by curvature times its size.
+    scale = lower_scale(4.0 / min(curvature, 4.0), curvature, descent(curvature))
+    assert 0.05 < scale * curvature < 2.0
+
+
+@given(st.floats(1.0, 1e6), st.floats(0.0, 1e6))
+def test_it_is_lower_even_where_the_highest_rate_would_be_best(scale, growth):
+    found = lower_scale(scale, growth, lambda s: -s)
+    assert 0.0 < found <= scale / 2
+
+
+def test_the_number_of_trials_is_bounded_where_none_succeeds():
+    tried = []
+
+    def fails(scale):
+        tried.append(scale)
+        return math.inf
+
+    found = lower_scale(1.0, 0.0, fails)
+    assert found == min(tried)
+    assert len(tried) <= 14
+
+
+def test_where_lower_is_always_better_the_search_ends_too():
+    tried = []
+
+    def falls(scale):
+        tried.append(scale)
+        return scale
+
+    found = lower_scale(1.0, 1.0, falls)
+    assert found == min(tried)
+    assert len(tried) <= 16
+    assert len(set(tried)) == len(tried)
+
+
+def test_the_search_is_fine_to_a_quarter_of_a_decade():
+    for best in (0.1, 0.03, 0.2):
+        found = lower_scale(
+            1.0, 1.0, lambda s, best=best: abs(math.log10(s) - math.log10(best))
+        )
+        assert abs(math.log10(found) - math.log10(best)) <= 0.26
+
+
+# -- hopeless ------------------------------------------------------------------------
+
+
+def test_a_decay_that_explodes_at_any_useful_rate_is_told_with_its_numbers():
+    assert hopeless_decay([optimizer(lr=0.5, weight_decay=10.0)]) == (
+        "lr=0.5 times weight_decay=10 multiplies every weight by -4 at each step, "
+        "whatever the data."
+    )
+    adamw = optimizer(torch.optim.AdamW, lr=1.0, weight_decay=3.0)
+    assert hopeless_decay([optimizer(), adamw]) == (
+        "lr=1 times weight_decay=3 multiplies every weight by -2 at each step, "
+        "whatever the data."
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "lr", "decay"),
+    [
+        (torch.optim.SGD, 0.1, 10.0),
+        (torch.optim.SGD, 1e30, 0.5),
+        (torch.optim.AdamW, 1e-3, 0.01),
+        (torch.optim.Adam, 0.5, 10.0),
+        (torch.optim.Adagrad, 0.5, 10.0),
+    ],
+)
+def test_a_decay_that_a_lower_rate_or_the_optimizer_copes_with_is_not(kind, lr, decay):
+    assert hopeless_decay([optimizer(kind, lr=lr, weight_decay=decay)]) is None
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1.0, 1e3))
+def test_it_is_right_about_what_the_weights_do(lr, decay):
+    one = optimizer(lr=lr, weight_decay=decay)
+    weight = one.param_groups[0]["params"][0]
+    weight.grad = torch.zeros(2)
+    for _ in range(3):
+        one.step()
+    grows = weight.abs().max().item() > 1.0 + 1e-5  # as float32 is rounded
+    is_hopeless = hopeless_decay([one]) is not None
+    assert is_hopeless == (lr * decay > 2.0)
+    assert grows <= is_hopeless or lr * decay == pytest.approx(2.0)
+
+
+def test_an_optimizer_that_climbs_is_told_by_its_name():
+    assert ascends([optimizer()]) is None
+    climbing = optimizer(torch.optim.Adam, maximize=True)
+    assert ascends([optimizer(), climbing]) == "Adam climbs the loss: maximize=True."
+    assert ascends([optimizer(torch.optim.LBFGS)]) is None
