@@ -281,7 +281,7 @@ def examine_step(
         elif finding is not None:
             cause = _cause_of(finding, amplifies=bool(amplifies))
         if finding is not None and finding.domain is not None and not runaway:
-            low, high = finding.domain
+            low, high = (bound + 0.0 for bound in finding.domain)  # 0 has no sign
             if math.isfinite(low) and math.isfinite(high):
                 numbers = f"{low:.3g} to {high:.3g}" if low < high else f"{low:.3g}"
                 evidence += f"; {finding.operation} was given {numbers}"
@@ -358,6 +358,10 @@ def examine_step(
         largest = max((float(leaf.abs().max()) for leaf in leaves), default=math.nan)
         evidence = f"The loss is {loss} for outputs of size up to {largest:.3g}"
         return report("loss", "loss", evidence, module=CRITERION)
+
+    if finding is not None and finding.is_of_buffer:
+        evidence = f"The loss is {loss:.3g}, but a running statistic is not finite"
+        return report("forward", "architecture", evidence)
 
     if not math.isfinite(gradient_norm):
         bad = [
