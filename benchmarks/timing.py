@@ -84,9 +84,11 @@ def in_turn(
         way()
     times: list[list[float]] = [[] for _ in ways]
     for turn in range(repeats):
-        # Who goes first changes, since the first finds the caches of the second.
-        order = range(len(ways)) if turn % 2 else reversed(range(len(ways)))
-        for which in order:
+        # Who goes first changes, since the first finds the caches of the last.
+        for place in range(len(ways)):
+            which = (
+                (place + turn) % len(ways) if turn % 2 else (turn - place) % len(ways)
+            )
             start = clock()
             ways[which]()
             times[which].append(clock() - start)

@@ -37,7 +37,7 @@ class BackupAndRestore(Callback):
     path : str or path-like
         Of the file. Missing folders are made; each epoch replaces the file as a whole,
         so that it is never half written.
-    delete_after : bool, default=True
+    delete_checkpoint : bool, default=True
         Whether the file goes away when a training has come to its end; Keras calls it
         ``delete_checkpoint``. A file that stays lets the next ``fit`` train the last
         epoch again, or go on to a larger ``max_epochs``.
@@ -74,10 +74,10 @@ class BackupAndRestore(Callback):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, delete_after: bool = True
+        self, path: str | os.PathLike[str], *, delete_checkpoint: bool = True
     ) -> None:
         self.path = path
-        self.delete_after = delete_after
+        self.delete_checkpoint = delete_checkpoint
 
     def initialize(self) -> BackupAndRestore:
         """Forget earlier trainings."""
@@ -167,7 +167,7 @@ class BackupAndRestore(Callback):
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
         """Remove the file, unless training was broken off in the middle of an epoch."""
         is_over = len(net.history) and self._last_of_epoch_ in net.history[-1]
-        if self.delete_after and is_over and os.path.exists(self.path):
+        if self.delete_checkpoint and is_over and os.path.exists(self.path):
             os.remove(self.path)
 
     def _write(self, net: Any) -> None:

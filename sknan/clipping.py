@@ -77,8 +77,9 @@ def grad_norms(grads: Sequence[Tensor]) -> list[Tensor]:
         # Squares of float16 overflow at 256.
         dtype = reduce(torch.promote_types, (g.dtype for g in values), torch.float32)
     norms = torch._foreach_norm(values, 2, dtype=dtype)
-    device = values[0].device
-    return [n if n.device == device else n.to(device) for n in norms]
+    if all(n.is_cpu for n in norms):
+        return list(norms)
+    return [n.to(values[0].device) for n in norms]
 
 
 @torch.no_grad()
@@ -238,17 +239,17 @@ def coalesced_values(grads: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _scale(grads: Sequence[Tensor], factor: float) -> None:
+    dtype = grads[0].dtype if grads else torch.float16
+    is_uniform = all(g.dtype is dtype and g.is_cpu and not g.is_sparse for g in grads)
+    if dtype.itemsize >= 4 and is_uniform:
+        # To the same bits, but a plain number is made a tensor again for each of them.
+        torch._foreach_mul_(list(grads), torch.scalar_tensor(factor, dtype=dtype))
+        return
     values = [grad._values() if grad.is_sparse else grad for grad in grads]
     # On CPU _foreach_mul_ rounds the factor to the dtype first: 1e-8 to 0 in float16.
     for value in values:
         if value.dtype.itemsize < 4:
             value.mul_(factor)
     values = [value for value in values if value.dtype.itemsize >= 4]
-    if not values:
-        return
-    dtype = values[0].dtype
-    if all(value.is_cpu and value.dtype is dtype for value in values):
-        # To the same bits, but a plain number is made a tensor again for each of them.
-        torch._foreach_mul_(values, torch.tensor(factor, dtype=dtype))
-    else:
+    if values:
         torch._foreach_mul_(values, factor)

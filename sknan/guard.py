@@ -266,8 +266,13 @@ class Guard:
         parameters, grads : list of Tensor
             The weights that have a gradient, and their gradients.
         """
-        parameters: list[Tensor] = [p for p in self.parameters if p.grad is not None]
-        grads = [p.grad for p in parameters if p.grad is not None]
+        parameters: list[Tensor] = []
+        grads: list[Tensor] = []
+        for parameter in self.parameters:
+            grad = parameter.grad
+            if grad is not None:
+                parameters.append(parameter)
+                grads.append(grad)
         numbers = grad_norms(grads) or [torch.zeros((), device=loss.device)]
         like, n_norms = numbers[0], len(numbers)
         numbers.append(loss.detach().reshape(()).to(like))

@@ -90,13 +90,15 @@ class Snapshot:
         for kept, tensor in zip(self._kept, state["tensors"], strict=True):
             kept.copy_(tensor)
 
-    @torch.no_grad()
     def take_buffers(self) -> None:
         """Keep the buffers as they are before a forward pass, which may change them."""
-        if self._kept_buffers:
-            torch._foreach_copy_(self._kept_buffers, self._buffers)
-        else:
-            self._kept_buffers = [buffer.clone() for buffer in self._buffers]
+        if not self._buffers:
+            return
+        with torch.no_grad():
+            if self._kept_buffers:
+                torch._foreach_copy_(self._kept_buffers, self._buffers)
+            else:
+                self._kept_buffers = [buffer.clone() for buffer in self._buffers]
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
