@@ -13,6 +13,7 @@ from sknan.clipping import (
     clip_grad_norm,
     clip_grad_value,
     grad_norm,
+    grad_norms,
     stable_grad_norm,
 )
 
@@ -80,6 +81,29 @@ def test_the_stable_norm_of_finite_float64_entries_is_finite(rows):
 def test_a_norm_tells_of_every_non_finite_entry(norm, bad, expected):
     grads = [torch.ones(3), torch.tensor([1.0, *bad, 1.0]), torch.tensor(2.0)]
     np.testing.assert_equal(float(norm(grads)), expected)
+
+
+def test_the_norms_of_all_make_up_the_norm():
+    grads = [torch.ones(4), torch.full((3, 3), 2.0, dtype=torch.float64)]
+    norms = grad_norms([*grads, torch.zeros(0)])
+    assert [norm.dtype for norm in norms] == [torch.float64] * 3
+    assert [norm.item() for norm in norms] == [2.0, 6.0, 0.0]
+    assert grad_norm(grads).item() == math.hypot(2.0, 6.0)
+    assert grad_norms([]) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_scaling_rounds_each_entry_once_whatever_is_beside_it(dtype):
+    torch.manual_seed(0)
+    grads = [torch.randn(50, dtype=torch.float64).to(dtype) for _ in range(3)]
+    alone = [grad * (0.3 / 7.0) for grad in grads]
+    together = [grad.clone() for grad in grads]
+    mixed = [*(grad.clone() for grad in grads), torch.ones(2, dtype=torch.bfloat16)]
+    for clipped in (together, mixed):
+        clip_grad_norm(clipped, 0.3, 7.0)
+    for first, second, third in zip(alone, together, mixed, strict=False):
+        torch.testing.assert_close(second, first, rtol=2e-7, atol=0.0)
+        assert torch.equal(second, third)
 
 
 def test_the_norm_of_nothing_is_zero():

@@ -327,6 +327,39 @@ def test_a_float64_loss_beyond_float32_is_finite():
     assert value == 1e300
 
 
+class Buffers(nn.Module):
+    """Running numbers of any shape beside one weight."""
+
+    def __init__(self, *buffers):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        for i, buffer in enumerate(buffers):
+            self.register_buffer(f"buffer_{i}", buffer)
+
+
+@pytest.mark.parametrize(
+    "buffers",
+    [
+        [torch.zeros(3), torch.zeros(())],
+        [torch.zeros(2, 3, dtype=torch.float64), torch.zeros(4, dtype=torch.float16)],
+        [torch.zeros(100, 100), torch.zeros(3), torch.zeros(3, dtype=torch.int64)],
+    ],
+)
+def test_a_buffer_that_breaks_is_seen_and_a_large_one_is_not_broken(buffers):
+    module = Buffers(*(buffer.clone() for buffer in buffers))
+    guard = PlainLoop(module, Guard()).guard
+    for buffer in filter(torch.is_floating_point, module.buffers()):
+        kept = buffer.clone()
+        # Their sum overflows, and none of them does.
+        buffer.fill_(torch.finfo(buffer.dtype).max)
+        module.weight.grad = torch.ones(1)
+        assert guard.look(torch.tensor(1.0))[1] == 1.0
+        for bad in (math.nan, math.inf):
+            buffer.view(-1)[-1] = bad
+            assert math.isnan(guard.look(torch.tensor(1.0))[1])
+        buffer.copy_(kept)
+
+
 def test_weights_without_a_gradient_are_left_out():
     module = network()
     loop = PlainLoop(module, Guard())
