@@ -18,6 +18,9 @@ __all__ = ["Capsule", "capture"]
 # Of the archive; a reader refuses what it does not know.
 FORMAT = 1
 
+# Looked up once: that reads files.
+_VERSIONS = {"sknan": version("sknan"), "torch": str(torch.__version__)}
+
 
 @dataclass(frozen=True, eq=False)
 class Capsule:
@@ -113,5 +116,5 @@ def capture(
         random_state=random_state.clone(),
         is_training=any(module.training for module in networks.values()),
         parameters={name: _plain(value) for name, value in parameters.items()},
-        versions={"sknan": version("sknan"), "torch": str(torch.__version__)},
+        versions=dict(_VERSIONS),
     )
