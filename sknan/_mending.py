@@ -29,7 +29,7 @@ from sknan._rates import scaled_rates
 from sknan._repair import RepairedOperations
 from sknan._replay import Finding, Names, replay, trace_operations
 from sknan._report import NonFiniteReport
-from sknan._verdict import examine_step, is_runaway
+from sknan._verdict import HUGE, NARROW, examine_step, is_runaway
 from sknan.batching import tree_leaves, tree_map
 from sknan.clipping import grad_norm
 from sknan.exceptions import NonFiniteTrainingError
@@ -46,11 +46,6 @@ __all__ = [
     "rows_without_output",
     "without_output",
 ]
-
-_NARROW = (torch.float16, torch.bfloat16)
-
-# Above this size the squares of float32 numbers are about to overflow.
-_HUGE = 1e15
 
 # A network that makes gradients grow by more than this from output to input, or applies
 # a weight this often, is blamed before the rate is: an ordinary one shrinks them.
@@ -172,14 +167,14 @@ def explain(
     finding: Finding | None = None
     amplifies = ""
     if not guard.has_finite_weights():
-        if any(p.dtype in _NARROW for p in guard.parameters):
+        if any(p.dtype in NARROW for p in guard.parameters):
             with guard.last_weights():
                 finding = _find_in_optimizer(net, batch, fit_params)
     elif not refused.is_finite:
         finding = _find_operation(training, batch, fit_params)
         if refused.error is not None and finding is None:
             raise refused.error  # nothing to do with numbers
-    is_huge = finding is not None and finding.largest >= _HUGE
+    is_huge = finding is not None and finding.largest >= HUGE
     if (is_runaway(travelled) or is_huge) and not _is_rate_absurd(net):
         with guard.first_weights():
             amplifies = _amplification_of(net, batch, fit_params)
@@ -626,7 +621,7 @@ def output_repaired(net: Any, inputs: Any, outputs: Any) -> Any:
         anew = net.infer(sliced(inputs, at, n_rows))
     found = [leaf for leaf in tree_leaves(anew) if leaf.is_floating_point()]
     # What was cut to the range of its dtype, and went through, is no output.
-    if any(not bool((leaf.abs() < _HUGE).all()) for leaf in found):
+    if any(not bool((leaf.abs() < HUGE).all()) for leaf in found):
         return outputs
     warnings.warn(
         f"The network's output was not finite for {len(rows)} of {n_rows} rows, first "

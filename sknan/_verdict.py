@@ -13,7 +13,7 @@ from sknan._replay import CRITERION, Finding
 from sknan._report import Cause, NonFiniteReport, Phase
 from sknan.batching import tree_leaves
 
-__all__ = ["OVERFLOWS_SQUARED", "examine_step", "is_runaway"]
+__all__ = ["HUGE", "NARROW", "OVERFLOWS_SQUARED", "examine_step", "is_runaway"]
 
 _ACTIONS: dict[Cause, str] = {
     "data": (
@@ -99,10 +99,10 @@ _WITH_A_DOMAIN = (
 )
 
 # Above this size a float32 loss comes from numbers whose squares are about to overflow.
-_HUGE = 1e15
+HUGE = 1e15
 
 # A forward pass in one of these overflows or rounds to 0 long before float32 would.
-_NARROW = (torch.float16, torch.bfloat16)
+NARROW = (torch.float16, torch.bfloat16)
 
 # Gradients from here on have squares near the end of float32, which an optimizer may
 # keep as inf.
@@ -138,7 +138,7 @@ def _places_where(inputs: Any, is_bad: Any) -> tuple[tuple[int, ...], tuple[int,
 
 
 def _is_absurd(leaf: Tensor) -> Tensor:
-    return leaf.abs() >= _HUGE
+    return leaf.abs() >= HUGE
 
 
 def _action(cause: Cause, finding: Finding | None, *, has_columns: bool = False) -> str:
@@ -164,9 +164,9 @@ def _action(cause: Cause, finding: Finding | None, *, has_columns: bool = False)
 def _cause_of(finding: Finding, *, amplifies: bool) -> Cause:
     """What is to blame for an operation that failed on sound weights."""
     in_criterion = finding.module == CRITERION
-    if finding.dtype in _NARROW and finding.largest < _HUGE:
+    if finding.dtype in NARROW and finding.largest < HUGE:
         return "precision"
-    if finding.largest >= _HUGE:
+    if finding.largest >= HUGE:
         # Sound as an operation: what went into it was too large.
         return "gradient" if amplifies or finding.phase == "backward" else "activation"
     if in_criterion:
@@ -322,7 +322,7 @@ def examine_step(
             f"{len(bad_weights)} of {len(named_parameters)} weight tensors are "
             f"non-finite, first {bad_weights[0]!r}"
         )
-        if finding is not None and finding.dtype in _NARROW:
+        if finding is not None and finding.dtype in NARROW:
             return NonFiniteReport(
                 "step",
                 "precision",
@@ -351,7 +351,7 @@ def examine_step(
             f"{bad_outputs} of {total} outputs are non-finite from finite inputs and "
             "weights"
         )
-        is_narrow = any(leaf.dtype in _NARROW for leaf in leaves)
+        is_narrow = any(leaf.dtype in NARROW for leaf in leaves)
         return report("forward", "precision" if is_narrow else "activation", evidence)
 
     if not math.isfinite(loss):
@@ -375,7 +375,7 @@ def examine_step(
             if bad
             else f"The gradients' norm is {gradient_norm} at a loss of {loss:.3g}"
         )
-        cause = "gradient" if abs(loss) > _HUGE else "activation"
+        cause = "gradient" if abs(loss) > HUGE else "activation"
         module = bad[0].rpartition(".")[0] if bad else ""
         return report("backward", cause, evidence, module=module)
 

@@ -36,7 +36,7 @@ from sknan._rates import (
     scaled_rates,
 )
 from sknan._report import NonFiniteReport
-from sknan._verdict import is_runaway
+from sknan._verdict import NARROW, is_runaway
 from sknan.clipping import grad_norms, stable_grad_norm
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.snapshots import OptimizerSnapshot, Snapshot
@@ -74,8 +74,6 @@ _LARGEST_RATE = 1e35
 
 # A step that could reach so far may overflow; weights are looked at after it.
 _OVERFLOWING_STEP = 1e20
-
-_NARROW = (torch.float16, torch.bfloat16)
 
 # Plain numbers that change from step to step and do not follow from the weights.
 _KEPT = (
@@ -240,7 +238,7 @@ class Guard:
         self.rate_caps = []
         # An update of these may be non-finite though gradient and rate are moderate.
         self._is_step_fragile = (
-            any(p.dtype in _NARROW for p in self.parameters)
+            any(p.dtype in NARROW for p in self.parameters)
             or any(not type(o).__module__.startswith("torch.") for o in optimizers)
             or any(g.get("eps") == 0.0 for o in optimizers for g in o.param_groups)
         )
