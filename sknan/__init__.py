@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from sknan.audit import audit
 from sknan.backup import BackupAndRestore
 from sknan.diagnosis import NonFiniteReport
 from sknan.estimators import StableNetClassifier, StableNetRegressor
@@ -39,6 +40,7 @@ __all__ = [
     "StableNetClassifier",
     "StableNetRegressor",
     "TabularMLP",
+    "audit",
 ]
 
 __version__ = version("sknan")

@@ -53,6 +53,13 @@ def test_the_report_in_the_readme_is_what_is_printed(capsys):
     assert somewhere.sub("", printed) == somewhere.sub("", shown)
 
 
+def test_the_audit_in_the_guide_is_what_is_printed(capsys):
+    page = ROOT / "docs" / "user_guide.md"
+    (block,) = [code for code in blocks(page, "python") if "print(found)" in code]
+    exec(compile("import numpy as np\n" + block, str(page), "exec"), {})
+    assert capsys.readouterr().out.strip() == blocks(page, "text")[0].strip()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)", page.read_text())

@@ -1,0 +1,179 @@
+"""Columns of any table, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from sknan._checks import column_name
+from sknan._column_reader import Column, Holds, is_polars, read_column
+from sknan._columns import columns_of
+
+__all__ = ["Table", "read_table"]
+
+
+class Table(NamedTuple):
+    """A table whose columns are read when they are asked for.
+
+    Attributes
+    ----------
+    n_rows, n_columns : int
+        Its size.
+    labels : sequence or None
+        Of its columns; None where it has none.
+    read : callable
+        The column at a position.
+    array : ndarray or None
+        The whole table, where it is a plain array of numbers.
+    is_sparse : bool
+        Whether zeros are left out.
+    left_out : int or None
+        The column that is the target.
+    """
+
+    n_rows: int
+    n_columns: int
+    labels: Sequence[Any] | None
+    read: Callable[[int], Column]
+    array: NDArray[Any] | None = None
+    is_sparse: bool = False
+    left_out: int | None = None
+
+    def columns(self) -> Iterator[Column]:
+        """All columns in turn, those of an array in rows copied by the batch."""
+        if self.array is not None:
+            for j, cells in enumerate(columns_of(self.array)):
+                yield _of_numbers(j, cells)
+            return
+        for j in range(self.n_columns + (self.left_out is not None)):
+            if j != self.left_out:
+                yield self.read(j)
+
+    def without(self, position: int) -> Table:
+        """The table without one of its columns, the others as they are."""
+        return self._replace(n_columns=self.n_columns - 1, left_out=position)
+
+
+def read_table(X: Any) -> Table:
+    """What a table is made of.
+
+    Parameters
+    ----------
+    X : DataFrame, ndarray, sparse matrix or sequence
+        With two dimensions.
+
+    Returns
+    -------
+    Table
+
+    Raises
+    ------
+    ValueError
+        If it has another number of dimensions.
+    TypeError
+        If it is no table at all.
+    """
+    if isinstance(X, pd.DataFrame):
+        return _of_frame(X)
+    if is_polars(X):
+        return _of_polars(X)
+    if sparse.issparse(X):
+        return _of_sparse(X)
+    if hasattr(X, "to_pandas"):
+        return read_table(X.to_pandas())
+    if isinstance(X, (str, bytes)) or not (
+        hasattr(X, "__array__") or isinstance(X, Iterable)
+    ):
+        raise TypeError(
+            f"audit takes a table, got {type(X).__name__}. Pass a DataFrame, an array "
+            "or a list of rows."
+        )
+    if hasattr(X, "__array__"):
+        X = np.asarray(X)
+        _check_dimensions(X.ndim)
+        if X.dtype.kind in "biufc":
+            return _of_array(X)
+        # Column by column, since text in one must not make text of all.
+        return _of_frame(pd.DataFrame(X), is_named=X.dtype.names is not None)
+    if isinstance(X, dict):
+        return _of_frame(pd.DataFrame(X))
+    rows = list(X)
+    if rows and not isinstance(rows[0], (Iterable, dict)):
+        _check_dimensions(1)
+    is_named = bool(rows) and isinstance(rows[0], dict)
+    return _of_frame(pd.DataFrame(rows), is_named=is_named)
+
+
+def _check_dimensions(n_dimensions: int) -> None:
+    if n_dimensions != 2:
+        raise ValueError(
+            f"audit takes a table with rows and columns, got {n_dimensions} "
+            f"dimension{'' if n_dimensions == 1 else 's'}. Pass X.reshape(-1, 1) if it "
+            "is one column, X.reshape(1, -1) if it is one row."
+        )
+
+
+def _of_frame(X: pd.DataFrame, *, is_named: bool = True) -> Table:
+    # A frame made without names numbers its columns: these are positions.
+    labels = list(X.columns) if is_named and not _is_numbered(X) else None
+
+    def read(j: int) -> Column:
+        label = j if labels is None else labels[j]
+        return read_column(X.iloc[:, j], j, label, column_name(j, labels))
+
+    return Table(len(X), X.shape[1], labels, read)
+
+
+def _is_numbered(X: pd.DataFrame) -> bool:
+    return isinstance(X.columns, pd.RangeIndex) and X.columns.equals(
+        pd.RangeIndex(X.shape[1])
+    )
+
+
+def _of_polars(X: Any) -> Table:
+    if not hasattr(X, "get_columns"):
+        raise TypeError(
+            f"audit takes a table in memory, got a polars {type(X).__name__}. Pass "
+            "X.collect() of a LazyFrame, X.to_frame() of a Series."
+        )
+    labels = list(X.columns)
+
+    def read(j: int) -> Column:
+        series = X.to_series(j)
+        return read_column(series, j, labels[j], column_name(j, labels))
+
+    return Table(X.height, X.width, labels, read)
+
+
+def _of_array(X: NDArray[Any]) -> Table:
+    def read(j: int) -> Column:
+        return _of_numbers(j, np.ascontiguousarray(X[:, j]))
+
+    return Table(X.shape[0], X.shape[1], None, read, array=X)
+
+
+def _of_numbers(position: int, cells: NDArray[Any], n_zeros: int = 0) -> Column:
+    kinds: dict[str, Holds] = {"b": "flags", "c": "complex"}
+    holds = kinds.get(cells.dtype.kind, "numbers")
+    name = column_name(position, None)
+    return Column(position, position, name, str(cells.dtype), holds, cells, n_zeros)
+
+
+def _of_sparse(X: Any) -> Table:
+    _check_dimensions(X.ndim)
+    by_column = sparse.csc_array(X)
+    by_column.sum_duplicates()
+    if by_column.dtype == bool:
+        by_column = by_column.astype(np.int8)
+
+    def read(j: int) -> Column:
+        start, stop = by_column.indptr[j : j + 2]
+        stored = by_column.data[start:stop]
+        return _of_numbers(j, stored, X.shape[0] - len(stored))
+
+    return Table(X.shape[0], X.shape[1], None, read, is_sparse=True)
