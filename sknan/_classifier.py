@@ -12,13 +12,14 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import column_or_1d
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_consistent_length
 from torch import Tensor, nn
 
 from sknan._caller import stacklevel_of_caller
 from sknan._checks import DROP_ROWS, FLOAT64_MAX, check_finite
 from sknan._estimator_base import StableNetBase
 from sknan._net_parts import kind_of
+from sknan._training_plan import TrainingPlan
 from sknan.exceptions import NonFiniteDataError
 from sknan.losses import FocalLoss, ProbabilityNLLLoss, unbounded
 
@@ -95,6 +96,13 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         module, criterion and optimizer are then not read again, ``lr`` excepted.
     device : str, default="cpu"
         Where to train: a torch device, or ``"auto"`` for the GPU if there is one.
+    num_threads : int or "auto", default="auto"
+        Threads of torch to train and predict with. ``"auto"`` is one for small
+        networks, which are slower on two, and no more than ``torch.get_num_threads()``;
+        see the page on performance. torch's own setting comes back.
+    compile : bool, default=False
+        Whether to ``torch.compile`` the network and the criterion, which takes some
+        seconds and a C++ compiler. ``compile__mode`` and the like are passed on.
     random_state : int, RandomState or None, default=None
         Seed of initial weights, batches, dropout and hold-out. torch's own generators
         are left as they were.
@@ -102,7 +110,7 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         1 prints a line per epoch.
     **prefixed
         ``module__...``, ``criterion__...`` and ``optimizer__...``: parameters of the
-        network's parts, such as ``module__width=64``.
+        network's parts, such as ``module__width=64``; ``compile__...``.
 
     Attributes
     ----------
@@ -188,6 +196,8 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         callbacks: list[Any] | None = None,
         warm_start: bool = False,
         device: str = "cpu",
+        num_threads: int | str = "auto",
+        compile: bool = False,
         random_state: Any = None,
         verbose: int = 0,
         **prefixed: Any,
@@ -210,7 +220,10 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         -------
         self
         """
-        return self._fit(X, y, sample_weight, classes=None, is_partial=False)
+        plan = self._prepare(X, y, sample_weight)
+        plan.run()
+        self._finish(plan)
+        return self
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
@@ -232,11 +245,20 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         -------
         self
         """
-        return self._fit(X, y, sample_weight, classes=classes, is_partial=True)
+        plan = self._prepare(X, y, sample_weight, classes=classes, is_partial=True)
+        plan.run()
+        self._finish(plan)
+        return self
 
-    def _fit(
-        self, X: Any, y: Any, sample_weight: Any, *, classes: Any, is_partial: bool
-    ) -> StableNetClassifier:
+    def _prepare(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        classes: Any = None,
+        is_partial: bool = False,
+    ) -> TrainingPlan:
         self._check_parameters()
         goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
         self._check_has_target(y)
@@ -275,7 +297,7 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
                 f"{len(known)}. Use criterion='cross_entropy'."
             )
         n_outputs = 1 if is_binary_loss else len(known)
-        self._train(
+        return self._plan(
             X_in,
             codes,
             weights,
@@ -283,7 +305,6 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
             is_partial=is_partial,
             numbers=numbers[kept],
         )
-        return self
 
     def _as_target(self, y: Any) -> np.ndarray:
         return _codes_of(self._as_labels(y), self.classes_)
@@ -399,7 +420,7 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         output = self._output(X)
         criterion = unbounded(self.net_.criterion_)
         if isinstance(criterion, ProbabilityNLLLoss):
-            return output
+            return output.clone()  # it may be memory of the module's own
         if isinstance(criterion, _BINARY_LOSSES):
             positive = output.reshape(-1)
             if not isinstance(criterion, nn.BCELoss):
@@ -454,8 +475,8 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         ndarray of shape (n_samples,)
             Values out of ``classes_``.
         """
-        check_is_fitted(self, "net_")
-        labels: np.ndarray = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        codes = self.predict_proba(X).argmax(axis=1)
+        labels: np.ndarray = self.classes_[codes]
         return labels
 
 

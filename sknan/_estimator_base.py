@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._blame import without_rows
-from sknan._checks import check_finite, first_text_cell
-from sknan._mending import rows_without_output, without_output
+from sknan._checks import check_finite, first_text_cell, plain_floats
+from sknan._layerwise import output_bound
+from sknan._mending import random_states, rows_without_output, without_output
 from sknan._net_parts import (
     resolve_criterion,
     resolve_device,
@@ -34,7 +35,10 @@ from sknan._net_parts import (
 )
 from sknan._pickling import VersionedPickleMixin
 from sknan._prefixed_params import PrefixedParamsMixin
-from sknan._table_net import TableNet, seeded
+from sknan._table_net import TableNet
+from sknan._threads import FlopCount, threads_for
+from sknan._training import uncompiled
+from sknan._training_plan import TrainingPlan, seeded
 from sknan.batching import TensorTable
 from sknan.early_stopping import BestWeights
 from sknan.exceptions import NonFiniteTrainingError
@@ -43,6 +47,9 @@ __all__ = ["StableNetBase"]
 
 # A tenth of fewer rows than this is too small a sample to choose an epoch by.
 _MIN_ROWS_TO_STOP_EARLY = 500
+
+# Where no value of a float32 network exceeds this, none becomes infinite.
+_FAR_FROM_OVERFLOW = 1e30
 
 
 def _is_number(value: Any) -> bool:
@@ -90,6 +97,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "an integer of at least 1",
     ),
     "warm_start": (lambda v: isinstance(v, (bool, np.bool_)), "True or False"),
+    "num_threads": (
+        lambda v: v == "auto" or (_is_integer(v) and v >= 1),
+        "an integer of at least 1 or 'auto'",
+    ),
+    "compile": (lambda v: isinstance(v, (bool, np.bool_)), "True or False"),
     "verbose": (
         lambda v: isinstance(v, (bool, np.bool_)) or (_is_integer(v) and v >= 0),
         "an integer of at least 0",
@@ -116,26 +128,16 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
                     f"got {value!r}."
                 )
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "net_")
+
     # -- input ---------------------------------------------------------------------
 
     def _as_input(self, X: Any, *, reset: bool, min_samples: int = 1) -> np.ndarray:
         """Validate ``X`` and bring it to float32, refusing what is not finite."""
-        encode = (
-            " Encode it first, for example with skrub.TableVectorizer() or "
-            "sklearn.preprocessing.OneHotEncoder()."
-        )
-        with self._text_named("X", X, encode):
-            X_in = validate_data(
-                self,
-                X,
-                reset=reset,
-                # Integers and the like become the first of these.
-                dtype=(np.float32, np.float64),
-                allow_nd=self.module is not None,
-                # Looked at below: scikit-learn names neither column nor row.
-                ensure_all_finite=False,
-                ensure_min_samples=min_samples,
-            )
+        X_in = None if reset else plain_floats(X, self)
+        if X_in is None or len(X_in) < min_samples:
+            X_in = self._validated(X, reset=reset, min_samples=min_samples)
         check_finite(
             X_in,
             name="X",
@@ -147,6 +149,26 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         )
         # torch warns of a table that cannot be written to, such as a shared one.
         return np.require(X_in, dtype=np.float32, requirements=["C", "W"])
+
+    def _validated(self, X: Any, *, reset: bool, min_samples: int) -> np.ndarray:
+        """``X`` as an array of floats, by scikit-learn's own checks."""
+        encode = (
+            " Encode it first, for example with skrub.TableVectorizer() or "
+            "sklearn.preprocessing.OneHotEncoder()."
+        )
+        with self._text_named("X", X, encode):
+            X_in: np.ndarray = validate_data(
+                self,
+                X,
+                reset=reset,
+                # Integers and the like become the first of these.
+                dtype=(np.float32, np.float64),
+                allow_nd=self.module is not None,
+                # Looked at later: scikit-learn names neither column nor row.
+                ensure_all_finite=False,
+                ensure_min_samples=min_samples,
+            )
+        return X_in
 
     @contextlib.contextmanager
     def _text_named(self, name: str, values: Any, remedy: str = "") -> Iterator[None]:
@@ -257,6 +279,7 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             batch_size=self.batch_size,
             train_split=None,
             callbacks=list(self.callbacks or ()),
+            compile=self.compile,
             warm_start=True,  # when to start anew is decided here
             verbose=self.verbose,
             device=resolve_device(self.device),
@@ -269,11 +292,12 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             warmup=self.warmup,
             **{f"module__{name}": value for name, value in module_params.items()},
             **{f"optimizer__{name}": v for name, v in optimizer_params.items()},
+            **{f"compile__{k}": v for k, v in self._params_for("compile").items()},
         )
         net.initialize()
         return net
 
-    def _train(
+    def _plan(
         self,
         X: np.ndarray,
         y: np.ndarray,
@@ -282,8 +306,8 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         n_outputs: int,
         is_partial: bool,
         numbers: np.ndarray,
-    ) -> None:
-        """Train on validated arrays: from scratch, or on where that was asked for.
+    ) -> TrainingPlan:
+        """A training on validated arrays: from scratch, or on where that was asked for.
 
         Parameters
         ----------
@@ -298,6 +322,10 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             One epoch at a constant rate, without early stopping.
         numbers : ndarray of shape (n_samples,)
             Which rows of the caller's data these are.
+
+        Returns
+        -------
+        TrainingPlan
         """
         goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
         if not goes_on:
@@ -320,34 +348,33 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             else:
                 net = self._build_net(X, n_outputs, per_row=weights is not None)
             target = self._shape_target(net, X, y)
-            rows = torch.from_numpy(X).to(device)
-            targets: Any = target.to(device)
-            if weights is not None:
-                targets = (targets, torch.from_numpy(weights).float().to(device))
-            table = TensorTable(
-                rows,
-                targets,
-                torch.from_numpy(numbers),
-                getattr(self, "feature_names_in_", None),
-            )
-            best = BestWeights(self.n_iter_no_change) if stops_early else None
-            try:
-                if best is not None:
-                    net._split_seed_ = split_seed  # a backup may bring another one
-                    net.train_split = lambda table: [
-                        table.subset(rows) for rows in self._split(y, net._split_seed_)
-                    ]
-                    net.callbacks_.append(("best_weights", best.initialize()))
-                if is_partial:
-                    net.set_params(lr_schedule=None, warmup=0.0, max_epochs=1)
-                    net.partial_fit(table)
-                else:
-                    net.fit(table)
-            finally:
-                net.train_split = None  # it holds rows
-                net.callbacks_ = [c for c in net.callbacks_ if c[1] is not best]
-        self._prove_finite(net, rows)
-        if not (is_partial or self.warm_start):
+            states = random_states(device)
+        rows = torch.from_numpy(X).to(device)
+        targets: Any = target.to(device)
+        if weights is not None:
+            targets = (targets, torch.from_numpy(weights).float().to(device))
+        table = TensorTable(
+            rows,
+            targets,
+            torch.from_numpy(numbers),
+            getattr(self, "feature_names_in_", None),
+        )
+        return TrainingPlan(
+            net=net,
+            table=table,
+            best=BestWeights(self.n_iter_no_change) if stops_early else None,
+            split=lambda seed: self._split(y, seed),
+            split_seed=split_seed,
+            random_states=states,
+            num_threads=self.num_threads,
+            is_partial=is_partial,
+        )
+
+    def _finish(self, plan: TrainingPlan) -> None:
+        """Prove what was trained, and take it over."""
+        net, best = plan.net, plan.best
+        self._prove_finite(net, plan.table.X)
+        if not (plan.is_partial or self.warm_start):
             for optimizer in net._all_optimizers():
                 optimizer.state.clear()
         net._zero_grad_optimizer(set_to_none=True)
@@ -416,8 +443,9 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         # A copy: the module may work in place.
         probe = torch.from_numpy(X[:32].copy()).to(net.device)
         net._set_training(False)
+        n_rows = len(probe)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), uncompiled(net), FlopCount() as count:
                 try:
                     output = net.infer(probe)
                 except LinAlgError as error:
@@ -430,6 +458,7 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             name = type(net.module_).__name__
             error.add_note(f"while calling the module {name} on X of shape {X.shape}")
             raise
+        net.flops_per_row_ = count.n_flops / n_rows
         output = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(output, Tensor) or len(output) != len(probe):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output)
@@ -446,38 +475,34 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
 
     def _prove_finite(self, net: TableNet, X: Tensor) -> None:
         """Hold the outputs on all training rows against NaN and infinity."""
+        if output_bound(net.module_, X) < _FAR_FROM_OVERFLOW:
+            return
         with warnings.catch_warnings():
             # What had to be repaired in training has been reported.
             warnings.filterwarnings("ignore", "The network's output was not finite")
-            output = net.raw_output(X)
-        bad = (
-            ~torch.isfinite(output).flatten(1).all(dim=1)
-            if output.ndim > 1
-            else (~torch.isfinite(output))
-        )
-        if bad.any():
-            rows = bad.nonzero().flatten()
+            output, bad = net.raw_output(X)
+        if bad:
             raise NonFiniteTrainingError(
-                f"After training, the output is non-finite for {len(rows)} of "
-                f"{len(bad)} training rows, first row {int(rows[0])}, although all "
-                "weights are "
-                "finite. Look for an operation in the module that overflows in "
-                "evaluation mode, and scale X with SafeScaler()."
+                f"After training, the output is non-finite for {len(bad)} of "
+                f"{len(output)} training rows, first row {bad[0]}, although all "
+                "weights are finite. Look for an operation in the module that "
+                "overflows in evaluation mode, and scale X with SafeScaler()."
             )
 
     # -- prediction ----------------------------------------------------------------
 
     def _output(self, X: Any) -> Tensor:
         """Raw output of the fitted network for ``X``, proven finite."""
-        check_is_fitted(self, "net_")
+        if not hasattr(self, "net_"):  # to ask without need takes as long as a layer
+            check_is_fitted(self)
         X_in = self._as_input(X, reset=False)
-        output = self.net_.raw_output(torch.from_numpy(X_in).to(self.net_.device))
-        bad = ~torch.isfinite(output)
-        if bad.any():
-            rows = np.unique(bad.nonzero()[:, 0])
+        rows = torch.from_numpy(X_in).to(self.net_.device)
+        with threads_for(self.net_.flops_per_row_ * len(rows), self.num_threads):
+            output, bad = self.net_.raw_output(rows)
+        if bad:
             raise NonFiniteTrainingError(
-                f"The network's output is non-finite for {len(rows)} of {len(output)} "
-                f"rows, first row {rows[0]}, although X is finite: its values lie far "
+                f"The network's output is non-finite for {len(bad)} of {len(output)} "
+                f"rows, first row {bad[0]}, although X is finite: its values lie far "
                 "outside the training data. Bound them with SafeScaler()."
             )
         return output

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 
 from sknan._blame import without_rows
 from sknan._caller import stacklevel_of_caller
+from sknan._fused_step import step_with
+from sknan._layerwise import LayerwisePass, layerwise_pass
 from sknan._mending import (
     Trials,
     output_repaired,
@@ -33,7 +35,7 @@ from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.guard import Guard
 from sknan.schedules import LearningRateSchedule
 
-__all__ = ["GuardMixin"]
+__all__ = ["BATCH_METHODS", "GuardMixin"]
 
 _NOT_INITIALIZED = (
     "This {name} instance is not initialized yet. Call 'initialize' or 'fit' with "
@@ -55,6 +57,20 @@ def _check_positive(name: str, value: Any) -> None:
 
 # A clip that had nothing to do in fewer steps may yet have.
 _LEAST_STEPS = 20
+
+
+# What callbacks may be told of a batch.
+BATCH_METHODS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+
+# What skorch calls to take a step.
+_STEP_METHODS = ("notify", "infer", "get_loss", "train_step_single", *BATCH_METHODS)
+
+
+def _is_known(thing: Any, method_name: str) -> bool:
+    """Whether a method of a net or callback is skorch's or ours."""
+    method = getattr(thing, method_name, None)
+    package = (getattr(method, "__module__", None) or "").partition(".")[0]
+    return package in ("skorch", "sknan") and method_name not in vars(thing)
 
 
 def _times(reports: list[NonFiniteReport]) -> str:
@@ -121,6 +137,8 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
     _training_: Training | None
     _backup_: BackupAndRestore | None = None
     _epoch_loss_: float
+    # Whether anybody listens to what happens to a batch.
+    _is_heard_in_epoch_: bool = True
 
     def __init__(
         self,
@@ -267,10 +285,14 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         self._is_fresh_ = is_new and not isinstance(self.module, torch.nn.Module)
         self._training_ = None
 
-    def _begin_training(self, n_steps: int | None, batches: Any) -> None:
+    def _begin_training(
+        self, n_steps: int | None, batches: Any, layerwise: LayerwisePass | None = None
+    ) -> None:
         if not hasattr(self, "guard_"):  # a step by hand, without fit
             self._prepare_guard(is_new=True)
-        self._training_ = Training(self, batches, n_steps, is_fresh=self._is_fresh_)
+        training = Training(self, batches, n_steps, is_fresh=self._is_fresh_)
+        training.begin_epoch(batches, layerwise)
+        self._training_ = training
 
     def _all_modules(self) -> list[torch.nn.Module]:
         names = [*self._modules, *self._criteria]
@@ -324,16 +346,18 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         for n_batches, batch in enumerate(iterator, start=1):
             if training and self._training_ is not None:
                 self._training_.batch_number = n_batches
-            self.notify("on_batch_begin", batch=batch, training=training)
+            self._notify_of_batch("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
             was_skipped = step.pop("was_skipped", False)
             if not was_skipped:
                 loss = step["loss"].item()
-                rows = get_len(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                rows = self._n_rows(batch)
                 self._log_batch(prefix, loss, rows)
                 total_loss += loss * rows
                 total_rows += rows
-            self.notify("on_batch_end", batch=batch, training=training, **step)
+            self._notify_of_batch(
+                "on_batch_end", batch=batch, training=training, **step
+            )
         self.history.record(f"{prefix}_batch_count", n_batches)
         mean_loss = total_loss / total_rows if total_rows else math.nan
         self._log_epoch(prefix, mean_loss)
@@ -343,6 +367,13 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
                 self._end_training_epoch(batch, step)
         else:
             self._follow_loss(mean_loss)
+
+    def _n_rows(self, batch: Any) -> int:
+        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        return int(get_len(inputs))
+
+    def _notify_of_batch(self, method_name: str, **kwargs: Any) -> None:
+        self.notify(method_name, **kwargs)
 
     def _log_batch(self, prefix: str, loss: float, rows: int) -> None:
         self.history.record_batch(f"{prefix}_loss", loss)
@@ -356,8 +387,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         if not hasattr(self, "schedule_"):  # an epoch by hand, without fit
             return
         if self._training_ is not None:
-            self._training_.batches = iterator
-            self._training_.begin_epoch()
+            self._training_.begin_epoch(iterator, self._layerwise_pass(iterator))
             return
         try:
             n_steps: int | None = len(iterator) * self._epochs_ahead_
@@ -371,9 +401,30 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
                     "__len__, or leave both out."
                 ) from None
         self.schedule_.start(n_steps or 0)
-        self._begin_training(n_steps, iterator)
+        self._begin_training(n_steps, iterator, self._layerwise_pass(iterator))
         if self._backup_ is not None:
             self._backup_.restore_training(self)
+
+    def _layerwise_pass(self, iterator: Any) -> LayerwisePass | None:
+        """What may take the place of autograd in this epoch."""
+        is_usual = (
+            isinstance(iterator, TensorBatches)
+            and (self._modules, self._criteria) == (["module"], ["criterion"])
+            # Others may do anything, such as to freeze a layer in mid-epoch.
+            and all(_is_known(self, name) for name in _STEP_METHODS)
+            and all(
+                _is_known(callback, name)
+                for _, callback in self.callbacks_
+                for name in BATCH_METHODS
+            )
+        )
+        if not is_usual:
+            return None
+        return layerwise_pass(self.module_, self.criterion_, iterator.dataset.X)
+
+    def _step_optimizer(self, step_fn: Any) -> None:
+        for name in self._optimizers:
+            step_with(getattr(self, f"{name}_"), step_fn)
 
     def _follow_loss(self, loss: float) -> None:
         """Tell a plateau schedule how the epoch went."""

@@ -10,7 +10,9 @@ from sknan._checks import did_you_mean
 
 __all__ = ["PrefixedParamsMixin"]
 
-_PREFIXES = ("module", "criterion", "optimizer")
+# Of the network's parts, and of what is done with them.
+_PARTS = ("module", "criterion", "optimizer")
+_PREFIXES = (*_PARTS, "compile")
 # What the same thing is called elsewhere: in Keras, torch and scikit-learn's own MLP.
 _ELSEWHERE = {
     "activation": "module__activation",
@@ -65,7 +67,7 @@ class PrefixedParamsMixin(BaseEstimator):
 
     def _unknown_parameter(self, name: str) -> str:
         known = sorted(self._get_param_names())
-        prefixes = ", ".join(f"{prefix}__..." for prefix in _PREFIXES)
+        prefixes = ", ".join(f"{prefix}__..." for prefix in _PARTS)
         meant = _ELSEWHERE.get(name)
         hint = f" Did you mean {meant!r}?" if meant else did_you_mean(name, known)
         return (

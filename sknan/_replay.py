@@ -28,7 +28,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sknan.batching import tree_leaves
 
-__all__ = ["Finding", "Names", "replay", "sanitized_backward", "trace_operations"]
+__all__ = [
+    "Finding",
+    "Names",
+    "original_of",
+    "replay",
+    "sanitized_backward",
+    "trace_operations",
+]
 
 # The criterion's place, in place of a path of modules.
 CRITERION = "criterion"
@@ -107,6 +114,17 @@ class Names:
 
 
 @functools.cache
+def original_of(part: Any) -> Any:
+    """What ``torch.compile`` was given: in compiled code there is nothing to see.
+
+    Parameters
+    ----------
+    part : object
+        Network or criterion, compiled or not.
+    """
+    return getattr(part, "_orig_mod", part)
+
+
 def _is_users(filename: str) -> bool:
     if filename.startswith(_NOT_USERS) or filename.startswith("<frozen"):
         # Packages live below the standard library in some installations.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from skorch.utils import TeeGenerator
 from torch import Tensor
 
 from sknan._conditioning import Conditioning, conditioned
+from sknan._layerwise import LayerwisePass
 from sknan._mending import (
     StepRefused,
     Trials,
@@ -23,20 +26,38 @@ from sknan._mending import (
 )
 from sknan._rates import scaled_rates
 from sknan._repair import RepairedOperations
-from sknan._replay import sanitized_backward
+from sknan._replay import original_of, sanitized_backward
 from sknan._report import NonFiniteReport
 from sknan._verdict import OVERFLOWS_SQUARED, is_runaway
 from sknan.batching import TensorBatches, TensorTable
 from sknan.clipping import clip_grad_norm, clip_grad_value, grad_norm
 from sknan.exceptions import NonFiniteTrainingError
 
-__all__ = ["Training"]
+__all__ = ["Training", "uncompiled"]
 
 # Batches on which a lower rate is tried out.
 _N_LATEST = 4
 
 # Numbers that live from epoch to epoch.
 _KEPT = ("n_steps", "rate", "n_clipped", "largest_norm")
+
+
+@contextlib.contextmanager
+def uncompiled(net: Any) -> Iterator[None]:
+    """Put what ``torch.compile`` was given in place of what it made of it.
+
+    Parameters
+    ----------
+    net : skorch net
+        Initialized.
+    """
+    names = [f"{name}_" for name in (*net._modules, *net._criteria)]
+    compiled = {name: vars(net)[name] for name in names if name in vars(net)}
+    vars(net).update({name: original_of(part) for name, part in compiled.items()})
+    try:
+        yield
+    finally:
+        vars(net).update(compiled)
 
 
 class Training:
@@ -72,6 +93,8 @@ class Training:
         Norm of the gradients of each step of the epoch, before clipping.
     coefficients : list of float
         By what each of them was clipped; 1.0 for not at all.
+    layerwise : LayerwisePass or None
+        What takes the place of autograd in the steps of this epoch.
     """
 
     def __init__(
@@ -79,7 +102,7 @@ class Training:
     ) -> None:
         self.net = net
         self.guard = net.guard_
-        self.batches = batches
+        self.begin_epoch(batches, None)
         self.n_steps = 0
         self.rate: float | None = None
         self.batch_number = 1
@@ -92,7 +115,6 @@ class Training:
         self._step_norm = self._step_loss = 0.0
         self.n_clipped = 0
         self.largest_norm = 0.0
-        self.begin_epoch()
         try:
             self.guard.begin(net._all_modules(), net._all_optimizers(), n_steps)
         except NonFiniteTrainingError as error:
@@ -101,10 +123,28 @@ class Training:
             report = explain_weights(self, next(iter(batches)))
             raise NonFiniteTrainingError(str(report), report) from None
 
-    def begin_epoch(self) -> None:
-        """Forget the norms of the epoch before."""
+    def begin_epoch(self, batches: Any, layerwise: LayerwisePass | None) -> None:
+        """Forget the norms of the epoch before, and look at the network anew.
+
+        Parameters
+        ----------
+        batches : iterable of tuple
+            Of the epoch.
+        layerwise : LayerwisePass or None
+            What may take the place of autograd in it.
+        """
+        self.batches = batches
+        self.layerwise = layerwise
         self.norms: list[float] = []
         self.coefficients: list[float] = []
+        self._submodules = [
+            part for module in self.net._all_modules() for part in module.modules()
+        ]
+
+    @property
+    def is_in_mode(self) -> bool:
+        """Whether each part of the network is in training mode."""
+        return all(module.training for module in self._submodules)
 
     def end(self, *, is_broken_off: bool) -> None:
         """Leave the net with weights that anyone may use.
@@ -201,16 +241,26 @@ class Training:
             try:
                 return self.attempt(batch, fit_params)
             except StepRefused as refused:
-                failure = explain(self, refused, batch, fit_params)
-                if self._start_on_scaled_data(failure.report, batch, fit_params):
-                    continue
-                step = mend(self, failure, batch, fit_params)
+                with uncompiled(self.net):  # there is nothing to see in compiled code
+                    step = self._recover(refused, batch, fit_params)
                 if step is not None:
                     return step
-                trials = Trials(self, batch, fit_params)
-                if self.guard.handle(failure.report, trials) == "skip":
-                    self.net._zero_grad_optimizer()
-                    return {**refused.step, "was_skipped": True}
+
+    def _recover(
+        self, refused: StepRefused, batch: Any, fit_params: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """What :meth:`step` returns after all, or None to try again."""
+        failure = explain(self, refused, batch, fit_params)
+        if self._start_on_scaled_data(failure.report, batch, fit_params):
+            return None
+        step = mend(self, failure, batch, fit_params)
+        if step is not None:
+            return step
+        trials = Trials(self, batch, fit_params)
+        if self.guard.handle(failure.report, trials) == "skip":
+            self.net._zero_grad_optimizer()
+            return {**refused.step, "was_skipped": True}
+        return None
 
     def attempt(
         self, batch: Any, fit_params: dict[str, Any], mends: str | None = None
@@ -239,27 +289,35 @@ class Training:
         net, guard, conditioning = self.net, self.guard, self.conditioning
         accumulator = net.get_train_step_accumulator()
         guard.begin_step()
-        self.random_states = random_states(net.device)
         repairs = mends == "operations"
         single = _repaired_step if repairs else type(net).train_step_single
+        layerwise = None if repairs or fit_params else self.layerwise
+        pieces = None if layerwise is None else [layerwise.gradients]
+        is_random = layerwise is None or layerwise.is_random
+        if is_random or self.random_states is None:
+            self.random_states = random_states(net.device)
 
         def step_fn() -> Tensor:
             if conditioning is not None:
                 conditioning.to_raw()  # an optimizer may look more than once
-            net._zero_grad_optimizer()
             try:
-                step = single(net, batch, **fit_params)
+                if layerwise is not None:  # which overwrites the gradients
+                    step = layerwise.step(batch[0], batch[1], net.get_loss)
+                else:
+                    net._zero_grad_optimizer()
+                    step = single(net, batch, **fit_params)
             except Exception as error:  # as a decomposition of NaN raises
                 empty = {"loss": torch.tensor(math.nan), "y_pred": None}
                 raise StepRefused(empty, math.nan, math.nan, error) from error
             accumulator.store_step(step)
-            net.notify(
-                "on_grad_computed",
-                named_parameters=TeeGenerator(net.get_all_learnable_params()),
-                batch=batch,
-                training=True,
-            )
-            self._watch_and_clip(batch, step, fit_params, mends)
+            if net._is_heard_in_epoch_:
+                net.notify(
+                    "on_grad_computed",
+                    named_parameters=TeeGenerator(net.get_all_learnable_params()),
+                    batch=batch,
+                    training=True,
+                )
+            self._watch_and_clip(batch, step, fit_params, mends, pieces)
             if conditioning is not None:
                 conditioning.to_scaled()
             loss: Tensor = step["loss"]
@@ -297,6 +355,7 @@ class Training:
         step: dict[str, Any],
         fit_params: dict[str, Any],
         mends: str | None,
+        pieces: list[Tensor] | None,
     ) -> None:
         """Refuse a step that is not finite or has exploded; clip any other.
 
@@ -328,7 +387,7 @@ class Training:
         if mends == "operations" and norm == 0.0:
             raise StepRefused(step, loss, norm)  # nothing to learn is left of it
         guard.pass_step(loss)
-        coefficient = self.clip(parameters, grads, norm, rescue_norm)
+        coefficient = self.clip(parameters, grads, norm, rescue_norm, pieces)
         self._step_norm, self._step_loss = norm * coefficient, loss
         self.norms.append(norm)
         self.coefficients.append(coefficient)
@@ -341,6 +400,7 @@ class Training:
         grads: list[Tensor],
         norm: float,
         rescue_norm: float | None,
+        pieces: list[Tensor] | None = None,
     ) -> float:
         """Clip in place.
 
@@ -352,6 +412,8 @@ class Training:
             Global norm of the gradients, finite.
         rescue_norm : float or None
             What the guard itself allows.
+        pieces : list of Tensor or None, default=None
+            The same gradients in fewer pieces, if they are so laid out.
 
         Returns
         -------
@@ -361,6 +423,7 @@ class Training:
         net, before = self.net, norm
         if net.adaptive_clip_ is not None:
             norm *= net.adaptive_clip_(parameters, grads, norm)
+        grads = pieces or grads
         if net.clip_value is not None:
             clip_grad_value(grads, net.clip_value)
             norm = float(grad_norm(grads))

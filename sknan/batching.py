@@ -31,6 +31,8 @@ def tree_map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
     object
         Nested as ``data`` is.
     """
+    if isinstance(data, Tensor):
+        return function(data)
     if isinstance(data, Mapping):
         return {key: tree_map(function, value) for key, value in data.items()}
     if isinstance(data, (tuple, list)):
@@ -59,6 +61,11 @@ def tree_leaves(data: Any) -> list[Tensor]:
 
     tree_map(collect, data)
     return leaves
+
+
+# Rows are gathered for several batches at once, which costs less than for each, but no
+# more of them than the cache holds (1 MB of float32): batches are views of such blocks.
+_VALUES_PER_BLOCK = 2**18
 
 
 def _drawn_seed() -> int:
@@ -147,7 +154,7 @@ class TensorBatches:
     -----
     Yields ``(X, y)`` with leaves of shape (rows, ...), whose numbers in the table are
     ``latest``. Batches never share memory with the table, so a module that works in
-    place cannot damage the caller's arrays.
+    place cannot damage the caller's arrays; some share it with each other.
     """
 
     def __init__(
@@ -168,7 +175,8 @@ class TensorBatches:
         self.drop_last = drop_last
         self.like_loader = like_loader
         self.merge_lone_row = merge_lone_row
-        self.latest: Tensor | None = None
+        self._order: Tensor | None = None
+        self._latest: slice | None = None
 
     def _bounds(self) -> list[tuple[int, int]]:
         n, size = len(self.dataset), self.batch_size
@@ -184,7 +192,16 @@ class TensorBatches:
     def __len__(self) -> int:
         return len(self._bounds())
 
-    def _order(self) -> Tensor:
+    @property
+    def latest(self) -> Tensor | None:
+        """Numbers of the rows of the batch that was yielded last."""
+        if self._latest is None:
+            return None
+        numbers = self.dataset.numbers
+        order = self._order
+        return numbers[self._latest if order is None else order[self._latest]]
+
+    def _drawn_order(self) -> Tensor:
         generator = None
         if self.like_loader:  # its sampler shuffles by a generator of its own
             generator = torch.Generator().manual_seed(_drawn_seed())
@@ -194,17 +211,22 @@ class TensorBatches:
         table = self.dataset
         if self.like_loader:
             _drawn_seed()  # a loader seeds its workers with it, even if it has none
-        if self.shuffle:
-            # One gather of the whole table per pass; batches are then views of a copy
-            # that nobody else holds.
-            order = self._order()
-            X, y = table.rows(order)
-            for start, stop in self._bounds():
-                batch = slice(start, stop)
-                self.latest = table.numbers[order[batch]]
-                yield tree_map(lambda leaf, batch=batch: leaf[batch], (X, y))  # type: ignore[misc]
-        else:
-            for start, stop in self._bounds():
-                X, y = table.rows(slice(start, stop))
-                self.latest = table.numbers[start:stop]
-                yield tree_map(torch.clone, (X, y))
+        self._order = self._drawn_order() if self.shuffle else None
+        bounds = self._bounds()
+        per_block = max(1, _VALUES_PER_BLOCK // self._values_per_batch())
+        for block in range(0, len(bounds), per_block):
+            its_bounds = bounds[block : block + per_block]
+            first, last = its_bounds[0][0], its_bounds[-1][1]
+            if self._order is None:
+                rows = tree_map(torch.clone, table.rows(slice(first, last)))
+            else:
+                rows = table.rows(self._order[first:last])
+            for start, stop in its_bounds:
+                self._latest = slice(start, stop)
+                batch = slice(start - first, stop - first)
+                yield tree_map(lambda leaf, batch=batch: leaf[batch], rows)  # type: ignore[misc]
+
+    def _values_per_batch(self) -> int:
+        leaves = tree_leaves((self.dataset.X, self.dataset.y))
+        per_row = sum(leaf[:1].numel() for leaf in leaves)
+        return max(1, per_row * self.batch_size)

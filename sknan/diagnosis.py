@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sknan._blame import places_to_blame
-from sknan._replay import Names, replay
+from sknan._replay import Names, original_of, replay
 from sknan._report import Cause, NonFiniteReport, Phase
 from sknan._verdict import examine_step
 from sknan.batching import tree_leaves, tree_map
@@ -155,7 +155,7 @@ def _copied(net: Any) -> Any:
     twin = object.__new__(type(net))
     vars(twin).update(vars(net))
     for name in [*net._modules, *net._criteria]:
-        vars(twin)[f"{name}_"] = copy.deepcopy(getattr(net, f"{name}_"))
+        vars(twin)[f"{name}_"] = copy.deepcopy(original_of(getattr(net, f"{name}_")))
     return twin
 
 
@@ -192,7 +192,7 @@ def _step_of_net(net: Any, X: Any, y: Any) -> _Step:
 
 def _step_of_module(module: nn.Module, criterion: Any, X: Any, y: Any) -> _Step:
     # A copy: what a forward pass changes in place must not be seen outside.
-    module, criterion = copy.deepcopy((module, criterion))
+    module, criterion = copy.deepcopy((original_of(module), original_of(criterion)))
     first = next(iter([*module.parameters(), *module.buffers()]), torch.zeros(()))
     batch = _as_tensors(X, first.device), _as_tensors(y, first.device)
     return _Step(
@@ -296,7 +296,7 @@ def reproduce(
             "of an error do, and a pickled one leaves it behind. Save it with "
             "report.save(path)."
         )
-    module, criterion = copy.deepcopy((module, criterion))
+    module, criterion = copy.deepcopy((original_of(module), original_of(criterion)))
     module.load_state_dict(capsule.weights["module"])
     if isinstance(criterion, nn.Module) and "criterion" in capsule.weights:
         criterion.load_state_dict(capsule.weights["criterion"])

@@ -111,6 +111,15 @@ def _total(tensors: list[Tensor]) -> Tensor:
     return torch.cat([t if t.ndim == 1 else t.reshape(-1) for t in tensors]).sum()
 
 
+def _read(numbers: Sequence[Tensor]) -> list[float]:
+    """Numbers off their device, with one wait for all of them."""
+    if all(number.is_cpu for number in numbers):
+        return [number.item() for number in numbers]
+    like = numbers[0]
+    together = torch.stack([n.reshape(()).to(like) for n in numbers])
+    return list(together.tolist())
+
+
 class Trials(Protocol):
     """What a guard may try out before it decides; afterwards all is as before."""
 
@@ -271,11 +280,11 @@ class Guard:
             if grad is not None:
                 parameters.append(parameter)
                 grads.append(grad)
-        numbers = grad_norms(grads) or [torch.zeros((), device=loss.device)]
-        like, n_norms = numbers[0], len(numbers)
-        numbers.append(loss.detach().reshape(()).to(like))
-        numbers += [_total(group).to(like) for group in self._buffers]
-        read = torch.stack(numbers).tolist()
+        numbers = grad_norms(grads)
+        n_norms = len(numbers)
+        numbers.append(loss.detach())
+        numbers += [_total(group) for group in self._buffers]
+        read = _read(numbers)
         norm_value = math.hypot(*read[:n_norms])
         loss_value, *totals = read[n_norms:]
         if not math.isfinite(norm_value):

@@ -22,7 +22,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sknan._blocks import Known, fill
 from sknan._caller import stacklevel_of_caller
-from sknan._checks import FLOAT64_MAX, column_name, did_you_mean, first_text_cell
+from sknan._checks import (
+    FLOAT64_MAX,
+    column_name,
+    did_you_mean,
+    first_text_cell,
+    plain_floats,
+)
 from sknan._columns import columns_of, count_known, mean, means, median, midpoint
 from sknan._pickling import VersionedPickleMixin
 from sknan._selection import neighbours
@@ -38,7 +44,7 @@ _ANY_KIND = ("most_frequent", "constant")
 _DTYPES = ("float16", "float32", "float64")
 
 # Tables of these are worked on as they are; others become the first.
-_TABLE_DTYPES = (np.float64, np.float32, np.float16)
+_TABLE_DTYPES = tuple(map(np.dtype, ("float64", "float32", "float16")))
 
 # What partial_fit learns.
 _STREAMED = ("mean", "zero", "constant")
@@ -399,8 +405,10 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
         Every hole is marked, but in a dense table of floats.
         """
         is_numeric = self.strategy not in _ANY_KIND
-        if is_numeric and not in_fit and self._is_valid(X):
-            return X
+        if is_numeric and not in_fit and self._takes_nan():
+            table = plain_floats(X, self, _TABLE_DTYPES)
+            if table is not None:
+                return table
         validate = self._validate_numbers if is_numeric else super()._validate_input
         try:
             # What is not finite is a hole, unless something else marks the holes.
@@ -421,18 +429,6 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
                 cells = X_in.data if sparse.issparse(X_in) else X_in
             cells[unfit] = self._marker()
         return X_in
-
-    def _is_valid(self, X: Any) -> bool:
-        """Whether validation in ``transform`` would find nothing and change nothing."""
-        return (
-            type(X) is np.ndarray
-            and X.dtype in _TABLE_DTYPES
-            and X.ndim == 2
-            and len(X) > 0
-            and X.shape[1] == self.n_features_in_
-            and not hasattr(self, "feature_names_in_")
-            and self._takes_nan()
-        )
 
     def _validate_numbers(self, X: Any, in_fit: bool) -> Any:
         """As `SimpleImputer` does, but for a copy of what is dense."""
@@ -478,11 +474,12 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
         dtype = self._output_dtype() or X.dtype
         # What `SimpleImputer` validates is a copy already, if one was wanted.
         may_write = not self.copy or self.strategy in _ANY_KIND
+        values = self.statistics_
         if not kept.all():
-            X, may_write = X[:, kept], True
-        values = _rounded(self.statistics_[kept], X.dtype).astype(dtype)
-        if may_write and X.dtype == dtype and X.flags.writeable:
-            out = X
+            X, values, may_write = X[:, kept], values[kept], True
+        values = _rounded(values, X.dtype).astype(dtype, copy=False)
+        if X.dtype == dtype:
+            out = X if may_write and X.flags.writeable else np.array(X, order="K")
         else:
             with np.errstate(over="ignore"):  # what overflows is to be replaced
                 out = X.astype(dtype, order="K", subok=False)
@@ -660,7 +657,11 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
             ) from None
 
     def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
+        # Those of SimpleImputer import pandas each time, and a pipeline asks for them
+        # twice in a prediction, which may be of one row.
+        tags = super(SimpleImputer, self).__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = self._takes_nan()
         if self.dtype is None:
             tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         else:
@@ -716,5 +717,5 @@ def _rounded(fill: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """The statistics in the table's dtype, none of them overflowing it."""
     if dtype.kind == "f" and fill.dtype.kind == "f" and dtype != fill.dtype:
         largest = float(np.finfo(dtype).max)
-        fill = np.clip(fill, -largest, largest)
-    return fill.astype(dtype)
+        fill = np.minimum(np.maximum(fill, -largest), largest)
+    return fill.astype(dtype, copy=False)

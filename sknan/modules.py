@@ -85,5 +85,5 @@ class TabularMLP(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         """Map (n_samples, n_features_in) to (n_samples, n_outputs)."""
-        output: Tensor = self.head(self.hidden(X))
-        return output
+        # In this plain form the layers can be passed without autograd (`_layerwise`).
+        return self.head(self.hidden(X))  # type: ignore[no-any-return]

@@ -1,0 +1,110 @@
+"""A training of an estimator's net, prepared but not begun.
+
+Between the two a search can take many of them together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sknan._table_net import TableNet
+from sknan._threads import threads_for
+from sknan.batching import TensorTable
+from sknan.early_stopping import BestWeights
+
+__all__ = ["TrainingPlan", "resumed", "seeded"]
+
+
+@dataclass
+class TrainingPlan:
+    """A training of an estimator's net: all is prepared, and nothing begun.
+
+    Parameters
+    ----------
+    net : TableNet
+        Initialized, or trained before.
+    table : TensorTable
+        Rows and targets as the net takes them.
+    best : BestWeights or None
+        What keeps the best epoch on rows that are held out, if that is wanted.
+    split : callable
+        Indices of the rows to train on and of those held out, by a seed.
+    split_seed : int
+        That seed.
+    random_states : tuple
+        Of torch's generators, where initialization has left them.
+    num_threads : int or "auto"
+        Threads to train with.
+    is_partial : bool
+        One epoch at a constant rate, without early stopping.
+    """
+
+    net: TableNet
+    table: TensorTable
+    best: BestWeights | None
+    split: Callable[[int], tuple[Tensor, Tensor]]
+    split_seed: int
+    random_states: tuple[Tensor, Tensor | None]
+    num_threads: int | str
+    is_partial: bool
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in a full batch."""
+        return min(int(self.net.batch_size), len(self.table))
+
+    def run(self) -> None:
+        """Train the net by itself."""
+        net, best = self.net, self.best
+        n_flops = 3.0 * net.flops_per_row_ * self.batch_size
+        try:
+            if best is not None:
+                net._split_seed_ = self.split_seed  # a backup may bring another one
+                net.train_split = lambda table: [
+                    table.subset(rows) for rows in self.split(net._split_seed_)
+                ]
+                net.callbacks_.append(("best_weights", best.initialize()))
+            with (
+                resumed(self.random_states, net.device),
+                threads_for(n_flops, self.num_threads),
+            ):
+                if self.is_partial:
+                    net.set_params(lr_schedule=None, warmup=0.0, max_epochs=1)
+                    net.partial_fit(self.table)
+                else:
+                    net.fit(self.table)
+        finally:
+            net.train_split = None  # it holds rows
+            net.callbacks_ = [c for c in net.callbacks_ if c[1] is not best]
+
+
+def _gpu_index(device: str) -> int:
+    index = torch.device(device).index
+    return torch.cuda.current_device() if index is None else index
+
+
+@contextlib.contextmanager
+def resumed(states: tuple[Tensor, Tensor | None], device: str) -> Iterator[None]:
+    """Go on inside the block from where torch's generators were left."""
+    with seeded(0, device):
+        torch.set_rng_state(states[0])
+        if states[1] is not None:
+            torch.cuda.set_rng_state(states[1], device)
+        yield
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: str) -> Iterator[None]:
+    """Seed torch inside the block, and give the caller's generators back after it."""
+    on_gpu = torch.device(device).type == "cuda"
+    devices = [_gpu_index(device)] if on_gpu else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            torch.cuda.manual_seed(seed)
+        yield
