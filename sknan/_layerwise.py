@@ -23,7 +23,13 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sknan.losses import CrossEntropyLoss, MSELoss
 
-__all__ = ["LayerwisePass", "layerwise_pass", "output_bound"]
+__all__ = [
+    "ACTIVATIONS",
+    "LayerwisePass",
+    "layers_of",
+    "layerwise_pass",
+    "output_bound",
+]
 
 _aten = torch.ops.aten
 
@@ -94,7 +100,7 @@ class _Activation(_Layer):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self.function, self.slope, self.is_of_output = _ACTIVATIONS[type(module)]
+        self.function, self.slope, self.is_of_output = ACTIVATIONS[type(module)]
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.function(self.module, x)
@@ -117,7 +123,7 @@ class _Dropout(_Layer):
 
 # Function of the module and its input, gradient given what is kept, and whether that
 # is the output.
-_ACTIVATIONS: dict[type[nn.Module], tuple[Any, Any, bool]] = {
+ACTIVATIONS: dict[type[nn.Module], tuple[Any, Any, bool]] = {
     nn.ReLU: (
         lambda _, x: torch.relu(x),
         lambda _, grad, y: _aten.threshold_backward.default(grad, y, 0),
@@ -164,7 +170,7 @@ _SELU_SCALE = 1.0507009873554804934193349852946
 _LAYERS: dict[type[nn.Module], type[_Layer]] = {
     nn.Linear: _Linear,
     nn.Dropout: _Dropout,
-    **dict.fromkeys(_ACTIVATIONS, _Activation),
+    **dict.fromkeys(ACTIVATIONS, _Activation),
 }
 
 
@@ -331,7 +337,7 @@ def layerwise_pass(module: nn.Module, criterion: Any, X: Any) -> LayerwisePass |
     """
     if _is_watched() or not isinstance(X, Tensor) or X.ndim != 2 or X.requires_grad:
         return None
-    layers = _layers_of(module)
+    layers = layers_of(module)
     if layers is None or not isinstance(criterion, nn.Module):
         return None
     if not _is_bare(criterion) or any(True for _ in criterion.parameters()):
@@ -366,7 +372,7 @@ def output_bound(module: nn.Module, X: Tensor) -> float:
     float
         inf if the input or a weight is not finite.
     """
-    layers = _layers_of(module)
+    layers = layers_of(module)
     if layers is None or not len(X) or X.ndim != 2:
         return math.inf
     bound: float = max(map(abs, torch.stack(torch.aminmax(X)).tolist()))
@@ -419,7 +425,7 @@ def _is_plain(parameter: Any) -> bool:
     )
 
 
-def _layers_of(module: nn.Module) -> list[nn.Module] | None:
+def layers_of(module: nn.Module) -> list[nn.Module] | None:
     """The layers that an input passes one after the other, if that is all."""
     if not _is_bare(module):
         return None
@@ -434,7 +440,7 @@ def _layers_of(module: nn.Module) -> list[nn.Module] | None:
         return None
     layers: list[nn.Module] = []
     for child in children:
-        found = _layers_of(child)
+        found = layers_of(child)
         if found is None:
             return None
         layers += found

@@ -178,7 +178,8 @@ class TensorBatches:
         self._order: Tensor | None = None
         self._latest: slice | None = None
 
-    def _bounds(self) -> list[tuple[int, int]]:
+    def bounds(self) -> list[tuple[int, int]]:
+        """Where each batch begins and ends in the order of a pass."""
         n, size = len(self.dataset), self.batch_size
         bounds = [(start, min(start + size, n)) for start in range(0, n, size)]
         if self.drop_last and bounds and bounds[-1][1] - bounds[-1][0] < size:
@@ -190,7 +191,7 @@ class TensorBatches:
         return bounds
 
     def __len__(self) -> int:
-        return len(self._bounds())
+        return len(self.bounds())
 
     @property
     def latest(self) -> Tensor | None:
@@ -212,7 +213,7 @@ class TensorBatches:
         if self.like_loader:
             _drawn_seed()  # a loader seeds its workers with it, even if it has none
         self._order = self._drawn_order() if self.shuffle else None
-        bounds = self._bounds()
+        bounds = self.bounds()
         per_block = max(1, _VALUES_PER_BLOCK // self._values_per_batch())
         for block in range(0, len(bounds), per_block):
             its_bounds = bounds[block : block + per_block]

@@ -1,0 +1,222 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from torch import nn
+
+from sknan import DivergenceWarning, StableNetClassifier, StableNetRegressor
+from sknan.stacking import Job, stack_key, train_together
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Two folds of one table."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(260, 5)).astype(np.float32)
+    y = X[:, 0] + X[:, 1] * X[:, 2] + 0.1 * rng.normal(size=260)
+    return [(X[:200], y[:200]), (X[60:], y[60:])]
+
+
+def jobs_of(door, tables, settings, **common):
+    options = {"max_epochs": 3, "batch_size": 32, "random_state": 0, **common}
+    jobs = []
+    for setting in settings:
+        for X, y in tables:
+            target = (y > 0).astype(int) if door is StableNetClassifier else y
+            jobs.append(Job(door(**{**options, **setting}), X, target, {}))
+    return jobs
+
+
+def fitted_alone(jobs):
+    return [clone(job.estimator).fit(job.X, job.y, **job.fit_params) for job in jobs]
+
+
+def weights_of(estimator):
+    return list(estimator.net_.module_.state_dict().values())
+
+
+def assert_same(outcomes, others, atol=0.0):
+    """Weights alike, and what else a fit leaves behind."""
+    for outcome, other in zip(outcomes, others, strict=True):
+        ours = outcome.estimator
+        for mine, its in zip(weights_of(ours), weights_of(other), strict=True):
+            torch.testing.assert_close(mine, its, atol=atol, rtol=0.0)
+        assert ours.n_iter_ == other.n_iter_
+        assert ours.best_epoch_ == other.best_epoch_
+        assert ours.effective_lr_ == other.effective_lr_
+        histories = [est.net_.history.to_list() for est in (ours, other)]
+        for mine, its in zip(*histories, strict=True):
+            assert mine.keys() == its.keys()
+            for key in mine.keys() - {"batches", "dur"}:
+                assert mine[key] == pytest.approx(its[key], rel=1e-5, abs=1e-6), key
+
+
+RATES = [{"lr": lr} for lr in (1e-4, 1e-3, 1e-2)]
+
+CASES = {
+    "rates": (RATES, {}),
+    "decays": ([{"weight_decay": d} for d in (0.0, 0.1, 1.0)], {}),
+    "clips": ([{"clip_norm": c} for c in (None, 0.1, 1.0)], {}),
+    "schedules": (
+        [
+            {"lr_schedule": "one_cycle"},
+            {"lr_schedule": "plateau"},
+            {"lr_schedule": None, "warmup": 5},
+        ],
+        {"max_epochs": 6},
+    ),
+    "seeds": ([{"random_state": seed} for seed in range(3)], {}),
+    "dropout": (
+        [{"module__dropout": p, "lr": 1e-2} for p in (0.1, 0.5)],
+        {"module__activation": "silu"},
+    ),
+    "early stopping": (
+        [{"lr": lr, "n_iter_no_change": n} for lr, n in [(1e-1, 1), (1e-3, 9)]],
+        {"early_stopping": True, "max_epochs": 20},
+    ),
+    "Adam": (RATES, {"optimizer": "adam", "weight_decay": 0.1}),
+    "betas": (RATES, {"optimizer__betas": (0.5, 0.9)}),
+    "one batch": (RATES, {"batch_size": 512}),
+    "torch's loss": (RATES, {"criterion": "torchs"}),
+}
+
+
+@pytest.mark.parametrize(("settings", "common"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("door", [StableNetClassifier, StableNetRegressor])
+def test_a_stack_trains_each_as_it_would_be_by_itself(door, tables, settings, common):
+    if common.get("criterion") == "torchs":
+        is_classifier = door is StableNetClassifier
+        loss = nn.CrossEntropyLoss if is_classifier else nn.MSELoss
+        common = {**common, "criterion": loss}
+    jobs = jobs_of(door, tables, settings, module__width=16, **common)
+    others = fitted_alone(jobs)
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked for outcome in outcomes)
+    assert_same(outcomes, others)
+
+
+@pytest.mark.parametrize("width", [1, 7, 37])
+def test_odd_widths_differ_by_no_more_than_rounding(tables, width):
+    # A product rounds otherwise where its result does not begin at 64 bytes.
+    jobs = jobs_of(StableNetClassifier, tables, RATES, module__width=width)
+    others = fitted_alone(jobs)
+    assert_same(train_together(jobs), others, atol=1e-5)
+
+
+def test_predictions_are_those_of_separate_fits(tables):
+    jobs = jobs_of(StableNetClassifier, tables, RATES)
+    others = fitted_alone(jobs)
+    for outcome, other, job in zip(train_together(jobs), others, jobs, strict=True):
+        np.testing.assert_array_equal(
+            outcome.estimator.predict_proba(job.X), other.predict_proba(job.X)
+        )
+
+
+def test_no_slice_touches_another(tables):
+    settings = [{"lr": 10.0**-k} for k in range(1, 8)]
+    calm = train_together(jobs_of(StableNetClassifier, tables[:1], settings))
+    with_one = [*settings[:3], {"lr": 1e30}, *settings[3:]]
+    jobs = jobs_of(StableNetClassifier, tables[:1], with_one)
+    outcomes = train_together(jobs)
+    wild = outcomes.pop(3)
+    for outcome, other in zip(outcomes, calm, strict=True):
+        assert outcome.is_stacked
+        pairs = zip(
+            weights_of(outcome.estimator), weights_of(other.estimator), strict=True
+        )
+        assert all(torch.equal(*pair) for pair in pairs)
+    assert not wild.is_stacked
+
+
+def test_a_slice_that_fails_on_the_way_leaves_the_others_alone(tables):
+    # Large enough to explode, small enough to be tried in the stack.
+    settings = [{"lr": 1e-3}, {"lr": 1e9}, {"lr": 1e-2}]
+    jobs = jobs_of(StableNetClassifier, tables, settings, clip_norm=None, max_epochs=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)
+        others = fitted_alone(jobs)
+    outcomes = train_together(jobs)
+    stacked = [outcome.is_stacked for outcome in outcomes]
+    assert stacked == [True, True, False, False, True, True]
+    assert_same(outcomes, others)
+    assert outcomes[2].estimator.nonfinite_reports_
+    assert [w.category for w in outcomes[2].warnings] == [DivergenceWarning]
+
+
+def test_what_a_fit_would_raise_is_handed_over(tables):
+    (X, y), _ = tables
+    broken = X.copy()
+    broken[3, 1] = np.nan
+    jobs = [
+        Job(StableNetRegressor(max_epochs=1), X, y, {}),
+        Job(StableNetRegressor(max_epochs=1), broken, y, {}),
+        Job(StableNetRegressor(max_epochs=1, lr=-1), X, y, {}),
+    ]
+    outcomes = train_together(jobs)
+    assert outcomes[0].error is None
+    assert outcomes[1].estimator is None
+    assert "NaN" in str(outcomes[1].error)
+    assert "'lr'" in str(outcomes[2].error)
+
+
+def test_warnings_are_handed_over(tables):
+    jobs = jobs_of(StableNetRegressor, tables, [{"clip_norm": 1e6}, {"clip_norm": 0.1}])
+    outcomes = train_together(jobs)
+    assert "clip_norm=1000000.0 never had an effect" in str(
+        outcomes[0].warnings[0].message
+    )
+    assert not outcomes[2].warnings
+
+
+def test_sample_weights_and_other_modules_go_alone(tables):
+    class Residual(nn.Module):
+        def __init__(self, n_features_in, n_outputs):
+            super().__init__()
+            self.layer = nn.Linear(n_features_in, n_features_in)
+            self.head = nn.Linear(n_features_in, n_outputs)
+
+        def forward(self, X):
+            return self.head(X + torch.relu(self.layer(X)))
+
+    weighted = [
+        Job(job.estimator, job.X, job.y, {"sample_weight": np.arange(200) + 1.0})
+        for job in jobs_of(StableNetRegressor, tables, RATES)
+    ]
+    custom = jobs_of(StableNetRegressor, tables, RATES, module=Residual)
+    for jobs in (weighted, custom):
+        others = fitted_alone(jobs)
+        outcomes = train_together(jobs)
+        assert not any(outcome.is_stacked for outcome in outcomes)
+        assert_same(outcomes, others)
+
+
+def test_what_may_lie_in_one_stack_has_one_key(tables):
+    job, *_ = jobs_of(StableNetClassifier, tables, RATES)
+
+    def key(**params):
+        return stack_key(
+            job._replace(estimator=clone(job.estimator).set_params(**params))
+        )
+
+    assert key() == key(lr=1.0, weight_decay=1.0, clip_norm=None, random_state=7)
+    assert key() != key(module__width=8)
+    assert key() != key(batch_size=16)
+    assert key(callbacks=[object()]) is None
+    assert key(verbose=1) is None
+    assert key() != stack_key(job._replace(X=job.X[:50]))
+
+
+def test_memory_limits_how_many_are_trained_at_once(tables):
+    jobs = jobs_of(StableNetClassifier, tables, RATES)
+    others = fitted_alone(jobs)
+    outcomes = train_together(jobs, max_memory=1)
+    assert not any(outcome.is_stacked for outcome in outcomes)
+    assert_same(outcomes, others)
+
+
+def test_the_callers_generator_is_left_as_it_was(tables):
+    state = torch.get_rng_state()
+    train_together(jobs_of(StableNetClassifier, tables, RATES))
+    assert torch.equal(torch.get_rng_state(), state)
