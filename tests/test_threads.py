@@ -65,7 +65,7 @@ def test_a_small_network_is_trained_on_one_thread_and_on_as_many_as_asked(
 
 
 def test_another_number_of_threads_is_refused(table):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="num_threads") as caught:
         StableNetClassifier(num_threads=0).fit(*table)
     assert str(caught.value) == (
         "The 'num_threads' parameter of StableNetClassifier must be an integer of at "

@@ -1,0 +1,380 @@
+"""What predicting costs: one row, many rows, memory; and what importing costs.
+
+    python -m benchmarks.prediction [--only row rows memory imports] [--json FILE]
+
+One thread, medians of runs in turn. The peer is what somebody writes by hand who has
+the fitted numbers at hand and trusts the input (`by_hand`, below): no check of shape,
+names or finiteness. A row may take 1.5 times as long through the pipeline. Importing
+sknan may take 0.3 s more than importing torch, scikit-learn and skorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from skorch import NeuralNetClassifier
+from threadpoolctl import threadpool_limits
+
+from benchmarks.timing import in_turn, ratio_in_turn
+from sknan import (
+    NaNImputer,
+    SafeScaler,
+    StableNetClassifier,
+    StableNetRegressor,
+    TabularMLP,
+)
+
+N_COLUMNS = 20
+ROW_LIMIT = 1.5
+IMPORT_LIMIT = 0.3
+
+# What skorch and somebody at a keyboard take who think of memory.
+BY_HAND_ROWS = 8192
+
+Answer = Callable[[np.ndarray], np.ndarray]
+
+
+# -- what predicts -------------------------------------------------------------------
+
+
+def table(n_rows: int, dtype: str) -> np.ndarray:
+    """Normal numbers, a tenth of them missing."""
+    rng = np.random.default_rng(0)
+    cells = rng.normal(size=(n_rows, N_COLUMNS)).astype(dtype)
+    cells[rng.random(cells.shape) < 0.1] = np.nan
+    return cells
+
+
+def fitted(door: Any, X: Any, width: int) -> Pipeline:
+    """A pipeline that has seen the table for an epoch."""
+    first = np.nan_to_num(np.asarray(X)[:, 0])
+    y = (first > 0) * 1 if door is StableNetClassifier else first
+    net = door(module__width=width, max_epochs=1, random_state=0)
+    return make_pipeline(NaNImputer(), SafeScaler(), net).fit(X, y)
+
+
+def by_hand(pipeline: Pipeline, method: str, dtype: Any) -> Answer:
+    """The same steps on arrays, with the numbers that the pipeline has fitted."""
+    imputer, scaler, net = (step for _, step in pipeline.steps)
+    fill, center, scale = (
+        np.asarray(numbers, dtype=dtype)
+        for numbers in (imputer.statistics_, scaler.center_, scaler.scale_)
+    )
+    bound = scaler.bound
+    module = net.net_.module_.eval()
+
+    def output(X: np.ndarray) -> torch.Tensor:
+        filled = np.where(np.isfinite(X), X, fill)
+        z = (filled - center) / scale
+        z = z / np.sqrt(1 + (z / bound) ** 2)
+        with torch.inference_mode():
+            answer: torch.Tensor = module(torch.from_numpy(z.astype(np.float32)))
+        return answer
+
+    def probabilities(X: np.ndarray) -> np.ndarray:
+        return torch.softmax(output(X), dim=1).numpy()
+
+    def labels(X: np.ndarray) -> np.ndarray:
+        return np.asarray(net.classes_[output(X).numpy().argmax(axis=1)])
+
+    def targets(X: np.ndarray) -> np.ndarray:
+        values = output(X).numpy().reshape(-1)
+        return np.asarray(values * net.target_scale_ + net.target_mean_)
+
+    if isinstance(net, StableNetRegressor):
+        return targets
+    return probabilities if method == "predict_proba" else labels
+
+
+def in_batches(answer: Answer, n_rows: int) -> Answer:
+    """The same on so many rows at a time."""
+
+    def answers(X: np.ndarray) -> np.ndarray:
+        starts = range(0, len(X), n_rows)
+        return np.concatenate([answer(X[start : start + n_rows]) for start in starts])
+
+    return answers
+
+
+class Idle(BaseEstimator):
+    """A step that does nothing, to see what a pipeline of such steps takes."""
+
+    def fit(self, X: Any, y: Any = None) -> Idle:
+        """Do nothing."""
+        return self
+
+    def transform(self, X: Any) -> Any:
+        """Return the input."""
+        return X
+
+    def predict(self, X: Any) -> Any:
+        """Return the input."""
+        return X
+
+    predict_proba = predict
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+# -- one row -------------------------------------------------------------------------
+
+
+def measure_row(repeats: int) -> dict[str, Any]:
+    """Print and return a row for each door, method, width and kind of input."""
+    print(
+        f"{'one row':<40}{'ours µs':>8}{'hand':>7}{'ratio':>7}{'limit':>7}{'  |':>3}"
+        f"{'steps':>7}{'net':>6}{'module':>8}{'idle pipeline':>15}"
+    )
+    found = {}
+    methods = (
+        (StableNetClassifier, "predict"),
+        (StableNetClassifier, "predict_proba"),
+        (StableNetRegressor, "predict"),
+    )
+    for width in (128, 512):
+        for kind in ("float32", "float64", "DataFrame"):
+            for door, method in methods:
+                name = f"{door.__name__[9:].lower()} {width}, {method}, {kind}"
+                row = _row(door, method, kind, width, repeats)
+                found[name] = row
+                print(
+                    f"{name:<40}{row['ours_s'] * 1e6:>8.0f}{row['hand_s'] * 1e6:>7.0f}"
+                    f"{row['ratio']:>7.2f}{ROW_LIMIT:>7.1f}{'  |':>3}"
+                    f"{row['steps_s'] * 1e6:>7.0f}{row['net_s'] * 1e6:>6.0f}"
+                    f"{row['module_s'] * 1e6:>8.0f}{row['idle_s'] * 1e6:>15.0f}"
+                    f"{'' if row['ratio'] <= ROW_LIMIT else '  above'}",
+                    flush=True,
+                )
+    return found
+
+
+def _row(
+    door: Any, method: str, kind: str, width: int, repeats: int
+) -> dict[str, float]:
+    cells = table(1000, "float32" if kind == "float32" else "float64")
+    X: Any = cells
+    if kind == "DataFrame":
+        X = pd.DataFrame(cells, columns=[f"x{j}" for j in range(N_COLUMNS)])
+    pipeline = fitted(door, X, width)
+    row, array = X[:1], cells[:1].copy()
+    imputer, scaler, net = (step for _, step in pipeline.steps)
+    scaled = scaler.transform(imputer.transform(row))
+    module, tensor = net.net_.module_, torch.from_numpy(scaled.astype(np.float32))
+    hand = by_hand(pipeline, method, cells.dtype)
+    ours, last = getattr(pipeline, method), getattr(net, method)
+    np.testing.assert_allclose(ours(row), hand(array), rtol=1e-4)
+    idle = getattr(make_pipeline(Idle(), Idle(), Idle()), method)
+
+    def forward() -> torch.Tensor:
+        with torch.no_grad():
+            output: torch.Tensor = module(tensor)
+        return output
+
+    times = in_turn([lambda: ours(row), lambda: hand(array)], repeats=repeats)
+    parts = in_turn(
+        [
+            lambda: last(scaler.transform(imputer.transform(row))),
+            lambda: last(scaled),
+            forward,
+            lambda: idle(row),
+        ],
+        repeats=repeats,
+    )
+    medians = map(statistics.median, [*times, *parts])
+    names = ("ours_s", "hand_s", "steps_s", "net_s", "module_s", "idle_s")
+    found = dict(zip(names, medians, strict=True))
+    return {**found, "ratio": found["ours_s"] / found["hand_s"]}
+
+
+# -- many rows -----------------------------------------------------------------------
+
+
+def measure_rows(n_rows: int, repeats: int) -> dict[str, Any]:
+    """Print and return what a large table takes, and its peers."""
+    X = table(n_rows, "float32")
+    pipeline = fitted(StableNetClassifier, X[:1000], 128)
+    net = pipeline[-1]
+    scaled = pipeline[:-1].transform(X)
+    module = net.net_.module_
+    hand = in_batches(by_hand(pipeline, "predict", np.float32), BY_HAND_ROWS)
+
+    def forward(X: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            output: torch.Tensor = module(torch.from_numpy(X))
+        return output.numpy().argmax(axis=1)
+
+    peer = MLPClassifier((128, 128), max_iter=1)
+    skorch_nets = {
+        size: NeuralNetClassifier(
+            TabularMLP,
+            module__n_features_in=N_COLUMNS,
+            module__n_outputs=2,
+            batch_size=size,
+        ).initialize()
+        for size in (128, BY_HAND_ROWS)
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has not converged, nor need it
+        peer.fit(scaled[:1000], np.arange(1000) % 2)
+    ways: dict[str, Callable[[], Any]] = {
+        "pipeline": lambda: pipeline.predict(X),
+        "the same by hand": lambda: hand(X),
+        "StableNetClassifier": lambda: net.predict(scaled),
+        "module by hand": lambda: in_batches(forward, BY_HAND_ROWS)(scaled),
+        "MLPClassifier": lambda: peer.predict(scaled),
+        "skorch, batches of 128": lambda: skorch_nets[128].predict(scaled),
+        f"skorch, batches of {BY_HAND_ROWS}": lambda: skorch_nets[BY_HAND_ROWS].predict(
+            scaled
+        ),
+    }
+    times = in_turn(list(ways.values()), repeats=repeats)
+    found = {}
+    print(f"{f'{n_rows} rows':<40}{'ms':>8}{'times the module by hand':>26}")
+    module_times = times[list(ways).index("module by hand")]
+    for name, taken in zip(ways, times, strict=True):
+        ratio = ratio_in_turn(taken, module_times)
+        found[name] = {"s": statistics.median(taken), "over_module": ratio}
+        print(f"{name:<40}{statistics.median(taken) * 1e3:>8.0f}{ratio:>26.2f}")
+    return found
+
+
+# -- memory --------------------------------------------------------------------------
+
+
+def peak_beside(function: Callable[[], Any]) -> int:
+    """Most bytes that the process took beside what it held already (Linux)."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed may be still held
+    Path("/proc/self/clear_refs").write_text("5")  # starts the record anew
+    before = _status("VmRSS")
+    function()
+    return max(_status("VmHWM") - before, 0)
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise LookupError(name)
+
+
+def measure_memory(n_rows: int) -> dict[str, Any]:
+    """Print and return what predicting a table takes beside the table, in MB."""
+    found = {}
+    print(f"{'memory':<40}{'table MB':>9}{'predict':>9}{'all at once':>13}")
+    for dtype in ("float32", "float64"):
+        for width in (128, 2048):
+            row = _in_a_process("memory_of", n_rows, dtype, width)
+            found[f"width {width}, {dtype}"] = row
+            print(
+                f"{f'width {width}, {dtype}':<40}{row['table'] / 1e6:>9.0f}"
+                f"{row['predict'] / 1e6:>9.0f}{row['at_once'] / 1e6:>13.0f}",
+                flush=True,
+            )
+    return found
+
+
+def memory_of(n_rows: int, dtype: str, width: int) -> dict[str, float]:
+    """Bytes of a table, of predicting it, and of its widest layer all at once."""
+    X = np.nan_to_num(table(n_rows, dtype))
+    net = fitted(StableNetClassifier, X[:1000], width)[-1]
+    net.predict(X[:10_000])
+    peak = peak_beside(lambda: net.predict(X))
+    return {"table": X.nbytes, "predict": peak, "at_once": 4.0 * n_rows * width}
+
+
+def _in_a_process(function: str, *arguments: Any) -> dict[str, float]:
+    """What a function of this module returns in a fresh process."""
+    code = (
+        "import json, torch; from benchmarks import prediction; "
+        "torch.set_num_threads(1); "
+        f"print(json.dumps(prediction.{function}(*{arguments!r})))"
+    )
+    answer: dict[str, float] = json.loads(_output_of(code))
+    return answer
+
+
+# -- imports -------------------------------------------------------------------------
+
+_BASE = "torch, sklearn, skorch"
+
+
+def measure_imports(repeats: int) -> dict[str, Any]:
+    """Print and return what importing takes in fresh processes, by two clocks."""
+    found = {}
+    for clock in ("perf_counter", "process_time"):
+        code = (
+            f"from time import {clock} as now; start = now(); import {_BASE}; "
+            "between = now(); import sknan; print(between - start, now() - between)"
+        )
+        _output_of(code)  # which compiles what has changed
+        taken = [tuple(map(float, _output_of(code).split())) for _ in range(repeats)]
+        base, ours = map(statistics.median, zip(*taken, strict=True))
+        found[clock] = {"base_s": base, "sknan_s": ours}
+        print(
+            f"{f'import {_BASE}, {clock}':<52}{base:>6.2f} s, then sknan {ours:.2f} s"
+            f"{'' if ours <= IMPORT_LIMIT else '  above'}"
+        )
+    return found
+
+
+def _output_of(code: str) -> str:
+    # An installed package is compiled.
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**kept, "OMP_NUM_THREADS": "1"},
+    )
+    return done.stdout
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", nargs="*", choices=["row", "rows", "memory", "imports"]
+    )
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "row": lambda: measure_row(200 * arguments.repeats),
+        "rows": lambda: measure_rows(arguments.rows, arguments.repeats),
+        "memory": lambda: measure_memory(arguments.rows),
+        "imports": lambda: measure_imports(arguments.repeats),
+    }
+    with threadpool_limits(1):
+        found = {
+            name: measure()
+            for name, measure in measures.items()
+            if not arguments.only or name in arguments.only
+        }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
