@@ -55,7 +55,9 @@ class Block(NamedTuple):
         return self.per_column(n_true.astype(np.int64))
 
 
-def blocks(X: NDArray[Any], out: NDArray[Any] | None = None) -> Iterator[Block]:
+def blocks(
+    X: NDArray[Any], out: NDArray[Any] | None = None, n_cells: int = _BLOCK_CELLS
+) -> Iterator[Block]:
     """Blocks of a table in the order of memory, copied where it has gaps.
 
     Parameters
@@ -65,6 +67,8 @@ def blocks(X: NDArray[Any], out: NDArray[Any] | None = None) -> Iterator[Block]:
     out : ndarray of the same shape, default=None
         Where the ``out`` of the blocks goes; may be ``X`` itself. With None the blocks
         are to be read alone.
+    n_cells : int, default=65536
+        About how many cells a block has at most.
 
     Yields
     ------
@@ -77,7 +81,7 @@ def blocks(X: NDArray[Any], out: NDArray[Any] | None = None) -> Iterator[Block]:
     # Columns of a short table would make too many blocks.
     width = 1 if by_column and n_rows >= _WIDTH else n_columns
     joined = max(1, _WIDTH // width)
-    step = joined * max(1, _BLOCK_CELLS // (joined * width))
+    step = joined * max(1, n_cells // (joined * width))
     whole = n_rows // joined * joined
     ends = [*range(0, whole, step), whole, n_rows]
     for first in range(0, n_columns, width):
@@ -98,7 +102,13 @@ def blocks(X: NDArray[Any], out: NDArray[Any] | None = None) -> Iterator[Block]:
 
 
 class PerColumn:
-    """A value for each column, laid along the long rows of a block."""
+    """A value for each column, laid along the long rows of a block.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_columns,) or (n_kinds, n_columns)
+        Of several kinds several rows are laid.
+    """
 
     def __init__(self, values: NDArray[Any]) -> None:
         self._values = values
@@ -112,16 +122,17 @@ class PerColumn:
     def at(self, block: Block, places: NDArray[np.intp]) -> Any:
         """The values for some of the cells, laid out one after the other."""
         if block.columns.stop - block.columns.start == 1:
-            return self._values[block.columns.start]
-        return self._repeated(block, block.cells.size)[places]
+            return self._values[..., block.columns.start]
+        return self._repeated(block, block.cells.size)[..., places]
 
     def _repeated(self, block: Block, size: int) -> NDArray[Any]:
         if self._at != (block.columns.start, size):
-            values = self._values[block.columns]
-            if size == len(values):
+            values = self._values[..., block.columns]
+            n_columns = values.shape[-1]
+            if size == n_columns:
                 return values
             self._at = (block.columns.start, size)
-            self._row = np.tile(values, size // len(values))
+            self._row = np.tile(values, size // n_columns)
         return self._row
 
 

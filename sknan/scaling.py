@@ -87,10 +87,11 @@ class SafeScaler(
     [1]_. In its usual form, the first, the square overflows: in float32 every value
     beyond about 5e19 comes out as 0, the median. The second form cannot overflow; and
     as each of its steps rounds monotonously, larger values never come out smaller, by
-    not even the last digit. It is computed in the dtype of the table, to four units
-    of the last place, by a division less; where the bound, or a center or spread of a
-    column, is extreme for that dtype (beyond 1e9 and 1e18 in float32) all columns take
-    a longer way in float64.
+    not even the last digit. It is computed in the dtype of the table, as
+    :math:`1 / \sqrt{1 / b^2 + s^2 / (x - m)^2}` and to four units of the last place;
+    where the bound, a center, a spread or a spread times the bound is extreme for that
+    dtype (beyond 1e9, 1e18, 1e18 and 1e14 in float32) all columns take a longer way in
+    float64.
 
     Quartiles are found in blocks of the table, by one pass that counts what lies
     between values of a sample: exactly, and in little memory beside the table.

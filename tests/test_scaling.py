@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -369,6 +370,112 @@ def test_order_is_kept_among_ordinary_float32(column, bound):
     column = np.sort(column)[:, None]
     scaled = SafeScaler(bound=bound).fit(column[::2]).transform(column).ravel()
     assert (np.diff(scaled.astype(np.float64)) >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tiny_deviations_keep_their_size_in_tables_of_any_length(dtype):
+    # The squares of some are lost; those of powers of two may be exact and yet too
+    # small to divide by.
+    lowest = int(math.log2(float(np.finfo(dtype).smallest_subnormal)))
+    sizes = np.outer(2.0 ** np.arange(lowest, 2), [0.0, 1.0, 1.3, 1.999])
+    column = np.sort(np.concatenate([sizes.ravel(), -sizes.ravel()])).astype(dtype)
+    scaler = SafeScaler().fit(np.array([[-1.0], [-0.3], [0.3], [1.0]]))
+    once = scaler.transform(column[:, None])
+    expected = column / scaler.scale_[0]
+    expected /= np.sqrt(1 + (expected / 3.0) ** 2)
+    unit = float(np.finfo(dtype).smallest_subnormal)
+    np.testing.assert_allclose(once[:, 0], expected, rtol=1e-6, atol=unit)
+    assert (np.diff(once, axis=0) >= 0).all()
+    n_times = 1 + 40_000 // len(column)
+    many = scaler.transform(np.tile(column, n_times)[:, None])
+    np.testing.assert_array_equal(many, np.tile(once, (n_times, 1)))
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([np.float32, np.float64]),
+    st.lists(finite, min_size=1, max_size=30),
+    st.integers(-45, 45),
+    st.sampled_from([3.0, 7.0]),
+)
+def test_order_is_kept_around_a_center_of_zero(dtype, cells, exponent, bound):
+    with np.errstate(over="ignore"):
+        column = np.array(cells).astype(dtype)
+    known = column[np.isfinite(column) & (column != 0)]
+    # Also neighbours of each, and numbers about as large as the spread.
+    about = np.float64(2.0**exponent) * np.array([1e-20, 1e-9, 0.7, 1.0, 1e9, 1e20])
+    known = np.concatenate([known, about.astype(dtype)])
+    near = np.nextafter(known, dtype(0))
+    column = np.sort(np.concatenate([known, near, -known, -near]))[:, None]
+    scaler = SafeScaler(bound=bound).fit(2.0**exponent * np.array([[-1], [0], [1.0]]))
+    scaled = scaler.transform(column).astype(np.float64)
+    assert (np.diff(scaled, axis=0) >= 0).all()
+    np.testing.assert_array_equal(scaled, -scaled[::-1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("bound", [3.0, 7.0])  # 7 is no reciprocal of a float32
+def test_few_rows_come_out_as_many(dtype, order, bound):
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(60_000, 5)) * [1, 1e-3, 50, 1, 1] + [0, 1, 0, 0, 0]
+    table[:, 2] = table[:, 2].round()  # the median, 0, is one of them
+    table[:, 3] = 4.0
+    table[rng.random(table.shape) < 0.1] = NAN
+    table[rng.random(table.shape) < 0.01] = INF
+    table = np.array(table, dtype=dtype, order=order)
+    scaler = SafeScaler(bound=bound).fit(table)
+    few = np.vstack([scaler.transform(part) for part in np.array_split(table, 60)])
+    n_threads = torch.get_num_threads()
+    try:
+        for n in (1, 2):  # the blocks are larger with one
+            torch.set_num_threads(n)
+            np.testing.assert_array_equal(scaler.transform(table), few)
+    finally:
+        torch.set_num_threads(n_threads)
+    wide = np.repeat(table, 2, axis=1)
+    SafeScaler(bound=bound, copy=False).fit(table).transform(wide[:, ::2])
+    np.testing.assert_array_equal(wide[:, ::2], few)
+    np.testing.assert_array_equal(wide[:, 1::2], table)
+
+
+FAR = [(-47, 0), (0, -29), (46, 0), (20, 27)]
+FARTHER = [(-399, -80), (0, -99), (399, 80), (380, 99)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "of_scale", "of_bound"),
+    [(np.float32, *pair) for pair in FAR] + [(np.float64, *pair) for pair in FARTHER],
+)
+def test_columns_barely_ordinary_are_exact_to_four_units(dtype, of_scale, of_bound):
+    scale, bound = 1.1 * 2.0**of_scale, 1.1 * 2.0**of_bound
+    scaler = SafeScaler(bound=bound).fit(scale * np.array([[-1], [0], [1.0]]))
+    largest = int(math.log2(float(np.finfo(dtype).max)))
+    column = np.append(1.3 * 2.0 ** np.arange(1 - largest, largest, 3), INF)
+    *scaled, reached = scaler.transform(column.astype(dtype)[:, None]).ravel().tolist()
+    assert reached == pytest.approx(bound, rel=float(np.finfo(dtype).eps))
+    for x, found in zip(column.astype(dtype).tolist(), scaled, strict=False):
+        expected = exact(x, 0.0, scaler.scale_[0], reached)
+        assert abs(found - expected) <= 4 * float(np.spacing(dtype(abs(expected))))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_infinities_reach_bounds_that_are_no_reciprocals(dtype):
+    for bound in [*np.arange(0.25, 50, 0.25).tolist(), 0.1, math.pi, math.e * 1e3]:
+        scaler = SafeScaler(bound=bound).fit([[1.0], [2.0], [3.0], [4.0]])
+        highest, lowest = scaler.transform(np.array([[INF], [-INF]], dtype)).ravel()
+        assert highest == -lowest
+        assert float(highest) <= bound < float(np.nextafter(highest, dtype(INF)))
+
+
+def test_a_center_between_two_float32_keeps_its_digits():
+    center = 0.001 + 1e-11
+    scaler = SafeScaler().fit([[center - 1.0], [center], [center + 1.0]])
+    near = np.float32(center)
+    column = np.array([near, np.nextafter(near, np.float32(1))])
+    scaled = scaler.transform(column[:, None]).ravel()
+    expected = [exact(float(x), center, scaler.scale_[0], 3.0) for x in column]
+    np.testing.assert_allclose(scaled, np.array(expected, float), rtol=3e-7)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
