@@ -10,23 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sknan._layerwise import ACTIVATIONS, layers_of, layerwise_pass
 from sknan._loss_watch import LossWatch
+from sknan._stacked_pass import can_be_passed, kind_of_pass, stacked_pass
 from sknan._threads import threads_for
 from sknan._training_plan import TrainingPlan
 from sknan._verdict import OVERFLOWS_SQUARED
-from sknan.batching import TensorBatches, TensorTable
-from sknan.losses import CrossEntropyLoss, MSELoss
+from sknan.batching import TensorBatches, TensorTable, tree_leaves, tree_map
 from sknan.schedules import LearningRateSchedule
 
 __all__ = ["shape_of", "train_stack"]
 
-_aten = torch.ops.aten
-
 # A larger rate may overflow inside the optimizer, which the guard then looks for.
 _LARGEST_RATE = 1e10
+
+# Of a parameter group: what each slice has for itself.
+_PER_SLICE = ("params", "lr", "weight_decay")
 
 _ADAMS = (torch.optim.Adam, torch.optim.AdamW)
 
@@ -55,156 +55,34 @@ def shape_of(plan: TrainingPlan) -> Hashable | None:
         and net.clip_value is None
         and net.adaptive_clip is None
         and not net.callbacks
-        and isinstance(table.y, Tensor)
+        and not net.compile
+        and isinstance(table.X, Tensor)
         and type(net.optimizer_) in _ADAMS
         and len(net.optimizer_.param_groups) == 1
     )
-    if not is_usual or layerwise_pass(net.module_, net.criterion_, table.X) is None:
-        return None
-    if _loss_of(net.criterion_, table.y) is None:
+    if not is_usual:
         return None
     group = net.optimizer_.param_groups[0]
-    options = {k: v for k, v in group.items() if k not in ("params", "lr")}
-    options.pop("weight_decay")
-    is_plain = not (options["amsgrad"] or options["maximize"] or options["capturable"])
+    options = {k: v for k, v in group.items() if k not in _PER_SLICE}
+    is_plain = options["fused"] and not (
+        options["amsgrad"] or options["maximize"] or options["capturable"]
+    )
     if not is_plain or not 0.0 < float(group["lr"]) < _LARGEST_RATE:
         return None
-    layers = layers_of(net.module_) or []
+    kind = kind_of_pass(net, table)
+    if kind is None:
+        return None
     n_train, n_valid = len(table), 0
     if plan.best is not None:
         train, valid = plan.split(plan.split_seed)
         n_train, n_valid = len(train), len(valid)
     return (
-        tuple((type(layer), _sizes(layer)) for layer in layers),
-        type(net.criterion_),
+        kind,
         type(net.optimizer_),
         tuple(sorted((k, str(v)) for k, v in options.items())),
         (n_train, n_valid, net.batch_size, net.max_epochs),
-        table.X.dtype,
-        table.y.shape[1:],
+        tuple((leaf.dtype, leaf.shape[1:]) for leaf in tree_leaves((table.X, table.y))),
     )
-
-
-def _sizes(layer: nn.Module) -> Any:
-    if isinstance(layer, nn.Linear):
-        return (*layer.weight.shape, layer.bias is not None)
-    return getattr(layer, "approximate", None)
-
-
-# -- losses: value of each slice, and gradient of the output ---------------------------
-
-
-def _cross_entropy(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the rows of each slice; logits (K, B, C), codes (K, B)."""
-    n_slices, n_rows, n_classes = output.shape
-    logs = torch.log_softmax(output.reshape(-1, n_classes), 1)
-    codes = target.reshape(-1)
-    losses, total = _aten.nll_loss_forward.default(logs, codes, None, 0, -100)
-    share = torch.full_like(losses, 1.0 / n_rows)
-    grad = _aten.nll_loss_backward.default(share, logs, codes, None, 0, -100, total)
-    grad = _aten._log_softmax_backward_data.default(grad, logs, 1, output.dtype)
-    return losses.view(n_slices, n_rows).mean(1), grad.view_as(output)
-
-
-def _squared_error(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over rows and outputs of each slice; both (K, B, ...)."""
-    difference = output - target.view_as(output)
-    n_values = difference[0].numel()
-    losses = difference.square().flatten(1).mean(1)
-    return losses, difference.mul_(2.0 / n_values)
-
-
-def _loss_of(criterion: Any, target: Tensor) -> Any:
-    """The loss of stacked outputs, if it is written out here."""
-    if type(criterion) in (CrossEntropyLoss, nn.CrossEntropyLoss):
-        is_plain = (
-            criterion.weight is None
-            and criterion.label_smoothing == 0.0
-            and criterion.reduction == "mean"
-        )
-        fits = target.ndim == 1 and target.dtype == torch.int64
-        return _cross_entropy if is_plain and fits else None
-    if type(criterion) in (MSELoss, nn.MSELoss):
-        return _squared_error if criterion.reduction == "mean" else None
-    return None
-
-
-# -- layers ----------------------------------------------------------------------------
-
-
-class _StackedLinear:
-    """Linear layers of all slices; weights (K, out, in), inputs (K, B, in)."""
-
-    def __init__(self, weight: tuple[Tensor, Tensor], bias: Any) -> None:
-        self.weight, self.weight_grad = weight
-        self.weight_t = self.weight.transpose(1, 2)
-        self.bias, self.bias_grad = bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.x = x
-        if self.bias is None:
-            return _product(x, self.weight_t)
-        if self.weight.shape[1] == 1 or _is_tiny(x, self.weight_t):
-            triples = zip(self.bias, x, self.weight_t, strict=True)
-            return torch.stack([torch.addmm(b, own, w) for b, own, w in triples])
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight_t)
-
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        _product(grad.transpose(1, 2), self.x, out=self.weight_grad)
-        if self.bias_grad is not None:
-            torch.sum(grad, 1, out=self.bias_grad)
-        return _product(grad, self.weight) if needs_input else None
-
-
-# For products of fewer multiplications, and of one column, torch's batched product
-# takes another way than its plain one, and rounds otherwise.
-_TINY = 400
-
-
-def _is_tiny(a: Tensor, b: Tensor) -> bool:
-    return a.shape[1] * a.shape[2] * b.shape[2] < _TINY
-
-
-def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Of the matrices of each slice, as a training by itself would round it."""
-    if not _is_tiny(a, b):
-        return torch.bmm(a, b, out=out)
-    return torch.stack([x.mm(y) for x, y in zip(a, b, strict=True)], out=out)
-
-
-class _StackedActivation:
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.function, self.slope, self.is_of_output = ACTIVATIONS[type(module)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.function(self.module, x)
-        self.kept = y if self.is_of_output else x
-        return y
-
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        if not needs_input:
-            return None
-        slope: Tensor = self.slope(self.module, grad, self.kept)
-        return slope
-
-
-class _StackedDropout:
-    """Each slice draws its mask from its own generator, as it would by itself."""
-
-    def __init__(self, shares: list[float], generators: list[torch.Generator]) -> None:
-        self.shares = shares
-        self.generators = generators
-
-    def forward(self, x: Tensor) -> Tensor:
-        noise = torch.empty_like(x)
-        for own, p, generator in zip(noise, self.shares, self.generators, strict=True):
-            own.bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
-        self.noise = noise
-        return x * noise
-
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        return grad * self.noise if needs_input else None
 
 
 # -- slices ----------------------------------------------------------------------------
@@ -217,7 +95,6 @@ class _Slice:
         net = plan.net
         self.plan = plan
         self.net: Any = net
-        self.layers = layers_of(net.module_) or []
         group = net.optimizer_.param_groups[0]
         self.lr = float(group["lr"])
         self.weight_decay = float(group["weight_decay"])
@@ -242,8 +119,12 @@ class _Slice:
         self.best_weights: list[Tensor] | None = None
 
     @property
-    def weights(self) -> list[nn.Parameter]:
-        return [p for layer in self.layers for p in layer.parameters()]
+    def weights(self) -> list[Tensor]:
+        return list(self.net.module_.parameters())
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        return list(self.net.module_.buffers())
 
     def factor(self, n_steps: int) -> float:
         """Of the rate at a step."""
@@ -325,8 +206,8 @@ class _Slice:
             best.best_score_ = self.best_loss
         with torch.no_grad():
             kept = self.best_weights or weights
-            for parameter, value in zip(self.weights, kept, strict=True):
-                parameter.copy_(value)
+            for tensor, value in zip([*self.weights, *self.buffers], kept, strict=True):
+                tensor.copy_(value)
         self.n_steps = n_steps
 
     def warn(self) -> None:
@@ -347,31 +228,23 @@ class _Stack:
     """
 
     def __init__(self, slices: list[_Slice]) -> None:
-        columns = zip(*(its.weights for its in slices), strict=True)
-        weights = [torch.stack([p.detach() for p in column]) for column in columns]
+        weights = _blocks([its.weights for its in slices])
         parts = [weights, *([torch.zeros_like(w) for w in weights] for _ in range(3))]
+        parts.append(_blocks([its.buffers for its in slices]))
         self._take(slices, parts)
 
     def _take(self, slices: list[_Slice], parts: list[list[Tensor]]) -> None:
         self.slices = slices
         self._parts = parts
         self._lists: dict[tuple[int, ...], list[list[Tensor]]] = {}
-        self.weights, self.gradients = parts[:2]
-        blocks = iter(zip(self.weights, self.gradients, strict=True))
-        self.layers: list[Any] = []
-        for i, layer in enumerate(slices[0].layers):
-            if isinstance(layer, nn.Linear):
-                weight = next(blocks)
-                bias = next(blocks) if layer.bias is not None else (None, None)
-                self.layers.append(_StackedLinear(weight, bias))
-            elif isinstance(layer, nn.Dropout):
-                shares: list[Any] = [its.layers[i].p for its in slices]
-                generators = [its.generator for its in slices]
-                self.layers.append(_StackedDropout(shares, generators))
-            else:
-                self.layers.append(_StackedActivation(layer))
-        is_linear = [isinstance(layer, _StackedLinear) for layer in self.layers]
-        self.first = is_linear.index(True)
+        self.weights, self.gradients, _, _, self.buffers = parts
+        self.passes = stacked_pass(
+            [its.net for its in slices],
+            [its.generator for its in slices],
+            self.weights,
+            self.gradients,
+            self.buffers,
+        )
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Let all other slices go."""
@@ -382,20 +255,8 @@ class _Stack:
         self._take([self.slices[k] for k in numbers], parts)
 
     def weights_of(self, k: int) -> list[Tensor]:
-        """A copy of the weights of one slice."""
-        return [block[k].clone() for block in self.weights]
-
-    def forward(self, x: Tensor, *, training: bool) -> Tensor:
-        """Outputs (K, B, ...) of inputs (K, B, n_features)."""
-        for layer in self.layers:
-            if training or not isinstance(layer, _StackedDropout):
-                x = layer.forward(x)
-        return x
-
-    def backward(self, grad: Any) -> None:
-        """Leave the gradients of the weights, given that of the outputs."""
-        for i in range(len(self.layers) - 1, self.first - 1, -1):
-            grad = self.layers[i].backward(grad, i > self.first)
+        """A copy of the weights and buffers of one slice."""
+        return [block[k].clone() for block in (*self.weights, *self.buffers)]
 
     def norms(self) -> list[Tensor]:
         """2-norm of each gradient of each slice."""
@@ -447,15 +308,23 @@ class _Stack:
         """Weights, gradients and moments of some slices, one tensor each."""
         if numbers not in self._lists:
             self._lists[numbers] = [
-                [view[k] for k in numbers for view in views] for views in self._parts
+                [block[k] for k in numbers for block in blocks]
+                for blocks in self._parts[:4]
             ]
         return self._lists[numbers]
 
     def are_finite(self) -> list[bool]:
-        """Whether the weights of each slice are finite."""
-        sums = [block.flatten(1).sum(1) for block in self.weights]
+        """Whether the weights, and the buffers, of each slice are finite."""
+        floats = [b for b in self.buffers if b.is_floating_point()]
+        sums = [block.flatten(1).sum(1) for block in (*self.weights, *floats)]
         finite: list[bool] = torch.isfinite(torch.stack(sums)).all(0).tolist()
         return finite
+
+
+def _blocks(tensors: list[list[Tensor]]) -> list[Tensor]:
+    """Tensors of each slice, stacked with those of the others."""
+    columns = zip(*tensors, strict=True)
+    return [torch.stack([t.detach() for t in column]) for column in columns]
 
 
 # -- the training ----------------------------------------------------------------------
@@ -479,6 +348,8 @@ def train_stack(
         For each that is trained, what shows the warnings of its training. None if a
         step of it has failed or might have: its plan is as it was, to be run by itself.
     """
+    if not can_be_passed(plans[0].net, plans[0].table):
+        return [None] * len(plans)
     tables, offsets = _distinct_tables(plans, sources)
     n_flops = 3.0 * plans[0].net.flops_per_row_ * plans[0].batch_size * len(plans)
     run = _Run(plans, tables, offsets)
@@ -514,11 +385,9 @@ class _Run:
         tables: list[TensorTable],
         offsets: list[int],
     ) -> None:
-        self.X = torch.cat([table.X for table in tables])
-        self.y = torch.cat([table.y for table in tables])
+        self.rows = _joined([table.rows(slice(None)) for table in tables])
         net = plans[0].net
         self.group = net.optimizer_.param_groups[0]
-        self.loss_of = _loss_of(net.criterion_, tables[0].y)
         n_train = len(tables[0])
         if plans[0].best is not None:
             n_train = len(plans[0].split(plans[0].split_seed)[0])
@@ -568,9 +437,7 @@ class _Run:
         for start, stop in self.bounds:
             rows = orders[:, start:stop]
             x, target = self._rows(rows)
-            output = stack.forward(x, training=True)
-            losses, grad = self.loss_of(output, target)
-            stack.backward(grad)
+            losses, output = stack.passes.step(x, target)
             each_loss, *norms = torch.stack([losses, *stack.norms()]).tolist()
             whole = [math.hypot(*own) for own in zip(*norms, strict=True)]
             pairs = list(zip(each_loss, whole, strict=True))
@@ -598,12 +465,14 @@ class _Run:
             stack.step(self.group, rates, self.n_steps)
         self._end_epoch(x, output, rates)
 
-    def _rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _rows(self, rows: Tensor) -> tuple[Tensor, Any]:
         """Inputs and targets of rows (K, B)."""
         flat = rows.reshape(-1)
-        x = self.X.index_select(0, flat).view(*rows.shape, -1)
-        y = self.y.index_select(0, flat).view(*rows.shape, *self.y.shape[1:])
-        return x, y
+        x, target = tree_map(
+            lambda leaf: leaf.index_select(0, flat).view(*rows.shape, *leaf.shape[1:]),
+            self.rows,
+        )
+        return x, target
 
     def _end_epoch(self, x: Tensor, output: Tensor, rates: list[float]) -> None:
         """Verify, validate, log, and let go what fails or is at its end."""
@@ -631,10 +500,14 @@ class _Run:
             return None
         rows = torch.stack([its.valid for its in slices])
         x, target = self._rows(rows)
-        losses: list[float] = self.loss_of(
-            self.stack.forward(x, training=False), target
-        )[0].tolist()
+        losses: list[float] = self.stack.passes.evaluate(x, target).tolist()
         return losses
+
+
+def _joined(rows: list[tuple[Any, Any]]) -> Any:
+    """Rows of several tables, one after the other."""
+    leaves = iter([torch.cat(c) for c in zip(*map(tree_leaves, rows), strict=True)])
+    return tree_map(lambda _: next(leaves), rows[0])
 
 
 def _might_be_collapsed(x: Tensor, output: Tensor) -> bool:

@@ -86,6 +86,7 @@ FLOOR = {
     "_table_net": 4,
     "_training_plan": 4,
     "_stack": 4,
+    "_stacked_pass": 4,
     "_net_parts": 4,
     "_prefixed_params": 4,
     "_estimator_base": 4,
