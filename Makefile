@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/01_quickstart.py
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -62,6 +62,7 @@ def in_turn(
     ways: Sequence[Callable[[], object]],
     *,
     repeats: int = 31,
+    n_warm_ups: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """Seconds of ``repeats`` runs of each way, one after the other in turn.
@@ -69,9 +70,11 @@ def in_turn(
     Parameters
     ----------
     ways : sequence of callable
-        Without arguments; each is called three times before the clock starts.
+        Without arguments.
     repeats : int, default=31
         How often each is timed.
+    n_warm_ups : int, default=3
+        How often each is called before the clock starts.
     clock : callable, default=time.perf_counter
         Seconds; ``time.process_time`` where a percent counts and others compute too.
 
@@ -80,7 +83,7 @@ def in_turn(
     list of list of float
         The times of each way, those of one turn at the same place.
     """
-    for way in [*ways] * 3:
+    for way in [*ways] * n_warm_ups:
         way()
     times: list[list[float]] = [[] for _ in ways]
     for turn in range(repeats):

@@ -54,9 +54,9 @@ LIMITS: dict[tuple[str, str], float | None] = {
 class Perceptron(nn.Sequential):
     """Two hidden layers with ReLU and a logit for each of two classes."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, n_features_in: int = N_FEATURES) -> None:
         super().__init__(
-            nn.Linear(N_FEATURES, width),
+            nn.Linear(n_features_in, width),
             nn.ReLU(),
             nn.Linear(width, width),
             nn.ReLU(),
@@ -90,7 +90,7 @@ def expert(
 ) -> nn.Module:
     """What somebody writes by hand who knows where time goes."""
     rows, target = torch.from_numpy(X), torch.from_numpy(y)
-    module = Perceptron(width)
+    module = Perceptron(width, X.shape[1])
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.AdamW(module.parameters(), lr=RATE, fused=True)
     parameters = list(module.parameters())

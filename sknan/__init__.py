@@ -13,6 +13,7 @@ from sknan.exceptions import (
     SknanError,
 )
 from sknan.imputation import NaNImputer
+from sknan.learning_rate import LearningRateRange, find_learning_rate
 from sknan.modules import TabularMLP
 from sknan.nets import (
     GuardedNet,
@@ -22,15 +23,24 @@ from sknan.nets import (
     GuardMixin,
 )
 from sknan.scaling import SafeScaler
+from sknan.search import (
+    BatchedGridSearchCV,
+    BatchedHalvingSearchCV,
+    BatchedRandomizedSearchCV,
+)
 
 __all__ = [
     "BackupAndRestore",
+    "BatchedGridSearchCV",
+    "BatchedHalvingSearchCV",
+    "BatchedRandomizedSearchCV",
     "DivergenceWarning",
     "GuardMixin",
     "GuardedNet",
     "GuardedNetBinaryClassifier",
     "GuardedNetClassifier",
     "GuardedNetRegressor",
+    "LearningRateRange",
     "NaNImputer",
     "NonFiniteDataError",
     "NonFiniteReport",
@@ -41,6 +51,7 @@ __all__ = [
     "StableNetRegressor",
     "TabularMLP",
     "audit",
+    "find_learning_rate",
 ]
 
 __version__ = version("sknan")

@@ -19,7 +19,7 @@ from sknan._caller import stacklevel_of_caller
 from sknan._checks import DROP_ROWS, FLOAT64_MAX, check_finite
 from sknan._estimator_base import StableNetBase
 from sknan._net_parts import kind_of
-from sknan._training_plan import TrainingPlan
+from sknan._training_plan import TrainingRows
 from sknan.exceptions import NonFiniteDataError
 from sknan.losses import FocalLoss, ProbabilityNLLLoss, unbounded
 
@@ -53,8 +53,10 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
     optimizer : str or type, default="adamw"
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``,
         ``"adagrad"`` or a class of ``torch.optim``.
-    lr : float, default=1e-3
-        Learning rate at the top of the schedule.
+    lr : float or "auto", default=1e-3
+        Learning rate at the top of the schedule. ``"auto"`` lets ``fit``, and the first
+        ``partial_fit``, find it on their rows by :func:`~sknan.find_learning_rate`;
+        training that goes on keeps the rate it has.
     lr_schedule : str, callable or None, default="cosine"
         Factor of ``lr`` over the progress of training: ``"constant"``, ``"cosine"``,
         ``"one_cycle"``, ``"exponential"``, ``"step"``, ``"plateau"``, ``"coslog4"`` or
@@ -125,8 +127,12 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         Epoch whose weights were kept, counted from 1; None without early stopping.
     nonfinite_reports_ : list of NonFiniteReport
         Every step that failed and was rescued, in order.
+    lr_ : float
+        Learning rate: ``lr``, or what was found for ``"auto"``.
+    learning_rate_range_ : LearningRateRange or None
+        How it was found, with the reason and the curves; None if ``lr`` is a number.
     effective_lr_ : float
-        ``lr`` times all reductions by the guard: equal to ``lr`` if nothing failed.
+        ``lr_`` times all reductions by the guard: equal to ``lr_`` if nothing failed.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -178,7 +184,7 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         *,
         criterion: Any = "cross_entropy",
         optimizer: Any = "adamw",
-        lr: float = 1e-3,
+        lr: float | str = 1e-3,
         lr_schedule: Any = "cosine",
         warmup: float = 0.0,
         max_epochs: int = 100,
@@ -250,7 +256,7 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         self._finish(plan)
         return self
 
-    def _prepare(
+    def _training_rows(
         self,
         X: Any,
         y: Any,
@@ -258,7 +264,7 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         *,
         classes: Any = None,
         is_partial: bool = False,
-    ) -> TrainingPlan:
+    ) -> TrainingRows:
         self._check_parameters()
         goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
         self._check_has_target(y)
@@ -297,7 +303,7 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
                 f"{len(known)}. Use criterion='cross_entropy'."
             )
         n_outputs = 1 if is_binary_loss else len(known)
-        return self._plan(
+        return TrainingRows(
             X_in,
             codes,
             weights,

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from skorch.callbacks import Callback
@@ -25,6 +24,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._blame import without_rows
 from sknan._checks import check_finite, first_text_cell, plain_floats
+from sknan._hold_out import held_out
 from sknan._layerwise import output_bound
 from sknan._mending import random_states, rows_without_output, without_output
 from sknan._net_parts import (
@@ -35,10 +35,11 @@ from sknan._net_parts import (
 )
 from sknan._pickling import VersionedPickleMixin
 from sknan._prefixed_params import PrefixedParamsMixin
+from sknan._range_test import range_test
 from sknan._table_net import TableNet
 from sknan._threads import FlopCount, threads_for
 from sknan._training import uncompiled
-from sknan._training_plan import TrainingPlan, seeded
+from sknan._training_plan import TrainingPlan, TrainingRows, seeded
 from sknan.batching import TensorTable
 from sknan.early_stopping import BestWeights
 from sknan.exceptions import NonFiniteTrainingError
@@ -62,6 +63,10 @@ def _is_integer(value: Any) -> bool:
     )
 
 
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
 def _calls(value: Any) -> bool:
     """Whether skorch takes it as a callback: an instance, a class, or a named one."""
     if isinstance(value, tuple):
@@ -75,8 +80,8 @@ def _calls(value: Any) -> bool:
 # guard, the clips and the schedule are checked by the net, where they act.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (
-        lambda v: _is_number(v) and 0 < v < math.inf,
-        "a finite number above 0",
+        lambda v: (_is_number(v) and 0 < v < math.inf) or _is_auto(v),
+        "a finite number above 0 or 'auto'",
     ),
     "max_epochs": (lambda v: _is_integer(v) and v >= 1, "an integer of at least 1"),
     "batch_size": (lambda v: _is_integer(v) and v >= 1, "an integer of at least 1"),
@@ -274,7 +279,7 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             module,
             self._build_criterion(per_row=per_row),
             optimizer=optimizer,
-            lr=self.lr,
+            lr=self.lr_,
             max_epochs=self.max_epochs,
             batch_size=self.batch_size,
             train_split=None,
@@ -297,41 +302,23 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         net.initialize()
         return net
 
-    def _plan(
-        self,
-        X: np.ndarray,
-        y: np.ndarray,
-        weights: np.ndarray | None,
-        *,
-        n_outputs: int,
-        is_partial: bool,
-        numbers: np.ndarray,
-    ) -> TrainingPlan:
-        """A training on validated arrays: from scratch, or on where that was asked for.
+    def _training_rows(self, *args: Any, **kwargs: Any) -> TrainingRows:
+        """Check parameters and data, and bring the data into the form of training."""
+        raise NotImplementedError
 
-        Parameters
-        ----------
-        X : ndarray of shape (n_samples, ...), float32
-        y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
-            Class codes, or targets in the units of training.
-        weights : ndarray of shape (n_samples,) or None
-            Positive.
-        n_outputs : int
-            Width that the output should have.
-        is_partial : bool
-            One epoch at a constant rate, without early stopping.
-        numbers : ndarray of shape (n_samples,)
-            Which rows of the caller's data these are.
+    def _prepare(self, *args: Any, **kwargs: Any) -> TrainingPlan:
+        """All of ``fit`` that comes before training; takes what ``fit`` takes."""
+        return self._plan(self._training_rows(*args, **kwargs))
 
-        Returns
-        -------
-        TrainingPlan
-        """
+    def _plan(self, its: TrainingRows) -> TrainingPlan:
+        """A training on these rows: from scratch, or on where that was asked for."""
+        X, y, weights, n_outputs, is_partial, numbers = its
         goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
         if not goes_on:
             self._rng = check_random_state(self.random_state)
         seed = int(self._rng.randint(np.iinfo(np.int32).max))
         split_seed = int(self._rng.randint(np.iinfo(np.int32).max))
+        self._set_rate(its, seed, goes_on=goes_on)
         stops_early = not is_partial and (
             len(X) >= _MIN_ROWS_TO_STOP_EARLY
             if self.early_stopping == "auto"
@@ -370,6 +357,17 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             is_partial=is_partial,
         )
 
+    def _set_rate(self, its: TrainingRows, seed: int, *, goes_on: bool) -> None:
+        """Set the rate to train at, and what it was found by."""
+        if not _is_auto(self.lr):
+            self.lr_ = float(self.lr)
+            self.learning_rate_range_ = None
+        elif goes_on:  # a range test is about a network that is not trained
+            self.lr_ = float(self.net_.lr)
+        else:
+            self.learning_rate_range_ = range_test(self, its, seed)
+            self.lr_ = self.learning_rate_range_.suggestion
+
     def _finish(self, plan: TrainingPlan) -> None:
         """Prove what was trained, and take it over."""
         net, best = plan.net, plan.best
@@ -400,8 +398,8 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             "warmup",
         )
         changes = {name: getattr(self, name) for name in names}
-        if self.lr != net.lr:
-            changes["lr"] = self.lr
+        if self.lr_ != net.lr:
+            changes["lr"] = self.lr_
         net.set_params(**changes)
         criterion = self._build_criterion(per_row=per_row)
         if hasattr(criterion, "reduction"):
@@ -417,16 +415,14 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
                 f"of {len(y)} rows, which leaves none to train on. Lower it, or set "
                 "early_stopping=False."
             )
-        stratify = None
+        classes = None
         if self._task == "classification":
-            counts = np.bincount(y.astype(np.int64))
+            counts = np.bincount(y)
             counts = counts[counts > 0]
             fits = n_valid >= len(counts) and len(y) - n_valid >= len(counts)
-            stratify = y if counts.min() >= 2 and fits else None
-        train, valid = train_test_split(
-            np.arange(len(y)), test_size=n_valid, random_state=seed, stratify=stratify
-        )
-        return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(valid))
+            classes = y if counts.min() >= 2 and fits else None
+        train, valid = held_out(len(y), n_valid, seed, classes)
+        return torch.from_numpy(train), torch.from_numpy(valid)
 
     def _as_batch(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Inputs and targets as the fitted network gets them, for a diagnosis."""

@@ -228,7 +228,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         self._has_stopped_ = is_broken_off = False
         try:
             super().fit_loop(X, y, self._epochs_ahead_ - n_done, **fit_params)
-        except NonFiniteTrainingError:
+        except Exception:  # a callback's too: nothing must take its place
             self._has_stopped_ = True
             raise
         except KeyboardInterrupt:
@@ -420,7 +420,8 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         )
         if not is_usual:
             return None
-        return layerwise_pass(self.module_, self.criterion_, iterator.dataset.X)
+        X, _ = iterator.dataset.rows(slice(0, 1))
+        return layerwise_pass(self.module_, self.criterion_, X)
 
     def _step_optimizer(self, step_fn: Any) -> None:
         for name in self._optimizers:

@@ -15,7 +15,7 @@ from sknan import functional as sf
 from sknan._checks import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
 from sknan._estimator_base import StableNetBase
 from sknan._net_parts import kind_of, name_of
-from sknan._training_plan import TrainingPlan
+from sknan._training_plan import TrainingRows
 from sknan.losses import unbounded
 
 __all__ = ["StableNetRegressor"]
@@ -57,8 +57,10 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
     optimizer : str or type, default="adamw"
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``,
         ``"adagrad"`` or a class of ``torch.optim``.
-    lr : float, default=1e-3
-        Learning rate at the top of the schedule.
+    lr : float or "auto", default=1e-3
+        Learning rate at the top of the schedule. ``"auto"`` lets ``fit``, and the first
+        ``partial_fit``, find it on their rows by :func:`~sknan.find_learning_rate`;
+        training that goes on keeps the rate it has.
     lr_schedule : str, callable or None, default="cosine"
         Factor of ``lr`` over the progress of training: ``"constant"``, ``"cosine"``,
         ``"one_cycle"``, ``"exponential"``, ``"step"``, ``"plateau"``, ``"coslog4"`` or
@@ -128,8 +130,12 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         Epoch whose weights were kept, counted from 1; None without early stopping.
     nonfinite_reports_ : list of NonFiniteReport
         Every step that failed and was rescued, in order.
+    lr_ : float
+        Learning rate: ``lr``, or what was found for ``"auto"``.
+    learning_rate_range_ : LearningRateRange or None
+        How it was found, with the reason and the curves; None if ``lr`` is a number.
     effective_lr_ : float
-        ``lr`` times all reductions by the guard: equal to ``lr`` if nothing failed.
+        ``lr_`` times all reductions by the guard: equal to ``lr_`` if nothing failed.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -188,7 +194,7 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         *,
         criterion: Any = "mse",
         optimizer: Any = "adamw",
-        lr: float = 1e-3,
+        lr: float | str = 1e-3,
         lr_schedule: Any = "cosine",
         warmup: float = 0.0,
         max_epochs: int = 100,
@@ -259,9 +265,9 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         self._finish(plan)
         return self
 
-    def _prepare(
+    def _training_rows(
         self, X: Any, y: Any, sample_weight: Any = None, *, is_partial: bool = False
-    ) -> TrainingPlan:
+    ) -> TrainingRows:
         self._check_parameters()
         goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
         self._check_has_target(y)
@@ -292,7 +298,7 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
                 if self._standardizes_target()
                 else (np.zeros(shape), np.ones(shape))
             )
-        return self._plan(
+        return TrainingRows(
             X_in,
             _standardize(values, self.target_mean_, self.target_scale_),
             weights,

@@ -113,7 +113,6 @@ class Names:
         return self._path.get(id(module))
 
 
-@functools.cache
 def original_of(part: Any) -> Any:
     """What ``torch.compile`` was given: in compiled code there is nothing to see.
 
@@ -125,6 +124,7 @@ def original_of(part: Any) -> Any:
     return getattr(part, "_orig_mod", part)
 
 
+@functools.cache
 def _is_users(filename: str) -> bool:
     if filename.startswith(_NOT_USERS) or filename.startswith("<frozen"):
         # Packages live below the standard library in some installations.

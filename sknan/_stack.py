@@ -20,7 +20,7 @@ from sknan._verdict import OVERFLOWS_SQUARED
 from sknan.batching import TensorBatches, TensorTable, tree_leaves, tree_map
 from sknan.schedules import LearningRateSchedule
 
-__all__ = ["shape_of", "train_stack"]
+__all__ = ["Stack", "shape_of", "train_stack"]
 
 # A larger rate may overflow inside the optimizer, which the guard then looks for.
 _LARGEST_RATE = 1e10
@@ -221,7 +221,7 @@ class _Slice:
             self.net._warn_of_idle_clip(training)
 
 
-class _Stack:
+class Stack:
     """Weights, gradients and moments of the slices that are still trained.
 
     Each is a list of blocks, one for each weight, with the slices along the first axis.
@@ -397,7 +397,7 @@ class _Run:
         ).bounds()
         self.n_epochs = net.max_epochs
         n_steps = len(self.bounds) * self.n_epochs
-        self.stack = _Stack(
+        self.stack = Stack(
             [
                 _Slice(plan, offset, n_steps)
                 for plan, offset in zip(plans, offsets, strict=True)

@@ -63,8 +63,9 @@ class TableNet(GuardedNet):
             return TensorBatches(
                 dataset, self.batch_size, shuffle=True, merge_lone_row=True
             )
+        width = _width(dataset.rows(slice(0, 1))[0])
         return TensorBatches(
-            dataset, max(self.batch_size, _VALUES_PER_FORWARD // _width(dataset.X))
+            dataset, max(self.batch_size, _VALUES_PER_FORWARD // width)
         )
 
     def get_loss(self, y_pred: Any, y_true: Any, *_: Any, **__: Any) -> Tensor:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +19,34 @@ from sknan._threads import threads_for
 from sknan.batching import TensorTable
 from sknan.early_stopping import BestWeights
 
-__all__ = ["TrainingPlan", "resumed", "seeded"]
+__all__ = ["TrainingPlan", "TrainingRows", "resumed", "seeded"]
+
+
+class TrainingRows(NamedTuple):
+    """Rows that an estimator has validated, as its net is trained on them.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, ...), float32
+        Inputs.
+    y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        Class codes, or targets in the units of training.
+    weights : ndarray of shape (n_samples,) or None
+        Positive.
+    n_outputs : int
+        Width that the output should have.
+    is_partial : bool
+        Whether they are for one epoch at a constant rate, without early stopping.
+    numbers : ndarray of shape (n_samples,)
+        Which rows of the caller's data these are.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray | None
+    n_outputs: int
+    is_partial: bool
+    numbers: np.ndarray
 
 
 @dataclass
@@ -58,6 +87,11 @@ class TrainingPlan:
         """Rows in a full batch."""
         return min(int(self.net.batch_size), len(self.table))
 
+    def _parted(self, seed: int) -> tuple[TensorTable, TensorTable]:
+        """The rows to train on, which need no copy, and those that are held out."""
+        train, valid = self.split(seed)
+        return self.table.view(train), self.table.subset(valid)
+
     def run(self) -> None:
         """Train the net by itself."""
         net, best = self.net, self.best
@@ -65,9 +99,7 @@ class TrainingPlan:
         try:
             if best is not None:
                 net._split_seed_ = self.split_seed  # a backup may bring another one
-                net.train_split = lambda table: [
-                    table.subset(rows) for rows in self.split(net._split_seed_)
-                ]
+                net.train_split = lambda _: self._parted(net._split_seed_)
                 net.callbacks_.append(("best_weights", best.initialize()))
             with (
                 resumed(self.random_states, net.device),

@@ -102,11 +102,31 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
             raise ValueError(
                 f"X and y must have one number of rows, got {sorted(lengths)}."
             )
-        self.X = X
-        self.y = y
+        self._leaves = (X, y)
         self._length = lengths.pop()
-        self.numbers = torch.arange(self._length) if numbers is None else numbers
+        self._numbers = torch.arange(self._length) if numbers is None else numbers
+        self._chosen: Tensor | None = None
         self.columns = columns
+
+    @property
+    def X(self) -> Any:
+        """The inputs; in a view a copy of its rows."""
+        return self._whole(0)
+
+    @property
+    def y(self) -> Any:
+        """The targets; in a view a copy of its rows."""
+        return self._whole(1)
+
+    def _whole(self, place: int) -> Any:
+        leaves, chosen = self._leaves[place], self._chosen
+        return leaves if chosen is None else tree_map(lambda t: t[chosen], leaves)
+
+    @property
+    def numbers(self) -> Tensor:
+        """Which rows of the caller's data these are."""
+        chosen = self._chosen
+        return self._numbers if chosen is None else self._numbers[chosen]
 
     def __len__(self) -> int:
         return self._length
@@ -116,12 +136,20 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def rows(self, index: Any) -> tuple[Any, Any]:
         """Rows by a slice, an integer or an index tensor."""
-        X, y = tree_map(lambda leaf: leaf[index], (self.X, self.y))
+        chosen = index if self._chosen is None else self._chosen[index]
+        X, y = tree_map(lambda leaf: leaf[chosen], self._leaves)
         return X, y
 
     def subset(self, index: Tensor) -> TensorTable:
         """The table of some of its rows, by an index tensor."""
         return TensorTable(*self.rows(index), self.numbers[index], self.columns)
+
+    def view(self, index: Tensor) -> TensorTable:
+        """The same without a copy: rows are gathered whenever they are asked for."""
+        table = TensorTable(*self._leaves, self._numbers, self.columns)
+        table._chosen = index if self._chosen is None else self._chosen[index]
+        table._length = len(index)
+        return table
 
 
 class TensorBatches:
@@ -212,7 +240,9 @@ class TensorBatches:
         table = self.dataset
         if self.like_loader:
             _drawn_seed()  # a loader seeds its workers with it, even if it has none
-        self._order = self._drawn_order() if self.shuffle else None
+        self._order = None  # the old one goes before the new one comes
+        if self.shuffle:
+            self._order = self._drawn_order()
         bounds = self.bounds()
         per_block = max(1, _VALUES_PER_BLOCK // self._values_per_batch())
         for block in range(0, len(bounds), per_block):
@@ -228,6 +258,6 @@ class TensorBatches:
                 yield tree_map(lambda leaf, batch=batch: leaf[batch], rows)  # type: ignore[misc]
 
     def _values_per_batch(self) -> int:
-        leaves = tree_leaves((self.dataset.X, self.dataset.y))
-        per_row = sum(leaf[:1].numel() for leaf in leaves)
+        leaves = tree_leaves(self.dataset.rows(slice(0, 1)))
+        per_row = sum(leaf.numel() for leaf in leaves)
         return max(1, per_row * self.batch_size)

@@ -218,7 +218,7 @@ def slices_per_stack(plan: Any, max_memory: int | None) -> int:
         At least 1.
     """
     per_slice = memory_of(plan)
-    most = _CACHE if max_memory is None else max_memory
+    most = _CACHE if max_memory is None else min(_CACHE, max_memory)
     return max(1, int(most // per_slice))
 
 

@@ -240,7 +240,7 @@ def test_a_resumed_training_is_the_one_that_was_cut_off(door, tmp_path):
         {"train_split": ValidSplit(0.3)},  # drawn from numpy's generator
         {"iterator_train__pin_memory": False},  # a data loader
     ],
-    ids=lambda options: str(next(iter(options.items()))),
+    ids=lambda options: " ".join(options) + str(options.get("adaptive_clip", ""))[:9],
 )
 def test_schedules_optimizers_and_clips_go_on_where_they_were(options, tmp_path):
     def build(*callbacks):

@@ -130,6 +130,31 @@ def test_a_table_is_a_data_set():
     assert X.tolist() == [[4, 5], [0, 1]]
 
 
+def test_a_view_gives_the_batches_of_a_subset_and_copies_nothing():
+    X, index = torch.randn(40, 3), torch.randperm(40)[:25]
+    table = TensorTable({"a": X, "b": X[:, 0]}, torch.arange(40), columns=["x"] * 3)
+    view, subset = table.view(index), table.subset(index)
+    assert len(view) == 25
+    assert view.columns == subset.columns
+    assert view.numbers.tolist() == subset.numbers.tolist() == index.tolist()
+    for shuffle in (False, True):
+        passes = []
+        for rows in (view, subset):
+            batches = TensorBatches(rows, 4, shuffle=shuffle)
+            torch.manual_seed(0)
+            passes.append([(b["a"], b["b"], y, batches.latest) for b, y in batches])
+        for ours, theirs in zip(*passes, strict=True):
+            assert all(map(torch.equal, ours, theirs))
+    assert torch.equal(view.X["a"], subset.X["a"])
+    assert torch.equal(view.y, subset.y)
+
+    few = torch.tensor([3, 0])
+    assert view.view(few).numbers.tolist() == index[few].tolist()
+    assert view.subset(few).y.tolist() == index[few].tolist()
+    X[index[0]] = 7.0  # it sees what becomes of the table
+    assert view.rows(0)[0]["a"].tolist() == [7.0] * 3
+
+
 def test_a_tree_keeps_its_shape():
     data = {"a": (1, [2, 3]), "b": 4}
     assert tree_map(lambda leaf: leaf * 10, data) == {"a": (10, (20, 30)), "b": 40}

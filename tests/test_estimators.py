@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import warnings
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -1118,3 +1120,31 @@ def test_the_defaults_learn_real_tables(cancer):
     X = SafeScaler().fit_transform(X)
     model = StableNetRegressor(max_epochs=30, random_state=0).fit(X, y)
     assert r2_score(y, model.predict(X)) > 0.45
+
+
+class Stop(Exception):
+    """What a searcher raises to end a trial."""
+
+
+def test_the_error_of_a_callback_is_not_replaced_by_what_the_guard_has_to_say():
+    class StopWhenRescued(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            if net.nonfinite_reports_:
+                raise Stop
+
+    X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    model = StableNetClassifier(
+        lr=1e30, callbacks=[StopWhenRescued()], max_epochs=3, random_state=0
+    )
+    with pytest.raises(Stop):
+        model.fit(X, (X[:, 0] > 0).astype(int))
+
+
+@both
+def test_a_network_is_freed_with_its_estimator(door, y):
+    X = np.random.default_rng(0).normal(size=(len(y), 3))
+    model = door(max_epochs=1).fit(X, y)
+    network = weakref.ref(model.net_.module_)
+    del model
+    gc.collect()
+    assert network() is None

@@ -39,6 +39,7 @@ FLOOR = {
     "schedules": 0,
     "batching": 0,
     "_fused_step": 0,
+    "_hold_out": 0,
     "_threads": 0,
     "activations": 1,
     "_loss_base": 1,
@@ -88,6 +89,9 @@ FLOOR = {
     "_stack": 4,
     "_stacked_pass": 4,
     "_net_parts": 4,
+    "_rate_curves": 4,
+    "_range_test": 4,
+    "_rate_verdict": 4,
     "_prefixed_params": 4,
     "_estimator_base": 4,
     "_classifier": 4,
@@ -96,6 +100,10 @@ FLOOR = {
     "pipelines": 5,
     "learning_rate": 5,
     "search": 5,
+    "_batched_search": 5,
+    "_search_results": 5,
+    "_search_run": 5,
+    "_search_share": 5,
     "display": 5,
     "_refusals": 5,
     "_faults": 5,
@@ -113,12 +121,16 @@ OPTIONAL_PACKAGES = {"matplotlib", "polars", "pandas", "pytest"}
 
 PUBLIC_NAMES = [
     "BackupAndRestore",
+    "BatchedGridSearchCV",
+    "BatchedHalvingSearchCV",
+    "BatchedRandomizedSearchCV",
     "DivergenceWarning",
     "GuardMixin",
     "GuardedNet",
     "GuardedNetBinaryClassifier",
     "GuardedNetClassifier",
     "GuardedNetRegressor",
+    "LearningRateRange",
     "NaNImputer",
     "NonFiniteDataError",
     "NonFiniteReport",
@@ -129,6 +141,7 @@ PUBLIC_NAMES = [
     "StableNetRegressor",
     "TabularMLP",
     "audit",
+    "find_learning_rate",
 ]
 
 

@@ -1,0 +1,110 @@
+"""What turns a search of scikit-learn into one that trains its candidates together."""
+
+from __future__ import annotations
+
+import numbers
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn import get_config
+from sklearn.utils.metadata_routing import process_routing
+
+from sknan._caller import stacklevel_of_caller
+from sknan._search_results import columns_of, divergence_warning
+from sknan._search_run import SearchRun
+from sknan._search_share import net_of
+
+__all__ = ["BatchedSearchMixin"]
+
+
+class BatchedSearchMixin:
+    """A search of scikit-learn whose candidates are trained together."""
+
+    # What is held while fit runs, if the estimator is one of ours.
+    _run: SearchRun | None = None
+
+    def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
+        """Run the search, and fit the best candidate on all rows.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            As the estimator takes it.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Targets.
+        **params : object
+            Passed to the ``fit`` of the estimator, to the scorer and to the splitter,
+            as in scikit-learn: ``sample_weight``, ``groups``.
+
+        Returns
+        -------
+        self
+        """
+        search: Any = self
+        memory = search.max_memory
+        is_bytes = isinstance(memory, numbers.Real) and float(memory) > 0
+        if not (memory is None or is_bytes) or isinstance(memory, (bool, np.bool_)):
+            raise ValueError(
+                f"The 'max_memory' parameter of {type(self).__name__} must be a number "
+                f"of bytes above 0 or None, got {memory!r}."
+            )
+        parent: Any = super()
+        if net_of(search.estimator) is None:
+            return parent.fit(X, y, **params)
+        run = SearchRun(
+            search.estimator, self._params_of_fit(params), search.n_jobs, memory
+        )
+        self._run = run
+        try:
+            parent.fit(X, y, **params)
+        finally:
+            run.leave(self)
+            del self._run
+        has_best = search.refit or not search.multimetric_
+        best = search.best_index_ if has_best else None
+        warning = divergence_warning(run.records, search.cv_results_, best)
+        if warning is not None:
+            warnings.warn(warning, stacklevel=stacklevel_of_caller())
+        return self
+
+    def _params_of_fit(self, params: dict[str, Any]) -> dict[str, Any]:
+        """What of the arguments of `fit` is for the estimator."""
+        if get_config()["enable_metadata_routing"]:
+            return dict(process_routing(self, "fit", **params).estimator.fit)
+        return {name: value for name, value in params.items() if name != "groups"}
+
+    def _check_input_parameters(self, X: Any, y: Any, split_params: Any) -> None:
+        parent: Any = super()
+        parent._check_input_parameters(X, y, split_params)
+        if self._run is not None:
+            self._run.enter(self)  # scikit-learn clones the estimator next
+
+    def _run_search(self, evaluate_candidates: Any, *, callback_ctx: Any) -> None:
+        parent: Any = super()
+        run, search = self._run, self
+        if run is None:
+            parent._run_search(evaluate_candidates, callback_ctx=callback_ctx)
+            return
+        run.leave(self)
+
+        def evaluate(candidates: Any, cv: Any = None, **others: Any) -> Any:
+            candidates = list(candidates)
+            cv = cv or search._checked_cv_orig  # type: ignore[attr-defined]
+            with run.evaluating(candidates, cv) as folds:
+                return evaluate_candidates(candidates, folds, **others)
+
+        parent._run_search(evaluate, callback_ctx=callback_ctx)
+
+    def _format_results(
+        self, candidate_params: Any, n_splits: int, out: Any, more_results: Any = None
+    ) -> dict[str, Any]:
+        parent: Any = super()
+        # None if a subclass has a way of its own to run the search.
+        records = [] if self._run is None else self._run.records
+        for result, record in zip(out, records, strict=bool(records)):
+            result["fit_time"] = record.seconds
+        results: dict[str, Any] = parent._format_results(
+            candidate_params, n_splits, out, more_results
+        )
+        return {**results, **columns_of(records, n_splits)} if records else results

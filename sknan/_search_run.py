@@ -1,0 +1,348 @@
+"""One fit of a search: scikit-learn leads it, the training is done in shares.
+
+scikit-learn's own code cuts the folds, scores, ranks, refits and reports. Only the
+estimators that it clones for candidates and folds are stand-ins: what they fit has been
+trained before, many at a time, and they become it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pickle
+import warnings
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from joblib import effective_n_jobs, parallel_config
+from sklearn.base import clone
+from sklearn.utils import Tags, get_tags
+from sklearn.utils.parallel import Parallel, delayed
+
+from sknan._caller import stacklevel_of_caller
+from sknan._estimator_base import StableNetBase
+from sknan._search_results import Record, record_of
+from sknan._search_share import (
+    Fit,
+    Recorder,
+    Task,
+    net_of,
+    path_of_last,
+    train_share,
+    with_last,
+)
+
+__all__ = ["SearchRun"]
+
+# Trained models wait until they have been scored: at most so many of them, and with
+# `max_memory` at most what fits a quarter of it. What one takes is measured on the
+# first; in memory it is about so many times what it is in a pickle.
+_MOST_MODELS = 512
+_BYTES_OF_MODEL = 2**18
+_BYTES_PER_PICKLED = 3
+
+
+class SearchRun:
+    """What a search holds while it is being fitted.
+
+    For a moment it takes the place of the search's estimator: what scikit-learn clones
+    then is what it clones for each candidate and fold.
+
+    Parameters
+    ----------
+    estimator : estimator
+        That of the search.
+    fit_params : dict of str to object
+        Arguments of ``fit`` for it, by name.
+    n_jobs : int or None
+        Shares at a time.
+    max_memory : int or None
+        Bytes for all of them.
+
+    Attributes
+    ----------
+    records : list of Record
+        What became of each candidate on each fold, in the order of ``cv_results_``.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        fit_params: dict[str, Any],
+        n_jobs: int | None,
+        max_memory: int | None,
+    ) -> None:
+        self._given = estimator
+        self._estimator: Any = None
+        self._fit_params = fit_params
+        self._n_jobs = n_jobs
+        self._max_memory = max_memory
+        self._bytes_of_model = _BYTES_OF_MODEL
+        self._evaluation: _Evaluation | None = None
+        self._sequential = contextlib.ExitStack()
+        self._warned: set[tuple[type, str]] = set()
+        self.records: list[Record] = []
+
+    # -- in the estimator's place ----------------------------------------------------
+
+    def enter(self, search: Any) -> None:
+        """Be what the search clones, and let it score here, one after the other."""
+        search.estimator = self
+        self._sequential.enter_context(parallel_config(backend="sequential"))
+
+    def leave(self, search: Any) -> None:
+        """Give the estimator and the user's parallel backend back."""
+        search.estimator = self._given
+        self._sequential.close()
+
+    def __sklearn_clone__(self) -> Any:
+        if self._estimator is None:
+            self._estimator = clone(self._given)
+            return self
+        if self._evaluation is None:
+            return clone(self._estimator)
+        return StandIn(self._evaluation)
+
+    # -- training --------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def evaluating(self, candidates: list[dict[str, Any]], cv: Any) -> Iterator[_Folds]:
+        """Train these candidates on the folds that scikit-learn asks for meanwhile."""
+
+        def start(X: Any, y: Any, folds: list[Any]) -> None:
+            self._evaluation = _Evaluation(self, candidates, X, y, folds)
+
+        with warnings.catch_warnings():
+            # True, and of no use: what is told of each candidate is told all the same.
+            warnings.filterwarnings("ignore", f"The estimator {StandIn.__name__} does")
+            try:
+                yield _Folds(cv, start)
+            finally:
+                self._evaluation = None
+
+    @property
+    def estimator(self) -> Any:
+        """What a candidate is a clone of."""
+        return self._estimator
+
+    def n_at_once(self) -> int:
+        """How many trained models may wait to be scored."""
+        if self._max_memory is None:
+            return _MOST_MODELS
+        fitting = int(self._max_memory / 4 / self._bytes_of_model)
+        return min(max(fitting, 1), _MOST_MODELS)
+
+    def train(
+        self,
+        settings: list[Any],
+        X: Any,
+        y: Any,
+        trains: list[np.ndarray],
+        tasks: list[Task],
+    ) -> list[Fit]:
+        """Train in shares, each fold's tasks side by side, and tell what was warned."""
+        order = sorted(range(len(tasks)), key=lambda i: (tasks[i].split, i))
+        n_workers = effective_n_jobs(self._n_jobs)
+        n_tables = len({(task.setting, task.split) for task in tasks})
+        n_shares = min(max(n_workers, self._n_for_tables(X, n_tables)), len(tasks))
+        memory = None
+        if self._max_memory is not None:
+            memory = max(1, int(self._max_memory / 2 / min(n_workers, n_shares)))
+        shares = [[tasks[i] for i in cut] for cut in np.array_split(order, n_shares)]
+        found = Parallel(n_jobs=self._n_jobs)(
+            delayed(train_share)(
+                {task.setting: settings[task.setting] for task in share},
+                X,
+                y,
+                self._fit_params,
+                {task.split: trains[task.split] for task in share},
+                share,
+                memory,
+            )
+            for share in shares
+        )
+        self._warn_once(message for share in found for message in share.warnings)
+        fits = [fit for share in found for fit in share.fits]
+        self._weigh(fits)
+        return [fits[place] for place in np.argsort(order)]
+
+    def _n_for_tables(self, X: Any, n_tables: int) -> int:
+        """Shares that it takes for their tables to fit a quarter of the memory."""
+        if self._max_memory is None:
+            return 1
+        usage = getattr(X, "memory_usage", None)
+        size = X.nbytes if hasattr(X, "nbytes") else usage().sum() if usage else 0
+        return math.ceil(4 * n_tables * size / self._max_memory)
+
+    def _weigh(self, fits: list[Fit]) -> None:
+        model = next((fit.model for fit in fits if fit.error is None), None)
+        if self._max_memory is not None and model is not None:
+            self._bytes_of_model = _BYTES_PER_PICKLED * len(pickle.dumps(model))
+
+    def _warn_once(self, messages: Iterator[Warning]) -> None:
+        for message in messages:
+            key = (type(message), str(message))
+            if key not in self._warned:
+                self._warned.add(key)
+                warnings.warn(message, stacklevel=stacklevel_of_caller())
+
+
+class _Folds:
+    """Splitter that cuts the folds of another one and shows them before it is done."""
+
+    def __init__(self, cv: Any, show: Any) -> None:
+        self.cv = cv
+        self.show = show
+
+    def split(self, X: Any, y: Any = None, **params: Any) -> list[Any]:
+        folds = list(self.cv.split(X, y, **params))
+        self.show(X, y, folds)
+        return folds
+
+
+class _Evaluation:
+    """Candidates on folds, in scikit-learn's order: each candidate on all folds."""
+
+    def __init__(
+        self,
+        run: SearchRun,
+        candidates: list[dict[str, Any]],
+        X: Any,
+        y: Any,
+        folds: list[Any],
+    ) -> None:
+        self.run = run
+        self.candidates = candidates
+        self._X, self._y = X, y
+        self._trains = [_positions(train) for train, _ in folds]
+        self._settings: list[Any] = []
+        nets = self._arrange()
+        self._tasks = [
+            Task(setting, net, split)
+            for setting, net in nets
+            for split in range(len(folds))
+        ]
+        self._n_handed_out = 0
+        self._ready: dict[int, Fit] = {}
+
+    def _arrange(self) -> list[tuple[int, StableNetBase | None]]:
+        """Each candidate's network, and in which of the distinct pipelines it stands.
+
+        Parameters that are not those of the network set a pipeline's transformers.
+        """
+        path = path_of_last(self.run.estimator)
+        known: dict[Hashable, int] = {}
+        found: list[tuple[int, StableNetBase | None]] = []
+        for params in self.candidates:
+            model = clone(self.run.estimator).set_params(**clone(params, safe=False))
+            net = net_of(model)
+            key: Hashable = object()
+            if net is not None:
+                if path_of_last(model) == path:
+                    others = {k: v for k, v in params.items() if not k.startswith(path)}
+                    key = _key_of(others)
+                model = with_last(model, Recorder(net))
+            if key not in known:
+                known[key] = len(self._settings)
+                self._settings.append(model)
+            found.append((known[key], net))
+        return found
+
+    def next_place(self) -> int:
+        """Which task the next stand-in stands for."""
+        self._n_handed_out += 1
+        return self._n_handed_out - 1
+
+    def take(self, place: int, params: Mapping[str, Any]) -> Fit:
+        """What became of a task, trained with those after it if it is not yet."""
+        candidate = self.candidates[place // len(self._trains)]
+        if not _agree(params, candidate):
+            raise RuntimeError(
+                f"scikit-learn asks for the candidate {dict(params)!r} where sknan has "
+                f"trained {candidate!r}. This is a bug: please report it with your "
+                "version of scikit-learn, and use scikit-learn's own search meanwhile."
+            )
+        if place not in self._ready:
+            end = min(place + self.run.n_at_once(), len(self._tasks))
+            fits = self.run.train(
+                self._settings,
+                self._X,
+                self._y,
+                self._trains,
+                self._tasks[place:end],
+            )
+            self._ready = dict(zip(range(place, end), fits, strict=True))
+        return self._ready.pop(place)
+
+    def tags(self, place: int) -> Tags:
+        """Tags of the model that a stand-in will become."""
+        return get_tags(self._settings[self._tasks[place].setting])
+
+
+class StandIn:
+    """What scikit-learn fits and scores for a candidate: it becomes what was trained.
+
+    Parameters
+    ----------
+    evaluation : _Evaluation
+        What it comes from, in order.
+    """
+
+    def __init__(self, evaluation: _Evaluation) -> None:
+        self._evaluation = evaluation
+        self._place = evaluation.next_place()
+
+    def __sklearn_tags__(self) -> Tags:
+        return self._evaluation.tags(self._place)
+
+    def set_params(self, **params: Any) -> StandIn:
+        # Here and not in `fit`: an error of this is none of the candidate's.
+        self._fit = self._evaluation.take(self._place, params)
+        return self
+
+    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> StandIn:
+        fit = self._fit
+        self._evaluation.run.records.append(record_of(fit))
+        if fit.error is not None:
+            fit.error.__cause__ = _WhereItFailed(fit.trace)
+            raise fit.error.with_traceback(None)
+        del self._evaluation, self._place, self._fit
+        self.__class__ = type(fit.model)
+        # What scikit-learn has hung on meanwhile stays: it takes it off itself.
+        vars(self).update(vars(fit.model))
+        return self
+
+
+class _WhereItFailed(Exception):
+    """Traceback of an error that was raised in a share, as text."""
+
+    def __init__(self, trace: str) -> None:
+        super().__init__(f'\n"""\n{trace}"""')
+
+
+def _positions(rows: Any) -> np.ndarray:
+    rows = np.asarray(rows)
+    return np.flatnonzero(rows) if rows.dtype == bool else rows
+
+
+def _key_of(params: Mapping[str, Any]) -> Hashable:
+    """Equal for settings that are the same, by identity where values have no hash."""
+    return frozenset((name, _token(value)) for name, value in params.items())
+
+
+def _token(value: Any) -> Hashable:
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return type(value), value
+
+
+def _agree(params: Mapping[str, Any], candidate: Mapping[str, Any]) -> bool:
+    """Whether these may be clones of those: what is plain must be equal."""
+    return params.keys() == candidate.keys() and all(
+        params[name] == value or value != value
+        for name, value in candidate.items()
+        if isinstance(value, (bool, int, float, str))
+    )

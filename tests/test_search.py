@@ -1,0 +1,752 @@
+"""Searches that train together: what scikit-learn's give, and what they say more."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import config_context
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.exceptions import FitFailedWarning
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, get_scorer, make_scorer
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    HalvingGridSearchCV,
+    KFold,
+    RandomizedSearchCV,
+    ShuffleSplit,
+)
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sknan import (
+    DivergenceWarning,
+    NaNImputer,
+    SafeScaler,
+    StableNetClassifier,
+    StableNetRegressor,
+)
+from sknan.search import (
+    BatchedGridSearchCV,
+    BatchedHalvingSearchCV,
+    BatchedRandomizedSearchCV,
+)
+
+# Sums of floats come out a little differently when networks are trained together.
+CLOSE = {"rtol": 0, "atol": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def table():
+    """240 rows with holes, and a target that a small network learns."""
+    X, y = load_breast_cancer(return_X_y=True, as_frame=True)
+    X, y = X.iloc[:240, :8], y.iloc[:240]
+    return X.mask(np.random.default_rng(0).random(X.shape) < 0.05), y
+
+
+def net(**params):
+    small = {"module__width": 8, "max_epochs": 3, "batch_size": 32, "random_state": 0}
+    return StableNetClassifier(**{**small, **params})
+
+
+def pipeline(**params):
+    return Pipeline(
+        [("impute", NaNImputer()), ("scale", SafeScaler()), ("net", net(**params))]
+    )
+
+
+RATES = {"net__lr": [1e-3, 1e-2, 3e-2]}
+
+
+def assert_same_results(ours, theirs):
+    """Every column of scikit-learn's is there and says the same; times are times."""
+    assert set(theirs.cv_results_) <= set(ours.cv_results_)
+    for name, column in theirs.cv_results_.items():
+        found = ours.cv_results_[name]
+        if "_time" in name:
+            assert np.isfinite(found).all()
+        elif name == "params":
+            assert [repr(p) for p in found] == [repr(p) for p in column]
+        elif name.startswith("param_"):
+            assert found.dtype == column.dtype
+            np.testing.assert_array_equal(found.mask, column.mask)
+            assert list(map(repr, found.compressed())) == [
+                repr(value) for value in column.compressed()
+            ]
+        elif name.startswith("rank_"):
+            means = ours.cv_results_[name.replace("rank", "mean")]
+            expected = [1 + (means > mean).sum() for mean in means]
+            np.testing.assert_array_equal(found, expected)
+        elif name != "stacked":
+            np.testing.assert_allclose(found, column, err_msg=name, **CLOSE)
+    assert ours.n_splits_ == theirs.n_splits_
+    assert ours.multimetric_ == theirs.multimetric_
+
+
+# -- the same as scikit-learn's ------------------------------------------------------
+
+
+SCORES = {"scoring": ["neg_log_loss", "roc_auc"], "refit": "neg_log_loss", "cv": 3}
+
+
+@pytest.mark.parametrize(
+    ("model", "grid"),
+    [
+        (pipeline(), RATES),
+        (
+            make_pipeline(NaNImputer(), make_pipeline(SafeScaler(), net())),
+            {
+                "pipeline__stablenetclassifier__lr": [1e-3, 1e-2],
+                "pipeline__stablenetclassifier__module__width": [4, 8],
+                "nanimputer__strategy": ["mean", "zero"],
+            },
+        ),
+        (
+            pipeline(),
+            [
+                {"scale": ["passthrough", StandardScaler()], "net__lr": [1e-2]},
+                {"net": [net(lr=0.02), LogisticRegression()]},
+                {"net": [make_pipeline(SafeScaler(), net(lr=0.02))]},
+            ],
+        ),
+    ],
+    ids=["pipeline", "nested", "replaced steps"],
+)
+def test_the_columns_are_those_of_grid_search(table, model, grid):
+    params = {**SCORES, "return_train_score": True}
+    with warnings.catch_warnings():
+        # Raw units: some of the candidates above go without a scaler.
+        warnings.simplefilter("ignore", DivergenceWarning)
+        ours = BatchedGridSearchCV(model, grid, **params).fit(*table)
+        theirs = GridSearchCV(model, grid, **params).fit(*table)
+    assert_same_results(ours, theirs)
+    assert repr(ours.best_params_) == repr(theirs.best_params_)
+    np.testing.assert_allclose(
+        ours.predict_proba(table[0]), theirs.predict_proba(table[0]), atol=1e-6
+    )
+    np.testing.assert_array_equal(ours.classes_, theirs.classes_)
+    np.testing.assert_array_equal(ours.feature_names_in_, theirs.feature_names_in_)
+
+
+def test_a_regressor_by_itself():
+    X, y = load_diabetes(return_X_y=True)
+    model = StableNetRegressor(module__width=8, max_epochs=3, random_state=0)
+    grid = {"lr": [1e-3, 1e-2], "optimizer": ["adamw", "sgd"]}
+    ours = BatchedGridSearchCV(model, grid, cv=3).fit(X, y)
+    assert_same_results(ours, GridSearchCV(model, grid, cv=3).fit(X, y))
+    assert 0 <= ours.score(X, y) <= 1
+
+
+def test_candidates_drawn_from_distributions(table):
+    params = {"n_iter": 4, "random_state": 3, **SCORES}
+    drawn = {"net__lr": [1e-3, 3e-3, 1e-2, 3e-2], "net__weight_decay": [0.0, 0.1]}
+    ours = BatchedRandomizedSearchCV(pipeline(), drawn, **params).fit(*table)
+    assert_same_results(
+        ours, RandomizedSearchCV(pipeline(), drawn, **params).fit(*table)
+    )
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"min_resources": 40, "random_state": 0},
+        {"resource": "net__max_epochs", "max_resources": 4, "factor": 2},
+    ],
+    ids=["rows", "epochs"],
+)
+def test_weak_candidates_are_dropped_as_scikit_learn_drops_them(table, params):
+    grid = {"net__lr": [1e-4, 1e-3, 1e-2, 3e-2]}
+    params = {"cv": 2, "scoring": "roc_auc", **params}
+    ours = BatchedHalvingSearchCV(pipeline(), grid, **params).fit(*table)
+    theirs = HalvingGridSearchCV(pipeline(), grid, **params).fit(*table)
+    assert_same_results(ours, theirs)
+    assert ours.n_candidates_ == theirs.n_candidates_
+    assert ours.best_params_ == theirs.best_params_
+    assert len(ours.cv_results_["stacked"]) == sum(ours.n_candidates_)
+
+
+def test_epochs_are_a_resource_by_that_name(table):
+    search = BatchedHalvingSearchCV(
+        pipeline(max_epochs=9),
+        {"net__lr": [1e-4, 1e-3, 1e-2, 3e-2]},
+        resource="epochs",
+        cv=2,
+    ).fit(*table)
+    assert search.n_resources_ == [3, 9]
+    assert search.n_candidates_ == [4, 2]
+    assert search.best_params_["net__max_epochs"] == 9
+    assert search.get_params()["resource"] == "epochs"
+    assert search.get_params()["max_resources"] == "auto"
+
+
+def test_estimators_of_others_are_searched_as_ever(table):
+    X, y = table[0].fillna(0), table[1]
+    model, grid = LogisticRegression(max_iter=5000), {"C": [0.1, 1.0]}
+    ours = BatchedGridSearchCV(model, grid).fit(X, y)
+    assert set(ours.cv_results_) == set(GridSearchCV(model, grid).fit(X, y).cv_results_)
+
+
+# The whole of it is `python -m benchmarks.search_suite`.
+def test_scikit_learns_own_tests_of_its_searches():
+    chosen = (
+        "test_no_refit or test_grid_search_groups or test_refit_callable "
+        "or test_grid_search_failing_classifier or test_pickle or test_y_as_list "
+        "or test_unsupported_sample_weight_scorer or test_grid_search_one_grid_point"
+    )
+    # With all estimators taken for ours; for any other ours is nothing but the parent.
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.search_suite", "all", "-k", chosen],
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+# -- what reaches a candidate --------------------------------------------------------
+
+
+class Counting(TransformerMixin, BaseEstimator):
+    """Does nothing but count how often it is fitted."""
+
+    fits: Counter[tuple[int, int]] = Counter()  # noqa: RUF012 - outlives clones
+
+    def __init__(self, setting=0):
+        self.setting = setting
+
+    def fit(self, X, y=None):
+        self.fits[self.setting, int(X[:, 0].sum())] += 1
+        self.n_fits_ = 1
+        return self
+
+    def transform(self, X):
+        return X
+
+
+@pytest.fixture
+def numbered(table):
+    """The table with the number of the row as its first column."""
+    X = np.nan_to_num(table[0].to_numpy())
+    X[:, 0] = np.arange(len(X))
+    Counting.fits.clear()
+    return X, table[1].to_numpy()
+
+
+def test_transformers_are_fitted_once_for_each_fold_and_setting(numbered):
+    model = Pipeline([("count", Counting()), ("scale", SafeScaler()), ("net", net())])
+    grid = {"count__setting": [0, 1], "net__lr": [1e-3, 1e-2], "net__clip_norm": [1, 9]}
+    BatchedGridSearchCV(model, grid, cv=3, refit=False).fit(*numbered)
+    assert len(Counting.fits) == 6
+    assert set(Counting.fits.values()) == {1}
+
+
+def test_the_memory_of_a_pipeline_is_used(numbered, tmp_path):
+    # Cached by the source of the class, which a class of the tests has too.
+    model = Pipeline([("count", Counting()), ("net", net())], memory=str(tmp_path))
+    search = BatchedGridSearchCV(model, {"net__lr": [1e-3, 1e-2]}, cv=3, refit=False)
+    search.fit(*numbered)
+    search.fit(*numbered)
+    assert sum(Counting.fits.values()) == 3
+
+
+def fitted_on(model, X, y):
+    """How many of the rows to be scored on were trained on."""
+    seen = model[0].mean_
+    return {"overlap": float(np.isin(X[:, 0], seen).sum()), "rows": len(X)}
+
+
+class Remembering(Counting):
+    """Remembers the numbers of the rows it was fitted on."""
+
+    def fit(self, X, y=None):
+        self.mean_ = X[:, 0].copy()
+        return self
+
+
+@pytest.mark.parametrize("is_generator", [False, True])
+def test_random_folds_are_cut_once(numbered, is_generator):
+    X, y = numbered
+    cv = ShuffleSplit(3, test_size=0.3)
+    if is_generator:
+        cv = ((train.tolist(), test) for train, test in cv.split(X))
+    model = make_pipeline(Remembering(), SafeScaler(), net())
+    search = BatchedGridSearchCV(
+        model,
+        {"stablenetclassifier__lr": [1e-3, 1e-2]},
+        scoring=fitted_on,
+        cv=cv,
+        refit=False,
+    ).fit(X, y)
+    np.testing.assert_array_equal(search.cv_results_["mean_test_overlap"], [0, 0])
+    np.testing.assert_array_equal(search.cv_results_["mean_test_rows"], [72, 72])
+
+
+def test_folds_may_be_masks(numbered):
+    X, y = numbered
+    masks = []
+    for train, test in KFold(3).split(X):
+        masks.append((np.isin(np.arange(240), train), np.isin(np.arange(240), test)))
+    grid = {"lr": [1e-3, 1e-2]}
+    ours = BatchedGridSearchCV(net(), grid, cv=masks).fit(X, y)
+    assert_same_results(ours, GridSearchCV(net(), grid, cv=KFold(3)).fit(X, y))
+
+
+def test_groups_and_weights_without_routing(table):
+    X, y = table
+    groups = np.arange(240) // 20
+    weight = np.where(y == 1, 10.0, 1.0)
+    params = {**SCORES, "cv": GroupKFold(3)}
+    results = [
+        kind(pipeline(), RATES, **params).fit(
+            X, y, groups=groups, net__sample_weight=weight
+        )
+        for kind in (BatchedGridSearchCV, GridSearchCV)
+    ]
+    assert_same_results(*results)
+    plain = BatchedGridSearchCV(pipeline(), RATES, **SCORES).fit(X, y)
+    assert not np.allclose(
+        plain.cv_results_["mean_test_neg_log_loss"],
+        results[0].cv_results_["mean_test_neg_log_loss"],
+    )
+
+
+def test_weights_and_groups_are_routed(table):
+    X, y = table
+    weight = np.where(y == 1, 10.0, 1.0)
+    with config_context(enable_metadata_routing=True):
+        model = pipeline()
+        model[-1].set_fit_request(sample_weight="importance")
+        scorer = get_scorer("neg_log_loss").set_score_request(sample_weight=True)
+        results = [
+            kind(model, RATES, scoring=scorer, cv=GroupKFold(3)).fit(
+                X,
+                y,
+                importance=weight,
+                sample_weight=np.ones(240),
+                groups=np.arange(240) // 20,
+            )
+            for kind in (BatchedGridSearchCV, GridSearchCV)
+        ]
+        assert_same_results(*results)
+        alone = net().set_fit_request(sample_weight="importance")
+        bare = [
+            kind(alone, {"lr": [1e-3, 1e-2]}, cv=3).fit(
+                np.nan_to_num(X), y, importance=weight
+            )
+            for kind in (BatchedGridSearchCV, GridSearchCV)
+        ]
+        assert_same_results(*bare)
+
+
+def test_weights_that_nobody_asked_for_are_refused(table):
+    with config_context(enable_metadata_routing=True):
+        search = BatchedGridSearchCV(pipeline(), RATES)
+        with pytest.raises(ValueError, match="sample_weight"):
+            search.fit(*table, sample_weight=np.ones(240))
+
+
+def test_names_of_columns_reach_the_network(table):
+    model = pipeline().set_output(transform="pandas")
+
+    def named(model, X, y):
+        assert type(model) is Pipeline
+        assert list(model[-1].feature_names_in_) == list(X.columns)
+        return accuracy_score(y, model.predict(X))
+
+    search = BatchedGridSearchCV(model, RATES, scoring=named, error_score="raise")
+    search.fit(*table)
+    assert list(search.best_estimator_[-1].feature_names_in_) == list(table[0].columns)
+
+
+@pytest.mark.parametrize("seed", [0, np.random.RandomState(0)])
+def test_seeds_are_used_as_by_grid_search(table, seed):
+    # A RandomState is copied with the estimator: each candidate starts from the same.
+    model = pipeline(random_state=seed)
+    ours = BatchedGridSearchCV(model, RATES, **SCORES).fit(*table)
+    assert_same_results(ours, GridSearchCV(model, RATES, **SCORES).fit(*table))
+
+
+# -- scores, choice, errors ----------------------------------------------------------
+
+
+def test_a_callable_gives_several_scores_and_another_chooses(table):
+    def scores(model, X, y):
+        right = accuracy_score(y, model.predict(X))
+        return {"right": right, "rate": model[-1].effective_lr_}
+
+    def highest_rate(results):
+        return int(results["mean_test_rate"].argmax())
+
+    search = BatchedGridSearchCV(
+        pipeline(), RATES, scoring=scores, refit=highest_rate
+    ).fit(*table)
+    assert search.best_params_ == {"net__lr": 3e-2}
+    np.testing.assert_allclose(
+        search.cv_results_["mean_test_rate"], search.cv_results_["effective_lr"]
+    )
+
+
+def test_a_candidate_that_cannot_be_fitted_gets_the_error_score(table):
+    grid = {"net__lr": [1e-2, -1.0]}
+    search = BatchedGridSearchCV(pipeline(), grid, cv=3, error_score=-5.0)
+    with pytest.warns(FitFailedWarning) as caught:
+        search.fit(*table)
+    message = str(caught[0].message)
+    assert "3 fits failed out of a total of 6." in message
+    assert "The 'lr' parameter of StableNetClassifier must be" in message
+    assert "_check_parameters" in message  # where it failed, wherever that was
+    assert search.cv_results_["mean_test_score"][1] == -5.0
+    assert search.cv_results_["n_recoveries"].tolist() == [0, None]
+    assert search.best_params_ == {"net__lr": 1e-2}
+
+
+def test_errors_are_raised_where_that_is_asked_for(table):
+    grid = {"net__lr": [1e-2, -1.0]}
+    search = BatchedGridSearchCV(pipeline(), grid, error_score="raise")
+    with pytest.raises(ValueError, match="The 'lr' parameter of StableNetClassifier"):
+        search.fit(*table)
+    assert isinstance(search.estimator, Pipeline)
+    assert "_run" not in vars(search)
+
+
+def test_a_transformer_that_fails_fails_its_candidates(table):
+    grid = {"impute__strategy": ["mean", "no such strategy"], "net__lr": [1e-3, 1e-2]}
+    search = BatchedGridSearchCV(pipeline(), grid, cv=3)
+    with (
+        pytest.warns(FitFailedWarning, match="6 fits failed out of a total of 12"),
+        pytest.warns(UserWarning, match="non-finite"),
+    ):
+        search.fit(*table)
+    assert np.isnan(search.cv_results_["mean_test_score"]).tolist() == [0, 0, 1, 1]
+
+
+def test_a_search_without_any_fit_says_so(table):
+    search = BatchedGridSearchCV(pipeline(), {"net__lr": [-1.0]}, cv=3)
+    with pytest.raises(ValueError, match="All the 3 fits failed"):
+        search.fit(*table)
+
+
+def test_an_unknown_parameter_is_refused(table):
+    search = BatchedGridSearchCV(pipeline(), {"net__learning_rate": [0.1]})
+    with pytest.raises(ValueError, match="Did you mean 'lr'"):
+        search.fit(*table)
+
+
+@pytest.mark.parametrize("memory", [0, -1, "1 GB", True])
+def test_memory_is_a_number_of_bytes(table, memory):
+    search = BatchedGridSearchCV(pipeline(), RATES, max_memory=memory)
+    message = (
+        "The 'max_memory' parameter of BatchedGridSearchCV must be a number of bytes "
+        f"above 0 or None, got {memory!r}."
+    )
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole is compared
+        search.fit(*table)
+    assert str(caught.value) == message
+
+
+# -- shares --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("params", [{"max_memory": 1}, {"n_jobs": 2}])
+def test_shares_of_any_size_give_the_same(table, params):
+    grid = {**RATES, "impute__strategy": ["mean", "zero"]}
+    whole = BatchedGridSearchCV(pipeline(), grid, **SCORES).fit(*table)
+    parts = BatchedGridSearchCV(pipeline(), grid, **SCORES, **params).fit(*table)
+    assert_same_results(parts, whole)
+    np.testing.assert_array_equal(
+        parts.cv_results_["n_recoveries"], whole.cv_results_["n_recoveries"]
+    )
+
+
+def test_only_training_is_done_elsewhere(table):
+    def here(model, X, y):
+        return float(os.getpid())
+
+    search = BatchedGridSearchCV(pipeline(), RATES, scoring=here, n_jobs=2, cv=2)
+    search.fit(*table)
+    assert set(search.cv_results_["mean_test_score"]) == {float(os.getpid())}
+
+
+class Backend(Counting):
+    """Notes how many jobs it could start."""
+
+    seen: list[int] = []  # noqa: RUF012 - outlives clones
+
+    def fit(self, X, y=None):
+        self.seen.append(joblib.effective_n_jobs(None))
+        return self
+
+
+def test_the_backend_of_the_caller_is_that_of_transformers_and_refit(numbered):
+    Backend.seen.clear()
+    model = make_pipeline(Backend(), net())
+    with joblib.parallel_config(backend="threading", n_jobs=3):
+        BatchedGridSearchCV(
+            model, {"stablenetclassifier__lr": [1e-3]}, cv=2, n_jobs=1
+        ).fit(*numbered)
+        assert joblib.effective_n_jobs(None) == 3
+    assert Backend.seen == [3, 3, 3]
+
+
+class KillsItsWorker(Counting):
+    """Ends the process it is fitted in, once, unless that is the one at home."""
+
+    def __init__(self, marker, home, setting=0):
+        self.marker = marker
+        self.home = home
+        self.setting = setting
+
+    def fit(self, X, y=None):
+        if os.getpid() != self.home:
+            try:
+                os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return self
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_that_loses_a_worker_finds_the_same(numbered, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    marker = tmp_path / "killed"
+    model = make_pipeline(KillsItsWorker(str(marker), os.getpid()), SafeScaler(), net())
+    grid = {"stablenetclassifier__lr": [1e-3, 1e-2, 1e30]}
+    alone = BatchedGridSearchCV(model, grid, **SCORES).fit(*numbered)
+    assert not marker.exists()
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        spread = BatchedGridSearchCV(model, grid, **SCORES).fit(*numbered)
+    assert marker.exists()
+    assert_same_results(spread, alone)
+    for name in ("n_recoveries", "diverged_at", "effective_lr"):
+        np.testing.assert_array_equal(
+            spread.cv_results_[name], alone.cv_results_[name], err_msg=name
+        )
+
+
+# -- an object like any other --------------------------------------------------------
+
+
+def test_a_fitted_search_is_pickled_and_an_unfitted_one_cloned(table):
+    search = BatchedGridSearchCV(pipeline(), RATES, max_memory=10**9)
+    assert clone(search).get_params()["max_memory"] == 10**9
+    search.fit(*table)
+    again = pickle.loads(pickle.dumps(search))
+    np.testing.assert_array_equal(again.predict(table[0]), search.predict(table[0]))
+    assert clone(again).fit(*table).best_params_ == search.best_params_
+
+
+def test_the_results_are_a_frame(table):
+    search = BatchedGridSearchCV(pipeline(), RATES, cv=2).fit(*table)
+    results = pd.DataFrame(search.cv_results_)
+    assert results["n_recoveries"].tolist() == [0, 0, 0]
+    assert results["split1_n_recoveries"].tolist() == [0, 0, 0]
+    assert results["diverged_at"].isna().all()
+    assert results["effective_lr"].tolist() == RATES["net__lr"]
+    assert results["stacked"].dtype == bool
+
+
+def test_a_search_with_a_way_of_its_own_is_scikit_learns(table):
+    class OneByOne(BatchedGridSearchCV):
+        def _run_search(self, evaluate_candidates):
+            for rate in (1e-3, 1e-2):
+                evaluate_candidates([{"net__lr": rate}])
+
+    search = OneByOne(pipeline(), RATES, cv=2).fit(*table)
+    theirs = GridSearchCV(pipeline(), {"net__lr": [1e-3, 1e-2]}, cv=2).fit(*table)
+    assert_same_results(search, theirs)
+    assert "stacked" not in search.cv_results_
+
+
+def test_it_prints_what_grid_search_prints(table, capsys):
+    printed = []
+    for kind in (BatchedGridSearchCV, GridSearchCV):
+        kind(pipeline(), RATES, cv=2, verbose=2).fit(*table)
+        lines = capsys.readouterr().out.splitlines()
+        printed.append([line.partition("total time")[0] for line in lines])
+    assert printed[0] == [line.replace(".", ".") for line in printed[1]]
+
+
+class Watching:
+    """A callback of scikit-learn that counts the tasks that end."""
+
+    max_propagation_depth = None
+
+    def __init__(self):
+        self.ended = Counter()
+
+    def setup(self, estimator, context):
+        pass
+
+    def teardown(self, estimator, context):
+        pass
+
+    def on_fit_task_begin(self, estimator, context):
+        pass
+
+    def on_fit_task_end(self, estimator, context):
+        self.ended[context.task_name] += 1
+
+
+def test_callbacks_are_told_of_every_candidate_and_fold(table):
+    watching = Watching()
+    search = BatchedGridSearchCV(pipeline(), RATES, cv=2, refit=False)
+    search.set_callbacks(watching).fit(*table)
+    assert watching.ended["candidate-split-evaluation"] == 6
+
+
+# -- truth about diverged candidates -------------------------------------------------
+
+
+def searched(grid, table, **params):
+    """A fitted search, and what it warned of before the best was fitted again."""
+    search = BatchedGridSearchCV(
+        pipeline(**params), grid, cv=2, refit=False, scoring="accuracy"
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        search.fit(*table)
+    return search, [w for w in caught if issubclass(w.category, DivergenceWarning)]
+
+
+def test_one_warning_sums_up_and_names_a_best_that_was_rescued(table):
+    grid = {"net__lr": [1e-5, 1e4, 1e30]}
+    search, (warning,) = searched(grid, table)
+    results = search.cv_results_
+    assert (results["n_recoveries"][1:] >= 2).all()
+    assert results["n_recoveries"][0] == 0
+    assert results["diverged_at"].tolist()[0] is None
+    assert results["diverged_at"].tolist()[1:] == [1, 1]
+    assert (results["effective_lr"][1:] < 1e4).all()
+    best = search.best_index_
+    assert best > 0
+    count = results["n_recoveries"][best]
+    assert str(warning.message) == (
+        "2 of 3 candidates diverged, from net__lr=1e+04 upwards: all were rescued. "
+        "cv_results_ tells of each: n_recoveries, diverged_at, effective_lr. The best "
+        f"one is among them: net__lr={grid['net__lr'][best]:.3g} was rescued {count} "
+        f"times and ended at a rate of {results['effective_lr'][best]:.3g}, so that "
+        "its score is not that of its parameters. Search lower rates, or choose among "
+        "the others with a callable refit."
+    )
+    assert warning.message.report.epoch == 1
+    assert warning.filename == __file__
+
+
+def test_candidates_that_stop_for_good_are_told_apart(table):
+    grid = {"net__on_nonfinite": ["recover", "raise"], "net__lr": [1e-2, 1e30]}
+    search = BatchedGridSearchCV(pipeline(), grid, cv=2, refit=False)
+    with (
+        pytest.warns(FitFailedWarning),
+        pytest.warns(UserWarning, match="test scores are non-finite"),
+        pytest.warns(DivergenceWarning) as caught,
+    ):
+        search.fit(*table)
+    (warning,) = [w for w in caught if w.category is DivergenceWarning]
+    assert str(warning.message).startswith(
+        "2 of 4 candidates diverged, from net__lr=1e+30 upwards: 1 could not be "
+        "rescued on every fold. "
+    )
+    results = search.cv_results_
+    failed = [
+        params == {"net__on_nonfinite": "raise", "net__lr": 1e30}
+        for params in results["params"]
+    ]
+    assert np.ma.getmaskarray(results["n_recoveries"]).tolist() == failed
+    assert np.ma.getmaskarray(results["effective_lr"]).tolist() == failed
+    assert results["diverged_at"][failed].tolist() == [1]
+
+
+def test_candidates_that_differ_otherwise_are_named(table):
+    grid = {"net__optimizer": ["adamw", "sgd"]}
+    _, (warning,) = searched(grid, table, lr=1e30)
+    assert str(warning.message).startswith(
+        "2 of 2 candidates diverged, the first net__optimizer='adamw': all were "
+        "rescued. "
+    )
+
+
+def test_a_search_without_failures_warns_of_nothing(table):
+    assert searched(RATES, table)[1] == []
+
+
+def test_a_callable_refit_may_leave_rescued_candidates_out(table):
+    def best_of_the_untouched(results):
+        scores = np.where(results["n_recoveries"] == 0, results["mean_test_score"], -1)
+        return int(scores.argmax())
+
+    search = BatchedGridSearchCV(
+        pipeline(), {"net__lr": [1e-5, 1e30]}, cv=2, refit=best_of_the_untouched
+    )
+    with pytest.warns(DivergenceWarning) as caught:
+        search.fit(*table)
+    assert search.best_params_ == {"net__lr": 1e-5}
+    assert "best one" not in str(caught[0].message)
+
+
+def test_scores_in_a_search_of_scikit_learn_can_tell_too(table):
+    def scores(model, X, y):
+        return {
+            "accuracy": accuracy_score(y, model.predict(X)),
+            "recoveries": len(model[-1].nonfinite_reports_),
+        }
+
+    grid = {"net__lr": [1e-3, 1e30]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)
+        theirs = GridSearchCV(pipeline(), grid, scoring=scores, refit="accuracy", cv=2)
+        theirs.fit(*table)
+        ours = BatchedGridSearchCV(pipeline(), grid, cv=2).fit(*table)
+    np.testing.assert_array_equal(
+        2 * theirs.cv_results_["mean_test_recoveries"], ours.cv_results_["n_recoveries"]
+    )
+
+
+def test_other_warnings_are_told_once(table):
+    class Warns(Counting):
+        def fit(self, X, y=None):
+            warnings.warn("These rows look odd.", UserWarning, stacklevel=2)
+            return self
+
+    model = make_pipeline(NaNImputer(), Warns(), SafeScaler(), net())
+    search = BatchedGridSearchCV(
+        model, {"stablenetclassifier__lr": [1e-3, 1e-2]}, refit=False
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        search.fit(*table)
+    assert [str(w.message) for w in caught] == ["These rows look odd."]
+    assert caught[0].filename == __file__
+
+
+def test_scorers_of_every_kind(table):
+    scoring = {
+        "accuracy": "accuracy",
+        "gain": make_scorer(lambda y, p: float((y == p).sum()), greater_is_better=True),
+    }
+    ours = BatchedGridSearchCV(
+        pipeline(), RATES, scoring=scoring, refit="gain", cv=3
+    ).fit(*table)
+    assert set(ours.scorer_) == {"accuracy", "gain"}
+    assert ours.score(*table) == (ours.predict(table[0]) == table[1]).sum()
