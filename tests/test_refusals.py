@@ -548,8 +548,14 @@ def test_a_name_that_is_no_device_is_refused():
 AT_LEAST_ONE = "an integer of at least 1"
 
 WRONG_VALUES = [
-    *[("lr", v, "a finite number above 0 or 'auto'") for v in (0, -1, -0.1, 0.0, True, None)],
-    *[("lr", v, "a finite number above 0 or 'auto'") for v in (np.nan, np.inf, "0.1", [0.1])],
+    *[
+        ("lr", v, "a finite number above 0 or 'auto'")
+        for v in (0, -1, -0.1, 0.0, True, None)
+    ],
+    *[
+        ("lr", v, "a finite number above 0 or 'auto'")
+        for v in (np.nan, np.inf, "0.1", [0.1])
+    ],
     *[("max_epochs", v, AT_LEAST_ONE) for v in (0, -3, 2.5, True, "10", None)],
     *[("batch_size", v, AT_LEAST_ONE) for v in (0, -3, 2.5, True, "10", None)],
     *[("n_iter_no_change", v, AT_LEAST_ONE) for v in (0, -3, 2.5, True, "10", None)],
