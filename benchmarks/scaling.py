@@ -254,6 +254,8 @@ def measure_memory(*, quick: bool) -> dict[str, dict[str, float]]:
         for way in FITS:
             name = f"fit, {way}, {n_rows} x {n_columns}"
             cases[name] = "peak_of_fit", (way, "float32", n_rows, n_columns)
+        if quick:
+            break
     for kind in ("float64", "DataFrame"):
         name = f"fit, ours, of {kind}, {n_rows} x {n_columns}"
         cases[name] = "peak_of_fit", ("ours", kind, n_rows, n_columns)

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
 from sknan._hold_out import held_out
 
 
+@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(2, 40), min_size=2, max_size=6),
     share=st.floats(0.01, 0.9),
@@ -30,6 +31,7 @@ def test_each_class_is_held_out_as_train_test_split_does(counts, share, seed):
     np.testing.assert_array_equal(valid, np.sort(expected[1]))
 
 
+@settings(deadline=None)
 @given(n_rows=st.integers(2, 500), data=st.data())
 def test_rows_are_held_out_as_train_test_split_does(n_rows, data):
     n_valid = data.draw(st.integers(1, n_rows - 1))
