@@ -1,0 +1,277 @@
+"""A picture of what is wrong with a table."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sknan._plotting import COLOURS, INK, as_text, axes_of, legend_above, scale_for
+from sknan.audit import TableAudit, audit
+
+__all__ = ["AuditDisplay"]
+
+_SIGNS = {"breaks training": "✖", "hurts": "▲", "notice": "•"}
+_SHARES = {
+    "missing": {"color": COLOURS[0]},
+    "infinite": {"color": COLOURS[1], "hatch": "///"},
+    "beyond_float32": {"color": COLOURS[2], "hatch": "xxx"},
+}
+
+
+class AuditDisplay:
+    """What is missing in each column of a table, and how large its values are.
+
+    Parameters
+    ----------
+    found : TableAudit
+        Of :func:`sknan.audit`.
+
+    Attributes
+    ----------
+    ax_ : ndarray of Axes of shape (2,)
+        Shares of cells, and scales.
+    figure_ : Figure
+        Theirs.
+
+    See Also
+    --------
+    sknan.audit : The findings in words.
+
+    Notes
+    -----
+    Above, the share of cells that are missing, infinite or beyond float32. Below, for
+    each column of numbers the middle half as a bar, the median as a stroke and the
+    extremes as a line, sentinels left out; on a scale that is logarithmic on both sides
+    of 0. Signs before the names tell how bad the worst finding of the column is.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sknan import AuditDisplay
+    >>> frame = pd.DataFrame({"age": [31.0, None, 45.0], "pay": [1e3, 2e3, 3e3]})
+    >>> AuditDisplay.from_data(frame).ax_[0].get_xlabel()
+    'share of cells'
+    """
+
+    ax_: np.ndarray
+    figure_: Any
+
+    def __init__(self, found: TableAudit) -> None:
+        self.found = found
+
+    @classmethod
+    def from_data(
+        cls, X: Any, y: Any = None, *, max_columns: int = 25, ax: Any = None
+    ) -> AuditDisplay:
+        """Audit a table, and draw.
+
+        Parameters
+        ----------
+        X : DataFrame, array, sparse matrix or list of rows, (n_samples, n_features)
+            As of :func:`sknan.audit`.
+        y : Series, array-like of shape (n_samples,) or str, default=None
+            The target, or its name.
+        max_columns : int, default=25
+            As of :meth:`plot`.
+        ax : Axes, array-like of Axes or None, default=None
+            As of :meth:`plot`.
+
+        Returns
+        -------
+        AuditDisplay
+        """
+        return cls(audit(X, y)).plot(ax, max_columns=max_columns)
+
+    @classmethod
+    def from_audit(
+        cls, found: TableAudit, *, max_columns: int = 25, ax: Any = None
+    ) -> AuditDisplay:
+        """Draw an audit.
+
+        Parameters
+        ----------
+        found : TableAudit
+            Of :func:`sknan.audit`.
+        max_columns : int, default=25
+            As of :meth:`plot`.
+        ax : Axes, array-like of Axes or None, default=None
+            As of :meth:`plot`.
+
+        Returns
+        -------
+        AuditDisplay
+        """
+        return cls(found).plot(ax, max_columns=max_columns)
+
+    def plot(self, ax: Any = None, *, max_columns: int = 25) -> AuditDisplay:
+        """Draw.
+
+        Parameters
+        ----------
+        ax : Axes, array-like of Axes or None, default=None
+            One for each of the two panels, or one to be divided; None makes a figure.
+        max_columns : int, default=25
+            Of a wider table, so many: those with the worst findings, then those with
+            the most missing cells.
+
+        Returns
+        -------
+        AuditDisplay
+            Itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ValueError
+            If the table has no column, or the number of axes is wrong.
+        """
+        columns = self._shown(max_columns)
+        height = 0.5 + 0.21 * len(columns)
+        has_shares = any(c[name] for c in columns for name in _SHARES)
+        has_shares = has_shares or any(c["sentinels"] for c in columns)
+        heights = [height if has_shares else 0.4, height]
+        shares, scales = axes_of(ax, heights, 6.4, "AuditDisplay.plot")
+        places = np.arange(len(columns))
+        _draw_shares(shares, columns, places)
+        _draw_scales(scales, columns, places)
+        for its in (shares, scales):
+            its.set_ylim(len(columns) - 0.4, -0.6)
+            its.set_yticks(places, [_called(column) for column in columns], fontsize=8)
+            its.grid(axis="x", alpha=0.25)
+        if not has_shares:
+            shares.set(yticks=[], xticks=[], xlabel="")
+            words = {"ha": "center", "va": "center", "fontsize": 8, "color": INK}
+            place = shares.transAxes
+            shares.text(0.5, 0.5, "no cell is missing", transform=place, **words)
+        self._say_what_the_signs_mean(scales, columns)
+        self.ax_ = np.array([shares, scales], dtype=object)
+        self.figure_ = shares.figure
+        return self
+
+    def _shown(self, max_columns: int) -> Sequence[dict[str, Any]]:
+        """Which columns, in the order of the table."""
+        columns = list(self.found.statistics)
+        if not columns:
+            raise ValueError("The table has no columns: there is nothing to show.")
+        if len(columns) <= max_columns:
+            return columns
+        severities = list(_SIGNS)
+
+        def badness(place: int) -> tuple[int, float]:
+            column = columns[place]
+            severity = column["severity"]
+            rank = severities.index(severity) if severity else len(severities)
+            return rank, -sum(column[share] for share in _SHARES)
+
+        kept = sorted(sorted(range(len(columns)), key=badness)[:max_columns])
+        return [columns[place] for place in kept]
+
+    def _say_what_the_signs_mean(
+        self, ax: Any, columns: Sequence[dict[str, Any]]
+    ) -> None:
+        used = {column["severity"] for column in columns}
+        parts = [f"{sign} {name}" for name, sign in _SIGNS.items() if name in used]
+        n_left = len(self.found.statistics) - len(columns)
+        if n_left:
+            parts.append(f"{n_left} columns with less to say are left out")
+        label = "value, sentinels left out"
+        ax.set_xlabel("\n".join([label, "   ".join(parts)]) if parts else label)
+
+
+def _called(column: dict[str, Any]) -> str:
+    sign = _SIGNS.get(column["severity"], "")
+    return f"{sign} {as_text(column['column'], 24)}".strip()
+
+
+def _draw_shares(
+    ax: Any, columns: Sequence[dict[str, Any]], places: np.ndarray
+) -> None:
+    left = np.zeros(len(columns))
+    handles, labels = [], []
+    for name, style in _SHARES.items():
+        share = np.array([column[name] for column in columns], dtype=float)
+        if share.any():
+            kind = {"height": 0.7, "edgecolor": INK, "linewidth": 0.4, **style}
+            handles.append(ax.barh(places, share, left=left, **kind))
+            labels.append(name.replace("_", " "))
+        left += share
+    for place, (total, column) in enumerate(zip(left, columns, strict=True)):
+        sentinels = ", ".join(_shown(value) for value in column["sentinels"])
+        texts = [f"{total:.2g}" if total else "", f"sentinel {sentinels}"]
+        text = "  ".join(filter(None, texts if sentinels else texts[:1]))
+        where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+        ax.annotate(text, (total, place), fontsize=7, color=INK, **where)
+    # Room for the number beside the longest bar.
+    ax.set_xlim(0.0, max(1.15 * float(left.max()), 0.05) if left.any() else 1.0)
+    ax.set_xlabel("share of cells")
+    legend_above(ax, handles, labels)
+
+
+def _shown(value: Any) -> str:
+    is_number = isinstance(value, numbers.Real)
+    return as_text(f"{value:g}" if is_number else value, 12)
+
+
+def _is_known(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _draw_scales(
+    ax: Any, columns: Sequence[dict[str, Any]], places: np.ndarray
+) -> None:
+    names = ("low", "q1", "median", "q3", "high")
+    is_number = [all(_is_known(column[name]) for name in names) for column in columns]
+    sizes = [
+        abs(float(column[name]))
+        for column, is_one in zip(columns, is_number, strict=True)
+        for name in ("q1", "median", "q3")
+        if is_one and column[name]
+    ]
+    if scale_for([sizes]) == "log":
+        ax.set_xscale("symlog", linthresh=float(np.quantile(sizes, 0.1)))
+    bar = {"height": 0.6, "edgecolor": INK, "linewidth": 0.4, "color": COLOURS[3]}
+    over = ax.get_yaxis_transform()
+    for place, column, is_one in zip(places, columns, is_number, strict=True):
+        if not is_one:
+            words = f"{column['holds']}, {column['n_levels']} different"
+            text = {"fontsize": 7, "style": "italic", "va": "center", "color": INK}
+            ax.text(0.02, place, words, transform=over, **text)
+            continue
+        low, q1, median, q3, high = (float(column[name]) for name in names)
+        ax.plot([low, high], [place, place], color=INK, linewidth=0.8, zorder=1)
+        ax.barh(place, q3 - q1, left=q1, zorder=2, **bar)
+        ax.plot(median, place, "|", color=INK, markersize=7, zorder=3)
+    _set_ends(ax, columns, is_number)
+    _thin_out(ax)
+
+
+def _set_ends(
+    ax: Any, columns: Sequence[dict[str, Any]], is_number: Sequence[bool]
+) -> None:
+    """Show all values, with room on both sides as wide as it looks."""
+    known = [its for its, is_one in zip(columns, is_number, strict=True) if is_one]
+    if not known:
+        ax.set_xticks([])
+        return
+    ends = [min(its["low"] for its in known), max(its["high"] for its in known)]
+    scale = ax.xaxis.get_transform()
+    low, high = scale.transform(np.array(ends, dtype=float))
+    room = 0.04 * (high - low) or 0.5
+    inverse = scale.inverted()
+    ax.set_xlim(*inverse.transform(np.array([low - room, high + room])))
+
+
+def _thin_out(ax: Any) -> None:
+    """Few enough ticks that their labels stay apart."""
+    ticks = ax.get_xticks()
+    low, high = ax.get_xlim()
+    inside = [tick for tick in ticks if low <= tick <= high]
+    step = math.ceil(len(inside) / 7)
+    if step > 1:
+        zero = inside.index(0.0) if 0.0 in inside else 0
+        ax.set_xticks(inside[zero % step :: step])
