@@ -7,7 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["LossWatch"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LossWatch", "LossWatches"]
 
 # A loss counts as exploded when it exceeds the untrained one by this factor ...
 _EXPLOSION = 10.0
@@ -28,6 +31,10 @@ def _exceeds(loss: float, reference: float, factor: float = _EXPLOSION) -> bool:
     return loss - reference > (factor - 1.0) * max(abs(reference), 1e-6)
 
 
+def _patience(n_steps: int | None) -> int:
+    return max(3, _PATIENCE if n_steps is None else min(_PATIENCE, n_steps // 8))
+
+
 class LossWatch:
     """Compare losses and gradients with those of the untrained network, and of late.
 
@@ -40,9 +47,8 @@ class LossWatch:
     """
 
     def __init__(self, n_steps: int | None, reference: float = -math.inf) -> None:
-        patience = _PATIENCE if n_steps is None else min(_PATIENCE, n_steps // 8)
         self.reference = reference
-        self._recent: deque[float] = deque(maxlen=max(patience, 3))
+        self._recent: deque[float] = deque(maxlen=_patience(n_steps))
         self._has_loss = False
         self._n_norms = 0
         self._usual_norm = 0.0
@@ -126,3 +132,64 @@ class LossWatch:
         self._usual_norm = max(0.99 * self._usual_norm, norm)
         self._largest_norm = max(self._largest_norm, norm)
         return False
+
+
+class LossWatches:
+    """A :class:`LossWatch` for each of many trainings that step together.
+
+    They suspect what a single one would; who is suspected is to be watched alone.
+
+    Parameters
+    ----------
+    n_steps : int
+        Length of the trainings.
+    n_trainings : int
+        How many there are.
+    """
+
+    def __init__(self, n_steps: int, n_trainings: int) -> None:
+        self._recent = np.full((_patience(n_steps), n_trainings), -math.inf)
+        self._n_losses = self._n_norms = 0
+        self._usual_norm = np.zeros(n_trainings)
+        self._largest_norm = np.ones(n_trainings)
+        self._reference = np.full(n_trainings, -math.inf)
+        self._bound = np.full(n_trainings, math.inf)
+
+    def keep(self, index: NDArray[np.int64]) -> None:
+        """Let all other trainings go."""
+        self._recent = self._recent[:, index]
+        self._usual_norm = self._usual_norm[index]
+        self._largest_norm = self._largest_norm[index]
+        self._reference = self._reference[index]
+        self._bound = self._bound[index]
+
+    def may_have_exploded(self, losses: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether the loss of each may have left for good: the suspicion of one."""
+        if not self._n_losses:
+            self._reference = losses.copy()
+            floor = np.maximum(np.abs(losses), 1e-6)
+            self._bound = (_EXPLOSION - 1.0) * floor
+        self._recent[self._n_losses % len(self._recent)] = losses
+        self._n_losses += 1
+        suspect: NDArray[np.bool_] = self._exceeds(self._recent.min(axis=0))
+        return suspect
+
+    def is_spike(
+        self, losses: NDArray[np.float64], norms: NDArray[np.float64]
+    ) -> NDArray[np.bool_]:
+        """Whether the gradient of each is absurd beside those before it."""
+        usual = self._usual_norm
+        if self._n_norms < _LEAST_HISTORY:
+            usual = np.maximum(usual, np.maximum(np.abs(losses), 1.0))
+        is_absurd = (norms > _SPIKE * usual) & (usual > 0.0)
+        is_absurd &= norms > self._largest_norm
+        is_absurd &= ~self._exceeds(losses)
+        self._n_norms += 1
+        self._usual_norm = np.maximum(0.99 * self._usual_norm, norms)
+        self._largest_norm = np.maximum(self._largest_norm, norms)
+        return is_absurd
+
+    def _exceeds(self, losses: NDArray[np.float64]) -> NDArray[np.bool_]:
+        # As `_exceeds` of a single number.
+        exceeds: NDArray[np.bool_] = losses - self._reference > self._bound
+        return exceeds

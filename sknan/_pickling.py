@@ -6,6 +6,7 @@ classes defined elsewhere it records nothing. A pickled network depends on torch
 
 from __future__ import annotations
 
+import functools
 import warnings
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ __all__ = ["VersionedPickleMixin"]
 _KEY = "_pickled_with"
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     return {
         "sknan": version("sknan"),
@@ -46,7 +48,7 @@ class VersionedPickleMixin:
         inherited: Any = super().__getstate__()
         state: dict[str, Any] = {**(inherited or {})}
         if self._is_versioned:
-            state[_KEY] = _versions()
+            state[_KEY] = dict(_versions())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sknan._loss_watch import LossWatch
+from sknan._stack_ledger import StepLedger, has_sound_schedule
 from sknan._stacked_pass import can_be_passed, kind_of_pass, stacked_pass
 from sknan._threads import threads_for
 from sknan._training_plan import TrainingPlan
-from sknan._verdict import OVERFLOWS_SQUARED
 from sknan.batching import TensorBatches, TensorTable, tree_leaves, tree_map
-from sknan.schedules import LearningRateSchedule
 
 __all__ = ["Stack", "shape_of", "train_stack"]
 
@@ -76,6 +74,9 @@ def shape_of(plan: TrainingPlan) -> Hashable | None:
     if plan.best is not None:
         train, valid = plan.split(plan.split_seed)
         n_train, n_valid = len(train), len(valid)
+    n_steps = len(_bounds(n_train, net.batch_size)) * net.max_epochs
+    if not has_sound_schedule(net, n_steps):
+        return None
     return (
         kind,
         type(net.optimizer_),
@@ -85,36 +86,32 @@ def shape_of(plan: TrainingPlan) -> Hashable | None:
     )
 
 
+def _bounds(n_rows: int, batch_size: int) -> list[tuple[int, int]]:
+    """First and last row of each batch of an epoch."""
+    nothing = torch.zeros(n_rows)
+    table = TensorTable(nothing, nothing)
+    return TensorBatches(table, batch_size, merge_lone_row=True).bounds()
+
+
 # -- slices ----------------------------------------------------------------------------
 
 
 class _Slice:
     """What one training of the stack has for itself."""
 
-    def __init__(self, plan: TrainingPlan, offset: int, n_steps: int) -> None:
+    def __init__(self, plan: TrainingPlan, offset: int) -> None:
         net = plan.net
         self.plan = plan
         self.net: Any = net
-        group = net.optimizer_.param_groups[0]
-        self.lr = float(group["lr"])
-        self.weight_decay = float(group["weight_decay"])
-        self.schedule = LearningRateSchedule(net.lr_schedule, net.warmup)
-        self.schedule.start(n_steps)
-        self.is_scheduled = net.lr_schedule is not None or bool(net.warmup)
+        self.weight_decay = float(net.optimizer_.param_groups[0]["weight_decay"])
         self.generator = torch.Generator()
         self.generator.set_state(plan.random_states[0])
-        self.watch = LossWatch(n_steps)
         rows = torch.arange(len(plan.table)), torch.zeros(0, dtype=torch.int64)
         if plan.best is not None:
             net._split_seed_ = plan.split_seed
             rows = plan.split(plan.split_seed)
         self.train, self.valid = rows[0] + offset, rows[1] + offset
         self.history: list[dict[str, Any]] = []
-        self.norms: list[float] = []
-        self.coefficients: list[float] = []
-        self.total_loss = 0.0
-        self.n_clipped = 0
-        self.largest_norm = 0.0
         self.best_loss, self.best_epoch, self.last_gain = math.inf, 0, 0
         self.best_weights: list[Tensor] | None = None
 
@@ -125,56 +122,6 @@ class _Slice:
     @property
     def buffers(self) -> list[Tensor]:
         return list(self.net.module_.buffers())
-
-    def factor(self, n_steps: int) -> float:
-        """Of the rate at a step."""
-        return self.schedule.factor(n_steps) if self.is_scheduled else 1.0
-
-    def is_refused(self, loss: float, norm: float) -> bool:
-        """Whether the guard would, or might, refuse this step."""
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            return True
-        if norm >= OVERFLOWS_SQUARED:
-            return True
-        if self.net.clip_norm is None and self.watch.is_spike(loss, norm):
-            return True
-        suspicions: list[bool] = []
-
-        def untrained_loss() -> float:
-            suspicions.append(True)
-            return math.nan
-
-        return self.watch.has_exploded(loss, untrained_loss) or bool(suspicions)
-
-    def clipped(self, norm: float, loss: float, n_rows: int) -> float:
-        """Note a step that is taken; by what its gradients are to be multiplied."""
-        most = self.net.clip_norm
-        coefficient = 1.0 if most is None or norm <= most else most / norm
-        self.total_loss += loss * n_rows
-        self.norms.append(norm)
-        self.coefficients.append(coefficient)
-        self.n_clipped += coefficient < 1.0
-        self.largest_norm = max(self.largest_norm, norm)
-        return coefficient
-
-    def end_epoch(self, n_rows: int, rate: float, valid_loss: float | None) -> None:
-        """Write the history of the epoch, as the net itself would."""
-        entry = {
-            "train_batch_count": len(self.norms),
-            "train_loss": self.total_loss / n_rows,
-            "grad_norm": float(np.median(self.norms)),
-        }
-        if self.net.clip_norm is not None:
-            clipped = [c for c in self.coefficients if c < 1.0]
-            entry["clip_share"] = len(clipped) / len(self.norms)
-            entry["clip_coefficient"] = float(np.mean(clipped)) if clipped else 1.0
-        entry["lr"] = rate
-        if valid_loss is not None:
-            entry |= {"valid_batch_count": 1, "valid_loss": valid_loss}
-        monitored = entry["train_loss"] if valid_loss is None else valid_loss
-        self.schedule.update(monitored)
-        self.history.append(entry)
-        self.norms, self.coefficients, self.total_loss = [], [], 0.0
 
     def keeps(self, weights: Callable[[], list[Tensor]]) -> bool:
         """Keep the epoch's weights if they are the best; whether patience is left."""
@@ -189,7 +136,9 @@ class _Slice:
             self.best_weights = weights()
         return epoch - self.last_gain < best.patience
 
-    def finish(self, weights: list[Tensor], seconds: float, n_steps: int) -> None:
+    def finish(
+        self, weights: list[Tensor], seconds: float, clipping: dict[str, Any]
+    ) -> None:
         """Leave the net as its own training would have left it."""
         net, best = self.net, self.plan.best
         net._prepare_guard(is_new=True)
@@ -208,15 +157,11 @@ class _Slice:
             kept = self.best_weights or weights
             for tensor, value in zip([*self.weights, *self.buffers], kept, strict=True):
                 tensor.copy_(value)
-        self.n_steps = n_steps
+        self.clipping = clipping
 
     def warn(self) -> None:
         """Say what the net itself would have said at the end."""
-        training: Any = SimpleNamespace(
-            n_steps=self.n_steps,
-            n_clipped=self.n_clipped,
-            largest_norm=self.largest_norm,
-        )
+        training: Any = SimpleNamespace(**self.clipping)
         if self.net._is_clip_idle(training):
             self.net._warn_of_idle_clip(training)
 
@@ -265,11 +210,11 @@ class Stack:
             for block in self.gradients
         ]
 
-    def clip(self, coefficients: list[float]) -> None:
+    def clip(self, coefficients: np.ndarray) -> None:
         """Multiply the gradients of each slice by a number of its own."""
-        if min(coefficients) == 1.0:
+        if (coefficients == 1.0).all():
             return
-        factors = torch.tensor(coefficients, dtype=self.weights[0].dtype)
+        factors = torch.from_numpy(coefficients).to(self.weights[0].dtype)
         for block in self.gradients:
             block.mul_(factors.view(-1, *[1] * (block.ndim - 1)))
 
@@ -391,18 +336,13 @@ class _Run:
         n_train = len(tables[0])
         if plans[0].best is not None:
             n_train = len(plans[0].split(plans[0].split_seed)[0])
-        nothing = torch.zeros(n_train)
-        self.bounds = TensorBatches(
-            TensorTable(nothing, nothing), net.batch_size, merge_lone_row=True
-        ).bounds()
+        self.bounds = _bounds(n_train, net.batch_size)
         self.n_epochs = net.max_epochs
         n_steps = len(self.bounds) * self.n_epochs
         self.stack = Stack(
-            [
-                _Slice(plan, offset, n_steps)
-                for plan, offset in zip(plans, offsets, strict=True)
-            ]
+            [_Slice(plan, offset) for plan, offset in zip(plans, offsets, strict=True)]
         )
+        self.ledger = StepLedger([plan.net for plan in plans], n_steps)
         self.n_train = n_train
         self.n_steps = 0
         self.done: list[_Slice] = []
@@ -421,11 +361,12 @@ class _Run:
         seconds = time.perf_counter() - self.start
         for k in numbers:
             its = self.stack.slices[k]
-            its.finish(self.stack.weights_of(k), seconds, self.n_steps)
+            clipping = {"n_steps": self.n_steps, **self.ledger.clipping_of(k)}
+            its.finish(self.stack.weights_of(k), seconds, clipping)
             self.done.append(its)
 
     def _train_epoch(self) -> None:
-        stack = self.stack
+        stack, ledger = self.stack, self.ledger
         orders = torch.stack(
             [
                 its.train[torch.randperm(self.n_train, generator=its.generator)]
@@ -439,28 +380,17 @@ class _Run:
             x, target = self._rows(rows)
             losses, output = stack.passes.step(x, target)
             each_loss, *norms = torch.stack([losses, *stack.norms()]).tolist()
-            whole = [math.hypot(*own) for own in zip(*norms, strict=True)]
-            pairs = list(zip(each_loss, whole, strict=True))
-            kept = [
-                k
-                for k, (its, pair) in enumerate(zip(stack.slices, pairs, strict=True))
-                if not its.is_refused(*pair)
-            ]
-            if len(kept) < len(pairs):
+            numbers = np.array(each_loss), np.array(list(map(math.hypot, *norms)))
+            is_refused = ledger.refused(*numbers)
+            if is_refused.any():
+                kept = np.flatnonzero(~is_refused).tolist()
+                self._keep(kept)
                 if not kept:
-                    stack.slices = []
                     return
-                stack.keep(kept)
-                orders, output = orders[kept], output[kept]
-                pairs = [pairs[k] for k in kept]
-                x = x[kept]
-            stack.clip(
-                [
-                    its.clipped(norm, loss, stop - start)
-                    for its, (loss, norm) in zip(stack.slices, pairs, strict=True)
-                ]
-            )
-            rates = [its.lr * its.factor(self.n_steps) for its in stack.slices]
+                orders, output, x = orders[kept], output[kept], x[kept]
+                numbers = numbers[0][kept], numbers[1][kept]
+            stack.clip(ledger.take(*numbers, stop - start))
+            rates = ledger.rates(self.n_steps)
             self.n_steps += 1
             stack.step(self.group, rates, self.n_steps)
         self._end_epoch(x, output, rates)
@@ -479,20 +409,26 @@ class _Run:
         stack = self.stack
         valid_losses = self._valid_losses()
         are_finite = stack.are_finite()
+        entries = self.ledger.end_epoch(self.n_train, rates, valid_losses)
         remaining: list[int] = []
         ended: list[int] = []
         for k, its in enumerate(stack.slices):
             if not are_finite[k] or _might_be_collapsed(x[k], output[k]):
                 continue
-            loss = None if valid_losses is None else valid_losses[k]
-            its.end_epoch(self.n_train, rates[k], loss)
+            its.history.append(entries[k])
             goes_on = its.keeps(lambda k=k: stack.weights_of(k))  # type: ignore[misc]
             (remaining if goes_on else ended).append(k)
         self._let_go(ended)
-        if not remaining:
-            stack.slices = []
-        elif len(remaining) < len(stack.slices):
-            stack.keep(remaining)
+        if len(remaining) < len(stack.slices):
+            self._keep(remaining)
+
+    def _keep(self, numbers: list[int]) -> None:
+        """Let all other slices go."""
+        if not numbers:
+            self.stack.slices = []
+            return
+        self.stack.keep(numbers)
+        self.ledger.keep(numbers)
 
     def _valid_losses(self) -> list[float] | None:
         slices = self.stack.slices

@@ -378,6 +378,11 @@ class LearningRateSchedule:
         if isinstance(self._function, Plateau):
             self._function.reset()
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether the factors depend on what `update` is told."""
+        return isinstance(self._function, Plateau)
+
     def factor(self, step: int) -> float:
         """The factor to multiply the learning rate by in a step.
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from sknan._loss_watch import LossWatch
+from sknan._loss_watch import LossWatch, LossWatches
 
 losses = st.floats(-1e30, 1e30)
+
+
+def _noted(asked, k):
+    asked.append(k)
+    return math.inf
 
 
 def never():
@@ -174,3 +182,43 @@ def test_a_watch_that_was_written_down_goes_on_as_it_would_have(before, after):
         assert first.has_exploded(loss, lambda: 1.0) == second.has_exploded(
             loss, lambda: 1.0
         )
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_watches_side_by_side_suspect_what_a_single_one_does(data):
+    n_steps = data.draw(st.integers(1, 200))
+    n_trainings = data.draw(st.integers(1, 4))
+    numbers = st.floats(1e-3, 1e12)
+    shape = (data.draw(st.integers(1, 40)), n_trainings)
+    losses = data.draw(arrays(np.float64, shape, elements=numbers))
+    norms = data.draw(arrays(np.float64, shape, elements=numbers))
+    together = LossWatches(n_steps, n_trainings)
+    alone = [LossWatch(n_steps) for _ in range(n_trainings)]
+    for row, own_norms in zip(losses, norms, strict=True):
+        spikes = together.is_spike(row, own_norms).tolist()
+        suspects = together.may_have_exploded(row).tolist()
+        triples = list(zip(alone, row.tolist(), own_norms.tolist(), strict=True))
+        assert spikes == [watch.is_spike(loss, norm) for watch, loss, norm in triples]
+        asked: list[int] = []
+        for k, (watch, loss, _) in enumerate(triples):
+            watch.has_exploded(loss, partial(_noted, asked, k))
+        assert np.flatnonzero(suspects).tolist() == asked
+        if asked or any(spikes):
+            return  # such a one is watched by itself from here on
+
+
+def test_a_watch_that_is_let_go_leaves_the_others_as_they_were():
+    rng = np.random.default_rng(0)
+    losses, norms = rng.exponential(size=(2, 30, 3)) * 10.0 ** rng.integers(0, 3, 3)
+    three, two = LossWatches(30, 3), LossWatches(30, 2)
+    for step, (row, own) in enumerate(zip(losses, norms, strict=True)):
+        if step == 10:
+            three.keep(np.array([0, 2]))
+        seen = row[[0, 2]] if step >= 10 else row
+        seen_norms = own[[0, 2]] if step >= 10 else own
+        spikes = three.is_spike(seen, seen_norms)
+        suspects = three.may_have_exploded(seen)
+        kept = [0, 2] if step < 10 else [0, 1]
+        assert (spikes[kept] == two.is_spike(row[[0, 2]], own[[0, 2]])).all()
+        assert (suspects[kept] == two.may_have_exploded(row[[0, 2]])).all()
