@@ -5,6 +5,8 @@ from importlib.metadata import version
 from sknan.audit import audit
 from sknan.backup import BackupAndRestore
 from sknan.diagnosis import NonFiniteReport
+from sknan.display import AuditDisplay, LearningRateDisplay, TrainingDisplay
+from sknan.ensemble import StableNetEnsembleClassifier, StableNetEnsembleRegressor
 from sknan.estimators import StableNetClassifier, StableNetRegressor
 from sknan.exceptions import (
     DivergenceWarning,
@@ -12,6 +14,7 @@ from sknan.exceptions import (
     NonFiniteTrainingError,
     SknanError,
 )
+from sknan.html_report import report
 from sknan.imputation import NaNImputer
 from sknan.learning_rate import LearningRateRange, find_learning_rate
 from sknan.modules import TabularMLP
@@ -22,6 +25,7 @@ from sknan.nets import (
     GuardedNetRegressor,
     GuardMixin,
 )
+from sknan.pipelines import tabular_pipeline
 from sknan.scaling import SafeScaler
 from sknan.search import (
     BatchedGridSearchCV,
@@ -30,6 +34,7 @@ from sknan.search import (
 )
 
 __all__ = [
+    "AuditDisplay",
     "BackupAndRestore",
     "BatchedGridSearchCV",
     "BatchedHalvingSearchCV",
@@ -40,6 +45,7 @@ __all__ = [
     "GuardedNetBinaryClassifier",
     "GuardedNetClassifier",
     "GuardedNetRegressor",
+    "LearningRateDisplay",
     "LearningRateRange",
     "NaNImputer",
     "NonFiniteDataError",
@@ -48,10 +54,15 @@ __all__ = [
     "SafeScaler",
     "SknanError",
     "StableNetClassifier",
+    "StableNetEnsembleClassifier",
+    "StableNetEnsembleRegressor",
     "StableNetRegressor",
     "TabularMLP",
+    "TrainingDisplay",
     "audit",
     "find_learning_rate",
+    "report",
+    "tabular_pipeline",
 ]
 
 __version__ = version("sknan")

@@ -12,11 +12,11 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
 from skorch.callbacks import Callback
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._blame import without_rows
 from sknan._checks import check_finite, first_text_cell, plain_floats
-from sknan._hold_out import held_out
+from sknan._hold_out import Fold, held_out
 from sknan._layerwise import output_bound
 from sknan._mending import random_states, rows_without_output, without_output
 from sknan._net_parts import (
@@ -40,11 +40,12 @@ from sknan._table_net import TableNet
 from sknan._threads import FlopCount, threads_for
 from sknan._training import uncompiled
 from sknan._training_plan import TrainingPlan, TrainingRows, seeded
+from sknan._training_summary import summary_as_html
 from sknan.batching import TensorTable
 from sknan.early_stopping import BestWeights
 from sknan.exceptions import NonFiniteTrainingError
 
-__all__ = ["StableNetBase"]
+__all__ = ["CheckedRows", "StableNetBase"]
 
 # A tenth of fewer rows than this is too small a sample to choose an epoch by.
 _MIN_ROWS_TO_STOP_EARLY = 500
@@ -84,7 +85,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a finite number above 0 or 'auto'",
     ),
     "max_epochs": (lambda v: _is_integer(v) and v >= 1, "an integer of at least 1"),
-    "batch_size": (lambda v: _is_integer(v) and v >= 1, "an integer of at least 1"),
+    "batch_size": (
+        lambda v: (_is_integer(v) and v >= 1) or _is_auto(v),
+        "an integer of at least 1 or 'auto'",
+    ),
     "weight_decay": (
         lambda v: _is_number(v) and 0 <= v < math.inf,
         "a finite number of at least 0",
@@ -118,6 +122,29 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+# Sizes of batches up to so many rows; 1024 above. The smaller the table, the more steps
+# an epoch needs to get anywhere.
+_AUTO_BATCHES = (
+    (700, 32),
+    (1500, 64),
+    (6000, 128),
+    (30_000, 256),
+    (100_000, 512),
+)
+
+
+def _numeric_columns(X: np.ndarray) -> tuple[int, ...]:
+    """Columns of more than two values."""
+    is_between = (X.min(axis=0) != X) & (X.max(axis=0) != X)
+    return tuple(np.flatnonzero(is_between.any(axis=0)).tolist())
+
+
+class CheckedRows(NamedTuple):
+    """Rows that an estimator of the same training data has validated already."""
+
+    X: np.ndarray
+
+
 class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
     """Guarded network as a scikit-learn estimator; see its two subclasses."""
 
@@ -136,10 +163,17 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "net_")
 
+    def _html_repr(self) -> str:
+        """scikit-learn's diagram, and how training went."""
+        diagram: str = estimator_html_repr(self)
+        return diagram + (summary_as_html(self) if hasattr(self, "net_") else "")
+
     # -- input ---------------------------------------------------------------------
 
     def _as_input(self, X: Any, *, reset: bool, min_samples: int = 1) -> np.ndarray:
         """Validate ``X`` and bring it to float32, refusing what is not finite."""
+        if isinstance(X, CheckedRows):
+            return X.X
         X_in = None if reset else plain_floats(X, self)
         if X_in is None or len(X_in) < min_samples:
             X_in = self._validated(X, reset=reset, min_samples=min_samples)
@@ -238,7 +272,8 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         bit. The default network only: layers of one's own may look across rows.
         """
         is_per_row = hasattr(self._build_criterion(per_row=False), "reduction")
-        if self.module is not None or len(X) > self.batch_size or not is_per_row:
+        is_one_batch = len(X) <= self.rows_per_batch(len(X))
+        if self.module is not None or not is_one_batch or not is_per_row:
             return X, y, weights, np.arange(len(X))
         rows = np.column_stack([X.astype(np.float64), y])
         _, first, inverse = np.unique(
@@ -265,7 +300,7 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         module, module_params = resolve_module(
             self.module,
             self._params_for("module"),
-            {"n_features_in": X.shape[1], "n_outputs": n_outputs},
+            self._sizes(X, n_outputs),
             owner,
         )
         if "lr" in self._params_for("optimizer"):
@@ -281,7 +316,7 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             optimizer=optimizer,
             lr=self.lr_,
             max_epochs=self.max_epochs,
-            batch_size=self.batch_size,
+            batch_size=self.rows_per_batch(len(X)),
             train_split=None,
             callbacks=list(self.callbacks or ()),
             compile=self.compile,
@@ -302,15 +337,43 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         net.initialize()
         return net
 
+    def _sizes(self, X: np.ndarray, n_outputs: int) -> dict[str, Any]:
+        """What is filled in where the module's constructor takes it."""
+        sizes: dict[str, Any] = {"n_features_in": X.shape[1], "n_outputs": n_outputs}
+        if self._params_for("module").get("n_frequencies"):
+            sizes["numeric_columns"] = _numeric_columns(X)
+        return sizes
+
+    def rows_per_batch(self, n_rows: int) -> int:
+        """Rows in a step of a training on so many: ``batch_size``, or its choice.
+
+        Parameters
+        ----------
+        n_rows : int
+            Rows of the table, those held out included.
+
+        Returns
+        -------
+        int
+        """
+        if not _is_auto(self.batch_size):
+            return int(self.batch_size)
+        return next((size for below, size in _AUTO_BATCHES if n_rows < below), 1024)
+
     def _training_rows(self, *args: Any, **kwargs: Any) -> TrainingRows:
         """Check parameters and data, and bring the data into the form of training."""
         raise NotImplementedError
 
-    def _prepare(self, *args: Any, **kwargs: Any) -> TrainingPlan:
-        """All of ``fit`` that comes before training; takes what ``fit`` takes."""
-        return self._plan(self._training_rows(*args, **kwargs))
+    def _prepare(
+        self, *args: Any, fold: Fold | None = None, **kwargs: Any
+    ) -> TrainingPlan:
+        """All of ``fit`` that comes before training; takes what ``fit`` takes.
 
-    def _plan(self, its: TrainingRows) -> TrainingPlan:
+        With early stopping ``fold`` is held out, if there are rows for one.
+        """
+        return self._plan(self._training_rows(*args, **kwargs), fold)
+
+    def _plan(self, its: TrainingRows, fold: Fold | None = None) -> TrainingPlan:
         """A training on these rows: from scratch, or on where that was asked for."""
         X, y, weights, n_outputs, is_partial, numbers = its
         goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
@@ -350,7 +413,7 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             net=net,
             table=table,
             best=BestWeights(self.n_iter_no_change) if stops_early else None,
-            split=lambda seed: self._split(y, seed),
+            split=lambda seed: self._split(y, seed, fold),
             split_seed=split_seed,
             random_states=states,
             num_threads=self.num_threads,
@@ -387,7 +450,6 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         net: TableNet = self.net_
         names = (
             "max_epochs",
-            "batch_size",
             "verbose",
             "on_nonfinite",
             "max_recoveries",
@@ -398,6 +460,8 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             "warmup",
         )
         changes = {name: getattr(self, name) for name in names}
+        if not _is_auto(self.batch_size):
+            changes["batch_size"] = self.batch_size
         if self.lr_ != net.lr:
             changes["lr"] = self.lr_
         net.set_params(**changes)
@@ -406,8 +470,14 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             net.criterion_.reduction = criterion.reduction
         return net
 
-    def _split(self, y: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
+    def _split(
+        self, y: np.ndarray, seed: int, fold: Fold | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Indices of the training and validation rows."""
+        if fold is not None and len(y) >= fold.n_folds:
+            is_of_classes = self._task == "classification"
+            train, valid = fold.split(len(y), y if is_of_classes else None)
+            return torch.from_numpy(train), torch.from_numpy(valid)
         n_valid = math.ceil(self.validation_fraction * len(y))
         if n_valid >= len(y):
             raise ValueError(

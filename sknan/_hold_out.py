@@ -6,9 +6,47 @@ take more memory than the table, and half as long as an epoch.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-__all__ = ["held_out"]
+__all__ = ["Fold", "held_out"]
+
+
+class Fold(NamedTuple):
+    """One of several parts of equal size that rows are dealt to by lot.
+
+    Networks of an ensemble that each hold out another one leave no row unused.
+    """
+
+    number: int
+    n_folds: int
+    seed: int
+
+    def split(
+        self, n_rows: int, classes: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers outside and inside the fold, each sorted.
+
+        Parameters
+        ----------
+        n_rows : int
+            How many there are, at least ``n_folds``. A remainder is in no fold, so that
+            all are of one size.
+        classes : ndarray of int of shape (n_rows,) or None, default=None
+            Codes. The rows of each class are then dealt out in turn.
+
+        Returns
+        -------
+        train, valid : ndarray of int64
+        """
+        order = np.random.RandomState(self.seed).permutation(n_rows)
+        if classes is not None:
+            order = order[np.argsort(classes[order], kind="stable")]
+        valid = order[self.number :: self.n_folds][: n_rows // self.n_folds]
+        is_valid = np.zeros(n_rows, dtype=bool)
+        is_valid[valid] = True
+        return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
 
 
 def held_out(

@@ -22,6 +22,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sknan.losses import CrossEntropyLoss, MSELoss
+from sknan.modules import PeriodicEmbedding
 
 __all__ = [
     "ACTIVATIONS",
@@ -93,6 +94,33 @@ class _Linear(_Layer):
         """Take the places where the gradients of its weights are to be left."""
         self.weight_grad = gradients[self.module.weight]
         self.bias_grad = gradients.get(self.module.bias)
+
+
+class _Embedding(_Layer):
+    """Left to autograd: of its few large operations that costs little."""
+
+    def __init__(self, module: PeriodicEmbedding) -> None:
+        super().__init__(module)
+        self.weights = list(module.parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            self.output: Tensor = self.module.forward(self.x)
+        output: Tensor = self.output.detach()
+        return output
+
+    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
+        wanted = [*self.weights, self.x] if needs_input else self.weights
+        found = torch.autograd.grad(self.output, wanted, grad)
+        del self.output
+        for place, gradient in zip(self.places, found, strict=False):
+            place.copy_(gradient)
+        return found[-1] if needs_input else None
+
+    def lay_down(self, gradients: dict[Any, Tensor]) -> None:
+        """Take the places where the gradients of its weights are to be left."""
+        self.places = [gradients[weight] for weight in self.weights]
 
 
 class _Activation(_Layer):
@@ -169,6 +197,7 @@ _SELU_SCALE = 1.0507009873554804934193349852946
 
 _LAYERS: dict[type[nn.Module], type[_Layer]] = {
     nn.Linear: _Linear,
+    PeriodicEmbedding: _Embedding,
     nn.Dropout: _Dropout,
     **dict.fromkeys(ACTIVATIONS, _Activation),
 }
@@ -226,7 +255,7 @@ class LayerwisePass:
     Parameters
     ----------
     layers : list of nn.Module
-        Linear layers, activations, dropout; each once.
+        Linear layers, embeddings of numbers, activations, dropout; each once.
     criterion : nn.Module
         Any.
 
@@ -244,15 +273,17 @@ class LayerwisePass:
         # The loss written out; found out with the first batch, which is like the rest.
         self._loss_of: Any = None
         self._has_batch = False
-        linear = [layer for layer in self._layers if isinstance(layer, _Linear)]
-        weights = [p for layer in linear for p in layer.module.parameters()]
+        weighted = [
+            layer for layer in self._layers if isinstance(layer, (_Linear, _Embedding))
+        ]
+        weights = [p for layer in weighted for p in layer.module.parameters()]
         places, self.gradients = _laid_out(weights)
         self._gradients = list(zip(weights, places, strict=True))
         its_gradients = dict(self._gradients)
-        for layer in linear:
+        for layer in weighted:
             layer.lay_down(its_gradients)
         # What comes before the first weights needs no gradient.
-        self._first = self._layers.index(linear[0])
+        self._first = self._layers.index(weighted[0])
         self.is_random = any(isinstance(layer, _Dropout) for layer in self._layers)
 
     def step(
@@ -383,6 +414,10 @@ def output_bound(module: nn.Module, X: Tensor) -> float:
             bound *= rows.max().item()
             if layer.bias is not None:
                 bound += layer.bias.detach().abs().max().item()
+        elif isinstance(layer, PeriodicEmbedding):
+            sums = layer.weight.detach().abs().sum(dim=1, dtype=torch.float64)
+            added = sums + layer.bias.detach().abs().squeeze(1)
+            bound = max(bound, added.max().item())
         elif not isinstance(layer, nn.Dropout):
             bound = 1.8 * max(bound, 1.0)
         if not math.isfinite(bound):

@@ -189,7 +189,7 @@ def range_test(
 def _n_steps(estimator: Any, rows: TrainingRows, n_trainings: int) -> int:
     n_steps = _N_STEPS
     if not rows.is_partial:
-        n_batches = -(-len(rows.X) // int(estimator.batch_size))
+        n_batches = -(-len(rows.X) // estimator.rows_per_batch(len(rows.X)))
         whole = n_batches * estimator.max_epochs
         if estimator.lr_schedule not in (None, "constant"):
             whole //= 2  # of a falling rate, so many steps at its top get as far

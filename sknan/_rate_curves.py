@@ -81,7 +81,7 @@ def curves_at_rates(
     -------
     RateCurves
     """
-    batch_size = min(int(estimator.batch_size), len(rows.X))
+    batch_size = min(estimator.rows_per_batch(len(rows.X)), len(rows.X))
     found = []
     steps: list[int] = []
     for seed in seeds:
@@ -116,7 +116,8 @@ def flops_per_step(estimator: Any, rows: TrainingRows) -> float:
     """
     few = _some(rows, np.arange(min(32, len(rows.X))))
     per_row: float = _trial(estimator, few, 0, 1).net.flops_per_row_
-    return 3.0 * per_row * min(int(estimator.batch_size), len(rows.X))
+    n_rows: int = min(estimator.rows_per_batch(len(rows.X)), len(rows.X))
+    return 3.0 * per_row * n_rows
 
 
 def _drawn_rows(
@@ -149,7 +150,7 @@ def _trial(estimator: Any, rows: TrainingRows, seed: int, n_steps: int) -> Train
     """A training like that of the estimator, but plain: nothing changes its rate."""
     trial = copy.copy(estimator)
     vars(trial).pop("net_", None)
-    batch_size = min(int(estimator.batch_size), len(rows.X))
+    batch_size = min(estimator.rows_per_batch(len(rows.X)), len(rows.X))
     vars(trial).update(
         lr=1.0,
         lr_schedule=None,
@@ -264,9 +265,10 @@ class _Trainings:
                 stack.keep(kept)
                 whole = [whole[k] for k in kept]
             alive = stack.slices
-            stack.clip(
-                [its.coefficient(n) for its, n in zip(alive, whole, strict=True)]
-            )
+            coefficients = [
+                its.coefficient(n) for its, n in zip(alive, whole, strict=True)
+            ]
+            stack.clip(np.array(coefficients))
             stack.step(group, [its.rate for its in alive], i + 1)
             self._check(stack, i + 1)
 

@@ -123,12 +123,13 @@ _IN_X = {
         "tabular_pipeline takes them for categories."
     ),
     "many levels": _notice(
-        "tabular_pipeline encodes them by their letters, not level by level.",
+        "tabular_pipeline makes a column of each level, and of more than 255 levels "
+        "encodes their letters.",
         by_pipeline=True,
     ),
     "dates": _notice("tabular_pipeline makes numbers of them.", by_pipeline=True),
     "constant": _notice(
-        "Nothing can be learnt from them; tabular_pipeline makes them 0.",
+        "Nothing can be learnt from them; tabular_pipeline makes numbers among them 0.",
         by_pipeline=True,
     ),
     "near-constant": _notice(

@@ -18,6 +18,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from sknan._layerwise import ACTIVATIONS, layers_of, layerwise_pass
 from sknan.batching import TensorTable, tree_map
 from sknan.losses import CrossEntropyLoss, MSELoss
+from sknan.modules import PeriodicEmbedding
 
 __all__ = ["can_be_passed", "kind_of_pass", "stacked_pass"]
 
@@ -89,6 +90,8 @@ def _is_chain(net: Any, X: Any, y: Any) -> bool:
 def _sizes(layer: nn.Module) -> Any:
     if isinstance(layer, nn.Linear):
         return (*layer.weight.shape, layer.bias is not None)
+    if isinstance(layer, PeriodicEmbedding):
+        return (*layer.weight.shape, *layer.columns.tolist())
     return getattr(layer, "approximate", None)
 
 
@@ -172,6 +175,37 @@ def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.stack([x.mm(y) for x, y in zip(a, b, strict=True)], out=out)
 
 
+class _StackedEmbedding:
+    """Embeddings of numbers: each slice by autograd, as in a training by itself."""
+
+    def __init__(
+        self, module: PeriodicEmbedding, blocks: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        self.module = module
+        names = [name for name, _ in module.named_parameters()]
+        self.weights = [
+            {n: w.requires_grad_() for n, w in zip(names, own, strict=True)}
+            for own in zip(*(weight.unbind() for weight, _ in blocks), strict=True)
+        ]
+        self.places = list(zip(*(grad.unbind() for _, grad in blocks), strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            self.outputs = [
+                functional_call(self.module, weights, (own,))
+                for weights, own in zip(self.weights, x, strict=True)
+            ]
+        return torch.stack([output.detach() for output in self.outputs])
+
+    def backward(self, grad: Tensor, needs_input: bool) -> None:
+        slices = zip(self.outputs, self.weights, self.places, grad, strict=True)
+        for output, weights, places, own in slices:
+            found = torch.autograd.grad(output, list(weights.values()), own)
+            for place, gradient in zip(places, found, strict=True):
+                place.copy_(gradient)
+        del self.outputs
+
+
 class _StackedActivation:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -230,14 +264,17 @@ class _StackedChain:
                 weight = next(blocks)
                 bias = next(blocks) if first.bias is not None else (None, None)
                 self.layers.append(_StackedLinear(weight, bias))
+            elif isinstance(first, PeriodicEmbedding):
+                of_it = [next(blocks) for _ in first.parameters()]
+                self.layers.append(_StackedEmbedding(first, of_it))
             elif isinstance(first, nn.Dropout):
                 self.layers.append(
                     _StackedDropout([layer.p for layer in own], generators)
                 )
             else:
                 self.layers.append(_StackedActivation(first))
-        is_linear = [isinstance(layer, _StackedLinear) for layer in self.layers]
-        self.first = is_linear.index(True)
+        weighted = (_StackedLinear, _StackedEmbedding)
+        self.first = [isinstance(layer, weighted) for layer in self.layers].index(True)
 
     def _forward(self, x: Tensor, *, training: bool) -> Tensor:
         for layer in self.layers:

@@ -119,7 +119,7 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
     n_features_in_ : int
         Number of columns seen during ``fit``.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the columns seen during ``fit``, if all of them are strings.
 
     See Also

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sknan import NaNImputer, SafeScaler, StableNetClassifier, StableNetRegressor
+from sknan import (
+    NaNImputer,
+    SafeScaler,
+    StableNetClassifier,
+    StableNetEnsembleClassifier,
+    StableNetEnsembleRegressor,
+    StableNetRegressor,
+)
 
 ESTIMATORS = [
     StableNetClassifier(),
     StableNetRegressor(),
     NaNImputer(),
     SafeScaler(),
+    StableNetEnsembleClassifier(n_estimators=2),
+    StableNetEnsembleRegressor(n_estimators=2),
     # Settings that take another way through the code.
     StableNetClassifier(optimizer="nadam", lr=0.005, max_epochs=25, clip_norm=None),
     StableNetRegressor(criterion="huber", max_epochs=50, early_stopping=True),

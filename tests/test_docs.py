@@ -1,42 +1,75 @@
-"""Every block of code in the README and the guide runs, and says what it says."""
+"""Every block of code in the README and the docs runs, and every link leads somewhere.
+
+That documented parameters and defaults are those of the signatures is held by
+``test_house.py``; that ``make docs`` builds without a warning, by ``make docs``.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
+import sknan
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+# What Sphinx writes into docs/ is .rst and .html.
+MADE = {"_build", "gallery", "api"}
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(
+        path
+        for path in DOCS.rglob("*.md")
+        if MADE.isdisjoint(path.relative_to(DOCS).parts)
+    ),
+]
+
+
+def label(page):
+    return str(page.relative_to(ROOT))
+
+
+def each(pages):
+    return pytest.mark.parametrize("page", pages, ids=label)
 
 
 def blocks(page, language):
     """Blocks of a page, each below as many empty lines as come before it there."""
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
     return ["\n" * text.count("\n", 0, m.start(1)) + m.group(1) for m in found]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page):
-    # A rescue warns by design, and the pages provoke some.
-    from sknan import DivergenceWarning
+def run(code, page, namespace):
+    exec(compile(code, str(page), "exec"), namespace)
 
+
+@each([page for page in PAGES if blocks(page, "python")])
+def test_the_code_of_a_page_runs_from_top_to_bottom(page):
     namespace = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DivergenceWarning)
+        # A rescue warns by design, and the pages provoke some.
+        warnings.simplefilter("ignore", sknan.DivergenceWarning)
         for block in blocks(page, "python"):
-            exec(compile(block, str(page), "exec"), namespace)
+            run(block, page, namespace)
 
 
-def test_the_refusal_in_the_readme_is_what_is_printed(capsys):
-    page = ROOT / "README.md"
+# -- what is printed -----------------------------------------------------------------
+
+
+@each([ROOT / "README.md", DOCS / "index.md"])
+def test_the_refusal_is_what_is_printed(page, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exec(compile(blocks(page, "python")[0], str(page), "exec"), {})
-    assert capsys.readouterr().out.startswith(blocks(page, "text")[0].lstrip())
+        run(blocks(page, "python")[0], page, {})
+    assert capsys.readouterr().out.startswith(blocks(page, "text")[0].strip())
 
 
 def test_the_report_in_the_readme_is_what_is_printed(capsys):
@@ -45,7 +78,7 @@ def test_the_report_in_the_readme_is_what_is_printed(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for block in blocks(page, "python")[:2]:
-            exec(compile(block, str(page), "exec"), namespace)
+            run(block, page, namespace)
     printed = capsys.readouterr().out.splitlines()[-1]
     # The line is counted in the page here, and in a script of one's own there.
     somewhere = re.compile(r"\(\S+:\d+\)")
@@ -54,15 +87,126 @@ def test_the_report_in_the_readme_is_what_is_printed(capsys):
 
 
 def test_the_audit_in_the_guide_is_what_is_printed(capsys):
-    page = ROOT / "docs" / "user_guide.md"
+    page = DOCS / "guide" / "preparing.md"
     (block,) = [code for code in blocks(page, "python") if "print(found)" in code]
-    exec(compile("import numpy as np\n" + block, str(page), "exec"), {})
+    run("import numpy as np\n" + block, page, {})
     assert capsys.readouterr().out.strip() == blocks(page, "text")[0].strip()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# -- links ---------------------------------------------------------------------------
+
+
+def anchors(page):
+    """What its headings can be linked by, as the forge and MyST name them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in headings
+    }
+
+
+def links(page):
+    """Links and pictures of a page, without what stands in its blocks of code."""
+    text = re.sub(r"^```(?!\{).*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    return [
+        link
+        for link in re.findall(r"\]\(([^)\s]+)\)", text)
+        if not link.startswith("http")
+    ]
+
+
+def is_made(path):
+    """Whether Sphinx will write this page: of a public module, or of an example."""
+    folder, name = path.parent.name, path.name.removesuffix(".rst")
+    if folder == "api":
+        return name == "index" or f"{name}.py" in {
+            file.name for file in Path(sknan.__file__).parent.glob("[!_]*.py")
+        }
+    return folder == "gallery" and (
+        name == "index" or (ROOT / "examples" / f"{name}.py").exists()
+    )
+
+
+@each(PAGES)
 def test_links_between_pages_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#]+)", page.read_text())
-    for link in links:
-        if not link.startswith("http"):
-            assert (page.parent / link).exists(), link
+    dead = []
+    for link in links(page):
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        exists = path.exists() or is_made(path)
+        if not exists or (anchor and anchor not in anchors(path)):
+            dead.append(link)
+    assert dead == []
+
+
+def test_every_page_is_in_a_table_of_contents():
+    listed = {"index"}
+    for page in PAGES:
+        for tree in blocks(page, r"\{toctree\}"):
+            folder = page.parent.relative_to(DOCS)
+            listed |= {
+                str(folder / line) for line in tree.split() if not line.startswith(":")
+            }
+    pages = {
+        str(page.relative_to(DOCS).with_suffix(""))
+        for page in PAGES
+        if page.is_relative_to(DOCS)
+    }
+    assert pages <= listed
+
+
+# -- reference -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The module of docs/ that writes the reference; it needs no Sphinx."""
+    spec = importlib.util.spec_from_file_location(
+        "api_reference", DOCS / "api_reference.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_is_in_the_reference(reference, tmp_path):
+    reference.write_api_reference(tmp_path)
+    written = "\n".join(path.read_text() for path in tmp_path.glob("*.rst"))
+    shown = {
+        f"{place}.{name}"
+        for place, names in re.findall(
+            r"^\.\. currentmodule:: (\S+)\n\n(\.\. [^\n]+)", written, re.M
+        )
+        for name in re.findall(r":: (\S+)", names)
+    }
+    for module in reference.public_modules():
+        for name in importlib.import_module(f"sknan.{module}").__all__:
+            assert reference.address(module, name) in shown
+    assert {f"sknan.{name}" for name in sknan.__all__} <= shown
+
+
+def test_a_page_of_the_reference_that_is_no_longer_needed_goes_away(
+    reference, tmp_path
+):
+    (tmp_path / "gone.rst").write_text("gone")
+    reference.write_api_reference(tmp_path)
+    assert not (tmp_path / "gone.rst").exists()
+    assert (tmp_path / "index.rst").exists()
+
+
+def test_every_module_stands_in_one_group_of_the_reference(reference):
+    grouped = [name for names in reference.grouped_modules().values() for name in names]
+    assert sorted(grouped) == reference.public_modules()
+
+
+def test_a_section_on_shape_moves_to_the_notes(reference):
+    lines = ["Sum.", "", "Shape", "-----", "(n, *) to", "(n,).", "", "Examples", "---"]
+    reference.shape_into_notes(None, "class", "Sum", None, None, lines)
+    assert "\n".join(lines) == (
+        "Sum.\n\n\nNotes\n-----\n*Shape:* (n, \\*) to (n,).\n\nExamples\n---"
+    )
+
+    lines = ["Sum.", "", "Shape", "-----", "(n,).", "", "Notes", "-----", "Slow."]
+    reference.shape_into_notes(None, "class", "Sum", None, None, lines)
+    assert "\n".join(lines) == "Sum.\n\nNotes\n-----\n*Shape:* (n,).\n\nSlow."

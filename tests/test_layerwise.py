@@ -12,7 +12,7 @@ from sknan import StableNetClassifier, StableNetRegressor
 from sknan._layerwise import layerwise_pass, output_bound
 from sknan.exceptions import DivergenceWarning
 from sknan.losses import CrossEntropyLoss, HuberLoss, MSELoss
-from sknan.modules import TabularMLP
+from sknan.modules import PeriodicEmbedding, TabularMLP
 
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Mish, nn.GELU, nn.SELU]
 
@@ -56,6 +56,33 @@ def assert_same_bits(module, criterion, X, y):
     for mine, its in zip(ours[2], theirs[2], strict=True):
         assert torch.equal(mine, its)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("criterion", [CrossEntropyLoss(), MSELoss()])
+def test_embeddings_of_numbers_are_passed_to_the_bit(batch, criterion):
+    X, y = batch
+    torch.manual_seed(0)
+    module = TabularMLP(5, 3, width=7, dropout=0.3, n_frequencies=4)
+    target = y if isinstance(criterion, CrossEntropyLoss) else X[:, :3]
+    assert_same_bits(module, criterion, X, target)
+
+
+def test_an_embedding_after_other_layers_hands_its_gradient_on(batch):
+    X, y = batch
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Linear(5, 4), PeriodicEmbedding(4, [1, 2]), nn.Linear(10, 3)
+    )
+    assert_same_bits(module, CrossEntropyLoss(), X, y)
+
+
+def test_the_bound_of_an_embedding_holds(batch):
+    X, _ = batch
+    torch.manual_seed(0)
+    module = PeriodicEmbedding(5)
+    with torch.no_grad():
+        module.weight.mul_(30.0)
+    assert module(X).abs().max() <= output_bound(module, X) < 1e4
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
+import re
 
 import pytest
 import torch
 
-from sknan.modules import TabularMLP
+from sknan.modules import PeriodicEmbedding, TabularMLP
 
 ACTIVATIONS = ["relu", "gelu", "selu", "silu", "mish", "tanh"]
 
@@ -124,3 +126,122 @@ def test_an_impossible_network_is_refused(options, message):
     with pytest.raises(ValueError, match=next(iter(options))) as caught:
         TabularMLP(3, 2, **options)
     assert str(caught.value) == message
+
+
+# -- embedding of numbers --------------------------------------------------------------
+
+
+def test_the_embedding_is_what_its_formula_says():
+    torch.manual_seed(0)
+    embed = PeriodicEmbedding(4, [3, 1], n_frequencies=5, d_embedding=2)
+    X = torch.randn(6, 4)
+    expected = [X]
+    for k, column in enumerate([3, 1]):
+        angle = 2 * math.pi * X[:, column, None] * embed.frequency[k] + embed.phase[k]
+        expected.append(angle.cos() @ embed.weight[k] + embed.bias[k])
+    torch.testing.assert_close(embed(X), torch.cat(expected, dim=1))
+    assert embed(X).shape == (6, 4 + 2 * 2)
+
+
+def test_all_columns_are_embedded_unless_told_otherwise():
+    torch.manual_seed(0)
+    assert PeriodicEmbedding(3).columns.tolist() == [0, 1, 2]
+    assert repr(PeriodicEmbedding(3)) == (
+        "PeriodicEmbedding(3 columns, n_frequencies=16, d_embedding=3)"
+    )
+
+
+def test_frequencies_are_spread_over_their_range():
+    torch.manual_seed(0)
+    embed = PeriodicEmbedding(4000, n_frequencies=3, frequency_range=(0.1, 10.0))
+    spread = embed.frequency.std(dim=0)
+    torch.testing.assert_close(spread, torch.tensor([0.1, 1, 10]), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e6, 3.4e38, -3.4e38])
+def test_the_embedding_of_any_number_is_finite_as_are_its_gradients(value):
+    torch.manual_seed(0)
+    embed = PeriodicEmbedding(2, n_frequencies=4)
+    X = torch.full((3, 2), value, requires_grad=True)
+    output = embed(X)
+    assert torch.isfinite(output).all()
+    output[:, 2:].sum().backward()
+    for tensor in (X, *embed.parameters()):
+        assert torch.isfinite(tensor.grad).all()
+
+
+def test_gradients_of_the_embedding_are_those_of_its_values():
+    torch.manual_seed(0)
+    embed = PeriodicEmbedding(3, [0, 2], n_frequencies=3).double()
+    X = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    weights = tuple(embed.parameters())
+    names = [name for name, _ in embed.named_parameters()]
+
+    def embedded(X, *values):
+        given = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(embed, given, (X,))
+
+    assert torch.autograd.gradcheck(embedded, (X, *weights))
+
+
+def test_many_embeddings_can_be_passed_as_one():
+    torch.manual_seed(0)
+    nets = [TabularMLP(3, 2, width=4, n_frequencies=3) for _ in range(4)]
+    weights, buffers = torch.func.stack_module_state(nets)
+    X = torch.randn(4, 5, 3)
+
+    def output(weights, buffers, x):
+        return torch.func.functional_call(nets[0], (weights, buffers), (x,))
+
+    together = torch.vmap(output)(weights, buffers, X)
+    each = torch.stack([net(x) for net, x in zip(nets, X, strict=True)])
+    torch.testing.assert_close(together, each)
+
+
+def test_an_embedding_comes_first_if_asked_for():
+    torch.manual_seed(0)
+    module = TabularMLP(5, 2, width=4, n_frequencies=3, numeric_columns=[1, 2])
+    embed = module.hidden[0]
+    assert isinstance(embed, PeriodicEmbedding)
+    assert embed.columns.tolist() == [1, 2]
+    assert module.hidden[1].in_features == 5 + 2 * 3
+    again = pickle.loads(pickle.dumps(module))
+    X = torch.randn(3, 5)
+    assert torch.equal(again(X), module(X))
+    assert torch.equal(copy.deepcopy(module)(X), module(X))
+
+
+def test_no_embedding_without_frequencies_or_columns():
+    torch.manual_seed(0)
+    assert len(TabularMLP(5, 2, width=4).hidden) == 4
+    module = TabularMLP(5, 2, width=4, n_frequencies=3, numeric_columns=())
+    assert len(module.hidden) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"n_frequencies": 0},
+            "n_frequencies and d_embedding must be at least 1, got n_frequencies=0 and "
+            "d_embedding=3.",
+        ),
+        (
+            {"frequency_range": (3.0, 0.1)},
+            "frequency_range must be two finite numbers above 0, the lower one first, "
+            "got (3.0, 0.1).",
+        ),
+        ({"columns": []}, "columns must be different, at least one, got []."),
+        ({"columns": [1, 1]}, "columns must be different, at least one, got [1, 1]."),
+        ({"columns": [0, 3]}, "columns must lie from 0 to 2, got [0, 3]."),
+    ],
+)
+def test_an_impossible_embedding_is_refused(options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        PeriodicEmbedding(3, **options)
+
+
+def test_a_negative_number_of_frequencies_is_refused():
+    message = "n_frequencies must be at least 0, got -1."
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        TabularMLP(3, 2, n_frequencies=-1)

@@ -76,6 +76,10 @@ CASES = {
         [{"lr": lr, "n_iter_no_change": n} for lr, n in [(1e-1, 1), (1e-3, 9)]],
         {"early_stopping": True, "max_epochs": 20},
     ),
+    "embeddings": (
+        [{"random_state": seed, "module__dropout": 0.2} for seed in range(3)],
+        {"module__n_frequencies": 4, "early_stopping": True},
+    ),
     "Adam": (RATES, {"optimizer": "adam", "weight_decay": 0.1}),
     "betas": (RATES, {"optimizer__betas": (0.5, 0.9)}),
     "one batch": (RATES, {"batch_size": 512}),

@@ -1,0 +1,587 @@
+"""How good the predictions of ``tabular_pipeline`` are, against trees and other nets.
+
+    python -m benchmarks.quality [--data DIR] [--peers CSV] [--methods NAME ...]
+        [--sets NAME ...] [--folds N] [--cache CSV] [--markdown]
+
+*Data sets* are those of ``DIR/datasets.json`` (name, file, target, task, na_values),
+read by ``pandas.read_csv``; without ``--data`` they are tables of scikit-learn with
+damage done to them: holes, sentinels, infinities, a column as text. *sknan* and the
+skrub pipeline get the frame as it is; trees get missing values and categories as they
+are; the other methods get medians, standard scores and one-hot codes. Regression
+targets are standardised for each method with a plus.
+
+All methods see the same five folds (shuffled by seed 0, stratified for classes), on one
+thread. Scores are ROC-AUC (one versus rest) and log-loss, or R2 and the mean absolute
+error by that of the median. A failure is shown as one and ranks last. Results are kept
+in the cache and not measured again; ``--peers`` reads more of them: columns dataset,
+method, fold, metric, value, fit_s, error. ``--methods sknan "no embedding" ...`` runs
+variants of our own recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.compose import TransformedTargetRegressor, make_column_transformer
+from sklearn.datasets import (
+    load_breast_cancer,
+    load_diabetes,
+    load_digits,
+    load_iris,
+    load_wine,
+)
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+)
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import (
+    log_loss,
+    mean_absolute_error,
+    r2_score,
+    roc_auc_score,
+)
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
+from skorch import NeuralNetClassifier, NeuralNetRegressor
+from skrub import tabular_pipeline as skrub_pipeline
+from torch import nn
+
+from sknan import (
+    StableNetEnsembleClassifier,
+    StableNetEnsembleRegressor,
+    tabular_pipeline,
+)
+from sknan.ensemble import default_network
+
+# The best of them; less is better for the second.
+PRIMARY = {"classification": "auc", "regression": "r2"}
+SECONDARY = {"classification": "logloss", "regression": "nmae"}
+
+COLUMNS = ["dataset", "task", "method", "fold", "metric", "value", "fit_s", "error"]
+
+# Names of methods in tables of scores that were measured elsewhere.
+ALIASES = {
+    "mlp_yscaled": "mlp+",
+    "skorch_yscaled": "skorch+",
+    "mlp_skrub_yscaled": "mlp_skrub+",
+    "hgb_dropempty": "hgb",
+}
+
+
+class Table(NamedTuple):
+    """A data set."""
+
+    name: str
+    is_regression: bool
+    X: pd.DataFrame
+    y: np.ndarray
+
+    @property
+    def task(self) -> str:
+        """Of the two tasks."""
+        return "regression" if self.is_regression else "classification"
+
+    def folds(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Five, the same for all methods."""
+        kind = KFold if self.is_regression else StratifiedKFold
+        yield from kind(5, shuffle=True, random_state=0).split(self.X, self.y)
+
+
+# -- data sets -------------------------------------------------------------------------
+
+
+def tables_of(folder: Path) -> list[Table]:
+    """Data sets of a folder, those marked as stress left out."""
+    described = json.loads((folder / "datasets.json").read_text())["datasets"]
+    tables = []
+    for its in described:
+        if its.get("stress"):
+            continue
+        frame = pd.read_csv(
+            folder / its["file"],
+            keep_default_na=False,
+            na_values=["", *its["na_values"]],
+        )
+        target = frame.pop(its["target"])
+        tables.append(_table(its["name"], its["task"] == "regression", frame, target))
+    return tables
+
+
+def damaged_tables() -> list[Table]:
+    """Tables of scikit-learn with holes, a sentinel, infinities, a column as text."""
+    loaders: dict[str, Callable[..., Any]] = {
+        "breast_cancer": load_breast_cancer,
+        "wine": load_wine,
+        "iris": load_iris,
+        "digits": load_digits,
+        "diabetes": load_diabetes,
+    }
+    tables = []
+    for name, load in loaders.items():
+        frame, target = load(return_X_y=True, as_frame=True)
+        damaged = _damaged(frame)
+        tables.append(_table(name, name == "diabetes", damaged, target))
+    return tables
+
+
+def _damaged(frame: pd.DataFrame) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    damaged = frame.astype(float).mask(rng.random(frame.shape) < 0.08)
+    first, second, third, *_ = damaged.columns
+    damaged.loc[rng.random(len(frame)) < 0.05, first] = -999.0
+    damaged.loc[rng.random(len(frame)) < 0.01, second] = np.inf
+    is_high = damaged[third] > damaged[third].median()
+    damaged[third] = is_high.map({True: "high", False: "low"})
+    return damaged
+
+
+def _table(name: str, is_regression: bool, X: pd.DataFrame, y: pd.Series) -> Table:
+    target = (
+        y.to_numpy(float) if is_regression else np.unique(y, return_inverse=True)[1]
+    )
+    return Table(name, is_regression, X, target)
+
+
+# -- methods ---------------------------------------------------------------------------
+
+
+class _Net(nn.Sequential):
+    def __init__(self, n_inputs: int, n_outputs: int) -> None:
+        super().__init__(
+            nn.Linear(n_inputs, 128),
+            nn.ReLU(),
+            nn.Linear(128, 128),
+            nn.ReLU(),
+            nn.Linear(128, n_outputs),
+        )
+
+
+class _SkorchMixin:
+    """Widths from the data, and its dtypes."""
+
+    def fit(self, X: Any, y: Any) -> Any:
+        is_class = isinstance(self, NeuralNetClassifier)
+        n_outputs = len(np.unique(y)) if is_class else 1
+        self.set_params(module__n_inputs=X.shape[1], module__n_outputs=n_outputs)  # type: ignore[attr-defined]
+        target = np.asarray(y, np.int64 if is_class else np.float32)
+        target = target if is_class else target.reshape(-1, 1)
+        return super().fit(np.asarray(X, np.float32), target)  # type: ignore[misc]
+
+    def predict(self, X: Any) -> Any:
+        return super().predict(np.asarray(X, np.float32))  # type: ignore[misc]
+
+    def predict_proba(self, X: Any) -> Any:
+        return super().predict_proba(np.asarray(X, np.float32))  # type: ignore[misc]
+
+
+class _SkorchClassifier(_SkorchMixin, NeuralNetClassifier):
+    pass
+
+
+class _SkorchRegressor(_SkorchMixin, NeuralNetRegressor):
+    pass
+
+
+def _skorch(table: Table) -> Any:
+    kind = _SkorchRegressor if table.is_regression else _SkorchClassifier
+    loss = nn.MSELoss if table.is_regression else nn.CrossEntropyLoss
+    return kind(
+        _Net,
+        criterion=loss,
+        optimizer=torch.optim.Adam,
+        lr=1e-3,
+        max_epochs=50,
+        batch_size=128,
+        train_split=None,
+        verbose=0,
+    )
+
+
+def _is_text(column: pd.Series) -> bool:
+    return not pd.api.types.is_numeric_dtype(column) or column.dtype == bool
+
+
+def _categories(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text as categories, for trees; infinities as missing."""
+    return frame.apply(
+        lambda c: c.astype("category") if _is_text(c) else c.replace([np.inf], np.nan)
+    )
+
+
+def _strings(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.astype(object).where(frame.notna(), "missing").astype(str)
+
+
+def _plain_inputs(table: Table) -> Any:
+    """Medians, standard scores and one-hot codes: what people write."""
+    texts = [c for c in table.X if _is_text(table.X[c])]
+    rest = [c for c in table.X if c not in texts]
+    finite = FunctionTransformer(lambda X: X.replace([np.inf, -np.inf], np.nan))
+    one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    return make_column_transformer(
+        (
+            make_pipeline(finite, SimpleImputer(strategy="median"), StandardScaler()),
+            rest,
+        ),
+        (make_pipeline(FunctionTransformer(_strings), one_hot), texts),
+    )
+
+
+def _on_scaled_target(model: Any, table: Table) -> Any:
+    if not table.is_regression:
+        return model
+    return TransformedTargetRegressor(model, transformer=StandardScaler())
+
+
+def _plain(table: Table, model: Any) -> Any:
+    return _on_scaled_target(make_pipeline(_plain_inputs(table), model), table)
+
+
+def _hgb(table: Table) -> Any:
+    kind = (
+        HistGradientBoostingRegressor
+        if table.is_regression
+        else HistGradientBoostingClassifier
+    )
+    codes = FunctionTransformer(_categories)
+    return make_pipeline(codes, kind(categorical_features="from_dtype", random_state=0))
+
+
+def _lgbm(table: Table) -> Any:
+    import lightgbm
+
+    kind = lightgbm.LGBMRegressor if table.is_regression else lightgbm.LGBMClassifier
+    model = kind(n_jobs=1, random_state=0, verbose=-1)
+    return make_pipeline(FunctionTransformer(_categories), model)
+
+
+def _pytabkit(name: str) -> Callable[[Table], Any]:
+    def make(table: Table) -> Any:
+        import pytabkit
+
+        kind = "Regressor" if table.is_regression else "Classifier"
+        model = getattr(pytabkit, f"{name}_{kind}")
+        return make_pipeline(
+            _plain_inputs(table), model(random_state=0, n_threads=1, device="cpu")
+        )
+
+    return make
+
+
+def _mlp(table: Table) -> Any:
+    return (MLPRegressor if table.is_regression else MLPClassifier)(random_state=0)
+
+
+def _sknan(**changes: Any) -> Callable[[Table], Any]:
+    """The default pipeline with another network at its end."""
+    n_estimators = changes.pop("n_estimators", 5)
+
+    def make(table: Table) -> Any:
+        network = default_network("regressor" if table.is_regression else "classifier")
+        ensemble = (
+            StableNetEnsembleRegressor
+            if table.is_regression
+            else StableNetEnsembleClassifier
+        )
+        network.set_params(**changes)
+        return tabular_pipeline(ensemble(network, n_estimators))
+
+    return make
+
+
+# What each part of the recipe is worth: the pipeline without it.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one network": {"n_estimators": 1},
+    "ten networks": {"n_estimators": 10},
+    "no embedding": {"module__n_frequencies": 0},
+    "one frequency": {"module__frequency_range": (0.3, 0.3)},
+    "no dropout": {"module__dropout": 0.0},
+    "cosine, 40 epochs": {
+        "lr": 3e-3,
+        "lr_schedule": "cosine",
+        "max_epochs": 40,
+        "n_iter_no_change": 40,
+    },
+    "batches of 128": {"batch_size": 128},
+    "width 256": {"module__width": 256},
+    "no early stopping": {"early_stopping": False, "max_epochs": 50},
+}
+
+# Name, what makes it, and the package it needs.
+METHODS: dict[str, tuple[Callable[[Table], Any], str]] = {
+    "sknan": (
+        lambda t: tabular_pipeline("regressor" if t.is_regression else "classifier"),
+        "sknan",
+    ),
+    "hgb": (_hgb, "sklearn"),
+    "lgbm": (_lgbm, "lightgbm"),
+    "linear": (
+        lambda t: _plain(
+            t, Ridge() if t.is_regression else LogisticRegression(max_iter=2000)
+        ),
+        "sklearn",
+    ),
+    "mlp+": (lambda t: _plain(t, _mlp(t)), "sklearn"),
+    "skorch+": (lambda t: _plain(t, _skorch(t)), "skorch"),
+    "mlp_skrub+": (lambda t: _on_scaled_target(skrub_pipeline(_mlp(t)), t), "skrub"),
+    "realmlp_s": (_pytabkit("RealMLP_TD_S"), "pytabkit"),
+    "realmlp": (_pytabkit("RealMLP_TD"), "pytabkit"),
+    "tabm": (_pytabkit("TabM_D"), "pytabkit"),
+    "dummy": (
+        lambda t: (
+            DummyRegressor() if t.is_regression else DummyClassifier(strategy="prior")
+        ),
+        "sklearn",
+    ),
+}
+
+METHODS |= {name: (_sknan(**its), "sknan") for name, its in VARIANTS.items()}
+
+# Among these ranks are given; the others are run or read for comparison alone.
+PANEL = [
+    "sknan",
+    "hgb",
+    "lgbm",
+    "linear",
+    "skorch+",
+    "realmlp_s",
+    "mlp+",
+    "mlp_skrub+",
+    "dummy",
+]
+
+
+# -- scores ----------------------------------------------------------------------------
+
+
+def _scores(table: Table, model: Any, test: np.ndarray) -> dict[str, float]:
+    X, y = table.X.iloc[test], table.y[test]
+    if table.is_regression:
+        predicted = np.asarray(model.predict(X), dtype=float).reshape(-1)
+        unit = np.abs(table.y - np.median(table.y)).mean()
+        return {
+            "r2": r2_score(y, predicted),
+            "nmae": mean_absolute_error(y, predicted) / unit,
+        }
+    classes = np.arange(table.y.max() + 1)
+    shares = np.asarray(model.predict_proba(X), dtype=float)
+    shares /= shares.sum(axis=1, keepdims=True)
+    judged = shares[:, 1] if len(classes) == 2 else shares
+    return {
+        "auc": roc_auc_score(y, judged, multi_class="ovr", labels=classes),
+        "logloss": log_loss(y, shares, labels=classes),
+    }
+
+
+def _seed(model: Any) -> Any:
+    """Seed 0 for the network at the end, as for the other methods."""
+    names = [n for n in model.get_params() if n.endswith("__random_state")]
+    return model.set_params(**dict.fromkeys(names, 0))
+
+
+def measure(table: Table, method: str, fold: int) -> list[dict[str, Any]]:
+    """Rows of the cache: one for each metric, or one with the error."""
+    make, _ = METHODS[method]
+    train, test = list(table.folds())[fold]
+    row = {"dataset": table.name, "task": table.task, "method": method, "fold": fold}
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            model = _seed(make(table)).fit(table.X.iloc[train], table.y[train])
+            seconds = time.perf_counter() - start
+            scores = _scores(table, model, test)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        return [{**row, "metric": "ERROR", "error": said}]
+    return [
+        {**row, "metric": name, "value": value, "fit_s": seconds}
+        for name, value in scores.items()
+    ]
+
+
+class Cache:
+    """Scores in a file, each written down as soon as it is known."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writeheader()
+        self.known = {
+            (row["dataset"], row["method"], int(row["fold"]))
+            for row in csv.DictReader(path.open())
+        }
+
+    def fill(self, table: Table, method: str, fold: int) -> None:
+        """Measure what is not known yet."""
+        if (table.name, method, fold) in self.known:
+            return
+        rows = measure(table, method, fold)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerows(rows)
+        shown = ", ".join(
+            f"{row['metric']} {row.get('value', row.get('error'))}" for row in rows
+        )
+        print(f"{table.name} fold {fold} {method}: {shown}", flush=True)
+
+
+def _peers(path: Path) -> pd.DataFrame:
+    """Scores measured elsewhere, under the names of the methods here."""
+    scores = pd.read_csv(path)
+    is_class = scores["task"] != "regression"
+    scores["task"] = np.where(is_class, "classification", "regression")
+    scores["method"] = scores["method"].replace(ALIASES)
+    # The target is scaled in regression only.
+    plain = scores["method"].isin(["mlp", "skorch", "mlp_skrub"]) & is_class
+    scores.loc[plain, "method"] += "+"
+    return scores
+
+
+def _means(scores: pd.DataFrame, metrics: dict[str, str]) -> pd.DataFrame:
+    """Means over the folds: data sets by methods."""
+    wanted = scores["metric"] == scores["task"].map(metrics)
+    chosen = scores[wanted].drop_duplicates(["dataset", "method", "fold"])
+    means: pd.DataFrame = chosen.pivot_table(
+        index="dataset", columns="method", values="value", sort=False
+    )
+    return means
+
+
+def _printed(title: str, table: pd.DataFrame, digits: int, markdown: bool) -> None:
+    print(f"\n{title}\n")
+    shown = table.astype(object).apply(
+        lambda column: column.map(
+            lambda v: "fails" if pd.isna(v) else f"{v:.{digits}f}"
+        )
+    )
+    if markdown:
+        print("|", " | ".join(["", *map(str, shown.columns)]), "|")
+        print("|", " | ".join(["---"] * (1 + len(shown.columns))), "|")
+        for name, row in shown.iterrows():
+            print("|", " | ".join([str(name), *row]), "|")
+    else:
+        print(shown.to_string())
+
+
+def _ranks(means: pd.DataFrame, *, is_larger_better: Any) -> pd.Series:
+    """Mean ranks, 1 the best; what failed is last."""
+    sign = np.where(is_larger_better, 1.0, -1.0)[:, None]
+    ranks: pd.Series = (
+        (means * sign).rank(axis=1, ascending=False, na_option="bottom").mean()
+    )
+    return ranks
+
+
+def report(scores: pd.DataFrame, methods: list[str], markdown: bool) -> None:
+    """Print scores, normalised scores, mean ranks and fit times."""
+    first = _means(scores, PRIMARY).reindex(columns=methods)
+    second = _means(scores, SECONDARY).reindex(columns=methods)
+    _printed("ROC-AUC, R2 (higher is better)", first, 4, markdown)
+    _printed("Log-loss, normalised MAE (lower is better)", second, 3, markdown)
+    panel = [m for m in methods if m in PANEL or m in VARIANTS]
+    its_best = first[panel].max(axis=1) - first["dummy"]
+    normalised = first[panel].sub(first["dummy"], axis=0).div(its_best, axis=0)
+    summary = pd.DataFrame(
+        {
+            "mean rank": _ranks(first[panel], is_larger_better=[True] * len(first)),
+            "by log-loss, MAE": _ranks(
+                second[panel], is_larger_better=[False] * len(second)
+            ),
+            "normalised score": normalised.clip(-1, 1).fillna(-1).mean(),
+        }
+    ).sort_values("mean rank")
+    _printed("Among these", summary, 2, markdown)
+    if "sknan" in first and first["sknan"].notna().any():
+        _printed(
+            "sknan minus each, and its standard error", _margins(scores), 4, markdown
+        )
+    seconds = scores.drop_duplicates(["dataset", "method", "fold"]).pivot_table(
+        index="dataset", columns="method", values="fit_s", sort=False
+    )
+    _printed("Seconds of a fit", seconds.reindex(columns=methods), 2, markdown)
+    failed = scores[scores["metric"] == "ERROR"]
+    failed = failed[failed["method"].isin(methods)]
+    for _, its in failed.drop_duplicates(["dataset", "method"]).iterrows():
+        print(f"{its['method']} fails on {its['dataset']}: {its['error']}")
+
+
+def _margins(scores: pd.DataFrame) -> pd.DataFrame:
+    """Paired over the folds, against the best plain net and each RealMLP."""
+    wanted = scores[scores["metric"] == scores["task"].map(PRIMARY)]
+    by_fold = wanted.drop_duplicates(["dataset", "method", "fold"]).pivot_table(
+        index=["dataset", "fold"], columns="method", values="value", sort=False
+    )
+    rows = {}
+    plain = ["mlp", "mlp+", "skorch", "skorch+"]
+    rivals = ["realmlp_s", "realmlp_s_ce", "realmlp", "hgb"]
+    for name, its in by_fold.groupby(level=0, sort=False):
+        known = its[[m for m in plain if m in its]].dropna(axis=1)
+        row: dict[str, float] = {}
+        pairs = {m: its[m] for m in rivals if m in its}
+        if len(known.columns):
+            pairs = {"best plain net": known[known.mean().idxmax()], **pairs}
+        for rival, theirs in pairs.items():
+            margin = its["sknan"] - theirs
+            row[rival] = margin.mean()
+            row[f"s.e. {rival}"] = margin.std() / np.sqrt(len(margin))
+        rows[name] = row
+    return pd.DataFrame(rows).T
+
+
+def main() -> None:
+    """Measure what is missing, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--peers", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS))
+    parser.add_argument("--sets", nargs="+")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--cache", type=Path, default=Path("outputs/quality.csv"))
+    parser.add_argument("--markdown", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tables = tables_of(options.data) if options.data else damaged_tables()
+    tables = [t for t in tables if not options.sets or t.name in options.sets]
+    peers = _peers(options.peers) if options.peers else pd.DataFrame(columns=COLUMNS)
+    measured_there = set(peers["method"])
+    methods = options.methods or [m for m in METHODS if m not in VARIANTS]
+    cache = Cache(options.cache)
+    for method in methods:
+        missing = importlib.util.find_spec(METHODS[method][1]) is None
+        if method in measured_there:
+            continue
+        if missing:
+            print(f"{method} is left out: {METHODS[method][1]} is not installed.")
+            continue
+        for table in tables:
+            for fold in range(options.folds):
+                cache.fill(table, method, fold)
+    own = pd.read_csv(options.cache)
+    scores = pd.concat([own, peers], ignore_index=True) if len(peers) else own
+    scores = scores[scores["dataset"].isin([t.name for t in tables])]
+    scores = scores[scores["fold"] < options.folds]
+    shown = [m for m in METHODS if (scores["method"] == m).any()]
+    report(scores, shown, options.markdown)
+
+
+if __name__ == "__main__":
+    main()
