@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test lint types format docs pictures clean
 
 # Made anew when what it installs has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -17,6 +17,17 @@ demo: $(VENV)/installed
 test: lint types
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+# That of the README and the front page.
+pictures: demo
+	cp outputs/quickstart.png docs/_static
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,4 +40,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info outputs docs/_build docs/api docs/gallery .pytest_cache .mypy_cache .ruff_cache

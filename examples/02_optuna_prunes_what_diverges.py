@@ -29,7 +29,7 @@ from sknan import DivergenceWarning, NaNImputer, SafeScaler, StableNetClassifier
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+OUTPUTS = Path("outputs")
 
 X, y = load_breast_cancer(return_X_y=True)
 X[np.random.default_rng(0).random(X.shape) < 0.1] = np.nan

@@ -1,0 +1,83 @@
+"""How Sphinx builds the documentation: ``make docs``."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import matplotlib as mpl
+from sphinx.application import Sphinx
+
+import sknan
+
+mpl.use("Agg")
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from api_reference import shape_into_notes, write_api_reference  # noqa: E402
+
+write_api_reference(HERE / "api")
+
+project = "sknan"
+author = "The sknan developers"
+copyright = "2026, the sknan developers"
+version = release = sknan.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py"]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+
+# Links to headings are written as on the forge, so that pages read well there too.
+myst_heading_anchors = 4
+myst_enable_extensions = ["deflist", "dollarmath"]
+
+# A cross reference that leads nowhere is an error; names of other packages are not
+# looked up, since the documentation builds without a network.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!sknan\.).*"),  # of other packages, and bare names of parameters
+    (r"py:.*", r"sknan\._.*"),  # private modules have no page
+]
+
+autodoc_typehints = "none"  # the docstrings say types, shapes and defaults
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False
+# It reads signatures off the docstring as it stands, before `setup` below moves Shape.
+warnings.filterwarnings("ignore", message="Unknown section Shape")
+toc_object_entries = False  # each name has a heading
+
+sphinx_gallery_conf = {
+    "examples_dirs": str(HERE.parent / "examples"),
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"[/\\]\d\d_",
+    "within_subsection_order": "FileNameSortKey",
+    "capture_repr": ("_repr_html_", "__repr__"),
+    "abort_on_example_error": True,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "download_all_examples": False,
+    "min_reported_time": 1,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = "sknan"
+html_static_path = ["_static"]
+html_css_files = ["sknan.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "header_links_before_dropdown": 7,
+    "navbar_persistent": ["search-button"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+
+
+def setup(app: Sphinx) -> None:
+    """Let docstrings have torch's section ``Shape``, which numpydoc would drop."""
+    app.connect("autodoc-process-docstring", shape_into_notes, priority=100)
