@@ -175,8 +175,7 @@ class _Curve:
         self.net: Any = plan.net
         self.number = number
         self.rate = rate
-        group = self.net.optimizer_.param_groups[0]
-        self.weight_decay = float(group.get("weight_decay", 0.0))
+        self.group = self.net.optimizer_.param_groups[0]
         self.generator = torch.Generator()
         self.generator.set_state(plan.random_states[0])
         self.weights: list[Tensor] = list(self.net.module_.parameters())
@@ -245,7 +244,6 @@ class _Trainings:
 
     def _run_stack(self, curves: list[Any]) -> None:
         stack: Any = Stack(curves)
-        group = self.plan.net.optimizer_.param_groups[0]
         self._check(stack, 0)
         for i, batch in enumerate(self._batches()):
             x, target = _repeated(batch, len(stack.slices))
@@ -269,7 +267,7 @@ class _Trainings:
                 its.coefficient(n) for its, n in zip(alive, whole, strict=True)
             ]
             stack.clip(np.array(coefficients))
-            stack.step(group, [its.rate for its in alive], i + 1)
+            stack.step([its.rate for its in alive], i + 1)
             self._check(stack, i + 1)
 
     def _check(self, stack: Any, n_done: int) -> None:

@@ -14,20 +14,12 @@ from torch import Tensor
 
 from sknan._stack_ledger import StepLedger, has_sound_schedule
 from sknan._stacked_pass import can_be_passed, kind_of_pass, stacked_pass
+from sknan._stacked_step import kind_of_step, numbers_of, step_alike
 from sknan._threads import threads_for
 from sknan._training_plan import TrainingPlan
 from sknan.batching import TensorBatches, TensorTable, tree_leaves, tree_map
 
 __all__ = ["Stack", "shape_of", "train_stack"]
-
-# A larger rate may overflow inside the optimizer, which the guard then looks for.
-_LARGEST_RATE = 1e10
-
-# Of a parameter group: what each slice has for itself.
-_PER_SLICE = ("params", "lr", "weight_decay")
-
-_ADAMS = (torch.optim.Adam, torch.optim.AdamW)
-
 
 # -- which trainings may lie in one stack ----------------------------------------------
 
@@ -55,17 +47,9 @@ def shape_of(plan: TrainingPlan) -> Hashable | None:
         and not net.callbacks
         and not net.compile
         and isinstance(table.X, Tensor)
-        and type(net.optimizer_) in _ADAMS
-        and len(net.optimizer_.param_groups) == 1
     )
-    if not is_usual:
-        return None
-    group = net.optimizer_.param_groups[0]
-    options = {k: v for k, v in group.items() if k not in _PER_SLICE}
-    is_plain = options["fused"] and not (
-        options["amsgrad"] or options["maximize"] or options["capturable"]
-    )
-    if not is_plain or not 0.0 < float(group["lr"]) < _LARGEST_RATE:
+    step = kind_of_step(net.optimizer_) if is_usual else None
+    if step is None:
         return None
     kind = kind_of_pass(net, table)
     if kind is None:
@@ -79,8 +63,7 @@ def shape_of(plan: TrainingPlan) -> Hashable | None:
         return None
     return (
         kind,
-        type(net.optimizer_),
-        tuple(sorted((k, str(v)) for k, v in options.items())),
+        step,
         (n_train, n_valid, net.batch_size, net.max_epochs),
         tuple((leaf.dtype, leaf.shape[1:]) for leaf in tree_leaves((table.X, table.y))),
     )
@@ -103,7 +86,7 @@ class _Slice:
         net = plan.net
         self.plan = plan
         self.net: Any = net
-        self.weight_decay = float(net.optimizer_.param_groups[0]["weight_decay"])
+        self.group = net.optimizer_.param_groups[0]
         self.generator = torch.Generator()
         self.generator.set_state(plan.random_states[0])
         rows = torch.arange(len(plan.table)), torch.zeros(0, dtype=torch.int64)
@@ -183,6 +166,7 @@ class Stack:
         self._parts = parts
         self._lists: dict[tuple[int, ...], list[list[Tensor]]] = {}
         self.weights, self.gradients, _, _, self.buffers = parts
+        self._numbers = [numbers_of(its.group) for its in slices]
         self.passes = stacked_pass(
             [its.net for its in slices],
             [its.generator for its in slices],
@@ -218,36 +202,15 @@ class Stack:
         for block in self.gradients:
             block.mul_(factors.view(-1, *[1] * (block.ndim - 1)))
 
-    def step(self, group: dict[str, Any], rates: list[float], n_steps: int) -> None:
-        """One step of Adam or AdamW, with a rate and a decay for each slice.
-
-        By torch's fused kernel, slices of one rate and decay in one call: written out
-        for all slices at once it would round otherwise than a training by itself.
-        """
-        is_decoupled = group["decoupled_weight_decay"]
-        kernel = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
-        beta1, beta2 = group["betas"]
-        count = torch.tensor(float(n_steps))
-        alike: dict[tuple[float, float], list[int]] = {}
-        for k, (its, rate) in enumerate(zip(self.slices, rates, strict=True)):
-            alike.setdefault((rate, its.weight_decay), []).append(k)
-        for (rate, decay), numbers in alike.items():
-            weights, gradients, means, squares = self._lists_of(tuple(numbers))
-            kernel(
-                weights,
-                gradients,
-                means,
-                squares,
-                [],
-                [count] * len(weights),
-                amsgrad=False,
-                lr=rate,
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=decay,
-                eps=group["eps"],
-                maximize=False,
-            )
+    def step(self, rates: list[float], n_steps: int) -> None:
+        """One step of the optimizer, at a rate for each slice."""
+        alike: dict[Hashable, list[int]] = {}
+        for k, key in enumerate(zip(rates, self._numbers, strict=True)):
+            alike.setdefault(key, []).append(k)
+        for numbers in alike.values():
+            first = numbers[0]
+            lists = self._lists_of(tuple(numbers))
+            step_alike(self.slices[first].group, rates[first], n_steps, lists)
 
     def _lists_of(self, numbers: tuple[int, ...]) -> list[list[Tensor]]:
         """Weights, gradients and moments of some slices, one tensor each."""
@@ -332,7 +295,6 @@ class _Run:
     ) -> None:
         self.rows = _joined([table.rows(slice(None)) for table in tables])
         net = plans[0].net
-        self.group = net.optimizer_.param_groups[0]
         n_train = len(tables[0])
         if plans[0].best is not None:
             n_train = len(plans[0].split(plans[0].split_seed)[0])
@@ -392,7 +354,7 @@ class _Run:
             stack.clip(ledger.take(*numbers, stop - start))
             rates = ledger.rates(self.n_steps)
             self.n_steps += 1
-            stack.step(self.group, rates, self.n_steps)
+            stack.step(rates, self.n_steps)
         self._end_epoch(x, output, rates)
 
     def _rows(self, rows: Tensor) -> tuple[Tensor, Any]:

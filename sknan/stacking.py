@@ -36,6 +36,9 @@ _PER_SLICE = frozenset(
         "n_iter_no_change",
         "max_recoveries",
         "module__dropout",
+        "optimizer__betas",
+        "optimizer__dampening",
+        "optimizer__momentum",
     }
 )
 

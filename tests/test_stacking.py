@@ -81,7 +81,20 @@ CASES = {
         {"module__n_frequencies": 4, "early_stopping": True},
     ),
     "Adam": (RATES, {"optimizer": "adam", "weight_decay": 0.1}),
-    "betas": (RATES, {"optimizer__betas": (0.5, 0.9)}),
+    "betas": ([{"optimizer__betas": b} for b in [(0.5, 0.9), (0.9, 0.999)]], {}),
+    "SGD": (RATES, {"optimizer": "sgd", "weight_decay": 0.1}),
+    "momentum": (
+        [{"optimizer__momentum": m} for m in (0.0, 0.5, 0.9)],
+        {"optimizer": "sgd", "lr": 0.01},
+    ),
+    "Nesterov": (
+        RATES,
+        {
+            "optimizer": "sgd",
+            "optimizer__momentum": 0.9,
+            "optimizer__nesterov": True,
+        },
+    ),
     "one batch": (RATES, {"batch_size": 512}),
     "torch's loss": (RATES, {"criterion": "torchs"}),
 }
@@ -275,6 +288,28 @@ class TwiceDropped(Residual):
         self.drop_late = self.drop_early
 
 
+def raising_late(progress):
+    if progress > 0.5:
+        raise RuntimeError("I am at my end")
+    return 1.0
+
+
+def test_a_schedule_that_fails_takes_no_other_with_it(tables):
+    settings = [{"lr_schedule": "cosine"}, {"lr_schedule": raising_late}, {"lr": 1e-2}]
+    outcomes = train_together(jobs_of(StableNetClassifier, tables[:1], settings))
+    assert [outcome.is_stacked for outcome in outcomes] == [True, False, True]
+    assert str(outcomes[1].error) == "I am at my end"
+
+
+def test_a_schedule_of_ones_own_is_stacked(tables):
+    settings = [{"lr_schedule": lambda progress: 1.0 - progress, "lr": 1e-2}, *RATES]
+    jobs = jobs_of(StableNetClassifier, tables, settings)
+    others = fitted_alone(jobs)
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked for outcome in outcomes)
+    assert_same(outcomes, others)
+
+
 @pytest.mark.parametrize("module", [Branching, FunctionalDropout, TwiceDropped])
 def test_what_cannot_be_stacked_is_trained_alone(tables, module):
     jobs = jobs_of(StableNetRegressor, tables, RATES, module=module)
@@ -293,6 +328,7 @@ def test_what_may_lie_in_one_stack_has_one_key(tables):
         )
 
     assert key() == key(lr=1.0, weight_decay=1.0, clip_norm=None, random_state=7)
+    assert key(optimizer__betas=(0.5, 0.9)) == key(optimizer__betas=(0.9, 0.99))
     assert key() != key(module__width=8)
     assert key() != key(batch_size=16)
     assert key(callbacks=[object()]) is None

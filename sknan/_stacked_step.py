@@ -1,0 +1,113 @@
+"""Steps of torch's fused optimizers for the slices of a stack.
+
+By torch's own kernels, slices of equal numbers in one call: written out for all slices
+at once a step would round otherwise than that of a training by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["kind_of_step", "numbers_of", "step_alike"]
+
+# A larger rate may overflow inside the optimizer, which the guard then looks for.
+_LARGEST_RATE = 1e10
+
+# What each slice may have for itself.
+_NUMBERS = ("weight_decay", "betas", "momentum", "dampening")
+
+_KINDS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_UNUSUAL = ("amsgrad", "maximize", "capturable", "differentiable")
+
+
+def kind_of_step(optimizer: Any) -> Hashable | None:
+    """What optimizers of one stack have in common; None for one that goes alone.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        That has not made a step.
+
+    Returns
+    -------
+    hashable or None
+    """
+    if type(optimizer) not in _KINDS or len(optimizer.param_groups) != 1:
+        return None
+    group = optimizer.param_groups[0]
+    is_usual = group["fused"] and not any(group.get(name) for name in _UNUSUAL)
+    if not is_usual or not 0.0 < float(group["lr"]) < _LARGEST_RATE:
+        return None
+    own = ("params", "lr", *_NUMBERS)
+    options = {name: repr(v) for name, v in group.items() if name not in own}
+    return type(optimizer), tuple(sorted(options.items()))
+
+
+def numbers_of(group: dict[str, Any]) -> Hashable:
+    """Equal for slices that may share a step at one rate.
+
+    Parameters
+    ----------
+    group : dict of str to object
+        The parameter group of a slice's optimizer.
+
+    Returns
+    -------
+    hashable
+    """
+    return tuple(group.get(name) for name in _NUMBERS)
+
+
+def step_alike(
+    group: dict[str, Any], rate: float, n_steps: int, lists: list[list[Tensor]]
+) -> None:
+    """One step of slices that share a rate and all :func:`numbers_of` a group.
+
+    Parameters
+    ----------
+    group : dict of str to object
+        The parameter group of any of them.
+    rate : float
+        Learning rate of this step.
+    n_steps : int
+        Number of this step, from 1.
+    lists : list of list of Tensor
+        Weights, gradients, and two moments, which are zero before the first step.
+    """
+    weights, gradients, first, second = lists
+    if "betas" not in group:
+        torch._fused_sgd_(
+            weights,
+            gradients,
+            first if group["momentum"] else [],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=rate,
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=False,
+            is_first_step=n_steps == 1,
+        )
+        return
+    is_decoupled = group["decoupled_weight_decay"]
+    kernel = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
+    beta1, beta2 = group["betas"]
+    kernel(
+        weights,
+        gradients,
+        first,
+        second,
+        [],
+        [torch.tensor(float(n_steps))] * len(weights),
+        amsgrad=False,
+        lr=rate,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
