@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import itertools
 import json
 import time
 import warnings
@@ -466,20 +467,27 @@ def _means(scores: pd.DataFrame, metrics: dict[str, str]) -> pd.DataFrame:
     return means
 
 
-def _printed(title: str, table: pd.DataFrame, digits: int, markdown: bool) -> None:
+def _printed(
+    title: str,
+    table: pd.DataFrame,
+    digits: int,
+    markdown: bool,
+    failed: set[tuple[str, str]] = frozenset(),  # type: ignore[assignment]
+) -> None:
+    """Print a table: a failure as one, and a dash for what was not measured."""
+    shown = table.astype(object).copy()
+    for row, column in itertools.product(table.index, table.columns):
+        value = table.loc[row, column]
+        missing = "fails" if (row, column) in failed else "-"
+        shown.loc[row, column] = missing if pd.isna(value) else f"{value:.{digits}f}"
     print(f"\n{title}\n")
-    shown = table.astype(object).apply(
-        lambda column: column.map(
-            lambda v: "fails" if pd.isna(v) else f"{v:.{digits}f}"
-        )
-    )
-    if markdown:
-        print("|", " | ".join(["", *map(str, shown.columns)]), "|")
-        print("|", " | ".join(["---"] * (1 + len(shown.columns))), "|")
-        for name, row in shown.iterrows():
-            print("|", " | ".join([str(name), *row]), "|")
-    else:
+    if not markdown:
         print(shown.to_string())
+        return
+    print("|", " | ".join(["", *map(str, shown.columns)]), "|")
+    print("|", " | ".join(["---"] * (1 + len(shown.columns))), "|")
+    for name, cells in shown.iterrows():
+        print("|", " | ".join([str(name), *cells]), "|")
 
 
 def _ranks(means: pd.DataFrame, *, is_larger_better: Any) -> pd.Series:
@@ -495,8 +503,11 @@ def report(scores: pd.DataFrame, methods: list[str], markdown: bool) -> None:
     """Print scores, normalised scores, mean ranks and fit times."""
     first = _means(scores, PRIMARY).reindex(columns=methods)
     second = _means(scores, SECONDARY).reindex(columns=methods)
-    _printed("ROC-AUC, R2 (higher is better)", first, 4, markdown)
-    _printed("Log-loss, normalised MAE (lower is better)", second, 3, markdown)
+    errors = scores[(scores["metric"] == "ERROR") & scores["method"].isin(methods)]
+    failed = set(zip(errors["dataset"], errors["method"], strict=True))
+    _printed("ROC-AUC, R2 (higher is better)", first, 4, markdown, failed)
+    title = "Log-loss, normalised MAE (lower is better)"
+    _printed(title, second, 3, markdown, failed)
     panel = [m for m in methods if m in PANEL or m in VARIANTS]
     its_best = first[panel].max(axis=1) - first["dummy"]
     normalised = first[panel].sub(first["dummy"], axis=0).div(its_best, axis=0)
@@ -517,10 +528,9 @@ def report(scores: pd.DataFrame, methods: list[str], markdown: bool) -> None:
     seconds = scores.drop_duplicates(["dataset", "method", "fold"]).pivot_table(
         index="dataset", columns="method", values="fit_s", sort=False
     )
-    _printed("Seconds of a fit", seconds.reindex(columns=methods), 2, markdown)
-    failed = scores[scores["metric"] == "ERROR"]
-    failed = failed[failed["method"].isin(methods)]
-    for _, its in failed.drop_duplicates(["dataset", "method"]).iterrows():
+    timed = seconds.reindex(index=first.index, columns=methods)
+    _printed("Seconds of a fit", timed, 2, markdown, failed)
+    for _, its in errors.drop_duplicates(["dataset", "method"]).iterrows():
         print(f"{its['method']} fails on {its['dataset']}: {its['error']}")
 
 

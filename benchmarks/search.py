@@ -1,6 +1,6 @@
 """What a grid search of learning rates costs, against separate fits.
 
-    python -m benchmarks.search [--repeats N] [--only grid scaling] [--json FILE]
+    python -m benchmarks.search [--repeats N] [--only grid scaling memory] [--json FILE]
 
 Eight learning rates on five folds of 3 400 x 30, two hidden layers, ten epochs, two
 workers, wall time in turn: our batched search against scikit-learn's ``GridSearchCV``
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 import warnings
@@ -28,6 +29,7 @@ from sklearn.neural_network import MLPClassifier
 from skorch import NeuralNetClassifier
 from torch import nn
 
+from benchmarks.prediction import peak_beside
 from benchmarks.timing import in_turn, keep_freed_memory
 from sknan import StableNetClassifier
 from sknan.search import BatchedGridSearchCV
@@ -145,28 +147,64 @@ def measure_grids(repeats: int) -> dict[str, Any]:
     return found
 
 
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
 def measure_scaling() -> dict[str, Any]:
     """How the price of a candidate falls with their number, by width."""
     X, y = data()
     found = {}
-    print("seconds for each candidate and fold: stacked (alone)")
+    print("ms for each candidate and fold, by number of candidates (one alone)")
     for width in (16, 64, 128, 256, 512):
         alone = ours(width, 128)
-        start = time.perf_counter()
-        alone.fit(X[: N_ROWS * 4 // 5], y[: N_ROWS * 4 // 5])
-        by_itself = time.perf_counter() - start
+        by_itself = statistics.median(
+            _seconds(lambda est=alone: est.fit(X[::2], y[::2])) for _ in range(5)
+        )
         row = {}
-        for n_candidates in (4, 16, 64, 256):
-            if n_candidates * width**2 > 64 * 256**2:
+        for n_candidates in (4, 16, 64, 256, 1000):
+            if n_candidates * width**2 > 1000 * 64**2:
                 continue
             rates = {"lr": np.logspace(-4, -2, n_candidates)}
             search = BatchedGridSearchCV(alone, rates, cv=2, refit=False)
-            start = time.perf_counter()
-            search.fit(X, y)
-            row[n_candidates] = (time.perf_counter() - start) / n_candidates / 2
+            whole = _seconds(lambda search=search: search.fit(X, y))
+            row[n_candidates] = whole / n_candidates / 2
         found[width] = {"alone": by_itself, **row}
-        figures = ", ".join(f"{n}: {s:.4f}" for n, s in row.items())
-        print(f"  width {width}: {figures} ({by_itself:.4f})", flush=True)
+        figures = ", ".join(f"{n}: {s * 1e3:.1f}" for n, s in row.items())
+        print(f"  width {width}: {figures} ({by_itself * 1e3:.1f})", flush=True)
+    return found
+
+
+def peak_of_search(max_memory: int | None) -> int:
+    """Bytes that a search of 1000 candidates takes beside its table."""
+    torch.set_num_threads(1)
+    X, y = data()
+    estimator = ours(64, 128).set_params(max_epochs=1)
+    BatchedGridSearchCV(estimator, {"lr": RATES}, cv=2, refit=False).fit(X, y)
+    search = BatchedGridSearchCV(
+        estimator,
+        {"lr": np.logspace(-4, -2, 1000)},
+        cv=2,
+        refit=False,
+        max_memory=max_memory,
+    )
+    return int(peak_beside(lambda: search.fit(X, y)))
+
+
+def measure_memory() -> dict[str, int]:
+    """Peaks of searches, each in a process of its own."""
+    found = {}
+    print("1000 candidates on two folds, width 64: peak beside the table")
+    for bound in (None, 500, 200, 100, 50):
+        max_memory = None if bound is None else bound * 10**6
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[str(bound)] = pool.apply(peak_of_search, (max_memory,))
+        peak = found[str(bound)] / 1e6
+        name = "no max_memory" if bound is None else f"max_memory of {bound} MB"
+        missed = "  missed" if bound is not None and peak > bound else ""
+        print(f"  {name:<24}{peak:7.0f} MB{missed}", flush=True)
     return found
 
 
@@ -174,7 +212,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="runs of each search")
-    parser.add_argument("--only", nargs="*", choices=["grid", "scaling"])
+    parser.add_argument("--only", nargs="*", choices=["grid", "scaling", "memory"])
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -186,6 +224,8 @@ def main() -> None:
             found["grid"] = measure_grids(arguments.repeats)
         if not arguments.only or "scaling" in arguments.only:
             found["scaling"] = measure_scaling()
+        if not arguments.only or "memory" in arguments.only:
+            found["memory"] = measure_memory()
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2))
 

@@ -67,6 +67,7 @@ html_title = "sknan"
 html_static_path = ["_static"]
 html_css_files = ["sknan.css"]
 html_show_sourcelink = False
+html_sidebars = {"installation": [], "tour": []}  # pages without others below them
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,

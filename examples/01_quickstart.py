@@ -92,6 +92,12 @@ def score(model, X, y):
     }
 
 
+def best_untouched(results):
+    """The best candidate that needed no rescue: its rate is the one it learnt at."""
+    untouched = results["mean_test_recoveries"] == 0
+    return int(np.where(untouched, results["mean_test_accuracy"], -np.inf).argmax())
+
+
 def search(net, scoring, refit):
     """The same grid, folds and preparation, around any network."""
     pipeline = Pipeline(
@@ -120,7 +126,9 @@ def search(net, scoring, refit):
 warnings.simplefilter("ignore", DivergenceWarning)
 print("Searching over guarded networks ...")
 guarded = search(
-    StableNetClassifier(max_epochs=50, random_state=0), scoring=score, refit="accuracy"
+    StableNetClassifier(max_epochs=30, random_state=0),
+    scoring=score,
+    refit=best_untouched,
 )
 
 # %%
@@ -153,7 +161,7 @@ plain = search(
         SeededMLP,
         criterion=torch.nn.CrossEntropyLoss,
         optimizer=torch.optim.AdamW,
-        max_epochs=50,
+        max_epochs=30,
         iterator_train__shuffle=True,
         train_split=None,
         verbose=0,
@@ -193,11 +201,11 @@ print(
 )
 assert np.isfinite(table["sknan"]).all()
 best = guarded.best_params_["net__lr"]
-rescued = len(guarded.best_estimator_[-1].nonfinite_reports_)
+best_score = table["sknan"][guarded.best_index_]
+test_score = accuracy_score(y_test, guarded.predict(X_test))
 print(
-    f"\nBest rate {best:g}, {'rescued' if rescued else 'not rescued'}: accuracy "
-    f"{guarded.best_score_:.3f} in cross-validation, "
-    f"{accuracy_score(y_test, guarded.predict(X_test)):.3f} on the test rows.\n"
+    f"\nBest rate {best:g}, of those that needed no rescue: accuracy {best_score:.3f} "
+    f"in cross-validation, {test_score:.3f} on the test rows.\n"
 )
 
 # %%
@@ -241,7 +249,7 @@ axes.plot(
     markeredgewidth=2,
     label="weights are NaN in some fold",
 )
-axes.plot(best, guarded.best_score_, "*", color="#0b5394", markersize=16, label="best")
+axes.plot(best, best_score, "*", color="#0b5394", markersize=16, label="best")
 axes.set(
     xscale="log",
     xlim=(RATES[0] / 3, RATES[-1] * 3),

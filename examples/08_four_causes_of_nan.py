@@ -2,8 +2,8 @@
 Each of the four causes of NaN is named by the guard and mended in one line
 ===========================================================================
 
-A hole in the table, a learning rate too high, a logarithm at the edge of its domain, a
-loss that overflows: each is provoked in a plain torch loop, where it ends in NaN,
+A hole in the table, a learning rate too high, a root at the edge of its domain, a loss
+that overflows: each is provoked in a plain torch loop, where it ends in NaN,
 explained in a sentence, and repaired. The picture shows the loss of all eight
 trainings.
 """
