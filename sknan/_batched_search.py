@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sklearn import get_config
 from sklearn.utils.metadata_routing import process_routing
 
 from sknan._caller import stacklevel_of_caller
+from sknan._progress import progress
 from sknan._search_results import columns_of, divergence_warning
 from sknan._search_run import SearchRun
 from sknan._search_share import net_of
@@ -82,7 +83,7 @@ class BatchedSearchMixin:
 
     def _run_search(self, evaluate_candidates: Any, *, callback_ctx: Any) -> None:
         parent: Any = super()
-        run, search = self._run, self
+        run, search = self._run, cast(Any, self)
         if run is None:
             parent._run_search(evaluate_candidates, callback_ctx=callback_ctx)
             return
@@ -90,8 +91,12 @@ class BatchedSearchMixin:
 
         def evaluate(candidates: Any, cv: Any = None, **others: Any) -> Any:
             candidates = list(candidates)
-            cv = cv or search._checked_cv_orig  # type: ignore[attr-defined]
-            with run.evaluating(candidates, cv) as folds:
+            cv = cv or search._checked_cv_orig
+            n_fits = len(candidates) * search.n_splits_
+            with (
+                progress("Search", n_fits, "fits", verbose=search.verbose),
+                run.evaluating(candidates, cv) as folds,
+            ):
                 return evaluate_candidates(candidates, folds, **others)
 
         parent._run_search(evaluate, callback_ctx=callback_ctx)

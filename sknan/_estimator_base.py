@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
 from skorch.callbacks import Callback
@@ -24,6 +25,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._blame import without_rows
 from sknan._checks import check_finite, first_text_cell, plain_floats
+from sknan._epoch_tasks import EpochTasks
 from sknan._hold_out import Fold, held_out
 from sknan._layerwise import output_bound
 from sknan._mending import random_states, rows_without_output, without_output
@@ -145,7 +147,7 @@ class CheckedRows(NamedTuple):
     X: np.ndarray
 
 
-class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
+class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMixin):
     """Guarded network as a scikit-learn estimator; see its two subclasses."""
 
     _task: ClassVar[str]
@@ -360,6 +362,18 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
             return int(self.batch_size)
         return next((size for below, size in _AUTO_BATCHES if n_rows < below), 1024)
 
+    @with_callbacks  # type: ignore[untyped-decorator]
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any = None, fold: Fold | None = None
+    ) -> None:
+        """All of ``fit``; scikit-learn's callbacks are told of it."""
+        self._check_parameters()
+        tasks = EpochTasks(self, X, y, sample_weight)
+        plan = self._prepare(X, y, sample_weight, fold=fold)
+        plan.run(tasks if tasks.is_heard else None)
+        self._finish(plan)
+        tasks.end()
+
     def _training_rows(self, *args: Any, **kwargs: Any) -> TrainingRows:
         """Check parameters and data, and bring the data into the form of training."""
         raise NotImplementedError
@@ -428,7 +442,9 @@ class StableNetBase(VersionedPickleMixin, PrefixedParamsMixin):
         elif goes_on:  # a range test is about a network that is not trained
             self.lr_ = float(self.net_.lr)
         else:
-            self.learning_rate_range_ = range_test(self, its, seed)
+            self.learning_rate_range_ = range_test(
+                self, its, seed, verbose=self.verbose == 1
+            )
             self.lr_ = self.learning_rate_range_.suggestion
 
     def _finish(self, plan: TrainingPlan) -> None:

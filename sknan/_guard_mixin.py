@@ -483,6 +483,9 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
                 ),
                 Trials(training, batch, {}),
             )
+        epoch = len(self.history)
+        n_recoveries = sum(report.epoch == epoch for report in self.guard_.reports)
+        self.history.record("n_recoveries", n_recoveries)
         if training.norms:
             self.history.record("grad_norm", float(np.median(training.norms)))
         if training.norms and self._clips:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sknan._progress import progress
 from sknan._rate_curves import RateCurves, curves_at_rates, flops_per_step
 from sknan._rate_verdict import Judged, counted, suggested
 from sknan._training_plan import TrainingRows
@@ -153,6 +154,7 @@ def range_test(
     rates: Any = None,
     n_seeds: int = 2,
     n_steps: int | str = "auto",
+    verbose: int | bool = 0,
 ) -> LearningRateRange:
     """Train at each rate for a short while, and judge.
 
@@ -170,6 +172,8 @@ def range_test(
         Starts.
     n_steps : int or "auto", default="auto"
         Steps of each training.
+    verbose : int or bool, default=0
+        Whether to show a bar.
 
     Returns
     -------
@@ -182,7 +186,9 @@ def range_test(
         warnings.simplefilter("ignore")  # what there is to warn of, fit will say
         if n_steps == "auto":
             n_steps = _n_steps(estimator, rows, len(tried) * n_seeds)
-        curves = curves_at_rates(estimator, rows, tried, seeds, int(n_steps))
+        n_in_all = int(n_steps) * n_seeds
+        with progress("Range test", n_in_all, "steps", verbose=verbose):
+            curves = curves_at_rates(estimator, rows, tried, seeds, int(n_steps))
     return _result(tried, curves, len(rows.X))
 
 

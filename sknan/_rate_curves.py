@@ -15,6 +15,7 @@ from skorch.callbacks import Callback
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from sknan._progress import advance, is_shown, reach
 from sknan._stack import Stack, shape_of
 from sknan._stacked_pass import can_be_passed
 from sknan._threads import threads_for
@@ -93,6 +94,7 @@ def curves_at_rates(
             held_out = _trial(estimator, valid, seed, n_steps).table
         trainings = _Trainings(plan, held_out, n_steps, seed)
         found.append(trainings.run(rates))
+        reach(n_steps * len(found))
         steps = trainings.checks
     losses, valid_losses = (
         np.stack([own[i] for own in found], axis=1) for i in range(2)
@@ -219,6 +221,7 @@ class _Trainings:
         if not is_stacked:
             for number in numbers:
                 self._run_alone(int(number), float(rates[number]))
+                advance(self.n_steps / n_rates)
         return self.losses, self.valid_losses
 
     def _slices_per_stack(self) -> int:
@@ -259,6 +262,10 @@ class _Trainings:
                 self.losses[stack.slices[k].number, i] = each_loss[k]
             if not kept:
                 return
+            if is_shown():
+                best = min(kept, key=each_loss.__getitem__)
+                share = len(curves) / len(self.losses)
+                advance(share, train_loss=each_loss[best], lr=stack.slices[best].rate)
             if len(kept) < len(whole):
                 stack.keep(kept)
                 whole = [whole[k] for k in kept]

@@ -113,7 +113,8 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         Seed of initial weights, batches, dropout and hold-out. torch's own generators
         are left as they were.
     verbose : int, default=0
-        1 prints a line per epoch.
+        1 shows a bar in a terminal or a notebook, and nothing in a log; 2 prints a line
+        per epoch anywhere. As in Keras.
     **prefixed
         ``module__...``, ``criterion__...`` and ``optimizer__...``: parameters of the
         network's parts, such as ``module__width=64``; ``compile__...``.
@@ -237,9 +238,7 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         -------
         self
         """
-        plan = self._prepare(X, y, sample_weight)
-        plan.run()
-        self._finish(plan)
+        self._fit(X, y, sample_weight)
         return self
 
     def partial_fit(

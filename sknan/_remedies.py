@@ -39,7 +39,8 @@ _IN_X = {
     "complex": _breaks("Split into real and imaginary part, or size and angle."),
     "mixed types": _breaks(
         "Bring each column to one type: pd.to_numeric(..., errors='coerce') for "
-        "numbers, .astype(str) for text. tabular_pipeline reads such cells as text."
+        "numbers, .astype(str) for text. tabular_pipeline takes all cells for text, "
+        "and reads that."
     ),
     "written numbers": _breaks(
         "Strip signs and units before pd.to_numeric; tabular_pipeline takes such "
@@ -61,7 +62,8 @@ _IN_X = {
         "tabular_pipeline reads them as numbers.", by_pipeline=True
     ),
     "dates as text": _breaks(
-        "tabular_pipeline reads them as dates, and makes numbers of these.",
+        "tabular_pipeline reads them as dates if all are of one format, and makes "
+        "numbers of these.",
         by_pipeline=True,
     ),
     "copy of the target": _hurts(
@@ -111,8 +113,8 @@ _IN_X = {
         "Bring each level to one spelling: .str.strip().str.lower() for a start."
     ),
     "numbers and words": _notice(
-        "Decide what the words stand for; with them in it tabular_pipeline takes the "
-        "column for text."
+        "Decide what the words stand for; tabular_pipeline makes levels of them, "
+        "beside the numbers."
     ),
     "codes": _notice(
         "Make them categories, .astype('category'), if their leading zeros mean "

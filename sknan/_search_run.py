@@ -22,6 +22,7 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from sknan._caller import stacklevel_of_caller
 from sknan._estimator_base import StableNetBase
+from sknan._progress import reach, reports
 from sknan._search_results import Record, record_of
 from sknan._search_share import (
     Fit,
@@ -150,18 +151,20 @@ class SearchRun:
         if self._max_memory is not None:
             memory = max(1, int(self._max_memory / 2 / min(n_workers, n_shares)))
         shares = [[tasks[i] for i in cut] for cut in np.array_split(order, n_shares)]
-        found = Parallel(n_jobs=self._n_jobs)(
-            delayed(train_share)(
-                {task.setting: settings[task.setting] for task in share},
-                X,
-                y,
-                self._fit_params,
-                {task.split: trains[task.split] for task in share},
-                share,
-                memory,
+        with reports() as reports_path:
+            found = Parallel(n_jobs=self._n_jobs)(
+                delayed(train_share)(
+                    {task.setting: settings[task.setting] for task in share},
+                    X,
+                    y,
+                    self._fit_params,
+                    {task.split: trains[task.split] for task in share},
+                    share,
+                    memory,
+                    reports_path,
+                )
+                for share in shares
             )
-            for share in shares
-        )
         self._warn_once(message for share in found for message in share.warnings)
         fits = [fit for share in found for fit in share.fits]
         self._weigh(fits)
@@ -224,6 +227,7 @@ class _Evaluation:
             for split in range(len(folds))
         ]
         self._n_handed_out = 0
+        self._n_recoveries = 0
         self._ready: dict[int, Fit] = {}
 
     def _arrange(self) -> list[tuple[int, StableNetBase | None]]:
@@ -272,6 +276,8 @@ class _Evaluation:
                 self._trains,
                 self._tasks[place:end],
             )
+            self._n_recoveries += sum(record_of(fit).n_recoveries or 0 for fit in fits)
+            reach(end, self._n_recoveries)
             self._ready = dict(zip(range(place, end), fits, strict=True))
         return self._ready.pop(place)
 

@@ -24,6 +24,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, get_tags
 
 from sknan._estimator_base import StableNetBase
+from sknan._progress import advance, reported_to
 from sknan.exceptions import DivergenceWarning
 from sknan.stacking import Job, train_together
 
@@ -213,6 +214,7 @@ def train_share(
     trains: dict[int, np.ndarray],
     tasks: list[Task],
     max_memory: int | None,
+    reports_path: str | None = None,
 ) -> Share:
     """Fit what the tasks ask for, together where that can be.
 
@@ -233,12 +235,17 @@ def train_share(
         Any of these settings on any of these parts.
     max_memory : int or None
         Bytes that training may take.
+    reports_path : str or None, default=None
+        Where a bar learns how far it has come.
 
     Returns
     -------
     Share
     """
-    with warnings.catch_warnings(record=True) as caught:
+    with (
+        reported_to(reports_path),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         prepared: dict[tuple[int, int], tuple[_Attempt, float]] = {}
         for setting in {task.setting: None for task in tasks}:
             splits = sorted({task.split for task in tasks if task.setting == setting})
@@ -279,6 +286,7 @@ def _train(
         seconds /= users[task.setting, task.split]
         outcome = outcomes.get(place)
         if outcome is None:
+            advance(1)
             fits.append(_fit_of(attempt.model, attempt.error_, seconds, False))
         else:
             model = with_last(attempt.model, outcome.estimator)

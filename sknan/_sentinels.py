@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,10 @@ __all__ = [
     "find_sentinels",
     "is_word_for_missing",
     "known_sentinels",
+    "sentinels_of",
     "suspected_sentinels",
     "table_sentinels",
+    "words_among",
 ]
 
 # Nobody means anything else by these.
@@ -144,13 +146,34 @@ def table_sentinels(X: Any) -> list[list[Any]]:
     [[], [-200.0]]
     """
     table = read_table(X)
-    columns = enumerate(table.columns())
-    found = {j: find_sentinels(column) for j, column in columns if table.n_rows}
-    known = known_sentinels(found.values())
-    for j, sentinels in found.items():
+    if not table.n_rows:
+        return [[] for _ in range(table.n_columns)]
+    found = sentinels_of(table.columns(), table.read)
+    return [[sentinel.value for sentinel in of_column] for of_column in found]
+
+
+def sentinels_of(
+    columns: Iterable[Column], read: Callable[[int], Column]
+) -> list[list[Sentinel]]:
+    """The sentinels of each column, each held against those of the others.
+
+    Parameters
+    ----------
+    columns : iterable of Column
+        All of a table.
+    read : callable
+        The column at a position, once more.
+
+    Returns
+    -------
+    list of list of Sentinel
+    """
+    found = [find_sentinels(column) for column in columns]
+    known = known_sentinels(found)
+    for j, sentinels in enumerate(found):
         if known and not sentinels:
-            found[j] = find_sentinels(table.read(j), known=known)
-    return [[s.value for s in found.get(j, [])] for j in range(table.n_columns)]
+            found[j] = find_sentinels(read(j), known=known)
+    return found
 
 
 def known_sentinels(found: Iterable[Sequence[Sentinel]]) -> list[float]:
@@ -220,6 +243,25 @@ def _among_text(cells: pd.Series) -> list[Sentinel]:
     rows = sample_rows(len(cells))
     few = (cells if rows is None else cells.iloc[rows]).tolist()
     counts = Counter(cell for cell in few if isinstance(cell, str))
+    if rows is not None:
+        for level in filter(is_word_for_missing, counts):
+            counts[level] = int((cells == level).sum())
+    return [Sentinel(level, counts[level]) for level in words_among(counts)]
+
+
+def words_among(counts: Mapping[str, int]) -> list[str]:
+    """Levels of a column of text that stand for "missing".
+
+    Parameters
+    ----------
+    counts : mapping of str to int
+        How often each level is.
+
+    Returns
+    -------
+    list of str
+        In the order of ``counts``.
+    """
     levels = list(counts)
     found = []
     for level in filter(is_word_for_missing, levels):
@@ -228,9 +270,8 @@ def _among_text(cells: pd.Series) -> list[Sentinel]:
             continue  # Namibia, or sodium
         if plain == "-" and "+" in map(str.strip, levels):
             continue  # a result
-        count = counts[level] if rows is None else int((cells == level).sum())
-        if plain in _SIGNS or count >= _ENOUGH_WORDS:
-            found.append(Sentinel(level, count))
+        if plain in _SIGNS or counts[level] >= _ENOUGH_WORDS:
+            found.append(level)
     return found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sknan._progress import advance, is_shown
 from sknan._stack_ledger import StepLedger, has_sound_schedule
 from sknan._stacked_pass import can_be_passed, kind_of_pass, stacked_pass
 from sknan._stacked_step import kind_of_step, numbers_of, step_alike
@@ -40,7 +41,7 @@ def shape_of(plan: TrainingPlan) -> Hashable | None:
     # Whoever is to see or shape single steps needs them.
     is_usual = (
         not plan.is_partial
-        and not net.verbose
+        and net.verbose < 2
         and net.device == "cpu"
         and net.clip_value is None
         and net.adaptive_clip is None
@@ -263,6 +264,7 @@ def train_stack(
     run = _Run(plans, tables, offsets)
     with torch.no_grad(), threads_for(n_flops, plans[0].num_threads):
         run.train()
+    advance(len(run.done) - run.n_reported)
     done = {id(its.plan): its.warn for its in run.done}
     return [done.get(id(plan)) for plan in plans]
 
@@ -308,6 +310,7 @@ class _Run:
         self.n_train = n_train
         self.n_steps = 0
         self.done: list[_Slice] = []
+        self.n_reported = 0.0
 
     def train(self) -> None:
         """Train all slices to their end."""
@@ -381,8 +384,18 @@ class _Run:
             goes_on = its.keeps(lambda k=k: stack.weights_of(k))  # type: ignore[misc]
             (remaining if goes_on else ended).append(k)
         self._let_go(ended)
+        self._report(entries)
         if len(remaining) < len(stack.slices):
             self._keep(remaining)
+
+    def _report(self, entries: list[dict[str, Any]]) -> None:
+        """Show how many trainings an epoch makes up, and the best of them."""
+        if not is_shown():
+            return
+        share = len(entries) / self.n_epochs
+        self.n_reported += share
+        best = min(entries, key=lambda entry: entry["train_loss"])
+        advance(share, train_loss=best["train_loss"], lr=best["lr"])
 
     def _keep(self, numbers: list[int]) -> None:
         """Let all other slices go."""

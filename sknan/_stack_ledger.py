@@ -103,6 +103,7 @@ class StepLedger:
             entry: dict[str, Any] = {
                 "train_batch_count": len(norms),
                 "train_loss": float(self.total_loss[k] / n_rows),
+                "n_recoveries": 0,
                 "grad_norm": float(np.median(norms[:, k])),
             }
             if self.is_clipped[k]:

@@ -50,7 +50,7 @@ class TableNet(GuardedNet):
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
         callbacks: list[tuple[str, Any]] = [("epoch_timer", EpochTimer())]
-        if self.verbose:
+        if self.verbose >= 2:
             callbacks.append(("print_log", PrintLog()))
         return callbacks
 

@@ -59,13 +59,15 @@ class Table(NamedTuple):
         return self._replace(n_columns=self.n_columns - 1, left_out=position)
 
 
-def read_table(X: Any) -> Table:
+def read_table(X: Any, reader: str = "audit") -> Table:
     """What a table is made of.
 
     Parameters
     ----------
     X : DataFrame, ndarray, sparse matrix or sequence
         With two dimensions.
+    reader : str, default="audit"
+        Who takes it, for messages.
 
     Returns
     -------
@@ -81,21 +83,21 @@ def read_table(X: Any) -> Table:
     if isinstance(X, pd.DataFrame):
         return _of_frame(X)
     if is_polars(X):
-        return _of_polars(X)
+        return _of_polars(X, reader)
     if sparse.issparse(X):
-        return _of_sparse(X)
+        return _of_sparse(X, reader)
     if hasattr(X, "to_pandas"):
-        return read_table(X.to_pandas())
+        return read_table(X.to_pandas(), reader)
     if isinstance(X, (str, bytes)) or not (
         hasattr(X, "__array__") or isinstance(X, Iterable)
     ):
         raise TypeError(
-            f"audit takes a table, got {type(X).__name__}. Pass a DataFrame, an array "
-            "or a list of rows."
+            f"{reader} takes a table, got {type(X).__name__}. Pass a DataFrame, an "
+            "array or a list of rows."
         )
     if hasattr(X, "__array__"):
         X = np.asarray(X)
-        _check_dimensions(X.ndim)
+        _check_dimensions(X.ndim, reader)
         if X.dtype.kind in "biufc":
             return _of_array(X)
         # Column by column, since text in one must not make text of all.
@@ -104,17 +106,17 @@ def read_table(X: Any) -> Table:
         return _of_frame(pd.DataFrame(X))
     rows = list(X)
     if rows and not isinstance(rows[0], (Iterable, dict)):
-        _check_dimensions(1)
+        _check_dimensions(1, reader)
     is_named = bool(rows) and isinstance(rows[0], dict)
     return _of_frame(pd.DataFrame(rows), is_named=is_named)
 
 
-def _check_dimensions(n_dimensions: int) -> None:
+def _check_dimensions(n_dimensions: int, reader: str) -> None:
     if n_dimensions != 2:
         raise ValueError(
-            f"audit takes a table with rows and columns, got {n_dimensions} "
-            f"dimension{'' if n_dimensions == 1 else 's'}. Pass X.reshape(-1, 1) if it "
-            "is one column, X.reshape(1, -1) if it is one row."
+            f"{reader} takes a table with rows and columns, got {n_dimensions} "
+            f"dimension{'' if n_dimensions == 1 else 's'}. Reshape your data: "
+            "X.reshape(-1, 1) if it is one column, X.reshape(1, -1) if it is one row."
         )
 
 
@@ -135,10 +137,10 @@ def _is_numbered(X: pd.DataFrame) -> bool:
     )
 
 
-def _of_polars(X: Any) -> Table:
+def _of_polars(X: Any, reader: str) -> Table:
     if not hasattr(X, "get_columns"):
         raise TypeError(
-            f"audit takes a table in memory, got a polars {type(X).__name__}. Pass "
+            f"{reader} takes a table in memory, got a polars {type(X).__name__}. Pass "
             "X.collect() of a LazyFrame, X.to_frame() of a Series."
         )
     labels = list(X.columns)
@@ -164,8 +166,8 @@ def _of_numbers(position: int, cells: NDArray[Any], n_zeros: int = 0) -> Column:
     return Column(position, position, name, str(cells.dtype), holds, cells, n_zeros)
 
 
-def _of_sparse(X: Any) -> Table:
-    _check_dimensions(X.ndim)
+def _of_sparse(X: Any, reader: str) -> Table:
+    _check_dimensions(X.ndim, reader)
     by_column = sparse.csc_array(X)
     by_column.sum_duplicates()
     if by_column.dtype == bool:

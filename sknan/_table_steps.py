@@ -9,22 +9,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
-from skrub import ToDatetime
 
-from sknan._checks import FLOAT32_MAX
 from sknan._column_reader import Column
+from sknan._learnt_columns import LearntColumn, learn_columns
 from sknan._pickling import VersionedPickleMixin
-from sknan._sentinels import is_word_for_missing, table_sentinels
 from sknan._table_reader import Table, read_table
 
-__all__ = ["LevelEncoder", "TableCleaner"]
+__all__ = ["LevelEncoder", "TableCleaner", "check_sentinels"]
 
-# A column of text is one of numbers if so many of its known cells are.
-_MOST = 0.9
+_LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
 class LevelEncoder(OneHotEncoder):
@@ -41,7 +39,7 @@ class LevelEncoder(OneHotEncoder):
 
 
 class TableCleaner(VersionedPickleMixin, TransformerMixin, BaseEstimator):
-    """Read any table into a DataFrame of float64, strings and dates.
+    """Read any table into a DataFrame of float64, dates and categories of text.
 
     What each column is, and which of its values stand for "missing", is learnt in
     ``fit``; ``transform`` finds the columns by their names and brings each to the type
@@ -52,14 +50,18 @@ class TableCleaner(VersionedPickleMixin, TransformerMixin, BaseEstimator):
     ----------
     sentinels : "auto", None, sequence or mapping, default="auto"
         Values that stand for "missing". ``"auto"`` takes those that
-        :func:`~sknan.audit.table_sentinels` suspects, and signs and words such as
-        ``"?"``; a sequence counts for all columns, a mapping gives the values of each
+        :func:`~sknan.audit.table_sentinels` suspects, those among numbers that came as
+        text too, and in ``transform`` signs and words for missing that ``fit`` has not
+        seen; a sequence counts for all columns, a mapping gives the values of each
         column by its name. None leaves all values as they are.
 
     Attributes
     ----------
-    kinds_ : dict of str to {"numbers", "dates", "categories"}
-        What each column that is kept was read as, in order.
+    kinds_ : dict of str to str
+        What each column that is kept was read as, in order: ``"numbers"``, ``"dates"``,
+        ``"categories"`` or ``"numbers and words"``. The last is text of which nine in
+        ten are numbers, and makes two columns: ``x`` of the numbers, and ``x_word`` of
+        the others.
     sentinels_ : dict of str to list
         The values that count as missing, of the columns that have any.
     dropped_ : list of str
@@ -113,31 +115,28 @@ class TableCleaner(VersionedPickleMixin, TransformerMixin, BaseEstimator):
         -------
         DataFrame of shape (n_samples, n_features_out)
         """
-        table = read_table(X)
-        if not table.n_rows or not table.n_columns:
-            raise ValueError(
-                f"The table has {table.n_rows} rows and {table.n_columns} columns: "
-                "found array with 0 sample(s) or 0 feature(s) while a minimum of 1 is "
-                "required. Pass a table with at least one row and one column."
-            )
+        table = _read(X)
         self._learn_names(table)
         columns = [_checked(table.read(j), name) for j, name in enumerate(self._names)]
-        found = self._sentinels_of(X)
-        self.kinds_: dict[str, str] = {}
-        self.sentinels_ = {n: v for n, v in zip(self._names, found, strict=True) if v}
-        self._parsers: dict[str, ToDatetime] = {}
-        for name, column in zip(self._names, columns, strict=True):
-            self.kinds_[name] = self._kind_of(name, column)
-        read = {n: self._read(n, c) for n, c in zip(self._names, columns, strict=True)}
-        self.dropped_ = [name for name, cells in read.items() if cells.isna().all()]
-        for name in self.dropped_:
-            del self.kinds_[name]
-        if not self.kinds_:
+        learnt = learn_columns(columns, self._names, self._given_sentinels())
+        self.sentinels_ = {its.name: its.sentinels for its in learnt if its.sentinels}
+        self._learnt: list[LearntColumn] = []
+        self.dropped_: list[str] = []
+        read = []
+        for its, column in zip(learnt, columns, strict=True):
+            cells = its.read(column)
+            if all(some.isna().all() for some in cells):
+                self.dropped_.append(its.name)
+            else:
+                self._learnt.append(its)
+                read += cells
+        self.kinds_: dict[str, str] = {its.name: its.kind for its in self._learnt}
+        if not read:
             raise ValueError(
                 f"None of the {table.n_columns} columns holds a value that is not "
                 "missing. Pass at least one column with known values."
             )
-        return _framed({name: read[name] for name in self.kinds_}, X)
+        return self._framed(read, X)
 
     def transform(self, X: Any) -> pd.DataFrame:
         """Read a table as the one in ``fit`` was read.
@@ -157,16 +156,15 @@ class TableCleaner(VersionedPickleMixin, TransformerMixin, BaseEstimator):
             If a column is missing or new.
         """
         check_is_fitted(self, "kinds_")
-        table = read_table(X)
+        table = _read(X)
         places = self._places(table)
-        read = {
-            name: self._read(name, _checked(table.read(places[name]), name))
-            for name in self.kinds_
-        }
-        return _framed(read, X)
+        read: list[pd.Series] = []
+        for its in self._learnt:
+            read += its.read(_checked(table.read(places[its.name]), its.name))
+        return self._framed(read, X)
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
-        """Names of the columns that are kept.
+        """Names of the columns that are kept, and of those of words among numbers.
 
         Parameters
         ----------
@@ -178,13 +176,22 @@ class TableCleaner(VersionedPickleMixin, TransformerMixin, BaseEstimator):
         ndarray of str
         """
         check_is_fitted(self, "kinds_")
-        return np.array(list(self.kinds_), dtype=object)
+        names = list(self.kinds_)
+        taken = set(self._names)
+        for place, (name, kind) in reversed(list(enumerate(self.kinds_.items()))):
+            if kind == "numbers and words":
+                beside = f"{name}_word"
+                while beside in taken:
+                    beside += "_"
+                names.insert(place + 1, beside)
+        return np.array(names, dtype=object)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.input_tags.string = True
         tags.input_tags.categorical = True
+        tags.transformer_tags.preserves_dtype = []
         return tags
 
     def _learn_names(self, table: Table) -> None:
@@ -221,105 +228,81 @@ class TableCleaner(VersionedPickleMixin, TransformerMixin, BaseEstimator):
             )
         return {name: j for j, name in enumerate(self._names)}
 
-    def _sentinels_of(self, X: Any) -> list[list[Any]]:
-        sentinels = self.sentinels
-        if sentinels is None:
-            return [[] for _ in self._names]
+    def _given_sentinels(self) -> list[list[Any]] | None:
+        """The sentinels of each column; None if they are to be found."""
+        sentinels = check_sentinels(self.sentinels, type(self).__name__)
         if isinstance(sentinels, str):
-            if sentinels != "auto":
-                raise ValueError(
-                    "The 'sentinels' parameter of TableCleaner must be 'auto', None, a "
-                    f"list of values or a dict of such lists. Got {sentinels!r} "
-                    "instead."
-                )
-            return table_sentinels(X)
-        if isinstance(sentinels, Mapping):
-            named = {str(name): list(values) for name, values in sentinels.items()}
-            unknown = [repr(name) for name in named if name not in self._names]
-            if unknown:
-                raise ValueError(
-                    f"sentinels names {_some(unknown)} not in X. Name columns of X."
-                )
-            return [named.get(name, []) for name in self._names]
-        return [list(sentinels) for _ in self._names]
+            return None
+        if not isinstance(sentinels, Mapping):
+            return [list(sentinels or ()) for _ in self._names]
+        named = {str(name): list(values) for name, values in sentinels.items()}
+        unknown = [repr(name) for name in named if name not in self._names]
+        if unknown:
+            raise ValueError(
+                f"sentinels names {_some(unknown)} not in X. Name columns of X."
+            )
+        return [named.get(name, []) for name in self._names]
 
-    def _kind_of(self, name: str, column: Column) -> str:
-        if column.holds in ("numbers", "flags", "durations", "nothing"):
-            return "numbers"
-        if column.holds == "dates":
-            return "dates"
-        if column.holds == "text":
-            known = self._as_text(name, column).dropna()
-            is_number = pd.to_numeric(known, errors="coerce").notna()
-            if len(known) and is_number.mean() >= _MOST:
-                return "numbers"
-            parser = ToDatetime()
-            try:
-                parser.fit_transform(known.rename(name))
-            except (ValueError, OverflowError):
-                return "categories"
-            self._parsers[name] = parser
-            return "dates"
-        return "categories"
+    def _framed(self, columns: list[pd.Series], X: Any) -> pd.DataFrame:
+        """Columns side by side, row by row those of ``X``, whose index they get."""
+        names = self.get_feature_names_out()
+        # Of text skrub would make dates, numbers and missing cells by rules of its own.
+        named = {
+            name: cells.astype("category") if cells.dtype == object else cells
+            for name, cells in zip(names, columns, strict=True)
+        }
+        # Given to the constructor, the index would look rows up by label.
+        frame = pd.DataFrame(named)
+        if isinstance(X, pd.DataFrame):
+            frame.index = X.index
+        return frame
 
-    def _read(self, name: str, column: Column) -> pd.Series:
-        """The cells of a column as what the column was in ``fit``."""
-        kind = self.kinds_[name]
-        if kind == "numbers":
-            return self._as_numbers(name, column)
-        if kind == "dates":
-            return self._as_dates(name, column)
-        return self._as_text(name, column)
 
-    def _as_numbers(self, name: str, column: Column) -> pd.Series:
-        cells = column.cells
-        if column.holds in ("numbers", "flags"):
-            numbers = np.array(cells, dtype=np.float64)
-        elif column.holds == "durations":
-            seconds = pd.Series(pd.to_timedelta(cells)).dt.total_seconds()
-            numbers = np.array(seconds, dtype=np.float64)
-        elif column.holds == "dates":
-            numbers = np.full(len(cells), np.nan)
-        else:
-            text = self._as_text(name, column)
-            parsed = pd.to_numeric(text, errors="coerce")
-            numbers = np.array(parsed.to_numpy(dtype=np.float64, na_value=np.nan))
-        for sentinel in self.sentinels_.get(name, ()):
-            if isinstance(sentinel, (int, float, np.number)):
-                numbers[numbers == float(sentinel)] = np.nan
-        # What becomes infinite in float32 is as unknown as what is infinite.
-        numbers[~(np.abs(numbers) <= FLOAT32_MAX)] = np.nan
-        return pd.Series(numbers, name=name)
+def check_sentinels(sentinels: Any, owner: str) -> Any:
+    """What is given as sentinels, if it is of a form that is known.
 
-    def _as_dates(self, name: str, column: Column) -> pd.Series:
-        if column.holds == "dates":
-            dates = pd.Series(column.cells, name=name)
-        elif column.holds in ("text", "categories") and name in self._parsers:
-            text = self._as_text(name, column)
-            dates = self._parsers[name].transform(text)
-        else:
-            dates = pd.Series(pd.NaT, index=range(len(column.cells)), name=name)
-        if getattr(dates.dtype, "tz", None) is not None:
-            dates = dates.dt.tz_convert("UTC").dt.tz_localize(None)
-        dates = dates.astype("datetime64[us]").reset_index(drop=True)
-        gone = [v for v in self.sentinels_.get(name, ()) if isinstance(v, pd.Timestamp)]
-        return dates.mask(dates.isin(gone)) if gone else dates
+    Parameters
+    ----------
+    sentinels : object
+        The parameter.
+    owner : str
+        Whose it is.
 
-    def _as_text(self, name: str, column: Column) -> pd.Series:
-        cells = column.cells
-        cells = list(cells.astype(object) if isinstance(cells, pd.Series) else cells)
-        gone = self.sentinels_.get(name, ())
-        gone_words = {v.strip() for v in gone if isinstance(v, str)}
-        words_go = isinstance(self.sentinels, str)
-        texts = np.empty(len(cells), dtype=object)
-        for i, cell in enumerate(cells):
-            text = None if _is_missing(cell) else _text_of(cell)
-            is_gone = text is None or text in gone_words or text == ""
-            if is_gone or (words_go and not gone_words and _is_sign(text)):
-                texts[i] = np.nan
-            else:
-                texts[i] = text
-        return pd.Series(texts, name=name, dtype=object)
+    Returns
+    -------
+    object
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If it is neither "auto", None, a list of values nor a dict of such lists.
+    """
+    lists = sentinels.values() if isinstance(sentinels, Mapping) else [sentinels]
+    is_name = sentinels is None or (isinstance(sentinels, str) and sentinels == "auto")
+    if not is_name and not all(isinstance(some, _LISTS) for some in lists):
+        raise ValueError(
+            f"The 'sentinels' parameter of {owner} must be 'auto', None, a list of "
+            f"values or a dict of such lists. Got {sentinels!r} instead."
+        )
+    return sentinels
+
+
+def _read(X: Any) -> Table:
+    if sparse.issparse(X):
+        raise TypeError(
+            "tabular_pipeline reads dense tables, and sparse data was passed. Pass "
+            "X.toarray(), or make a pipeline of NaNImputer and a network."
+        )
+    table = read_table(X, "tabular_pipeline")
+    if not table.n_rows or not table.n_columns:
+        lacking = "feature" if table.n_rows else "sample"
+        raise ValueError(
+            f"Found a table with 0 {lacking}(s) (shape=({table.n_rows}, "
+            f"{table.n_columns})) while a minimum of 1 is required. Pass a table with "
+            "at least one row and one column."
+        )
+    return table
 
 
 def _names_of(table: Table) -> list[str]:
@@ -353,28 +336,3 @@ def _checked(column: Column, name: str) -> Column:
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{'column' if len(names) == 1 else 'columns'} {shown}"
-
-
-def _is_missing(cell: Any) -> bool:
-    return bool(cell is None or cell is pd.NA or cell is pd.NaT or cell != cell)
-
-
-def _is_sign(text: str | None) -> bool:
-    """Whether text is a sign such as "?", which is missing even once."""
-    return text == "?" and is_word_for_missing(text)
-
-
-def _text_of(cell: Any) -> str:
-    """A level by one name, be it read as 3, 3.0 or "3"."""
-    if isinstance(cell, (float, np.floating)) and float(cell).is_integer():
-        return str(int(cell))
-    return str(cell).strip()
-
-
-def _framed(columns: dict[str, pd.Series], X: Any) -> pd.DataFrame:
-    """Columns side by side, row by row those of ``X``, whose index they get."""
-    # Given to the constructor, the index would look rows up by label.
-    frame = pd.DataFrame(columns)
-    if isinstance(X, pd.DataFrame):
-        frame.index = X.index
-    return frame

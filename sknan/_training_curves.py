@@ -21,6 +21,7 @@ _NO_SCORES = {
     "grad_norm",
     "clip_share",
     "clip_coefficient",
+    "n_recoveries",
     "train_loss",
     "valid_loss",
     "train_batch_count",

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sknan._epoch_tasks import EpochBar, EpochTasks
+from sknan._progress import is_shown, progress
 from sknan._table_net import TableNet
 from sknan._threads import threads_for
 from sknan.batching import TensorTable
@@ -92,8 +94,29 @@ class TrainingPlan:
         train, valid = self.split(seed)
         return self.table.view(train), self.table.subset(valid)
 
-    def run(self) -> None:
-        """Train the net by itself."""
+    def run(self, tasks: EpochTasks | None = None) -> None:
+        """Train the net by itself, and show a bar if it is verbose.
+
+        Parameters
+        ----------
+        tasks : EpochTasks or None, default=None
+            Who else is to hear of each epoch.
+        """
+        net = self.net
+        verbose = net.verbose == 1 and not self.is_partial
+        with progress("Training", net.max_epochs, "epochs", verbose=verbose):
+            # Before the best epoch, which ends the training once there is no better.
+            listeners = [("epoch_bar", EpochBar())] if is_shown() else []
+            if tasks is not None:
+                listeners.append(("epoch_tasks", tasks))
+            net.callbacks_ += listeners
+            try:
+                self._run()
+            finally:
+                mine = [callback for _, callback in listeners]
+                net.callbacks_ = [c for c in net.callbacks_ if c[1] not in mine]
+
+    def _run(self) -> None:
         net, best = self.net, self.best
         n_flops = 3.0 * net.flops_per_row_ * self.batch_size
         try:

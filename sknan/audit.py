@@ -22,6 +22,7 @@ from sknan._finding import (
     quantity,
 )
 from sknan._number_sentinels import SAMPLE_SIZE
+from sknan._progress import advance, progress
 from sknan._remedies import SEVERITIES, Severity
 from sknan._sentinels import known_sentinels, suspected_sentinels, table_sentinels
 from sknan._table_findings import (
@@ -219,7 +220,9 @@ def _rows_of(finding: Finding) -> Iterator[tuple[Any, ...]]:
         yield (*about, *place, value, detail, *done)
 
 
-def audit(X: Any, y: Any = None, *, task: Task = "auto") -> TableAudit:
+def audit(
+    X: Any, y: Any = None, *, task: Task = "auto", verbose: int | bool = 0
+) -> TableAudit:
     """What in a table would break or hurt the training of a network.
 
     Nothing is changed, and nothing but the table looked at: what is found is told with
@@ -240,6 +243,10 @@ def audit(X: Any, y: Any = None, *, task: Task = "auto") -> TableAudit:
         How the target is to be taken. ``"auto"`` takes text, flags, categories and
         whole numbers of at most 20 different values, each ten times on average, for
         classes.
+
+    verbose : int or bool, default=0
+        1 shows a bar over the columns in a terminal or a notebook, and nothing in a
+        log.
 
     Returns
     -------
@@ -294,7 +301,8 @@ def audit(X: Any, y: Any = None, *, task: Task = "auto") -> TableAudit:
     <BLANKLINE>
     Notice
       constant: 'city' (always 'Rome').
-          -> Nothing can be learnt from them; tabular_pipeline makes them 0.
+          -> Nothing can be learnt from them; tabular_pipeline makes numbers among
+             them 0.
     """
     if task not in _TASKS:
         known = ", ".join(map(repr, _TASKS))
@@ -310,7 +318,10 @@ def audit(X: Any, y: Any = None, *, task: Task = "auto") -> TableAudit:
         targets = [read_target(c, task) for c in _columns_of_target(y, table.n_rows)]
     facts: list[ColumnFacts] = []
     if table.n_rows:
-        facts = [read_facts(column, table.n_rows) for column in table.columns()]
+        with progress("Audit", table.n_columns, "columns", verbose=verbose):
+            for column in table.columns():
+                facts.append(read_facts(column, table.n_rows))
+                advance(1)
         _look_again(table, facts)
     findings = gather(_traits_of_columns(table, facts, targets), "X")
     findings += gather([trait for target in targets for trait in target.traits], "y")

@@ -36,7 +36,7 @@ from sknan._streaming import OnlyIf, RunningMeans
 
 __all__ = ["NaNImputer"]
 
-_STRATEGIES = ("auto", "mean", "median", "zero", "most_frequent", "constant")
+STRATEGIES = ("auto", "mean", "median", "zero", "most_frequent", "constant")
 
 # These two also fill text: scikit-learn's own code finds their statistics.
 _ANY_KIND = ("most_frequent", "constant")
@@ -219,10 +219,10 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
             fill value or a callable's result is too large for the output.
         """
         strategy = self.strategy
-        if not (callable(strategy) or strategy in _STRATEGIES):
-            known = ", ".join(repr(name) for name in _STRATEGIES)
+        if not (callable(strategy) or strategy in STRATEGIES):
+            known = ", ".join(repr(name) for name in STRATEGIES)
             is_name = isinstance(strategy, str)
-            hint = did_you_mean(strategy, _STRATEGIES) if is_name else ""
+            hint = did_you_mean(strategy, STRATEGIES) if is_name else ""
             raise ValueError(
                 f"The 'strategy' parameter of NaNImputer must be one of {known} or a "
                 f"callable. Got {strategy!r} instead.{hint}"

@@ -28,6 +28,7 @@ def find_learning_rate(
     rates: Any = None,
     n_seeds: int = 2,
     n_steps: int | str = "auto",
+    verbose: int | bool = 0,
 ) -> LearningRateRange:
     """Suggest a learning rate, with a reason, from short trainings at many of them.
 
@@ -53,6 +54,8 @@ def find_learning_rate(
     n_steps : int or "auto", default="auto"
         Steps of each training, at least 10. ``"auto"`` is 200, fewer if the estimator's
         own training is shorter, and fewer, down to 60, for a large network.
+    verbose : int or bool, default=0
+        1 shows a bar in a terminal or a notebook, and nothing in a log.
 
     Returns
     -------
@@ -112,7 +115,15 @@ def find_learning_rate(
     trial = clone(net)
     rows = trial._training_rows(X, y, sample_weight)
     seed = int(check_random_state(trial.random_state).randint(np.iinfo(np.int32).max))
-    return range_test(trial, rows, seed, rates=tried, n_seeds=n_seeds, n_steps=n_steps)
+    return range_test(
+        trial,
+        rows,
+        seed,
+        rates=tried,
+        n_seeds=n_seeds,
+        n_steps=n_steps,
+        verbose=verbose,
+    )
 
 
 def _checked_rates(rates: Any) -> np.ndarray | None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 from sklearn.pipeline import Pipeline
-from skrub import DatetimeEncoder, StringEncoder, TableVectorizer
+from sklearn.utils import check_random_state
 
 from sknan._checks import did_you_mean
-from sknan._table_steps import LevelEncoder, TableCleaner
+from sknan._table_steps import LevelEncoder, TableCleaner, check_sentinels
 from sknan.ensemble import (
     StableNetEnsembleClassifier,
     StableNetEnsembleRegressor,
     default_network,
 )
-from sknan.imputation import NaNImputer
+from sknan.imputation import STRATEGIES, NaNImputer
 from sknan.scaling import SafeScaler
 
 __all__ = ["tabular_pipeline"]
@@ -65,7 +66,7 @@ def tabular_pipeline(
     Raises
     ------
     ValueError
-        If ``estimator`` is a word that is not known.
+        If a parameter is out of its range.
     TypeError
         If ``estimator`` is nothing that can be fitted.
 
@@ -92,6 +93,23 @@ def tabular_pipeline(
             "The 'estimator' parameter of tabular_pipeline must be 'classifier', "
             f"'regressor' or an estimator. Got {estimator!r} instead."
         )
+    if not (callable(impute) or (isinstance(impute, str) and impute in STRATEGIES)):
+        known = ", ".join(map(repr, STRATEGIES))
+        raise ValueError(
+            f"The 'impute' parameter of tabular_pipeline must be one of {known} or a "
+            f"callable. Got {impute!r} instead.{did_you_mean(str(impute), STRATEGIES)}"
+        )
+    is_integer = isinstance(max_levels, numbers.Integral)
+    if not is_integer or isinstance(max_levels, bool) or max_levels < 1:
+        raise ValueError(
+            "The 'max_levels' parameter of tabular_pipeline must be an integer of at "
+            f"least 1. Got {max_levels!r} instead."
+        )
+    check_sentinels(sentinels, "tabular_pipeline")
+    check_random_state(random_state)
+    # Here, since it doubles the time that importing this package takes.
+    from skrub import DatetimeEncoder, StringEncoder, TableVectorizer
+
     # Two columns for two levels would say everything twice.
     one_hot = LevelEncoder(
         drop="if_binary",

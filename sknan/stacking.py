@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from sknan._estimator_base import StableNetBase
+from sknan._progress import advance
 from sknan._stack import shape_of, train_stack
 
 __all__ = ["Job", "Outcome", "stack_key", "train_together"]
@@ -84,7 +85,7 @@ def stack_key(job: Job) -> Hashable | None:
         Jobs with equal keys may be trained together; None for one that goes alone.
     """
     params = job.estimator.get_params(deep=False)
-    if params["callbacks"] or params["verbose"] or params["device"] != "cpu":
+    if params["callbacks"] or params["verbose"] > 1 or params["device"] != "cpu":
         return None
     common = {name: v for name, v in params.items() if name not in _PER_SLICE}
     shape = getattr(job.X, "shape", None)
@@ -124,6 +125,8 @@ def train_together(jobs: list[Job], max_memory: int | None = None) -> list[Outco
         _train_group(group, max_memory)
     for task in tasks:
         task.finish()
+        if task.warn is None:  # a stack has counted its own
+            advance(1, task.n_recoveries)
     return [task.outcome() for task in tasks]
 
 
@@ -141,6 +144,8 @@ class _Task:
     def prepare(self) -> None:
         """Check data and parameters, and build the network."""
         estimator, X, y, fit_params = self.job
+        if hasattr(estimator, "_skl_callbacks"):
+            return  # they are to be told of a whole fit
 
         def prepare() -> None:
             self.plan = estimator._prepare(X, y, **fit_params)
@@ -154,17 +159,26 @@ class _Task:
         weights = id(job.fit_params.get("sample_weight"))
         return id(job.X), id(job.y), weights
 
+    @property
+    def n_recoveries(self) -> int:
+        """Failed steps that were rescued."""
+        return 0 if self.error else len(self.job.estimator.nonfinite_reports_)
+
     def finish(self) -> None:
         """Train it by itself unless that is done, and take the network over."""
-        if self.plan is None or self.error is not None:
+        if self.error is not None:
             return
+        estimator, X, y, fit_params = self.job
 
         def finish() -> None:
+            if self.plan is None:
+                estimator._fit(X, y, **fit_params)
+                return
             if self.warn is None:
                 self.plan.run()
             else:
                 self.warn()
-            self.job.estimator._finish(self.plan)
+            estimator._finish(self.plan)
 
         self._run(finish)
 

@@ -665,7 +665,8 @@ def test_lists_of_rows_and_of_records_are_tables():
 
 
 RESHAPE = (
-    "Pass X.reshape(-1, 1) if it is one column, X.reshape(1, -1) if it is one row."
+    "Reshape your data: X.reshape(-1, 1) if it is one column, X.reshape(1, -1) if it "
+    "is one row."
 )
 NO_TABLE = "Pass a DataFrame, an array or a list of rows."
 

@@ -916,7 +916,7 @@ def test_a_model_with_callbacks_can_be_fitted_twice_and_cloned():
 def test_verbose_prints_a_line_per_epoch(capsys):
     StableNetRegressor(**FAST).fit(X, VALUES)
     assert capsys.readouterr().out == ""
-    StableNetRegressor(verbose=1, **FAST).fit(X, VALUES)
+    StableNetRegressor(verbose=2, **FAST).fit(X, VALUES)
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 5  # head and rule
     assert "train_loss" in table[0]

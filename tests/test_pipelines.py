@@ -1,5 +1,6 @@
 """From raw tables to predictions in one call: tabular_pipeline."""
 
+import datetime
 import pickle
 from decimal import Decimal
 
@@ -7,10 +8,20 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
+from sklearn.utils.estimator_checks import check_estimator
+from torch import nn
 
+from sknan import (
+    BatchedGridSearchCV,
+    NonFiniteDataError,
+    NonFiniteTrainingError,
+    StableNetClassifier,
+)
+from sknan._table_steps import TableCleaner
 from sknan.pipelines import tabular_pipeline
 
 N = 60
@@ -144,13 +155,300 @@ def test_a_table_unlike_that_of_fit_is_refused(change, message):
     assert str(caught.value) == message
 
 
-def test_an_unknown_estimator_is_refused():
-    with pytest.raises(ValueError, match=r"X |olumn|estimator") as caught:
-        tabular_pipeline("regresor")
+ESTIMATOR = (
+    "The 'estimator' parameter of tabular_pipeline must be 'classifier', 'regressor' "
+    "or an estimator. Got "
+)
+IMPUTE = (
+    "The 'impute' parameter of tabular_pipeline must be one of 'auto', 'mean', "
+    "'median', 'zero', 'most_frequent', 'constant' or a callable. Got "
+)
+SENTINELS = (
+    "The 'sentinels' parameter of tabular_pipeline must be 'auto', None, a list of "
+    "values or a dict of such lists. Got "
+)
+LEVELS = (
+    "The 'max_levels' parameter of tabular_pipeline must be an integer of at least 1. "
+    "Got "
+)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        (
+            {"estimator": "regresor"},
+            ValueError,
+            ESTIMATOR + "'regresor' instead. Did you mean 'regressor'?",
+        ),
+        ({"estimator": 3}, TypeError, ESTIMATOR + "3 instead."),
+        ({"estimator": None}, TypeError, ESTIMATOR + "None instead."),
+        (
+            {"estimator": LogisticRegression},
+            TypeError,
+            ESTIMATOR + f"{LogisticRegression!r} instead.",
+        ),
+        (
+            {"impute": "meen"},
+            ValueError,
+            IMPUTE + "'meen' instead. Did you mean 'mean'?",
+        ),
+        ({"impute": None}, ValueError, IMPUTE + "None instead."),
+        ({"sentinels": "?"}, ValueError, SENTINELS + "'?' instead."),
+        ({"sentinels": -999}, ValueError, SENTINELS + "-999 instead."),
+        ({"sentinels": {"a": "NA"}}, ValueError, SENTINELS + "{'a': 'NA'} instead."),
+        ({"max_levels": 0}, ValueError, LEVELS + "0 instead."),
+        ({"max_levels": 2.5}, ValueError, LEVELS + "2.5 instead."),
+        ({"max_levels": True}, ValueError, LEVELS + "True instead."),
+        (
+            {"random_state": "x"},
+            ValueError,
+            "'x' cannot be used to seed a numpy.random.RandomState instance",
+        ),
+    ],
+)
+def test_a_parameter_out_of_its_range_is_refused_at_once(parameters, error, message):
+    with pytest.raises(error) as caught:
+        tabular_pipeline(**parameters)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        (
+            3,
+            TypeError,
+            "tabular_pipeline takes a table, got int. Pass a DataFrame, an array or a "
+            "list of rows.",
+        ),
+        (
+            np.zeros(3),
+            ValueError,
+            "tabular_pipeline takes a table with rows and columns, got 1 dimension. "
+            "Reshape your data: X.reshape(-1, 1) if it is one column, X.reshape(1, -1) "
+            "if it is one row.",
+        ),
+        (
+            pl.LazyFrame({"a": [1]}),
+            TypeError,
+            "tabular_pipeline takes a table in memory, got a polars LazyFrame. Pass "
+            "X.collect() of a LazyFrame, X.to_frame() of a Series.",
+        ),
+        (
+            sparse.csr_array(np.eye(3)),
+            TypeError,
+            "tabular_pipeline reads dense tables, and sparse data was passed. Pass "
+            "X.toarray(), or make a pipeline of NaNImputer and a network.",
+        ),
+        (
+            pd.DataFrame({"a": []}),
+            ValueError,
+            "Found a table with 0 sample(s) (shape=(0, 1)) while a minimum of 1 is "
+            "required. Pass a table with at least one row and one column.",
+        ),
+        (
+            pd.DataFrame({"a": [None, "?"], "b": [np.nan, np.inf]}),
+            ValueError,
+            "None of the 2 columns holds a value that is not missing. Pass at least "
+            "one column with known values.",
+        ),
+    ],
+)
+def test_what_is_no_table_is_refused(X, error, message):
+    with pytest.raises(error) as caught:
+        tabular_pipeline().fit(X, [0, 1, 0])
+    assert str(caught.value) == message
+
+
+def test_sentinels_of_a_column_that_is_not_there_are_refused():
+    X, y = messy()
+    with pytest.raises(ValueError, match="Name columns of X") as caught:
+        tiny(sentinels={"ago": [-999]}).fit(X, y)
+    assert (
+        str(caught.value) == "sentinels names column 'ago' not in X. Name columns of X."
+    )
+
+
+# -- cells that mean something else ----------------------------------------------------
+
+
+def cleaned(cells, later=None, **parameters):
+    """What a column is read as, in fit or later; and the cleaner."""
+    X = pd.DataFrame({"x": cells, "n": np.arange(len(cells))})
+    cleaner = TableCleaner(**parameters).fit(X)
+    if later is not None:
+        X = pd.DataFrame({"x": later, "n": range(len(later))})
+    return cleaner.transform(X).drop(columns="n"), cleaner
+
+
+DIGITS = [str(i) for i in range(20, 80)]
+
+
+def test_words_among_numbers_are_kept_beside_them():
+    read, cleaner = cleaned([*DIGITS, "refused", "<5"])
+    assert cleaner.kinds_["x"] == "numbers and words"
+    assert list(read.columns) == ["x", "x_word"]
+    assert list(cleaner.get_feature_names_out()) == ["x", "x_word", "n"]
+    assert read["x"].tolist()[:60] == list(map(float, DIGITS))
+    assert read["x"].isna().tolist() == [False] * 60 + [True] * 2
+    assert read["x_word"].tolist()[60:] == ["refused", "<5"]
+    assert read["x_word"][:60].isna().all()
+
+
+def test_the_column_of_words_takes_no_name_that_is_taken():
+    X = pd.DataFrame({"x": [*DIGITS, "refused"], "x_word": 1.0})
+    read = TableCleaner().fit_transform(X)
+    assert list(read.columns) == ["x", "x_word_", "x_word"]
+
+
+def test_text_of_fewer_numbers_is_a_column_of_levels():
+    read, cleaner = cleaned(["1", "2", "red"] * 20)
+    assert cleaner.kinds_["x"] == "categories"
+    assert set(read["x"]) == {"1", "2", "red"}
+
+
+def test_sentinels_among_digits_are_found():
+    read, cleaner = cleaned([*DIGITS, *["-999"] * 6, "?", "N/A"])
+    assert cleaner.kinds_["x"] == "numbers"
+    assert cleaner.sentinels_ == {"x": ["?", "N/A", -999.0]}
+    assert read["x"].isna().tolist() == [False] * 60 + [True] * 8
+    later = cleaner.transform(pd.DataFrame({"x": [-999, 21], "n": 0}))["x"]
+    assert later.isna().tolist() == [True, False]
+
+
+def test_sentinels_among_dates_and_durations_are_found():
+    days = pd.date_range("2020", periods=60).strftime("%Y-%m-%d").tolist()
+    read, _ = cleaned([*days, *["9999-12-31"] * 6])
+    assert read["x"].isna().sum() == 6
+    read, cleaner = cleaned(pd.to_timedelta([-999] * 6 + list(range(60)), unit="s"))
+    assert cleaner.sentinels_ == {"x": [-999.0]}
+    assert read["x"].isna().sum() == 6
+
+
+@pytest.mark.parametrize("word", ["?", "N/A", "unknown", " Missing ", "", None])
+def test_a_word_for_missing_that_comes_later_is_missing(word):
+    read, _ = cleaned(["red", "blue", "green"] * 20, [word, "red", "new"])
+    assert read["x"].isna().tolist() == [True, False, False]
+
+
+def test_a_word_that_is_a_level_in_fit_stays_one():
+    # Twice is too seldom to stand for missing.
+    read, _ = cleaned(["red", "blue"] * 30 + ["unknown"] * 2, ["unknown", "?"])
+    assert read["x"].isna().tolist() == [False, True]
+    countries = ["DE", "FR", "IT", "ES"] * 15
+    for cells in (countries, [*countries, "NA"]):
+        read, _ = cleaned(cells, ["NA", "?"])
+        assert read["x"].isna().tolist() == [False, True]
+
+
+def test_without_sentinels_nothing_is_one():
+    read, _ = cleaned(["red", "?", "unknown"] * 20, sentinels=None)
+    assert set(read["x"]) == {"red", "?", "unknown"}
+    names = tabular_pipeline(sentinels=None)[:2].fit(
+        pd.DataFrame({"x": ["red", "?", "NA"] * 20})
+    )
+    assert list(names.get_feature_names_out()) == ["x_?", "x_NA", "x_red"]
+
+
+def test_sentinels_that_are_given_count_whatever_the_type_of_the_cells():
+    read, _ = cleaned([*DIGITS, "-1"], sentinels=[-1])
+    assert read["x"].isna().sum() == 1
+    read, _ = cleaned(["a", "b", "-1"] * 20, sentinels=[-1])
+    assert read["x"].isna().sum() == 20
+    days = pd.date_range("2020-01-01", periods=60)
+    read, _ = cleaned(days, sentinels={"x": [datetime.date(2020, 1, 2)]})
+    assert read["x"].isna().sum() == 1
+
+
+def test_flags_may_come_as_words_or_numbers_later():
+    flags = [True, False, None] * 20
+    for later in (["True", "False", "?"], [1, 0, None], [True, False, None]):
+        read, _ = cleaned(flags, later)
+        np.testing.assert_array_equal(read["x"], [1.0, 0.0, np.nan])
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%y", "%d %b %Y", "%B %d, %Y", "%Y-%m-%d %I:%M %p"],
+)
+def test_dates_of_many_forms_are_read(form):
+    days = pd.date_range("2020-01-01", periods=100)
+    read, cleaner = cleaned(days.strftime(form))
+    assert cleaner.kinds_["x"] == "dates"
+    assert (read["x"] == days).all()
+
+
+# -- with scikit-learn -----------------------------------------------------------------
+
+
+def test_the_cleaner_passes_the_checks_of_scikit_learn():
+    results = check_estimator(TableCleaner(), on_skip=None, on_fail=None)
+    failed = [r["check_name"] for r in results if r["status"] == "failed"]
+    assert failed == []
+    assert len(results) > 30
+
+
+@pytest.mark.parametrize("container", ["pandas", "polars", "default"])
+def test_the_output_is_of_the_kind_asked_for(container):
+    X, _ = messy()
+    steps = tabular_pipeline()[:-1].set_output(transform=container)
+    out = steps.fit_transform(X)
+    kinds = {"pandas": pd.DataFrame, "polars": pl.DataFrame, "default": np.ndarray}
+    assert isinstance(out, kinds[container])
+    assert np.isfinite(np.asarray(out)).all()
+    if container != "default":
+        assert list(out.columns) == list(steps.get_feature_names_out())
+
+
+def test_a_batched_search_over_the_pipeline_is_the_plain_one():
+    X, y = messy()
+    net = StableNetClassifier(max_epochs=3, random_state=0)
+    grid = {"net__lr": [1e-3, 1e-2], "impute__strategy": ["median", "zero"]}
+    plain, batched = (
+        search(tabular_pipeline(net), grid, cv=2, scoring="neg_log_loss").fit(X, y)
+        for search in (GridSearchCV, BatchedGridSearchCV)
+    )
+    assert all(batched.cv_results_["stacked"])
+    np.testing.assert_allclose(
+        batched.cv_results_["mean_test_score"],
+        plain.cv_results_["mean_test_score"],
+        rtol=1e-5,
+    )
+    assert batched.best_params_ == plain.best_params_
+    np.testing.assert_allclose(
+        batched.predict_proba(X), plain.predict_proba(X), atol=1e-5
+    )
+
+
+class Squares(nn.Linear):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__(n_features_in, n_outputs)
+
+    def forward(self, X):
+        return super().forward(X * X)
+
+
+def test_a_report_names_the_column_of_the_table():
+    X, y = messy()
+    X = X[["city", "pay"]].replace(np.inf, 1e30)
+    net = StableNetClassifier(Squares, on_nonfinite="raise", random_state=0)
+    model = tabular_pipeline(net).set_params(scale="passthrough")
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        model.fit(X, y)
+    assert caught.value.report.columns == ("pay",)
+    assert caught.value.report.cause == "data"
+
+
+def test_a_pipeline_without_an_imputer_says_which_column_is_missing():
+    X, y = messy()
+    net = StableNetClassifier(max_epochs=1)
+    model = tabular_pipeline(net).set_params(impute="passthrough")
+    with pytest.raises(NonFiniteDataError) as caught:
+        model.fit(X[["city", "pay"]], y)
     assert str(caught.value) == (
-        "The 'estimator' parameter of tabular_pipeline must be 'classifier', "
-        "'regressor' or an estimator. Got 'regresor' instead. Did you mean "
-        "'regressor'?"
+        "X contains 3 NaN values in 1 of 4 columns: 'pay' (3, first at row 0). Impute "
+        "first: make_pipeline(NaNImputer(), SafeScaler(), StableNetClassifier())."
     )
 
 

@@ -1,12 +1,22 @@
 """Columns of every odd kind, and of another kind at predict time."""
 
+import contextlib
 import datetime
 import fractions
+import traceback
+from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from polars.testing.parametric import dataframes
 
+import sknan
+from sknan import StableNetClassifier
 from sknan.pipelines import tabular_pipeline
 
 N = 40
@@ -48,3 +58,145 @@ def test_any_column_gives_finite_predictions_whatever_it_becomes(name):
     for other in ("word", 1.5, pd.Timestamp("2020"), None):
         changed = X.assign(**{name: other})
         assert np.isfinite(model.predict_proba(changed)).all()
+
+
+# -- tables at random ------------------------------------------------------------------
+
+SANE = {
+    "floats": st.floats(-1e3, 1e3),
+    "wide floats": st.floats(),
+    "singles": st.floats(width=32),
+    "integers": st.integers(-1000, 1000),
+    "huge integers": st.integers(),
+    "flags": st.booleans(),
+    "letters": st.sampled_from(["red", "blue", "NA", "unknown"]),
+    "text": st.text(max_size=4),
+    "digits": st.integers(-99, 99).map(str),
+    "decimals": st.decimals(allow_nan=False, allow_infinity=False, places=2),
+    "dates": st.datetimes(),
+    "days": st.dates().map(str),
+    "durations": st.timedeltas(),
+    "zoned": st.datetimes(timezones=st.just(datetime.UTC)),
+    "nothing": st.none(),
+}
+
+DAMAGE = st.sampled_from(
+    [
+        *(np.nan, np.inf, -np.inf, 1e300, -1e39, None, pd.NA, pd.NaT, "", " ", "?"),
+        *("N/A", "word", "-999", "1e999", "inf", -999, 10**400, True, b"bytes"),
+        *(pd.Timestamp("2020"), pd.Timedelta(1), Decimal("NaN")),
+        *(fractions.Fraction(1, 3), np.float16(1), np.datetime64("NaT"), [1], 1j),
+    ]
+)
+
+DTYPES = st.sampled_from(
+    [None, None, object, "category", "string", "Float64", "Int64", "boolean", "float16"]
+)
+
+
+def columns(kind, n_rows):
+    """Cells of one kind, some of which may be anything, and a type to bring them to."""
+    cells = st.lists(SANE[kind], min_size=n_rows, max_size=n_rows)
+    damage = st.dictionaries(st.integers(0, n_rows - 1), DAMAGE, max_size=2)
+    return st.tuples(cells, damage, DTYPES)
+
+
+def frame_of(drawn):
+    frame = {}
+    for i, (cells, damage, dtype) in drawn.items():
+        cells = [damage.get(j, cell) for j, cell in enumerate(cells)]
+        column = pd.Series(cells, dtype=object)
+        # Not every cell is of every type.
+        wrong = contextlib.suppress(TypeError, ValueError, ArithmeticError)
+        with wrong, np.errstate(all="ignore"):
+            column = column.astype(dtype) if dtype else column.infer_objects()
+        frame[i] = column
+    return pd.DataFrame(frame)
+
+
+def tables(kinds, n_rows):
+    return st.fixed_dictionaries(
+        {f"x{i}": columns(kind, n_rows) for i, kind in enumerate(kinds)}
+    )
+
+
+KIND = st.sampled_from(list(SANE))
+
+# To fit, and to predict: of the same kinds, and of others.
+TABLES = st.lists(st.tuples(KIND, KIND), min_size=1, max_size=3).flatmap(
+    lambda pairs: st.tuples(
+        tables([first for first, _ in pairs], 12),
+        tables([first for first, _ in pairs], 3),
+        tables([other for _, other in pairs], 3),
+    )
+)
+
+
+def is_refused_by_us(error):
+    """Whether a message is ours, not one from inside numpy, pandas or torch."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    is_ours = Path(last.filename).parent == Path(sknan.__file__).parent
+    return is_ours and isinstance(error, (ValueError, TypeError))
+
+
+def check_it_ends_finite(train, *others):
+    net = StableNetClassifier(max_epochs=1, batch_size=8, random_state=0)
+    model = tabular_pipeline(net, random_state=0)
+    try:
+        model.fit(train, np.arange(len(train)) % 2)
+    except Exception as error:
+        if not is_refused_by_us(error):
+            raise
+        return
+    for table in (train, *others):
+        try:
+            output = model.predict_proba(table)
+        except Exception as error:
+            if not is_refused_by_us(error):
+                raise
+        else:
+            assert np.isfinite(output).all()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(TABLES)
+def test_pandas_tables_of_anything_end_finite_or_with_our_own_message(drawn):
+    train, *others = map(frame_of, drawn)
+    check_it_ends_finite(train, *others)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(
+    dataframes(
+        min_cols=1,
+        max_cols=3,
+        min_size=8,
+        max_size=8,
+        allow_null=True,
+        excluded_dtypes=[pl.List, pl.Array, pl.Struct],
+    )
+)
+def test_polars_tables_of_anything_end_finite_or_with_our_own_message(table):
+    check_it_ends_finite(table, table.reverse().head(3))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pl.Series([[1, 2], None]),
+        pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int8, 2)),
+        pl.Series([{"a": 1}, {"a": 2}]),
+    ],
+)
+def test_nested_columns_of_polars_are_refused(cells):
+    with pytest.raises(ValueError, match="Unpack them") as caught:
+        tabular_pipeline().fit(pl.DataFrame({"x": cells}), [0, 1])
+    assert str(caught.value) == (
+        "Column 'x' holds lists, dicts or arrays. Unpack them into columns of their "
+        "own."
+    )

@@ -1,0 +1,95 @@
+"""skorch's loggers, with their real packages, write what the guard did."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from skorch.callbacks import MlflowLogger, TensorBoard
+
+from sknan import DivergenceWarning, GuardedNetRegressor, StableNetRegressor
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(200, 5)).astype(np.float32)
+Y = X @ RNG.normal(size=(5, 1)).astype(np.float32)
+
+N_EPOCHS = 4
+
+
+def guarded(logger):
+    return GuardedNetRegressor(
+        torch.nn.Sequential(
+            torch.nn.Linear(5, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1)
+        ),
+        lr=1e20,
+        max_epochs=N_EPOCHS,
+        batch_size=50,
+        callbacks=[logger],
+        verbose=0,
+    )
+
+
+def stable(logger):
+    return StableNetRegressor(
+        lr=1e20, max_epochs=N_EPOCHS, callbacks=[logger], random_state=0
+    )
+
+
+both = pytest.mark.parametrize("door", [guarded, stable])
+
+
+def fitted(door, logger):
+    torch.manual_seed(0)
+    model = door(logger)
+    with pytest.warns(DivergenceWarning):
+        model.fit(X, Y)
+    return getattr(model, "net_", model)
+
+
+def recoveries_of(net):
+    """Rescued steps of each epoch, by the reports."""
+    epochs = [report.epoch for report in net.nonfinite_reports_]
+    assert epochs
+    return [epochs.count(epoch) for epoch in range(1, N_EPOCHS + 1)]
+
+
+@both
+def test_tensorboard_draws_the_recoveries(door, tmp_path):
+    pytest.importorskip("tensorboard", reason="the package tensorboard is missing")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    net = fitted(door, TensorBoard(SummaryWriter(tmp_path)))
+    events = EventAccumulator(str(tmp_path)).Reload()
+
+    def curve(name):
+        points = events.Scalars(name)
+        assert [point.step for point in points] == list(range(1, N_EPOCHS + 1))
+        return [point.value for point in points]
+
+    assert curve("n_recoveries") == recoveries_of(net)
+    assert curve("n_recoveries") == net.history[:, "n_recoveries"]
+    for name, tag in [("lr", "lr"), ("train_loss", "Loss/train_loss")]:
+        assert np.allclose(curve(tag), net.history[:, name], rtol=1e-6)
+
+
+@both
+def test_mlflow_keeps_the_recoveries(door, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip(
+        "mlflow", reason="the package mlflow (or mlflow-skinny) is missing"
+    )
+    # A recent MLflow writes plain files only for those who insist.
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "runs").as_uri())
+    experiment = client.create_experiment(
+        "sknan", artifact_location=(tmp_path / "artifacts").as_uri()
+    )
+    run = client.create_run(experiment)
+    net = fitted(door, MlflowLogger(run, client))
+    kept = client.get_metric_history(run.info.run_id, "n_recoveries")
+    assert [(m.step, m.value) for m in kept] == list(
+        enumerate(recoveries_of(net), start=1)
+    )
+    assert client.get_run(run.info.run_id).data.metrics["lr"] == net.history[-1, "lr"]
+    assert list((tmp_path / "runs").rglob("n_recoveries"))  # in files
+    assert list((tmp_path / "artifacts").rglob("params.pth"))
