@@ -6,12 +6,15 @@ each epoch a task within it (https://scikit-learn.org/stable/api/sklearn.callbac
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from skorch.callbacks import Callback
 
+from sknan._mending import random_states
 from sknan._progress import advance
 from sknan._replay import original_of
 
@@ -45,22 +48,24 @@ class EpochTasks(Callback):
     They see the caller's own ``X`` and ``y``, and an estimator that predicts with the
     weights of the epoch: a copy, which they may keep.
 
-    Parameters
-    ----------
-    estimator : StableNetBase
-        Whose ``fit`` runs under scikit-learn's ``with_callbacks``.
-    X, y : object
-        As given to it.
-    sample_weight : object
-        As given to it, None included.
-
     Attributes
     ----------
     is_heard : bool
         Whether there is a callback to be told.
     """
 
-    def __init__(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None:
+    def begin(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None:
+        """The fit begins.
+
+        Parameters
+        ----------
+        estimator : StableNetBase
+            Whose ``fit`` runs under scikit-learn's ``with_callbacks``.
+        X, y : object
+            As given to it.
+        sample_weight : object
+            As given to it, None included.
+        """
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         self.given = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
         self.is_heard = hasattr(estimator, "_skl_callbacks")
@@ -75,7 +80,7 @@ class EpochTasks(Callback):
     def on_epoch_begin(self, net: Any, **_: Any) -> None:
         """Begin the epoch's task."""
         self.epoch = self.task.subcontext(task_name="epoch")
-        with torch.random.fork_rng(devices=[]):
+        with _drawn_aside(net):
             self.epoch.call_on_fit_task_begin(
                 **self.given,
                 reconstruction_attributes=lambda: _attributes(net, is_begun=True),
@@ -83,23 +88,33 @@ class EpochTasks(Callback):
 
     def on_epoch_end(self, net: Any, **_: Any) -> None:
         """End the epoch's task, and the training if a callback asks for that."""
-        epoch, self.epoch = self.epoch, None
-        # What they do must not change what is drawn in the training.
-        with torch.random.fork_rng(devices=[]):
-            stops = epoch.call_on_fit_task_end(
-                **self.given, reconstruction_attributes=lambda: _attributes(net)
-            )
-        if stops:
+        if self._end_epoch(net):
             raise KeyboardInterrupt  # how a skorch callback ends the training
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
-        """End the task of an epoch that another callback has broken off."""
+        """End the task of an epoch that was broken off."""
         if self.epoch is not None:
-            epoch, self.epoch = self.epoch, None
-            with torch.random.fork_rng(devices=[]):
-                epoch.call_on_fit_task_end(
-                    **self.given, reconstruction_attributes=lambda: _attributes(net)
-                )
+            self._end_epoch(net)
+
+    def _end_epoch(self, net: Any) -> bool:
+        epoch, self.epoch = self.epoch, None
+        with _drawn_aside(net):
+            stops: bool = epoch.call_on_fit_task_end(
+                **self.given, reconstruction_attributes=lambda: _attributes(net)
+            )
+        return stops
+
+
+@contextlib.contextmanager
+def _drawn_aside(net: Any) -> Iterator[None]:
+    """Let what callbacks draw at random change nothing that the training draws."""
+    on_cpu, on_gpu = random_states(net.device)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(on_cpu)
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu, net.device)
 
 
 def _attributes(net: Any, *, is_begun: bool = False) -> dict[str, Any]:

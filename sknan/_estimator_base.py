@@ -368,7 +368,8 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     ) -> None:
         """All of ``fit``; scikit-learn's callbacks are told of it."""
         self._check_parameters()
-        tasks = EpochTasks(self, X, y, sample_weight)
+        tasks = EpochTasks()
+        tasks.begin(self, X, y, sample_weight)
         plan = self._prepare(X, y, sample_weight, fold=fold)
         plan.run(tasks if tasks.is_heard else None)
         self._finish(plan)

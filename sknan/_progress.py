@@ -65,7 +65,8 @@ class _Bar:
 
     def close(self, *, is_done: bool) -> None:
         if is_done:
-            self._bar.total = round(self._bar.n)  # what has ended early is done
+            # What has ended early is done; and thirds do not quite add up to one.
+            self._bar.n = self._bar.total = round(self._n)
         self._bar.close()
 
 

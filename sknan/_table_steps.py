@@ -292,7 +292,7 @@ def _read(X: Any) -> Table:
     if sparse.issparse(X):
         raise TypeError(
             "tabular_pipeline reads dense tables, and sparse data was passed. Pass "
-            "X.toarray(), or make a pipeline of NaNImputer and a network."
+            "X.toarray()."
         )
     table = read_table(X, "tabular_pipeline")
     if not table.n_rows or not table.n_columns:

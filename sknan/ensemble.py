@@ -16,6 +16,7 @@ from sknan._caller import stacklevel_of_caller
 from sknan._estimator_base import CheckedRows, StableNetBase
 from sknan._hold_out import Fold
 from sknan._pickling import VersionedPickleMixin
+from sknan._progress import progress, reported_to, reports
 from sknan.diagnosis import NonFiniteReport
 from sknan.estimators import StableNetClassifier, StableNetRegressor
 from sknan.stacking import Job, Outcome, train_together
@@ -89,17 +90,25 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         *,
         n_jobs: int | None = None,
         random_state: Any = None,
+        verbose: int = 0,
     ) -> None:
         self.estimator = estimator
         self.n_estimators = n_estimators
         self.n_jobs = n_jobs
         self.random_state = random_state
+        self.verbose = verbose
 
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> None:
         jobs = self._jobs(X, y, sample_weight)
         n_shares = min(effective_n_jobs(self.n_jobs), len(jobs))
         shares = [jobs[i::n_shares] for i in range(n_shares)]
-        found = Parallel(n_jobs=n_shares)(delayed(train_together)(s) for s in shares)
+        with (
+            progress("Training", len(jobs), "networks", verbose=self.verbose),
+            reports() as path,
+        ):
+            found = Parallel(n_jobs=n_shares)(
+                delayed(_train_share)(share, path) for share in shares
+            )
         outcomes: list[Outcome] = [None] * len(jobs)  # type: ignore[list-item]
         for i, its in enumerate(found):
             outcomes[i::n_shares] = its
@@ -166,6 +175,11 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         return hasattr(self, "estimators_")
 
 
+def _train_share(jobs: list[Job], reports_path: str | None) -> list[Outcome]:
+    with reported_to(reports_path):
+        return train_together(jobs)
+
+
 def _show_warnings(outcomes: list[Outcome]) -> None:
     """What the networks had to say, each thing once."""
     said = set()
@@ -198,6 +212,9 @@ class StableNetEnsembleClassifier(ClassifierMixin, _Ensemble):
         depend on it.
     random_state : int, RandomState or None, default=None
         Seed of folds, initial weights, batches and dropout.
+    verbose : int, default=0
+        1 shows a bar over the networks in a terminal or a notebook, and nothing in a
+        log.
 
     Attributes
     ----------
@@ -342,6 +359,9 @@ class StableNetEnsembleRegressor(RegressorMixin, _Ensemble):
         depend on it.
     random_state : int, RandomState or None, default=None
         Seed of folds, initial weights, batches and dropout.
+    verbose : int, default=0
+        1 shows a bar over the networks in a terminal or a notebook, and nothing in a
+        log.
 
     Attributes
     ----------

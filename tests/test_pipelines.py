@@ -1,8 +1,10 @@
 """From raw tables to predictions in one call: tabular_pipeline."""
 
 import datetime
+import json
 import pickle
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ from sknan import (
     NonFiniteDataError,
     NonFiniteTrainingError,
     StableNetClassifier,
+    StableNetRegressor,
 )
 from sknan._table_steps import TableCleaner
 from sknan.pipelines import tabular_pipeline
@@ -91,6 +94,19 @@ def test_arrays_lists_and_polars_are_taken():
     first, *others = (tiny().fit(table, y).predict_proba(table) for table in tables)
     for other in others:
         np.testing.assert_array_equal(other, first)
+
+
+def test_rows_of_several_types_are_read_column_by_column():
+    rows = [[i, "red" if i % 3 else None, f"{i}.5", i % 2 == 0] for i in range(N)]
+    first, *others = (
+        TableCleaner().fit_transform(table)
+        for table in (rows, np.array(rows, dtype=object), pd.DataFrame(rows))
+    )
+    assert [str(dtype) for dtype in first.dtypes] == [
+        *("float64", "category", "float64", "float64")
+    ]
+    for other in others:
+        pd.testing.assert_frame_equal(other, first)
 
 
 def test_pickle_clone_and_search():
@@ -239,7 +255,7 @@ def test_a_parameter_out_of_its_range_is_refused_at_once(parameters, error, mess
             sparse.csr_array(np.eye(3)),
             TypeError,
             "tabular_pipeline reads dense tables, and sparse data was passed. Pass "
-            "X.toarray(), or make a pipeline of NaNImputer and a network.",
+            "X.toarray().",
         ),
         (
             pd.DataFrame({"a": []}),
@@ -461,3 +477,38 @@ def test_rows_keep_their_place_whatever_the_index():
     expected = np.asarray(steps.transform(table))[[3, 1, 0, 2]]
     assert np.array_equal(np.asarray(steps.transform(shuffled)), expected)
     assert list(model[0].transform(shuffled).index) == [3, 1, 0, 2]
+
+
+# -- real tables -----------------------------------------------------------------------
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def real_tables():
+    listed = DATA / "datasets.json"
+    found = json.loads(listed.read_text())["datasets"] if listed.exists() else []
+    return {its["name"]: its for its in found} or {"none": None}
+
+
+@pytest.mark.parametrize("reading", ["as described", "as it comes"])
+@pytest.mark.parametrize("name", real_tables())
+def test_a_real_table_is_read_fitted_and_predicted_without_a_warning(name, reading):
+    its = real_tables()[name]
+    if its is None:
+        pytest.skip("the real tables are not at shared/data/")
+    if reading == "as it comes":
+        table = pd.read_csv(DATA / its["file"])
+    else:
+        words = ["", *its["na_values"]]
+        table = pd.read_csv(DATA / its["file"], keep_default_na=False, na_values=words)
+        categories = [c for c in its["categorical_columns"] if c != its["target"]]
+        table = table.astype(dict.fromkeys(categories, "category"))
+    table = table.dropna(subset=its["target"])
+    table = table.sample(min(len(table), 600), random_state=0)
+    y = table.pop(its["target"])
+    is_regression = its["task"] == "regression"
+    network = StableNetRegressor if is_regression else StableNetClassifier
+    model = tabular_pipeline(network(max_epochs=1, random_state=0), random_state=0)
+    model.fit(table.iloc[::2], y.iloc[::2])
+    predict = model.predict if is_regression else model.predict_proba
+    assert np.isfinite(predict(table.iloc[1::2])).all()

@@ -14,15 +14,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from skorch.callbacks import Callback
 from sklearn.base import clone
 from sklearn.callback import ProgressBar, ScoringMonitor
 from sklearn.datasets import make_classification
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import Callback
 
 from sknan import (
+    BackupAndRestore,
     BatchedGridSearchCV,
     DivergenceWarning,
     NonFiniteDataError,
@@ -56,7 +57,7 @@ class Terminal:
         termios = pytest.importorskip("termios")
         source, sink = pty.openpty()
         termios.tcsetwinsize(sink, (24, 120))
-        self.stream = open(sink, "w", encoding="utf-8")
+        self.stream = os.fdopen(sink, "w", encoding="utf-8")
         threading.Thread(target=self._read, args=(source,), daemon=True).start()
         self.monkeypatch.setattr(sys, "stderr", self.stream)
 
@@ -137,6 +138,27 @@ def test_a_training_that_stops_early_ends_at_a_full_bar(terminal):
     assert last.startswith("Training: 100%|")
     assert f"{model.n_iter_}/{model.n_iter_} epochs" in last
     assert "valid_loss=" in last
+
+
+class Break(Callback):
+    """Break the training off."""
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 3:
+            raise RuntimeError("no power")
+
+
+def test_a_training_that_is_resumed_begins_where_it_was(terminal, tmp_path):
+    terminal.open()
+    backup = BackupAndRestore(tmp_path / "backup")
+    model = StableNetRegressor(callbacks=[Break(), backup], **FAST)
+    model.set_params(max_epochs=9)
+    with pytest.raises(RuntimeError, match="no power"):
+        model.fit(X, VALUES)
+    model.set_params(callbacks=[Slow(), backup], verbose=1).fit(X, VALUES)
+    counted = [int(re.search(r"(\d+)/9 epochs", line)[1]) for line in terminal.lines]
+    assert min(counted) > 4  # the first second shows none
+    assert max(counted) == 9
 
 
 def test_what_takes_less_than_a_second_shows_nothing(terminal):
@@ -237,9 +259,7 @@ def test_an_audit_counts_its_columns(terminal):
     frame = pd.DataFrame({f"c{i}": rng.choice(words, 60_000) for i in range(12)})
     found = audit(frame, verbose=1)
     lines = terminal.lines
-    assert re.fullmatch(
-        r"Audit: 100%\|█+\| 12/12 columns \[00:\d\d<00:00\]", lines[-1]
-    )
+    assert re.fullmatch(r"Audit: 100%\|█+\| 12/12 columns \[00:\d\d<00:00\]", lines[-1])
     assert str(audit(frame)) == str(found)
     assert len(terminal.lines) == len(lines)
 
@@ -255,15 +275,22 @@ def test_a_block_inside_a_block_with_a_bar_has_none(terminal):
         advance(1, 3, loss=0.5)
         reach(2, 4)
     assert {line.split(":")[0] for line in terminal.lines} == {"Outer"}
-    assert terminal.lines[-1].endswith("2/2 halves [00:01<00:00, loss=0.5, recoveries=4]")
+    assert terminal.lines[-1].endswith(
+        "2/2 halves [00:01<00:00, loss=0.5, recoveries=4]"
+    )
 
 
 def test_a_block_that_raises_leaves_the_bar_where_it_was(terminal):
     terminal.open()
-    with pytest.raises(RuntimeError), progress("Half", 2, "halves", verbose=1):
-        time.sleep(1.1)
-        advance(1)
-        raise RuntimeError
+
+    def half_done():
+        with progress("Half", 2, "halves", verbose=1):
+            time.sleep(1.1)
+            advance(1)
+            raise RuntimeError("too hard")
+
+    with pytest.raises(RuntimeError, match="too hard"):
+        half_done()
     assert terminal.lines[-1].startswith("Half:  50%|")
     assert not is_shown()
 
@@ -484,6 +511,21 @@ def test_a_plain_batched_search_takes_a_progress_bar(capsys):
     shown = capsys.readouterr().out
     assert "BatchedGridSearchCV - fit" in shown
     assert "StableNetClassifier - fit" in shown
+
+
+class Curious(Callback):
+    """Ask for all parameters in mid-training, as a logger may."""
+
+    def on_epoch_end(self, net, **kwargs):
+        self.params = net.get_params()
+
+
+def test_a_logger_may_ask_for_parameters_meanwhile(terminal):
+    terminal.open()
+    curious = Curious()
+    model = StableNetRegressor(callbacks=[curious], verbose=1, **FAST)
+    model.set_callbacks(Listener()).fit(X, VALUES)
+    assert curious.params["max_epochs"] == 4
 
 
 def test_partial_fit_tells_nobody():
