@@ -365,4 +365,4 @@ def test_importing_brings_nothing_heavy_beside_torch_scikit_learn_and_skorch():
     )
     brought = set(done.stdout.split()) - sys.stdlib_module_names
     assert "sknan" in brought
-    assert brought <= {"sknan", "torch", "sklearn", "skorch"}
+    assert brought <= {"sknan", "torch", "sklearn", "skorch", "tqdm"}

@@ -557,7 +557,10 @@ WRONG_VALUES = [
         for v in (np.nan, np.inf, "0.1", [0.1])
     ],
     *[("max_epochs", v, AT_LEAST_ONE) for v in (0, -3, 2.5, True, "10", None)],
-    *[("batch_size", v, AT_LEAST_ONE) for v in (0, -3, 2.5, True, "10", None)],
+    *[
+        ("batch_size", v, f"{AT_LEAST_ONE} or 'auto'")
+        for v in (0, -3, 2.5, True, "10", None)
+    ],
     *[("n_iter_no_change", v, AT_LEAST_ONE) for v in (0, -3, 2.5, True, "10", None)],
     *[
         ("weight_decay", v, "a finite number of at least 0")
@@ -673,7 +676,8 @@ def test_an_unknown_prefixed_parameter_is_refused_with_the_nearest_name():
     assert refusal(ValueError, classifier(module__widht=3).fit, X, LABELS) == (
         "StableNetClassifier got module__widht, but TabularMLP has no parameter "
         "'widht'. Did you mean 'width'? It has: 'n_features_in', 'n_outputs', 'width', "
-        "'depth', 'dropout', 'activation'."
+        "'depth', 'dropout', 'activation', 'n_frequencies', 'frequency_range', "
+        "'numeric_columns'."
     )
     assert refusal(
         ValueError, regressor(criterion="huber", criterion__deltas=3).fit, X, VALUES
