@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,12 +24,53 @@ from sknan._training_plan import TrainingRows
 from sknan.exceptions import NonFiniteDataError
 from sknan.losses import FocalLoss, ProbabilityNLLLoss, unbounded
 
-__all__ = ["StableNetClassifier"]
+__all__ = ["ProbableLabelsMixin", "StableNetClassifier"]
 
 _BINARY_LOSSES = (nn.BCEWithLogitsLoss, nn.BCELoss)
 
 
-class StableNetClassifier(ClassifierMixin, StableNetBase):
+class ProbableLabelsMixin(ClassifierMixin):
+    """What follows from ``predict_proba`` and ``classes_`` alone."""
+
+    classes_: np.ndarray
+    predict_proba: Callable[[Any], np.ndarray]
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Logarithms of the probabilities of the classes.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Finite numbers within float32.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), float32
+            At least log(1.2e-38), that of the smallest normal float32.
+        """
+        tiny = np.finfo(np.float32).tiny
+        logs: np.ndarray = np.log(np.maximum(self.predict_proba(X), tiny))
+        return logs
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels of the most probable classes.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Finite numbers within float32.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Values out of ``classes_``.
+        """
+        codes = self.predict_proba(X).argmax(axis=1)
+        labels: np.ndarray = self.classes_[codes]
+        return labels
+
+
+class StableNetClassifier(ProbableLabelsMixin, StableNetBase):
     """Classifier: a neural network that ends finite, or says why it cannot.
 
     Gradients are clipped and the learning rate is scheduled by default; a step whose
@@ -451,40 +493,6 @@ class StableNetClassifier(ClassifierMixin, StableNetBase):
         """
         probabilities: np.ndarray = self._probabilities(X).numpy()
         return probabilities
-
-    def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Logarithms of the probabilities of the classes.
-
-        Parameters
-        ----------
-        X : array-like or DataFrame of shape (n_samples, n_features)
-            Finite numbers within float32.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes), float32
-            At least log(1.2e-38), that of the smallest normal float32.
-        """
-        tiny = np.finfo(np.float32).tiny
-        logs: np.ndarray = np.log(np.maximum(self.predict_proba(X), tiny))
-        return logs
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Labels of the most probable classes.
-
-        Parameters
-        ----------
-        X : array-like or DataFrame of shape (n_samples, n_features)
-            Finite numbers within float32.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Values out of ``classes_``.
-        """
-        codes = self.predict_proba(X).argmax(axis=1)
-        labels: np.ndarray = self.classes_[codes]
-        return labels
 
 
 def _refuse_missing(labels: np.ndarray, name: str, remedy: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
-__all__ = ["step_with"]
+__all__ = ["adam_kernel", "step_with"]
 
 
 _ONE = torch.ones(())
@@ -41,36 +41,49 @@ def step_with(optimizer: Any, closure: Callable[[], object]) -> None:
     if None in lists:
         optimizer.step()
         return
-    for group, (parameters, grads, means, squares, counts) in zip(
-        optimizer.param_groups, lists, strict=True
-    ):
-        if parameters:
-            _step_group(group, parameters, grads, means, squares, counts)
+    for group, (*moved, counts) in zip(optimizer.param_groups, lists, strict=True):
+        if counts:
+            _step_group(group, moved, counts)
 
 
 @torch.no_grad()
 def _step_group(
-    group: dict[str, Any],
-    parameters: list[Tensor],
-    grads: list[Tensor],
-    means: list[Tensor],
-    squares: list[Tensor],
-    counts: list[Tensor],
+    group: dict[str, Any], lists: list[list[Tensor]], counts: list[Tensor]
 ) -> None:
-    is_decoupled = group["decoupled_weight_decay"]
-    kernel = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
     # To a plain number it would make a tensor for each.
     torch._foreach_add_(counts, [_ONE] * len(counts))
+    adam_kernel(group, group["lr"], lists, counts)
+
+
+def adam_kernel(
+    group: dict[str, Any], lr: float, lists: list[list[Tensor]], counts: list[Tensor]
+) -> None:
+    """The step of Adam or AdamW itself.
+
+    Parameters
+    ----------
+    group : dict of str to object
+        A parameter group of the optimizer.
+    lr : float
+        Learning rate of the step.
+    lists : list of list of Tensor
+        Weights, gradients and the two moments.
+    counts : list of Tensor
+        Number of the step, from 1, for each weight.
+    """
+    is_decoupled = group["decoupled_weight_decay"]
+    kernel = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
     beta1, beta2 = group["betas"]
+    weights, grads, means, squares = lists
     kernel(
-        parameters,
+        weights,
         grads,
         means,
         squares,
         [],
         counts,
         amsgrad=False,
-        lr=group["lr"],
+        lr=lr,
         beta1=beta1,
         beta2=beta2,
         weight_decay=group["weight_decay"],

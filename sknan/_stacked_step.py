@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sknan._fused_step import adam_kernel
+
 __all__ = ["kind_of_step", "numbers_of", "step_alike"]
 
 # A larger rate may overflow inside the optimizer, which the guard then looks for.
@@ -78,7 +80,7 @@ def step_alike(
     lists : list of list of Tensor
         Weights, gradients, and two moments, which are zero before the first step.
     """
-    weights, gradients, first, second = lists
+    weights, gradients, first, _ = lists
     if "betas" not in group:
         torch._fused_sgd_(
             weights,
@@ -93,21 +95,5 @@ def step_alike(
             is_first_step=n_steps == 1,
         )
         return
-    is_decoupled = group["decoupled_weight_decay"]
-    kernel = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
-    beta1, beta2 = group["betas"]
-    kernel(
-        weights,
-        gradients,
-        first,
-        second,
-        [],
-        [torch.tensor(float(n_steps))] * len(weights),
-        amsgrad=False,
-        lr=rate,
-        beta1=beta1,
-        beta2=beta2,
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        maximize=False,
-    )
+    counts = [torch.tensor(float(n_steps))] * len(weights)
+    adam_kernel(group, rate, lists, counts)

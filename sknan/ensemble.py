@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
+from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._caller import stacklevel_of_caller
+from sknan._classifier import ProbableLabelsMixin
 from sknan._estimator_base import CheckedRows, StableNetBase
 from sknan._hold_out import Fold
 from sknan._pickling import VersionedPickleMixin
@@ -191,7 +192,7 @@ def _show_warnings(outcomes: list[Outcome]) -> None:
                 warnings.warn(its.message, stacklevel=stacklevel_of_caller())
 
 
-class StableNetEnsembleClassifier(ClassifierMixin, _Ensemble):
+class StableNetEnsembleClassifier(ProbableLabelsMixin, _Ensemble):
     """Mean of several guarded networks, for classification.
 
     With early stopping each network holds out another fifth of the rows to choose its
@@ -302,40 +303,6 @@ class StableNetEnsembleClassifier(ClassifierMixin, _Ensemble):
         each = [its.predict_proba(rows) for its in self.estimators_]
         mean: np.ndarray = np.stack(each).mean(axis=0, dtype=np.float64)
         return mean.astype(np.float32)
-
-    def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Logarithms of the probabilities of the classes.
-
-        Parameters
-        ----------
-        X : array-like or DataFrame of shape (n_samples, n_features)
-            Finite numbers within float32.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes), float32
-            At least log(1.2e-38), that of the smallest normal float32.
-        """
-        tiny = np.finfo(np.float32).tiny
-        logs: np.ndarray = np.log(np.maximum(self.predict_proba(X), tiny))
-        return logs
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Labels of the most probable classes.
-
-        Parameters
-        ----------
-        X : array-like or DataFrame of shape (n_samples, n_features)
-            Finite numbers within float32.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Values out of ``classes_``.
-        """
-        codes = self.predict_proba(X).argmax(axis=1)
-        labels: np.ndarray = self.classes_[codes]
-        return labels
 
 
 class StableNetEnsembleRegressor(RegressorMixin, _Ensemble):
