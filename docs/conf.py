@@ -22,6 +22,7 @@ copyright = "2026, the sknan developers"
 version = release = sknan.__version__
 
 extensions = [
+    "mathml",
     "myst_parser",
     "numpydoc",
     "sphinx.ext.autodoc",
@@ -62,6 +63,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 1,
 }
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "sknan"
 html_static_path = ["_static"]

@@ -113,7 +113,6 @@ def search(net, scoring, refit):
         scoring=scoring,
         refit=refit,
         cv=FOLDS,
-        n_jobs=2,
     )
     grid.set_callbacks(ProgressBar(max_propagation_depth=0))
     start = time.perf_counter()
@@ -126,7 +125,7 @@ def search(net, scoring, refit):
 warnings.simplefilter("ignore", DivergenceWarning)
 print("Searching over guarded networks ...")
 guarded = search(
-    StableNetClassifier(max_epochs=30, random_state=0),
+    StableNetClassifier(max_epochs=20, random_state=0),
     scoring=score,
     refit=best_untouched,
 )
@@ -161,7 +160,7 @@ plain = search(
         SeededMLP,
         criterion=torch.nn.CrossEntropyLoss,
         optimizer=torch.optim.AdamW,
-        max_epochs=30,
+        max_epochs=20,
         iterator_train__shuffle=True,
         train_split=None,
         verbose=0,

@@ -102,6 +102,7 @@ print(
 # %%
 # The picture
 # -----------
+# The first failure in a process takes a second more: it loads what observes a step.
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 axes.scatter(complete["params_lr"], complete["seconds"], label="trained to the end")

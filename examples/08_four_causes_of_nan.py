@@ -79,9 +79,10 @@ curves["data: a missing cell", "NaNImputer()"] = broken, mended
 # %%
 # 2. The learning rate
 # --------------------
-# Each step overshoots, and the next one more so. There is no operation to blame, only
-# the size of the weights, which the guard compares with the last verified ones. It
-# clips, goes back to these, and tries which lower rate learns.
+# Each step overshoots, and the next one more so. There is no operation to blame.
+# Clipped, each stays finite, but soon the network answers the same to every row:
+# the guard sees that too, goes back to the last verified weights, and tries which lower
+# rate learns.
 
 broken, _ = plain_loop(perceptron(), nn.MSELoss(), table, amount, lr=30.0)
 
@@ -130,7 +131,7 @@ curves["operation: torch.sqrt", "functional.sqrt"] = broken, mended
 # %%
 # 4. The loss
 # -----------
-# log cosh, written out, overflows where a residual exceeds 88.
+# log cosh, written out, overflows where a residual exceeds 89.
 
 
 def log_cosh(output, target):

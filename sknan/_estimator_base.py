@@ -194,8 +194,8 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     def _validated(self, X: Any, *, reset: bool, min_samples: int) -> np.ndarray:
         """``X`` as an array of floats, by scikit-learn's own checks."""
         encode = (
-            " Encode it first, for example with skrub.TableVectorizer() or "
-            "sklearn.preprocessing.OneHotEncoder()."
+            f" Encode it first: sknan.tabular_pipeline({type(self).__name__}()) does, "
+            "or sklearn.preprocessing.OneHotEncoder()."
         )
         with self._text_named("X", X, encode):
             X_in: np.ndarray = validate_data(

@@ -477,7 +477,9 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
                     phase="step",
                     cause="learning_rate",
                     evidence=f"{fault} at lr={self.effective_lr_:.3g}.",
-                    action="Lower lr, or add warmup and clip_norm=1.0.",
+                    action=(
+                        "Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off."
+                    ),
                     epoch=len(self.history),
                     batch=training.batch_number,
                 ),

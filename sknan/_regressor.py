@@ -314,7 +314,8 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
 
     def _as_values(self, y: Any) -> np.ndarray:
         """Targets as float64, or float32 if they came so."""
-        with self._text_named("y", y):
+        remedy = " Pass numbers, or labels to StableNetClassifier."
+        with self._text_named("y", y, remedy):
             values: np.ndarray = check_array(
                 y,
                 ensure_2d=False,

@@ -170,7 +170,8 @@ _IN_Y = {
         "and try class_weight='balanced'."
     ),
     "lone outlier": _hurts(
-        "Leave the row out if it is a mistake, or pass criterion='huber'."
+        "Leave the row out if it is a mistake; else pass criterion='huber', or beyond "
+        "some 300 IQRs transform y (sklearn.compose.TransformedTargetRegressor)."
     ),
     "heavy tail": _hurts(
         "Learn a transformed target (sklearn.compose.TransformedTargetRegressor), or "

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.callback import CallbackSupportMixin
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._column_reader import Column
+from sknan._fit_task import fit_as_task
 from sknan._learnt_columns import LearntColumn, learn_columns
 from sknan._pickling import VersionedPickleMixin
 from sknan._table_reader import Table, read_table
@@ -38,7 +40,9 @@ class LevelEncoder(OneHotEncoder):
             return super().transform(X)
 
 
-class TableCleaner(VersionedPickleMixin, TransformerMixin, BaseEstimator):
+class TableCleaner(
+    VersionedPickleMixin, CallbackSupportMixin, TransformerMixin, BaseEstimator
+):
     """Read any table into a DataFrame of float64, dates and categories of text.
 
     What each column is, and which of its values stand for "missing", is learnt in
@@ -99,6 +103,7 @@ class TableCleaner(VersionedPickleMixin, TransformerMixin, BaseEstimator):
         self.fit_transform(X, y)
         return self
 
+    @fit_as_task
     def fit_transform(self, X: Any, y: Any = None, **params: Any) -> pd.DataFrame:
         """Learn what each column is, and read the table.
 

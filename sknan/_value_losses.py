@@ -100,7 +100,7 @@ class MSELoss(_ValueLoss, nn.MSELoss):
 
 
 class RMSELoss(_Own):
-    r"""Root of the mean squared error, :math:`\sqrt{\sum_i w_i (\hat y_i - y_i)^2}`.
+    r"""Root of the mean squared error, :math:`\sqrt{\sum_i w_i (\hat{y_i} - y_i)^2}`.
 
     The weights :math:`w` sum to 1. Where all residuals are 0 so is the gradient, of
     which the formula written out makes NaN. Taken as a length, so that squares do not
@@ -285,7 +285,7 @@ class QuantileLoss(_Own):
 class GaussianNLLLoss(_ValueLoss, nn.GaussianNLLLoss):
     r"""Likelihood of a normal distribution whose variance is learned as well.
 
-    .. math:: \tfrac12 (\log \sigma^2 + (\hat y - y)^2 / \sigma^2)
+    .. math:: \tfrac{1}{2} (\log \sigma^2 + (\hat y - y)^2 / \sigma^2)
 
     The network gives two numbers per target: the means, then as many numbers :math:`s`
     of any sign, from which :math:`\sigma^2 = \mathrm{softplus}(s) + \epsilon`. They may
@@ -298,7 +298,7 @@ class GaussianNLLLoss(_ValueLoss, nn.GaussianNLLLoss):
     Parameters
     ----------
     full : bool, default=False
-        Whether to add the constant :math:`\tfrac12 \log 2 \pi`.
+        Whether to add the constant :math:`\tfrac{1}{2} \log 2 \pi`.
     eps : float, default=1e-06
         Floor of the variance; positive.
     reduction : {"mean", "sum", "none"}, default="mean"

@@ -20,7 +20,7 @@ _ACTIONS: dict[Cause, str] = {
         "Clean and impute the inputs first: "
         "make_pipeline(NaNImputer(), SafeScaler(), net)."
     ),
-    "learning_rate": "Lower lr, or add warmup and clip_norm=1.0.",
+    "learning_rate": "Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off.",
     "gradient": (
         "Clip the gradients with clip_norm=1.0, scale inputs and targets, and choose "
         "an initialisation or a cell that does not amplify."

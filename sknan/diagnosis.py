@@ -227,7 +227,7 @@ def diagnose(*args: Any) -> NonFiniteReport | None:
     Raises
     ------
     TypeError
-        If the arguments are neither of the two.
+        If the arguments are neither of the two, or the first is a class.
     NonFiniteDataError
         If ``X`` or ``y`` for an estimator holds NaN or infinities.
 
@@ -247,6 +247,11 @@ def diagnose(*args: Any) -> NonFiniteReport | None:
     >>> report.phase, report.cause, report.operation
     ('forward', 'activation', 'aten.log')
     """
+    if args and isinstance(args[0], type):
+        raise TypeError(
+            f"diagnose looks at a network, and got the class {args[0].__name__}. Pass "
+            "an instance."
+        )
     state = torch.random.get_rng_state()
     if len(args) == 4:
         step = _step_of_module(*args)

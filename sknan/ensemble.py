@@ -20,6 +20,7 @@ from sknan._pickling import VersionedPickleMixin
 from sknan._progress import progress, reported_to, reports
 from sknan.diagnosis import NonFiniteReport
 from sknan.estimators import StableNetClassifier, StableNetRegressor
+from sknan.exceptions import DivergenceWarning
 from sknan.stacking import Job, Outcome, train_together
 
 __all__ = [
@@ -83,6 +84,7 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
 
     estimators_: list[Any]
     nonfinite_reports_: list[NonFiniteReport]
+    effective_lr_: float
 
     def __init__(
         self,
@@ -125,6 +127,7 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         self.nonfinite_reports_ = [
             report for its in self.estimators_ for report in its.nonfinite_reports_
         ]
+        self.effective_lr_ = min(its.effective_lr_ for its in self.estimators_)
         first = self.estimators_[0]
         self.n_features_in_ = first.n_features_in_
         if hasattr(first, "feature_names_in_"):
@@ -182,14 +185,25 @@ def _train_share(jobs: list[Job], reports_path: str | None) -> list[Outcome]:
 
 
 def _show_warnings(outcomes: list[Outcome]) -> None:
-    """What the networks had to say, each thing once."""
+    """What the networks had to say, each thing once, and all rescues in one warning."""
     said = set()
+    rescues: list[DivergenceWarning] = []
     for outcome in outcomes:
         for its in outcome.warnings:
+            if isinstance(its.message, DivergenceWarning):
+                rescues.append(its.message)
+                continue
             key = its.category, str(its.message)
             if key not in said:
                 said.add(key)
                 warnings.warn(its.message, stacklevel=stacklevel_of_caller())
+    if rescues:
+        summary = DivergenceWarning(
+            f"{len(rescues)} of {len(outcomes)} networks were rescued in training. The "
+            f"first: {rescues[0]}",
+            rescues[0].report,
+        )
+        warnings.warn(summary, stacklevel=stacklevel_of_caller())
 
 
 class StableNetEnsembleClassifier(ProbableLabelsMixin, _Ensemble):
@@ -225,6 +239,8 @@ class StableNetEnsembleClassifier(ProbableLabelsMixin, _Ensemble):
         The labels, sorted.
     nonfinite_reports_ : list of NonFiniteReport
         Every step that failed and was rescued, network by network.
+    effective_lr_ : float
+        Smallest rate that the guard of a network ended at; ``lr`` if none failed.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -239,7 +255,7 @@ class StableNetEnsembleClassifier(ProbableLabelsMixin, _Ensemble):
     Warns
     -----
     DivergenceWarning
-        If the training of a network was rescued.
+        Once, if the training of a network was rescued: of how many, and the first.
 
     See Also
     --------
@@ -336,6 +352,8 @@ class StableNetEnsembleRegressor(RegressorMixin, _Ensemble):
         The fitted networks.
     nonfinite_reports_ : list of NonFiniteReport
         Every step that failed and was rescued, network by network.
+    effective_lr_ : float
+        Smallest rate that the guard of a network ended at; ``lr`` if none failed.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -350,7 +368,7 @@ class StableNetEnsembleRegressor(RegressorMixin, _Ensemble):
     Warns
     -----
     DivergenceWarning
-        If the training of a network was rescued.
+        Once, if the training of a network was rescued: of how many, and the first.
 
     See Also
     --------

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from scipy import sparse
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.callback import CallbackSupportMixin
 from sklearn.impute import SimpleImputer
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -30,6 +31,7 @@ from sknan._checks import (
     plain_floats,
 )
 from sknan._columns import columns_of, count_known, mean, means, median, midpoint
+from sknan._fit_task import fit_as_task
 from sknan._pickling import VersionedPickleMixin
 from sknan._selection import neighbours
 from sknan._streaming import OnlyIf, RunningMeans
@@ -60,7 +62,7 @@ def _cannot_stream(imputer: NaNImputer) -> str:
     )
 
 
-class NaNImputer(VersionedPickleMixin, SimpleImputer):
+class NaNImputer(VersionedPickleMixin, SimpleImputer, CallbackSupportMixin):
     r"""Fill missing, infinite and overflowing values column by column.
 
     :class:`~sklearn.impute.SimpleImputer` with the same parameters and behaviour, and
@@ -129,7 +131,7 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
 
     Notes
     -----
-    The mean of :math:`x_1, \dots, x_n` is :math:`2^k \sum_i (2^{-k} x_i) / n`, summed
+    The mean of :math:`x_1, \ldots, x_n` is :math:`2^k \sum_i (2^{-k} x_i) / n`, summed
     in float64, with :math:`k = 0` unless the sum could overflow. The median of an even
     number of values is :math:`(a + b) / 2` of the two in the middle, or
     :math:`a / 2 + b / 2` where the sum overflows. A statistic learnt from float64 that
@@ -196,6 +198,7 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer):
         )
         self.dtype = dtype
 
+    @fit_as_task
     def fit(self, X: Any, y: Any = None) -> NaNImputer:
         """Learn what is filled into each column.
 

@@ -60,7 +60,7 @@ class PeriodicEmbedding(nn.Module):
     "PBLD" of [1]_ (section 3, "Better numerical embeddings"), a leaner form of the
     "PL" embedding of [2]_ (equation 2). :math:`A, f, b, c` are learnt for each column;
     :math:`b` starts uniform in :math:`(-\pi, \pi)`, :math:`A` and :math:`c` in
-    :math:`\pm 1 / \sqrt{n_{frequencies}}`, :math:`f` normal. There one standard
+    :math:`\pm 1 / \sqrt{n_\mathrm{frequencies}}`, :math:`f` normal. There one standard
     deviation serves all frequencies and has to be tuned to the data; here they are
     spread over a range, so that both slow trends and narrow spikes are found.
 

@@ -91,9 +91,11 @@ def tabular_pipeline(
             )
         estimator = _default_estimator(estimator, random_state)
     elif isinstance(estimator, type) or not hasattr(estimator, "fit"):
+        is_class = isinstance(estimator, type)
+        hint = f" Pass an instance: {estimator.__name__}()." if is_class else ""
         raise TypeError(
             "The 'estimator' parameter of tabular_pipeline must be 'classifier', "
-            f"'regressor' or an estimator. Got {estimator!r} instead."
+            f"'regressor' or an estimator. Got {estimator!r} instead.{hint}"
         )
     if not (callable(impute) or (isinstance(impute, str) and impute in STRATEGIES)):
         known = ", ".join(map(repr, STRATEGIES))

@@ -10,12 +10,14 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from sknan._blocks import Known, PerColumn, blocks
 from sknan._checks import first_text_cell
 from sknan._columns import midpoint
+from sknan._fit_task import fit_as_task
 from sknan._pickling import VersionedPickleMixin
 from sknan._selection import neighbours, place
 from sknan._soft_bound import Ordinary, round_down, squash, unsquash
@@ -33,7 +35,11 @@ _BOUND_RANGE = (1e-30, 1e30)
 
 
 class SafeScaler(
-    VersionedPickleMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator
+    VersionedPickleMixin,
+    CallbackSupportMixin,
+    OneToOneFeatureMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     r"""Scale by median and interquartile range, then bound outliers softly.
 
@@ -136,6 +142,7 @@ class SafeScaler(
         self.bound = bound
         self.copy = copy
 
+    @fit_as_task
     def fit(self, X: ArrayLike, y: Any = None) -> SafeScaler:
         """Learn the median and the spread of each column.
 

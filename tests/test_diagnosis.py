@@ -10,7 +10,7 @@ from torch import nn
 
 from sknan.diagnosis import NonFiniteReport, examine_step
 
-LOWER_LR = "Lower lr, or add warmup and clip_norm=1.0."
+LOWER_LR = "Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off."
 LOOK_IN_FORWARD = (
     "Look in the module's forward for log, sqrt, division, exp, norm or a softmax "
     "over nothing, and keep its argument inside the domain."

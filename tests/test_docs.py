@@ -93,6 +93,38 @@ def test_the_audit_in_the_guide_is_what_is_printed(capsys):
     assert capsys.readouterr().out.strip() == blocks(page, "text")[0].strip()
 
 
+def test_the_guard_of_the_guide_works_in_lightning(tmp_path):
+    lightning = pytest.importorskip(
+        "lightning", reason="the package lightning is missing"
+    )
+    page = DOCS / "guide" / "moving.md"
+    stand_in = "from torch.nn import Module as LightningModule"
+    namespace = {}
+    for block in blocks(page, "python"):
+        if "income.configure_optimizers()" in block:
+            break  # the loop that stands for the trainer
+        block = block.replace(stand_in, "from lightning import LightningModule")
+        run(block, page, namespace)
+    income = namespace["income"]
+    assert isinstance(income, lightning.LightningModule)
+    trainer = lightning.Trainer(
+        max_epochs=5,
+        gradient_clip_val=1.0,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its advice on loaders and workers
+        trainer.fit(income, namespace["loader"])
+    assert len(income.guard.reports) == 5
+    assert {report.operation for report in income.guard.reports} == {"aten.log"}
+    assert all(p.isfinite().all() for p in income.parameters())
+
+
 # -- links ---------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.datasets import make_classification, make_regression
 from sklearn.metrics import log_loss, mean_squared_error
@@ -148,7 +149,8 @@ def test_each_network_is_what_its_fit_without_the_others_gives(numbers):
             alone.net_.module_.parameters(),
             strict=True,
         ):
-            assert (mine == its).all()
+            # A stack rounds otherwise, by some last bits.
+            torch.testing.assert_close(mine, its, atol=1e-4, rtol=0.0)
 
 
 def test_a_sixth_network_holds_out_a_part_of_another_deal(classes):
@@ -300,12 +302,20 @@ def test_a_rescue_is_told_once_and_reported(numbers):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(X, y)
-    said = [str(w.message) for w in caught if w.category is DivergenceWarning]
-    assert said
-    assert len(set(said)) == len(said)
+    (said,) = (w.message for w in caught if w.category is DivergenceWarning)
     reports = [r for its in model.estimators_ for r in its.nonfinite_reports_]
     assert model.nonfinite_reports_ == reports
     assert len(reports) >= 5
+    first = model.estimators_[0]
+    n_failed = len(first.nonfinite_reports_)
+    assert str(said) == (
+        "5 of 5 networks were rescued in training. The first: Training failed "
+        f"{'once' if n_failed == 1 else f'{n_failed} times'} and was rescued; it went "
+        f"on with lr={first.effective_lr_:.3g} instead of lr=1e+30. First failure: "
+        f"{reports[0]}"
+    )
+    assert said.report is first.nonfinite_reports_[0]
+    assert model.effective_lr_ == min(its.effective_lr_ for its in model.estimators_)
     assert np.isfinite(model.predict(X)).all()
 
 

@@ -40,6 +40,7 @@ FLOOR = {
     "adaptive_clipping": 0,
     "schedules": 0,
     "batching": 0,
+    "_fit_task": 0,
     "_fused_step": 0,
     "_hold_out": 0,
     "_progress": 0,

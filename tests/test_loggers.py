@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import MlflowLogger, TensorBoard
+from skorch.callbacks import MlflowLogger, TensorBoard, WandbLogger
 
 from sknan import DivergenceWarning, GuardedNetRegressor, StableNetRegressor
 
@@ -93,3 +93,28 @@ def test_mlflow_keeps_the_recoveries(door, tmp_path, monkeypatch):
     assert client.get_run(run.info.run_id).data.metrics["lr"] == net.history[-1, "lr"]
     assert list((tmp_path / "runs").rglob("n_recoveries"))  # in files
     assert list((tmp_path / "artifacts").rglob("params.pth"))
+
+
+@both
+def test_weights_and_biases_keeps_the_recoveries(door, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="the package wandb is missing")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    for folder in ("CACHE", "CONFIG", "DATA"):
+        monkeypatch.setenv(f"WANDB_{folder}_DIR", str(tmp_path / folder.lower()))
+    settings = wandb.Settings(silent=True, console="off")
+    with wandb.init(mode="offline", dir=tmp_path, settings=settings) as run:
+        # What it shows of a run is the last value, unless asked for more.
+        run.define_metric("n_recoveries", summary="first,last,max")
+        net = fitted(door, WandbLogger(run, save_model=False))
+        summary = dict(run.summary)
+    recoveries = recoveries_of(net)
+    shown = dict(summary["n_recoveries"])
+    assert shown == {
+        "first": recoveries[0],
+        "last": recoveries[-1],
+        "max": max(recoveries),
+    }
+    assert summary["_step"] == N_EPOCHS - 1
+    assert summary["lr"] == net.history[-1, "lr"]
+    (kept,) = tmp_path.rglob("*.wandb")
+    assert b"n_recoveries" in kept.read_bytes()

@@ -202,7 +202,8 @@ LEVELS = (
         (
             {"estimator": LogisticRegression},
             TypeError,
-            ESTIMATOR + f"{LogisticRegression!r} instead.",
+            ESTIMATOR + f"{LogisticRegression!r} instead. Pass an instance: "
+            "LogisticRegression().",
         ),
         (
             {"impute": "meen"},

@@ -26,13 +26,16 @@ from sknan import (
     BackupAndRestore,
     BatchedGridSearchCV,
     DivergenceWarning,
+    NaNImputer,
     NonFiniteDataError,
+    SafeScaler,
     StableNetClassifier,
     StableNetRegressor,
     audit,
     find_learning_rate,
 )
 from sknan._progress import advance, is_shown, progress, reach, reported_to, reports
+from sknan._table_steps import TableCleaner
 
 X, LABELS = make_classification(200, 5, random_state=0)
 VALUES = X @ np.arange(1.0, 6.0)
@@ -475,6 +478,39 @@ def test_a_pipeline_hands_its_bar_on(capsys):
     assert "StableNetClassifier - fit" in shown
     scores = monitor.get_logs().data_as_pandas
     assert scores["task_name"].tolist().count("epoch") == 4
+
+
+@pytest.mark.parametrize("step", [NaNImputer, SafeScaler, TableCleaner])
+def test_a_step_of_preparation_is_a_task(step):
+    listener = Listener()
+    told = step().set_callbacks(listener).fit_transform(X)
+    assert listener.events == [
+        ("setup", "fit"),
+        ("begin", "fit"),
+        ("end", "fit"),
+        ("teardown", "fit"),
+    ]
+    assert listener.given[0] is X
+    assert np.array_equal(told, step().fit_transform(X))
+    step().set_callbacks(listener).fit(X)
+    assert listener.count("end", "fit") == 2
+    with pytest.raises(ValueError, match="0 sample"):
+        step().set_callbacks(listener).fit(X[:0])
+    assert listener.events[-3:] == [
+        ("setup", "fit"),
+        ("begin", "fit"),
+        ("teardown", "fit"),
+    ]
+
+
+def test_a_bar_on_a_pipeline_shows_each_step_of_ours(capsys):
+    net = StableNetClassifier(**FAST)
+    make_pipeline(NaNImputer(), SafeScaler(), net).set_callbacks(
+        ProgressBar(max_propagation_depth=None)
+    ).fit(X, LABELS)  # a step that takes no callbacks would warn
+    shown = capsys.readouterr().out
+    for step in ("NaNImputer", "SafeScaler", "StableNetClassifier"):
+        assert f"{step} - fit" in shown
 
 
 def test_workers_of_a_search_of_scikit_learns_report_each_epoch(capsys):

@@ -196,8 +196,9 @@ def test_text_in_a_column_is_named_by_cell(door, y):
     table = pd.DataFrame(X, columns=["a", "b", "c"]).astype(object)
     table.loc[4, "b"] = "red"
     advice = (
-        f"but {door.__name__} needs numbers. Encode it first, for example with "
-        "skrub.TableVectorizer() or sklearn.preprocessing.OneHotEncoder()."
+        f"but {door.__name__} needs numbers. Encode it first: "
+        f"sknan.tabular_pipeline({door.__name__}()) does, or "
+        "sklearn.preprocessing.OneHotEncoder()."
     )
     assert refusal(ValueError, door().fit, table, y) == (
         f"X contains text, first 'red' at row 4, column 'b', {advice}"
@@ -306,7 +307,8 @@ def test_negative_counts_are_refused():
 def test_text_as_a_number_to_predict_is_named_by_row():
     target = np.array(["1.5", "2", "high", "3"] * 3, dtype=object)
     assert refusal(ValueError, regressor().fit, X, target) == (
-        "y contains text, first 'high' at row 2, but StableNetRegressor needs numbers."
+        "y contains text, first 'high' at row 2, but StableNetRegressor needs numbers. "
+        "Pass numbers, or labels to StableNetClassifier."
     )
 
 

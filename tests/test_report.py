@@ -208,3 +208,8 @@ def test_what_is_no_net_is_refused():
     assert str(caught.value) == (
         "diagnose takes (module, criterion, X, y) or (net, X, y), got 2 arguments."
     )
+    with pytest.raises(TypeError) as caught:
+        diagnose(nn.Linear, nn.MSELoss, X, Y)
+    assert str(caught.value) == (
+        "diagnose looks at a network, and got the class Linear. Pass an instance."
+    )
