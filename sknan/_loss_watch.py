@@ -152,6 +152,7 @@ class LossWatches:
         self._n_losses = self._n_norms = 0
         self._usual_norm = np.zeros(n_trainings)
         self._largest_norm = np.ones(n_trainings)
+        self._is_new = True
         self._reference = np.full(n_trainings, -math.inf)
         self._bound = np.full(n_trainings, math.inf)
 
@@ -164,30 +165,64 @@ class LossWatches:
         self._bound = self._bound[index]
 
     def may_have_exploded(self, losses: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Whether the loss of each may have left for good: the suspicion of one."""
-        if not self._n_losses:
-            self._reference = losses.copy()
-            floor = np.maximum(np.abs(losses), 1e-6)
-            self._bound = (_EXPLOSION - 1.0) * floor
-        self._recent[self._n_losses % len(self._recent)] = losses
-        self._n_losses += 1
-        suspect: NDArray[np.bool_] = self._exceeds(self._recent.min(axis=0))
-        return suspect
+        """Whether the loss of each may have left for good: the suspicion of one.
+
+        Parameters
+        ----------
+        losses : ndarray of shape (n_steps, n_trainings)
+            Of the next steps.
+
+        Returns
+        -------
+        ndarray of the same shape
+        """
+        self._begin(losses[0])
+        suspects = self._exceeds(losses)
+        is_calm = not suspects.any()
+        n_recent = len(self._recent)
+        for step in range(
+            max(0, len(losses) - n_recent) if is_calm else 0, len(losses)
+        ):
+            self._recent[(self._n_losses + step) % n_recent] = losses[step]
+            if not is_calm:
+                suspects[step] = self._exceeds(self._recent.min(axis=0))
+        self._n_losses += len(losses)
+        return suspects
 
     def is_spike(
         self, losses: NDArray[np.float64], norms: NDArray[np.float64]
     ) -> NDArray[np.bool_]:
-        """Whether the gradient of each is absurd beside those before it."""
-        usual = self._usual_norm
-        if self._n_norms < _LEAST_HISTORY:
-            usual = np.maximum(usual, np.maximum(np.abs(losses), 1.0))
-        is_absurd = (norms > _SPIKE * usual) & (usual > 0.0)
-        is_absurd &= norms > self._largest_norm
-        is_absurd &= ~self._exceeds(losses)
-        self._n_norms += 1
-        self._usual_norm = np.maximum(0.99 * self._usual_norm, norms)
-        self._largest_norm = np.maximum(self._largest_norm, norms)
+        """Whether the gradient of each is absurd beside those before it.
+
+        Parameters
+        ----------
+        losses, norms : ndarray of shape (n_steps, n_trainings)
+            Of the next steps.
+
+        Returns
+        -------
+        ndarray of the same shape
+        """
+        self._begin(losses[0])
+        is_absurd = ~self._exceeds(losses)
+        for step, (own_losses, own) in enumerate(zip(losses, norms, strict=True)):
+            usual = self._usual_norm
+            if self._n_norms < _LEAST_HISTORY:
+                usual = np.maximum(usual, np.maximum(np.abs(own_losses), 1.0))
+            is_absurd[step] &= (own > _SPIKE * usual) & (usual > 0.0)
+            is_absurd[step] &= own > self._largest_norm
+            self._n_norms += 1
+            self._usual_norm = np.maximum(0.99 * self._usual_norm, own)
+            self._largest_norm = np.maximum(self._largest_norm, own)
         return is_absurd
+
+    def _begin(self, losses: NDArray[np.float64]) -> None:
+        """Take the first losses for those of the untrained networks."""
+        if not self._is_new:
+            return
+        self._is_new = False
+        self._reference = losses.copy()
+        self._bound = (_EXPLOSION - 1.0) * np.maximum(np.abs(losses), 1e-6)
 
     def _exceeds(self, losses: NDArray[np.float64]) -> NDArray[np.bool_]:
         # As `_exceeds` of a single number.

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._progress import advance, is_shown, reach
-from sknan._stack import Stack, shape_of
+from sknan._stack import shape_of
+from sknan._stack_weights import Stack
 from sknan._stacked_pass import can_be_passed
 from sknan._threads import threads_for
 from sknan._training_plan import TrainingPlan, TrainingRows
@@ -250,9 +251,9 @@ class _Trainings:
         self._check(stack, 0)
         for i, batch in enumerate(self._batches()):
             x, target = _repeated(batch, len(stack.slices))
-            losses, _ = stack.passes.step(x, target)
-            each_loss, *norms = torch.stack([losses, *stack.norms()]).tolist()
-            whole = [math.hypot(*own) for own in zip(*norms, strict=True)]
+            target = stack.prepared(target, x.shape[:2])
+            losses, norms, _ = stack.forward_backward(x, target)
+            each_loss, whole = losses.tolist(), norms.tolist()
             kept = [
                 k
                 for k, (loss, norm) in enumerate(zip(each_loss, whole, strict=True))
@@ -266,15 +267,16 @@ class _Trainings:
                 best = min(kept, key=each_loss.__getitem__)
                 share = len(curves) / len(self.losses)
                 advance(share, train_loss=each_loss[best], lr=stack.slices[best].rate)
-            if len(kept) < len(whole):
-                stack.keep(kept)
-                whole = [whole[k] for k in kept]
             alive = stack.slices
             coefficients = [
                 its.coefficient(n) for its, n in zip(alive, whole, strict=True)
             ]
-            stack.clip(np.array(coefficients))
-            stack.step([its.rate for its in alive], i + 1)
+            if min(coefficients) < 1.0:
+                stack.clip(np.array(coefficients))
+            (rates,) = stack.rates(np.array([[its.rate for its in alive]]))
+            stack.step(rates, i + 1)
+            if len(kept) < len(whole):
+                stack.keep(kept)
             self._check(stack, i + 1)
 
     def _check(self, stack: Any, n_done: int) -> None:
@@ -283,7 +285,7 @@ class _Trainings:
             return
         place = self.checks.index(n_done)
         rows = _repeated(self.held_out.rows(slice(None)), len(stack.slices))
-        losses = stack.passes.evaluate(*rows).tolist()
+        losses = stack.evaluate(*rows)
         for its, loss in zip(stack.slices, losses, strict=True):
             self.valid_losses[its.number, place] = loss
 

@@ -33,6 +33,8 @@ from sknan._search_share import (
     train_share,
     with_last,
 )
+from sknan._stack import train_as_stack
+from sknan._training_plan import trained_by
 
 __all__ = ["SearchRun"]
 
@@ -81,7 +83,7 @@ class SearchRun:
         self._max_memory = max_memory
         self._bytes_of_model = _BYTES_OF_MODEL
         self._evaluation: _Evaluation | None = None
-        self._sequential = contextlib.ExitStack()
+        self._contexts = contextlib.ExitStack()
         self._warned: set[tuple[type, str]] = set()
         self.records: list[Record] = []
 
@@ -90,18 +92,20 @@ class SearchRun:
     def enter(self, search: Any) -> None:
         """Be what the search clones, and let it score here, one after the other."""
         search.estimator = self
-        self._sequential.enter_context(parallel_config(backend="sequential"))
+        self._contexts.enter_context(parallel_config(backend="sequential"))
 
     def leave(self, search: Any) -> None:
         """Give the estimator and the user's parallel backend back."""
         search.estimator = self._given
-        self._sequential.close()
+        self._contexts.close()
 
     def __sklearn_clone__(self) -> Any:
         if self._estimator is None:
             self._estimator = clone(self._given)
             return self
         if self._evaluation is None:
+            # For the last fit: let it round as the fits of the candidates have.
+            self._contexts.enter_context(trained_by(train_as_stack))
             return clone(self._estimator)
         return StandIn(self._evaluation)
 

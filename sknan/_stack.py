@@ -1,10 +1,11 @@
-"""One training of many networks whose weights lie in one tensor, slice by slice."""
+"""One training of many networks, whose steps are taken together."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from sknan._progress import advance, is_shown
 from sknan._stack_ledger import StepLedger, has_sound_schedule
-from sknan._stacked_pass import can_be_passed, kind_of_pass, stacked_pass
-from sknan._stacked_step import kind_of_step, numbers_of, step_alike
+from sknan._stack_weights import Stack
+from sknan._stacked_pass import can_be_passed, kind_of_pass
+from sknan._stacked_step import kind_of_step
 from sknan._threads import threads_for
 from sknan._training_plan import TrainingPlan
 from sknan.batching import TensorBatches, TensorTable, tree_leaves, tree_map
 
-__all__ = ["Stack", "shape_of", "train_stack"]
+__all__ = ["shape_of", "train_as_stack", "train_stack"]
 
 # -- which trainings may lie in one stack ----------------------------------------------
 
@@ -50,7 +52,7 @@ def shape_of(plan: TrainingPlan) -> Hashable | None:
         and isinstance(table.X, Tensor)
     )
     step = kind_of_step(net.optimizer_) if is_usual else None
-    if step is None:
+    if step is None or len({p.dtype for p in net.module_.parameters()}) > 1:
         return None
     kind = kind_of_pass(net, table)
     if kind is None:
@@ -150,92 +152,6 @@ class _Slice:
             self.net._warn_of_idle_clip(training)
 
 
-class Stack:
-    """Weights, gradients and moments of the slices that are still trained.
-
-    Each is a list of blocks, one for each weight, with the slices along the first axis.
-    """
-
-    def __init__(self, slices: list[_Slice]) -> None:
-        weights = _blocks([its.weights for its in slices])
-        parts = [weights, *([torch.zeros_like(w) for w in weights] for _ in range(3))]
-        parts.append(_blocks([its.buffers for its in slices]))
-        self._take(slices, parts)
-
-    def _take(self, slices: list[_Slice], parts: list[list[Tensor]]) -> None:
-        self.slices = slices
-        self._parts = parts
-        self._lists: dict[tuple[int, ...], list[list[Tensor]]] = {}
-        self.weights, self.gradients, _, _, self.buffers = parts
-        self._numbers = [numbers_of(its.group) for its in slices]
-        self.passes = stacked_pass(
-            [its.net for its in slices],
-            [its.generator for its in slices],
-            self.weights,
-            self.gradients,
-            self.buffers,
-        )
-
-    def keep(self, numbers: Sequence[int]) -> None:
-        """Let all other slices go."""
-        index = torch.tensor(numbers)
-        parts = [
-            [block.index_select(0, index) for block in blocks] for blocks in self._parts
-        ]
-        self._take([self.slices[k] for k in numbers], parts)
-
-    def weights_of(self, k: int) -> list[Tensor]:
-        """A copy of the weights and buffers of one slice."""
-        return [block[k].clone() for block in (*self.weights, *self.buffers)]
-
-    def norms(self) -> list[Tensor]:
-        """2-norm of each gradient of each slice."""
-        return [
-            torch.linalg.vector_norm(block.flatten(1), dim=1)
-            for block in self.gradients
-        ]
-
-    def clip(self, coefficients: np.ndarray) -> None:
-        """Multiply the gradients of each slice by a number of its own."""
-        if (coefficients == 1.0).all():
-            return
-        factors = torch.from_numpy(coefficients).to(self.weights[0].dtype)
-        for block in self.gradients:
-            block.mul_(factors.view(-1, *[1] * (block.ndim - 1)))
-
-    def step(self, rates: list[float], n_steps: int) -> None:
-        """One step of the optimizer, at a rate for each slice."""
-        alike: dict[Hashable, list[int]] = {}
-        for k, key in enumerate(zip(rates, self._numbers, strict=True)):
-            alike.setdefault(key, []).append(k)
-        for numbers in alike.values():
-            first = numbers[0]
-            lists = self._lists_of(tuple(numbers))
-            step_alike(self.slices[first].group, rates[first], n_steps, lists)
-
-    def _lists_of(self, numbers: tuple[int, ...]) -> list[list[Tensor]]:
-        """Weights, gradients and moments of some slices, one tensor each."""
-        if numbers not in self._lists:
-            self._lists[numbers] = [
-                [block[k] for k in numbers for block in blocks]
-                for blocks in self._parts[:4]
-            ]
-        return self._lists[numbers]
-
-    def are_finite(self) -> list[bool]:
-        """Whether the weights, and the buffers, of each slice are finite."""
-        floats = [b for b in self.buffers if b.is_floating_point()]
-        sums = [block.flatten(1).sum(1) for block in (*self.weights, *floats)]
-        finite: list[bool] = torch.isfinite(torch.stack(sums)).all(0).tolist()
-        return finite
-
-
-def _blocks(tensors: list[list[Tensor]]) -> list[Tensor]:
-    """Tensors of each slice, stacked with those of the others."""
-    columns = zip(*tensors, strict=True)
-    return [torch.stack([t.detach() for t in column]) for column in columns]
-
-
 # -- the training ----------------------------------------------------------------------
 
 
@@ -269,6 +185,28 @@ def train_stack(
     return [done.get(id(plan)) for plan in plans]
 
 
+def train_as_stack(plan: TrainingPlan) -> bool:
+    """Train a network as a stack of one, which takes its steps with less ado.
+
+    Parameters
+    ----------
+    plan : TrainingPlan
+        Prepared, and not begun.
+
+    Returns
+    -------
+    bool
+        Whether it is trained; if not, it is as it was.
+    """
+    if shape_of(plan) is None:
+        return False
+    (show_warnings,) = train_stack([plan], [0])
+    if show_warnings is None:
+        return False
+    show_warnings()
+    return True
+
+
 def _distinct_tables(
     plans: list[TrainingPlan], sources: list[Hashable]
 ) -> tuple[list[TensorTable], list[int]]:
@@ -284,6 +222,10 @@ def _distinct_tables(
             end += len(plan.table)
         offsets.append(starts[source])
     return tables, offsets
+
+
+# Bytes of the inputs that are gathered at a time.
+_SPAN = 2**21
 
 
 class _Run:
@@ -331,37 +273,71 @@ class _Run:
             self.done.append(its)
 
     def _train_epoch(self) -> None:
-        stack, ledger = self.stack, self.ledger
         orders = torch.stack(
             [
                 its.train[torch.randperm(self.n_train, generator=its.generator)]
-                for its in stack.slices
+                for its in self.stack.slices
             ]
         )
-        rates: list[float] = []
-        x = output = torch.zeros(0)
-        for start, stop in self.bounds:
-            rows = orders[:, start:stop]
-            x, target = self._rows(rows)
-            losses, output = stack.passes.step(x, target)
-            each_loss, *norms = torch.stack([losses, *stack.norms()]).tolist()
-            numbers = np.array(each_loss), np.array(list(map(math.hypot, *norms)))
-            is_refused = ledger.refused(*numbers)
-            if is_refused.any():
-                kept = np.flatnonzero(~is_refused).tolist()
-                self._keep(kept)
-                if not kept:
-                    return
-                orders, output, x = orders[kept], output[kept], x[kept]
-                numbers = numbers[0][kept], numbers[1][kept]
-            stack.clip(ledger.take(*numbers, stop - start))
-            rates = ledger.rates(self.n_steps)
-            self.n_steps += 1
-            stack.step(rates, self.n_steps)
+        for span in self._spans(len(orders)):
+            x, output, rates, kept = self._train_span(orders, span)
+            if not kept:
+                return
+            if len(kept) < len(orders):
+                orders = orders[kept]
         self._end_epoch(x, output, rates)
 
+    def _spans(self, n_slices: int) -> list[list[tuple[int, int]]]:
+        """Batches gathered, and judged, together: of one size, and not many."""
+        row: Tensor = tree_leaves(self.rows[0])[0][0]
+        n_bytes = n_slices * row.numel() * row.element_size()
+        spans: list[list[tuple[int, int]]] = []
+        for start, stop in self.bounds:
+            size = stop - start
+            last = spans[-1] if spans else []
+            is_alike = last and last[0][1] - last[0][0] == size
+            if is_alike and (len(last) + 1) * size * n_bytes <= _SPAN:
+                last.append((start, stop))
+            else:
+                spans.append([(start, stop)])
+        return spans
+
+    def _train_span(
+        self, orders: Tensor, span: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, np.ndarray, list[int]]:
+        """Some steps; the last of them, and the slices that are left.
+
+        A slice that the guard would have stopped goes on to the end of the span:
+        nobody sees what becomes of it.
+        """
+        stack, ledger = self.stack, self.ledger
+        n_slices, n_steps = len(stack.slices), len(span)
+        rows = orders[:, span[0][0] : span[-1][1]].view(n_slices, n_steps, -1)
+        x, target = self._rows(rows.transpose(0, 1))
+        target = stack.prepared(target, x.shape[:3])
+        losses, norms = np.empty((2, n_steps, n_slices))
+        coefficients = np.ones((n_steps, n_slices))
+        rates = ledger.rates(self.n_steps, n_steps)
+        targets = _unbound(target, n_steps)
+        steps = zip(x.unbind(), targets, stack.rates(rates), strict=True)
+        for i, (own_x, own_target, own_rates) in enumerate(steps):
+            losses[i], norms[i], output = stack.forward_backward(own_x, own_target)
+            clipping = ledger.coefficients_of(norms[i])
+            if clipping is not None:
+                coefficients[i] = clipping
+                stack.clip(clipping)
+            self.n_steps += 1
+            stack.step(own_rates, self.n_steps)
+        size = span[0][1] - span[0][0]
+        is_refused = ledger.take(losses, norms, coefficients, size)
+        kept = np.flatnonzero(~is_refused).tolist()
+        if len(kept) < n_slices:
+            self._keep(kept)
+            return own_x[kept], output[kept], rates[-1][kept], kept
+        return own_x, output, rates[-1], kept
+
     def _rows(self, rows: Tensor) -> tuple[Tensor, Any]:
-        """Inputs and targets of rows (K, B)."""
+        """Inputs and targets of rows (..., K, B)."""
         flat = rows.reshape(-1)
         x, target = tree_map(
             lambda leaf: leaf.index_select(0, flat).view(*rows.shape, *leaf.shape[1:]),
@@ -369,7 +345,7 @@ class _Run:
         )
         return x, target
 
-    def _end_epoch(self, x: Tensor, output: Tensor, rates: list[float]) -> None:
+    def _end_epoch(self, x: Tensor, output: Tensor, rates: np.ndarray) -> None:
         """Verify, validate, log, and let go what fails or is at its end."""
         stack = self.stack
         valid_losses = self._valid_losses()
@@ -381,7 +357,7 @@ class _Run:
             if not are_finite[k] or _might_be_collapsed(x[k], output[k]):
                 continue
             its.history.append(entries[k])
-            goes_on = its.keeps(lambda k=k: stack.weights_of(k))  # type: ignore[misc]
+            goes_on = its.keeps(lambda k=k: stack.weights_of(k))
             (remaining if goes_on else ended).append(k)
         self._let_go(ended)
         self._report(entries)
@@ -411,8 +387,14 @@ class _Run:
             return None
         rows = torch.stack([its.valid for its in slices])
         x, target = self._rows(rows)
-        losses: list[float] = self.stack.passes.evaluate(x, target).tolist()
-        return losses
+        return self.stack.evaluate(x, target)
+
+
+def _unbound(target: Any, n_steps: int) -> Sequence[Any]:
+    """Targets of each step."""
+    if isinstance(target, Tensor):
+        return target.unbind()
+    return [tree_map(itemgetter(i), target) for i in range(n_steps)]
 
 
 def _joined(rows: list[tuple[Any, Any]]) -> Any:

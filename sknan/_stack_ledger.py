@@ -58,33 +58,50 @@ class StepLedger:
         self.n_clipped = self.n_clipped[index]
         self.largest_norm = self.largest_norm[index]
         self.total_loss = self.total_loss[index]
-        self.norms = [norms[index] for norms in self.norms]
-        self.coefficients = [row[index] for row in self.coefficients]
+        self.norms = [norms[:, index] for norms in self.norms]
+        self.coefficients = [rows[:, index] for rows in self.coefficients]
 
-    def refused(self, losses: Floats, norms: Floats) -> NDArray[np.bool_]:
-        """Which slices' step the guard would, or might, refuse."""
-        is_bad = ~(np.isfinite(losses) & (norms < OVERFLOWS_SQUARED))
+    def rates(self, first: int, n_steps: int) -> Floats:
+        """Rates of some steps from a first one on: (n_steps, n_slices)."""
+        return self._rates.at(first, n_steps)
+
+    def coefficients_of(self, norms: Floats) -> Floats | None:
+        """By what the gradients of a step are multiplied; None if by nothing."""
+        is_long = norms > self.clips
+        if not np.count_nonzero(is_long):  # quicker than any()
+            return None
+        coefficients = np.ones_like(norms)
+        np.divide(self.clips, norms, out=coefficients, where=is_long)
+        return coefficients
+
+    def take(
+        self, losses: Floats, norms: Floats, coefficients: Floats, n_rows: int
+    ) -> NDArray[np.bool_]:
+        """Note some steps.
+
+        Parameters
+        ----------
+        losses, norms, coefficients : ndarray of shape (n_steps, n_slices)
+            Of each step.
+        n_rows : int
+            In the batch of each step.
+
+        Returns
+        -------
+        ndarray of shape (n_slices,)
+            Of which slices the guard would refuse a step, or might.
+        """
+        is_bad: Any = ~(np.isfinite(losses) & (norms < OVERFLOWS_SQUARED))
         if not self.is_clipped.all():
             is_bad |= self.watches.is_spike(losses, norms) & ~self.is_clipped
         is_bad |= self.watches.may_have_exploded(losses)
-        return is_bad
-
-    def take(self, losses: Floats, norms: Floats, n_rows: int) -> Floats:
-        """Note a step that is taken; by what each slice's gradients are multiplied."""
-        coefficients = np.ones(len(norms))
-        is_long = norms > self.clips
-        if is_long.any():
-            np.divide(self.clips, norms, out=coefficients, where=is_long)
-            self.n_clipped += coefficients < 1.0
-        self.total_loss += losses * n_rows
-        np.maximum(self.largest_norm, norms, out=self.largest_norm)
+        self.n_clipped += (coefficients < 1.0).sum(0)
+        self.total_loss += losses.sum(0) * n_rows
+        np.maximum(self.largest_norm, norms.max(0), out=self.largest_norm)
         self.norms.append(norms)
         self.coefficients.append(coefficients)
-        return coefficients
-
-    def rates(self, step: int) -> list[float]:
-        """Rate of each slice at a step."""
-        return self._rates.at(step)
+        refused: NDArray[np.bool_] = is_bad.any(0)
+        return refused
 
     def clipping_of(self, k: int) -> dict[str, Any]:
         """How often a slice has been clipped, and its largest norm."""
@@ -94,17 +111,19 @@ class StepLedger:
         }
 
     def end_epoch(
-        self, n_rows: int, rates: list[float], valid_losses: list[float] | None
+        self, n_rows: int, rates: Floats, valid_losses: list[float] | None
     ) -> list[dict[str, Any]]:
         """What each net itself would write into its history at the end of an epoch."""
-        norms, coefficients = np.array(self.norms), np.array(self.coefficients)
+        norms = np.concatenate(self.norms)
+        coefficients = np.concatenate(self.coefficients)
+        usual_norms = np.median(norms, axis=0)
         entries = []
-        for k, rate in enumerate(rates):
+        for k, rate in enumerate(rates.tolist()):
             entry: dict[str, Any] = {
                 "train_batch_count": len(norms),
                 "train_loss": float(self.total_loss[k] / n_rows),
                 "n_recoveries": 0,
-                "grad_norm": float(np.median(norms[:, k])),
+                "grad_norm": float(usual_norms[k]),
             }
             if self.is_clipped[k]:
                 own = coefficients[:, k]
@@ -184,11 +203,12 @@ class _Rates:
             new: listening[old] for new, old in enumerate(numbers) if old in listening
         }
 
-    def at(self, step: int) -> list[float]:
-        """Rate of each slice at a step."""
-        rates: list[float] = (self.lrs * self.factors[self.which, step]).tolist()
+    def at(self, first: int, n_steps: int) -> Floats:
+        """Rates of some steps: (n_steps, n_slices)."""
+        rates: Floats = self.lrs * self.factors[self.which, first : first + n_steps].T
         for k, schedule in self.listening.items():
-            rates[k] = float(self.lrs[k]) * schedule.factor(step)
+            factors = [schedule.factor(first + i) for i in range(n_steps)]
+            rates[:, k] = self.lrs[k] * np.array(factors)
         return rates
 
     def update(self, k: int, monitored: float) -> None:

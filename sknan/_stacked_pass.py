@@ -1,8 +1,7 @@
 """Forward and backward pass of many networks of one shape at once.
 
-Chains of known layers are written out here, with products and kernels that round each
-slice as a training by itself does. Any other network goes through ``torch.func``: to
-the same results, but for rounding.
+Chains of known layers are written out in :mod:`sknan._stacked_chain`; any other network
+goes through ``torch.func``.
 """
 
 from __future__ import annotations
@@ -15,14 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from sknan._layerwise import ACTIVATIONS, layers_of, layerwise_pass
+from sknan._layerwise import layers_of, layerwise_pass
+from sknan._stacked_chain import StackedChain, loss_of, turned_weights
 from sknan.batching import TensorTable, tree_map
-from sknan.losses import CrossEntropyLoss, MSELoss
 from sknan.modules import PeriodicEmbedding
 
-__all__ = ["can_be_passed", "kind_of_pass", "stacked_pass"]
-
-_aten = torch.ops.aten
+__all__ = ["are_turned", "can_be_passed", "kind_of_pass", "stacked_pass"]
 
 
 def kind_of_pass(net: Any, table: TensorTable) -> Hashable | None:
@@ -46,6 +43,25 @@ def kind_of_pass(net: Any, table: TensorTable) -> Hashable | None:
     return _kind_of_module(net)
 
 
+def are_turned(net: Any) -> list[bool]:
+    """Which weights of a network :func:`stacked_pass` wants transposed.
+
+    Parameters
+    ----------
+    net : TableNet
+        That has a :func:`kind_of_pass`.
+
+    Returns
+    -------
+    list of bool
+        In the order of its parameters.
+    """
+    layers = _layers_of_chain(net)
+    if layers is not None:
+        return turned_weights(layers)
+    return [False for _ in net.module_.parameters()]
+
+
 def stacked_pass(
     nets: list[Any],
     generators: list[torch.Generator],
@@ -63,26 +79,32 @@ def stacked_pass(
         That each slice draws its random numbers from.
     weights, gradients, buffers : list of Tensor
         Blocks with the slices along the first axis, in the order of the parameters and
-        buffers of a network. Gradients are written, buffers may be.
+        buffers of a network, transposed where they :func:`are_turned`. Gradients are
+        written, buffers may be.
 
     Returns
     -------
     object
-        With ``step(x, target)``, which gives losses (K,) and outputs (K, B, ...), and
-        ``evaluate(x, target)``, which gives losses.
+        With ``prepared(target, shape)``, which brings the targets of rows, in a tensor
+        of that shape (..., K, B), into the form that ``step`` takes; ``step(x,
+        target)``, which gives losses (K,) and outputs (K, B, ...) and leaves the
+        gradients in their blocks; and ``evaluate(x, target)``, which gives losses.
+        Outputs hold until the next step.
     """
-    layers = [layers_of(net.module_) for net in nets]
-    loss_of = _loss_of(nets[0].criterion_)
-    if loss_of is not None and all(its is not None for its in layers):
-        return _StackedChain(layers, generators, weights, gradients, loss_of)
+    layers = [_layers_of_chain(net) for net in nets]
+    if all(its is not None for its in layers):
+        criterion = nets[0].criterion_
+        return StackedChain(layers, generators, weights, gradients, criterion)
     return _StackedModule(nets, generators, weights, gradients, buffers)
 
 
+def _layers_of_chain(net: Any) -> list[Any] | None:
+    return None if loss_of(net.criterion_) is None else layers_of(net.module_)
+
+
 def _is_chain(net: Any, X: Any, y: Any) -> bool:
-    loss_of = _loss_of(net.criterion_)
-    if loss_of is None or not isinstance(y, Tensor):
-        return False
-    if loss_of is _cross_entropy and (y.ndim != 1 or y.dtype != torch.int64):
+    loss = loss_of(net.criterion_)
+    if loss is None or not isinstance(y, Tensor) or not loss.takes(y):
         return False
     return layerwise_pass(net.module_, net.criterion_, X) is not None
 
@@ -93,207 +115,6 @@ def _sizes(layer: nn.Module) -> Any:
     if isinstance(layer, PeriodicEmbedding):
         return (*layer.weight.shape, *layer.columns.tolist())
     return getattr(layer, "approximate", None)
-
-
-# -- losses: value of each slice, and gradient of the output ---------------------------
-
-
-def _cross_entropy(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the rows of each slice; logits (K, B, C), codes (K, B)."""
-    n_slices, n_rows, n_classes = output.shape
-    logs = torch.log_softmax(output.reshape(-1, n_classes), 1)
-    codes = target.reshape(-1)
-    losses, total = _aten.nll_loss_forward.default(logs, codes, None, 0, -100)
-    share = torch.full_like(losses, 1.0 / n_rows)
-    grad = _aten.nll_loss_backward.default(share, logs, codes, None, 0, -100, total)
-    grad = _aten._log_softmax_backward_data.default(grad, logs, 1, output.dtype)
-    return losses.view(n_slices, n_rows).mean(1), grad.view_as(output)
-
-
-def _squared_error(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over rows and outputs of each slice; both (K, B, ...)."""
-    difference = output - target.view_as(output)
-    n_values = difference[0].numel()
-    losses = difference.square().flatten(1).mean(1)
-    return losses, difference.mul_(2.0 / n_values)
-
-
-def _loss_of(criterion: Any) -> Any:
-    """The loss of stacked outputs, if it is written out here."""
-    if type(criterion) in (CrossEntropyLoss, nn.CrossEntropyLoss):
-        is_plain = (
-            criterion.weight is None
-            and criterion.label_smoothing == 0.0
-            and criterion.reduction == "mean"
-        )
-        return _cross_entropy if is_plain else None
-    if type(criterion) in (MSELoss, nn.MSELoss):
-        return _squared_error if criterion.reduction == "mean" else None
-    return None
-
-
-# -- layers ----------------------------------------------------------------------------
-
-
-class _StackedLinear:
-    """Linear layers of all slices; weights (K, out, in), inputs (K, B, in)."""
-
-    def __init__(self, weight: tuple[Tensor, Tensor], bias: Any) -> None:
-        self.weight, self.weight_grad = weight
-        self.weight_t = self.weight.transpose(1, 2)
-        self.bias, self.bias_grad = bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.x = x
-        if self.bias is None:
-            return _product(x, self.weight_t)
-        if self.weight.shape[1] == 1 or _is_tiny(x, self.weight_t):
-            triples = zip(self.bias, x, self.weight_t, strict=True)
-            return torch.stack([torch.addmm(b, own, w) for b, own, w in triples])
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight_t)
-
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        _product(grad.transpose(1, 2), self.x, out=self.weight_grad)
-        if self.bias_grad is not None:
-            torch.sum(grad, 1, out=self.bias_grad)
-        return _product(grad, self.weight) if needs_input else None
-
-
-# For products of fewer multiplications, and of one column, torch's batched product
-# takes another way than its plain one, and rounds otherwise.
-_TINY = 400
-
-
-def _is_tiny(a: Tensor, b: Tensor) -> bool:
-    return a.shape[1] * a.shape[2] * b.shape[2] < _TINY
-
-
-def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Of the matrices of each slice, as a training by itself would round it."""
-    if not _is_tiny(a, b):
-        return torch.bmm(a, b, out=out)
-    return torch.stack([x.mm(y) for x, y in zip(a, b, strict=True)], out=out)
-
-
-class _StackedEmbedding:
-    """Embeddings of numbers: each slice by autograd, as in a training by itself."""
-
-    def __init__(
-        self, module: PeriodicEmbedding, blocks: list[tuple[Tensor, Tensor]]
-    ) -> None:
-        self.module = module
-        names = [name for name, _ in module.named_parameters()]
-        self.weights = [
-            {n: w.requires_grad_() for n, w in zip(names, own, strict=True)}
-            for own in zip(*(weight.unbind() for weight, _ in blocks), strict=True)
-        ]
-        self.places = list(zip(*(grad.unbind() for _, grad in blocks), strict=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.enable_grad():
-            self.outputs = [
-                functional_call(self.module, weights, (own,))
-                for weights, own in zip(self.weights, x, strict=True)
-            ]
-        return torch.stack([output.detach() for output in self.outputs])
-
-    def backward(self, grad: Tensor, needs_input: bool) -> None:
-        slices = zip(self.outputs, self.weights, self.places, grad, strict=True)
-        for output, weights, places, own in slices:
-            found = torch.autograd.grad(output, list(weights.values()), own)
-            for place, gradient in zip(places, found, strict=True):
-                place.copy_(gradient)
-        del self.outputs
-
-
-class _StackedActivation:
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.function, self.slope, self.is_of_output = ACTIVATIONS[type(module)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.function(self.module, x)
-        self.kept = y if self.is_of_output else x
-        return y
-
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        if not needs_input:
-            return None
-        slope: Tensor = self.slope(self.module, grad, self.kept)
-        return slope
-
-
-class _StackedDropout:
-    """Each slice draws its mask from its own generator, as it would by itself."""
-
-    def __init__(self, shares: list[float], generators: list[torch.Generator]) -> None:
-        self.shares = shares
-        self.generators = generators
-
-    def forward(self, x: Tensor) -> Tensor:
-        noise = torch.empty_like(x)
-        for own, p, generator in zip(noise, self.shares, self.generators, strict=True):
-            own.bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
-        self.noise = noise
-        return x * noise
-
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        return grad * self.noise if needs_input else None
-
-
-# -- a chain of them ------------------------------------------------------------------
-
-
-class _StackedChain:
-    """A chain of known layers and a known loss, for all slices."""
-
-    def __init__(
-        self,
-        layers: list[Any],
-        generators: list[torch.Generator],
-        weights: list[Tensor],
-        gradients: list[Tensor],
-        loss_of: Any,
-    ) -> None:
-        self.loss_of = loss_of
-        blocks = iter(zip(weights, gradients, strict=True))
-        self.layers: list[Any] = []
-        for own in zip(*layers, strict=True):
-            first = own[0]
-            if isinstance(first, nn.Linear):
-                weight = next(blocks)
-                bias = next(blocks) if first.bias is not None else (None, None)
-                self.layers.append(_StackedLinear(weight, bias))
-            elif isinstance(first, PeriodicEmbedding):
-                of_it = [next(blocks) for _ in first.parameters()]
-                self.layers.append(_StackedEmbedding(first, of_it))
-            elif isinstance(first, nn.Dropout):
-                self.layers.append(
-                    _StackedDropout([layer.p for layer in own], generators)
-                )
-            else:
-                self.layers.append(_StackedActivation(first))
-        weighted = (_StackedLinear, _StackedEmbedding)
-        self.first = [isinstance(layer, weighted) for layer in self.layers].index(True)
-
-    def _forward(self, x: Tensor, *, training: bool) -> Tensor:
-        for layer in self.layers:
-            if training or not isinstance(layer, _StackedDropout):
-                x = layer.forward(x)
-        return x
-
-    def step(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses and outputs; the gradients are left in their blocks."""
-        output = self._forward(x, training=True)
-        losses, grad = self.loss_of(output, target)
-        for i in range(len(self.layers) - 1, self.first - 1, -1):
-            grad = self.layers[i].backward(grad, i > self.first)
-        return losses, output
-
-    def evaluate(self, x: Tensor, target: Tensor) -> Tensor:
-        """Losses in evaluation mode."""
-        losses: Tensor = self.loss_of(self._forward(x, training=False), target)[0]
-        return losses
 
 
 # -- any other network -----------------------------------------------------------------
@@ -474,6 +295,10 @@ class _StackedModule:
         loss: Tensor = self.get_loss(output, target)
         first = output[0] if isinstance(output, (tuple, list)) else output
         return loss, first
+
+    def prepared(self, target: Any, shape: torch.Size) -> Any:
+        """Targets as ``step`` takes them."""
+        return target
 
     def step(self, x: Tensor, target: Any) -> tuple[Tensor, Tensor]:
         """Losses and outputs; the gradients are left in their blocks."""

@@ -1,7 +1,7 @@
 """Steps of torch's fused optimizers for the slices of a stack.
 
-By torch's own kernels, slices of equal numbers in one call: written out for all slices
-at once a step would round otherwise than that of a training by itself.
+By torch's own kernels, slices of equal numbers in one call. Rates and decays are left
+to the stack: they are what a search varies.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from sknan._fused_step import adam_kernel
 
-__all__ = ["kind_of_step", "numbers_of", "step_alike"]
+__all__ = ["is_decay_decoupled", "kind_of_step", "numbers_of", "step_alike"]
 
 # A larger rate may overflow inside the optimizer, which the guard then looks for.
 _LARGEST_RATE = 1e10
 
-# What each slice may have for itself.
-_NUMBERS = ("weight_decay", "betas", "momentum", "dampening")
+# What each slice may have for itself beside its rate and its decay.
+_NUMBERS = ("betas", "momentum", "dampening")
 
 _KINDS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _UNUSUAL = ("amsgrad", "maximize", "capturable", "differentiable")
@@ -44,13 +44,13 @@ def kind_of_step(optimizer: Any) -> Hashable | None:
     is_usual = group["fused"] and not any(group.get(name) for name in _UNUSUAL)
     if not is_usual or not 0.0 < float(group["lr"]) < _LARGEST_RATE:
         return None
-    own = ("params", "lr", *_NUMBERS)
+    own = ("params", "lr", "weight_decay", *_NUMBERS)
     options = {name: repr(v) for name, v in group.items() if name not in own}
     return type(optimizer), tuple(sorted(options.items()))
 
 
 def numbers_of(group: dict[str, Any]) -> Hashable:
-    """Equal for slices that may share a step at one rate.
+    """Equal for slices that may share a step.
 
     Parameters
     ----------
@@ -64,36 +64,46 @@ def numbers_of(group: dict[str, Any]) -> Hashable:
     return tuple(group.get(name) for name in _NUMBERS)
 
 
-def step_alike(
-    group: dict[str, Any], rate: float, n_steps: int, lists: list[list[Tensor]]
-) -> None:
-    """One step of slices that share a rate and all :func:`numbers_of` a group.
+def is_decay_decoupled(group: dict[str, Any]) -> bool:
+    """Whether an optimizer shrinks the weights themselves, as AdamW does.
 
     Parameters
     ----------
     group : dict of str to object
-        The parameter group of any of them.
-    rate : float
-        Learning rate of this step.
-    n_steps : int
+        Its parameter group.
+
+    Returns
+    -------
+    bool
+    """
+    return bool(group.get("decoupled_weight_decay"))
+
+
+def step_alike(group: dict[str, Any], count: Tensor, lists: list[list[Tensor]]) -> None:
+    """One step, at a rate of one, of slices of equal numbers.
+
+    Parameters
+    ----------
+    group : dict of str to object
+        The parameter group of any of them, without weight decay.
+    count : Tensor of shape ()
         Number of this step, from 1.
     lists : list of list of Tensor
         Weights, gradients, and two moments, which are zero before the first step.
     """
     weights, gradients, first, _ = lists
-    if "betas" not in group:
-        torch._fused_sgd_(
-            weights,
-            gradients,
-            first if group["momentum"] else [],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=rate,
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            maximize=False,
-            is_first_step=n_steps == 1,
-        )
+    if "betas" in group:
+        adam_kernel(group, 1.0, lists, [count] * len(weights))
         return
-    counts = [torch.tensor(float(n_steps))] * len(weights)
-    adam_kernel(group, rate, lists, counts)
+    torch._fused_sgd_(
+        weights,
+        gradients,
+        first if group["momentum"] else [],
+        weight_decay=0.0,
+        momentum=group["momentum"],
+        lr=1.0,
+        dampening=group["dampening"],
+        nesterov=group["nesterov"],
+        maximize=False,
+        is_first_step=bool(count == 1),
+    )

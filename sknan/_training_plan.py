@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from sknan._threads import threads_for
 from sknan.batching import TensorTable
 from sknan.early_stopping import BestWeights
 
-__all__ = ["TrainingPlan", "TrainingRows", "resumed", "seeded"]
+__all__ = ["TrainingPlan", "TrainingRows", "resumed", "seeded", "trained_by"]
 
 
 class TrainingRows(NamedTuple):
@@ -49,6 +50,28 @@ class TrainingRows(NamedTuple):
     n_outputs: int
     is_partial: bool
     numbers: np.ndarray
+
+
+# Who trains a plan, if it can; if not, or if there is nobody, the plan runs by itself.
+_trainer: ContextVar[Callable[[TrainingPlan], bool] | None] = ContextVar(
+    "trainer", default=None
+)
+
+
+@contextlib.contextmanager
+def trained_by(trainer: Callable[[TrainingPlan], bool]) -> Iterator[None]:
+    """Let somebody else train what is fitted inside the block.
+
+    Parameters
+    ----------
+    trainer : callable
+        Trains a plan and returns True, or leaves it as it was and returns False.
+    """
+    token = _trainer.set(trainer)
+    try:
+        yield
+    finally:
+        _trainer.reset(token)
 
 
 @dataclass
@@ -109,6 +132,9 @@ class TrainingPlan:
             listeners = [("epoch_bar", EpochBar())] if is_shown() else []
             if tasks is not None:
                 listeners.append(("epoch_tasks", tasks))
+            trainer = None if listeners else _trainer.get()
+            if trainer is not None and trainer(self):
+                return
             net.callbacks_ += listeners
             try:
                 self._run()

@@ -94,6 +94,8 @@ FLOOR = {
     "_stack_ledger": 4,
     "_stacked_step": 4,
     "_stacked_pass": 4,
+    "_stacked_chain": 4,
+    "_stack_weights": 4,
     "_net_parts": 4,
     "_rate_curves": 4,
     "_range_test": 4,

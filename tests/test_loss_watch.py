@@ -194,10 +194,16 @@ def test_watches_side_by_side_suspect_what_a_single_one_does(data):
     losses = data.draw(arrays(np.float64, shape, elements=numbers))
     norms = data.draw(arrays(np.float64, shape, elements=numbers))
     together = LossWatches(n_steps, n_trainings)
+    cuts = np.sort(data.draw(arrays(np.int64, 3, elements=st.integers(0, shape[0]))))
+    parts = [
+        (together.is_spike(*part), together.may_have_exploded(part[0]))
+        for part in zip(np.split(losses, cuts), np.split(norms, cuts), strict=True)
+        if len(part[0])
+    ]
+    all_spikes, all_suspects = (np.concatenate(its) for its in zip(*parts, strict=True))
     alone = [LossWatch(n_steps) for _ in range(n_trainings)]
-    for row, own_norms in zip(losses, norms, strict=True):
-        spikes = together.is_spike(row, own_norms).tolist()
-        suspects = together.may_have_exploded(row).tolist()
+    steps = zip(losses, norms, all_spikes.tolist(), all_suspects.tolist(), strict=True)
+    for row, own_norms, spikes, suspects in steps:
         triples = list(zip(alone, row.tolist(), own_norms.tolist(), strict=True))
         assert spikes == [watch.is_spike(loss, norm) for watch, loss, norm in triples]
         asked: list[int] = []
@@ -215,10 +221,11 @@ def test_a_watch_that_is_let_go_leaves_the_others_as_they_were():
     for step, (row, own) in enumerate(zip(losses, norms, strict=True)):
         if step == 10:
             three.keep(np.array([0, 2]))
-        seen = row[[0, 2]] if step >= 10 else row
-        seen_norms = own[[0, 2]] if step >= 10 else own
+        both, both_norms = row[None, [0, 2]], own[None, [0, 2]]
+        seen = both if step >= 10 else row[None]
+        seen_norms = both_norms if step >= 10 else own[None]
         spikes = three.is_spike(seen, seen_norms)
         suspects = three.may_have_exploded(seen)
         kept = [0, 2] if step < 10 else [0, 1]
-        assert (spikes[kept] == two.is_spike(row[[0, 2]], own[[0, 2]])).all()
-        assert (suspects[kept] == two.may_have_exploded(row[[0, 2]])).all()
+        assert (spikes[:, kept] == two.is_spike(both, both_norms)).all()
+        assert (suspects[:, kept] == two.may_have_exploded(both)).all()

@@ -40,6 +40,7 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
+from sknan._search_share import Fit, Share
 from sknan.search import (
     BatchedGridSearchCV,
     BatchedHalvingSearchCV,
@@ -750,3 +751,18 @@ def test_scorers_of_every_kind(table):
     ).fit(*table)
     assert set(ours.scorer_) == {"accuracy", "gain"}
     assert ours.score(*table) == (ours.predict(table[0]) == table[1]).sum()
+
+
+def test_a_share_brings_networks_over_whole():
+    X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    model = StableNetClassifier(max_epochs=2, random_state=0).fit(X, X[:, 0] > 0)
+    share = Share([Fit(model, None, "", 0.0, True)], [])
+    found = pickle.loads(pickle.dumps(share)).fits[0].model
+    np.testing.assert_array_equal(found.predict_proba(X), model.predict_proba(X))
+    # What is trained on are the weights, not copies of them.
+    weights = list(found.net_.module_.parameters())
+    steps = found.net_.optimizer_.param_groups[0]["params"]
+    assert all(a is b for a, b in zip(weights, steps, strict=True))
+    again, expected = (est.partial_fit(X, X[:, 0] > 0) for est in (found, model))
+    np.testing.assert_array_equal(again.predict_proba(X), expected.predict_proba(X))
+    assert pickle.loads(pickle.dumps(found)).n_iter_ == model.n_iter_
