@@ -14,9 +14,9 @@ import pickle
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +27,10 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import cross_validate
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, get_tags
-from skorch import NeuralNet
 
 from sknan._estimator_base import StableNetBase
 from sknan._progress import advance, reported_to
+from sknan._table_net import TableNet
 from sknan.exceptions import DivergenceWarning
 from sknan.stacking import Job, train_together
 
@@ -115,23 +115,19 @@ def _unpacked(data: bytes) -> Share:
     return Share(*pickle.loads(data))
 
 
-class _Pickler(CloudPickler):
-    """Hands networks over as they are, and their weights as arrays.
+def _reduced_net(net: TableNet) -> Any:
+    if net.device != "cpu":
+        return net.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    state = {**vars(net), "_training_": None}
+    return object.__new__, (type(net),), state, None, None, _set_state
 
-    skorch pickles a network so that it can move between devices, and torch wraps each
-    tensor in an archive of its own: of a search of small networks that takes a tenth.
-    """
 
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, NeuralNet) and obj.device == "cpu":
-            state = {**vars(obj), "_training_": None}
-            return object.__new__, (type(obj),), state, None, None, _set_state
-        if isinstance(obj, torch.TypedStorage):
-            untyped = obj._untyped_storage  # the public way warns
-            if untyped.device.type == "cpu":
-                numbers = torch.empty(0, dtype=torch.uint8).set_(untyped).numpy()
-                return _storage, (numbers, obj.dtype)
-        return super().reducer_override(obj)
+def _reduced_storage(storage: torch.TypedStorage) -> Any:
+    untyped = storage._untyped_storage  # the public way warns
+    if untyped.device.type != "cpu":
+        return storage.__reduce__()  # type: ignore[no-untyped-call]
+    numbers = torch.empty(0, dtype=torch.uint8).set_(untyped).numpy()
+    return _storage, (numbers, storage.dtype)
 
 
 def _set_state(net: Any, state: dict[str, Any]) -> None:
@@ -143,6 +139,20 @@ def _storage(numbers: np.ndarray, dtype: torch.dtype) -> torch.TypedStorage:
     return torch.TypedStorage(  # type: ignore[no-untyped-call]
         wrap_storage=untyped, dtype=dtype, _internal=True
     )
+
+
+class _Pickler(CloudPickler):
+    """Hands networks over as they are, and their weights as arrays.
+
+    skorch pickles a network so that it can move between devices, and torch wraps each
+    tensor in an archive of its own: of a search of small networks that takes a tenth.
+    """
+
+    dispatch_table: ClassVar[dict[type, Callable[[Any], Any]]] = {
+        **CloudPickler.dispatch_table,
+        TableNet: _reduced_net,
+        torch.TypedStorage: _reduced_storage,
+    }
 
 
 def last_step(model: Any) -> Any:

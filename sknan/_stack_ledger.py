@@ -22,6 +22,9 @@ __all__ = ["StepLedger", "has_sound_schedule"]
 Floats = NDArray[np.float64]
 
 
+_TINY = np.finfo(np.float64).tiny
+
+
 class StepLedger:
     """Losses, gradient norms, clip coefficients and rates of the slices' steps.
 
@@ -67,11 +70,9 @@ class StepLedger:
 
     def coefficients_of(self, norms: Floats) -> Floats | None:
         """By what the gradients of a step are multiplied; None if by nothing."""
-        is_long = norms > self.clips
-        if not np.count_nonzero(is_long):  # quicker than any()
+        if not np.count_nonzero(norms > self.clips):  # quicker than any()
             return None
-        coefficients = np.ones_like(norms)
-        np.divide(self.clips, norms, out=coefficients, where=is_long)
+        coefficients: Floats = np.minimum(self.clips / np.maximum(norms, _TINY), 1.0)
         return coefficients
 
     def take(

@@ -31,8 +31,7 @@ _aten = torch.ops.aten
 class _CrossEntropy:
     """Mean cross-entropy of each slice; logits (K, C, B), class codes (K, B)."""
 
-    def __init__(self) -> None:
-        self.space, self.terms = _Space(), _Space()
+    shape: Any = None
 
     @staticmethod
     def takes(y: Tensor) -> bool:
@@ -47,19 +46,24 @@ class _CrossEntropy:
 
     def value_and_grad(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (K,), and the gradient of the output."""
+        if output.shape != self.shape:
+            self._lay_out(output)
         logs = torch.log_softmax(output, 1)
-        terms = torch.mul(logs, target, out=self.terms.like(output))
-        grad = torch._log_softmax_backward_data(
-            target, logs, 1, output.dtype, out=self.space.like(output)
-        )
-        return terms.sum((1, 2)), grad
+        torch.mul(logs, target, out=self.terms)
+        torch.sum(self.rows_of_terms, 1, out=self.losses)
+        torch._log_softmax_backward_data(target, logs, 1, output.dtype, out=self.grad)
+        return self.losses, self.grad
+
+    def _lay_out(self, output: Tensor) -> None:
+        """Take memory for batches like this one."""
+        self.shape = output.shape
+        self.terms, self.grad = torch.empty_like(output), torch.empty_like(output)
+        self.rows_of_terms = self.terms.flatten(1)
+        self.losses = output.new_empty(len(output))
 
 
 class _SquaredError:
     """Mean of rows and outputs of each slice; both (K, n_outputs, B)."""
-
-    def __init__(self) -> None:
-        self.space = _Space()
 
     @staticmethod
     def takes(y: Tensor) -> bool:
@@ -72,7 +76,7 @@ class _SquaredError:
 
     def value_and_grad(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (K,), and the gradient of the output."""
-        grad = torch.sub(output, target, out=self.space.like(output))
+        grad = output - target
         losses = grad.square().mean((1, 2))
         return losses, grad.mul_(2.0 / (grad.shape[1] * grad.shape[2]))
 
@@ -126,21 +130,6 @@ def _product_one_by_one(
 
 
 _Product = Callable[..., Tensor]
-
-
-class _Space:
-    """Memory for a result, as long as its shape does not change."""
-
-    def __init__(self) -> None:
-        self.shape: Any = None
-        self.tensor = torch.empty(0)
-
-    def like(self, other: Tensor) -> Tensor:
-        """Of the shape of another tensor."""
-        if other.shape != self.shape:
-            self.shape = other.shape
-            self.tensor = torch.empty_like(other)
-        return self.tensor
 
 
 # -- layers ----------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from sknan._estimator_base import StableNetBase
 from sknan._progress import advance
 from sknan._stack import shape_of, train_stack
+from sknan._training_plan import TrainingRows
 
 __all__ = ["Job", "Outcome", "stack_key", "train_together"]
 
@@ -114,8 +115,9 @@ def train_together(jobs: list[Job], max_memory: int | None = None) -> list[Outco
         In the order of the jobs.
     """
     tasks = [_Task(job) for job in jobs]
+    validated: dict[Hashable, _Validated] = {}
     for task in tasks:
-        task.prepare()
+        task.prepare(validated)
     groups: dict[Hashable, list[_Task]] = defaultdict(list)
     for task in tasks:
         shape = None if task.plan is None else shape_of(task.plan)
@@ -130,6 +132,17 @@ def train_together(jobs: list[Job], max_memory: int | None = None) -> list[Outco
     return [task.outcome() for task in tasks]
 
 
+class _Validated(NamedTuple):
+    """Rows that one estimator has checked, for all others that would find the same.
+
+    ``learnt`` are the attributes that this has given the estimator.
+    """
+
+    rows: TrainingRows
+    learnt: dict[str, Any]
+    warnings: list[warnings.WarningMessage]
+
+
 class _Task:
     """A job on its way."""
 
@@ -141,14 +154,35 @@ class _Task:
         self.warn: Callable[[], None] | None = None
         self.warnings: list[warnings.WarningMessage] = []
 
-    def prepare(self) -> None:
-        """Check data and parameters, and build the network."""
+    def prepare(self, validated: dict[Hashable, _Validated]) -> None:
+        """Check data and parameters, and build the network.
+
+        Parameters
+        ----------
+        validated : dict of hashable to _Validated
+            What has been checked before; what is checked here is added.
+        """
         estimator, X, y, fit_params = self.job
         if hasattr(estimator, "_skl_callbacks"):
             return  # they are to be told of a whole fit
+        others = dict(fit_params)
+        fold = others.pop("fold", None)
+        its_kind = stack_key(self.job)
+        key = None if its_kind is None else (its_kind, self.source)
 
         def prepare() -> None:
-            self.plan = estimator._prepare(X, y, **fit_params)
+            estimator._check_parameters()
+            found = validated.get(key)
+            if found is None:
+                found = _validate(estimator, X, y, others)
+                if key is not None:
+                    validated[key] = found
+            estimator.__dict__.update(found.learnt)
+            for its in found.warnings:
+                warnings.warn_explicit(
+                    its.message, its.category, its.filename, its.lineno
+                )
+            self.plan = estimator._plan(found.rows, fold)
 
         self._run(prepare)
 
@@ -199,6 +233,17 @@ class _Task:
         return Outcome(
             fitted, self.error, self.seconds, self.warn is not None, self.warnings
         )
+
+
+def _validate(
+    estimator: StableNetBase, X: Any, y: Any, fit_params: dict[str, Any]
+) -> _Validated:
+    before = set(vars(estimator))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        rows = estimator._training_rows(X, y, **fit_params)
+    learnt = {name: v for name, v in vars(estimator).items() if name not in before}
+    return _Validated(rows, learnt, told)
 
 
 def _train_group(tasks: list[_Task], max_memory: int | None) -> None:

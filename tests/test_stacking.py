@@ -1,9 +1,11 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import DataConversionWarning
 from torch import nn
 
 from sknan import DivergenceWarning, StableNetClassifier, StableNetRegressor
@@ -384,3 +386,22 @@ def test_the_callers_generator_is_left_as_it_was(tables):
     state = torch.get_rng_state()
     train_together(jobs_of(StableNetClassifier, tables, RATES))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_a_first_estimator_learns_of_the_rows_the_others_know_too(tables):
+    X, y = tables[0]
+    frame = pd.DataFrame(X, columns=list("abcde"))
+    column = (y > 0).astype(int)[:, None]
+    jobs = [
+        Job(StableNetClassifier(max_epochs=2, lr=lr, random_state=0), frame, column, {})
+        for lr in (1e-3, 1e-2, -1.0)
+    ]
+    *outcomes, refused = train_together(jobs)
+    for outcome in outcomes:
+        assert outcome.is_stacked
+        assert outcome.estimator.feature_names_in_.tolist() == list("abcde")
+        assert outcome.estimator.classes_.tolist() == [0, 1]
+        assert [w.category for w in outcome.warnings] == [DataConversionWarning]
+    with pytest.raises(ValueError, match="lr") as alone:
+        clone(jobs[2].estimator).fit(frame, column)
+    assert str(refused.error) == str(alone.value)
