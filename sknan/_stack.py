@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -178,7 +179,13 @@ def train_stack(
     tables, offsets = _distinct_tables(plans, sources)
     n_flops = 3.0 * plans[0].net.flops_per_row_ * plans[0].batch_size * len(plans)
     run = _Run(plans, tables, offsets)
-    with torch.no_grad(), threads_for(n_flops, plans[0].num_threads):
+    with (
+        torch.no_grad(),
+        threads_for(n_flops, plans[0].num_threads),
+        # A module may raise where one slice is not finite, and so end all. Those that
+        # are not done are trained one by one then, and the one to blame raises again.
+        contextlib.suppress(RuntimeError),
+    ):
         run.train()
     advance(len(run.done) - run.n_reported)
     done = {id(its.plan): its.warn for its in run.done}

@@ -405,3 +405,29 @@ def test_what_a_first_estimator_learns_of_the_rows_the_others_know_too(tables):
     with pytest.raises(ValueError, match="lr") as alone:
         clone(jobs[2].estimator).fit(frame, column)
     assert str(refused.error) == str(alone.value)
+
+
+class Whitened(nn.Module):
+    """Raises where a weight is not finite: the decomposition does not exist."""
+
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.mix = nn.Linear(n_features_in, 3)
+        self.head = nn.Linear(3, n_outputs)
+
+    def forward(self, x):
+        h = self.mix(x)
+        root = torch.linalg.cholesky(torch.eye(3) + h.T @ h / len(h))
+        return self.head(torch.linalg.solve_triangular(root, h.T, upper=False).T)
+
+
+def test_a_module_that_raises_for_one_slice_leaves_the_others_their_training(tables):
+    settings = [{"lr": 1e-3}, {"lr": 1e-2}, {"lr": 1e9}]
+    common = {"module": Whitened, "clip_norm": None, "on_nonfinite": "raise"}
+    jobs = jobs_of(StableNetClassifier, tables[:1], settings, **common)
+    with pytest.raises(Exception) as alone:  # noqa: PT011
+        clone(jobs[2].estimator).fit(jobs[2].X, jobs[2].y)
+    others = fitted_alone(jobs[:2])
+    *outcomes, wild = train_together(jobs)
+    assert_same(outcomes, others)
+    assert type(wild.error) is type(alone.value)
