@@ -118,6 +118,8 @@ def report(
         If ``estimator`` has not been fitted.
     TypeError
         If it is, or ends in, none of this package's networks.
+    FileNotFoundError
+        If the folder of ``path`` does not exist: before any work is done.
 
     See Also
     --------
@@ -141,6 +143,11 @@ def report(
     StableNetClassifier: 5 epochs, no step failed.
     """
     networks = networks_of(estimator)
+    if path is not None and not Path(path).parent.is_dir():
+        raise FileNotFoundError(
+            f"report cannot write {str(path)!r}: there is no folder "
+            f"{str(Path(path).parent)!r}. Create it first."
+        )
     parts = [
         *data_section(estimator, X, y),
         *_of_the_training(estimator),
