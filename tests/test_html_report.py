@@ -365,3 +365,15 @@ def test_it_is_light_or_dark_as_the_browser_wishes(page, tmp_path):
 
     assert lightness(light["background"]) > 200 > 60 > lightness(light["color"])
     assert lightness(dark["color"]) > 200 > 60 > lightness(dark["background"])
+
+
+def test_a_page_for_a_folder_that_is_missing_is_refused_before_any_work(tmp_path):
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    net = StableNetClassifier(max_epochs=1, random_state=0).fit(X, X[:, 0] > 0)
+    path = tmp_path / "pages" / "net.html"
+    with pytest.raises(FileNotFoundError) as refused:
+        report(net, X, "no target", path=path)
+    assert str(refused.value) == (
+        f"report cannot write {str(path)!r}: there is no folder "
+        f"{str(path.parent)!r}. Create it first."
+    )

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-import sknan
 from sknan import (
     DivergenceWarning,
     GuardedNet,
@@ -213,16 +212,4 @@ def test_what_is_no_net_is_refused():
         diagnose(nn.Linear, nn.MSELoss, X, Y)
     assert str(caught.value) == (
         "diagnose looks at a network, and got the class Linear. Pass an instance."
-    )
-
-
-def test_a_page_for_a_folder_that_is_missing_is_refused_before_any_work(tmp_path):
-    X = np.random.default_rng(0).normal(size=(60, 3))
-    net = sknan.StableNetClassifier(max_epochs=1, random_state=0).fit(X, X[:, 0] > 0)
-    path = tmp_path / "pages" / "net.html"
-    with pytest.raises(FileNotFoundError) as refused:
-        sknan.report(net, X, "no target", path=path)
-    assert str(refused.value) == (
-        f"report cannot write {str(path)!r}: there is no folder "
-        f"{str(path.parent)!r}. Create it first."
     )
