@@ -17,7 +17,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._progress import advance, is_shown, reach
 from sknan._stack import shape_of
-from sknan._stack_weights import Stack
+from sknan._stack_weights import Rates, Stack
 from sknan._stacked_pass import can_be_passed
 from sknan._threads import threads_for
 from sknan._training_plan import TrainingPlan, TrainingRows
@@ -248,6 +248,7 @@ class _Trainings:
 
     def _run_stack(self, curves: list[Any]) -> None:
         stack: Any = Stack(curves)
+        rates = _rates_of(stack)
         self._check(stack, 0)
         for i, batch in enumerate(self._batches()):
             x, target = _repeated(batch, len(stack.slices))
@@ -273,10 +274,10 @@ class _Trainings:
             ]
             if min(coefficients) < 1.0:
                 stack.clip(np.array(coefficients))
-            (rates,) = stack.rates(np.array([[its.rate for its in alive]]))
             stack.step(rates, i + 1)
             if len(kept) < len(whole):
                 stack.keep(kept)
+                rates = _rates_of(stack)
             self._check(stack, i + 1)
 
     def _check(self, stack: Any, n_done: int) -> None:
@@ -354,6 +355,11 @@ class _Log(Callback):
             # A copy: the module may work in place.
             loss = float(net.get_loss(net.infer(x.clone()), target))
             self.valid_losses[checks.index(self.n_done)] = loss
+
+
+def _rates_of(stack: Stack) -> Rates:
+    (rates,) = stack.rates(np.array([[its.rate for its in stack.slices]]))
+    return rates
 
 
 def _repeated(rows: Any, n_slices: int) -> Any:

@@ -355,13 +355,15 @@ class _Run:
     def _end_epoch(self, x: Tensor, output: Tensor, rates: np.ndarray) -> None:
         """Verify, validate, log, and let go what fails or is at its end."""
         stack = self.stack
+        # Before the loss on held-out rows, which may take the place of the output.
+        are_collapsed = list(map(_might_be_collapsed, x, output))
         valid_losses = self._valid_losses()
         are_finite = stack.are_finite()
         entries = self.ledger.end_epoch(self.n_train, rates, valid_losses)
         remaining: list[int] = []
         ended: list[int] = []
         for k, its in enumerate(stack.slices):
-            if not are_finite[k] or _might_be_collapsed(x[k], output[k]):
+            if not are_finite[k] or are_collapsed[k]:
                 continue
             its.history.append(entries[k])
             goes_on = its.keeps(lambda k=k: stack.weights_of(k))

@@ -138,75 +138,60 @@ _Product = Callable[..., Tensor]
 class _StackedLinear:
     """A hidden layer; weights (K, in, out), inputs (K, B, in), outputs (K, B, out)."""
 
+    rows_axis = 1  # of the outputs
+
     def __init__(self, weight: tuple[Tensor, Tensor], bias: Any) -> None:
         self.weight, self.weight_grad = weight
         self.weight_t = self.weight.transpose(1, 2)
         bias, self.bias_grad = bias
-        self.bias = None if bias is None else bias.unsqueeze(1)
+        self.bias = None if bias is None else bias.unsqueeze(self.rows_axis)
         self.shape: Any = None
         self.x: Any = None
         self.to_weight: _Product = _way_of_product(self.weight_grad)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x is not self.x:
-            self.x, self.x_t = x, x.transpose(1, 2)
-            if x.shape != self.shape:
-                self._lay_out(x)
+        self._take(x, x.shape[1], self.weight.shape[2])
         return self.to_output(x, self.weight, self.output, self.bias)
 
-    def _lay_out(self, x: Tensor) -> None:
-        """Take memory for batches like this one."""
-        self.shape = x.shape
-        self.output = x.new_empty(*x.shape[:2], self.weight.shape[2])
-        self.to_output: _Product = _way_of_product(self.output)
-        self.input_grad = torch.empty_like(x)
-        self.to_input: _Product = _way_of_product(self.input_grad)
+    def _take(self, x: Tensor, *output_shape: int) -> None:
+        """Keep an input, and take memory if there were none like it."""
+        if x is self.x:
+            return
+        self.x, self.x_t = x, x.transpose(1, 2)
+        if x.shape != self.shape:
+            self.shape = x.shape
+            self.output = x.new_empty(len(x), *output_shape)
+            self.to_output: _Product = _way_of_product(self.output)
+            self.input_grad = torch.empty_like(x)
+            self.to_input: _Product = _way_of_product(self.input_grad)
 
     def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
         self.to_weight(self.x_t, grad, self.weight_grad)
-        if self.bias_grad is not None:
-            torch.sum(grad, 1, out=self.bias_grad)
+        self._sum_bias_grad(grad)
         if not needs_input:
             return None
         return self.to_input(grad, self.weight_t, self.input_grad)
 
+    def _sum_bias_grad(self, grad: Tensor) -> None:
+        if self.bias_grad is not None:
+            torch.sum(grad, self.rows_axis, out=self.bias_grad)
 
-class _StackedOutput:
+
+class _StackedOutput(_StackedLinear):
     """A last layer; weights (K, out, in), inputs (K, B, in), outputs (K, out, B)."""
 
-    def __init__(self, weight: tuple[Tensor, Tensor], bias: Any) -> None:
-        self.weight, self.weight_grad = weight
-        bias, self.bias_grad = bias
-        self.bias = None if bias is None else bias.unsqueeze(2)
-        self.shape: Any = None
-        self.x: Any = None
-        self.grad: Any = None
-        self.to_weight: _Product = _way_of_product(self.weight_grad)
+    rows_axis = 2
 
     def forward(self, x: Tensor) -> Tensor:
-        if x is not self.x:
-            self.x, self.x_t = x, x.transpose(1, 2)
-            if x.shape != self.shape:
-                self._lay_out(x)
+        self._take(x, self.weight.shape[1], x.shape[1])
         return self.to_output(self.weight, self.x_t, self.output, self.bias)
 
-    def _lay_out(self, x: Tensor) -> None:
-        """Take memory for batches like this one."""
-        self.shape = x.shape
-        self.output = x.new_empty(len(x), self.weight.shape[1], x.shape[1])
-        self.to_output: _Product = _way_of_product(self.output)
-        self.input_grad = torch.empty_like(x)
-        self.to_input: _Product = _way_of_product(self.input_grad)
-
     def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        if grad is not self.grad:
-            self.grad, self.grad_t = grad, grad.transpose(1, 2)
         self.to_weight(grad, self.x, self.weight_grad)
-        if self.bias_grad is not None:
-            torch.sum(grad, 2, out=self.bias_grad)
+        self._sum_bias_grad(grad)
         if not needs_input:
             return None
-        return self.to_input(self.grad_t, self.weight, self.input_grad)
+        return self.to_input(grad.transpose(1, 2), self.weight, self.input_grad)
 
 
 def _way_of_product(out: Tensor) -> _Product:
@@ -373,7 +358,7 @@ class StackedChain:
                 self.layers.append(_StackedReLU())
             else:
                 self.layers.append(_StackedActivation(first))
-        weighted = (_StackedLinear, _StackedOutput, _StackedEmbedding)
+        weighted = (_StackedLinear, _StackedEmbedding)
         self.first = [isinstance(layer, weighted) for layer in self.layers].index(True)
         if not isinstance(self.layers[-1], _StackedOutput):
             self.layers.append(_Turn())
