@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.search_suite`` runs them as installed, about two minutes each
 time: first as they are, where ours must simply be scikit-learn's, since the estimators
-are; then with every estimator taken for one of ours, so that all of them are fitted in
-shares, one by one, and scored by stand-ins. What cannot hold there is listed with its
-reason.
+are; then with every estimator taken for one of ours, so that all of them are fitted and
+scored in shares, one by one, and stand-ins tell what was found. What cannot hold there
+is listed with its reason.
 
 ``python -m benchmarks.search_suite theirs`` or ``all`` runs one of the two; what comes
 after that is passed to pytest.
@@ -21,7 +21,7 @@ import pytest
 import sklearn.model_selection
 from joblib import parallel_config
 
-from sknan import _search_share, search
+from sknan import _search_pipelines, _search_share, search
 from sknan.stacking import Job, Outcome
 
 __all__ = ["DIFFERENT_BY_DESIGN"]
@@ -96,7 +96,8 @@ def run(kinds: str, options: list[str]) -> int:
     places.RandomizedSearchCV = search.BatchedRandomizedSearchCV
     places.HalvingGridSearchCV = search.BatchedHalvingSearchCV
     if kinds == "all":
-        vars(_search_share).update(StableNetBase=_Ours, train_together=_one_by_one)
+        vars(_search_pipelines)["StableNetBase"] = _Ours
+        vars(_search_share)["train_together"] = _one_by_one
     tests = [
         f"sklearn.model_selection.tests.{name}"
         for name in ("test_search", "test_successive_halving")

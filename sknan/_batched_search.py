@@ -7,14 +7,12 @@ import warnings
 from typing import Any, cast
 
 import numpy as np
-from sklearn import get_config
-from sklearn.utils.metadata_routing import process_routing
 
 from sknan._caller import stacklevel_of_caller
 from sknan._progress import progress
+from sknan._search_pipelines import net_of
 from sknan._search_results import columns_of, divergence_warning
 from sknan._search_run import SearchRun
-from sknan._search_share import net_of
 
 __all__ = ["BatchedSearchMixin"]
 
@@ -54,7 +52,7 @@ class BatchedSearchMixin:
         if net_of(search.estimator) is None:
             return parent.fit(X, y, **params)
         run = SearchRun(
-            search.estimator, self._params_of_fit(params), search.n_jobs, memory
+            search.estimator, search.n_jobs, memory, search.return_train_score
         )
         self._run = run
         try:
@@ -62,6 +60,7 @@ class BatchedSearchMixin:
         finally:
             run.leave(self)
             del self._run
+        search.scorer_ = getattr(search.scorer_, "__wrapped__", search.scorer_)
         has_best = search.refit or not search.multimetric_
         best = search.best_index_ if has_best else None
         warning = divergence_warning(run.records, search.cv_results_, best)
@@ -69,11 +68,23 @@ class BatchedSearchMixin:
             warnings.warn(warning, stacklevel=stacklevel_of_caller())
         return self
 
-    def _params_of_fit(self, params: dict[str, Any]) -> dict[str, Any]:
-        """What of the arguments of `fit` is for the estimator."""
-        if get_config()["enable_metadata_routing"]:
-            return dict(process_routing(self, "fit", **params).estimator.fit)
-        return {name: value for name, value in params.items() if name != "groups"}
+    def _get_scorers(self) -> Any:
+        parent: Any = super()
+        scorer, refit_metric = parent._get_scorers()
+        if self._run is not None:
+            scoring = cast(Any, self).scoring
+            is_several = not (scoring is None or isinstance(scoring, str))
+            is_several = is_several and not callable(scoring)
+            scorer = self._run.scorer(scorer, is_several)
+        return scorer, refit_metric
+
+    def _get_routed_params_for_fit(self, params: dict[str, Any]) -> Any:
+        parent: Any = super()
+        routed = parent._get_routed_params_for_fit(params)
+        if self._run is not None:
+            self._run.fit_params = dict(routed.estimator.fit)
+            self._run.score_params = dict(routed.scorer.score)
+        return routed
 
     def _check_input_parameters(self, X: Any, y: Any, split_params: Any) -> None:
         parent: Any = super()
@@ -109,6 +120,7 @@ class BatchedSearchMixin:
         records = [] if self._run is None else self._run.records
         for result, record in zip(out, records, strict=bool(records)):
             result["fit_time"] = record.seconds
+            result["score_time"] = record.score_seconds
         results: dict[str, Any] = parent._format_results(
             candidate_params, n_splits, out, more_results
         )

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sknan._report import NonFiniteReport
-from sknan._search_share import Fit, last_step
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 
 __all__ = ["Record", "columns_of", "divergence_warning", "record_of"]
@@ -25,6 +24,8 @@ class Record(NamedTuple):
         Time that its training took, or its share of that.
     is_stacked : bool
         Whether it was trained together with others.
+    score_seconds : float
+        Time that scoring on the test part took.
     has_diverged : bool
         Whether a step failed, rescued or not.
     n_recoveries : int or None
@@ -40,6 +41,7 @@ class Record(NamedTuple):
 
     seconds: float
     is_stacked: bool
+    score_seconds: float = 0.0
     has_diverged: bool = False
     n_recoveries: int | None = None
     diverged_at: int | None = None
@@ -47,13 +49,30 @@ class Record(NamedTuple):
     report: NonFiniteReport | None = None
 
 
-def record_of(fit: Fit) -> Record:
-    """What is kept of a fit when its model has been scored."""
-    record = Record(fit.seconds, fit.is_stacked)
-    if isinstance(fit.error, NonFiniteTrainingError):
-        report = fit.error.report
+def record_of(
+    net: Any, error: Exception | None, seconds: float, is_stacked: bool
+) -> Record:
+    """What is kept of a fit.
+
+    Parameters
+    ----------
+    net : estimator or None
+        Last step of the model; None if there is an error.
+    error : Exception or None
+        What its ``fit`` would have raised.
+    seconds : float
+        Time that it took.
+    is_stacked : bool
+        Whether it was trained together with others.
+
+    Returns
+    -------
+    Record
+    """
+    record = Record(seconds, is_stacked)
+    if isinstance(error, NonFiniteTrainingError):
+        report = error.report
         return record._replace(has_diverged=True, **_first([report] if report else []))
-    net = last_step(fit.model)
     reports = getattr(net, "nonfinite_reports_", None)
     if reports is None:
         return record

@@ -1,15 +1,14 @@
-"""One fit of a search: scikit-learn leads it, the training is done in shares.
+"""One fit of a search: scikit-learn leads it, training and scoring are done in shares.
 
-scikit-learn's own code cuts the folds, scores, ranks, refits and reports. Only the
-estimators that it clones for candidates and folds are stand-ins: what they fit has been
-trained before, many at a time, and they become it.
+scikit-learn's own code cuts the folds, ranks, refits and reports. Only the estimators
+that it clones for candidates and folds are stand-ins: what they would fit has been
+trained before, many at a time, and scored where it was trained.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import pickle
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
@@ -23,22 +22,16 @@ from sklearn.utils.parallel import Parallel, delayed
 from sknan._caller import stacklevel_of_caller
 from sknan._estimator_base import StableNetBase
 from sknan._progress import reach, reports
-from sknan._search_results import Record, record_of
-from sknan._search_share import (
-    Fit,
-    Recorder,
-    Task,
-    net_of,
-    path_of_last,
-    train_share,
-    with_last,
-)
+from sknan._search_pipelines import Recorder, net_of, path_of_last, with_last
+from sknan._search_preparation import Fold, Scoring
+from sknan._search_results import Record
+from sknan._search_share import Fit, Task, train_share
 from sknan._stack import train_as_stack
 from sknan._training_plan import trained_by
 
 __all__ = ["SearchRun"]
 
-# Trained models wait until they have been scored: at most so many of them, and with
+# Trained models wait for the others of their share: at most so many of them, and with
 # `max_memory` at most what fits a quarter of it. What one takes is measured on the
 # first; in memory it is about so many times what it is in a pickle.
 _MOST_MODELS = 512
@@ -56,15 +49,18 @@ class SearchRun:
     ----------
     estimator : estimator
         That of the search.
-    fit_params : dict of str to object
-        Arguments of ``fit`` for it, by name.
     n_jobs : int or None
         Shares at a time.
     max_memory : int or None
         Bytes for all of them.
 
+    return_train_score : bool
+        Whether to score on the training parts as well.
+
     Attributes
     ----------
+    fit_params, score_params : dict of str to object
+        Arguments of ``fit`` for the estimator and for the scorers, by name.
     records : list of Record
         What became of each candidate on each fold, in the order of ``cv_results_``.
     """
@@ -72,13 +68,16 @@ class SearchRun:
     def __init__(
         self,
         estimator: Any,
-        fit_params: dict[str, Any],
         n_jobs: int | None,
         max_memory: int | None,
+        return_train_score: bool,
     ) -> None:
         self._given = estimator
         self._estimator: Any = None
-        self._fit_params = fit_params
+        self.fit_params: dict[str, Any] = {}
+        self.score_params: dict[str, Any] = {}
+        self._scorer: Any = None
+        self._on_train = return_train_score
         self._n_jobs = n_jobs
         self._max_memory = max_memory
         self._bytes_of_model = _BYTES_OF_MODEL
@@ -89,8 +88,13 @@ class SearchRun:
 
     # -- in the estimator's place ----------------------------------------------------
 
+    def scorer(self, scorer: Any, is_several: bool) -> Any:
+        """What takes a scorer's place: it knows what that has said in the shares."""
+        self._scorer = scorer
+        return known_scores(scorer, is_several)
+
     def enter(self, search: Any) -> None:
-        """Be what the search clones, and let it score here, one after the other."""
+        """Be what the search clones, and let it go through the candidates here."""
         search.estimator = self
         self._contexts.enter_context(parallel_config(backend="sequential"))
 
@@ -143,10 +147,11 @@ class SearchRun:
         settings: list[Any],
         X: Any,
         y: Any,
-        trains: list[np.ndarray],
+        folds: list[Fold],
         tasks: list[Task],
     ) -> list[Fit]:
         """Train in shares, each fold's tasks side by side, and tell what was warned."""
+        scoring = Scoring(self._scorer, self.score_params, self._on_train)
         order = sorted(range(len(tasks)), key=lambda i: (tasks[i].split, i))
         n_workers = effective_n_jobs(self._n_jobs)
         n_tables = len({(task.setting, task.split) for task in tasks})
@@ -161,8 +166,9 @@ class SearchRun:
                     {task.setting: settings[task.setting] for task in share},
                     X,
                     y,
-                    self._fit_params,
-                    {task.split: trains[task.split] for task in share},
+                    self.fit_params,
+                    {task.split: folds[task.split] for task in share},
+                    scoring,
                     share,
                     memory,
                     reports_path,
@@ -170,8 +176,10 @@ class SearchRun:
                 for share in shares
             )
         self._warn_once(message for share in found for message in share.warnings)
+        n_bytes = max(share.n_bytes for share in found)
+        if n_bytes:
+            self._bytes_of_model = _BYTES_PER_PICKLED * n_bytes
         fits = [fit for share in found for fit in share.fits]
-        self._weigh(fits)
         return [fits[place] for place in np.argsort(order)]
 
     def _n_for_tables(self, X: Any, n_tables: int) -> int:
@@ -181,11 +189,6 @@ class SearchRun:
         usage = getattr(X, "memory_usage", None)
         size = X.nbytes if hasattr(X, "nbytes") else usage().sum() if usage else 0
         return math.ceil(4 * n_tables * size / self._max_memory)
-
-    def _weigh(self, fits: list[Fit]) -> None:
-        model = next((fit.model for fit in fits if fit.error is None), None)
-        if self._max_memory is not None and model is not None:
-            self._bytes_of_model = _BYTES_PER_PICKLED * len(pickle.dumps(model))
 
     def _warn_once(self, messages: Iterator[Warning]) -> None:
         for message in messages:
@@ -222,7 +225,9 @@ class _Evaluation:
         self.run = run
         self.candidates = candidates
         self._X, self._y = X, y
-        self._trains = [_positions(train) for train, _ in folds]
+        self._folds = [
+            Fold(_positions(train), _positions(test)) for train, test in folds
+        ]
         self._settings: list[Any] = []
         nets = self._arrange()
         self._tasks = [
@@ -264,7 +269,7 @@ class _Evaluation:
 
     def take(self, place: int, params: Mapping[str, Any]) -> Fit:
         """What became of a task, trained with those after it if it is not yet."""
-        candidate = self.candidates[place // len(self._trains)]
+        candidate = self.candidates[place // len(self._folds)]
         if not _agree(params, candidate):
             raise RuntimeError(
                 f"scikit-learn asks for the candidate {dict(params)!r} where sknan has "
@@ -277,10 +282,10 @@ class _Evaluation:
                 self._settings,
                 self._X,
                 self._y,
-                self._trains,
+                self._folds,
                 self._tasks[place:end],
             )
-            self._n_recoveries += sum(record_of(fit).n_recoveries or 0 for fit in fits)
+            self._n_recoveries += sum(fit.record.n_recoveries or 0 for fit in fits)
             reach(end, self._n_recoveries)
             self._ready = dict(zip(range(place, end), fits, strict=True))
         return self._ready.pop(place)
@@ -291,7 +296,7 @@ class _Evaluation:
 
 
 class StandIn:
-    """What scikit-learn fits and scores for a candidate: it becomes what was trained.
+    """What scikit-learn fits and scores for a candidate: that has been done before.
 
     Parameters
     ----------
@@ -309,26 +314,50 @@ class StandIn:
     def set_params(self, **params: Any) -> StandIn:
         # Here and not in `fit`: an error of this is none of the candidate's.
         self._fit = self._evaluation.take(self._place, params)
+        self._scores = iter(self._fit.scores)
         return self
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> StandIn:
-        fit = self._fit
-        self._evaluation.run.records.append(record_of(fit))
-        if fit.error is not None:
-            fit.error.__cause__ = _WhereItFailed(fit.trace)
-            raise fit.error.with_traceback(None)
-        del self._evaluation, self._place, self._fit
-        self.__class__ = type(fit.model)
-        # What scikit-learn has hung on meanwhile stays: it takes it off itself.
-        vars(self).update(vars(fit.model))
+        self._evaluation.run.records.append(self._fit.record)
+        self._fit.training.get()
         return self
 
+    def next_score(self) -> Any:
+        """What the scorer said of the test part, then of the training part."""
+        return next(self._scores).get()
 
-class _WhereItFailed(Exception):
-    """Traceback of an error that was raised in a share, as text."""
 
-    def __init__(self, trace: str) -> None:
-        super().__init__(f'\n"""\n{trace}"""')
+class _KnownScores:
+    """What takes the place of a scorer: it asks a stand-in.
+
+    Parameters
+    ----------
+    scorer : callable
+        The scorer.
+    """
+
+    def __init__(self, scorer: Any) -> None:
+        self.__wrapped__ = scorer  # where `inspect` finds its signature
+
+    def __call__(self, estimator: Any, *rows: Any, **params: Any) -> Any:
+        if isinstance(estimator, StandIn):
+            return estimator.next_score()
+        return self.__wrapped__(estimator, *rows, **params)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)
+
+
+def known_scores(scorer: Any, is_several: bool) -> Any:
+    """What takes the place of a scorer while stand-ins are scored."""
+    if not is_several:
+        return _KnownScores(scorer)
+    # scikit-learn knows one of several scores by its class.
+    kind = type("_KnownScores", (_KnownScores, type(scorer)), {})
+    return kind(scorer)
 
 
 def _positions(rows: Any) -> np.ndarray:

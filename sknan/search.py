@@ -18,7 +18,7 @@ from sklearn.model_selection import (
 )
 
 from sknan._batched_search import BatchedSearchMixin
-from sknan._search_share import net_of, path_of_last
+from sknan._search_pipelines import net_of, path_of_last
 
 __all__ = ["BatchedGridSearchCV", "BatchedHalvingSearchCV", "BatchedRandomizedSearchCV"]
 
@@ -49,8 +49,8 @@ class BatchedGridSearchCV(BatchedSearchMixin, GridSearchCV):
     cv : int, splitter, iterable or None, default=None
         Folds, as in scikit-learn.
     verbose : int, default=0
-        From 1 to 10, what scikit-learn prints (the times in it are those of scoring),
-        and a bar over the trainings in a terminal or a notebook.
+        From 1 to 10, what scikit-learn prints, without the times of training and
+        scoring, and a bar over the trainings in a terminal or a notebook.
     pre_dispatch : int, str or None, default="2*n_jobs"
         As in scikit-learn, for estimators of others.
     error_score : "raise" or float, default=np.nan
@@ -172,8 +172,8 @@ class BatchedRandomizedSearchCV(BatchedSearchMixin, RandomizedSearchCV):
     cv : int, splitter, iterable or None, default=None
         Folds, as in scikit-learn.
     verbose : int, default=0
-        From 1 to 10, what scikit-learn prints (the times in it are those of scoring),
-        and a bar over the trainings in a terminal or a notebook.
+        From 1 to 10, what scikit-learn prints, without the times of training and
+        scoring, and a bar over the trainings in a terminal or a notebook.
     pre_dispatch : int, str or None, default="2*n_jobs"
         As in scikit-learn, for estimators of others.
     random_state : int, RandomState or None, default=None
@@ -316,8 +316,8 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
         Shares of the training that run side by side. None is 1, or as many as a
         ``joblib.parallel_config`` says; its backend may be ``"dask"`` or ``"ray"``.
     verbose : int, default=0
-        From 1 to 10, what scikit-learn prints (the times in it are those of scoring),
-        and a bar over the trainings in a terminal or a notebook.
+        From 1 to 10, what scikit-learn prints, without the times of training and
+        scoring, and a bar over the trainings in a terminal or a notebook.
     max_memory : int or None, default=None
         Bytes that the search may take on top of the data. None bounds it by number: at
         most 512 trained networks at a time.

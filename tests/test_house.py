@@ -115,6 +115,8 @@ FLOOR = {
     "learning_rate": 5,
     "search": 5,
     "_batched_search": 5,
+    "_search_pipelines": 5,
+    "_search_preparation": 5,
     "_search_results": 5,
     "_search_run": 5,
     "_search_share": 5,

@@ -18,6 +18,7 @@ import pytest
 from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.decomposition import KernelPCA
 from sklearn.exceptions import FitFailedWarning
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
@@ -40,7 +41,6 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-from sknan._search_share import Fit, Share
 from sknan.search import (
     BatchedGridSearchCV,
     BatchedHalvingSearchCV,
@@ -326,6 +326,20 @@ def test_groups_and_weights_without_routing(table):
     )
 
 
+@pytest.mark.parametrize("scoring", ["accuracy", ["accuracy", "neg_log_loss"]])
+def test_scores_are_weighted_as_well(table, scoring):
+    X, y = table[0].fillna(0.0) / 100, table[1]
+    weight = np.where(y == 1, 10.0, 1.0)
+    params = {"scoring": scoring, "refit": False, "return_train_score": True}
+    results = [
+        kind(net(), {"lr": [1e-3, 1e-2]}, cv=3, **params).fit(
+            X, y, sample_weight=weight
+        )
+        for kind in (BatchedGridSearchCV, GridSearchCV)
+    ]
+    assert_same_results(*results)
+
+
 def test_weights_and_groups_are_routed(table):
     X, y = table
     weight = np.where(y == 1, 10.0, 1.0)
@@ -338,7 +352,7 @@ def test_weights_and_groups_are_routed(table):
                 X,
                 y,
                 importance=weight,
-                sample_weight=np.ones(240),
+                sample_weight=1.0 / weight,
                 groups=np.arange(240) // 20,
             )
             for kind in (BatchedGridSearchCV, GridSearchCV)
@@ -474,13 +488,98 @@ def test_shares_of_any_size_give_the_same(table, params):
     )
 
 
-def test_only_training_is_done_elsewhere(table):
-    def here(model, X, y):
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_models_are_scored_where_they_were_trained(table, n_jobs):
+    def where(model, X, y):
         return float(os.getpid())
 
-    search = BatchedGridSearchCV(pipeline(), RATES, scoring=here, n_jobs=2, cv=2)
+    search = BatchedGridSearchCV(pipeline(), RATES, scoring=where, n_jobs=n_jobs, cv=2)
     search.fit(*table)
-    assert set(search.cv_results_["mean_test_score"]) == {float(os.getpid())}
+    is_here = search.cv_results_["split0_test_score"] == os.getpid()
+    assert is_here.all() if n_jobs is None else not is_here.any()
+    assert search.scorer_ is where
+    assert (search.cv_results_["mean_score_time"] > 0).all()
+
+
+class Halving(BaseEstimator, TransformerMixin):
+    """Writes into what it is given."""
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        X *= 0.5
+        return X
+
+
+@pytest.mark.parametrize("scoring", ["neg_log_loss", ["neg_log_loss", "roc_auc"]])
+def test_no_model_is_scored_on_what_another_has_written(table, scoring):
+    X, y = table[0].fillna(0.0).to_numpy(), table[1]
+    model = make_pipeline(Halving(), net())
+    grid = {"stablenetclassifier__lr": [1e-3, 1e-2]}
+    params = {"cv": 2, "scoring": scoring, "refit": False}
+    ours = BatchedGridSearchCV(model, grid, **params).fit(X, y)
+    theirs = GridSearchCV(model, grid, **params).fit(X, y)
+    assert_same_results(ours, theirs)
+
+
+def test_scores_on_the_training_parts(table):
+    params = {**SCORES, "return_train_score": True}
+    ours = BatchedGridSearchCV(pipeline(), RATES, n_jobs=2, **params).fit(*table)
+    theirs = GridSearchCV(pipeline(), RATES, **params).fit(*table)
+    for name in ("neg_log_loss", "roc_auc"):
+        for part in ("train", "test"):
+            np.testing.assert_allclose(
+                ours.cv_results_[f"mean_{part}_{name}"],
+                theirs.cv_results_[f"mean_{part}_{name}"],
+                atol=1e-4,
+            )
+
+
+def test_kernels_are_cut_both_ways(table):
+    X = table[0].fillna(0.0).to_numpy()
+    kernel, y = X @ X.T, table[1]
+    model = make_pipeline(KernelPCA(4, kernel="precomputed"), SafeScaler(), net())
+    grid = {"stablenetclassifier__lr": [1e-3, 1e-2]}
+    params = {**SCORES, "return_train_score": True}
+    ours = BatchedGridSearchCV(model, grid, **params).fit(kernel, y)
+    theirs = GridSearchCV(model, grid, **params).fit(kernel, y)
+    assert_same_results(ours, theirs)
+
+
+class Particular(Exception):
+    """Cannot be made again of its arguments, as unpickling does."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+def refuse_slow(model, X, y):
+    if model[-1].lr < 5e-3:
+        raise Particular("too slow", model[-1].lr)
+    return 1.0
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_a_scorer_that_raises(table, n_jobs):
+    search = BatchedGridSearchCV(
+        pipeline(), {"net__lr": [1e-3, 1e-2]}, scoring=refuse_slow, n_jobs=n_jobs, cv=2
+    )
+    with (
+        pytest.warns(UserWarning, match="test scores are non-finite"),
+        pytest.warns(UserWarning, match="Scoring failed") as caught,
+    ):
+        search.fit(*table)
+    np.testing.assert_array_equal(search.cv_results_["mean_test_score"], [np.nan, 1.0])
+    told = [str(w.message) for w in caught if "Scoring failed" in str(w.message)]
+    assert len(told) == 2
+    # Where it was raised, in whatever process.
+    assert 'raise Particular("too slow", model[-1].lr)' in told[0]
+    assert "too slow: 0.001" in told[0]
+    with pytest.raises(Exception, match=r"too slow: 0\.001") as raised:
+        clone(search).set_params(error_score="raise").fit(*table)
+    # One that cannot leave its process is told by another.
+    assert raised.type is (Particular if n_jobs is None else RuntimeError)
 
 
 class Backend(Counting):
@@ -751,18 +850,3 @@ def test_scorers_of_every_kind(table):
     ).fit(*table)
     assert set(ours.scorer_) == {"accuracy", "gain"}
     assert ours.score(*table) == (ours.predict(table[0]) == table[1]).sum()
-
-
-def test_a_share_brings_networks_over_whole():
-    X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
-    model = StableNetClassifier(max_epochs=2, random_state=0).fit(X, X[:, 0] > 0)
-    share = Share([Fit(model, None, "", 0.0, True)], [])
-    found = pickle.loads(pickle.dumps(share)).fits[0].model
-    np.testing.assert_array_equal(found.predict_proba(X), model.predict_proba(X))
-    # What is trained on are the weights, not copies of them.
-    weights = list(found.net_.module_.parameters())
-    steps = found.net_.optimizer_.param_groups[0]["params"]
-    assert all(a is b for a, b in zip(weights, steps, strict=True))
-    again, expected = (est.partial_fit(X, X[:, 0] > 0) for est in (found, model))
-    np.testing.assert_array_equal(again.predict_proba(X), expected.predict_proba(X))
-    assert pickle.loads(pickle.dumps(found)).n_iter_ == model.n_iter_
