@@ -27,6 +27,7 @@ from sknan.modules import PeriodicEmbedding
 __all__ = [
     "ACTIVATIONS",
     "LayerwisePass",
+    "known_layers",
     "layers_of",
     "layerwise_pass",
     "output_bound",
@@ -353,6 +354,22 @@ def layerwise_pass(module: nn.Module, criterion: Any, X: Any) -> LayerwisePass |
 
     Parameters
     ----------
+    module, criterion, X
+        As in :func:`known_layers`.
+
+    Returns
+    -------
+    LayerwisePass or None
+    """
+    layers = known_layers(module, criterion, X)
+    return None if layers is None else LayerwisePass(layers, criterion)
+
+
+def known_layers(module: nn.Module, criterion: Any, X: Any) -> list[nn.Module] | None:
+    """The layers of a network whose passes can be written out; None if they cannot.
+
+    Parameters
+    ----------
     module : nn.Module
         The network: ``nn.Sequential``, :class:`~sknan.modules.TabularMLP`, or a module
         that passes its input through its layers one after the other and does nothing
@@ -364,7 +381,7 @@ def layerwise_pass(module: nn.Module, criterion: Any, X: Any) -> LayerwisePass |
 
     Returns
     -------
-    LayerwisePass or None
+    list of nn.Module or None
     """
     if _is_watched() or not isinstance(X, Tensor) or X.ndim != 2 or X.requires_grad:
         return None
@@ -381,7 +398,7 @@ def layerwise_pass(module: nn.Module, criterion: Any, X: Any) -> LayerwisePass |
         and X.is_cpu
         and X.dtype in _DTYPES
     )
-    return LayerwisePass(layers, criterion) if is_known else None
+    return layers if is_known else None
 
 
 def output_bound(module: nn.Module, X: Tensor) -> float:

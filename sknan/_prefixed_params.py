@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -59,6 +60,13 @@ class PrefixedParamsMixin(BaseEstimator):
             if not self._is_prefixed(name) and name != _VAR_KEYWORD:
                 raise TypeError(self._unknown_parameter(name))
             setattr(self, name, value)
+
+    @classmethod
+    @functools.cache
+    def _get_param_names(cls) -> list[str]:
+        # Reading them off the signature is most of what a clone takes.
+        names: list[str] = super()._get_param_names()
+        return names
 
     @staticmethod
     def _is_prefixed(name: str) -> bool:

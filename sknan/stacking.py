@@ -17,12 +17,13 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sknan._estimator_base import StableNetBase
 from sknan._progress import advance
 from sknan._stack import shape_of, train_stack
-from sknan._training_plan import TrainingRows
+from sknan._training_plan import TrainingPlan, TrainingRows
 
 __all__ = ["Job", "Outcome", "stack_key", "train_together"]
 
@@ -132,15 +133,18 @@ def train_together(jobs: list[Job], max_memory: int | None = None) -> list[Outco
     return [task.outcome() for task in tasks]
 
 
-class _Validated(NamedTuple):
+@dataclass
+class _Validated:
     """Rows that one estimator has checked, for all others that would find the same.
 
-    ``learnt`` are the attributes that this has given the estimator.
+    ``learnt`` are the attributes that this has given the estimator, and ``plan`` is its
+    training, once there is one.
     """
 
     rows: TrainingRows
     learnt: dict[str, Any]
     warnings: list[warnings.WarningMessage]
+    plan: TrainingPlan | None = None
 
 
 class _Task:
@@ -182,7 +186,8 @@ class _Task:
                 warnings.warn_explicit(
                     its.message, its.category, its.filename, its.lineno
                 )
-            self.plan = estimator._plan(found.rows, fold)
+            self.plan = estimator._plan(found.rows, fold, found.plan)
+            found.plan = found.plan or self.plan
 
         self._run(prepare)
 
@@ -285,7 +290,7 @@ def slices_per_stack(plan: Any, max_memory: int | None) -> int:
 
 
 # Bytes of a stack from which on it is slower than two of half the size.
-_CACHE = 2**25
+_CACHE = 2**23
 
 
 def memory_of(plan: Any) -> int:
