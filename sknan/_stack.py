@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sknan._progress import advance, is_shown
@@ -231,8 +233,8 @@ def _distinct_tables(
     return tables, offsets
 
 
-# Bytes of the inputs that are gathered at a time.
-_SPAN = 2**21
+# Bytes of the targets that are prepared at a time.
+_SPAN = 2**20
 
 
 class _Run:
@@ -244,7 +246,8 @@ class _Run:
         tables: list[TensorTable],
         offsets: list[int],
     ) -> None:
-        self.rows = _joined([table.rows(slice(None)) for table in tables])
+        X, self.y = _joined([table.rows(slice(None)) for table in tables])
+        self.X = X.numpy()
         net = plans[0].net
         n_train = len(tables[0])
         if plans[0].best is not None:
@@ -257,6 +260,10 @@ class _Run:
         )
         self.ledger = StepLedger([plan.net for plan in plans], n_steps)
         self.n_train = n_train
+        row = torch.zeros(1, 1, 1, dtype=torch.int64)
+        target = self.stack.prepared(self._targets(row), row.shape)
+        self.target_bytes = sum(leaf.nbytes for leaf in tree_leaves(target))
+        self.places: dict[int, Tensor] = {}
         self.n_steps = 0
         self.done: list[_Slice] = []
         self.n_reported = 0.0
@@ -280,12 +287,7 @@ class _Run:
             self.done.append(its)
 
     def _train_epoch(self) -> None:
-        orders = torch.stack(
-            [
-                its.train[torch.randperm(self.n_train, generator=its.generator)]
-                for its in self.stack.slices
-            ]
-        )
+        orders = self._orders()
         for span in self._spans(len(orders)):
             x, output, rates, kept = self._train_span(orders, span)
             if not kept:
@@ -294,17 +296,31 @@ class _Run:
                 orders = orders[kept]
         self._end_epoch(x, output, rates)
 
+    def _orders(self) -> Tensor:
+        """Rows of an epoch, (K, n_train), in the order that each slice draws.
+
+        Slices whose generators are in one state, as in a search of rates, draw once.
+        """
+        drawn: dict[bytes, tuple[Tensor, Tensor]] = {}
+        orders = []
+        for its in self.stack.slices:
+            state = its.generator.get_state().numpy().tobytes()
+            if state in drawn:
+                order, after = drawn[state]
+                its.generator.set_state(after)
+            else:
+                order = torch.randperm(self.n_train, generator=its.generator)
+                drawn[state] = order, its.generator.get_state()
+            orders.append(its.train.index_select(0, order))
+        return torch.stack(orders)
+
     def _spans(self, n_slices: int) -> list[list[tuple[int, int]]]:
-        """Batches gathered, and judged, together: of one size, and not many."""
-        row: Tensor = tree_leaves(self.rows[0])[0][0]
-        n_bytes = n_slices * row.numel() * row.element_size()
+        """Batches whose targets are prepared, and that are judged, together."""
+        n_bytes = n_slices * self.target_bytes
         spans: list[list[tuple[int, int]]] = []
         for start, stop in self.bounds:
-            size = stop - start
-            last = spans[-1] if spans else []
-            is_alike = last and last[0][1] - last[0][0] == size
-            if is_alike and (len(last) + 1) * size * n_bytes <= _SPAN:
-                last.append((start, stop))
+            if spans and (stop - spans[-1][0][0]) * n_bytes <= _SPAN:
+                spans[-1].append((start, stop))
             else:
                 spans.append([(start, stop)])
         return spans
@@ -319,44 +335,64 @@ class _Run:
         """
         stack, ledger = self.stack, self.ledger
         n_slices, n_steps = len(stack.slices), len(span)
-        rows = orders[:, span[0][0] : span[-1][1]].view(n_slices, n_steps, -1)
-        x, target = self._rows(rows.transpose(0, 1))
-        target = stack.prepared(target, x.shape[:3])
         losses, norms = np.empty((2, n_steps, n_slices))
         coefficients = np.ones((n_steps, n_slices))
         rates = ledger.rates(self.n_steps, n_steps)
-        targets = _unbound(target, n_steps)
-        steps = zip(x.unbind(), targets, stack.rates(rates), strict=True)
-        for i, (own_x, own_target, own_rates) in enumerate(steps):
-            losses[i], norms[i], output = stack.forward_backward(own_x, own_target)
+        steps = zip(self._batches(orders, span), stack.rates(rates), strict=True)
+        for i, ((x, target), own_rates) in enumerate(steps):
+            losses[i], norms[i], output = stack.forward_backward(x, target)
             clipping = ledger.coefficients_of(norms[i])
             if clipping is not None:
                 coefficients[i] = clipping
                 stack.clip(clipping)
             self.n_steps += 1
             stack.step(own_rates, self.n_steps)
-        size = span[0][1] - span[0][0]
-        is_refused = ledger.take(losses, norms, coefficients, size)
+        n_rows = np.array([stop - start for start, stop in span])
+        is_refused = ledger.take(losses, norms, coefficients, n_rows)
         kept = np.flatnonzero(~is_refused).tolist()
         if len(kept) < n_slices:
             self._keep(kept)
-            return own_x[kept], output[kept], rates[-1][kept], kept
-        return own_x, output, rates[-1], kept
+            return x[kept], output[kept], rates[-1][kept], kept
+        return x, output, rates[-1], kept
 
-    def _rows(self, rows: Tensor) -> tuple[Tensor, Any]:
-        """Inputs and targets of rows (..., K, B)."""
-        flat = rows.reshape(-1)
-        x, target = tree_map(
+    def _batches(
+        self, orders: Tensor, span: list[tuple[int, int]]
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """Inputs, in memory that the next batch of that size takes, and targets."""
+        sizes = [stop - start for start, stop in span]
+        (first, _), n_slices = span[0], len(orders)
+        for size, alike in itertools.groupby(sizes):
+            n_steps = len(list(alike))
+            rows = orders[:, first : first + n_steps * size]
+            rows = rows.view(n_slices, n_steps, size).transpose(0, 1).contiguous()
+            first += n_steps * size
+            target = self.stack.prepared(self._targets(rows), rows.shape)
+            if size not in self.places:
+                shape = (n_slices, size, *self.X.shape[1:])
+                self.places[size] = torch.from_numpy(np.empty(shape, self.X.dtype))
+            x = self.places[size]
+            for own_rows, own_target in zip(
+                rows.numpy(), _unbound(target, n_steps), strict=True
+            ):
+                self._fill(x, own_rows)
+                yield x, own_target
+
+    def _fill(self, x: Tensor, rows: NDArray[np.int64]) -> None:
+        """Put inputs of rows (K, B) into their place."""
+        self.X.take(rows, 0, x.numpy(), "clip")  # with "raise" it takes a detour
+
+    def _targets(self, rows: Tensor) -> Any:
+        """Targets of rows (..., K, B)."""
+        flat = rows.flatten()
+        return tree_map(
             lambda leaf: leaf.index_select(0, flat).view(*rows.shape, *leaf.shape[1:]),
-            self.rows,
+            self.y,
         )
-        return x, target
 
     def _end_epoch(self, x: Tensor, output: Tensor, rates: np.ndarray) -> None:
         """Verify, validate, log, and let go what fails or is at its end."""
         stack = self.stack
-        # Before the loss on held-out rows, which may take the place of the output.
-        are_collapsed = list(map(_might_be_collapsed, x, output))
+        are_collapsed = _might_be_collapsed(x, output)
         valid_losses = self._valid_losses()
         are_finite = stack.are_finite()
         entries = self.ledger.end_epoch(self.n_train, rates, valid_losses)
@@ -387,6 +423,7 @@ class _Run:
         if not numbers:
             self.stack.slices = []
             return
+        self.places.clear()
         self.stack.keep(numbers)
         self.ledger.keep(numbers)
 
@@ -395,8 +432,8 @@ class _Run:
         if slices[0].plan.best is None:
             return None
         rows = torch.stack([its.valid for its in slices])
-        x, target = self._rows(rows)
-        return self.stack.evaluate(x, target)
+        x = torch.from_numpy(self.X[rows.numpy()])
+        return self.stack.evaluate(x, self._targets(rows))
 
 
 def _unbound(target: Any, n_steps: int) -> Sequence[Any]:
@@ -412,7 +449,15 @@ def _joined(rows: list[tuple[Any, Any]]) -> Any:
     return tree_map(lambda _: next(leaves), rows[0])
 
 
-def _might_be_collapsed(x: Tensor, output: Tensor) -> bool:
-    """Whether the guard would look closer: one answer for all rows of a batch."""
-    is_constant = len(output) > 1 and bool(torch.eq(output, output[:1]).all())
-    return is_constant and not bool(torch.eq(x, x[:1]).all())
+def _might_be_collapsed(x: Tensor, output: Tensor) -> list[bool]:
+    """Of which slices the guard would look closer: one answer for all rows."""
+    if output.shape[1] < 2:
+        return [False] * len(output)
+    found = _is_alike(output) & ~_is_alike(x)
+    are_collapsed: list[bool] = found.tolist()
+    return are_collapsed
+
+
+def _is_alike(rows: Tensor) -> Tensor:
+    """Whether all rows of a slice are the same: (K,)."""
+    return torch.eq(rows, rows[:, :1]).flatten(1).all(1)

@@ -6,7 +6,6 @@ longer than its numbers do.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ __all__ = ["StepLedger", "has_sound_schedule"]
 Floats = NDArray[np.float64]
 
 
-_TINY = np.finfo(np.float64).tiny
+_HUGE = float(np.finfo(np.float64).max)
 
 
 class StepLedger:
@@ -38,7 +37,8 @@ class StepLedger:
 
     def __init__(self, nets: Sequence[Any], n_steps: int) -> None:
         clips = [net.clip_norm for net in nets]
-        self.clips = np.array([math.inf if c is None else float(c) for c in clips])
+        # Numbers, so that the quotient of two of them is one.
+        self.clips = np.array([_HUGE if c is None else float(c) for c in clips])
         self.is_clipped = np.array([clip is not None for clip in clips])
         self.watches = LossWatches(n_steps, len(nets))
         self._rates = _Rates(nets, n_steps)
@@ -72,11 +72,15 @@ class StepLedger:
         """By what the gradients of a step are multiplied; None if by nothing."""
         if not np.count_nonzero(norms > self.clips):  # quicker than any()
             return None
-        coefficients: Floats = np.minimum(self.clips / np.maximum(norms, _TINY), 1.0)
+        coefficients: Floats = self.clips / np.maximum(norms, self.clips)
         return coefficients
 
     def take(
-        self, losses: Floats, norms: Floats, coefficients: Floats, n_rows: int
+        self,
+        losses: Floats,
+        norms: Floats,
+        coefficients: Floats,
+        n_rows: NDArray[np.int64],
     ) -> NDArray[np.bool_]:
         """Note some steps.
 
@@ -84,7 +88,7 @@ class StepLedger:
         ----------
         losses, norms, coefficients : ndarray of shape (n_steps, n_slices)
             Of each step.
-        n_rows : int
+        n_rows : ndarray of shape (n_steps,)
             In the batch of each step.
 
         Returns
@@ -97,7 +101,8 @@ class StepLedger:
             is_bad |= self.watches.is_spike(losses, norms) & ~self.is_clipped
         is_bad |= self.watches.may_have_exploded(losses)
         self.n_clipped += (coefficients < 1.0).sum(0)
-        self.total_loss += losses.sum(0) * n_rows
+        # Not by a product of matrices: that of one slice may round as others do.
+        self.total_loss += (n_rows[:, None] * losses).sum(0)
         np.maximum(self.largest_norm, norms.max(0), out=self.largest_norm)
         self.norms.append(norms)
         self.coefficients.append(coefficients)

@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sknan._stacked_pass import are_turned, stacked_pass
-from sknan._stacked_step import is_decay_decoupled, numbers_of, step_alike
+from sknan._stacked_step import (
+    group_of_step,
+    is_decay_decoupled,
+    numbers_of,
+    step_alike,
+)
 
 __all__ = ["Rates", "Stack"]
 
@@ -77,6 +82,7 @@ class Stack:
         self._gradient, self._step = (torch.zeros_like(self._weights) for _ in range(2))
         self._filled = self._gradient[:, : self._size]
         self._norms = self._weights.new_empty(len(slices))
+        self._coefficients = self._weights.new_empty(len(slices), 1)
         self._count = torch.zeros(())
         self._is_decoupled = is_decay_decoupled(slices[0].group)
         self._decays = np.array([its.group["weight_decay"] for its in slices])
@@ -86,7 +92,7 @@ class Stack:
             alike.setdefault(numbers_of(its.group), []).append(k)
         self._alike = [
             (
-                slices[own[0]].group | {"weight_decay": 0.0},
+                group_of_step(slices[own[0]].group),
                 [
                     [part.view(-1)] if len(alike) == 1 else [part[k] for k in own]
                     for part in parts
@@ -143,7 +149,7 @@ class Stack:
         losses, output = self._passes.step(x, target)
         torch.cat(self._gradients, 1, out=self._filled)
         torch.linalg.vector_norm(self._gradient, dim=1, out=self._norms)
-        return losses.numpy(), self._norms.numpy(), output
+        return losses, self._norms.numpy(), output
 
     def evaluate(self, x: Tensor, target: Any) -> list[float]:
         """Losses in evaluation mode."""
@@ -152,7 +158,8 @@ class Stack:
 
     def clip(self, coefficients: NDArray[np.float64]) -> None:
         """Multiply the gradients of each slice by a number of its own."""
-        self._gradient.mul_(self._column(coefficients))
+        self._coefficients.numpy()[:, 0] = coefficients
+        self._gradient.mul_(self._coefficients)
 
     def _column(self, numbers: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(numbers).to(self._weights.dtype).unsqueeze(-1)
@@ -193,7 +200,6 @@ class Stack:
             else:
                 self._gradient.addcmul_(self._weights, rates.decay)
         # What the optimizer makes of nothing at a rate of one is its step.
-        self._step.zero_()
         self._count.fill_(n_steps)
         for group, lists in self._alike:
             step_alike(group, self._count, lists)

@@ -1,18 +1,22 @@
 """Chains of known layers, passed for many networks at once.
 
-Each operation is one call for all slices, into memory that is laid out beforehand, and
-what a slice computes depends neither on the others nor on their number. Weights are
-kept the way in which their products are fastest: those of the hidden layers with the
-inputs first; those of the last layer with the outputs first, whose few logits then lie
-side by side for all rows of a batch.
+Each operation is one call for all slices, and what a slice computes depends neither on
+the others nor on their number. In a small network the calls take longer to lead up to
+than to run: so the way of a batch is laid out once, as a list of calls with all their
+arguments, which read and write memory that is theirs. Weights are kept the way in which
+their products are fastest: those of the hidden layers with the inputs first; those of
+the last layer with the outputs first, whose few logits then lie side by side for all
+rows of a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -24,61 +28,80 @@ __all__ = ["StackedChain", "loss_of", "turned_weights"]
 
 _aten = torch.ops.aten
 
+_Call = Callable[[], object]
+
 
 # -- losses ----------------------------------------------------------------------------
 
 
 class _CrossEntropy:
-    """Mean cross-entropy of each slice; logits (K, C, B), class codes (K, B)."""
+    """Mean cross-entropy of each slice; logits (K, C, B), class codes (K, B).
 
-    shape: Any = None
+    Parameters
+    ----------
+    output : Tensor of shape (K, C, B)
+        Where the logits will be.
+    """
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
+        self.logs, self.terms, self.grad = (torch.empty_like(output) for _ in range(3))
+        self.rows_of_terms = self.terms.flatten(1)
+        self.losses = output.new_empty(len(output))
 
     @staticmethod
     def takes(y: Tensor) -> bool:
         """Whether these are targets that it knows."""
         return y.ndim == 1 and y.dtype == torch.int64
 
-    def prepared(self, target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+    @staticmethod
+    def prepared(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
         """Gradient of the loss by the logarithms of the probabilities."""
         *slices, n_rows = shape
         shares = like.new_zeros(*slices, like.shape[1], n_rows)
         return shares.scatter_(-2, target.view(*slices, 1, n_rows), -1.0 / n_rows)
 
-    def value_and_grad(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (K,), and the gradient of the output."""
-        if output.shape != self.shape:
-            self._lay_out(output)
-        logs = torch.log_softmax(output, 1)
+    def evaluate(self, target: Tensor) -> NDArray[Any]:
+        """Losses (K,); the gradient of the output is left in its place."""
+        logs = torch._log_softmax(self.output, 1, False, out=self.logs)
         torch.mul(logs, target, out=self.terms)
         torch.sum(self.rows_of_terms, 1, out=self.losses)
-        torch._log_softmax_backward_data(target, logs, 1, output.dtype, out=self.grad)
-        return self.losses, self.grad
-
-    def _lay_out(self, output: Tensor) -> None:
-        """Take memory for batches like this one."""
-        self.shape = output.shape
-        self.terms, self.grad = torch.empty_like(output), torch.empty_like(output)
-        self.rows_of_terms = self.terms.flatten(1)
-        self.losses = output.new_empty(len(output))
+        torch._log_softmax_backward_data(target, logs, 1, logs.dtype, out=self.grad)
+        return self.losses.numpy()
 
 
 class _SquaredError:
-    """Mean of rows and outputs of each slice; both (K, n_outputs, B)."""
+    """Mean of rows and outputs of each slice; both (K, n_outputs, B).
+
+    Parameters
+    ----------
+    output : Tensor of shape (K, n_outputs, B)
+        Where the outputs will be.
+    """
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
+        self.grad, self.squares = (torch.empty_like(output) for _ in range(2))
+        self.losses = output.new_empty(len(output))
+        self.slope = 2.0 / (output.shape[1] * output.shape[2])
 
     @staticmethod
     def takes(y: Tensor) -> bool:
         """Whether these are targets that it knows."""
         return y.is_floating_point()
 
-    def prepared(self, target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+    @staticmethod
+    def prepared(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
         """With the rows last."""
         return target.view(*shape, like.shape[1]).transpose(-1, -2).contiguous()
 
-    def value_and_grad(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (K,), and the gradient of the output."""
-        grad = output - target
-        losses = grad.square().mean((1, 2))
-        return losses, grad.mul_(2.0 / (grad.shape[1] * grad.shape[2]))
+    def evaluate(self, target: Tensor) -> NDArray[Any]:
+        """Losses (K,); the gradient of the output is left in its place."""
+        torch.sub(self.output, target, out=self.grad)
+        torch.square(self.grad, out=self.squares)
+        torch.mean(self.squares, (1, 2), out=self.losses)
+        self.grad.mul_(self.slope)
+        return self.losses.numpy()
 
 
 def loss_of(criterion: Any) -> type[_CrossEntropy | _SquaredError] | None:
@@ -111,28 +134,28 @@ def loss_of(criterion: Any) -> type[_CrossEntropy | _SquaredError] | None:
 _ALIGNED = 16
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Of the matrices of each slice, plus a bias."""
+def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> _Call:
+    """Of the matrices of each slice, plus a bias; to the bit that of a slice alone."""
+    if out[0].numel() % _ALIGNED:
+        return partial(_product_one_by_one, a, b, out, bias)
     if bias is None:
-        return torch.bmm(a, b, out=out)
-    return torch.baddbmm(bias, a, b, out=out)
+        return partial(torch.bmm, a, b, out=out)
+    return partial(torch.baddbmm, bias, a, b, out=out)
 
 
-def _product_one_by_one(
-    a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """The same, each rounded as if there were no other."""
+def _product_one_by_one(a: Tensor, b: Tensor, out: Tensor, bias: Any) -> None:
     slices = zip(a, b, strict=True)
     if bias is None:
-        return torch.stack([x.mm(y) for x, y in slices], out=out)
+        torch.stack([x.mm(y) for x, y in slices], out=out)
+        return
     triples = zip(bias, slices, strict=True)
-    return torch.stack([torch.addmm(own, x, y) for own, (x, y) in triples], out=out)
-
-
-_Product = Callable[..., Tensor]
+    torch.stack([torch.addmm(own, x, y) for own, (x, y) in triples], out=out)
 
 
 # -- layers ----------------------------------------------------------------------------
+#
+# A layer appends its calls to a list and says where they leave what they find: first
+# those of the way forth, then those of the way back over the same batch.
 
 
 class _StackedLinear:
@@ -142,39 +165,29 @@ class _StackedLinear:
 
     def __init__(self, weight: tuple[Tensor, Tensor], bias: Any) -> None:
         self.weight, self.weight_grad = weight
-        self.weight_t = self.weight.transpose(1, 2)
         bias, self.bias_grad = bias
         self.bias = None if bias is None else bias.unsqueeze(self.rows_axis)
-        self.shape: Any = None
-        self.x: Any = None
-        self.to_weight: _Product = _way_of_product(self.weight_grad)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._take(x, x.shape[1], self.weight.shape[2])
-        return self.to_output(x, self.weight, self.output, self.bias)
+    def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
+        self.x = x
+        output = x.new_empty(len(x), x.shape[1], self.weight.shape[2])
+        calls.append(_product(x, self.weight, output, self.bias))
+        return output
 
-    def _take(self, x: Tensor, *output_shape: int) -> None:
-        """Keep an input, and take memory if there were none like it."""
-        if x is self.x:
-            return
-        self.x, self.x_t = x, x.transpose(1, 2)
-        if x.shape != self.shape:
-            self.shape = x.shape
-            self.output = x.new_empty(len(x), *output_shape)
-            self.to_output: _Product = _way_of_product(self.output)
-            self.input_grad = torch.empty_like(x)
-            self.to_input: _Product = _way_of_product(self.input_grad)
-
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        self.to_weight(self.x_t, grad, self.weight_grad)
-        self._sum_bias_grad(grad)
+    def backward(
+        self, grad: Tensor, needs_input: bool, calls: list[_Call]
+    ) -> Tensor | None:
+        calls.append(_product(self.x.transpose(1, 2), grad, self.weight_grad))
+        self._sum_bias_grad(grad, calls)
         if not needs_input:
             return None
-        return self.to_input(grad, self.weight_t, self.input_grad)
+        found = torch.empty_like(self.x)
+        calls.append(_product(grad, self.weight.transpose(1, 2), found))
+        return found
 
-    def _sum_bias_grad(self, grad: Tensor) -> None:
+    def _sum_bias_grad(self, grad: Tensor, calls: list[_Call]) -> None:
         if self.bias_grad is not None:
-            torch.sum(grad, self.rows_axis, out=self.bias_grad)
+            calls.append(partial(torch.sum, grad, self.rows_axis, out=self.bias_grad))
 
 
 class _StackedOutput(_StackedLinear):
@@ -182,31 +195,38 @@ class _StackedOutput(_StackedLinear):
 
     rows_axis = 2
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._take(x, self.weight.shape[1], x.shape[1])
-        return self.to_output(self.weight, self.x_t, self.output, self.bias)
+    def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
+        self.x = x
+        output = x.new_empty(len(x), self.weight.shape[1], x.shape[1])
+        calls.append(_product(self.weight, x.transpose(1, 2), output, self.bias))
+        return output
 
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        self.to_weight(grad, self.x, self.weight_grad)
-        self._sum_bias_grad(grad)
+    def backward(
+        self, grad: Tensor, needs_input: bool, calls: list[_Call]
+    ) -> Tensor | None:
+        calls.append(_product(grad, self.x, self.weight_grad))
+        self._sum_bias_grad(grad, calls)
         if not needs_input:
             return None
-        return self.to_input(grad.transpose(1, 2), self.weight, self.input_grad)
-
-
-def _way_of_product(out: Tensor) -> _Product:
-    """How to come to a product so that it is that of each slice alone, to the bit."""
-    return _product_one_by_one if out[0].numel() % _ALIGNED else _product
+        found = torch.empty_like(self.x)
+        calls.append(_product(grad.transpose(1, 2), self.weight, found))
+        return found
 
 
 class _Turn:
     """Puts the rows last where the last layer has not done so."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2)
+    def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
+        return _copied(x.transpose(1, 2), calls)
 
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor:
-        return grad.transpose(1, 2).contiguous()
+    def backward(self, grad: Tensor, needs_input: bool, calls: list[_Call]) -> Tensor:
+        return _copied(grad.transpose(1, 2), calls)
+
+
+def _copied(source: Tensor, calls: list[_Call]) -> Tensor:
+    place = torch.empty(source.shape, dtype=source.dtype)
+    calls.append(partial(place.copy_, source))
+    return place
 
 
 class _StackedEmbedding:
@@ -223,15 +243,24 @@ class _StackedEmbedding:
         ]
         self.places = list(zip(*(grad.unbind() for _, grad in blocks), strict=True))
 
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.enable_grad():
-            self.outputs = [
-                functional_call(self.module, weights, (own,))
-                for weights, own in zip(self.weights, x, strict=True)
-            ]
-        return torch.stack([output.detach() for output in self.outputs])
+    def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
+        output = x.new_empty(len(x), *self._pass(0, x[0]).shape)
+        calls.append(partial(self._forward, x, output))
+        return output
 
-    def backward(self, grad: Tensor, needs_input: bool) -> None:
+    def _pass(self, k: int, x: Tensor) -> Tensor:
+        output: Tensor = functional_call(self.module, self.weights[k], (x,))
+        return output
+
+    def _forward(self, x: Tensor, output: Tensor) -> None:
+        with torch.enable_grad():
+            self.outputs = [self._pass(k, own) for k, own in enumerate(x)]
+        torch.stack([its.detach() for its in self.outputs], out=output)
+
+    def backward(self, grad: Tensor, needs_input: bool, calls: list[_Call]) -> None:
+        calls.append(partial(self._backward, grad))
+
+    def _backward(self, grad: Tensor) -> None:
         slices = zip(self.outputs, self.weights, self.places, grad, strict=True)
         for output, weights, places, own in slices:
             found = torch.autograd.grad(output, list(weights.values()), own)
@@ -245,27 +274,33 @@ class _StackedActivation:
         self.module = module
         self.function, self.slope, self.is_of_output = ACTIVATIONS[type(module)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.function(self.module, x)
+    def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
+        y = torch.empty_like(x)
+        calls.append(lambda: y.copy_(self.function(self.module, x)))
         self.kept = y if self.is_of_output else x
         return y
 
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
+    def backward(
+        self, grad: Tensor, needs_input: bool, calls: list[_Call]
+    ) -> Tensor | None:
         if not needs_input:
             return None
-        slope: Tensor = self.slope(self.module, grad, self.kept)
-        return slope
+        kept, found = self.kept, torch.empty_like(grad)
+        calls.append(lambda: found.copy_(self.slope(self.module, grad, kept)))
+        return found
 
 
 class _StackedReLU:
     """In the place of a linear layer's output and of its gradient."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.kept = torch.relu_(x)
+    def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
+        self.kept = x
+        calls.append(partial(torch.relu_, x))
         return x
 
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor:
-        _aten.threshold_backward.grad_input(grad, self.kept, 0, grad_input=grad)
+    def backward(self, grad: Tensor, needs_input: bool, calls: list[_Call]) -> Tensor:
+        slope = _aten.threshold_backward.grad_input
+        calls.append(partial(slope, grad, self.kept, 0, grad_input=grad))
         return grad
 
 
@@ -273,18 +308,27 @@ class _StackedDropout:
     """Each slice draws its mask from its own generator, as it would by itself."""
 
     def __init__(self, shares: list[float], generators: list[torch.Generator]) -> None:
-        self.shares = shares
+        self.kept = [1.0 - share for share in shares]
         self.generators = generators
 
-    def forward(self, x: Tensor) -> Tensor:
-        noise = torch.empty_like(x)
-        for own, p, generator in zip(noise, self.shares, self.generators, strict=True):
-            own.bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
-        self.noise = noise
-        return x * noise
+    def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
+        self.noise, output = torch.empty_like(x), torch.empty_like(x)
+        calls.append(partial(self._draw, self.noise))
+        calls.append(partial(torch.mul, x, self.noise, out=output))
+        return output
 
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        return grad * self.noise if needs_input else None
+    def _draw(self, noise: Tensor) -> None:
+        for own, kept, generator in zip(noise, self.kept, self.generators, strict=True):
+            own.bernoulli_(kept, generator=generator).div_(kept)
+
+    def backward(
+        self, grad: Tensor, needs_input: bool, calls: list[_Call]
+    ) -> Tensor | None:
+        if not needs_input:
+            return None
+        found = torch.empty_like(grad)
+        calls.append(partial(torch.mul, grad, self.noise, out=found))
+        return found
 
 
 # -- a chain of them ------------------------------------------------------------------
@@ -310,6 +354,16 @@ def turned_weights(layers: list[nn.Module]) -> list[bool]:
     ]
 
 
+class _Way(NamedTuple):
+    """The calls of a step over inputs ``x``, and where they leave what they find."""
+
+    x: Tensor
+    forward: list[_Call]
+    loss: Any
+    backward: list[_Call]
+    output: Tensor
+
+
 class StackedChain:
     """A chain of known layers and a known loss, for all slices.
 
@@ -333,8 +387,7 @@ class StackedChain:
         gradients: list[Tensor],
         criterion: nn.Module,
     ) -> None:
-        kind: Any = loss_of(criterion)
-        self.loss = kind()
+        self.loss: Any = loss_of(criterion)
         blocks = iter(zip(weights, gradients, strict=True))
         n_outputs = next(la.out_features for la in layers[0][::-1] if _is_linear(la))
         self.like = weights[0].new_empty(0, n_outputs)
@@ -362,31 +415,51 @@ class StackedChain:
         self.first = [isinstance(layer, weighted) for layer in self.layers].index(True)
         if not isinstance(self.layers[-1], _StackedOutput):
             self.layers.append(_Turn())
-
-    def _forward(self, x: Tensor, *, training: bool) -> Tensor:
-        for layer in self.layers:
-            if training or not isinstance(layer, _StackedDropout):
-                x = layer.forward(x)
-        return x
+        self.ways: dict[int, _Way] = {}
 
     def prepared(self, target: Tensor, shape: torch.Size) -> Tensor:
         """Targets of rows (..., K, B) as ``step`` takes them."""
         prepared: Tensor = self.loss.prepared(target, shape, self.like)
         return prepared
 
-    def step(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses and outputs; the gradients are left in their blocks."""
-        output = self._forward(x, training=True)
-        losses, grad = self.loss.value_and_grad(output, target)
-        for i in range(len(self.layers) - 1, self.first - 1, -1):
-            grad = self.layers[i].backward(grad, i > self.first)
-        return losses, output.transpose(1, 2)
+    def step(self, x: Tensor, target: Tensor) -> tuple[NDArray[Any], Tensor]:
+        """Losses and outputs; the gradients are left in their blocks.
 
-    def evaluate(self, x: Tensor, target: Tensor) -> Tensor:
+        Inputs that come in the same tensor as others before take the same way.
+        """
+        way = self.ways.get(id(x))
+        if way is None:
+            way = self.ways[id(x)] = self._way_of(x)
+        for call in way.forward:
+            call()
+        losses: NDArray[Any] = way.loss.evaluate(target)
+        for call in way.backward:
+            call()
+        return losses, way.output
+
+    def _way_of(self, x: Tensor) -> _Way:
+        forward: list[_Call] = []
+        backward: list[_Call] = []
+        output = x
+        for layer in self.layers:
+            output = layer.forward(output, forward)
+        loss = self.loss(output)
+        grad = loss.grad
+        for i in range(len(self.layers) - 1, self.first - 1, -1):
+            grad = self.layers[i].backward(grad, i > self.first, backward)
+        return _Way(x, forward, loss, backward, output.transpose(1, 2))
+
+    def evaluate(self, x: Tensor, target: Tensor) -> NDArray[Any]:
         """Losses in evaluation mode."""
-        output = self._forward(x, training=False)
+        calls: list[_Call] = []
+        output = x
+        for layer in self.layers:
+            if not isinstance(layer, _StackedDropout):
+                output = layer.forward(output, calls)
+        for call in calls:
+            call()
         prepared = self.prepared(target, x.shape[:2])
-        losses: Tensor = self.loss.value_and_grad(output, prepared)[0]
+        losses: NDArray[Any] = self.loss(output).evaluate(prepared)
         return losses
 
 

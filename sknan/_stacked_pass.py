@@ -11,10 +11,11 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from sknan._layerwise import layers_of, layerwise_pass
+from sknan._layerwise import known_layers, layers_of
 from sknan._stacked_chain import StackedChain, loss_of, turned_weights
 from sknan.batching import TensorTable, tree_map
 from sknan.modules import PeriodicEmbedding
@@ -36,8 +37,8 @@ def kind_of_pass(net: Any, table: TensorTable) -> Hashable | None:
     -------
     hashable or None
     """
-    if _is_chain(net, table.X, table.y):
-        layers = layers_of(net.module_) or []
+    layers = _chain_of(net, table)
+    if layers is not None:
         sizes = tuple((type(layer), _sizes(layer)) for layer in layers)
         return "chain", sizes, type(net.criterion_)
     return _kind_of_module(net)
@@ -87,9 +88,9 @@ def stacked_pass(
     object
         With ``prepared(target, shape)``, which brings the targets of rows, in a tensor
         of that shape (..., K, B), into the form that ``step`` takes; ``step(x,
-        target)``, which gives losses (K,) and outputs (K, B, ...) and leaves the
-        gradients in their blocks; and ``evaluate(x, target)``, which gives losses.
-        Outputs hold until the next step.
+        target)``, which gives losses, an array (K,), and outputs (K, B, ...) and leaves
+        the gradients in their blocks; and ``evaluate(x, target)``, which gives losses.
+        Losses and outputs hold until the next call.
     """
     layers = [_layers_of_chain(net) for net in nets]
     if all(its is not None for its in layers):
@@ -102,11 +103,12 @@ def _layers_of_chain(net: Any) -> list[Any] | None:
     return None if loss_of(net.criterion_) is None else layers_of(net.module_)
 
 
-def _is_chain(net: Any, X: Any, y: Any) -> bool:
+def _chain_of(net: Any, table: TensorTable) -> list[nn.Module] | None:
+    """The layers of a chain that is written out, for this table."""
     loss = loss_of(net.criterion_)
-    if loss is None or not isinstance(y, Tensor) or not loss.takes(y):
-        return False
-    return layerwise_pass(net.module_, net.criterion_, X) is not None
+    if loss is None or not isinstance(table.y, Tensor) or not loss.takes(table.y):
+        return None
+    return known_layers(net.module_, net.criterion_, table.X)
 
 
 def _sizes(layer: nn.Module) -> Any:
@@ -198,7 +200,7 @@ def can_be_passed(net: Any, table: TensorTable) -> bool:
     -------
     bool
     """
-    if _is_chain(net, table.X, table.y):
+    if _chain_of(net, table) is not None:
         return True
     x, target = table.rows(slice(0, _N_TRIED))
     twin = copy.copy(net)
@@ -220,7 +222,7 @@ def can_be_passed(net: Any, table: TensorTable) -> bool:
             loss.backward()
     except Exception:  # whatever a module of somebody else's does not bear
         return False
-    pairs = [(losses[0], loss.detach())]
+    pairs = [(torch.as_tensor(losses[0]), loss.detach())]
     pairs += [
         (ours[0], p.grad if p.grad is not None else torch.zeros_like(p))
         for ours, p in zip(gradients, twin.module_.parameters(), strict=True)
@@ -300,7 +302,7 @@ class _StackedModule:
         """Targets as ``step`` takes them."""
         return target
 
-    def step(self, x: Tensor, target: Any) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, target: Any) -> tuple[NDArray[Any], Tensor]:
         """Losses and outputs; the gradients are left in their blocks."""
         self.module.train()
         passes = vmap(grad_and_value(self._loss, has_aux=True), randomness="error")
@@ -309,13 +311,13 @@ class _StackedModule:
         )
         for name, gradient in found.items():
             self.gradients[name].copy_(gradient)
-        return losses, output
+        return losses.numpy(), output
 
-    def evaluate(self, x: Tensor, target: Any) -> Tensor:
+    def evaluate(self, x: Tensor, target: Any) -> NDArray[Any]:
         """Losses in evaluation mode."""
         self.module.eval()
         losses, _ = vmap(self._loss, randomness="error")(
             self.weights, self.buffers, {}, x, target
         )
-        loss: Tensor = losses
-        return loss
+        found: NDArray[Any] = losses.numpy()
+        return found

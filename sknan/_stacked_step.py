@@ -14,7 +14,13 @@ from torch import Tensor
 
 from sknan._fused_step import adam_kernel
 
-__all__ = ["is_decay_decoupled", "kind_of_step", "numbers_of", "step_alike"]
+__all__ = [
+    "group_of_step",
+    "is_decay_decoupled",
+    "kind_of_step",
+    "numbers_of",
+    "step_alike",
+]
 
 # A larger rate may overflow inside the optimizer, which the guard then looks for.
 _LARGEST_RATE = 1e10
@@ -79,24 +85,44 @@ def is_decay_decoupled(group: dict[str, Any]) -> bool:
     return bool(group.get("decoupled_weight_decay"))
 
 
+def group_of_step(group: dict[str, Any]) -> dict[str, Any]:
+    """The group by which :func:`step_alike` leaves a step instead of weights.
+
+    Parameters
+    ----------
+    group : dict of str to object
+        The parameter group of an optimizer.
+
+    Returns
+    -------
+    dict of str to object
+    """
+    if "betas" in group:
+        # At a rate of one the kernel forgets the step before: x - 1 * 1 * x.
+        return group | {"weight_decay": 1.0, "decoupled_weight_decay": True}
+    return group | {"weight_decay": 0.0}
+
+
 def step_alike(group: dict[str, Any], count: Tensor, lists: list[list[Tensor]]) -> None:
     """One step, at a rate of one, of slices of equal numbers.
 
     Parameters
     ----------
     group : dict of str to object
-        The parameter group of any of them, without weight decay.
+        :func:`group_of_step` of any of them.
     count : Tensor of shape ()
         Number of this step, from 1.
     lists : list of list of Tensor
-        Weights, gradients, and two moments, which are zero before the first step.
+        Places for the steps, gradients, and two moments; zero before the first step.
     """
-    weights, gradients, first, _ = lists
+    steps, gradients, first, _ = lists
     if "betas" in group:
-        adam_kernel(group, 1.0, lists, [count] * len(weights))
+        adam_kernel(group, 1.0, lists, [count] * len(steps))
         return
+    for step in steps:
+        step.zero_()
     torch._fused_sgd_(
-        weights,
+        steps,
         gradients,
         first if group["momentum"] else [],
         weight_decay=0.0,

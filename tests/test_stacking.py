@@ -431,3 +431,21 @@ def test_a_module_that_raises_for_one_slice_leaves_the_others_their_training(tab
     *outcomes, wild = train_together(jobs)
     assert_same(outcomes, others)
     assert type(wild.error) is type(alone.value)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "tanh"])
+def test_every_way_through_a_chain(tables, activation):
+    # A last batch of another size, a loss on rows held out, and dropout beside none.
+    common = {
+        "module__activation": activation,
+        "module__width": 16,
+        "early_stopping": True,
+        "batch_size": 48,
+        "max_epochs": 4,
+    }
+    settings = [
+        {"lr": lr, "module__dropout": p, "random_state": seed}
+        for lr, p, seed in [(1e-3, 0.3, 0), (1e-2, 0.1, 0), (1e-3, 0.3, 1)]
+    ]
+    jobs = jobs_of(StableNetClassifier, tables, settings, **common)
+    assert_same(train_together(jobs), fitted_alone(jobs))
