@@ -582,6 +582,48 @@ def test_a_scorer_that_raises(table, n_jobs):
     assert raised.type is (Particular if n_jobs is None else RuntimeError)
 
 
+def refuse(y, predicted):
+    raise KeyError("no such measure")
+
+
+def two_scores(model, X, y):
+    return {"accuracy": model.score(X, y), "one": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("rates", "params"),
+    [
+        ([1e-2], {"scoring": {"good": "accuracy", "bad": make_scorer(refuse)}}),
+        # The second one cannot be fitted.
+        ([1e-2, -1.0], {"scoring": two_scores, "return_train_score": True}),
+        ([1e-2], {"scoring": lambda model, X, y: "a text"}),
+        ([1e-2], {"scoring": make_scorer(refuse), "error_score": "raise"}),
+    ],
+    ids=["one of two raises", "several in one", "a text", "raises"],
+)
+def test_scores_and_failures_are_those_of_grid_search(table, rates, params):
+    found = []
+    for kind in (GridSearchCV, BatchedGridSearchCV):
+        search = kind(pipeline(), {"net__lr": rates}, cv=2, refit=False, **params)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                results = search.fit(*table).cv_results_
+            except (KeyError, ValueError) as error:
+                results = {"error": repr(error)}
+        told = {str(w.message).partition(":")[0] for w in caught}
+        found.append((results, told))
+    (theirs, expected), (ours, told) = found
+    assert told == expected
+    columns = [n for n in theirs if "test_" in n or "train_" in n or n == "error"]
+    assert columns
+    for name in columns:
+        if name == "error":
+            assert ours[name] == theirs[name]
+        else:
+            np.testing.assert_allclose(ours[name], theirs[name], atol=2e-3)
+
+
 class Backend(Counting):
     """Notes how many jobs it could start."""
 
