@@ -104,9 +104,10 @@ class BatchedSearchMixin:
             candidates = list(candidates)
             cv = cv or search._checked_cv_orig
             n_fits = len(candidates) * search.n_splits_
+            is_watched = hasattr(search, "_skl_callbacks")
             with (
                 progress("Search", n_fits, "fits", verbose=search.verbose),
-                run.evaluating(candidates, cv) as folds,
+                run.evaluating(candidates, cv, is_watched) as folds,
             ):
                 return evaluate_candidates(candidates, folds, **others)
 

@@ -116,8 +116,13 @@ class SearchRun:
     # -- training --------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def evaluating(self, candidates: list[dict[str, Any]], cv: Any) -> Iterator[_Folds]:
-        """Train these candidates on the folds that scikit-learn asks for meanwhile."""
+    def evaluating(
+        self, candidates: list[dict[str, Any]], cv: Any, is_watched: bool
+    ) -> Iterator[_Folds]:
+        """Train these candidates on the folds that scikit-learn asks for meanwhile.
+
+        If it is watched, by callbacks, it gets them as they are.
+        """
 
         def start(X: Any, y: Any, folds: list[Any]) -> None:
             self._evaluation = _Evaluation(self, candidates, X, y, folds)
@@ -126,7 +131,7 @@ class SearchRun:
             # True, and of no use: what is told of each candidate is told all the same.
             warnings.filterwarnings("ignore", f"The estimator {StandIn.__name__} does")
             try:
-                yield _Folds(cv, start)
+                yield _Folds(cv, start, is_watched)
             finally:
                 self._evaluation = None
 
@@ -201,14 +206,18 @@ class SearchRun:
 class _Folds:
     """Splitter that cuts the folds of another one and shows them before it is done."""
 
-    def __init__(self, cv: Any, show: Any) -> None:
+    def __init__(self, cv: Any, show: Any, is_watched: bool) -> None:
         self.cv = cv
         self.show = show
+        self.is_watched = is_watched
 
     def split(self, X: Any, y: Any = None, **params: Any) -> list[Any]:
         folds = list(self.cv.split(X, y, **params))
         self.show(X, y, folds)
-        return folds
+        if self.is_watched:
+            return folds
+        # scikit-learn copies the training rows for each stand-in, which reads none.
+        return [(_positions(train)[:1], test) for train, test in folds]
 
 
 class _Evaluation:

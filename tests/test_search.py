@@ -758,6 +758,47 @@ def test_callbacks_are_told_of_every_candidate_and_fold(table):
     assert watching.ended["candidate-split-evaluation"] == 6
 
 
+class SeesRows(Watching):
+    """Also notes how many rows each task trains on."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_rows = Counter()
+
+    def on_fit_task_begin(self, estimator, context, *, X):
+        if context.task_name == "candidate-split-evaluation":
+            self.n_rows[len(X)] += 1
+
+
+def test_callbacks_see_the_rows_of_each_fold(table):
+    watching = SeesRows()
+    search = BatchedGridSearchCV(pipeline(), RATES, cv=3, refit=False)
+    search.set_callbacks(watching).fit(*table)
+    assert watching.n_rows == {160: 9}
+
+
+class Rows(np.ndarray):
+    """A table that notes how many of its rows are copied at a time."""
+
+    copied: list[int] = []  # noqa: RUF012 - outlives views
+
+    def __getitem__(self, key):
+        found = super().__getitem__(key)
+        if np.ndim(found) == 2 and not np.shares_memory(found, self):
+            self.copied.append(len(found))
+        return found
+
+
+def test_no_candidate_costs_a_copy_of_the_table():
+    X = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32).view(Rows)
+    y = (np.asarray(X)[:, 0] > 0).astype(int)
+    rates = {"lr": np.logspace(-4, -2, 20)}
+    Rows.copied.clear()
+    BatchedGridSearchCV(net(), rates, cv=3, refit=False).fit(X, y)
+    # Once for each fold, to train on; beside that rows to score on, and one.
+    assert [n for n in Rows.copied if n > 100] == [200] * 3
+
+
 # -- truth about diverged candidates -------------------------------------------------
 
 
