@@ -131,13 +131,11 @@ class _Slice:
         """Leave the net as its own training would have left it."""
         net, best = self.net, self.plan.best
         net._prepare_guard(is_new=True)
-        net.history_ = type(net.history)()
-        for entry in self.history:
-            net.history.new_epoch()
-            net.history.record("epoch", len(net.history))
-            for name, value in entry.items():
-                net.history.record(name, value)
-            net.history.record("dur", seconds / len(self.history))
+        dur = seconds / max(len(self.history), 1)
+        net.history_ = type(net.history)(
+            {"batches": [], "epoch": epoch, **entry, "dur": dur}
+            for epoch, entry in enumerate(self.history, start=1)
+        )
         if best is not None:
             best.initialize()
             best.best_epoch_ = self.best_epoch or None
