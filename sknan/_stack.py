@@ -261,7 +261,7 @@ class _Run:
         row = torch.zeros(1, 1, 1, dtype=torch.int64)
         target = self.stack.prepared(self._targets(row), row.shape)
         self.target_bytes = sum(leaf.nbytes for leaf in tree_leaves(target))
-        self.places: dict[int, Tensor] = {}
+        self.places: dict[int, tuple[Tensor, NDArray[Any]]] = {}
         self.n_steps = 0
         self.done: list[_Slice] = []
         self.n_reported = 0.0
@@ -366,18 +366,14 @@ class _Run:
             first += n_steps * size
             target = self.stack.prepared(self._targets(rows), rows.shape)
             if size not in self.places:
-                shape = (n_slices, size, *self.X.shape[1:])
-                self.places[size] = torch.from_numpy(np.empty(shape, self.X.dtype))
-            x = self.places[size]
+                place = np.empty((n_slices, size, *self.X.shape[1:]), self.X.dtype)
+                self.places[size] = torch.from_numpy(place), place
+            x, place = self.places[size]
             for own_rows, own_target in zip(
                 rows.numpy(), _unbound(target, n_steps), strict=True
             ):
-                self._fill(x, own_rows)
+                self.X.take(own_rows, 0, place, "clip")  # "raise" takes a detour
                 yield x, own_target
-
-    def _fill(self, x: Tensor, rows: NDArray[np.int64]) -> None:
-        """Put inputs of rows (K, B) into their place."""
-        self.X.take(rows, 0, x.numpy(), "clip")  # with "raise" it takes a detour
 
     def _targets(self, rows: Tensor) -> Any:
         """Targets of rows (..., K, B)."""

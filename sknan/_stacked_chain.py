@@ -48,6 +48,7 @@ class _CrossEntropy:
         self.logs, self.terms, self.grad = (torch.empty_like(output) for _ in range(3))
         self.rows_of_terms = self.terms.flatten(1)
         self.losses = output.new_empty(len(output))
+        self.found: NDArray[Any] = self.losses.numpy()
 
     @staticmethod
     def takes(y: Tensor) -> bool:
@@ -67,7 +68,7 @@ class _CrossEntropy:
         torch.mul(logs, target, out=self.terms)
         torch.sum(self.rows_of_terms, 1, out=self.losses)
         torch._log_softmax_backward_data(target, logs, 1, logs.dtype, out=self.grad)
-        return self.losses.numpy()
+        return self.found
 
 
 class _SquaredError:
@@ -83,6 +84,7 @@ class _SquaredError:
         self.output = output
         self.grad, self.squares = (torch.empty_like(output) for _ in range(2))
         self.losses = output.new_empty(len(output))
+        self.found: NDArray[Any] = self.losses.numpy()
         self.slope = 2.0 / (output.shape[1] * output.shape[2])
 
     @staticmethod
@@ -101,7 +103,7 @@ class _SquaredError:
         torch.square(self.grad, out=self.squares)
         torch.mean(self.squares, (1, 2), out=self.losses)
         self.grad.mul_(self.slope)
-        return self.losses.numpy()
+        return self.found
 
 
 def loss_of(criterion: Any) -> type[_CrossEntropy | _SquaredError] | None:
