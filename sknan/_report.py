@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from sknan._capsule import FORMAT, Capsule
+from sknan._pickling import save
 
 __all__ = ["Cause", "NonFiniteReport", "Phase"]
 
@@ -180,7 +181,7 @@ class NonFiniteReport:
                 "training and that of an error do, and a pickled one leaves it behind."
             )
         contents = {"format": FORMAT, "report": self.to_dict()}
-        torch.save({**contents, "capsule": self.capsule.to_dict()}, path)
+        save({**contents, "capsule": self.capsule.to_dict()}, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NonFiniteReport:

@@ -18,6 +18,7 @@ from sknan._backup_state import (
     random_states_of,
     state_of,
 )
+from sknan._pickling import save
 
 __all__ = ["BackupAndRestore"]
 
@@ -180,7 +181,7 @@ class BackupAndRestore(Callback):
         }
         path = os.fspath(self.path)
         with open(f"{path}.new", "wb") as file:
-            torch.save(contents, file)
+            save(contents, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(f"{path}.new", path)

@@ -32,6 +32,7 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
+from sknan._pickling import save
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 LABELS = np.where(X[:, 0] > 0, "yes", "no")
@@ -505,3 +506,38 @@ def test_no_tensor_is_pickled_where_no_device_is_chosen_for_it():
         text = pickle.dumps(state)
         assert b"torch.storage" not in text
         assert b"_rebuild_tensor" not in text
+
+
+class Breaks(io.BytesIO):
+    """A file whose writing breaks off in the middle, once."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, data):
+        if self.tell() > 500 and self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return super().write(data)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(28, "No space left on device")]
+)
+def test_what_breaks_off_the_writing_of_an_archive_is_told(error):
+    with pytest.raises(type(error)) as raised:
+        save({"weights": torch.zeros(5000)}, Breaks(error))
+    assert raised.value is error
+
+
+def test_what_else_is_wrong_is_told_as_by_torch(tmp_path):
+    with pytest.raises(RuntimeError, match=r"Parent directory .* does not exist"):
+        save({"weights": torch.zeros(3)}, tmp_path / "missing" / "file")
+
+
+def test_an_archive_is_torchs():
+    file = io.BytesIO()
+    save({"weights": torch.arange(3)}, file)
+    file.seek(0)
+    assert torch.load(file)["weights"].tolist() == [0, 1, 2]
