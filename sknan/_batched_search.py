@@ -73,9 +73,8 @@ class BatchedSearchMixin:
         scorer, refit_metric = parent._get_scorers()
         if self._run is not None:
             scoring = cast(Any, self).scoring
-            is_several = not (scoring is None or isinstance(scoring, str))
-            is_several = is_several and not callable(scoring)
-            scorer = self._run.scorer(scorer, is_several)
+            is_one = scoring is None or isinstance(scoring, str) or callable(scoring)
+            scorer = self._run.scorer(scorer, not is_one)
         return scorer, refit_metric
 
     def _get_routed_params_for_fit(self, params: dict[str, Any]) -> Any:

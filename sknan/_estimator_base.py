@@ -27,7 +27,7 @@ from sknan._blame import without_rows
 from sknan._checks import check_finite, first_text_cell, plain_floats
 from sknan._epoch_tasks import EpochTasks
 from sknan._hold_out import Fold, held_out
-from sknan._layerwise import layers_of, output_bound
+from sknan._layerwise import output_bound
 from sknan._mending import random_states, rows_without_output, without_output
 from sknan._net_parts import (
     resolve_criterion,
@@ -41,7 +41,7 @@ from sknan._range_test import range_test
 from sknan._table_net import TableNet
 from sknan._threads import FlopCount, threads_for
 from sknan._training import uncompiled
-from sknan._training_plan import TrainingPlan, TrainingRows, Trial, seeded
+from sknan._training_plan import TrainingPlan, TrainingRows, seeded
 from sknan._training_summary import summary_as_html
 from sknan.batching import TensorTable
 from sknan.early_stopping import BestWeights
@@ -396,10 +396,10 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     ) -> TrainingPlan:
         """A training on these rows: from scratch, or on where that was asked for.
 
-        If another one on these rows, of the same kind of module, is at hand, the module
-        need not be tried again.
+        The table of another one serves here too, without another trial of the module,
+        if that one is ``like`` this: of the same rows and the same kind of estimator.
         """
-        X, y, weights, n_outputs, is_partial, numbers = its
+        X, y, weights, n_outputs, is_partial, _ = its
         goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
         if not goes_on:
             self._rng = check_random_state(self.random_state)
@@ -421,21 +421,12 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
                 net = self._update_net(per_row=weights is not None)
             else:
                 net = self._build_net(X, n_outputs, per_row=weights is not None)
-            trial = None if like is None else like.trial
-            if trial is None or not trial.is_of_known_layers:
-                trial = self._try_module(net, X, y)
-            net.flops_per_row_ = trial.flops_per_row
+            if like is None:
+                table = self._table(net, its._replace(weights=weights))
+            else:
+                table = like.table
+                net.flops_per_row_ = like.net.flops_per_row_
             states = random_states(device)
-        rows = torch.from_numpy(X).to(device)
-        targets: Any = trial.target.to(device)
-        if weights is not None:
-            targets = (targets, torch.from_numpy(weights).float().to(device))
-        table = TensorTable(
-            rows,
-            targets,
-            torch.from_numpy(numbers),
-            getattr(self, "feature_names_in_", None),
-        )
         return TrainingPlan(
             net=net,
             table=table,
@@ -445,7 +436,19 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
             random_states=states,
             num_threads=self.num_threads,
             is_partial=is_partial,
-            trial=trial,
+        )
+
+    def _table(self, net: TableNet, its: TrainingRows) -> TensorTable:
+        """Rows as the net takes them, once its module has been tried on a few."""
+        targets: Any = self._shape_target(net, its.X, its.y).to(net.device)
+        if its.weights is not None:
+            weights = torch.from_numpy(its.weights).float().to(net.device)
+            targets = (targets, weights)
+        return TensorTable(
+            torch.from_numpy(its.X).to(net.device),
+            targets,
+            torch.from_numpy(its.numbers),
+            getattr(self, "feature_names_in_", None),
         )
 
     def _set_rate(self, its: TrainingRows, seed: int, *, goes_on: bool) -> None:
@@ -527,14 +530,14 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     def _as_batch(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Inputs and targets as the fitted network gets them, for a diagnosis."""
         X_in = self._as_input(X, reset=False)
-        target = self._try_module(self.net_, X_in, self._as_target(y)).target
+        target = self._shape_target(self.net_, X_in, self._as_target(y))
         return torch.from_numpy(X_in).to(self.net_.device), target.to(self.net_.device)
 
     def _as_target(self, y: Any) -> np.ndarray:
         """Targets as the fitted network is trained on them."""
         raise NotImplementedError
 
-    def _try_module(self, net: TableNet, X: np.ndarray, y: np.ndarray) -> Trial:
+    def _shape_target(self, net: TableNet, X: np.ndarray, y: np.ndarray) -> Tensor:
         """Try the module on a few rows, and bring ``y`` to the shape of its output."""
         # A copy: the module may work in place.
         probe = torch.from_numpy(X[:32].copy()).to(net.device)
@@ -554,6 +557,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
             name = type(net.module_).__name__
             error.add_note(f"while calling the module {name} on X of shape {X.shape}")
             raise
+        net.flops_per_row_ = count.n_flops / n_rows
         output = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(output, Tensor) or len(output) != len(probe):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output)
@@ -561,9 +565,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
                 f"The module must return a tensor with one row per sample, got {found} "
                 f"for {len(probe)} samples."
             )
-        target = self._match_target(net.criterion_, output, y)
-        is_known = layers_of(net.module_) is not None
-        return Trial(target, count.n_flops / n_rows, is_known)
+        return self._match_target(net.criterion_, output, y)
 
     def _match_target(
         self, criterion: nn.Module, output: Tensor, y: np.ndarray

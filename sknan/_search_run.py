@@ -124,7 +124,7 @@ class SearchRun:
         If it is watched, by callbacks, it gets them as they are.
         """
 
-        def start(X: Any, y: Any, folds: list[Any]) -> None:
+        def start(X: Any, y: Any, folds: list[Fold]) -> None:
             self._evaluation = _Evaluation(self, candidates, X, y, folds)
 
         with warnings.catch_warnings():
@@ -141,7 +141,7 @@ class SearchRun:
         return self._estimator
 
     def n_at_once(self) -> int:
-        """How many trained models may wait to be scored."""
+        """How many models may be trained, and wait to be scored, at a time."""
         if self._max_memory is None:
             return _MOST_MODELS
         fitting = int(self._max_memory / 4 / self._bytes_of_model)
@@ -211,13 +211,14 @@ class _Folds:
         self.show = show
         self.is_watched = is_watched
 
-    def split(self, X: Any, y: Any = None, **params: Any) -> list[Any]:
-        folds = list(self.cv.split(X, y, **params))
+    def split(self, X: Any, y: Any = None, **params: Any) -> list[Fold]:
+        pairs = self.cv.split(X, y, **params)
+        folds = [Fold(_positions(train), _positions(test)) for train, test in pairs]
         self.show(X, y, folds)
         if self.is_watched:
             return folds
         # scikit-learn copies the training rows for each stand-in, which reads none.
-        return [(_positions(train)[:1], test) for train, test in folds]
+        return [fold._replace(train=fold.train[:1]) for fold in folds]
 
 
 class _Evaluation:
@@ -229,14 +230,12 @@ class _Evaluation:
         candidates: list[dict[str, Any]],
         X: Any,
         y: Any,
-        folds: list[Any],
+        folds: list[Fold],
     ) -> None:
         self.run = run
         self.candidates = candidates
         self._X, self._y = X, y
-        self._folds = [
-            Fold(_positions(train), _positions(test)) for train, test in folds
-        ]
+        self._folds = folds
         self._settings: list[Any] = []
         nets = self._arrange()
         self._tasks = [
@@ -300,7 +299,7 @@ class _Evaluation:
         return self._ready.pop(place)
 
     def tags(self, place: int) -> Tags:
-        """Tags of the model that a stand-in will become."""
+        """Tags of the model that a stand-in stands for."""
         return get_tags(self._settings[self._tasks[place].setting])
 
 

@@ -193,13 +193,13 @@ def _scored(trained: _Trained, scorer: Any) -> Fit:
     if training.error is not None:
         record = record_of(None, training.error, seconds, trained.is_stacked)
         return Fit(record, training, [])
-    scores, times = [], []
-    for part in parts:
-        start = time.perf_counter()
-        scores.append(_score(model, scorer, *part))
-        times.append(time.perf_counter() - start)
+    test, *others = parts
+    start = time.perf_counter()
+    scores = [_score(model, scorer, *test)]
+    score_seconds = time.perf_counter() - start
+    scores += [_score(model, scorer, *part) for part in others]
     record = record_of(last_step(model), None, seconds, trained.is_stacked)
-    return Fit(record._replace(score_seconds=times[0]), training, scores)
+    return Fit(record._replace(score_seconds=score_seconds), training, scores)
 
 
 def _score(model: Any, scorer: Any, X: Any, y: Any, params: dict[str, Any]) -> Result:

@@ -11,7 +11,7 @@ rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,113 +21,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sknan._layerwise import ACTIVATIONS
-from sknan.losses import CrossEntropyLoss, MSELoss
+from sknan._stacked_losses import StackedLoss, loss_of
 from sknan.modules import PeriodicEmbedding
 
-__all__ = ["StackedChain", "loss_of", "turned_weights"]
+__all__ = ["StackedChain", "turned_weights"]
 
 _aten = torch.ops.aten
 
 _Call = Callable[[], object]
-
-
-# -- losses ----------------------------------------------------------------------------
-
-
-class _CrossEntropy:
-    """Mean cross-entropy of each slice; logits (K, C, B), class codes (K, B).
-
-    Parameters
-    ----------
-    output : Tensor of shape (K, C, B)
-        Where the logits will be.
-    """
-
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
-        self.logs, self.terms, self.grad = (torch.empty_like(output) for _ in range(3))
-        self.rows_of_terms = self.terms.flatten(1)
-        self.losses = output.new_empty(len(output))
-        self.found: NDArray[Any] = self.losses.numpy()
-
-    @staticmethod
-    def takes(y: Tensor) -> bool:
-        """Whether these are targets that it knows."""
-        return y.ndim == 1 and y.dtype == torch.int64
-
-    @staticmethod
-    def prepared(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Gradient of the loss by the logarithms of the probabilities."""
-        *slices, n_rows = shape
-        shares = like.new_zeros(*slices, like.shape[1], n_rows)
-        return shares.scatter_(-2, target.view(*slices, 1, n_rows), -1.0 / n_rows)
-
-    def evaluate(self, target: Tensor) -> NDArray[Any]:
-        """Losses (K,); the gradient of the output is left in its place."""
-        logs = torch._log_softmax(self.output, 1, False, out=self.logs)
-        torch.mul(logs, target, out=self.terms)
-        torch.sum(self.rows_of_terms, 1, out=self.losses)
-        torch._log_softmax_backward_data(target, logs, 1, logs.dtype, out=self.grad)
-        return self.found
-
-
-class _SquaredError:
-    """Mean of rows and outputs of each slice; both (K, n_outputs, B).
-
-    Parameters
-    ----------
-    output : Tensor of shape (K, n_outputs, B)
-        Where the outputs will be.
-    """
-
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
-        self.grad, self.squares = (torch.empty_like(output) for _ in range(2))
-        self.losses = output.new_empty(len(output))
-        self.found: NDArray[Any] = self.losses.numpy()
-        self.slope = 2.0 / (output.shape[1] * output.shape[2])
-
-    @staticmethod
-    def takes(y: Tensor) -> bool:
-        """Whether these are targets that it knows."""
-        return y.is_floating_point()
-
-    @staticmethod
-    def prepared(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
-        """With the rows last."""
-        return target.view(*shape, like.shape[1]).transpose(-1, -2).contiguous()
-
-    def evaluate(self, target: Tensor) -> NDArray[Any]:
-        """Losses (K,); the gradient of the output is left in its place."""
-        torch.sub(self.output, target, out=self.grad)
-        torch.square(self.grad, out=self.squares)
-        torch.mean(self.squares, (1, 2), out=self.losses)
-        self.grad.mul_(self.slope)
-        return self.found
-
-
-def loss_of(criterion: Any) -> type[_CrossEntropy | _SquaredError] | None:
-    """The loss of stacked outputs, if it is written out here.
-
-    Parameters
-    ----------
-    criterion : nn.Module
-        Any.
-
-    Returns
-    -------
-    type or None
-    """
-    if type(criterion) in (CrossEntropyLoss, nn.CrossEntropyLoss):
-        is_plain = (
-            criterion.weight is None
-            and criterion.label_smoothing == 0.0
-            and criterion.reduction == "mean"
-        )
-        return _CrossEntropy if is_plain else None
-    if type(criterion) in (MSELoss, nn.MSELoss):
-        return _SquaredError if criterion.reduction == "mean" else None
-    return None
 
 
 # -- products --------------------------------------------------------------------------
@@ -361,7 +262,7 @@ class _Way(NamedTuple):
 
     x: Tensor
     forward: list[_Call]
-    loss: Any
+    loss: StackedLoss
     backward: list[_Call]
     output: Tensor
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from sknan._layerwise import known_layers, layers_of
-from sknan._stacked_chain import StackedChain, loss_of, turned_weights
+from sknan._stacked_chain import StackedChain, turned_weights
+from sknan._stacked_losses import loss_of
 from sknan.batching import TensorTable, tree_map
 from sknan.modules import PeriodicEmbedding
 

@@ -22,7 +22,7 @@ from sknan._threads import threads_for
 from sknan.batching import TensorTable
 from sknan.early_stopping import BestWeights
 
-__all__ = ["TrainingPlan", "TrainingRows", "Trial", "resumed", "seeded", "trained_by"]
+__all__ = ["TrainingPlan", "TrainingRows", "resumed", "seeded", "trained_by"]
 
 
 class TrainingRows(NamedTuple):
@@ -50,25 +50,6 @@ class TrainingRows(NamedTuple):
     n_outputs: int
     is_partial: bool
     numbers: np.ndarray
-
-
-class Trial(NamedTuple):
-    """What came of calling a module on a few rows.
-
-    Parameters
-    ----------
-    target : Tensor
-        Targets of all rows, in the shape of its output.
-    flops_per_row : float
-        Floating-point operations of a pass.
-    is_of_known_layers : bool
-        Whether it is a chain of layers of which a call leaves nothing behind: another
-        one of its kind needs no trial on these rows.
-    """
-
-    target: Tensor
-    flops_per_row: float
-    is_of_known_layers: bool
 
 
 # Who trains a plan, if it can; if not, or if there is nobody, the plan runs by itself.
@@ -115,8 +96,6 @@ class TrainingPlan:
         Threads to train with.
     is_partial : bool
         One epoch at a constant rate, without early stopping.
-    trial : Trial
-        Of the module on the rows.
     """
 
     net: TableNet
@@ -127,7 +106,6 @@ class TrainingPlan:
     random_states: tuple[Tensor, Tensor | None]
     num_threads: int | str
     is_partial: bool
-    trial: Trial
 
     @property
     def batch_size(self) -> int:

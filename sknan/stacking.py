@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sknan._estimator_base import StableNetBase
+from sknan._layerwise import layers_of
 from sknan._progress import advance
 from sknan._stack import shape_of, train_stack
 from sknan._training_plan import TrainingPlan, TrainingRows
@@ -137,8 +138,9 @@ def train_together(jobs: list[Job], max_memory: int | None = None) -> list[Outco
 class _Validated:
     """Rows that one estimator has checked, for all others that would find the same.
 
-    ``learnt`` are the attributes that this has given the estimator, and ``plan`` is its
-    training, once there is one.
+    ``learnt`` are the attributes that this has given the estimator. ``plan`` is its
+    training, once there is one, if a call of its module leaves nothing behind: then
+    those of the others need no trial.
     """
 
     rows: TrainingRows
@@ -187,7 +189,8 @@ class _Task:
                     its.message, its.category, its.filename, its.lineno
                 )
             self.plan = estimator._plan(found.rows, fold, found.plan)
-            found.plan = found.plan or self.plan
+            if found.plan is None and layers_of(self.plan.net.module_) is not None:
+                found.plan = self.plan
 
         self._run(prepare)
 
