@@ -25,12 +25,13 @@ from sknan._blame import (
 )
 from sknan._caller import stacklevel_of_caller
 from sknan._capsule import capture
+from sknan._random_state import random_states, set_random_states
 from sknan._rates import scaled_rates
 from sknan._repair import RepairedOperations
 from sknan._replay import Finding, Names, replay, trace_operations
 from sknan._report import NonFiniteReport
+from sknan._tree import tree_leaves, tree_map
 from sknan._verdict import HUGE, NARROW, examine_step, is_runaway
-from sknan.batching import tree_leaves, tree_map
 from sknan.clipping import grad_norm
 from sknan.exceptions import NonFiniteTrainingError
 
@@ -42,7 +43,6 @@ __all__ = [
     "explain_weights",
     "mend",
     "output_repaired",
-    "random_states",
     "rows_without_output",
     "without_output",
 ]
@@ -101,31 +101,16 @@ class Failure:
 # -- random states -------------------------------------------------------------------
 
 
-def random_states(device: Any) -> tuple[Tensor, Tensor | None]:
-    """States of torch's generators that a forward pass on a device may use."""
-    on_gpu = torch.device(device).type == "cuda"
-    return (
-        torch.get_rng_state(),
-        torch.cuda.get_rng_state(device) if on_gpu else None,
-    )
-
-
-def _set_random_states(states: tuple[Tensor, Tensor | None], device: Any) -> None:
-    torch.set_rng_state(states[0])
-    if states[1] is not None:
-        torch.cuda.set_rng_state(states[1], device)
-
-
 @contextlib.contextmanager
 def _with_random_states(training: Any) -> Iterator[None]:
     """Put the states of the failed forward pass in place, and the present ones back."""
     device = training.net.device
     present = random_states(device)
-    _set_random_states(training.random_states, device)
+    set_random_states(training.random_states, device)
     try:
         yield
     finally:
-        _set_random_states(present, device)
+        set_random_states(present, device)
 
 
 # -- finding out ---------------------------------------------------------------------

@@ -15,7 +15,7 @@ import sklearn
 import torch
 from sklearn.exceptions import InconsistentVersionWarning
 
-__all__ = ["VersionedPickleMixin", "save"]
+__all__ = ["VersionedPickleMixin"]
 
 _KEY = "_pickled_with"
 
@@ -70,24 +70,3 @@ class VersionedPickleMixin:
             self.__dict__.update(state)
         else:
             parent(state)
-
-
-def save(contents: Any, file: Any) -> None:
-    """``torch.save`` that raises what broke it off.
-
-    torch closes its archive even if that is half written, fails at it, and so hides a
-    full disk or Ctrl-C behind an error about positions in the archive.
-
-    Parameters
-    ----------
-    contents : object
-        What to save.
-    file : path or binary file
-        Where to.
-    """
-    try:
-        torch.save(contents, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, (KeyboardInterrupt, OSError)):
-            raise error.__context__ from None
-        raise

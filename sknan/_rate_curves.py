@@ -21,8 +21,9 @@ from sknan._stack_weights import Rates, Stack
 from sknan._stacked_pass import can_be_passed
 from sknan._threads import threads_for
 from sknan._training_plan import TrainingPlan, TrainingRows
+from sknan._tree import tree_map
 from sknan._verdict import OVERFLOWS_SQUARED
-from sknan.batching import TensorTable, tree_map
+from sknan.batching import TensorTable
 from sknan.exceptions import NonFiniteTrainingError
 
 __all__ = ["RateCurves", "curves_at_rates", "flops_per_step"]

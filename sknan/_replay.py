@@ -26,12 +26,11 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sknan.batching import tree_leaves
+from sknan._tree import tree_leaves
 
 __all__ = [
     "Finding",
     "Names",
-    "original_of",
     "replay",
     "sanitized_backward",
     "trace_operations",
@@ -111,17 +110,6 @@ class Names:
     def of(self, module: nn.Module) -> str | None:
         """Path of a module, or None if it is not one of the net's."""
         return self._path.get(id(module))
-
-
-def original_of(part: Any) -> Any:
-    """What ``torch.compile`` was given: in compiled code there is nothing to see.
-
-    Parameters
-    ----------
-    part : object
-        Network or criterion, compiled or not.
-    """
-    return getattr(part, "_orig_mod", part)
 
 
 @functools.cache

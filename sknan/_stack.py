@@ -22,7 +22,8 @@ from sknan._stacked_pass import can_be_passed, kind_of_pass
 from sknan._stacked_step import kind_of_step
 from sknan._threads import threads_for
 from sknan._training_plan import TrainingPlan
-from sknan.batching import TensorBatches, TensorTable, tree_leaves, tree_map
+from sknan._tree import tree_leaves, tree_map
+from sknan.batching import TensorBatches, TensorTable
 
 __all__ = ["shape_of", "train_as_stack", "train_stack"]
 

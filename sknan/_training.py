@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,50 +12,27 @@ from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator
 from torch import Tensor
 
+from sknan._compiled import uncompiled
 from sknan._conditioning import Conditioning, conditioned
 from sknan._layerwise import LayerwisePass
-from sknan._mending import (
-    StepRefused,
-    Trials,
-    explain,
-    explain_weights,
-    mend,
-    random_states,
-)
+from sknan._mending import StepRefused, Trials, explain, explain_weights, mend
+from sknan._random_state import random_states
 from sknan._rates import scaled_rates
 from sknan._repair import RepairedOperations
-from sknan._replay import original_of, sanitized_backward
+from sknan._replay import sanitized_backward
 from sknan._report import NonFiniteReport
 from sknan._verdict import OVERFLOWS_SQUARED, is_runaway
 from sknan.batching import TensorBatches, TensorTable
 from sknan.clipping import clip_grad_norm, clip_grad_value, grad_norm
 from sknan.exceptions import NonFiniteTrainingError
 
-__all__ = ["Training", "uncompiled"]
+__all__ = ["Training"]
 
 # Batches on which a lower rate is tried out.
 _N_LATEST = 4
 
 # Numbers that live from epoch to epoch.
 _KEPT = ("n_steps", "rate", "n_clipped", "largest_norm")
-
-
-@contextlib.contextmanager
-def uncompiled(net: Any) -> Iterator[None]:
-    """Put what ``torch.compile`` was given in place of what it made of it.
-
-    Parameters
-    ----------
-    net : skorch net
-        Initialized.
-    """
-    names = [f"{name}_" for name in (*net._modules, *net._criteria)]
-    compiled = {name: vars(net)[name] for name in names if name in vars(net)}
-    vars(net).update({name: original_of(part) for name, part in compiled.items()})
-    try:
-        yield
-    finally:
-        vars(net).update(compiled)
 
 
 class Training:

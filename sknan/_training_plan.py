@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sknan._epoch_tasks import EpochBar, EpochTasks
 from sknan._progress import is_shown, progress
+from sknan._random_state import resumed
 from sknan._table_net import TableNet
 from sknan._threads import threads_for
 from sknan.batching import TensorTable
 from sknan.early_stopping import BestWeights
 
-__all__ = ["TrainingPlan", "TrainingRows", "resumed", "seeded", "trained_by"]
+__all__ = ["TrainingPlan", "TrainingRows", "trained_by"]
 
 
 class TrainingRows(NamedTuple):
@@ -162,30 +162,3 @@ class TrainingPlan:
         finally:
             net.train_split = None  # it holds rows
             net.callbacks_ = [c for c in net.callbacks_ if c[1] is not best]
-
-
-def _gpu_index(device: str) -> int:
-    index = torch.device(device).index
-    return torch.cuda.current_device() if index is None else index
-
-
-@contextlib.contextmanager
-def resumed(states: tuple[Tensor, Tensor | None], device: str) -> Iterator[None]:
-    """Go on inside the block from where torch's generators were left."""
-    with seeded(0, device):
-        torch.set_rng_state(states[0])
-        if states[1] is not None:
-            torch.cuda.set_rng_state(states[1], device)
-        yield
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: str) -> Iterator[None]:
-    """Seed torch inside the block, and give the caller's generators back after it."""
-    on_gpu = torch.device(device).type == "cuda"
-    devices = [_gpu_index(device)] if on_gpu else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        if on_gpu:
-            torch.cuda.manual_seed(seed)
-        yield

@@ -7,60 +7,15 @@ tensor: a batch of it is one slice, or one gather by shuffled indices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["TensorBatches", "TensorTable", "tree_leaves", "tree_map"]
+from sknan._tree import tree_leaves, tree_map
 
-
-def tree_map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
-    """Apply ``function`` to each tensor in nested tuples, lists and mappings.
-
-    Parameters
-    ----------
-    function : callable
-        Of a tensor.
-    data : Tensor, or nested tuples, lists or mappings of Tensor
-        Lists come back as tuples, mappings as dicts.
-
-    Returns
-    -------
-    object
-        Nested as ``data`` is.
-    """
-    if isinstance(data, Tensor):
-        return function(data)
-    if isinstance(data, Mapping):
-        return {key: tree_map(function, value) for key, value in data.items()}
-    if isinstance(data, (tuple, list)):
-        return tuple(tree_map(function, value) for value in data)
-    return function(data)
-
-
-def tree_leaves(data: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists and mappings, in order.
-
-    Parameters
-    ----------
-    data : object
-        Nested; what is no tensor is left out.
-
-    Returns
-    -------
-    list of Tensor
-    """
-    leaves: list[Tensor] = []
-
-    def collect(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            leaves.append(leaf)
-        return leaf
-
-    tree_map(collect, data)
-    return leaves
+__all__ = ["TensorBatches", "TensorTable"]
 
 
 # Rows are gathered for several batches at once, which costs less than for each, but no

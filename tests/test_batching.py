@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sknan.batching import TensorBatches, TensorTable, tree_map
+from sknan._tree import tree_map
+from sknan.batching import TensorBatches, TensorTable
 
 sizes = st.integers(1, 12)
 lengths = st.integers(0, 40)

@@ -26,7 +26,11 @@ PUBLIC_MODULES = [name for name in MODULES if not name.startswith("_")]
 # Floors of DESIGN.md; a private module lives where those stand that it serves.
 FLOOR = {
     "exceptions": 0,
+    "_archive": 0,
     "_caller": 0,
+    "_compiled": 0,
+    "_random_state": 0,
+    "_tree": 0,
     "_checks": 0,
     "_blocks": 0,
     "_columns": 0,

@@ -1,0 +1,57 @@
+"""Tensors in nested tuples, lists and mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["tree_leaves", "tree_map"]
+
+
+def tree_map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
+    """Apply ``function`` to each tensor in nested tuples, lists and mappings.
+
+    Parameters
+    ----------
+    function : callable
+        Of a tensor.
+    data : Tensor, or nested tuples, lists or mappings of Tensor
+        Lists come back as tuples, mappings as dicts.
+
+    Returns
+    -------
+    object
+        Nested as ``data`` is.
+    """
+    if isinstance(data, Tensor):
+        return function(data)
+    if isinstance(data, Mapping):
+        return {key: tree_map(function, value) for key, value in data.items()}
+    if isinstance(data, (tuple, list)):
+        return tuple(tree_map(function, value) for value in data)
+    return function(data)
+
+
+def tree_leaves(data: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and mappings, in order.
+
+    Parameters
+    ----------
+    data : object
+        Nested; what is no tensor is left out.
+
+    Returns
+    -------
+    list of Tensor
+    """
+    leaves: list[Tensor] = []
+
+    def collect(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            leaves.append(leaf)
+        return leaf
+
+    tree_map(collect, data)
+    return leaves
