@@ -391,7 +391,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
 
     def _plan(
         self,
-        its: TrainingRows,
+        rows: TrainingRows,
         fold: Fold | None = None,
         like: TrainingPlan | None = None,
     ) -> TrainingPlan:
@@ -400,13 +400,13 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         The table of another one serves here too, without another trial of the module,
         if that one is ``like`` this: of the same rows and the same kind of estimator.
         """
-        X, y, weights, n_outputs, is_partial, _ = its
+        X, y, weights, n_outputs, is_partial, _ = rows
         goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
         if not goes_on:
             self._rng = check_random_state(self.random_state)
         seed = int(self._rng.randint(np.iinfo(np.int32).max))
         split_seed = int(self._rng.randint(np.iinfo(np.int32).max))
-        self._set_rate(its, seed, goes_on=goes_on)
+        self._set_rate(rows, seed, goes_on=goes_on)
         stops_early = not is_partial and (
             len(X) >= _MIN_ROWS_TO_STOP_EARLY
             if self.early_stopping == "auto"
@@ -423,7 +423,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
             else:
                 net = self._build_net(X, n_outputs, per_row=weights is not None)
             if like is None:
-                table = self._table(net, its._replace(weights=weights))
+                table = self._table(net, rows._replace(weights=weights))
             else:
                 table = like.table
                 net.flops_per_row_ = like.net.flops_per_row_

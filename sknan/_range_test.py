@@ -160,7 +160,7 @@ def range_test(
 
     Parameters
     ----------
-    estimator : StableNetBase
+    estimator : Trainable
         That has validated the rows; it is left as it is.
     rows : TrainingRows
         Of the whole table.

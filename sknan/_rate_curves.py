@@ -69,7 +69,7 @@ def curves_at_rates(
 
     Parameters
     ----------
-    estimator : StableNetBase
+    estimator : Trainable
         That has validated the rows; it is left as it is.
     rows : TrainingRows
         Of the whole table.
@@ -109,7 +109,7 @@ def flops_per_step(estimator: Any, rows: TrainingRows) -> float:
 
     Parameters
     ----------
-    estimator : StableNetBase
+    estimator : Trainable
         That has validated the rows.
     rows : TrainingRows
         Of the whole table.

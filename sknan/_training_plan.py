@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -17,12 +17,13 @@ from torch import Tensor
 from sknan._epoch_tasks import EpochBar, EpochTasks
 from sknan._progress import is_shown, progress
 from sknan._random_state import resumed
+from sknan._report import NonFiniteReport
 from sknan._table_net import TableNet
 from sknan._threads import threads_for
 from sknan.batching import TensorTable
 from sknan.early_stopping import BestWeights
 
-__all__ = ["TrainingPlan", "TrainingRows", "trained_by"]
+__all__ = ["Trainable", "TrainingPlan", "TrainingRows", "trained_by"]
 
 
 class TrainingRows(NamedTuple):
@@ -162,3 +163,38 @@ class TrainingPlan:
         finally:
             net.train_split = None  # it holds rows
             net.callbacks_ = [c for c in net.callbacks_ if c[1] is not best]
+
+
+class Trainable(Protocol):
+    """Contract between an estimator and the engine that trains its network.
+
+    :meth:`_fit` is the whole of ``fit``. The engine can also take the parts of it one by
+    one, to train the networks of several estimators together: :meth:`_check_parameters`,
+    :meth:`_training_rows`, :meth:`_plan`, its own training of the plan, and
+    :meth:`_finish`.
+    """
+
+    nonfinite_reports_: list[NonFiniteReport]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters of the estimator by name, as in scikit-learn."""
+
+    def rows_per_batch(self, n_rows: int) -> int:
+        """Batch size for a table of ``n_rows`` rows."""
+
+    def _check_parameters(self) -> None:
+        """Raise ``ValueError`` or ``TypeError`` for the first invalid parameter."""
+
+    def _training_rows(self, X: Any, y: Any, **params: Any) -> TrainingRows:
+        """Validate the data and bring it into the form of training."""
+
+    def _plan(
+        self, rows: TrainingRows, fold: Any = None, like: TrainingPlan | None = None
+    ) -> TrainingPlan:
+        """Build the network and everything else that the training needs."""
+
+    def _finish(self, plan: TrainingPlan) -> None:
+        """Check the trained network and set the fitted attributes."""
+
+    def _fit(self, X: Any, y: Any, **params: Any) -> None:
+        """Run all of ``fit``."""

@@ -20,11 +20,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sknan._estimator_base import StableNetBase
 from sknan._layerwise import layers_of
 from sknan._progress import advance
 from sknan._stack import shape_of, train_stack
-from sknan._training_plan import TrainingPlan, TrainingRows
+from sknan._training_plan import Trainable, TrainingPlan, TrainingRows
 
 __all__ = ["Job", "Outcome", "stack_key", "train_together"]
 
@@ -53,7 +52,7 @@ class Job(NamedTuple):
     ``estimator`` is unfitted, and nobody else holds it.
     """
 
-    estimator: StableNetBase
+    estimator: Trainable
     X: Any
     y: Any
     fit_params: dict[str, Any]
@@ -67,7 +66,7 @@ class Outcome(NamedTuple):
     ``fit`` would have shown.
     """
 
-    estimator: StableNetBase | None
+    estimator: Trainable | None
     error: Exception | None
     seconds: float
     is_stacked: bool
@@ -244,7 +243,7 @@ class _Task:
 
 
 def _validate(
-    estimator: StableNetBase, X: Any, y: Any, fit_params: dict[str, Any]
+    estimator: Trainable, X: Any, y: Any, fit_params: dict[str, Any]
 ) -> _Validated:
     before = set(vars(estimator))
     with warnings.catch_warnings(record=True) as told:
