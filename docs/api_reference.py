@@ -17,39 +17,30 @@ import sknan
 # the engine.
 GROUPS = {
     "Estimators and tables": [
-        "audit",
-        "pipelines",
-        "imputation",
-        "scaling",
         "estimators",
-        "ensemble",
-        "learning_rate",
-        "search",
-        "backup",
-        "display",
-        "html_report",
+        "preprocessing",
+        "model_selection",
+        "inspection",
         "exceptions",
     ],
     "In any torch code": [
         "functional",
         "activations",
         "losses",
-        "modules",
-        "schedules",
-        "clipping",
-        "adaptive_clipping",
+        "optim",
         "diagnosis",
     ],
     "skorch's nets": ["nets"],
     "Testing": ["testing"],
-    "To build on": ["guard", "snapshots", "batching", "early_stopping", "stacking"],
+    "To build on": ["nets.guard"],
 }
 
 
 def public_modules() -> list[str]:
-    """Names of the modules without an underscore, as they lie in the package."""
+    """Names of the public modules and packages, as they lie in the package."""
     folder = Path(sknan.__file__).parent
-    return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+    names = [path.stem for path in folder.iterdir()]
+    return sorted(n for n in names if n.isidentifier() and n[0] != "_")
 
 
 def grouped_modules() -> dict[str, list[str]]:
@@ -127,8 +118,6 @@ def page_of(module: str) -> str:
     """The page of one module."""
     there = importlib.import_module(f"sknan.{module}")
     lines = [heading(f"sknan.{module}", "="), f".. py:module:: sknan.{module}"]
-    # sknan.audit is a module and a function: references mean the function.
-    lines += ["   :no-index:"] if module in sknan.__all__ else []
     lines += ["", inspect.cleandoc(there.__doc__ or ""), ""]
     for name in there.__all__:
         lines += [heading(name, "-"), entry(module, name)]

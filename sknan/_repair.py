@@ -201,9 +201,9 @@ def _works_in_place(func: Any) -> bool:
 class RepairedOperations(TorchFunctionMode):
     """Inside the block the operations of torch are finite wherever their input is.
 
-    Below it autograd sees only ours; differentiate with
-    :func:`~sknan._replay.sanitized_backward`, since the slope of what was cut to the
-    range may still meet an infinity further up.
+    Autograd sees only the finite operations. Differentiate with
+    :func:`~sknan._replay.sanitized_backward`: the gradient of a value that was
+    clamped to the range may still meet an infinity further up.
     """
 
     def __torch_function__(

@@ -168,10 +168,9 @@ class TrainingPlan:
 class Trainable(Protocol):
     """Contract between an estimator and the engine that trains its network.
 
-    :meth:`_fit` is the whole of ``fit``. The engine can also take the parts of it one by
-    one, to train the networks of several estimators together: :meth:`_check_parameters`,
-    :meth:`_training_rows`, :meth:`_plan`, its own training of the plan, and
-    :meth:`_finish`.
+    ``_fit`` is the whole of ``fit``. To train the networks of several estimators
+    together, the engine calls its parts instead: ``_check_parameters``,
+    ``_training_rows`` and ``_plan``, then trains the plans, then ``_finish``.
     """
 
     nonfinite_reports_: list[NonFiniteReport]

@@ -19,7 +19,8 @@ from sknan._hold_out import Fold
 from sknan._pickling import VersionedPickleMixin
 from sknan._progress import progress, reported_to, reports
 from sknan.diagnosis import NonFiniteReport
-from sknan.estimators import StableNetClassifier, StableNetRegressor
+from sknan._classifier import StableNetClassifier
+from sknan._regressor import StableNetRegressor
 from sknan.exceptions import DivergenceWarning
 from sknan.stacking import Job, Outcome, train_together
 

@@ -19,7 +19,7 @@ from sknan import audit
 from sknan._remedies import REMEDIES
 from sknan.audit import table_sentinels
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SUITE = DATA / "datasets.json"
 TABLES = json.loads(SUITE.read_text())["datasets"] if SUITE.exists() else []
 

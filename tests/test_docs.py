@@ -151,9 +151,7 @@ def is_made(path):
     """Whether Sphinx will write this page: of a public module, or of an example."""
     folder, name = path.parent.name, path.name.removesuffix(".rst")
     if folder == "api":
-        return name == "index" or f"{name}.py" in {
-            file.name for file in Path(sknan.__file__).parent.glob("[!_]*.py")
-        }
+        return name == "index" or importlib.util.find_spec(f"sknan.{name}") is not None
     return folder == "gallery" and (
         name == "index" or (ROOT / "examples" / f"{name}.py").exists()
     )

@@ -482,7 +482,7 @@ def test_rows_keep_their_place_whatever_the_index():
 
 # -- real tables -----------------------------------------------------------------------
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def real_tables():

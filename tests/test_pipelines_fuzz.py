@@ -135,7 +135,7 @@ TABLES = st.lists(st.tuples(KIND, KIND), min_size=1, max_size=3).flatmap(
 def is_refused_by_us(error):
     """Whether a message is ours, not one from inside numpy, pandas or torch."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    is_ours = Path(last.filename).parent == Path(sknan.__file__).parent
+    is_ours = Path(last.filename).is_relative_to(Path(sknan.__file__).parent)
     return is_ours and isinstance(error, (ValueError, TypeError))
 
 

@@ -211,7 +211,7 @@ def test_scikit_learns_own_tests_of_its_searches():
     # With all estimators taken for ours; for any other ours is nothing but the parent.
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.search_suite", "all", "-k", chosen],
-        cwd=Path(__file__).resolve().parent.parent,
+        cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
     )

@@ -38,7 +38,7 @@ from sknan.testing import (
     parametrize_with_finite_checks,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @parametrize_with_finite_checks(
