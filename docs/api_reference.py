@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,8 +40,8 @@ GROUPS = {
 def public_modules() -> list[str]:
     """Names of the public modules and packages, as they lie in the package."""
     folder = Path(sknan.__file__).parent
-    names = [path.stem for path in folder.iterdir()]
-    return sorted(n for n in names if n.isidentifier() and n[0] != "_")
+    names = [module.name for module in pkgutil.iter_modules([str(folder)])]
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def grouped_modules() -> dict[str, list[str]]:

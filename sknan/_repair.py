@@ -202,8 +202,8 @@ class RepairedOperations(TorchFunctionMode):
     """Inside the block the operations of torch are finite wherever their input is.
 
     Autograd sees only the finite operations. Differentiate with
-    :func:`~sknan._replay.sanitized_backward`: the gradient of a value that was
-    clamped to the range may still meet an infinity further up.
+    ``sanitized_backward``: the gradient of a value that was clamped to the range may
+    still meet an infinity further up.
     """
 
     def __torch_function__(
