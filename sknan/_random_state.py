@@ -22,6 +22,7 @@ def random_states(device: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def set_random_states(states: tuple[Tensor, Tensor | None], device: Any) -> None:
+    """Put back what :func:`random_states` has returned."""
     torch.set_rng_state(states[0])
     if states[1] is not None:
         torch.cuda.set_rng_state(states[1], device)
