@@ -13,8 +13,8 @@ from skorch.callbacks import EarlyStopping, LRScheduler, PassthroughScoring
 from skorch.history import History
 from torch import Tensor, nn
 
-from sknan._random_state import random_states
-from sknan._tree import tree_leaves
+from sknan._utils.random_state import random_states
+from sknan._utils.tree import tree_leaves
 from sknan.batching import TensorTable
 
 __all__ = [

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from sknan._caller import stacklevel_of_caller
-from sknan._progress import progress
 from sknan._search_pipelines import net_of
 from sknan._search_results import columns_of, divergence_warning
 from sknan._search_run import SearchRun
+from sknan._utils.progress import progress
+from sknan._utils.stacklevel import stacklevel_of_caller
 
 __all__ = ["BatchedSearchMixin"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from sknan._tree import tree_leaves, tree_map
+from sknan._utils.tree import tree_leaves, tree_map
 
 __all__ = [
     "columns_to_blame",

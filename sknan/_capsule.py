@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sknan._tree import tree_map
+from sknan._utils.tree import tree_map
 
 __all__ = ["Capsule", "capture"]
 

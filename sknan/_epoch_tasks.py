@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from skorch.callbacks import Callback
 
-from sknan._compiled import original_of
-from sknan._progress import advance
-from sknan._random_state import random_states
+from sknan._utils.compiled import original_of
+from sknan._utils.progress import advance
+from sknan._utils.random_state import random_states
 
 __all__ = ["EpochBar", "EpochTasks"]
 

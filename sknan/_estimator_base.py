@@ -24,8 +24,6 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._blame import without_rows
-from sknan._checks import check_finite, first_text_cell, plain_floats
-from sknan._compiled import uncompiled
 from sknan._epoch_tasks import EpochTasks
 from sknan._hold_out import Fold, held_out
 from sknan._layerwise import output_bound
@@ -36,14 +34,16 @@ from sknan._net_parts import (
     resolve_module,
     resolve_optimizer,
 )
-from sknan._pickling import VersionedPickleMixin
 from sknan._prefixed_params import PrefixedParamsMixin
-from sknan._random_state import random_states, seeded
 from sknan._range_test import range_test
 from sknan._table_net import TableNet
-from sknan._threads import FlopCount, threads_for
 from sknan._training_plan import TrainingPlan, TrainingRows
 from sknan._training_summary import summary_as_html
+from sknan._utils.compiled import uncompiled
+from sknan._utils.pickling import VersionedPickleMixin
+from sknan._utils.random_state import random_states, seeded
+from sknan._utils.threads import FlopCount, threads_for
+from sknan._utils.validation import check_finite, first_text_cell, plain_floats
 from sknan.batching import TensorTable
 from sknan.early_stopping import BestWeights
 from sknan.exceptions import NonFiniteTrainingError

@@ -23,8 +23,8 @@ from sknan._faults import Case, Table, healthy_table
 from sknan._finite_outputs import check_output, check_untouched, in_words
 from sknan._finite_score import check_columns, check_score
 from sknan._finite_state import learned_arrays
-from sknan._random_state import seeded
 from sknan._refusals import FaultError, advice, judge
+from sknan._utils.random_state import seeded
 
 __all__ = [
     "FINITE",

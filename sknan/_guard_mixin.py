@@ -15,7 +15,6 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 
 from sknan._blame import without_rows
-from sknan._caller import stacklevel_of_caller
 from sknan._fused_step import step_with
 from sknan._layerwise import LayerwisePass, layerwise_pass
 from sknan._mending import (
@@ -24,10 +23,11 @@ from sknan._mending import (
     rows_without_output,
     without_output,
 )
-from sknan._pickling import VersionedPickleMixin
 from sknan._report import NonFiniteReport
 from sknan._skorch_data import as_table, refuse_nonfinite_data
 from sknan._training import Training
+from sknan._utils.pickling import VersionedPickleMixin
+from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.adaptive_clipping import resolve_adaptive_clip
 from sknan.backup import BackupAndRestore
 from sknan.batching import TensorBatches

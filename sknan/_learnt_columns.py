@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan._checks import FLOAT32_MAX
 from sknan._column_reader import Column
 from sknan._sentinels import is_word_for_missing, sentinels_of, words_among
+from sknan._utils.validation import FLOAT32_MAX
 
 __all__ = ["Kind", "LearntColumn", "learn_columns"]
 

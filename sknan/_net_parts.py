@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sknan._checks import did_you_mean
+from sknan._utils.validation import did_you_mean
 from sknan.losses import (
     CLASSIFICATION_LOSSES,
     REGRESSION_LOSSES,

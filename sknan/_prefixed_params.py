@@ -7,7 +7,7 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
-from sknan._checks import did_you_mean
+from sknan._utils.validation import did_you_mean
 
 __all__ = ["PrefixedParamsMixin"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sknan._progress import progress
 from sknan._rate_curves import RateCurves, curves_at_rates, flops_per_step
 from sknan._rate_verdict import Judged, counted, suggested
 from sknan._training_plan import TrainingRows
+from sknan._utils.progress import progress
 
 __all__ = ["DEFAULT_RATES", "LearningRateRange", "range_test"]
 

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from sknan import functional
 from sknan._edges import narrow, widen, within
-from sknan._tree import tree_leaves
+from sknan._utils.tree import tree_leaves
 
 __all__ = ["RepairedOperations"]
 

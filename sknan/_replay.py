@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sknan._tree import tree_leaves
+from sknan._utils.tree import tree_leaves
 
 __all__ = [
     "Finding",

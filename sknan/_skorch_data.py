@@ -12,7 +12,7 @@ from skorch.utils import is_pandas_ndframe
 from torch import Tensor
 from torch.utils.data import Subset
 
-from sknan._checks import DROP_ROWS, FLOAT64_MAX, check_finite
+from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite
 from sknan.batching import TensorTable
 
 __all__ = ["as_table", "refuse_nonfinite_data"]

@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sknan._progress import advance, is_shown
 from sknan._stack_ledger import StepLedger, has_sound_schedule
 from sknan._stack_slice import Slice
 from sknan._stack_weights import Stack
 from sknan._stacked_pass import can_be_passed, kind_of_pass
 from sknan._stacked_step import kind_of_step
-from sknan._threads import threads_for
 from sknan._training_plan import TrainingPlan
-from sknan._tree import tree_leaves, tree_map
+from sknan._utils.progress import advance, is_shown
+from sknan._utils.threads import threads_for
+from sknan._utils.tree import tree_leaves, tree_map
 from sknan.batching import TensorBatches, TensorTable
 
 __all__ = ["shape_of", "train_as_stack", "train_stack"]

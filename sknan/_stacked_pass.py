@@ -18,7 +18,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from sknan._layerwise import known_layers, layers_of
 from sknan._stacked_chain import StackedChain, turned_weights
 from sknan._stacked_losses import loss_of
-from sknan._tree import tree_map
+from sknan._utils.tree import tree_map
 from sknan.batching import TensorTable
 from sknan.modules import PeriodicEmbedding
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sknan._guard_mixin import BATCH_METHODS
 from sknan._mending import output_repaired, without_output
 from sknan._training import Training
-from sknan._tree import tree_leaves
+from sknan._utils.tree import tree_leaves
 from sknan.batching import TensorBatches, TensorTable
 from sknan.losses import unbounded
 from sknan.nets import GuardedNet

@@ -10,9 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from sknan._checks import column_name
 from sknan._column_reader import Column, Holds, is_polars, read_column
 from sknan._columns import columns_of
+from sknan._utils.validation import column_name
 
 __all__ = ["Table", "read_table"]
 

@@ -17,10 +17,10 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._column_reader import Column
-from sknan._fit_task import fit_as_task
 from sknan._learnt_columns import LearntColumn, learn_columns
-from sknan._pickling import VersionedPickleMixin
 from sknan._table_reader import Table, read_table
+from sknan._utils.callbacks import fit_as_task
+from sknan._utils.pickling import VersionedPickleMixin
 
 __all__ = ["LevelEncoder", "TableCleaner", "check_sentinels"]
 

@@ -12,7 +12,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from sknan._checks import FLOAT32_MAX
 from sknan._column_facts import ColumnFacts
 from sknan._column_findings import key_rows, read_facts
 from sknan._column_reader import Column
@@ -21,6 +20,7 @@ from sknan._number_sentinels import sample_rows
 from sknan._sentinels import is_word_for_missing
 from sknan._table_findings import codes_of
 from sknan._table_reader import Table
+from sknan._utils.validation import FLOAT32_MAX
 
 __all__ = ["Target", "Task", "read_target", "traits_with_target"]
 

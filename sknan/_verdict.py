@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sknan._replay import CRITERION, Finding
 from sknan._report import Cause, NonFiniteReport, Phase
-from sknan._tree import tree_leaves
+from sknan._utils.tree import tree_leaves
 
 __all__ = ["HUGE", "NARROW", "OVERFLOWS_SQUARED", "examine_step", "is_runaway"]
 

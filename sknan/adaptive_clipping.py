@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sknan._checks import check_range, did_you_mean
+from sknan._utils.validation import check_range, did_you_mean
 from sknan.clipping import (
     clip_grad_norm,
     coalesced_values,

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from sknan._checks import did_you_mean
 from sknan._column_facts import ColumnFacts
 from sknan._column_findings import read_facts
 from sknan._column_reader import Column, read_column
@@ -22,7 +21,6 @@ from sknan._finding import (
     quantity,
 )
 from sknan._number_sentinels import SAMPLE_SIZE
-from sknan._progress import advance, progress
 from sknan._remedies import SEVERITIES, Severity
 from sknan._sentinels import known_sentinels, suspected_sentinels, table_sentinels
 from sknan._table_findings import (
@@ -33,6 +31,8 @@ from sknan._table_findings import (
 )
 from sknan._table_reader import Table, read_table
 from sknan._target_findings import Target, Task, read_target, traits_with_target
+from sknan._utils.progress import advance, progress
+from sknan._utils.validation import did_you_mean
 
 __all__ = ["Finding", "TableAudit", "audit", "suspected_sentinels", "table_sentinels"]
 

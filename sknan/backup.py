@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from skorch.callbacks import Callback
 
-from sknan._archive import save
 from sknan._backup_state import (
     begin_epoch_as,
     data_of,
@@ -19,6 +18,7 @@ from sknan._backup_state import (
     random_states_of,
     state_of,
 )
+from sknan._utils.archive import save
 
 __all__ = ["BackupAndRestore"]
 

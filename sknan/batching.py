@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sknan._tree import tree_leaves, tree_map
+from sknan._utils.tree import tree_leaves, tree_map
 
 __all__ = ["TensorBatches", "TensorTable"]
 

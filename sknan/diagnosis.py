@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sknan._blame import places_to_blame
-from sknan._compiled import original_of
 from sknan._replay import Names, replay
 from sknan._report import Cause, NonFiniteReport, Phase
-from sknan._tree import tree_leaves, tree_map
+from sknan._utils.compiled import original_of
+from sknan._utils.tree import tree_leaves, tree_map
 from sknan._verdict import examine_step
 from sknan.clipping import stable_grad_norm
 

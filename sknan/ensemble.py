@@ -12,13 +12,13 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from sknan._caller import stacklevel_of_caller
 from sknan._classifier import ProbableLabelsMixin, StableNetClassifier
 from sknan._estimator_base import CheckedRows, StableNetBase
 from sknan._hold_out import Fold
-from sknan._pickling import VersionedPickleMixin
-from sknan._progress import progress, reported_to, reports
 from sknan._regressor import StableNetRegressor
+from sknan._utils.pickling import VersionedPickleMixin
+from sknan._utils.progress import progress, reported_to, reports
+from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.diagnosis import NonFiniteReport
 from sknan.exceptions import DivergenceWarning
 from sknan.stacking import Job, Outcome, train_together

@@ -22,19 +22,19 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sknan._blocks import Known, fill
-from sknan._caller import stacklevel_of_caller
-from sknan._checks import (
+from sknan._columns import columns_of, count_known, mean, means, median, midpoint
+from sknan._selection import neighbours
+from sknan._streaming import OnlyIf, RunningMeans
+from sknan._utils.callbacks import fit_as_task
+from sknan._utils.pickling import VersionedPickleMixin
+from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan._utils.validation import (
     FLOAT64_MAX,
     column_name,
     did_you_mean,
     first_text_cell,
     plain_floats,
 )
-from sknan._columns import columns_of, count_known, mean, means, median, midpoint
-from sknan._fit_task import fit_as_task
-from sknan._pickling import VersionedPickleMixin
-from sknan._selection import neighbours
-from sknan._streaming import OnlyIf, RunningMeans
 
 __all__ = ["NaNImputer"]
 

@@ -22,7 +22,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from sknan import functional as sf
-from sknan._checks import did_you_mean
 from sknan._class_losses import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
@@ -31,6 +30,7 @@ from sknan._class_losses import (
     ProbabilityNLLLoss,
 )
 from sknan._loss_base import check_reduction, reduced
+from sknan._utils.validation import did_you_mean
 from sknan._value_losses import (
     CorrelationLoss,
     CosineSimilarityLoss,

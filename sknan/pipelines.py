@@ -8,8 +8,8 @@ from typing import Any
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
-from sknan._checks import did_you_mean
 from sknan._table_steps import LevelEncoder, TableCleaner, check_sentinels
+from sknan._utils.validation import did_you_mean
 from sknan.ensemble import (
     StableNetEnsembleClassifier,
     StableNetEnsembleRegressor,

@@ -15,12 +15,12 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from sknan._blocks import Known, PerColumn, blocks
-from sknan._checks import first_text_cell
 from sknan._columns import midpoint
-from sknan._fit_task import fit_as_task
-from sknan._pickling import VersionedPickleMixin
 from sknan._selection import neighbours, place
 from sknan._soft_bound import Ordinary, round_down, squash, unsquash
+from sknan._utils.callbacks import fit_as_task
+from sknan._utils.pickling import VersionedPickleMixin
+from sknan._utils.validation import first_text_cell
 
 __all__ = ["SafeScaler"]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sknan._checks import did_you_mean
+from sknan._utils.validation import did_you_mean
 
 __all__ = [
     "SCHEDULES",

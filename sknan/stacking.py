@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sknan._layerwise import layers_of
-from sknan._progress import advance
 from sknan._stack import shape_of, train_stack
 from sknan._training_plan import Trainable, TrainingPlan, TrainingRows
+from sknan._utils.progress import advance
 
 __all__ = ["Job", "Outcome", "stack_key", "train_together"]
 

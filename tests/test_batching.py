@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sknan._tree import tree_map
+from sknan._utils.tree import tree_map
 from sknan.batching import TensorBatches, TensorTable
 
 sizes = st.integers(1, 12)

@@ -25,8 +25,8 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-from sknan._checks import plain_floats
 from sknan._table_net import _VALUES_PER_FORWARD
+from sknan._utils.validation import plain_floats
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 3)).astype(np.float32)

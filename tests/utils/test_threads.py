@@ -5,7 +5,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from sknan import StableNetClassifier
-from sknan._threads import FlopCount, threads_for
+from sknan._utils.threads import FlopCount, threads_for
 
 
 @pytest.fixture(params=[1, 4])

@@ -34,8 +34,15 @@ from sknan import (
     audit,
     find_learning_rate,
 )
-from sknan._progress import advance, is_shown, progress, reach, reported_to, reports
 from sknan._table_steps import TableCleaner
+from sknan._utils.progress import (
+    advance,
+    is_shown,
+    progress,
+    reach,
+    reported_to,
+    reports,
+)
 
 X, LABELS = make_classification(200, 5, random_state=0)
 VALUES = X @ np.arange(1.0, 6.0)

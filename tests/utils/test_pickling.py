@@ -32,7 +32,7 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-from sknan._archive import save
+from sknan._utils.archive import save
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 LABELS = np.where(X[:, 0] > 0, "yes", "no")

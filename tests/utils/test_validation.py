@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sknan._checks import (
+from sknan._utils.validation import (
     FLOAT32_MAX,
     FLOAT64_MAX,
     check_finite,
