@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sknan._edges import EDGES, can_look, is_between, widen, within
+from sknan.functional._domain import EDGES, can_look, is_between, widen, within
 
 __all__ = [
     "Loss",

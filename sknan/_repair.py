@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sknan import functional
-from sknan._edges import narrow, widen, within
 from sknan._utils.tree import tree_leaves
+from sknan.functional._domain import narrow, widen, within
 
 __all__ = ["RepairedOperations"]
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sknan import functional as sf
-from sknan._edges import can_look, is_between, within
 from sknan._loss_base import (
     Loss,
     aligned,
@@ -21,6 +20,7 @@ from sknan._loss_base import (
     row_weights,
     upcast,
 )
+from sknan.functional._domain import can_look, is_between, within
 
 __all__ = [
     "CorrelationLoss",

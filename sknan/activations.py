@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sknan import functional as sf
-from sknan._edges import narrow, widen, within
+from sknan.functional._domain import narrow, widen, within
 
 __all__ = [
     "BoundedSigmoid",

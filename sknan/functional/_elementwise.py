@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sknan._edges import (
+from sknan.functional._domain import (
     Edge,
     above,
     is_between,
