@@ -22,7 +22,7 @@ from sknan._training_plan import TrainingRows
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite
 from sknan.exceptions import NonFiniteDataError
-from sknan.losses import FocalLoss, ProbabilityNLLLoss, unbounded
+from sknan.losses._registry import FocalLoss, ProbabilityNLLLoss, unbounded
 
 __all__ = ["ProbableLabelsMixin", "StableNetClassifier"]
 

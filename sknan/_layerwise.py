@@ -21,7 +21,7 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from sknan.losses import CrossEntropyLoss, MSELoss
+from sknan.losses._registry import CrossEntropyLoss, MSELoss
 from sknan.modules import PeriodicEmbedding
 
 __all__ = [

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sknan._utils.validation import did_you_mean
-from sknan.losses import (
+from sknan.losses._registry import (
     CLASSIFICATION_LOSSES,
     REGRESSION_LOSSES,
     get_criterion,

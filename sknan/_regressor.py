@@ -16,7 +16,7 @@ from sknan._estimator_base import StableNetBase
 from sknan._net_parts import kind_of, name_of
 from sknan._training_plan import TrainingRows
 from sknan._utils.validation import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
-from sknan.losses import unbounded
+from sknan.losses._registry import unbounded
 
 __all__ = ["StableNetRegressor"]
 

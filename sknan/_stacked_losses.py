@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sknan.losses import CrossEntropyLoss, MSELoss
+from sknan.losses._registry import CrossEntropyLoss, MSELoss
 
 __all__ = ["StackedLoss", "loss_of"]
 

@@ -18,7 +18,7 @@ from sknan._mending import output_repaired, without_output
 from sknan._training import Training
 from sknan._utils.tree import tree_leaves
 from sknan.batching import TensorBatches, TensorTable
-from sknan.losses import unbounded
+from sknan.losses._registry import unbounded
 from sknan.nets import GuardedNet
 
 __all__ = ["TableNet"]

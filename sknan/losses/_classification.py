@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sknan import functional as sf
-from sknan._loss_base import Loss, check_reduction, largest_of, upcast
 from sknan.functional._domain import EDGES, within
+from sknan.losses._base import Loss, check_reduction, largest_of, upcast
 
 __all__ = [
     "BCEWithLogitsLoss",

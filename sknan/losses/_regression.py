@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sknan import functional as sf
-from sknan._loss_base import (
+from sknan.functional._domain import can_look, is_between, within
+from sknan.losses._base import (
     Loss,
     aligned,
     check_reduction,
@@ -20,7 +21,6 @@ from sknan._loss_base import (
     row_weights,
     upcast,
 )
-from sknan.functional._domain import can_look, is_between, within
 
 __all__ = [
     "CorrelationLoss",

@@ -22,16 +22,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from sknan import functional as sf
-from sknan._class_losses import (
+from sknan._utils.validation import did_you_mean
+from sknan.losses._base import check_reduction, reduced
+from sknan.losses._classification import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
     FocalLoss,
     NLLLoss,
     ProbabilityNLLLoss,
 )
-from sknan._loss_base import check_reduction, reduced
-from sknan._utils.validation import did_you_mean
-from sknan._value_losses import (
+from sknan.losses._regression import (
     CorrelationLoss,
     CosineSimilarityLoss,
     GammaLoss,
