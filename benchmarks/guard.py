@@ -35,9 +35,9 @@ from benchmarks.timing import in_turn, keep_freed_memory, ratio_in_turn
 from sknan import GuardedNet
 from sknan._mending import StepRefused, explain
 from sknan._table_net import TableNet
-from sknan.clipping import clip_grad_norm
 from sknan.diagnosis import diagnose
 from sknan.guard import Guard
+from sknan.optim import clip_grad_norm
 
 N_FEATURES = 20
 N_BATCHES = 10

@@ -20,9 +20,8 @@ import torch
 from torch import nn
 
 from sknan import losses
-from sknan.clipping import clip_grad_norm, grad_norm
 from sknan.diagnosis import diagnose
-from sknan.schedules import LearningRateSchedule
+from sknan.optim import LearningRateSchedule, clip_grad_norm, grad_norm
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

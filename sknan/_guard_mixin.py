@@ -15,7 +15,6 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 
 from sknan._blame import without_rows
-from sknan._fused_step import step_with
 from sknan._layerwise import LayerwisePass, layerwise_pass
 from sknan._mending import (
     Trials,
@@ -28,12 +27,13 @@ from sknan._skorch_data import as_table, refuse_nonfinite_data
 from sknan._training import Training
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.stacklevel import stacklevel_of_caller
-from sknan.adaptive_clipping import resolve_adaptive_clip
 from sknan.backup import BackupAndRestore
 from sknan.batching import TensorBatches
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.guard import Guard
-from sknan.schedules import LearningRateSchedule
+from sknan.optim._adaptive_clipping import resolve_adaptive_clip
+from sknan.optim._fused_adam import step_with
+from sknan.optim._schedules import LearningRateSchedule
 
 __all__ = ["BATCH_METHODS", "GuardMixin"]
 
@@ -104,11 +104,11 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
     clip_value : float or None, default=None
         Largest size of an entry of the gradients.
     adaptive_clip : {"agc", "quantile", "zscore"}, callable or None, default=None
-        Clipping that finds its own threshold; see :mod:`sknan.adaptive_clipping`.
+        Clipping that finds its own threshold; see :mod:`sknan.optim`.
     lr_schedule : str, callable or None, default=None
         Factor of ``lr`` over the progress of training: ``"constant"``, ``"cosine"``,
         ``"one_cycle"``, ``"exponential"``, ``"step"``, ``"plateau"``, ``"coslog4"`` or
-        a function of progress in [0, 1]; see :mod:`sknan.schedules`.
+        a function of progress in [0, 1]; see :mod:`sknan.optim`.
     warmup : float or int, default=0.0
         Share (float) or number (int) of the steps in which the rate rises to ``lr``.
 

@@ -24,7 +24,6 @@ from sknan._blame import (
     without_rows,
 )
 from sknan._capsule import capture
-from sknan._rates import scaled_rates
 from sknan._repair import RepairedOperations
 from sknan._replay import Finding, Names, replay, trace_operations
 from sknan._report import NonFiniteReport
@@ -32,8 +31,9 @@ from sknan._utils.random_state import random_states, set_random_states
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._verdict import HUGE, NARROW, examine_step, is_runaway
-from sknan.clipping import grad_norm
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.optim._clipping import grad_norm
+from sknan.optim._learning_rates import scaled_rates
 
 __all__ = [
     "Failure",

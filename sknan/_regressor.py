@@ -64,7 +64,7 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
     lr_schedule : str, callable or None, default="cosine"
         Factor of ``lr`` over the progress of training: ``"constant"``, ``"cosine"``,
         ``"one_cycle"``, ``"exponential"``, ``"step"``, ``"plateau"``, ``"coslog4"`` or
-        a function of progress in [0, 1]; see :mod:`sknan.schedules`.
+        a function of progress in [0, 1]; see :mod:`sknan.optim`.
     warmup : float or int, default=0.0
         Share (float) or number (int) of the steps in which the rate rises to ``lr``.
     max_epochs : int, default=100
@@ -80,7 +80,7 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
     clip_value : float or None, default=None
         Largest size of an entry of the gradients.
     adaptive_clip : {"agc", "quantile", "zscore"}, float, callable or None, default=None
-        Clipping that finds its own threshold; see :mod:`sknan.adaptive_clipping`.
+        Clipping that finds its own threshold; see :mod:`sknan.optim`.
     on_nonfinite : {"recover", "skip", "raise"}, default="recover"
         What a non-finite or exploded step leads to: going back to the last verified
         weights with a lower rate, leaving the batch out, or an error.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sknan._loss_watch import LossWatches
 from sknan._verdict import OVERFLOWS_SQUARED
-from sknan.schedules import LearningRateSchedule
+from sknan.optim._schedules import LearningRateSchedule
 
 __all__ = ["StepLedger", "has_sound_schedule"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sknan._fused_step import adam_kernel
+from sknan.optim._fused_adam import adam_kernel
 
 __all__ = [
     "group_of_step",

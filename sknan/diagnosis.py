@@ -16,7 +16,7 @@ from sknan._report import Cause, NonFiniteReport, Phase
 from sknan._utils.compiled import original_of
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._verdict import examine_step
-from sknan.clipping import stable_grad_norm
+from sknan.optim._clipping import stable_grad_norm
 
 __all__ = [
     "Cause",

@@ -28,17 +28,17 @@ from torch import Tensor, nn
 
 from sknan._capsule import Capsule
 from sknan._loss_watch import LossWatch
-from sknan._rates import (
+from sknan._report import NonFiniteReport
+from sknan._verdict import NARROW, is_runaway
+from sknan.exceptions import NonFiniteTrainingError
+from sknan.optim._clipping import grad_norms, stable_grad_norm
+from sknan.optim._learning_rates import (
     ascends,
     hopeless_decay,
     longest_reach,
     lower_scale,
     scaled_rates,
 )
-from sknan._report import NonFiniteReport
-from sknan._verdict import NARROW, is_runaway
-from sknan.clipping import grad_norms, stable_grad_norm
-from sknan.exceptions import NonFiniteTrainingError
 from sknan.snapshots import OptimizerSnapshot, Snapshot
 
 __all__ = ["Guard", "Trials", "scaled_rates"]

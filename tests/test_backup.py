@@ -44,8 +44,8 @@ from sknan import (
     StableNetRegressor,
 )
 from sknan._backup_state import plain
-from sknan.adaptive_clipping import QuantileClip
 from sknan.guard import Guard
+from sknan.optim import QuantileClip
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(96, 4)).astype("float32")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sknan.clipping import (
+from sknan.optim import (
     clip_grad_norm,
     clip_grad_value,
     grad_norm,

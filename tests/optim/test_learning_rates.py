@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sknan._rates import (
+from sknan.optim._learning_rates import (
     ascends,
     hopeless_decay,
     longest_reach,

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sknan.schedules import (
+from sknan.optim import (
     SCHEDULES,
     LearningRateSchedule,
     Plateau,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sknan._utils.validation import check_range, did_you_mean
-from sknan.clipping import (
+from sknan.optim._clipping import (
     clip_grad_norm,
     coalesced_values,
     grad_norm,

@@ -10,8 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sknan.adaptive_clipping import AGC, QuantileClip, ZScoreClip, resolve_adaptive_clip
-from sknan.clipping import stable_grad_norm
+from sknan.optim import (
+    AGC,
+    QuantileClip,
+    ZScoreClip,
+    resolve_adaptive_clip,
+    stable_grad_norm,
+)
 
 
 def sparse_gradient(rows=(0, 0, 2), scale=1.0):

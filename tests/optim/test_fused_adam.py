@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sknan._fused_step import step_with
+from sknan.optim._fused_adam import step_with
 
 FUSED = {
     "AdamW": (torch.optim.AdamW, {}),
