@@ -15,7 +15,6 @@ from sknan.exceptions import (
     SknanError,
 )
 from sknan.html_report import report
-from sknan.imputation import NaNImputer
 from sknan.learning_rate import LearningRateRange, find_learning_rate
 from sknan.modules import TabularMLP
 from sknan.nets import (
@@ -26,7 +25,7 @@ from sknan.nets import (
     GuardMixin,
 )
 from sknan.pipelines import tabular_pipeline
-from sknan.scaling import SafeScaler
+from sknan.preprocessing import NaNImputer, SafeScaler
 from sknan.search import (
     BatchedGridSearchCV,
     BatchedHalvingSearchCV,

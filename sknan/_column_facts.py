@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sknan._finding import Trait, number, quoted, share
-from sknan._number_sentinels import Sentinel
+from sknan.preprocessing._tables.numeric_sentinels import Sentinel
 
 __all__ = ["FEW_ROWS", "ColumnFacts"]
 
@@ -33,7 +33,7 @@ class ColumnFacts:
     Attributes
     ----------
     position, label, name, dtype, holds
-        As in :class:`~sknan._table_reader.Column`.
+        As in :class:`~sknan.preprocessing._tables.table.Column`.
     n_rows, n_missing, n_infinite, n_beyond : int
         Cells; the last are finite and beyond float32.
     n_levels : int

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sknan._column_facts import FEW_ROWS, ColumnFacts
-from sknan._column_reader import Column
 from sknan._finding import number, share
-from sknan._number_sentinels import among_numbers, sample_rows
 from sknan._utils.validation import FLOAT32_MAX
+from sknan.preprocessing._tables.column import Column
+from sknan.preprocessing._tables.numeric_sentinels import among_numbers, sample_rows
 
 __all__ = ["read_numbers", "read_numbers_in_text"]
 

@@ -14,7 +14,7 @@ from sknan._audit_display import AuditDisplay
 from sknan._report import NonFiniteReport
 from sknan._report_page import cut_table, drawn, element, section, table
 from sknan.audit import TableAudit, audit
-from sknan.imputation import NaNImputer
+from sknan.preprocessing._imputer import NaNImputer
 
 __all__ = ["data_section", "incident_section", "value_text"]
 

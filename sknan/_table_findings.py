@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sknan._column_facts import ColumnFacts
-from sknan._column_reader import Column
 from sknan._finding import Trait, number, quantity, share
-from sknan._table_reader import Table
+from sknan.preprocessing._tables.column import Column
+from sknan.preprocessing._tables.table import Table
 
 __all__ = ["Copies", "codes_of", "copied_rows", "traits_of_table"]
 

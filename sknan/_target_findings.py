@@ -14,13 +14,13 @@ from scipy import stats
 
 from sknan._column_facts import ColumnFacts
 from sknan._column_findings import key_rows, read_facts
-from sknan._column_reader import Column
 from sknan._finding import Trait, number, percent, quantity, quoted, share
-from sknan._number_sentinels import sample_rows
-from sknan._sentinels import is_word_for_missing
 from sknan._table_findings import codes_of
-from sknan._table_reader import Table
 from sknan._utils.validation import FLOAT32_MAX
+from sknan.preprocessing._tables.column import Column
+from sknan.preprocessing._tables.numeric_sentinels import sample_rows
+from sknan.preprocessing._tables.sentinels import is_word_for_missing
+from sknan.preprocessing._tables.table import Table
 
 __all__ = ["Target", "Task", "read_target", "traits_with_target"]
 

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sknan._finding import quantity, quoted, share
-from sknan._sentinels import is_word_for_missing
+from sknan.preprocessing._tables.sentinels import is_word_for_missing
 
 __all__ = ["Levels", "Note", "notes_on_text", "numbers_in"]
 

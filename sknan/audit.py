@@ -12,7 +12,6 @@ import pandas as pd
 
 from sknan._column_facts import ColumnFacts
 from sknan._column_findings import read_facts
-from sknan._column_reader import Column, read_column
 from sknan._finding import (
     Finding,
     Trait,
@@ -20,19 +19,24 @@ from sknan._finding import (
     in_order,
     quantity,
 )
-from sknan._number_sentinels import SAMPLE_SIZE
 from sknan._remedies import SEVERITIES, Severity
-from sknan._sentinels import known_sentinels, suspected_sentinels, table_sentinels
 from sknan._table_findings import (
     copied_rows,
     count_kinds,
     on_copied_rows,
     traits_of_table,
 )
-from sknan._table_reader import Table, read_table
 from sknan._target_findings import Target, Task, read_target, traits_with_target
 from sknan._utils.progress import advance, progress
 from sknan._utils.validation import did_you_mean
+from sknan.preprocessing._tables.column import Column, read_column
+from sknan.preprocessing._tables.numeric_sentinels import SAMPLE_SIZE
+from sknan.preprocessing._tables.sentinels import (
+    known_sentinels,
+    suspected_sentinels,
+    table_sentinels,
+)
+from sknan.preprocessing._tables.table import Table, read_table
 
 __all__ = ["Finding", "TableAudit", "audit", "suspected_sentinels", "table_sentinels"]
 

@@ -8,15 +8,15 @@ from typing import Any
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
-from sknan._table_steps import LevelEncoder, TableCleaner, check_sentinels
 from sknan._utils.validation import did_you_mean
 from sknan.ensemble import (
     StableNetEnsembleClassifier,
     StableNetEnsembleRegressor,
     default_network,
 )
-from sknan.imputation import STRATEGIES, NaNImputer
-from sknan.scaling import SafeScaler
+from sknan.preprocessing._cleaner import LevelEncoder, TableCleaner, check_sentinels
+from sknan.preprocessing._imputer import STRATEGIES, NaNImputer
+from sknan.preprocessing._scaler import SafeScaler
 
 __all__ = ["tabular_pipeline"]
 

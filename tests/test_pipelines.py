@@ -24,8 +24,8 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-from sknan._table_steps import TableCleaner
 from sknan.pipelines import tabular_pipeline
+from sknan.preprocessing import TableCleaner
 
 N = 60
 

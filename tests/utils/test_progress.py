@@ -34,7 +34,6 @@ from sknan import (
     audit,
     find_learning_rate,
 )
-from sknan._table_steps import TableCleaner
 from sknan._utils.progress import (
     advance,
     is_shown,
@@ -43,6 +42,7 @@ from sknan._utils.progress import (
     reported_to,
     reports,
 )
+from sknan.preprocessing import TableCleaner
 
 X, LABELS = make_classification(200, 5, random_state=0)
 VALUES = X @ np.arange(1.0, 6.0)

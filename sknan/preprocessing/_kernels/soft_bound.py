@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sknan._blocks import Block, PerColumn, Scratch, blocks, where
+from sknan.preprocessing._kernels.blocks import Block, PerColumn, Scratch, blocks, where
 
 __all__ = ["Ordinary", "round_down", "squash", "unsquash"]
 

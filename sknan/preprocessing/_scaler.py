@@ -14,13 +14,18 @@ from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from sknan._blocks import Known, PerColumn, blocks
-from sknan._columns import midpoint
-from sknan._selection import neighbours, place
-from sknan._soft_bound import Ordinary, round_down, squash, unsquash
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.validation import first_text_cell
+from sknan.preprocessing._kernels.blocks import Known, PerColumn, blocks
+from sknan.preprocessing._kernels.column_means import midpoint
+from sknan.preprocessing._kernels.quantiles import neighbours, place
+from sknan.preprocessing._kernels.soft_bound import (
+    Ordinary,
+    round_down,
+    squash,
+    unsquash,
+)
 
 __all__ = ["SafeScaler"]
 
@@ -115,7 +120,7 @@ class SafeScaler(
     Examples
     --------
     >>> import numpy as np
-    >>> from sknan.scaling import SafeScaler
+    >>> from sknan.preprocessing import SafeScaler
     >>> X = np.array([[2.5, 0.0], [4.6, 0.0], [3.0, 1.0], [1e300, 0.0], [np.nan, 0.0]])
     >>> SafeScaler().fit_transform(X).round(2)
     array([[-0.  ,  0.  ],

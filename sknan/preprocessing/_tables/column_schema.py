@@ -12,9 +12,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan._column_reader import Column
-from sknan._sentinels import is_word_for_missing, sentinels_of, words_among
 from sknan._utils.validation import FLOAT32_MAX
+from sknan.preprocessing._tables.column import Column
+from sknan.preprocessing._tables.sentinels import (
+    is_word_for_missing,
+    sentinels_of,
+    words_among,
+)
 
 __all__ = ["Kind", "LearntColumn", "learn_columns"]
 
@@ -46,7 +50,7 @@ class LearntColumn:
     name : str
         What it is called.
     held : str
-        What its cells were, as in :class:`~sknan._column_reader.Column`.
+        What its cells were, as in :class:`~sknan.preprocessing._tables.column.Column`.
     kind : {"numbers", "numbers and words", "dates", "categories"}
         What it is read as.
     sentinels : list

@@ -16,11 +16,11 @@ from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from sknan._column_reader import Column
-from sknan._learnt_columns import LearntColumn, learn_columns
-from sknan._table_reader import Table, read_table
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
+from sknan.preprocessing._tables.column import Column
+from sknan.preprocessing._tables.column_schema import LearntColumn, learn_columns
+from sknan.preprocessing._tables.table import Table, read_table
 
 __all__ = ["LevelEncoder", "TableCleaner", "check_sentinels"]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sknan._blocks import Known
-from sknan._selection import neighbours
+from sknan.preprocessing._kernels.blocks import Known
+from sknan.preprocessing._kernels.quantiles import neighbours
 
 NAN, INF = np.nan, np.inf
 N_ROWS = 20_011  # more than are ranked as a whole, and no round number

@@ -10,9 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from sknan._column_reader import Column, Holds, is_polars, read_column
-from sknan._columns import columns_of
 from sknan._utils.validation import column_name
+from sknan.preprocessing._kernels.column_means import columns_of
+from sknan.preprocessing._tables.column import Column, Holds, is_polars, read_column
 
 __all__ = ["Table", "read_table"]
 

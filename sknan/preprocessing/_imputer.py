@@ -21,10 +21,6 @@ from sklearn.impute import SimpleImputer
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sknan._blocks import Known, fill
-from sknan._columns import columns_of, count_known, mean, means, median, midpoint
-from sknan._selection import neighbours
-from sknan._streaming import OnlyIf, RunningMeans
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.stacklevel import stacklevel_of_caller
@@ -35,6 +31,17 @@ from sknan._utils.validation import (
     first_text_cell,
     plain_floats,
 )
+from sknan.preprocessing._kernels.blocks import Known, fill
+from sknan.preprocessing._kernels.column_means import (
+    columns_of,
+    count_known,
+    mean,
+    means,
+    median,
+    midpoint,
+)
+from sknan.preprocessing._kernels.quantiles import neighbours
+from sknan.preprocessing._kernels.running_means import OnlyIf, RunningMeans
 
 __all__ = ["NaNImputer"]
 
@@ -151,7 +158,7 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer, CallbackSupportMixin):
     The prices of eggs and milk in London, Venice and Prague:
 
     >>> import numpy as np
-    >>> from sknan.imputation import NaNImputer
+    >>> from sknan.preprocessing import NaNImputer
     >>> prices = np.array([[2.5, 7.9], [np.nan, 8.9], [4.6, np.inf]])
     >>> NaNImputer(strategy="mean").fit_transform(prices)
     array([[2.5 , 7.9 ],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sknan._blocks import Known, Scratch, blocks
+from sknan.preprocessing._kernels.blocks import Known, Scratch, blocks
 
 __all__ = ["columns_of", "count_known", "mean", "means", "median", "midpoint"]
 

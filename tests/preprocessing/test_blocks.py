@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sknan._blocks import Known, PerColumn, blocks, fill, where
+from sknan.preprocessing._kernels.blocks import Known, PerColumn, blocks, fill, where
 
 NAN, INF = np.nan, np.inf
 

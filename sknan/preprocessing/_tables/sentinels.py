@@ -11,9 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan._column_reader import Column, read_column
-from sknan._number_sentinels import Sentinel, among_numbers, sample_rows
-from sknan._table_reader import read_table
+from sknan.preprocessing._tables.column import Column, read_column
+from sknan.preprocessing._tables.numeric_sentinels import (
+    Sentinel,
+    among_numbers,
+    sample_rows,
+)
+from sknan.preprocessing._tables.table import read_table
 
 __all__ = [
     "find_sentinels",

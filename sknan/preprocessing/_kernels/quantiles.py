@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sknan._blocks import Known, PerColumn, Scratch, blocks, where
-from sknan._columns import columns_of
+from sknan.preprocessing._kernels.blocks import Known, PerColumn, Scratch, blocks, where
+from sknan.preprocessing._kernels.column_means import columns_of
 
 __all__ = ["Neighbours", "neighbours", "place"]
 

@@ -1,0 +1,1 @@
+"""Blocked numpy kernels for the statistics of columns."""
