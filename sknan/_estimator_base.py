@@ -23,7 +23,6 @@ from skorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from sknan._blame import without_rows
 from sknan._epoch_tasks import EpochTasks
 from sknan._hold_out import Fold, held_out
 from sknan._layerwise import output_bound
@@ -45,6 +44,7 @@ from sknan._utils.random_state import random_states, seeded
 from sknan._utils.threads import FlopCount, threads_for
 from sknan._utils.validation import check_finite, first_text_cell, plain_floats
 from sknan.batching import TensorTable
+from sknan.diagnosis._culprits import without_rows
 from sknan.early_stopping import BestWeights
 from sknan.exceptions import NonFiniteTrainingError
 

@@ -14,7 +14,6 @@ from skorch.dataset import get_len, unpack_data
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 
-from sknan._blame import without_rows
 from sknan._layerwise import LayerwisePass, layerwise_pass
 from sknan._mending import (
     Trials,
@@ -22,13 +21,14 @@ from sknan._mending import (
     rows_without_output,
     without_output,
 )
-from sknan._report import NonFiniteReport
 from sknan._skorch_data import as_table, refuse_nonfinite_data
 from sknan._training import Training
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.backup import BackupAndRestore
 from sknan.batching import TensorBatches
+from sknan.diagnosis._culprits import without_rows
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.guard import Guard
 from sknan.optim._adaptive_clipping import resolve_adaptive_clip

@@ -16,21 +16,21 @@ from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from sknan._blame import (
+from sknan._repair import RepairedOperations
+from sknan._utils.random_state import random_states, set_random_states
+from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan._utils.tree import tree_leaves, tree_map
+from sknan.diagnosis._capsule import capture
+from sknan.diagnosis._causes import HUGE, NARROW, examine_step, is_runaway
+from sknan.diagnosis._culprits import (
     nonfinite_rows,
     places_to_blame,
     rows_by_bisection,
     sliced,
     without_rows,
 )
-from sknan._capsule import capture
-from sknan._repair import RepairedOperations
-from sknan._replay import Finding, Names, replay, trace_operations
-from sknan._report import NonFiniteReport
-from sknan._utils.random_state import random_states, set_random_states
-from sknan._utils.stacklevel import stacklevel_of_caller
-from sknan._utils.tree import tree_leaves, tree_map
-from sknan._verdict import HUGE, NARROW, examine_step, is_runaway
+from sknan.diagnosis._replay import Finding, Names, replay, trace_operations
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates

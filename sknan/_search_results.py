@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sknan._report import NonFiniteReport
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 
 __all__ = ["Record", "columns_of", "divergence_warning", "record_of"]

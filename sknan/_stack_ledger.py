@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sknan._loss_watch import LossWatches
-from sknan._verdict import OVERFLOWS_SQUARED
+from sknan.diagnosis._causes import OVERFLOWS_SQUARED
 from sknan.optim._schedules import LearningRateSchedule
 
 __all__ = ["StepLedger", "has_sound_schedule"]

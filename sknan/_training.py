@@ -16,12 +16,12 @@ from sknan._conditioning import Conditioning, conditioned
 from sknan._layerwise import LayerwisePass
 from sknan._mending import StepRefused, Trials, explain, explain_weights, mend
 from sknan._repair import RepairedOperations
-from sknan._replay import sanitized_backward
-from sknan._report import NonFiniteReport
 from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import random_states
-from sknan._verdict import OVERFLOWS_SQUARED, is_runaway
 from sknan.batching import TensorBatches, TensorTable
+from sknan.diagnosis._causes import OVERFLOWS_SQUARED, is_runaway
+from sknan.diagnosis._replay import sanitized_backward
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.optim._clipping import clip_grad_norm, clip_grad_value, grad_norm
 from sknan.optim._learning_rates import scaled_rates

@@ -15,12 +15,12 @@ import numpy as np
 from torch import Tensor
 
 from sknan._epoch_tasks import EpochBar, EpochTasks
-from sknan._report import NonFiniteReport
 from sknan._table_net import TableNet
 from sknan._utils.progress import is_shown, progress
 from sknan._utils.random_state import resumed
 from sknan._utils.threads import threads_for
 from sknan.batching import TensorTable
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.early_stopping import BestWeights
 
 __all__ = ["Trainable", "TrainingPlan", "TrainingRows", "trained_by"]

@@ -19,7 +19,7 @@ from sknan._regressor import StableNetRegressor
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.progress import progress, reported_to, reports
 from sknan._utils.stacklevel import stacklevel_of_caller
-from sknan.diagnosis import NonFiniteReport
+from sknan.diagnosis._diagnose import NonFiniteReport
 from sknan.exceptions import DivergenceWarning
 from sknan.stacking import Job, Outcome, train_together
 

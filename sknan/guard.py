@@ -26,10 +26,10 @@ from typing import Any, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-from sknan._capsule import Capsule
 from sknan._loss_watch import LossWatch
-from sknan._report import NonFiniteReport
-from sknan._verdict import NARROW, is_runaway
+from sknan.diagnosis._capsule import Capsule
+from sknan.diagnosis._causes import NARROW, is_runaway
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.optim._clipping import grad_norms, stable_grad_norm
 from sknan.optim._learning_rates import (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sknan._repair import RepairedOperations
-from sknan._replay import sanitized_backward
+from sknan.diagnosis._replay import sanitized_backward
 
 MAX = torch.finfo(torch.float32).max
 TINY = torch.finfo(torch.float32).tiny

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sknan._replay import CRITERION, Finding
-from sknan._report import Cause, NonFiniteReport, Phase
 from sknan._utils.tree import tree_leaves
+from sknan.diagnosis._replay import CRITERION, Finding
+from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
 
 __all__ = ["HUGE", "NARROW", "OVERFLOWS_SQUARED", "examine_step", "is_runaway"]
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sknan._blame import places_to_blame
-from sknan._replay import Names, replay
-from sknan._report import Cause, NonFiniteReport, Phase
 from sknan._utils.compiled import original_of
 from sknan._utils.tree import tree_leaves, tree_map
-from sknan._verdict import examine_step
+from sknan.diagnosis._causes import examine_step
+from sknan.diagnosis._culprits import places_to_blame
+from sknan.diagnosis._replay import Names, replay
+from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
 from sknan.optim._clipping import stable_grad_norm
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from sknan._capsule import FORMAT, Capsule
 from sknan._utils.archive import save
+from sknan.diagnosis._capsule import FORMAT, Capsule
 
 __all__ = ["Cause", "NonFiniteReport", "Phase"]
 

@@ -39,7 +39,7 @@ __all__ = [
 # The criterion's place, in place of a path of modules.
 CRITERION = "criterion"
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parents[1])  # the root of sknan
 _NOT_USERS = (
     str(Path(torch.__file__).parent),
     _PACKAGE,

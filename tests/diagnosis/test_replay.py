@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sknan import GuardedNet, StableNetClassifier, StableNetRegressor
-from sknan._replay import Names, replay, trace_operations
 from sknan.diagnosis import diagnose
+from sknan.diagnosis._replay import Names, replay, trace_operations
 
 
 def line_of(function, below=0):

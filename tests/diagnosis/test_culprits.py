@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sknan._blame import (
+from sknan.diagnosis._culprits import (
     columns_to_blame,
     nonfinite_rows,
     places_to_blame,
