@@ -33,10 +33,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.timing import in_turn, keep_freed_memory, ratio_in_turn
 from sknan import GuardedNet
-from sknan._mending import StepRefused, explain
 from sknan._table_net import TableNet
 from sknan.diagnosis import diagnose
-from sknan.guard import Guard
+from sknan.nets.guard import Guard
+from sknan.nets.recovery._mending import StepRefused, explain
 from sknan.optim import clip_grad_norm
 
 N_FEATURES = 20

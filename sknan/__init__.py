@@ -3,7 +3,6 @@
 from importlib.metadata import version
 
 from sknan.audit import audit
-from sknan.backup import BackupAndRestore
 from sknan.diagnosis import NonFiniteReport
 from sknan.display import AuditDisplay, LearningRateDisplay, TrainingDisplay
 from sknan.ensemble import StableNetEnsembleClassifier, StableNetEnsembleRegressor
@@ -16,13 +15,14 @@ from sknan.exceptions import (
 )
 from sknan.html_report import report
 from sknan.learning_rate import LearningRateRange, find_learning_rate
-from sknan.modules import TabularMLP
 from sknan.nets import (
+    BackupAndRestore,
     GuardedNet,
     GuardedNetBinaryClassifier,
     GuardedNetClassifier,
     GuardedNetRegressor,
     GuardMixin,
+    TabularMLP,
 )
 from sknan.pipelines import tabular_pipeline
 from sknan.preprocessing import NaNImputer, SafeScaler

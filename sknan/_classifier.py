@@ -81,7 +81,7 @@ class StableNetClassifier(ProbableLabelsMixin, StableNetBase):
     Parameters
     ----------
     module : type, nn.Module, callable or None, default=None
-        The network. None builds a :class:`~sknan.modules.TabularMLP` to fit the data. A
+        The network. None builds a :class:`~sknan.nets.TabularMLP` to fit the data. A
         class, or a function that returns a module, is called with the ``module__``
         parameters; where it takes ``n_features_in`` or ``n_outputs`` they are filled
         in. An instance is copied, and training starts from its weights. With a module

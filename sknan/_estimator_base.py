@@ -25,8 +25,6 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._epoch_tasks import EpochTasks
 from sknan._hold_out import Fold, held_out
-from sknan._layerwise import output_bound
-from sknan._mending import rows_without_output, without_output
 from sknan._net_parts import (
     resolve_criterion,
     resolve_device,
@@ -37,16 +35,18 @@ from sknan._prefixed_params import PrefixedParamsMixin
 from sknan._range_test import range_test
 from sknan._table_net import TableNet
 from sknan._training_plan import TrainingPlan, TrainingRows
-from sknan._training_summary import summary_as_html
 from sknan._utils.compiled import uncompiled
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
 from sknan._utils.threads import FlopCount, threads_for
 from sknan._utils.validation import check_finite, first_text_cell, plain_floats
-from sknan.batching import TensorTable
 from sknan.diagnosis._culprits import without_rows
-from sknan.early_stopping import BestWeights
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.nets._batching import TensorTable
+from sknan.nets._best_weights import BestWeights
+from sknan.nets._chain import output_bound
+from sknan.nets._training_facts import summary_as_html
+from sknan.nets.recovery._mending import rows_without_output, without_output
 
 __all__ = ["CheckedRows", "StableNetBase"]
 

@@ -22,7 +22,7 @@ from sknan.losses._registry import (
     get_criterion,
     unbounded,
 )
-from sknan.modules import TabularMLP
+from sknan.nets._tabular_mlp import TabularMLP
 
 __all__ = [
     "CallableLoss",
@@ -173,7 +173,7 @@ def resolve_module(
     Parameters
     ----------
     module : type, nn.Module, callable or None
-        None stands for :class:`~sknan.modules.TabularMLP`; an instance is copied.
+        None stands for :class:`~sknan.nets.TabularMLP`; an instance is copied.
     given : dict
         What ``module__...`` parameters say.
     sizes : dict of str to int

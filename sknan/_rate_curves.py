@@ -22,9 +22,9 @@ from sknan._training_plan import TrainingPlan, TrainingRows
 from sknan._utils.progress import advance, is_shown, reach
 from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_map
-from sknan.batching import TensorTable
 from sknan.diagnosis._causes import OVERFLOWS_SQUARED
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.nets._batching import TensorTable
 
 __all__ = ["RateCurves", "curves_at_rates", "flops_per_step"]
 

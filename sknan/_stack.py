@@ -23,7 +23,7 @@ from sknan._training_plan import TrainingPlan
 from sknan._utils.progress import advance, is_shown
 from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_leaves, tree_map
-from sknan.batching import TensorBatches, TensorTable
+from sknan.nets._batching import TensorBatches, TensorTable
 
 __all__ = ["shape_of", "train_as_stack", "train_stack"]
 

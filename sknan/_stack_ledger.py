@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sknan._loss_watch import LossWatches
 from sknan.diagnosis._causes import OVERFLOWS_SQUARED
+from sknan.nets.guard._loss_watch import LossWatches
 from sknan.optim._schedules import LearningRateSchedule
 
 __all__ = ["StepLedger", "has_sound_schedule"]

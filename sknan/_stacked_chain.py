@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sknan._layerwise import ACTIVATIONS
 from sknan._stacked_losses import StackedLoss, loss_of
-from sknan.modules import PeriodicEmbedding
+from sknan.nets._chain import ACTIVATIONS
+from sknan.nets._tabular_mlp import PeriodicEmbedding
 
 __all__ = ["StackedChain", "turned_weights"]
 

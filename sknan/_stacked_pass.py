@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from sknan._layerwise import known_layers, layers_of
 from sknan._stacked_chain import StackedChain, turned_weights
 from sknan._stacked_losses import loss_of
 from sknan._utils.tree import tree_map
-from sknan.batching import TensorTable
-from sknan.modules import PeriodicEmbedding
+from sknan.nets._batching import TensorTable
+from sknan.nets._chain import known_layers, layers_of
+from sknan.nets._tabular_mlp import PeriodicEmbedding
 
 __all__ = ["are_turned", "can_be_passed", "kind_of_pass", "stacked_pass"]
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sknan._guard_mixin import BATCH_METHODS
-from sknan._mending import output_repaired, without_output
-from sknan._training import Training
 from sknan._utils.tree import tree_leaves
-from sknan.batching import TensorBatches, TensorTable
 from sknan.losses._registry import unbounded
-from sknan.nets import GuardedNet
+from sknan.nets._batching import TensorBatches, TensorTable
+from sknan.nets._guarded_step import Training
+from sknan.nets._mixin import BATCH_METHODS
+from sknan.nets._nets import GuardedNet
+from sknan.nets.recovery._mending import output_repaired, without_output
 
 __all__ = ["TableNet"]
 

@@ -18,7 +18,7 @@ from sknan._plotting import (
     scale_for,
     style_of,
 )
-from sknan._training_curves import TrainingCurves, networks_of
+from sknan.nets._curves import TrainingCurves, networks_of
 
 __all__ = ["TrainingDisplay"]
 

@@ -19,9 +19,9 @@ from sknan._table_net import TableNet
 from sknan._utils.progress import is_shown, progress
 from sknan._utils.random_state import resumed
 from sknan._utils.threads import threads_for
-from sknan.batching import TensorTable
 from sknan.diagnosis._report import NonFiniteReport
-from sknan.early_stopping import BestWeights
+from sknan.nets._batching import TensorTable
+from sknan.nets._best_weights import BestWeights
 
 __all__ = ["Trainable", "TrainingPlan", "TrainingRows", "trained_by"]
 

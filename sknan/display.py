@@ -5,8 +5,8 @@ from __future__ import annotations
 from sknan._audit_display import AuditDisplay
 from sknan._rate_display import LearningRateDisplay
 from sknan._rate_fates import LearningRateCurve
-from sknan._training_curves import TrainingCurves
 from sknan._training_display import TrainingDisplay
+from sknan.nets._curves import TrainingCurves
 
 __all__ = [
     "AuditDisplay",

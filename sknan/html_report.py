@@ -26,9 +26,9 @@ from sknan._report_page import (
     table,
 )
 from sknan._report_sections import data_section, incident_section, value_text
-from sknan._training_curves import last_of, networks_of, skorch_net_of
 from sknan._training_display import TrainingDisplay
-from sknan._training_summary import facts_of_several, training_facts
+from sknan.nets._curves import last_of, networks_of, skorch_net_of
+from sknan.nets._training_facts import facts_of_several, training_facts
 
 __all__ = ["HTMLReport", "report"]
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sknan._layerwise import layers_of
 from sknan._stack import shape_of, train_stack
 from sknan._training_plan import Trainable, TrainingPlan, TrainingRows
 from sknan._utils.progress import advance
+from sknan.nets._chain import layers_of
 
 __all__ = ["Job", "Outcome", "stack_key", "train_together"]
 

@@ -24,7 +24,7 @@ from sknan import (
 )
 from sknan._hold_out import Fold
 from sknan.ensemble import default_network
-from sknan.modules import PeriodicEmbedding
+from sknan.nets import PeriodicEmbedding
 
 SMALL = {
     "module__width": 16,

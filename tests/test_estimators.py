@@ -30,7 +30,7 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-from sknan.modules import TabularMLP
+from sknan.nets import TabularMLP
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 4))

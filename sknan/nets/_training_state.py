@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sknan._utils.random_state import random_states
 from sknan._utils.tree import tree_leaves
-from sknan.batching import TensorTable
+from sknan.nets._batching import TensorTable
 
 __all__ = [
     "begin_epoch_as",

@@ -11,8 +11,7 @@ from sklearn.base import clone
 from skorch.callbacks import Callback
 from torch import nn
 
-from sknan.early_stopping import BestWeights
-from sknan.nets import GuardedNet
+from sknan.nets import BestWeights, GuardedNet
 
 
 class Script(Callback):

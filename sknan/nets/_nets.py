@@ -21,7 +21,7 @@ from skorch import (
 from skorch.dataset import ValidSplit
 from torch import Tensor
 
-from sknan._guard_mixin import GuardMixin
+from sknan.nets._mixin import GuardMixin
 
 __all__ = [
     "GuardMixin",

@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sknan import StableNetClassifier, StableNetRegressor
-from sknan._layerwise import layerwise_pass, output_bound
 from sknan.exceptions import DivergenceWarning
 from sknan.losses import CrossEntropyLoss, HuberLoss, MSELoss
-from sknan.modules import PeriodicEmbedding, TabularMLP
+from sknan.nets import PeriodicEmbedding, TabularMLP
+from sknan.nets._chain import layerwise_pass, output_bound
 
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Mish, nn.GELU, nn.SELU]
 

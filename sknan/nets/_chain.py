@@ -22,7 +22,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sknan.losses._registry import CrossEntropyLoss, MSELoss
-from sknan.modules import PeriodicEmbedding
+from sknan.nets._tabular_mlp import PeriodicEmbedding
 
 __all__ = [
     "ACTIVATIONS",
@@ -371,7 +371,7 @@ def known_layers(module: nn.Module, criterion: Any, X: Any) -> list[nn.Module] |
     Parameters
     ----------
     module : nn.Module
-        The network: ``nn.Sequential``, :class:`~sknan.modules.TabularMLP`, or a module
+        The network: ``nn.Sequential``, :class:`~sknan.nets.TabularMLP`, or a module
         that passes its input through its layers one after the other and does nothing
         else.
     criterion : nn.Module

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite
-from sknan.batching import TensorTable
+from sknan.nets._batching import TensorTable
 
 __all__ = ["as_table", "refuse_nonfinite_data"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sknan._training_curves import TrainingCurves, net_of, skorch_net_of
+from sknan.nets._curves import TrainingCurves, net_of, skorch_net_of
 
 __all__ = ["facts_of_several", "summary_as_html", "training_facts"]
 

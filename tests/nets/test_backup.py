@@ -43,8 +43,8 @@ from sknan import (
     NonFiniteTrainingError,
     StableNetRegressor,
 )
-from sknan._backup_state import plain
-from sknan.guard import Guard
+from sknan.nets._training_state import plain
+from sknan.nets.guard import Guard
 from sknan.optim import QuantileClip
 
 RNG = np.random.default_rng(0)

@@ -76,7 +76,7 @@ class PeriodicEmbedding(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from sknan.modules import PeriodicEmbedding
+    >>> from sknan.nets import PeriodicEmbedding
     >>> PeriodicEmbedding(3, columns=[0, 2])(torch.zeros(5, 3)).shape
     torch.Size([5, 9])
     """
@@ -181,7 +181,7 @@ class TabularMLP(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from sknan.modules import TabularMLP
+    >>> from sknan.nets import TabularMLP
     >>> TabularMLP(3, 2, width=8)(torch.zeros(5, 3)).shape
     torch.Size([5, 2])
     """

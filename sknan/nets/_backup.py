@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from skorch.callbacks import Callback
 
-from sknan._backup_state import (
+from sknan._utils.archive import save
+from sknan.nets._training_state import (
     begin_epoch_as,
     data_of,
     difference,
@@ -18,7 +19,6 @@ from sknan._backup_state import (
     random_states_of,
     state_of,
 )
-from sknan._utils.archive import save
 
 __all__ = ["BackupAndRestore"]
 

@@ -16,7 +16,6 @@ from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from sknan._repair import RepairedOperations
 from sknan._utils.random_state import random_states, set_random_states
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.tree import tree_leaves, tree_map
@@ -32,6 +31,7 @@ from sknan.diagnosis._culprits import (
 from sknan.diagnosis._replay import Finding, Names, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.nets.recovery.finite_operations import RepairedOperations
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
 

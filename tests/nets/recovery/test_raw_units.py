@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sknan._conditioning import Conditioning, conditioned
 from sknan.losses import HuberLoss, MSELoss, PoissonNLLLoss
+from sknan.nets.recovery.raw_units import Conditioning, conditioned
 
 SHIFT, SCALE = torch.tensor([2000.0, -50.0, 0.0]), torch.tensor([1e4, 20.0, 1.0])
 N_STEPS = 5

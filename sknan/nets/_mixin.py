@@ -14,23 +14,23 @@ from skorch.dataset import get_len, unpack_data
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 
-from sknan._layerwise import LayerwisePass, layerwise_pass
-from sknan._mending import (
+from sknan._utils.pickling import VersionedPickleMixin
+from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan.diagnosis._culprits import without_rows
+from sknan.diagnosis._report import NonFiniteReport
+from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
+from sknan.nets._backup import BackupAndRestore
+from sknan.nets._batching import TensorBatches
+from sknan.nets._chain import LayerwisePass, layerwise_pass
+from sknan.nets._data import as_table, refuse_nonfinite_data
+from sknan.nets._guarded_step import Training
+from sknan.nets.guard._guard import Guard
+from sknan.nets.recovery._mending import (
     Trials,
     output_repaired,
     rows_without_output,
     without_output,
 )
-from sknan._skorch_data import as_table, refuse_nonfinite_data
-from sknan._training import Training
-from sknan._utils.pickling import VersionedPickleMixin
-from sknan._utils.stacklevel import stacklevel_of_caller
-from sknan.backup import BackupAndRestore
-from sknan.batching import TensorBatches
-from sknan.diagnosis._culprits import without_rows
-from sknan.diagnosis._report import NonFiniteReport
-from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
-from sknan.guard import Guard
 from sknan.optim._adaptive_clipping import resolve_adaptive_clip
 from sknan.optim._fused_adam import step_with
 from sknan.optim._schedules import LearningRateSchedule

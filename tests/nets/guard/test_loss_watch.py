@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sknan._loss_watch import LossWatch, LossWatches
+from sknan.nets.guard import LossWatch
+from sknan.nets.guard._loss_watch import LossWatches
 
 losses = st.floats(-1e30, 1e30)
 

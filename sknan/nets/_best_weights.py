@@ -7,7 +7,7 @@ from typing import Any
 
 from skorch.callbacks import Callback
 
-from sknan.snapshots import Snapshot
+from sknan.nets.guard._snapshots import Snapshot
 
 __all__ = ["BestWeights"]
 

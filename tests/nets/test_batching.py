@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sknan._utils.tree import tree_map
-from sknan.batching import TensorBatches, TensorTable
+from sknan.nets import TensorBatches, TensorTable
 
 sizes = st.integers(1, 12)
 lengths = st.integers(0, 40)

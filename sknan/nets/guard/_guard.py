@@ -26,11 +26,12 @@ from typing import Any, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-from sknan._loss_watch import LossWatch
 from sknan.diagnosis._capsule import Capsule
 from sknan.diagnosis._causes import NARROW, is_runaway
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.nets.guard._loss_watch import LossWatch
+from sknan.nets.guard._snapshots import OptimizerSnapshot, Snapshot
 from sknan.optim._clipping import grad_norms, stable_grad_norm
 from sknan.optim._learning_rates import (
     ascends,
@@ -39,7 +40,6 @@ from sknan.optim._learning_rates import (
     lower_scale,
     scaled_rates,
 )
-from sknan.snapshots import OptimizerSnapshot, Snapshot
 
 __all__ = ["Guard", "Trials", "scaled_rates"]
 

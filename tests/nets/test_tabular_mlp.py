@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from sknan.modules import PeriodicEmbedding, TabularMLP
+from sknan.nets import PeriodicEmbedding, TabularMLP
 
 ACTIVATIONS = ["relu", "gelu", "selu", "silu", "mish", "tanh"]
 

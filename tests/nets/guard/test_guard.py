@@ -12,8 +12,8 @@ from torch.nn.functional import mse_loss
 
 from sknan.diagnosis import NonFiniteReport, examine_step
 from sknan.exceptions import NonFiniteTrainingError
-from sknan.guard import Guard, scaled_rates
-from sknan.snapshots import Snapshot
+from sknan.nets.guard import Guard, Snapshot
+from sknan.nets.guard._guard import scaled_rates
 
 REPORT = NonFiniteReport(
     "backward", "learning_rate", "It is NaN.", "Lower it.", epoch=1

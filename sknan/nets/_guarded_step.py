@@ -12,17 +12,23 @@ from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator
 from torch import Tensor
 
-from sknan._conditioning import Conditioning, conditioned
-from sknan._layerwise import LayerwisePass
-from sknan._mending import StepRefused, Trials, explain, explain_weights, mend
-from sknan._repair import RepairedOperations
 from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import random_states
-from sknan.batching import TensorBatches, TensorTable
 from sknan.diagnosis._causes import OVERFLOWS_SQUARED, is_runaway
 from sknan.diagnosis._replay import sanitized_backward
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.nets._batching import TensorBatches, TensorTable
+from sknan.nets._chain import LayerwisePass
+from sknan.nets.recovery._mending import (
+    StepRefused,
+    Trials,
+    explain,
+    explain_weights,
+    mend,
+)
+from sknan.nets.recovery.finite_operations import RepairedOperations
+from sknan.nets.recovery.raw_units import Conditioning, conditioned
 from sknan.optim._clipping import clip_grad_norm, clip_grad_value, grad_norm
 from sknan.optim._learning_rates import scaled_rates
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sknan._repair import RepairedOperations
 from sknan.diagnosis._replay import sanitized_backward
+from sknan.nets.recovery.finite_operations import RepairedOperations
 
 MAX = torch.finfo(torch.float32).max
 TINY = torch.finfo(torch.float32).tiny

@@ -1,0 +1,1 @@
+"""Recoveries from a failed training step."""
