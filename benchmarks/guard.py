@@ -33,7 +33,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.timing import in_turn, keep_freed_memory, ratio_in_turn
 from sknan import GuardedNet
-from sknan._table_net import TableNet
+from sknan._engine.table_net import TableNet
 from sknan.diagnosis import diagnose
 from sknan.nets.guard import Guard
 from sknan.nets.recovery._mending import StepRefused, explain

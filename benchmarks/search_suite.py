@@ -22,7 +22,7 @@ import sklearn.model_selection
 from joblib import parallel_config
 
 from sknan import _search_pipelines, _search_share, search
-from sknan.stacking import Job, Outcome
+from sknan._engine.together import Job, Outcome
 
 __all__ = ["DIFFERENT_BY_DESIGN"]
 

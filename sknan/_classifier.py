@@ -16,9 +16,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length
 from torch import Tensor, nn
 
+from sknan._engine.plan import TrainingRows
 from sknan._estimator_base import StableNetBase
 from sknan._net_parts import kind_of
-from sknan._training_plan import TrainingRows
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite
 from sknan.exceptions import NonFiniteDataError

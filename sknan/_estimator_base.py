@@ -23,7 +23,10 @@ from skorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from sknan._epoch_tasks import EpochTasks
+from sknan._engine.listeners import EpochTasks
+from sknan._engine.plan import TrainingPlan, TrainingRows
+from sknan._engine.range_test._test import range_test
+from sknan._engine.table_net import TableNet
 from sknan._hold_out import Fold, held_out
 from sknan._net_parts import (
     resolve_criterion,
@@ -32,9 +35,6 @@ from sknan._net_parts import (
     resolve_optimizer,
 )
 from sknan._prefixed_params import PrefixedParamsMixin
-from sknan._range_test import range_test
-from sknan._table_net import TableNet
-from sknan._training_plan import TrainingPlan, TrainingRows
 from sknan._utils.compiled import uncompiled
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded

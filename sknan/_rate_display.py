@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sknan._engine.range_test._test import LearningRateRange
 from sknan._plotting import (
     COLOURS,
     INK,
@@ -16,7 +17,6 @@ from sknan._plotting import (
     scale_for,
     style_of,
 )
-from sknan._range_test import LearningRateRange
 from sknan._rate_fates import (
     Fate,
     LearningRateCurve,

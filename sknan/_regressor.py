@@ -12,9 +12,9 @@ from sklearn.utils.validation import check_array, check_consistent_length
 from torch import Tensor, nn
 
 from sknan import functional as sf
+from sknan._engine.plan import TrainingRows
 from sknan._estimator_base import StableNetBase
 from sknan._net_parts import kind_of, name_of
-from sknan._training_plan import TrainingRows
 from sknan._utils.validation import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
 from sknan.losses._registry import unbounded
 

@@ -13,6 +13,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._classifier import ProbableLabelsMixin, StableNetClassifier
+from sknan._engine.together import Job, Outcome, train_together
 from sknan._estimator_base import CheckedRows, StableNetBase
 from sknan._hold_out import Fold
 from sknan._regressor import StableNetRegressor
@@ -21,7 +22,6 @@ from sknan._utils.progress import progress, reported_to, reports
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.diagnosis._diagnose import NonFiniteReport
 from sknan.exceptions import DivergenceWarning
-from sknan.stacking import Job, Outcome, train_together
 
 __all__ = [
     "StableNetEnsembleClassifier",

@@ -10,8 +10,8 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
+from sknan._engine.range_test._test import LearningRateRange, range_test
 from sknan._estimator_base import StableNetBase
-from sknan._range_test import LearningRateRange, range_test
 
 __all__ = ["LearningRateRange", "find_learning_rate"]
 

@@ -25,7 +25,7 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-from sknan._table_net import _VALUES_PER_FORWARD
+from sknan._engine.table_net import _VALUES_PER_FORWARD
 from sknan._utils.validation import plain_floats
 
 RNG = np.random.default_rng(0)

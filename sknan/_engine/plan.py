@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-from sknan._epoch_tasks import EpochBar, EpochTasks
-from sknan._table_net import TableNet
+from sknan._engine.listeners import EpochBar, EpochTasks
+from sknan._engine.table_net import TableNet
 from sknan._utils.progress import is_shown, progress
 from sknan._utils.random_state import resumed
 from sknan._utils.threads import threads_for

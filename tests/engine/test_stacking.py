@@ -9,8 +9,8 @@ from sklearn.exceptions import DataConversionWarning
 from torch import nn
 
 from sknan import DivergenceWarning, StableNetClassifier, StableNetRegressor
-from sknan._stack import train_as_stack
-from sknan.stacking import Job, stack_key, train_together
+from sknan._engine.together import Job, stack_key, train_together
+from sknan._engine.training import train_as_stack
 
 
 @pytest.fixture(scope="module")

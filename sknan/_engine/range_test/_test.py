@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sknan._rate_curves import RateCurves, curves_at_rates, flops_per_step
-from sknan._rate_verdict import Judged, counted, suggested
-from sknan._training_plan import TrainingRows
+from sknan._engine.plan import TrainingRows
+from sknan._engine.range_test.curves import RateCurves, curves_at_rates, flops_per_step
+from sknan._engine.range_test.judge import Judged, counted, suggested
 from sknan._utils.progress import progress
 
 __all__ = ["DEFAULT_RATES", "LearningRateRange", "range_test"]

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sknan._stack_ledger import StepLedger, has_sound_schedule
-from sknan._stack_slice import Slice
-from sknan._stack_weights import Stack
-from sknan._stacked_pass import can_be_passed, kind_of_pass
-from sknan._stacked_step import kind_of_step
-from sknan._training_plan import TrainingPlan
+from sknan._engine.ledger import StepLedger, has_sound_schedule
+from sknan._engine.member import Slice
+from sknan._engine.optimizer_step import kind_of_step
+from sknan._engine.passes import can_be_passed, kind_of_pass
+from sknan._engine.plan import TrainingPlan
+from sknan._engine.state import Stack
 from sknan._utils.progress import advance, is_shown
 from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_leaves, tree_map

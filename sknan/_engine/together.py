@@ -20,8 +20,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sknan._stack import shape_of, train_stack
-from sknan._training_plan import Trainable, TrainingPlan, TrainingRows
+from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
+from sknan._engine.training import shape_of, train_stack
 from sknan._utils.progress import advance
 from sknan.nets._chain import layers_of
 

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sknan._stacked_pass import are_turned, stacked_pass
-from sknan._stacked_step import (
+from sknan._engine.optimizer_step import (
     group_of_step,
     is_decay_decoupled,
     numbers_of,
     step_alike,
 )
+from sknan._engine.passes import are_turned, stacked_pass
 
 __all__ = ["Rates", "Stack"]
 

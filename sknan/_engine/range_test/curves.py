@@ -15,10 +15,10 @@ from skorch.callbacks import Callback
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from sknan._stack import shape_of
-from sknan._stack_weights import Rates, Stack
-from sknan._stacked_pass import can_be_passed
-from sknan._training_plan import TrainingPlan, TrainingRows
+from sknan._engine.passes import can_be_passed
+from sknan._engine.plan import TrainingPlan, TrainingRows
+from sknan._engine.state import Rates, Stack
+from sknan._engine.training import shape_of
 from sknan._utils.progress import advance, is_shown, reach
 from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_map

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sknan._training_plan import TrainingPlan
+from sknan._engine.plan import TrainingPlan
 
 __all__ = ["Slice"]
 

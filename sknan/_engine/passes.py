@@ -1,6 +1,6 @@
 """Forward and backward pass of many networks of one shape at once.
 
-Chains of known layers are written out in :mod:`sknan._stacked_chain`; any other network
+Chains of known layers are written out in :mod:`sknan._engine.chain`; any other network
 goes through ``torch.func``.
 """
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from sknan._stacked_chain import StackedChain, turned_weights
-from sknan._stacked_losses import loss_of
+from sknan._engine.chain import StackedChain, turned_weights
+from sknan._engine.losses import loss_of
 from sknan._utils.tree import tree_map
 from sknan.nets._batching import TensorTable
 from sknan.nets._chain import known_layers, layers_of

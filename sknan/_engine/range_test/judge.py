@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sknan._rate_curves import RateCurves
+from sknan._engine.range_test.curves import RateCurves
 
 __all__ = ["Judged", "counted", "suggested"]
 

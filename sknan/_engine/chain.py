@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sknan._stacked_losses import StackedLoss, loss_of
+from sknan._engine.losses import StackedLoss, loss_of
 from sknan.nets._chain import ACTIVATIONS
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 

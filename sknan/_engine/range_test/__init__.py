@@ -1,0 +1,1 @@
+"""Range test of learning rates."""
