@@ -68,7 +68,7 @@ from sknan import (
     StableNetEnsembleRegressor,
     tabular_pipeline,
 )
-from sknan.ensemble import default_network
+from sknan.estimators import default_network
 
 # The best of them; less is better for the second.
 PRIMARY = {"classification": "auc", "regression": "r2"}

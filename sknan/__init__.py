@@ -5,8 +5,13 @@ from importlib.metadata import version
 from sknan.audit import audit
 from sknan.diagnosis import NonFiniteReport
 from sknan.display import AuditDisplay, LearningRateDisplay, TrainingDisplay
-from sknan.ensemble import StableNetEnsembleClassifier, StableNetEnsembleRegressor
-from sknan.estimators import StableNetClassifier, StableNetRegressor
+from sknan.estimators import (
+    StableNetClassifier,
+    StableNetEnsembleClassifier,
+    StableNetEnsembleRegressor,
+    StableNetRegressor,
+    tabular_pipeline,
+)
 from sknan.exceptions import (
     DivergenceWarning,
     NonFiniteDataError,
@@ -24,7 +29,6 @@ from sknan.nets import (
     GuardMixin,
     TabularMLP,
 )
-from sknan.pipelines import tabular_pipeline
 from sknan.preprocessing import NaNImputer, SafeScaler
 from sknan.search import (
     BatchedGridSearchCV,

@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, get_tags
 
-from sknan._estimator_base import StableNetBase
+from sknan.estimators._base import StableNetBase
 
 __all__ = ["Recorder", "last_step", "net_of", "path_of_last", "with_last"]
 

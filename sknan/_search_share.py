@@ -18,11 +18,11 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from sknan._engine.together import Job, train_together
-from sknan._estimator_base import StableNetBase
 from sknan._search_pipelines import last_step, with_last
 from sknan._search_preparation import Fold, Prepared, Result, Scoring, prepare
 from sknan._search_results import Record, record_of
 from sknan._utils.progress import advance, reported_to
+from sknan.estimators._base import StableNetBase
 from sknan.exceptions import DivergenceWarning
 
 __all__ = ["Fit", "Share", "Task", "train_share"]

@@ -11,7 +11,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
 from sknan._engine.range_test._test import LearningRateRange, range_test
-from sknan._estimator_base import StableNetBase
+from sknan.estimators._base import StableNetBase
 
 __all__ = ["LearningRateRange", "find_learning_rate"]
 

@@ -17,10 +17,10 @@ from sklearn.utils.validation import check_consistent_length
 from torch import Tensor, nn
 
 from sknan._engine.plan import TrainingRows
-from sknan._estimator_base import StableNetBase
-from sknan._net_parts import kind_of
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite
+from sknan.estimators._base import StableNetBase
+from sknan.estimators._components import kind_of
 from sknan.exceptions import NonFiniteDataError
 from sknan.losses._registry import FocalLoss, ProbabilityNLLLoss, unbounded
 

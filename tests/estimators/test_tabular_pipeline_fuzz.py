@@ -17,7 +17,7 @@ from polars.testing.parametric import dataframes
 
 import sknan
 from sknan import StableNetClassifier
-from sknan.pipelines import tabular_pipeline
+from sknan.estimators import tabular_pipeline
 
 N = 40
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from sknan import functional as sf
 from sknan._engine.plan import TrainingRows
-from sknan._estimator_base import StableNetBase
-from sknan._net_parts import kind_of, name_of
 from sknan._utils.validation import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
+from sknan.estimators._base import StableNetBase
+from sknan.estimators._components import kind_of, name_of
 from sknan.losses._registry import unbounded
 
 __all__ = ["StableNetRegressor"]

@@ -24,7 +24,7 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-from sknan.pipelines import tabular_pipeline
+from sknan.estimators import tabular_pipeline
 from sknan.preprocessing import TableCleaner
 
 N = 60

@@ -27,20 +27,20 @@ from sknan._engine.listeners import EpochTasks
 from sknan._engine.plan import TrainingPlan, TrainingRows
 from sknan._engine.range_test._test import range_test
 from sknan._engine.table_net import TableNet
-from sknan._hold_out import Fold, held_out
-from sknan._net_parts import (
-    resolve_criterion,
-    resolve_device,
-    resolve_module,
-    resolve_optimizer,
-)
-from sknan._prefixed_params import PrefixedParamsMixin
 from sknan._utils.compiled import uncompiled
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
 from sknan._utils.threads import FlopCount, threads_for
 from sknan._utils.validation import check_finite, first_text_cell, plain_floats
 from sknan.diagnosis._culprits import without_rows
+from sknan.estimators._components import (
+    resolve_criterion,
+    resolve_device,
+    resolve_module,
+    resolve_optimizer,
+)
+from sknan.estimators._nested_params import PrefixedParamsMixin
+from sknan.estimators._validation_split import Fold, held_out
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights

@@ -22,8 +22,8 @@ from sknan import (
     StableNetEnsembleRegressor,
     StableNetRegressor,
 )
-from sknan._hold_out import Fold
-from sknan.ensemble import default_network
+from sknan.estimators import default_network
+from sknan.estimators._validation_split import Fold
 from sknan.nets import PeriodicEmbedding
 
 SMALL = {

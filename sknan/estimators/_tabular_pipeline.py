@@ -9,7 +9,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
 from sknan._utils.validation import did_you_mean
-from sknan.ensemble import (
+from sknan.estimators._ensemble import (
     StableNetEnsembleClassifier,
     StableNetEnsembleRegressor,
     default_network,
@@ -38,7 +38,7 @@ def tabular_pipeline(
     estimator : "classifier", "regressor" or estimator, default="classifier"
         What learns from the prepared table. A name stands for the mean of five
         networks: :class:`~sknan.StableNetEnsembleClassifier` or its twin, with the
-        recipe of :func:`~sknan.ensemble.default_network` as its parameters.
+        recipe of :func:`~sknan.estimators.default_network` as its parameters.
 
     impute : str or callable, default="median"
         What missing numbers are filled with: a ``strategy`` of

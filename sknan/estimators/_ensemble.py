@@ -12,15 +12,15 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from sknan._classifier import ProbableLabelsMixin, StableNetClassifier
 from sknan._engine.together import Job, Outcome, train_together
-from sknan._estimator_base import CheckedRows, StableNetBase
-from sknan._hold_out import Fold
-from sknan._regressor import StableNetRegressor
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.progress import progress, reported_to, reports
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.diagnosis._diagnose import NonFiniteReport
+from sknan.estimators._base import CheckedRows, StableNetBase
+from sknan.estimators._classifier import ProbableLabelsMixin, StableNetClassifier
+from sknan.estimators._regressor import StableNetRegressor
+from sknan.estimators._validation_split import Fold
 from sknan.exceptions import DivergenceWarning
 
 __all__ = [
@@ -65,7 +65,7 @@ def default_network(estimator: str) -> Any:
     Examples
     --------
     >>> from sknan import StableNetEnsembleClassifier
-    >>> from sknan.ensemble import default_network
+    >>> from sknan.estimators import default_network
     >>> network = default_network("classifier").set_params(module__width=256)
     >>> model = StableNetEnsembleClassifier(network)
     """

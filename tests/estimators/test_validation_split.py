@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from sknan._hold_out import held_out
+from sknan.estimators._validation_split import held_out
 
 
 @settings(deadline=None)
