@@ -2,9 +2,7 @@
 
 from importlib.metadata import version
 
-from sknan.audit import audit
 from sknan.diagnosis import NonFiniteReport
-from sknan.display import AuditDisplay, LearningRateDisplay, TrainingDisplay
 from sknan.estimators import (
     StableNetClassifier,
     StableNetEnsembleClassifier,
@@ -18,7 +16,13 @@ from sknan.exceptions import (
     NonFiniteTrainingError,
     SknanError,
 )
-from sknan.html_report import report
+from sknan.inspection import (
+    AuditDisplay,
+    LearningRateDisplay,
+    TrainingDisplay,
+    audit,
+    report,
+)
 from sknan.learning_rate import LearningRateRange, find_learning_rate
 from sknan.nets import (
     BackupAndRestore,

@@ -46,7 +46,7 @@ def tabular_pipeline(
 
     sentinels : "auto", None, list or dict, default="auto"
         Values that stand for "missing", such as -999: ``"auto"`` finds them in ``fit``
-        (see :func:`~sknan.audit.suspected_sentinels`), among digits kept as text
+        (see :func:`~sknan.inspection.suspected_sentinels`), among digits kept as text
         too,
         and takes signs and words such as "?" and "unknown" that come later for missing;
         a list gives them for all columns, a dict of lists for each column by its name;

@@ -54,7 +54,7 @@ class TableCleaner(
     ----------
     sentinels : "auto", None, sequence or mapping, default="auto"
         Values that stand for "missing". ``"auto"`` takes those that
-        :func:`~sknan.audit.table_sentinels` suspects, those among numbers that
+        :func:`~sknan.inspection.table_sentinels` suspects, those among numbers that
         came as text too, and in ``transform`` signs and words for missing that
         ``fit`` has not seen. A sequence counts for all columns, a mapping gives
         the values of each column by its name. None leaves all values as they are.

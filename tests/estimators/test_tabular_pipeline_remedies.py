@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from sknan import StableNetRegressor, audit, tabular_pipeline
-from sknan._remedies import REMEDIES
+from sknan.inspection._audit._remedies import REMEDIES
 
 N = 200
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sknan.audit import suspected_sentinels, table_sentinels
+from sknan.inspection import suspected_sentinels, table_sentinels
 
 RNG = np.random.default_rng(0)
 AGES = RNG.integers(0, 90, size=1000)

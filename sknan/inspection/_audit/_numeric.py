@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sknan._column_facts import FEW_ROWS, ColumnFacts
-from sknan._finding import number, share
 from sknan._utils.validation import FLOAT32_MAX
+from sknan.inspection._audit._column_profile import FEW_ROWS, ColumnFacts
+from sknan.inspection._audit._finding import number, share
 from sknan.preprocessing._tables.column import Column
 from sknan.preprocessing._tables.numeric_sentinels import among_numbers, sample_rows
 

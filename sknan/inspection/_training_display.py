@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sknan._plotting import (
+from sknan.inspection._plotting import (
     COLOURS,
     INK,
     as_text,

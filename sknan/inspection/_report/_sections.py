@@ -10,10 +10,10 @@ import numpy as np
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
-from sknan._audit_display import AuditDisplay
-from sknan._report_page import cut_table, drawn, element, section, table
-from sknan.audit import TableAudit, audit
 from sknan.diagnosis._report import NonFiniteReport
+from sknan.inspection._audit._audit import TableAudit, audit
+from sknan.inspection._audit_display import AuditDisplay
+from sknan.inspection._report._html import cut_table, drawn, element, section, table
 from sknan.preprocessing._imputer import NaNImputer
 
 __all__ = ["data_section", "incident_section", "value_text"]

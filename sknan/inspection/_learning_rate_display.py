@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sknan._engine.range_test._test import LearningRateRange
-from sknan._plotting import (
+from sknan.inspection._plotting import (
     COLOURS,
     INK,
     as_text,
@@ -17,7 +17,7 @@ from sknan._plotting import (
     scale_for,
     style_of,
 )
-from sknan._rate_fates import (
+from sknan.inspection._rate_outcomes import (
     Fate,
     LearningRateCurve,
     curves_of_range,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sknan._plotting import INK, pyplot
+from sknan.inspection._plotting import INK, pyplot
 
 __all__ = [
     "STYLE",

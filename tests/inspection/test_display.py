@@ -29,7 +29,7 @@ from sknan import (
     audit,
     find_learning_rate,
 )
-from sknan.display import LearningRateCurve, TrainingCurves
+from sknan.inspection import LearningRateCurve, TrainingCurves
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

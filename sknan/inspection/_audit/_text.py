@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan._finding import quantity, quoted, share
+from sknan.inspection._audit._finding import quantity, quoted, share
 from sknan.preprocessing._tables.sentinels import is_word_for_missing
 
 __all__ = ["Levels", "Note", "notes_on_text", "numbers_in"]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from sknan import audit
-from sknan._remedies import REMEDIES
-from sknan.audit import table_sentinels
+from sknan.inspection import table_sentinels
+from sknan.inspection._audit._remedies import REMEDIES
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SUITE = DATA / "datasets.json"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan._finding import Trait, number, quoted, share
+from sknan.inspection._audit._finding import Trait, number, quoted, share
 from sknan.preprocessing._tables.numeric_sentinels import Sentinel
 
 __all__ = ["FEW_ROWS", "ColumnFacts"]

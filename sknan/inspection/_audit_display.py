@@ -9,8 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from sknan._plotting import COLOURS, INK, as_text, axes_of, legend_above, scale_for
-from sknan.audit import TableAudit, audit
+from sknan.inspection._audit._audit import TableAudit, audit
+from sknan.inspection._plotting import (
+    COLOURS,
+    INK,
+    as_text,
+    axes_of,
+    legend_above,
+    scale_for,
+)
 
 __all__ = ["AuditDisplay"]
 

@@ -14,8 +14,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
-from sknan._rate_display import LearningRateDisplay
-from sknan._report_page import (
+from sknan.inspection._learning_rate_display import LearningRateDisplay
+from sknan.inspection._report._html import (
     STYLE,
     cut_table,
     details,
@@ -25,8 +25,12 @@ from sknan._report_page import (
     section,
     table,
 )
-from sknan._report_sections import data_section, incident_section, value_text
-from sknan._training_display import TrainingDisplay
+from sknan.inspection._report._sections import (
+    data_section,
+    incident_section,
+    value_text,
+)
+from sknan.inspection._training_display import TrainingDisplay
 from sknan.nets._curves import last_of, networks_of, skorch_net_of
 from sknan.nets._training_facts import facts_of_several, training_facts
 

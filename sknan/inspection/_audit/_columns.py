@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan._column_facts import ColumnFacts
-from sknan._finding import quantity, quoted, share
-from sknan._number_findings import read_numbers, read_numbers_in_text
-from sknan._text_findings import Levels, notes_on_text, numbers_in
+from sknan.inspection._audit._column_profile import ColumnFacts
+from sknan.inspection._audit._finding import quantity, quoted, share
+from sknan.inspection._audit._numeric import read_numbers, read_numbers_in_text
+from sknan.inspection._audit._text import Levels, notes_on_text, numbers_in
 from sknan.preprocessing._tables.column import Column, types_in
 from sknan.preprocessing._tables.numeric_sentinels import sample_rows
 from sknan.preprocessing._tables.sentinels import find_sentinels

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan._column_facts import ColumnFacts
-from sknan._finding import Trait, number, quantity, share
+from sknan.inspection._audit._column_profile import ColumnFacts
+from sknan.inspection._audit._finding import Trait, number, quantity, share
 from sknan.preprocessing._tables.column import Column
 from sknan.preprocessing._tables.table import Table
 

@@ -12,11 +12,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from sknan._column_facts import ColumnFacts
-from sknan._column_findings import key_rows, read_facts
-from sknan._finding import Trait, number, percent, quantity, quoted, share
-from sknan._table_findings import codes_of
 from sknan._utils.validation import FLOAT32_MAX
+from sknan.inspection._audit._column_profile import ColumnFacts
+from sknan.inspection._audit._columns import key_rows, read_facts
+from sknan.inspection._audit._finding import (
+    Trait,
+    number,
+    percent,
+    quantity,
+    quoted,
+    share,
+)
+from sknan.inspection._audit._tables import codes_of
 from sknan.preprocessing._tables.column import Column
 from sknan.preprocessing._tables.numeric_sentinels import sample_rows
 from sknan.preprocessing._tables.sentinels import is_word_for_missing

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from sknan._remedies import ORDER, REMEDIES, SEVERITIES, Severity
+from sknan.inspection._audit._remedies import ORDER, REMEDIES, SEVERITIES, Severity
 
 __all__ = [
     "Finding",

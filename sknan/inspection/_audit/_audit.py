@@ -10,25 +10,30 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from sknan._column_facts import ColumnFacts
-from sknan._column_findings import read_facts
-from sknan._finding import (
+from sknan._utils.progress import advance, progress
+from sknan._utils.validation import did_you_mean
+from sknan.inspection._audit._column_profile import ColumnFacts
+from sknan.inspection._audit._columns import read_facts
+from sknan.inspection._audit._finding import (
     Finding,
     Trait,
     gather,
     in_order,
     quantity,
 )
-from sknan._remedies import SEVERITIES, Severity
-from sknan._table_findings import (
+from sknan.inspection._audit._remedies import SEVERITIES, Severity
+from sknan.inspection._audit._tables import (
     copied_rows,
     count_kinds,
     on_copied_rows,
     traits_of_table,
 )
-from sknan._target_findings import Target, Task, read_target, traits_with_target
-from sknan._utils.progress import advance, progress
-from sknan._utils.validation import did_you_mean
+from sknan.inspection._audit._target import (
+    Target,
+    Task,
+    read_target,
+    traits_with_target,
+)
 from sknan.preprocessing._tables.column import Column, read_column
 from sknan.preprocessing._tables.numeric_sentinels import SAMPLE_SIZE
 from sknan.preprocessing._tables.sentinels import (
