@@ -32,7 +32,7 @@ from torch import nn
 from benchmarks.prediction import peak_beside
 from benchmarks.timing import in_turn, keep_freed_memory
 from sknan import StableNetClassifier
-from sknan.search import BatchedGridSearchCV
+from sknan.model_selection import BatchedGridSearchCV
 
 N_ROWS, N_FEATURES, N_FOLDS, N_EPOCHS = 3_400, 30, 5, 10
 RATES = np.logspace(-4, -2, 8).tolist()

@@ -23,7 +23,13 @@ from sknan.inspection import (
     audit,
     report,
 )
-from sknan.learning_rate import LearningRateRange, find_learning_rate
+from sknan.model_selection import (
+    BatchedGridSearchCV,
+    BatchedHalvingSearchCV,
+    BatchedRandomizedSearchCV,
+    LearningRateRange,
+    find_learning_rate,
+)
 from sknan.nets import (
     BackupAndRestore,
     GuardedNet,
@@ -34,11 +40,6 @@ from sknan.nets import (
     TabularMLP,
 )
 from sknan.preprocessing import NaNImputer, SafeScaler
-from sknan.search import (
-    BatchedGridSearchCV,
-    BatchedHalvingSearchCV,
-    BatchedRandomizedSearchCV,
-)
 
 __all__ = [
     "AuditDisplay",

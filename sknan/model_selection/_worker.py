@@ -18,12 +18,12 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from sknan._engine.together import Job, train_together
-from sknan._search_pipelines import last_step, with_last
-from sknan._search_preparation import Fold, Prepared, Result, Scoring, prepare
-from sknan._search_results import Record, record_of
 from sknan._utils.progress import advance, reported_to
 from sknan.estimators._base import StableNetBase
 from sknan.exceptions import DivergenceWarning
+from sknan.model_selection._pipelines import last_step, with_last
+from sknan.model_selection._results import Record, record_of
+from sknan.model_selection._transformers import Fold, Prepared, Result, Scoring, prepare
 
 __all__ = ["Fit", "Share", "Task", "train_share"]
 

@@ -41,7 +41,7 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-from sknan.search import (
+from sknan.model_selection import (
     BatchedGridSearchCV,
     BatchedHalvingSearchCV,
     BatchedRandomizedSearchCV,

@@ -21,13 +21,13 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from sknan._engine.plan import trained_by
 from sknan._engine.training import train_as_stack
-from sknan._search_pipelines import Recorder, net_of, path_of_last, with_last
-from sknan._search_preparation import Fold, Scoring
-from sknan._search_results import Record
-from sknan._search_share import Fit, Task, train_share
 from sknan._utils.progress import reach, reports
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.estimators._base import StableNetBase
+from sknan.model_selection._pipelines import Recorder, net_of, path_of_last, with_last
+from sknan.model_selection._results import Record
+from sknan.model_selection._transformers import Fold, Scoring
+from sknan.model_selection._worker import Fit, Task, train_share
 
 __all__ = ["SearchRun"]
 

@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import cross_validate
 from sklearn.utils import Tags, get_tags
 
-from sknan._search_pipelines import Recorder
+from sknan.model_selection._pipelines import Recorder
 
 __all__ = ["Fold", "Prepared", "Result", "Scoring", "prepare"]
 

@@ -17,8 +17,8 @@ from sklearn.model_selection import (
     RandomizedSearchCV,
 )
 
-from sknan._batched_search import BatchedSearchMixin
-from sknan._search_pipelines import net_of, path_of_last
+from sknan.model_selection._mixin import BatchedSearchMixin
+from sknan.model_selection._pipelines import net_of, path_of_last
 
 __all__ = ["BatchedGridSearchCV", "BatchedHalvingSearchCV", "BatchedRandomizedSearchCV"]
 

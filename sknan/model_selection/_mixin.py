@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from sknan._search_pipelines import net_of
-from sknan._search_results import columns_of, divergence_warning
-from sknan._search_run import SearchRun
 from sknan._utils.progress import progress
 from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan.model_selection._pipelines import net_of
+from sknan.model_selection._results import columns_of, divergence_warning
+from sknan.model_selection._run import SearchRun
 
 __all__ = ["BatchedSearchMixin"]
 

@@ -1,0 +1,19 @@
+"""Searches that train all candidates as one network, and a learning-rate finder."""
+
+from sknan.model_selection._find_learning_rate import (
+    LearningRateRange,
+    find_learning_rate,
+)
+from sknan.model_selection._search import (
+    BatchedGridSearchCV,
+    BatchedHalvingSearchCV,
+    BatchedRandomizedSearchCV,
+)
+
+__all__ = [
+    "BatchedGridSearchCV",
+    "BatchedHalvingSearchCV",
+    "BatchedRandomizedSearchCV",
+    "LearningRateRange",
+    "find_learning_rate",
+]
