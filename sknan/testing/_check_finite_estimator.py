@@ -11,8 +11,8 @@ from typing import Any, Literal
 from sklearn.exceptions import EstimatorCheckFailedWarning
 from sklearn.utils import get_tags
 
-from sknan._finite_checks import ALL_CHECKS, applicable_checks
 from sknan._utils.validation import did_you_mean
+from sknan.testing._registry import ALL_CHECKS, applicable_checks
 
 __all__ = [
     "check_finite_estimator",

@@ -19,12 +19,12 @@ from sklearn.base import clone, is_regressor
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
-from sknan._faults import Case, Table, healthy_table
-from sknan._finite_outputs import check_output, check_untouched, in_words
-from sknan._finite_score import check_columns, check_score
-from sknan._finite_state import learned_arrays
-from sknan._refusals import FaultError, advice, judge
 from sknan._utils.random_state import seeded
+from sknan.testing._cases import Case, Table, healthy_table
+from sknan.testing._learned_arrays import learned_arrays
+from sknan.testing._output_checks import check_output, check_untouched, in_words
+from sknan.testing._refusals import FaultError, advice, judge
+from sknan.testing._score_checks import check_columns, check_score
 
 __all__ = [
     "FINITE",

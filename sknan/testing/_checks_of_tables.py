@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import get_tags
 
-from sknan._faults import Case, Table, healthy_table, nearest_to_zero, with_cells
-from sknan._finite_contract import examine_fit, examine_predict
-from sknan._refusals import CONSTANT, FEW, INFINITE, MISSING, TOO_LARGE
 from sknan._utils.validation import FLOAT32_MAX, FLOAT64_MAX
+from sknan.testing._cases import Case, Table, healthy_table, nearest_to_zero, with_cells
+from sknan.testing._examine import examine_fit, examine_predict
+from sknan.testing._refusals import CONSTANT, FEW, INFINITE, MISSING, TOO_LARGE
 
 __all__ = [
     "check_extreme_constant_column",

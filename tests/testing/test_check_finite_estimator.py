@@ -28,15 +28,15 @@ from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sknan import NaNImputer, SafeScaler, StableNetClassifier, StableNetRegressor
-from sknan._faults import healthy_table
-from sknan._finite_checks import ALL_CHECKS
-from sknan._finite_state import learned_arrays
-from sknan._refusals import MISSING, TOO_LARGE, names_fault
 from sknan.testing import (
     check_finite_estimator,
     finite_estimator_checks,
     parametrize_with_finite_checks,
 )
+from sknan.testing._cases import healthy_table
+from sknan.testing._learned_arrays import learned_arrays
+from sknan.testing._refusals import MISSING, TOO_LARGE, names_fault
+from sknan.testing._registry import ALL_CHECKS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,9 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from sknan._faults import Case, healthy_table
-from sknan._finite_contract import examine_fit
-from sknan._refusals import CONSTANT, FEW, INFINITE, MISSING, RATE, TOO_LARGE, WEIGHT
+from sknan.testing._cases import Case, healthy_table
+from sknan.testing._examine import examine_fit
+from sknan.testing._refusals import (
+    CONSTANT,
+    FEW,
+    INFINITE,
+    MISSING,
+    RATE,
+    TOO_LARGE,
+    WEIGHT,
+)
 
 __all__ = [
     "check_extreme_constant_targets",

@@ -8,8 +8,7 @@ from typing import Any
 from sklearn.base import is_classifier, is_regressor
 from sklearn.utils import get_tags
 
-from sknan._finite_contract import weight_parameter
-from sknan._table_checks import (
+from sknan.testing._checks_of_tables import (
     check_extreme_constant_column,
     check_extreme_dataframe_input,
     check_extreme_duplicated_columns,
@@ -39,7 +38,7 @@ from sknan._table_checks import (
     check_nonfinite_negative_inf_cells_at_fit,
     check_nonfinite_negative_inf_cells_at_predict,
 )
-from sknan._training_checks import (
+from sknan.testing._checks_of_training import (
     check_extreme_constant_targets,
     check_extreme_huge_weights,
     check_extreme_learning_rate_of_1e4,
@@ -58,6 +57,7 @@ from sknan._training_checks import (
     check_nonfinite_nan_weight,
     rates_of,
 )
+from sknan.testing._examine import weight_parameter
 
 __all__ = ["ALL_CHECKS", "Check", "applicable_checks"]
 

@@ -9,8 +9,8 @@ import numpy as np
 from scipy import sparse
 from sklearn.base import is_classifier, is_regressor
 
-from sknan._faults import Case, Table
-from sknan._refusals import FaultError
+from sknan.testing._cases import Case, Table
+from sknan.testing._refusals import FaultError
 
 __all__ = ["check_columns", "check_score"]
 

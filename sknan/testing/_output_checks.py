@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sklearn.base import is_classifier, is_regressor
 from sklearn.utils import get_tags
 
-from sknan._faults import Case
-from sknan._refusals import FaultError, advice
+from sknan.testing._cases import Case
+from sknan.testing._refusals import FaultError, advice
 
 __all__ = ["check_output", "check_untouched", "in_words"]
 
