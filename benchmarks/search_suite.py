@@ -21,8 +21,9 @@ import pytest
 import sklearn.model_selection
 from joblib import parallel_config
 
-from sknan import _search_pipelines, _search_share, search
+from sknan import model_selection
 from sknan._engine.together import Job, Outcome
+from sknan.model_selection import _pipelines, _worker
 
 __all__ = ["DIFFERENT_BY_DESIGN"]
 
@@ -92,12 +93,12 @@ def run(kinds: str, options: list[str]) -> int:
         Exit code of pytest.
     """
     places: Any = sklearn.model_selection
-    places.GridSearchCV = search.BatchedGridSearchCV
-    places.RandomizedSearchCV = search.BatchedRandomizedSearchCV
-    places.HalvingGridSearchCV = search.BatchedHalvingSearchCV
+    places.GridSearchCV = model_selection.BatchedGridSearchCV
+    places.RandomizedSearchCV = model_selection.BatchedRandomizedSearchCV
+    places.HalvingGridSearchCV = model_selection.BatchedHalvingSearchCV
     if kinds == "all":
-        vars(_search_pipelines)["StableNetBase"] = _Ours
-        vars(_search_share)["train_together"] = _one_by_one
+        vars(_pipelines)["StableNetBase"] = _Ours
+        vars(_worker)["train_together"] = _one_by_one
     tests = [
         f"sklearn.model_selection.tests.{name}"
         for name in ("test_search", "test_successive_halving")

@@ -41,7 +41,7 @@ def public_modules() -> list[str]:
     """Names of the public modules and packages, as they lie in the package."""
     folder = Path(sknan.__file__).parent
     names = [module.name for module in pkgutil.iter_modules([str(folder)])]
-    return sorted(name for name in names if not name.startswith("_"))
+    return sorted([n for n in names if not n.startswith("_")] + ["nets.guard"])
 
 
 def grouped_modules() -> dict[str, list[str]]:

@@ -1,7 +1,9 @@
 """Neural networks on messy tables that never end in NaN, as scikit-learn components."""
 
+import sys
 from importlib.metadata import version
 
+from sknan import estimators, inspection, model_selection, nets, optim, preprocessing
 from sknan.diagnosis import NonFiniteReport
 from sknan.estimators import (
     StableNetClassifier,
@@ -74,3 +76,22 @@ __all__ = [
 ]
 
 __version__ = version("sknan")
+
+# Modules of the flat layout that documentation has named, and where their names are now.
+_FORMER_MODULES = {
+    "adaptive_clipping": optim,
+    "clipping": optim,
+    "display": inspection,
+    "ensemble": estimators,
+    "guard": nets.guard,
+    "html_report": inspection,
+    "imputation": preprocessing,
+    "learning_rate": model_selection,
+    "modules": nets,
+    "pipelines": estimators,
+    "scaling": preprocessing,
+    "schedules": optim,
+    "search": model_selection,
+}
+for _name, _package in _FORMER_MODULES.items():
+    sys.modules.setdefault(f"{__name__}.{_name}", _package)

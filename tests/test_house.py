@@ -31,7 +31,8 @@ def dotted_name(path):
 PATHS = {dotted_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = [name for name in PATHS if name]
 PUBLIC_MODULES = [
-    name for name in MODULES if not name.startswith("_") and "." not in name
+    *(name for name in MODULES if not name.startswith("_") and "." not in name),
+    "nets.guard",
 ]
 
 # A package imports those of lower levels only.
@@ -135,18 +136,18 @@ def everything_below(modules):
     return found
 
 
+def test_every_package_has_a_level():
+    assert {package_of(module) for module in MODULES} == set(LEVELS)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_packages_import_only_packages_of_lower_levels(module):
     package = package_of(module)
-    if package not in LEVELS:
-        return  # not moved into a package yet
     upward = [
         f"{module} (level {LEVELS[package]}) imports {other} "
         f"(level {LEVELS[package_of(other)]})"
         for other in sorted(imports_within(module))
-        if package_of(other) != package
-        and package_of(other) in LEVELS
-        and LEVELS[package_of(other)] >= LEVELS[package]
+        if package_of(other) != package and LEVELS[package_of(other)] >= LEVELS[package]
     ]
     assert upward == []
 
@@ -197,6 +198,33 @@ def test_no_private_part_of_scikit_learn_is_imported(module):
     assert private == []
 
 
+@pytest.mark.parametrize(
+    "package", ["functional", "activations", "losses", "optim", "nets.guard"]
+)
+def test_the_torch_packages_need_neither_scikit_learn_nor_skorch(package):
+    # A loss or the guard must be usable in a plain torch loop. Only the base class of
+    # DivergenceWarning is scikit-learn's.
+    own = [m for m in MODULES if m == package or m.startswith(f"{package}.")]
+    foreign = [
+        f"{module} imports {name}"
+        for module in everything_below(own) - {"exceptions"}
+        for name in all_imports(module)
+        if package_of(name) in ("sklearn", "skorch")
+    ]
+    assert foreign == []
+
+
+def test_testing_imports_only_utilities():
+    own = [m for m in MODULES if package_of(m) == "testing"]
+    others = {package_of(name) for m in own for name in imports_within(m)}
+    assert others <= {"testing", "_utils"}
+
+
+def test_the_top_of_the_package_is_short():
+    entries = [p for p in PACKAGE.iterdir() if p.name != "__pycache__"]
+    assert len(entries) <= 18
+
+
 # -- names ---------------------------------------------------------------------------
 
 
@@ -221,6 +249,11 @@ def test_every_public_name_belongs_to_one_public_module(name):
         if name in importlib.import_module(f"sknan.{module}").__all__
     ]
     assert len(homes) == 1
+
+
+@pytest.mark.parametrize("name", sknan._FORMER_MODULES)
+def test_a_module_of_the_flat_layout_is_its_package(name):
+    assert importlib.import_module(f"sknan.{name}") is sknan._FORMER_MODULES[name]
 
 
 def test_the_version_is_that_of_the_package():

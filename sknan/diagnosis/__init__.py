@@ -1,8 +1,6 @@
 """The cause of a non-finite training step: operation, line, rows and columns."""
 
-from sknan.diagnosis._causes import (
-    examine_step,
-)
+from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._diagnose import (
     diagnose,
     reproduce,

@@ -7,25 +7,15 @@ from sknan.inspection._audit._audit import (
     suspected_sentinels,
     table_sentinels,
 )
-from sknan.inspection._audit_display import (
-    AuditDisplay,
-)
-from sknan.inspection._learning_rate_display import (
-    LearningRateDisplay,
-)
-from sknan.inspection._rate_outcomes import (
-    LearningRateCurve,
-)
+from sknan.inspection._audit_display import AuditDisplay
+from sknan.inspection._learning_rate_display import LearningRateDisplay
+from sknan.inspection._rate_outcomes import LearningRateCurve
 from sknan.inspection._report._report import (
     HTMLReport,
     report,
 )
-from sknan.inspection._training_display import (
-    TrainingDisplay,
-)
-from sknan.nets._curves import (
-    TrainingCurves,
-)
+from sknan.inspection._training_display import TrainingDisplay
+from sknan.nets._curves import TrainingCurves
 
 __all__ = [
     "AuditDisplay",

@@ -1,18 +1,12 @@
 """skorch nets with a guard on every training step."""
 
-from sknan.nets._backup import (
-    BackupAndRestore,
-)
+from sknan.nets._backup import BackupAndRestore
 from sknan.nets._batching import (
     TensorBatches,
     TensorTable,
 )
-from sknan.nets._best_weights import (
-    BestWeights,
-)
-from sknan.nets._mixin import (
-    GuardMixin,
-)
+from sknan.nets._best_weights import BestWeights
+from sknan.nets._mixin import GuardMixin
 from sknan.nets._nets import (
     GuardedNet,
     GuardedNetBinaryClassifier,

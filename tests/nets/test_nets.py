@@ -251,7 +251,7 @@ def test_parameters_save_and_load_as_in_skorch(tmp_path):
 def test_repr_is_skorchs_and_str_names_our_class():
     net = built("regressor").initialize()
     assert repr(net) == repr(built("regressor", guarded=False).initialize())
-    assert str(net).startswith("<class 'sknan.nets.GuardedNetRegressor'>")
+    assert str(net).startswith("<class 'sknan.nets._nets.GuardedNetRegressor'>")
 
 
 # -- one step: watch, recover, clip, schedule, log -----------------------------------

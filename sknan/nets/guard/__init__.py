@@ -4,9 +4,7 @@ from sknan.nets.guard._guard import (
     Guard,
     Trials,
 )
-from sknan.nets.guard._loss_watch import (
-    LossWatch,
-)
+from sknan.nets.guard._loss_watch import LossWatch
 from sknan.nets.guard._snapshots import (
     OptimizerSnapshot,
     Snapshot,

@@ -110,7 +110,7 @@ def suspected_sentinels(column: Any, *, known: Sequence[Any] = ()) -> list[Any]:
     Examples
     --------
     >>> import numpy as np
-    >>> from sknan.audit import suspected_sentinels
+    >>> from sknan.inspection import suspected_sentinels
     >>> age = np.random.default_rng(0).integers(18, 90, size=500)
     >>> age[:25] = -999
     >>> suspected_sentinels(age)
@@ -143,7 +143,7 @@ def table_sentinels(X: Any) -> list[list[Any]]:
     Examples
     --------
     >>> import numpy as np
-    >>> from sknan.audit import table_sentinels
+    >>> from sknan.inspection import table_sentinels
     >>> X = np.random.default_rng(0).normal(20, 5, size=(300, 2))
     >>> X[:30, 1] = -200
     >>> table_sentinels(X)
