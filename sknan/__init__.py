@@ -40,6 +40,7 @@ from sknan.nets import (
     GuardedNetRegressor,
     GuardMixin,
     TabularMLP,
+    guard,
 )
 from sknan.preprocessing import NaNImputer, SafeScaler
 
@@ -77,13 +78,13 @@ __all__ = [
 
 __version__ = version("sknan")
 
-# Modules of the flat layout that documentation has named, and where their names are now.
+# Former module paths that documentation has named, and the packages that replace them.
 _FORMER_MODULES = {
     "adaptive_clipping": optim,
     "clipping": optim,
     "display": inspection,
     "ensemble": estimators,
-    "guard": nets.guard,
+    "guard": guard,
     "html_report": inspection,
     "imputation": preprocessing,
     "learning_rate": model_selection,

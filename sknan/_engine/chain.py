@@ -24,7 +24,7 @@ from sknan._engine.losses import StackedLoss, loss_of
 from sknan.nets._chain import ACTIVATIONS
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
-__all__ = ["StackedChain", "turned_weights"]
+__all__ = ["StackedChain", "transposed_weights"]
 
 _aten = torch.ops.aten
 
@@ -116,7 +116,7 @@ class _StackedOutput(_StackedLinear):
         return found
 
 
-class _Turn:
+class _Transpose:
     """Puts the rows last where the last layer has not done so."""
 
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
@@ -237,7 +237,7 @@ class _StackedDropout:
 # -- a chain of them ------------------------------------------------------------------
 
 
-def turned_weights(layers: list[nn.Module]) -> list[bool]:
+def transposed_weights(layers: list[nn.Module]) -> list[bool]:
     """Which weights a :class:`StackedChain` of these layers wants transposed.
 
     Parameters
@@ -257,7 +257,7 @@ def turned_weights(layers: list[nn.Module]) -> list[bool]:
     ]
 
 
-class _Way(NamedTuple):
+class _CompiledPass(NamedTuple):
     """The calls of a step over inputs ``x``, and where they leave what they find."""
 
     x: Tensor
@@ -317,8 +317,8 @@ class StackedChain:
         weighted = (_StackedLinear, _StackedEmbedding)
         self.first = [isinstance(layer, weighted) for layer in self.layers].index(True)
         if not isinstance(self.layers[-1], _StackedOutput):
-            self.layers.append(_Turn())
-        self.ways: dict[int, _Way] = {}
+            self.layers.append(_Transpose())
+        self.ways: dict[int, _CompiledPass] = {}
 
     def prepared(self, target: Tensor, shape: torch.Size) -> Tensor:
         """Targets of rows (..., K, B) as ``step`` takes them."""
@@ -340,7 +340,7 @@ class StackedChain:
             call()
         return losses, way.output
 
-    def _way_of(self, x: Tensor) -> _Way:
+    def _way_of(self, x: Tensor) -> _CompiledPass:
         forward: list[_Call] = []
         backward: list[_Call] = []
         output = x
@@ -350,7 +350,7 @@ class StackedChain:
         grad = loss.grad
         for i in range(len(self.layers) - 1, self.first - 1, -1):
             grad = self.layers[i].backward(grad, i > self.first, backward)
-        return _Way(x, forward, loss, backward, output.transpose(1, 2))
+        return _CompiledPass(x, forward, loss, backward, output.transpose(1, 2))
 
     def evaluate(self, x: Tensor, target: Tensor) -> NDArray[Any]:
         """Losses in evaluation mode."""

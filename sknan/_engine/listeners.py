@@ -50,7 +50,7 @@ class EpochTasks(Callback):
 
     Attributes
     ----------
-    is_heard : bool
+    has_listeners : bool
         Whether there is a callback to be told.
     """
 
@@ -68,7 +68,7 @@ class EpochTasks(Callback):
         """
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         self.given = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
-        self.is_heard = hasattr(estimator, "_skl_callbacks")
+        self.has_listeners = hasattr(estimator, "_skl_callbacks")
         self.task = estimator._init_callback_context(max_subtasks=estimator.max_epochs)
         self.task.call_on_fit_task_begin(**self.given)
         self.epoch: Any = None

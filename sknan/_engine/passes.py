@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from sknan._engine.chain import StackedChain, turned_weights
+from sknan._engine.chain import StackedChain, transposed_weights
 from sknan._engine.losses import loss_of
 from sknan._utils.tree import tree_map
 from sknan.nets._batching import TensorTable
 from sknan.nets._chain import known_layers, layers_of
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
-__all__ = ["are_turned", "can_be_passed", "kind_of_pass", "stacked_pass"]
+__all__ = ["are_transposed", "can_be_passed", "kind_of_pass", "stacked_pass"]
 
 
 def kind_of_pass(net: Any, table: TensorTable) -> Hashable | None:
@@ -46,7 +46,7 @@ def kind_of_pass(net: Any, table: TensorTable) -> Hashable | None:
     return _kind_of_module(net)
 
 
-def are_turned(net: Any) -> list[bool]:
+def are_transposed(net: Any) -> list[bool]:
     """Which weights of a network :func:`stacked_pass` wants transposed.
 
     Parameters
@@ -61,7 +61,7 @@ def are_turned(net: Any) -> list[bool]:
     """
     layers = _layers_of_chain(net)
     if layers is not None:
-        return turned_weights(layers)
+        return transposed_weights(layers)
     return [False for _ in net.module_.parameters()]
 
 
@@ -82,8 +82,8 @@ def stacked_pass(
         That each slice draws its random numbers from.
     weights, gradients, buffers : list of Tensor
         Blocks with the slices along the first axis, in the order of the parameters and
-        buffers of a network, transposed where they :func:`are_turned`. Gradients are
-        written, buffers may be.
+        buffers of a network, transposed where :func:`are_transposed` says so. Gradients
+        are written, buffers may be.
 
     Returns
     -------

@@ -16,7 +16,7 @@ from sknan._engine.optimizer_step import (
     numbers_of,
     step_alike,
 )
-from sknan._engine.passes import are_turned, stacked_pass
+from sknan._engine.passes import are_transposed, stacked_pass
 
 __all__ = ["Rates", "Stack"]
 
@@ -52,7 +52,7 @@ class Stack:
     """
 
     def __init__(self, slices: list[Any]) -> None:
-        self._turned = are_turned(slices[0].net)
+        self._transposed = are_transposed(slices[0].net)
         blocks = _stacked([self._turn(its.weights) for its in slices])
         self._shapes = [block.shape[1:] for block in blocks]
         self._size = sum(shape.numel() for shape in self._shapes)
@@ -66,7 +66,7 @@ class Stack:
         """Weights of a slice as the pass wants them, or back again."""
         return [
             weight.t() if is_turned else weight
-            for weight, is_turned in zip(weights, self._turned, strict=True)
+            for weight, is_turned in zip(weights, self._transposed, strict=True)
         ]
 
     def _take(

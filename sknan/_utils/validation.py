@@ -21,13 +21,13 @@ __all__ = [
     "DROP_ROWS",
     "FLOAT32_MAX",
     "FLOAT64_MAX",
+    "already_valid_array",
     "check_finite",
     "check_range",
     "column_name",
     "count_nonfinite",
     "did_you_mean",
     "first_text_cell",
-    "plain_floats",
 ]
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -222,7 +222,7 @@ def first_text_cell(X: Any, columns: Sequence[Any] | None) -> str | None:
     return None
 
 
-def plain_floats(
+def already_valid_array(
     X: Any, estimator: Any, dtypes: Sequence[np.dtype[Any]] = _FLOATS
 ) -> np.ndarray | None:
     """The array that ``validate_data`` of scikit-learn would give, if it is no work.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sknan._utils.tree import tree_leaves
-from sknan.diagnosis._replay import CRITERION, Finding
+from sknan.diagnosis._replay import CRITERION, FailedOperation
 from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
 
 __all__ = ["HUGE", "NARROW", "OVERFLOWS_SQUARED", "examine_step", "is_runaway"]
@@ -113,9 +113,9 @@ OVERFLOWS_SQUARED = 1e18
 _RUNAWAY = 1.0
 
 
-def is_runaway(travelled: float) -> bool:
+def is_runaway(relative_distance: float) -> bool:
     """Whether the weights have gone where no learning leads."""
-    return not travelled <= _RUNAWAY
+    return not relative_distance <= _RUNAWAY
 
 
 def _nonfinite_count(tensor: Tensor) -> int:
@@ -141,7 +141,9 @@ def _is_absurd(leaf: Tensor) -> Tensor:
     return leaf.abs() >= HUGE
 
 
-def _action(cause: Cause, finding: Finding | None, *, has_columns: bool = False) -> str:
+def _action(
+    cause: Cause, finding: FailedOperation | None, *, has_columns: bool = False
+) -> str:
     """What to do, with the name of what stands in for the operation."""
     name = finding.operation.removeprefix("aten.") if finding else ""
     name = name.rstrip("_")  # in place or not
@@ -161,7 +163,7 @@ def _action(cause: Cause, finding: Finding | None, *, has_columns: bool = False)
     return _ACTIONS[cause]
 
 
-def _cause_of(finding: Finding, *, amplifies: bool) -> Cause:
+def _cause_of(finding: FailedOperation, *, amplifies: bool) -> Cause:
     """What is to blame for an operation that failed on sound weights."""
     in_criterion = finding.module == CRITERION
     if finding.dtype in NARROW and finding.largest < HUGE:
@@ -193,11 +195,11 @@ def examine_step(
     loss: float,
     gradient_norm: float,
     named_parameters: Iterable[tuple[str, Tensor]],
-    travelled: float,
+    relative_distance: float,
     lr: float,
     epoch: int,
     batch: int,
-    finding: Finding | None = None,
+    finding: FailedOperation | None = None,
     error: Exception | None = None,
     is_gradient_absurd: bool = False,
     amplifies: str = "",
@@ -219,14 +221,14 @@ def examine_step(
         Global norm of the gradients.
     named_parameters : iterable of (str, Tensor)
         Weights with their gradients.
-    travelled : float
+    relative_distance : float
         Distance of the weights from the last verified snapshot, as a multiple of their
         size there.
     lr : float
         Learning rate in force.
     epoch, batch : int
         Position, counted from 1.
-    finding : Finding or None, default=None
+    finding : FailedOperation or None, default=None
         What a replay has found.
     error : Exception or None, default=None
         What the forward pass or the loss has raised.
@@ -246,12 +248,12 @@ def examine_step(
     named_parameters = list(named_parameters)
     at: dict[str, Any] = {"epoch": epoch, "batch": batch}
     moved = (
-        f"the weights have moved {travelled:.3g} times their size since the last good "
-        f"ones at lr={lr:.3g}"
+        f"the weights have moved {relative_distance:.3g} times their size since the "
+        f"last good ones at lr={lr:.3g}"
     )
     if amplifies:
         moved += f", in a network that {amplifies}"
-    runaway = is_runaway(travelled)
+    runaway = is_runaway(relative_distance)
 
     bad_inputs = sum(_nonfinite_count(leaf) for leaf in _float_leaves(inputs))
     if bad_inputs:

@@ -135,7 +135,7 @@ class _Step:
             loss=value,
             gradient_norm=norm,
             named_parameters=self.named_parameters(),
-            travelled=0.0,
+            relative_distance=0.0,
             lr=0.0,
             epoch=0,
             batch=0,

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sknan._utils.tree import tree_leaves
 
 __all__ = [
-    "Finding",
+    "FailedOperation",
     "Names",
     "replay",
     "sanitized_backward",
@@ -49,7 +49,7 @@ _NOT_USERS_NAMES = ("skorch", "sklearn", "joblib", "_pytest", "pluggy")
 
 
 @dataclass(frozen=True)
-class Finding:
+class FailedOperation:
     """The operation that a replay has found.
 
     ``largest`` is the size of the largest number that went into it, and ``domain`` the
@@ -266,25 +266,25 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.n_rows = n_rows
         self._bad_weights = bad_weights
         self.place: list[str] = []
-        self.broken: Finding | None = None
+        self.broken: FailedOperation | None = None
         # By the number of the node in the graph: its operation, module and line, and
         # what has made an argument non-finite.
         self.made_by: dict[int, str] = {}
         self.place_of: dict[int, str] = {}
         self.line_of: dict[int, str | None] = {}
-        self.fed_by: dict[int, Finding] = {}
+        self.fed_by: dict[int, FailedOperation] = {}
         self.unsound: set[int] = set()
         self._latest: tuple[str, list[Tensor]] = ("", [])
         self._stop = stop
         self._alive: list[Any] = []  # so that no storage is used twice
         # By the storage that it made non-finite; the number tells which came first.
-        self._source: dict[int, tuple[int, Finding] | None] = {}
+        self._source: dict[int, tuple[int, FailedOperation] | None] = {}
         self._of_batch = {_key(t) for t in tree_leaves(batch)}
         self._sound: set[int] = set()  # storages that are so as a whole
 
     def _broken_by(
         self, func: Any, inputs: list[Tensor], of_batch: bool
-    ) -> Finding | None:
+    ) -> FailedOperation | None:
         """The decomposition that has no result, in place of the check that says so."""
         info = inputs[0]
         name = _kind_of(func).name
@@ -297,12 +297,12 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             rows = tuple(bad.nonzero().flatten().tolist())
         return dataclasses.replace(found, operation=name, rows=rows)
 
-    def source_of(self, x: Tensor) -> Finding | None:
+    def source_of(self, x: Tensor) -> FailedOperation | None:
         """Where what is wrong with a tensor comes from."""
         found = self._source.get(_key(x))
         return found[1] if found else None
 
-    def first(self) -> Finding | None:
+    def first(self) -> FailedOperation | None:
         """The first operation that made anything non-finite."""
         found = [source for source in self._source.values() if source is not None]
         return min(found, key=operator.itemgetter(0))[1] if found else None
@@ -379,7 +379,7 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _judge(
         self, func: Any, args: Any, inputs: list[Tensor], out: Tensor, of_batch: bool
-    ) -> Finding | None:
+    ) -> FailedOperation | None:
         has_infinity = any(isinstance(a, float) and math.isinf(a) for a in args)
         if (has_infinity or not inputs) and not out.isnan().any():
             return None  # by design: a mask of minus infinities
@@ -396,11 +396,11 @@ class _OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out: Tensor,
         of_batch: bool,
         weight: str | None,
-    ) -> Finding:
+    ) -> FailedOperation:
         name = _kind_of(func).name
         place = self.place[-1] if self.place else CRITERION
         floats = _floats(inputs)
-        return Finding(
+        return FailedOperation(
             phase="loss" if place == CRITERION else "forward",
             module=place,
             operation=name,
@@ -518,7 +518,7 @@ def sanitized_backward(loss: Tensor) -> None:
 
 def replay(
     run: Callable[[], tuple[Any, Tensor]], names: Names, batch: Any, n_rows: int
-) -> Finding | None:
+) -> FailedOperation | None:
     """Run a step again and find the first operation that broke it.
 
     Parameters
@@ -534,7 +534,7 @@ def replay(
 
     Returns
     -------
-    Finding or None
+    FailedOperation or None
         None if nothing is found, or the gradients come out finite this time.
     """
     watch = _OperationWatch(n_rows, batch, sys._getframe(), names.bad_weights)
@@ -559,12 +559,12 @@ def replay(
 class _Found(Exception):
     """Breaks off a backward pass: what follows is of no interest."""
 
-    def __init__(self, finding: Finding) -> None:
+    def __init__(self, finding: FailedOperation) -> None:
         super().__init__()
         self.finding = finding
 
 
-def _first_bad_node(loss: Tensor, watch: _OperationWatch) -> Finding | None:
+def _first_bad_node(loss: Tensor, watch: _OperationWatch) -> FailedOperation | None:
     def judge(node: Any, grads_in: Any, grads_out: Any) -> None:
         if _sound(grads_in) or not _sound(grads_out):
             return
@@ -573,7 +573,7 @@ def _first_bad_node(loss: Tensor, watch: _OperationWatch) -> Finding | None:
             raise _Found(watch.fed_by[number])
         bad = [g for g in grads_in if g is not None and not _is_sound(g)]
         raise _Found(
-            Finding(
+            FailedOperation(
                 phase="backward",
                 module=watch.place_of.get(number, CRITERION),
                 operation=_operation_of_node(node, watch.made_by),
@@ -598,7 +598,7 @@ def _first_bad_node(loss: Tensor, watch: _OperationWatch) -> Finding | None:
     return None
 
 
-def trace_operations(run: Callable[[], Any]) -> Finding | None:
+def trace_operations(run: Callable[[], Any]) -> FailedOperation | None:
     """The first operation of any code that makes a non-finite number.
 
     Parameters
@@ -608,7 +608,7 @@ def trace_operations(run: Callable[[], Any]) -> Finding | None:
 
     Returns
     -------
-    Finding or None
+    FailedOperation or None
     """
     watch = _OperationWatch(-1, (), sys._getframe(), {})
     with watch:

@@ -31,7 +31,7 @@ from sknan._utils.compiled import uncompiled
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
 from sknan._utils.threads import FlopCount, threads_for
-from sknan._utils.validation import check_finite, first_text_cell, plain_floats
+from sknan._utils.validation import already_valid_array, check_finite, first_text_cell
 from sknan.diagnosis._culprits import without_rows
 from sknan.estimators._components import (
     resolve_criterion,
@@ -40,7 +40,7 @@ from sknan.estimators._components import (
     resolve_optimizer,
 )
 from sknan.estimators._nested_params import PrefixedParamsMixin
-from sknan.estimators._validation_split import Fold, held_out
+from sknan.estimators._validation_split import ValidationFold, held_out
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
@@ -177,7 +177,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         """Validate ``X`` and bring it to float32, refusing what is not finite."""
         if isinstance(X, CheckedRows):
             return X.X
-        X_in = None if reset else plain_floats(X, self)
+        X_in = None if reset else already_valid_array(X, self)
         if X_in is None or len(X_in) < min_samples:
             X_in = self._validated(X, reset=reset, min_samples=min_samples)
         check_finite(
@@ -365,14 +365,18 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
 
     @with_callbacks  # type: ignore[untyped-decorator]
     def _fit(
-        self, X: Any, y: Any, sample_weight: Any = None, fold: Fold | None = None
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        fold: ValidationFold | None = None,
     ) -> None:
         """All of ``fit``; scikit-learn's callbacks are told of it."""
         self._check_parameters()
         tasks = EpochTasks()
         tasks.begin(self, X, y, sample_weight)
         plan = self._prepare(X, y, sample_weight, fold=fold)
-        plan.run(tasks if tasks.is_heard else None)
+        plan.run(tasks if tasks.has_listeners else None)
         self._finish(plan)
         tasks.end()
 
@@ -381,7 +385,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         raise NotImplementedError
 
     def _prepare(
-        self, *args: Any, fold: Fold | None = None, **kwargs: Any
+        self, *args: Any, fold: ValidationFold | None = None, **kwargs: Any
     ) -> TrainingPlan:
         """All of ``fit`` that comes before training; takes what ``fit`` takes.
 
@@ -392,7 +396,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     def _plan(
         self,
         rows: TrainingRows,
-        fold: Fold | None = None,
+        fold: ValidationFold | None = None,
         like: TrainingPlan | None = None,
     ) -> TrainingPlan:
         """A training on these rows: from scratch, or on where that was asked for.
@@ -505,7 +509,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         return net
 
     def _split(
-        self, y: np.ndarray, seed: int, fold: Fold | None = None
+        self, y: np.ndarray, seed: int, fold: ValidationFold | None = None
     ) -> tuple[Tensor, Tensor]:
         """Indices of the training and validation rows."""
         if fold is not None and len(y) >= fold.n_folds:

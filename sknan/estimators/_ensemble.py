@@ -20,7 +20,7 @@ from sknan.diagnosis._diagnose import NonFiniteReport
 from sknan.estimators._base import CheckedRows, StableNetBase
 from sknan.estimators._classifier import ProbableLabelsMixin, StableNetClassifier
 from sknan.estimators._regressor import StableNetRegressor
-from sknan.estimators._validation_split import Fold
+from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
 
 __all__ = [
@@ -142,7 +142,7 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         jobs = []
         for i in range(self.n_estimators):
             turn, number = divmod(i, _N_FOLDS)
-            fold = Fold(number, _N_FOLDS, int(seeds[1, turn]))
+            fold = ValidationFold(number, _N_FOLDS, int(seeds[1, turn]))
             member = clone(network).set_params(random_state=int(seeds[0, i]))
             options = {"sample_weight": sample_weight, "fold": fold}
             jobs.append(Job(member, X, y, options))

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Fold", "held_out"]
+__all__ = ["ValidationFold", "held_out"]
 
 
-class Fold(NamedTuple):
+class ValidationFold(NamedTuple):
     """One of several parts of equal size that rows are dealt to by lot.
 
     Networks of an ensemble that each hold out another one leave no row unused.

@@ -10,7 +10,7 @@ import numpy as np
 
 from sknan._utils.progress import progress
 from sknan._utils.stacklevel import stacklevel_of_caller
-from sknan.model_selection._pipelines import net_of
+from sknan.model_selection._pipelines import final_network
 from sknan.model_selection._results import columns_of, divergence_warning
 from sknan.model_selection._run import SearchRun
 
@@ -49,7 +49,7 @@ class BatchedSearchMixin:
                 f"of bytes above 0 or None, got {memory!r}."
             )
         parent: Any = super()
-        if net_of(search.estimator) is None:
+        if final_network(search.estimator) is None:
             return parent.fit(X, y, **params)
         run = SearchRun(
             search.estimator, search.n_jobs, memory, search.return_train_score

@@ -11,7 +11,7 @@ from sklearn.utils import Tags, get_tags
 
 from sknan.estimators._base import StableNetBase
 
-__all__ = ["Recorder", "last_step", "net_of", "path_of_last", "with_last"]
+__all__ = ["Recorder", "final_network", "last_step", "path_of_last", "with_last"]
 
 
 def last_step(model: Any) -> Any:
@@ -24,7 +24,7 @@ def last_step(model: Any) -> Any:
     return model
 
 
-def net_of(model: Any) -> StableNetBase | None:
+def final_network(model: Any) -> StableNetBase | None:
     """The network at the end of a model, if it is one of this package."""
     last = last_step(model)
     return last if isinstance(last, StableNetBase) else None

@@ -24,9 +24,14 @@ from sknan._engine.training import train_as_stack
 from sknan._utils.progress import reach, reports
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.estimators._base import StableNetBase
-from sknan.model_selection._pipelines import Recorder, net_of, path_of_last, with_last
+from sknan.model_selection._pipelines import (
+    Recorder,
+    final_network,
+    path_of_last,
+    with_last,
+)
 from sknan.model_selection._results import Record
-from sknan.model_selection._transformers import Fold, Scoring
+from sknan.model_selection._transformers import Scoring, Split
 from sknan.model_selection._worker import Fit, Task, train_share
 
 __all__ = ["SearchRun"]
@@ -111,7 +116,7 @@ class SearchRun:
             # For the last fit: let it round as the fits of the candidates have.
             self._contexts.enter_context(trained_by(train_as_stack))
             return clone(self._estimator)
-        return StandIn(self._evaluation)
+        return PretrainedStandIn(self._evaluation)
 
     # -- training --------------------------------------------------------------------
 
@@ -124,12 +129,14 @@ class SearchRun:
         If it is watched, by callbacks, it gets them as they are.
         """
 
-        def start(X: Any, y: Any, folds: list[Fold]) -> None:
+        def start(X: Any, y: Any, folds: list[Split]) -> None:
             self._evaluation = _Evaluation(self, candidates, X, y, folds)
 
         with warnings.catch_warnings():
             # True, and of no use: what is told of each candidate is told all the same.
-            warnings.filterwarnings("ignore", f"The estimator {StandIn.__name__} does")
+            warnings.filterwarnings(
+                "ignore", f"The estimator {PretrainedStandIn.__name__} does"
+            )
             try:
                 yield _Folds(cv, start, is_watched)
             finally:
@@ -152,7 +159,7 @@ class SearchRun:
         settings: list[Any],
         X: Any,
         y: Any,
-        folds: list[Fold],
+        folds: list[Split],
         tasks: list[Task],
     ) -> list[Fit]:
         """Train in shares, each fold's tasks side by side, and tell what was warned."""
@@ -211,9 +218,9 @@ class _Folds:
         self.show = show
         self.is_watched = is_watched
 
-    def split(self, X: Any, y: Any = None, **params: Any) -> list[Fold]:
+    def split(self, X: Any, y: Any = None, **params: Any) -> list[Split]:
         pairs = self.cv.split(X, y, **params)
-        folds = [Fold(_positions(train), _positions(test)) for train, test in pairs]
+        folds = [Split(_positions(train), _positions(test)) for train, test in pairs]
         self.show(X, y, folds)
         if self.is_watched:
             return folds
@@ -230,7 +237,7 @@ class _Evaluation:
         candidates: list[dict[str, Any]],
         X: Any,
         y: Any,
-        folds: list[Fold],
+        folds: list[Split],
     ) -> None:
         self.run = run
         self.candidates = candidates
@@ -257,7 +264,7 @@ class _Evaluation:
         found: list[tuple[int, StableNetBase | None]] = []
         for params in self.candidates:
             model = clone(self.run.estimator).set_params(**clone(params, safe=False))
-            net = net_of(model)
+            net = final_network(model)
             key: Hashable = object()
             if net is not None:
                 if path_of_last(model) == path:
@@ -303,7 +310,7 @@ class _Evaluation:
         return get_tags(self._settings[self._tasks[place].setting])
 
 
-class StandIn:
+class PretrainedStandIn:
     """What scikit-learn fits and scores for a candidate: that has been done before.
 
     Parameters
@@ -319,13 +326,13 @@ class StandIn:
     def __sklearn_tags__(self) -> Tags:
         return self._evaluation.tags(self._place)
 
-    def set_params(self, **params: Any) -> StandIn:
+    def set_params(self, **params: Any) -> PretrainedStandIn:
         # Here and not in `fit`: an error of this is none of the candidate's.
         self._fit = self._evaluation.take(self._place, params)
         self._scores = iter(self._fit.scores)
         return self
 
-    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> StandIn:
+    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> PretrainedStandIn:
         self._evaluation.run.records.append(self._fit.record)
         self._fit.training.get()
         return self
@@ -348,7 +355,7 @@ class _KnownScores:
         self.__wrapped__ = scorer  # where `inspect` finds its signature
 
     def __call__(self, estimator: Any, *rows: Any, **params: Any) -> Any:
-        if isinstance(estimator, StandIn):
+        if isinstance(estimator, PretrainedStandIn):
             return estimator.next_score()
         return self.__wrapped__(estimator, *rows, **params)
 

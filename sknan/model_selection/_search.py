@@ -18,7 +18,7 @@ from sklearn.model_selection import (
 )
 
 from sknan.model_selection._mixin import BatchedSearchMixin
-from sknan.model_selection._pipelines import net_of, path_of_last
+from sknan.model_selection._pipelines import final_network, path_of_last
 
 __all__ = ["BatchedGridSearchCV", "BatchedHalvingSearchCV", "BatchedRandomizedSearchCV"]
 
@@ -418,7 +418,7 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
         """Run the search, as :class:`BatchedGridSearchCV` does."""
         search: Any = self
         given = search.resource, search.max_resources
-        net = net_of(search.estimator)
+        net = final_network(search.estimator)
         try:
             if search.resource == "epochs" and net is not None:
                 search.resource = f"{path_of_last(search.estimator)}max_epochs"

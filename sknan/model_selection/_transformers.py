@@ -22,10 +22,10 @@ from sklearn.utils import Tags, get_tags
 
 from sknan.model_selection._pipelines import Recorder
 
-__all__ = ["Fold", "Prepared", "Result", "Scoring", "prepare"]
+__all__ = ["Prepared", "Result", "Scoring", "Split", "prepare"]
 
 
-class Fold(NamedTuple):
+class Split(NamedTuple):
     """Rows of a training part, and of the part to be scored on."""
 
     train: np.ndarray
@@ -146,7 +146,7 @@ def _validated(
     X: Any,
     y: Any,
     params: dict[str, Any],
-    folds: list[Fold],
+    folds: list[Split],
     scoring: Callable[..., float],
     **options: Any,
 ) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def prepare(
     X: Any,
     y: Any,
     fit_params: dict[str, Any],
-    folds: list[Fold],
+    folds: list[Split],
     scoring: Scoring,
 ) -> list[Prepared]:
     """Fit a clone of the model on each fold."""
@@ -219,6 +219,6 @@ def _cut(X: Any, params: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
     if not params:
         return {}
     anything = Recorder(BaseEstimator())
-    found = _validated(anything, X, None, params, [Fold(rows, rows[:1])], _no_score)
+    found = _validated(anything, X, None, params, [Split(rows, rows[:1])], _no_score)
     cut: dict[str, Any] = found["estimator"][0].given_[-1]
     return cut

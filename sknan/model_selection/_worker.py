@@ -23,7 +23,13 @@ from sknan.estimators._base import StableNetBase
 from sknan.exceptions import DivergenceWarning
 from sknan.model_selection._pipelines import last_step, with_last
 from sknan.model_selection._results import Record, record_of
-from sknan.model_selection._transformers import Fold, Prepared, Result, Scoring, prepare
+from sknan.model_selection._transformers import (
+    Prepared,
+    Result,
+    Scoring,
+    Split,
+    prepare,
+)
 
 __all__ = ["Fit", "Share", "Task", "train_share"]
 
@@ -89,7 +95,7 @@ def train_share(
     X: Any,
     y: Any,
     fit_params: dict[str, Any],
-    folds: dict[int, Fold],
+    folds: dict[int, Split],
     scoring: Scoring,
     tasks: list[Task],
     max_memory: int | None,
@@ -108,7 +114,7 @@ def train_share(
         Targets.
     fit_params : dict of str to object
         Of the search's ``fit``, for the estimator.
-    folds : dict of int to Fold
+    folds : dict of int to Split
         Rows of each split.
     scoring : Scoring
         How to score.

@@ -91,7 +91,7 @@ class _Linear(_Layer):
             return self.weight_t.mm(grad.t()).t()
         return grad.mm(self.weight)
 
-    def lay_down(self, gradients: dict[Any, Tensor]) -> None:
+    def bind_gradients(self, gradients: dict[Any, Tensor]) -> None:
         """Take the places where the gradients of its weights are to be left."""
         self.weight_grad = gradients[self.module.weight]
         self.bias_grad = gradients.get(self.module.bias)
@@ -119,7 +119,7 @@ class _Embedding(_Layer):
             place.copy_(gradient)
         return found[-1] if needs_input else None
 
-    def lay_down(self, gradients: dict[Any, Tensor]) -> None:
+    def bind_gradients(self, gradients: dict[Any, Tensor]) -> None:
         """Take the places where the gradients of its weights are to be left."""
         self.places = [gradients[weight] for weight in self.weights]
 
@@ -278,11 +278,11 @@ class LayerwisePass:
             layer for layer in self._layers if isinstance(layer, (_Linear, _Embedding))
         ]
         weights = [p for layer in weighted for p in layer.module.parameters()]
-        places, self.gradients = _laid_out(weights)
+        places, self.gradients = _flat_gradients(weights)
         self._gradients = list(zip(weights, places, strict=True))
         its_gradients = dict(self._gradients)
         for layer in weighted:
-            layer.lay_down(its_gradients)
+            layer.bind_gradients(its_gradients)
         # What comes before the first weights needs no gradient.
         self._first = self._layers.index(weighted[0])
         self.is_random = any(isinstance(layer, _Dropout) for layer in self._layers)
@@ -322,7 +322,7 @@ class LayerwisePass:
         return {"loss": loss, "y_pred": output}
 
 
-def _laid_out(weights: list[nn.Parameter]) -> tuple[list[Tensor], Tensor]:
+def _flat_gradients(weights: list[nn.Parameter]) -> tuple[list[Tensor], Tensor]:
     """A place for the gradient of each weight, and all of them in one piece.
 
     Each begins at a multiple of 64 bytes, as tensors do of themselves: where it lies

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-__all__ = ["TrainingCurves", "last_of", "net_of", "networks_of", "skorch_net_of"]
+__all__ = ["TrainingCurves", "last_of", "network_of", "networks_of", "skorch_net_of"]
 
 # What the history holds beside scores.
 _NO_SCORES = {
@@ -62,15 +62,15 @@ def networks_of(model: Any) -> dict[str, Any]:
     ):
         check_is_fitted(found)
         members = enumerate(found.estimators_, start=1)
-        networks = {f"network {i}": net_of(member) for i, member in members}
+        networks = {f"network {i}": network_of(member) for i, member in members}
     else:
-        networks = {type(found).__name__: net_of(found)}
+        networks = {type(found).__name__: network_of(found)}
     for net in networks.values():
         check_is_fitted(net)
     return networks
 
 
-def net_of(model: Any) -> Any:
+def network_of(model: Any) -> Any:
     """The network of ours that a model is or ends in.
 
     Parameters
@@ -104,7 +104,7 @@ def skorch_net_of(model: Any) -> Any:
     Parameters
     ----------
     model : estimator, net, Pipeline or search
-        As of :func:`net_of`.
+        As of :func:`network_of`.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def skorch_net_of(model: Any) -> Any:
     TypeError
         If it is none of ours.
     """
-    net = net_of(model)
+    net = network_of(model)
     check_is_fitted(net)
     return getattr(net, "net_", net)
 
@@ -190,7 +190,7 @@ class TrainingCurves:
         ValueError
             If its history has no epoch with a loss.
         """
-        net, outer = skorch_net_of(model), net_of(model)
+        net, outer = skorch_net_of(model), network_of(model)
         rows = list(net.history)
         train_loss = _values(rows, "train_loss")
         if train_loss is None:

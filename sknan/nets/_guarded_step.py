@@ -136,10 +136,14 @@ class Training:
             Whether training ended anywhere, as by Ctrl-C: the weights in place have
             been looked at by nobody, and may be half written.
         """
-        goes_back = self.conditioning is not None and self.conditioning.is_torn
+        goes_back = self.conditioning is not None and self.conditioning.is_inconsistent
         if self.conditioning is not None and not goes_back:
             self.conditioning.to_raw()
-        if is_broken_off and not goes_back and is_runaway(self.guard.travelled()):
+        if (
+            is_broken_off
+            and not goes_back
+            and is_runaway(self.guard.relative_distance())
+        ):
             batches = self.latest_batches
             goes_back = not batches or not Trials(self, batches[-1], {}).keep_up()
         self.guard.end(goes_back=goes_back)
@@ -431,7 +435,7 @@ class Training:
                 (table.X, table.y),
                 lambda x: net.infer(x, **fit_params),
             )
-        self.guard.undo_forward()
+        self.guard.restore_buffers()
         if conditioning is None:
             return False
         with self.guard.starting_anew(report):

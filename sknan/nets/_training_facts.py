@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sknan.nets._curves import TrainingCurves, net_of, skorch_net_of
+from sknan.nets._curves import TrainingCurves, network_of, skorch_net_of
 
 __all__ = ["facts_of_several", "summary_as_html", "training_facts"]
 
@@ -24,7 +24,11 @@ def training_facts(model: Any) -> list[tuple[str, str]]:
     -------
     list of (str, str)
     """
-    outer, net, curves = net_of(model), skorch_net_of(model), TrainingCurves.of(model)
+    outer, net, curves = (
+        network_of(model),
+        skorch_net_of(model),
+        TrainingCurves.of(model),
+    )
     n_epochs = len(curves.epochs)
     epochs = f"{n_epochs} of at most {net.max_epochs}"
     if n_epochs > net.max_epochs:  # fitted in several calls

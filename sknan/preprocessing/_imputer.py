@@ -26,12 +26,12 @@ from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.validation import (
     FLOAT64_MAX,
+    already_valid_array,
     column_name,
     did_you_mean,
     first_text_cell,
-    plain_floats,
 )
-from sknan.preprocessing._kernels.blocks import Known, fill
+from sknan.preprocessing._kernels.blocks import KnownMask, fill
 from sknan.preprocessing._kernels.column_means import (
     columns_of,
     count_known,
@@ -40,7 +40,7 @@ from sknan.preprocessing._kernels.column_means import (
     median,
     midpoint,
 )
-from sknan.preprocessing._kernels.quantiles import neighbours
+from sknan.preprocessing._kernels.quantiles import bracketing_values
 from sknan.preprocessing._kernels.running_means import OnlyIf, RunningMeans
 
 __all__ = ["NaNImputer"]
@@ -416,7 +416,7 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer, CallbackSupportMixin):
         """
         is_numeric = self.strategy not in _ANY_KIND
         if is_numeric and not in_fit and self._takes_nan():
-            table = plain_floats(X, self, _TABLE_DTYPES)
+            table = already_valid_array(X, self, _TABLE_DTYPES)
             if table is not None:
                 return table
         validate = self._validate_numbers if is_numeric else super()._validate_input
@@ -475,9 +475,9 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer, CallbackSupportMixin):
             )
         return X_in
 
-    def _known(self) -> Known:
+    def _known(self) -> KnownMask:
         marker = math.nan if self._takes_nan() else self.missing_values
-        return Known(marker, self._largest())
+        return KnownMask(marker, self._largest())
 
     def _filled(self, X: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[Any]:
         """A dense table of floats, filled in a copy or in place."""
@@ -540,7 +540,7 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer, CallbackSupportMixin):
         elif strategy == "mean":
             statistics = self._means(*means(X, known))
         elif strategy in ("auto", "median"):
-            near = neighbours(X, [0.5], known)
+            near = bracketing_values(X, [0.5], known)
             pairs = zip(near.low[0].tolist(), near.high[0].tolist(), strict=True)
             statistics = np.array([midpoint(low, high) for low, high in pairs])
             statistics[near.n_known == 0] = self._of_empty()

@@ -17,9 +17,9 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.validation import first_text_cell
-from sknan.preprocessing._kernels.blocks import Known, PerColumn, blocks
+from sknan.preprocessing._kernels.blocks import KnownMask, PerColumn, blocks
 from sknan.preprocessing._kernels.column_means import midpoint
-from sknan.preprocessing._kernels.quantiles import neighbours, place
+from sknan.preprocessing._kernels.quantiles import bracketing_values, place
 from sknan.preprocessing._kernels.soft_bound import (
     Ordinary,
     round_down,
@@ -172,8 +172,8 @@ class SafeScaler(
         self._check_parameters()
         X_in = self._validate(X, reset=True)
         low, high = (percent / 100 for percent in self.quantile_range)
-        known = Known()
-        near = neighbours(X_in, (low, 0.5, high), known)
+        known = KnownMask()
+        near = bracketing_values(X_in, (low, 0.5, high), known)
         below, above, n_known = (array.tolist() for array in near)
         self.center_ = np.array(list(map(midpoint, below[1], above[1])))
         self.scale_ = np.zeros(len(n_known))

@@ -49,7 +49,7 @@ def linear(weight=1.0):
     return module
 
 
-def examined(module, X, y, criterion=nn.functional.mse_loss, travelled=0.0):
+def examined(module, X, y, criterion=nn.functional.mse_loss, relative_distance=0.0):
     """The report of one real step of a plain torch loop."""
     output = module(X)
     loss = criterion(output, y)
@@ -61,7 +61,7 @@ def examined(module, X, y, criterion=nn.functional.mse_loss, travelled=0.0):
         loss=loss.item(),
         gradient_norm=float(torch.stack([g.norm() for g in grads]).norm()),
         named_parameters=module.named_parameters(),
-        travelled=travelled,
+        relative_distance=relative_distance,
         lr=0.1,
         epoch=2,
         batch=3,
@@ -96,7 +96,7 @@ def test_nan_in_nested_inputs_is_found():
         loss=1.0,
         gradient_norm=1.0,
         named_parameters=[],
-        travelled=0.0,
+        relative_distance=0.0,
         lr=0.1,
         epoch=1,
         batch=1,
@@ -117,7 +117,9 @@ def test_non_finite_weights_are_blamed_on_the_learning_rate():
     module = linear()
     with torch.no_grad():
         module.weight[0, 1] = torch.inf
-    report = examined(module, torch.ones(4, 2), torch.ones(4, 1), travelled=math.inf)
+    report = examined(
+        module, torch.ones(4, 2), torch.ones(4, 1), relative_distance=math.inf
+    )
     assert (report.phase, report.cause) == ("step", "learning_rate")
     assert str(report) == (
         "Training diverged at epoch 2, batch 3. 1 of 2 weight tensors are non-finite, "
@@ -137,7 +139,7 @@ def test_the_log_of_a_negative_number_is_blamed_on_the_forward():
 
 def test_a_forward_that_fails_after_a_long_way_is_blamed_on_the_learning_rate():
     X = -torch.ones(3, 2)
-    report = examined(LogOfOutput(), X, torch.ones(3, 1), travelled=12.0)
+    report = examined(LogOfOutput(), X, torch.ones(3, 1), relative_distance=12.0)
     assert (report.phase, report.cause) == ("forward", "learning_rate")
     assert str(report) == (
         "Non-finite output at epoch 2, batch 3. 3 of 3 outputs are non-finite from "
@@ -181,7 +183,9 @@ def test_a_gradient_that_overflows_beside_a_huge_loss_is_to_be_clipped():
 
 
 def test_a_finite_step_that_was_refused_has_exploded():
-    report = examined(linear(), torch.ones(3, 2), torch.zeros(3, 1), travelled=7.0)
+    report = examined(
+        linear(), torch.ones(3, 2), torch.zeros(3, 1), relative_distance=7.0
+    )
     assert (report.phase, report.cause) == ("step", "learning_rate")
     assert str(report) == (
         "Training diverged at epoch 2, batch 3. The loss has grown to 4 and stays "
@@ -191,7 +195,7 @@ def test_a_finite_step_that_was_refused_has_exploded():
 
 def test_a_nan_distance_counts_as_a_long_way():
     report = examined(
-        LogOfOutput(), -torch.ones(3, 2), torch.ones(3, 1), travelled=math.nan
+        LogOfOutput(), -torch.ones(3, 2), torch.ones(3, 1), relative_distance=math.nan
     )
     assert report.cause == "learning_rate"
 
@@ -211,7 +215,7 @@ def test_outputs_that_are_tuples_with_other_things_are_looked_into():
         loss=1.0,
         gradient_norm=1.0,
         named_parameters=[],
-        travelled=0.0,
+        relative_distance=0.0,
         lr=0.1,
         epoch=1,
         batch=1,

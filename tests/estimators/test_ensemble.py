@@ -23,7 +23,7 @@ from sknan import (
     StableNetRegressor,
 )
 from sknan.estimators import default_network
-from sknan.estimators._validation_split import Fold
+from sknan.estimators._validation_split import ValidationFold
 from sknan.nets import PeriodicEmbedding
 
 SMALL = {
@@ -116,7 +116,7 @@ def test_a_mean_of_the_largest_numbers_does_not_overflow():
 
 @pytest.mark.parametrize("n_rows", [5, 23, 100])
 def test_folds_are_of_one_size_and_never_overlap(n_rows):
-    parts = [Fold(i, 5, seed=3).split(n_rows) for i in range(5)]
+    parts = [ValidationFold(i, 5, seed=3).split(n_rows) for i in range(5)]
     held = np.concatenate([valid for _, valid in parts])
     assert len(set(held)) == len(held) == n_rows // 5 * 5
     for train, valid in parts:
@@ -128,7 +128,7 @@ def test_folds_hold_each_class_in_proportion():
     codes = np.repeat([0, 1, 2], [100, 50, 12])
     np.random.default_rng(0).shuffle(codes)
     for i in range(5):
-        train, valid = Fold(i, 5, seed=0).split(len(codes), codes)
+        train, valid = ValidationFold(i, 5, seed=0).split(len(codes), codes)
         assert abs(np.bincount(codes[valid]) - [20, 10, 2.4]).max() <= 1
         assert np.bincount(codes[train]).min() > 0
 
@@ -139,7 +139,7 @@ def test_each_network_is_what_its_fit_without_the_others_gives(numbers):
     for number, member in enumerate(model.estimators_):
         alone = clone(member)
         seeds = np.random.RandomState(0).randint(np.iinfo(np.int32).max, size=(2, 5))
-        fold = Fold(number, 5, int(seeds[1, 0]))
+        fold = ValidationFold(number, 5, int(seeds[1, 0]))
         plan = alone._prepare(X, y, fold=fold)
         plan.run()
         alone._finish(plan)

@@ -26,7 +26,7 @@ from sknan import (
     StableNetRegressor,
 )
 from sknan._engine.table_net import _VALUES_PER_FORWARD
-from sknan._utils.validation import plain_floats
+from sknan._utils.validation import already_valid_array
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 3)).astype(np.float32)
@@ -261,7 +261,7 @@ def outcome(function, *args, **options):
 @pytest.mark.parametrize("name", INPUTS)
 def test_the_short_way_takes_what_validation_returns_as_it_is(seen, name):
     scaler = SafeScaler().fit(seen)
-    short = plain_floats(INPUTS[name], scaler)
+    short = already_valid_array(INPUTS[name], scaler)
     if short is None:
         return
     dtypes = [np.float64, np.float32]
@@ -295,7 +295,7 @@ def test_the_short_way_takes_what_validation_returns_as_it_is(seen, name):
 )
 def test_the_short_way_is_taken(seen, names):
     scaler = SafeScaler().fit(seen)
-    assert all(plain_floats(INPUTS[name], scaler) is not None for name in names)
+    assert all(already_valid_array(INPUTS[name], scaler) is not None for name in names)
 
 
 @pytest.mark.parametrize(

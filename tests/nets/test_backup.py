@@ -148,16 +148,16 @@ def fit(net, X, y, seed=0):
     return net.fit(X, y)
 
 
-def net_of(model):
+def network_of(model):
     return getattr(model, "net_", model)
 
 
 def state_of(model):
-    return net_of(model).module_.state_dict()
+    return network_of(model).module_.state_dict()
 
 
 def history_of(model):
-    rows = net_of(model).history.to_list()
+    rows = network_of(model).history.to_list()
     return [{k: v for k, v in row.items() if k != "dur"} for row in rows]
 
 
@@ -188,7 +188,7 @@ def cut_and_resumed(build, path, *make_callbacks, at=4):
 
 def backup_of(model):
     (found,) = [
-        c for _, c in net_of(model).callbacks_ if isinstance(c, BackupAndRestore)
+        c for _, c in network_of(model).callbacks_ if isinstance(c, BackupAndRestore)
     ]
     return found
 
@@ -220,7 +220,7 @@ def test_a_resumed_training_is_the_one_that_was_cut_off(door, tmp_path):
     whole, again = cut_and_resumed(DOORS[door], tmp_path / "backup")
     assert_same(state_of(again), state_of(whole))
     assert history_of(again) == history_of(whole)
-    assert len(net_of(again).history) <= N_EPOCHS
+    assert len(network_of(again).history) <= N_EPOCHS
     assert backup_of(again).n_restored_epochs_ == 3
     np.testing.assert_array_equal(again.predict(X), whole.predict(X))
     assert not (tmp_path / "backup").exists()
@@ -324,7 +324,7 @@ class Average(Callback):
 
 
 def average_of(model):
-    (found,) = [c for _, c in net_of(model).callbacks_ if isinstance(c, Average)]
+    (found,) = [c for _, c in network_of(model).callbacks_ if isinstance(c, Average)]
     return found.average_
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sknan.preprocessing._kernels.blocks import Known, PerColumn, blocks, fill, where
+from sknan.preprocessing._kernels.blocks import (
+    KnownMask,
+    PerColumn,
+    blocks,
+    fill,
+    where,
+)
 
 NAN, INF = np.nan, np.inf
 
@@ -72,7 +78,7 @@ def test_what_is_not_known_is_filled_and_nothing_else_is_touched(shape, dtype, l
     table = in_layout(table, layout)
     values = (np.arange(shape[1]) % 1000).astype(dtype)
     out = table.copy(order="K")
-    fill(table, values, Known(), out)
+    fill(table, values, KnownMask(), out)
     expected = np.where(np.isfinite(table), table, values)
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_array_equal(np.signbit(out), np.signbit(expected))
@@ -81,7 +87,7 @@ def test_what_is_not_known_is_filled_and_nothing_else_is_touched(shape, dtype, l
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_what_is_known_depends_on_marker_and_limit(dtype):
     cells = np.array([NAN, INF, -INF, 70_000.0, -70_000.0, 3.0, -9.0], dtype=dtype)
-    assert Known()(cells).tolist() == [False] * 3 + [True] * 4
-    assert Known(limit=65504.0)(cells).tolist() == [False] * 5 + [True] * 2
-    assert Known(-9, 65504.0)(cells[3:]).tolist() == [False, False, True, False]
-    assert Known(-9)(cells[3:]).tolist() == [True, True, True, False]
+    assert KnownMask()(cells).tolist() == [False] * 3 + [True] * 4
+    assert KnownMask(limit=65504.0)(cells).tolist() == [False] * 5 + [True] * 2
+    assert KnownMask(-9, 65504.0)(cells[3:]).tolist() == [False, False, True, False]
+    assert KnownMask(-9)(cells[3:]).tolist() == [True, True, True, False]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sknan.preprocessing._kernels.blocks import Known
-from sknan.preprocessing._kernels.quantiles import neighbours
+from sknan.preprocessing._kernels.blocks import KnownMask
+from sknan.preprocessing._kernels.quantiles import bracketing_values
 
 NAN, INF = np.nan, np.inf
 N_ROWS = 20_011  # more than are ranked as a whole, and no round number
@@ -33,7 +33,7 @@ COLUMNS = {
 
 
 def check(table, fractions):
-    found = neighbours(table, fractions, Known())
+    found = bracketing_values(table, fractions, KnownMask())
     for j, column in enumerate(table.T):
         known = np.sort(column[np.isfinite(column)])
         assert found.n_known[j] == known.size
@@ -87,6 +87,6 @@ def test_a_sample_that_misleads_changes_nothing():
 def test_another_marker_is_no_value():
     table = np.random.default_rng(0).normal(size=(N_ROWS, 1))
     table[:9000] = 0.0
-    found = neighbours(table, [0.5], Known(marker=0.0))
+    found = bracketing_values(table, [0.5], KnownMask(marker=0.0))
     assert found.low[0, 0] <= np.median(table[9000:]) <= found.high[0, 0]
     assert found.n_known[0] == N_ROWS - 9000

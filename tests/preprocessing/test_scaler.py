@@ -402,7 +402,7 @@ def test_order_is_kept_around_a_center_of_zero(dtype, cells, exponent, bound):
     with np.errstate(over="ignore"):
         column = np.array(cells).astype(dtype)
     known = column[np.isfinite(column) & (column != 0)]
-    # Also neighbours of each, and numbers about as large as the spread.
+    # Also bracketing_values of each, and numbers about as large as the spread.
     about = np.float64(2.0**exponent) * np.array([1e-20, 1e-9, 0.7, 1.0, 1e9, 1e20])
     known = np.concatenate([known, about.astype(dtype)])
     near = np.nextafter(known, dtype(0))

@@ -17,7 +17,7 @@ from sknan.inspection._audit._columns import read_facts
 from sknan.inspection._audit._finding import (
     Finding,
     Trait,
-    gather,
+    group_by_kind,
     in_order,
     quantity,
 )
@@ -332,8 +332,10 @@ def audit(
                 facts.append(read_facts(column, table.n_rows))
                 advance(1)
         _look_again(table, facts)
-    findings = gather(_traits_of_columns(table, facts, targets), "X")
-    findings += gather([trait for target in targets for trait in target.traits], "y")
+    findings = group_by_kind(_traits_of_columns(table, facts, targets), "X")
+    findings += group_by_kind(
+        [trait for target in targets for trait in target.traits], "y"
+    )
     findings = in_order(findings)
     sentinels: dict[Any, list[Any]] = {}
     for fact in facts:

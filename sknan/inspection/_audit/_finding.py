@@ -12,7 +12,7 @@ from sknan.inspection._audit._remedies import ORDER, REMEDIES, SEVERITIES, Sever
 __all__ = [
     "Finding",
     "Trait",
-    "gather",
+    "group_by_kind",
     "in_order",
     "number",
     "percent",
@@ -160,7 +160,7 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def gather(traits: Iterable[Trait], where: Literal["X", "y"]) -> list[Finding]:
+def group_by_kind(traits: Iterable[Trait], where: Literal["X", "y"]) -> list[Finding]:
     """One finding for each kind, the worst column first."""
     by_kind: dict[str, list[Trait]] = {}
     for trait in traits:

@@ -82,7 +82,7 @@ _KEPT = (
     "_n_failed",
     "_n_left_out",
     "_steps_since_snapshot",
-    "_first_fling",
+    "_first_step_ratio",
     "_size",
     "_is_proposed",
     "_has_gained",
@@ -239,7 +239,7 @@ class Guard:
         self._n_left_out = 0  # in a row
         self._steps_since_snapshot = 0
         # Length of the first step that was longer than the weights, in their size.
-        self._first_fling = 0.0
+        self._first_step_ratio = 0.0
         self._size = self._snapshot.size() or 1.0
         self._is_proposed = False
         self._has_gained = True
@@ -366,7 +366,9 @@ class Guard:
 
         Not where the weights are: once they have gone astray every batch fails.
         """
-        is_astray = self._steps_since_snapshot > 0 and is_runaway(self.travelled())
+        is_astray = self._steps_since_snapshot > 0 and is_runaway(
+            self.relative_distance()
+        )
         return (
             self.on_nonfinite == "recover"
             and self.max_recoveries > 0
@@ -423,7 +425,7 @@ class Guard:
         """
         return _MENDED_NORM if is_mended else self._rescue_norm
 
-    def undo_forward(self) -> None:
+    def restore_buffers(self) -> None:
         """Put the buffers back as they were before the forward pass."""
         assert self._snapshot is not None
         self._snapshot.restore_buffers()
@@ -461,9 +463,9 @@ class Guard:
         bool
         """
         reach = longest_reach(self._optimizers) * factor
-        if not self._first_fling:
+        if not self._first_step_ratio:
             fling = reach * norm / self._size
-            self._first_fling = fling if fling > 1.0 else 0.0
+            self._first_step_ratio = fling if fling > 1.0 else 0.0
         return self._is_step_fragile or not reach * max(norm, 100.0) < _OVERFLOWING_STEP
 
     def begin_step(self) -> None:
@@ -515,10 +517,10 @@ class Guard:
             self._has_gained = True
         self._is_proposed = False
 
-    def travelled(self) -> float:
+    def relative_distance(self) -> float:
         """Distance of the weights from the last snapshot, in multiples of its size."""
         assert self._snapshot is not None
-        return self._snapshot.travelled()
+        return self._snapshot.relative_distance()
 
     @property
     def has_shrunk(self) -> bool:
@@ -534,12 +536,12 @@ class Guard:
         return (
             self._has_gained
             and self._n_failed <= self.max_recoveries // 2
-            and self._first.travelled(self._snapshot) <= _FAR_AWAY
+            and self._first.relative_distance(self._snapshot) <= _FAR_AWAY
         )
 
     def _growth_per_step(self, n_steps: int) -> float:
         """Movement in one step, in multiples of the weights' size, if it compounds."""
-        return float((1.0 + self.travelled()) ** (1.0 / n_steps) - 1)
+        return float((1.0 + self.relative_distance()) ** (1.0 / n_steps) - 1)
 
     def handle(
         self, report: NonFiniteReport, trials: Trials
@@ -569,7 +571,7 @@ class Guard:
         if self.on_nonfinite != "recover":
             return self._refuse(report)
         is_of_steps = report.phase == "step" or self.needs_clip(report)
-        has_moved = is_of_steps or self.travelled() > 0.0
+        has_moved = is_of_steps or self.relative_distance() > 0.0
         is_sound = report.phase != "step" and self.may_mend
         if not has_moved or (is_sound and trials.fails_on_last_weights()):
             return self._leave_out(report)
@@ -617,8 +619,8 @@ class Guard:
         self._n_failed += 1
         # An optimizer may move more than once before its first step is done.
         growth = self._growth_per_step(max(self._steps_since_snapshot, 1))
-        growth = max(growth, self._first_fling)
-        self._first_fling = 0.0
+        growth = max(growth, self._first_step_ratio)
+        self._first_step_ratio = 0.0
         is_trusted = self._is_snapshot_trusted()
         if not is_trusted:
             self._first.restore()

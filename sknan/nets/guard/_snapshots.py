@@ -134,7 +134,7 @@ class Snapshot:
         """Whether the present weights, and the buffers that were finite, are finite."""
         return _is_finite(self._watched)
 
-    def travelled(self, later: Snapshot | None = None) -> float:
+    def relative_distance(self, later: Snapshot | None = None) -> float:
         """Distance of the weights from the copy, in multiples of the copy's size.
 
         Parameters

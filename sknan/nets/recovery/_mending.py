@@ -28,7 +28,7 @@ from sknan.diagnosis._culprits import (
     sliced,
     without_rows,
 )
-from sknan.diagnosis._replay import Finding, Names, replay, trace_operations
+from sknan.diagnosis._replay import FailedOperation, Names, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.recovery.finite_operations import RepairedOperations
@@ -95,7 +95,7 @@ class Failure:
     refused: StepRefused
     report: NonFiniteReport
     rows: tuple[int, ...]
-    finding: Finding | None
+    finding: FailedOperation | None
 
 
 # -- random states -------------------------------------------------------------------
@@ -143,13 +143,13 @@ def explain(
     Failure
     """
     net, guard = training.net, training.guard
-    guard.undo_forward()
-    travelled = guard.travelled()
+    guard.restore_buffers()
+    relative_distance = guard.relative_distance()
     named_parameters = list(net.get_all_learnable_params())
     inputs, _ = unpack_data(batch)
     # Kept for the report before the replay overwrites them.
     grads = [p.grad for _, p in named_parameters]
-    finding: Finding | None = None
+    finding: FailedOperation | None = None
     amplifies = ""
     if not guard.has_finite_weights():
         if any(p.dtype in NARROW for p in guard.parameters):
@@ -160,15 +160,15 @@ def explain(
         if refused.error is not None and finding is None:
             raise refused.error  # nothing to do with numbers
     is_huge = finding is not None and finding.largest >= HUGE
-    if (is_runaway(travelled) or is_huge) and not _is_rate_absurd(net):
+    if (is_runaway(relative_distance) or is_huge) and not _is_rate_absurd(net):
         with guard.first_weights():
             amplifies = _amplification_of(net, batch, fit_params)
     rows: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
-    guard.undo_forward()
+    guard.restore_buffers()
     if finding is not None and finding.phase != "step":
         rows, columns = _places(net, refused, finding, batch, fit_params)
-    guard.undo_forward()
+    guard.restore_buffers()
     for (_, parameter), grad in zip(named_parameters, grads, strict=True):
         parameter.grad = grad
     report = examine_step(
@@ -177,7 +177,7 @@ def explain(
         loss=refused.loss,
         gradient_norm=refused.norm,
         named_parameters=named_parameters,
-        travelled=travelled,
+        relative_distance=relative_distance,
         lr=net.effective_lr_,
         epoch=len(net.history or ()),
         batch=training.batch_number,
@@ -223,7 +223,7 @@ def explain_weights(training: Any, batch: Any) -> NonFiniteReport:
         loss=math.nan,
         gradient_norm=math.nan,
         named_parameters=list(net.get_all_learnable_params()),
-        travelled=0.0,
+        relative_distance=0.0,
         lr=float(net.lr),
         epoch=0,
         batch=0,
@@ -236,7 +236,9 @@ def _modules_of(net: Any) -> tuple[dict[str, Any], list[Any]]:
     return modules, [getattr(net, f"{name}_") for name in net._criteria]
 
 
-def _find_operation(training: Any, batch: Any, fit_params: Any) -> Finding | None:
+def _find_operation(
+    training: Any, batch: Any, fit_params: Any
+) -> FailedOperation | None:
     """Run the failed step again, forward and backward, under observation."""
     net = training.net
     inputs, target = unpack_data(batch)
@@ -244,7 +246,7 @@ def _find_operation(training: Any, batch: Any, fit_params: Any) -> Finding | Non
     def run() -> tuple[Any, Tensor]:
         return _loss_of(net, inputs, target, fit_params)
 
-    net.guard_.undo_forward()
+    net.guard_.restore_buffers()
     net._zero_grad_optimizer()
     with _with_random_states(training):
         finding = replay(
@@ -254,7 +256,7 @@ def _find_operation(training: Any, batch: Any, fit_params: Any) -> Finding | Non
     return finding
 
 
-def _find_in_optimizer(net: Any, batch: Any, fit_params: Any) -> Finding | None:
+def _find_in_optimizer(net: Any, batch: Any, fit_params: Any) -> FailedOperation | None:
     """The operation of an optimizer that makes a weight non-finite in one step.
 
     Of an optimizer without a past, from the weights in place; those are put back.
@@ -345,7 +347,11 @@ def _uses_of_a_weight(root: Any) -> int:
 
 
 def _places(
-    net: Any, refused: StepRefused, finding: Finding, batch: Any, fit_params: Any
+    net: Any,
+    refused: StepRefused,
+    finding: FailedOperation,
+    batch: Any,
+    fit_params: Any,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Rows to blame, and columns of the first of them."""
 
@@ -412,7 +418,7 @@ def mend(
         elif is_minority and failure.report.phase != "backward":
             batch = without_rows(batch, failure.rows, n_rows)
             mends, how = "rows", "without the rows to blame, clipped to norm 1"
-        guard.undo_forward()
+        guard.restore_buffers()
         guard.clear_half_written()
         try:
             with _with_random_states(training):
@@ -515,7 +521,7 @@ class Trials:
         except StepRefused:
             return False
         finally:
-            guard.undo_forward()
+            guard.restore_buffers()
 
     def _mean_loss(self) -> float:
         batches = [*self.training.latest_batches, self.batch]

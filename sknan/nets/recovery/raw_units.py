@@ -136,7 +136,7 @@ class Conditioning:
 
     Attributes
     ----------
-    is_torn : bool
+    is_inconsistent : bool
         Whether some layers are on raw and some on standardised data, for good if the
         writing was interrupted.
     """
@@ -149,7 +149,7 @@ class Conditioning:
         self._loss_scale = loss_scale
         self._is_scaled = False
         # Ctrl-C may come between any two of the lines below.
-        self.is_torn = False
+        self.is_inconsistent = False
 
     def state_dict(self, module: nn.Module) -> dict[str, Any]:
         """The units, with the place of each layer in the network instead of it."""
@@ -184,28 +184,28 @@ class Conditioning:
     @torch.no_grad()
     def to_scaled(self) -> None:
         """Put the weights on standardised data in place, for the optimizer."""
-        self.is_torn = True
+        self.is_inconsistent = True
         for u in self._units:
             if u.layer.bias is not None:
                 bias = u.layer.bias + u.layer.weight @ u.shift - u.out_shift
                 u.layer.bias.copy_(bias / u.out_scale)
             u.layer.weight.mul_(u.scale / u.out_scale[:, None])
         self._is_scaled = True
-        self.is_torn = False
+        self.is_inconsistent = False
 
     @torch.no_grad()
     def to_raw(self) -> None:
         """Put the weights on raw data in place."""
         if not self._is_scaled:
             return
-        self.is_torn = True
+        self.is_inconsistent = True
         for u in self._units:
             u.layer.weight.mul_(u.out_scale[:, None] / u.scale)
             if u.layer.bias is not None:
                 bias = u.out_shift + u.out_scale * u.layer.bias
                 u.layer.bias.copy_(bias - u.layer.weight @ u.shift)
         self._is_scaled = False
-        self.is_torn = False
+        self.is_inconsistent = False
 
     @torch.no_grad()
     def scale_grads(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Block", "Known", "PerColumn", "Scratch", "blocks", "fill", "where"]
+__all__ = ["Block", "KnownMask", "PerColumn", "Workspace", "blocks", "fill", "where"]
 
 # Cells of a block: a few arrays of as many float32 stay in a core's second cache, and
 # the long rows of a block are so few that a byte counts them.
@@ -136,7 +136,7 @@ class PerColumn:
         return self._row
 
 
-class Scratch:
+class Workspace:
     """Memory that is used again from block to block."""
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class Scratch:
         return kept[: cells.size].reshape(cells.shape)
 
 
-class Known(NamedTuple):
+class KnownMask(NamedTuple):
     """Which cells of a table of floats hold a value.
 
     Attributes
@@ -195,7 +195,7 @@ def where(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 
 def fill(
-    X: NDArray[Any], values: NDArray[Any], known: Known, out: NDArray[Any]
+    X: NDArray[Any], values: NDArray[Any], known: KnownMask, out: NDArray[Any]
 ) -> None:
     """Replace what is not known in a copy of a table by a value of its column.
 
@@ -205,7 +205,7 @@ def fill(
         The table.
     values : ndarray of shape (n_columns,)
         Of the dtype of ``out``.
-    known : Known
+    known : KnownMask
         Which cells stay.
     out : ndarray of the shape of ``X``, float
         The copy, or ``X`` itself. Nothing but the replaced cells is written.
@@ -213,7 +213,7 @@ def fill(
     if X.size <= _FEW_CELLS:
         np.copyto(out, values, where=~known(X))
         return
-    scratch, filling = Scratch(), PerColumn(values)
+    scratch, filling = Workspace(), PerColumn(values)
     for block in blocks(X, out):
         gone = known(block.cells, scratch.like(block.cells, "known", np.bool_))
         places = where(np.logical_not(gone, out=gone))

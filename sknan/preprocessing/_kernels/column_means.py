@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sknan.preprocessing._kernels.blocks import Known, Scratch, blocks
+from sknan.preprocessing._kernels.blocks import KnownMask, Workspace, blocks
 
 __all__ = ["columns_of", "count_known", "mean", "means", "median", "midpoint"]
 
@@ -38,14 +38,14 @@ def midpoint(low: float, high: float) -> float:
     return total / 2 if math.isfinite(total) else low / 2 + high / 2
 
 
-def count_known(X: NDArray[Any], known: Known, *, enough: int) -> NDArray[np.int64]:
+def count_known(X: NDArray[Any], known: KnownMask, *, enough: int) -> NDArray[np.int64]:
     """How many cells of each column are known; no more are sought once all have enough.
 
     Parameters
     ----------
     X : ndarray of shape (n_rows, n_columns), float
         The table.
-    known : Known
+    known : KnownMask
         Which cells count.
     enough : int
         ``len(X)`` for the full counts.
@@ -56,7 +56,7 @@ def count_known(X: NDArray[Any], known: Known, *, enough: int) -> NDArray[np.int
         At least ``enough``, or the full count.
     """
     n_known = np.zeros(X.shape[1], dtype=np.int64)
-    scratch = Scratch()
+    scratch = Workspace()
     for block in blocks(X):
         if n_known.min() >= enough:
             break
@@ -67,7 +67,7 @@ def count_known(X: NDArray[Any], known: Known, *, enough: int) -> NDArray[np.int
 
 
 def means(
-    X: NDArray[Any], known: Known
+    X: NDArray[Any], known: KnownMask
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Mean and number of the known values of each column; NaN where there are none.
 
@@ -77,7 +77,7 @@ def means(
     """
     n_known = np.zeros(X.shape[1], dtype=np.int64)
     total, lost = np.zeros((2, X.shape[1]))
-    scratch = Scratch()
+    scratch = Workspace()
     integer = f"i{X.dtype.itemsize}"
     # What overflows is found below, by its mean.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

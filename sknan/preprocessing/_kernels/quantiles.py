@@ -18,10 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sknan.preprocessing._kernels.blocks import Known, PerColumn, Scratch, blocks, where
+from sknan.preprocessing._kernels.blocks import (
+    KnownMask,
+    PerColumn,
+    Workspace,
+    blocks,
+    where,
+)
 from sknan.preprocessing._kernels.column_means import columns_of
 
-__all__ = ["Neighbours", "neighbours", "place"]
+__all__ = ["Neighbours", "bracketing_values", "place"]
 
 # Tables of fewer rows are ranked as a whole.
 _MIN_ROWS = 1 << 14
@@ -52,7 +58,9 @@ def place(fraction: float, n_known: int) -> float:
     return (n_known - 1) * fraction
 
 
-def neighbours(X: NDArray[Any], fractions: Sequence[float], known: Known) -> Neighbours:
+def bracketing_values(
+    X: NDArray[Any], fractions: Sequence[float], known: KnownMask
+) -> Neighbours:
     """Find the known values next to quantiles of each column.
 
     Parameters
@@ -61,7 +69,7 @@ def neighbours(X: NDArray[Any], fractions: Sequence[float], known: Known) -> Nei
         The table.
     fractions : sequence of float
         Which quantiles, from 0 to 1.
-    known : Known
+    known : KnownMask
         Which cells count.
 
     Returns
@@ -92,7 +100,7 @@ class _Brackets(NamedTuple):
 
     @classmethod
     def of_sample(
-        cls, X: NDArray[Any], fractions: Sequence[float], known: Known
+        cls, X: NDArray[Any], fractions: Sequence[float], known: KnownMask
     ) -> _Brackets:
         n_rows, n_columns = X.shape
         # The sample and what is kept between its values then cost about the same.
@@ -130,7 +138,7 @@ class _Kept(NamedTuple):
     ends: NDArray[np.int64]  # where those of a column start, and the next one's
 
     @classmethod
-    def between(cls, brackets: _Brackets, X: NDArray[Any], known: Known) -> _Kept:
+    def between(cls, brackets: _Brackets, X: NDArray[Any], known: KnownMask) -> _Kept:
         n_columns = X.shape[1]
         n_known = np.zeros(n_columns, dtype=np.int64)
         n_above, n_below = np.zeros((2, *brackets.low.shape), dtype=np.int64)
@@ -138,7 +146,7 @@ class _Kept(NamedTuple):
         # Small integers are sorted in time proportional to their number.
         code = np.uint16 if n_columns <= 1 << 16 else np.intp
         codes = PerColumn(np.arange(n_columns, dtype=code))
-        values, columns, scratch = [], [], Scratch()
+        values, columns, scratch = [], [], Workspace()
         for block in blocks(X):
             cells, at = block.cells, block.columns
             is_known, above, below, inside = (

@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sknan.preprocessing._kernels.blocks import Block, PerColumn, Scratch, blocks, where
+from sknan.preprocessing._kernels.blocks import (
+    Block,
+    PerColumn,
+    Workspace,
+    blocks,
+    where,
+)
 
 __all__ = ["Ordinary", "round_down", "squash", "unsquash"]
 
@@ -73,7 +79,7 @@ class Ordinary:
         dtype: np.dtype[Any],
     ) -> None:
         self._dtype, self._is_bounded = dtype, bound is not None
-        self._scratch = Scratch()
+        self._scratch = Workspace()
         self._constant: NDArray[np.intp] | None = None
         least = float(scale.min())
         if least == 0:

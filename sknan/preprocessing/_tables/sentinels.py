@@ -95,7 +95,7 @@ def suspected_sentinels(column: Any, *, known: Sequence[Any] = ()) -> list[Any]:
       by their whole range;
     - none of the others, at least ten different ones, is negative, and it is a code
       that a gap sets apart, or -1, -9 or such and three times as frequent as its
-      neighbours, or any negative number and ten times as frequent as any other;
+      bracketing_values, or any negative number and ten times as frequent as any other;
     - it looks like nothing in particular, but is one in 200 values and at most half of
       them, three times as frequent as any other, and apart by ten interquartile ranges
       and by three times the range of the others.

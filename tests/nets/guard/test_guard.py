@@ -96,7 +96,7 @@ class PlainLoop:
                 loss=value,
                 gradient_norm=norm,
                 named_parameters=self.module.named_parameters(),
-                travelled=self.guard.travelled(),
+                relative_distance=self.guard.relative_distance(),
                 lr=self.optimizer.param_groups[0]["lr"] * self.guard.lr_scale,
                 epoch=1,
                 batch=len(self.losses) + 1,
@@ -243,14 +243,14 @@ def test_distance_is_measured_in_multiples_of_the_size():
     nn.init.constant_(module.weight, 3.0)
     nn.init.constant_(module.bias, 4.0)
     snapshot = Snapshot([module])
-    assert snapshot.travelled() == 0.0
+    assert snapshot.relative_distance() == 0.0
     with torch.no_grad():
         module.bias += 5.0
     size = math.sqrt(9 + 9 + 16)
-    assert snapshot.travelled() == pytest.approx(5.0 / size)
+    assert snapshot.relative_distance() == pytest.approx(5.0 / size)
     with torch.no_grad():
         module.bias.fill_(torch.nan)
-    assert snapshot.travelled() > 1e30
+    assert snapshot.relative_distance() > 1e30
 
 
 def test_weights_that_start_at_zero_have_a_distance():
@@ -260,7 +260,7 @@ def test_weights_that_start_at_zero_have_a_distance():
     snapshot = Snapshot([module])
     with torch.no_grad():
         module.bias.fill_(1.0)
-    assert snapshot.travelled() == pytest.approx(1.0 / (1e-2 * 2.0))
+    assert snapshot.relative_distance() == pytest.approx(1.0 / (1e-2 * 2.0))
 
 
 # rates

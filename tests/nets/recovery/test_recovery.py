@@ -23,7 +23,7 @@ X = RNG.normal(size=(128, 4)).astype("float32")
 Y = (X @ np.array([1.0, -0.5, 0.25, 0.0]) + 0.1)[:, None].astype("float32")
 
 
-def net_of(module, criterion=nn.MSELoss, **options):
+def network_of(module, criterion=nn.MSELoss, **options):
     torch.manual_seed(0)
     defaults = {
         "optimizer": torch.optim.SGD,
@@ -88,7 +88,7 @@ def with_bad_rows():
 
 
 def test_rows_to_blame_are_left_out_and_named_as_those_of_the_data():
-    net = fitted(net_of(LogOfFirst, max_epochs=3), with_bad_rows())
+    net = fitted(network_of(LogOfFirst, max_epochs=3), with_bad_rows())
     assert is_sound(net)
     reports = net.nonfinite_reports_
     assert {row for report in reports for row in report.rows} == {7, 90}
@@ -125,7 +125,7 @@ def test_a_data_loader_of_ones_own_gets_rows_of_the_batch():
     data = torch.utils.data.TensorDataset(
         torch.from_numpy(with_bad_rows()), torch.from_numpy(Y)
     )
-    net = fitted(net_of(LogOfFirst, max_epochs=1), data, None)
+    net = fitted(network_of(LogOfFirst, max_epochs=1), data, None)
     assert {report.rows_in for report in net.nonfinite_reports_} == {"batch"}
     assert "of the batch" in str(net.nonfinite_reports_[0])
 
@@ -140,7 +140,7 @@ class Halves(nn.Module):
 def test_rows_that_break_the_loss_are_found_by_bisection():
     targets = np.abs(Y) + 1.0
     targets[[3, 50, 51]] = 0.0
-    net = fitted(net_of(MLP, Halves), X, targets)
+    net = fitted(network_of(MLP, Halves), X, targets)
     rows = {row for report in net.nonfinite_reports_ for row in report.rows}
     assert rows == {3, 50, 51}
     first = net.nonfinite_reports_[0]
@@ -165,7 +165,7 @@ class RootTrap(nn.Module):
 
 
 def test_a_trap_in_every_row_is_sprung_by_repairing_the_operation():
-    net = fitted(net_of(RootTrap, optimizer=torch.optim.Adam, lr=0.02))
+    net = fitted(network_of(RootTrap, optimizer=torch.optim.Adam, lr=0.02))
     assert r2(net) > 0.8
     first = net.nonfinite_reports_[0]
     assert (first.phase, first.cause, first.operation) == (
@@ -197,7 +197,7 @@ class OwnNorm(nn.Module):
 
 
 def test_a_lone_row_is_left_out_and_poisons_no_buffer():
-    net = net_of(OwnNorm, batch_size=127)
+    net = network_of(OwnNorm, batch_size=127)
     with pytest.warns(UserWarning, match="degrees of freedom"):
         fitted(net)
     assert is_sound(net)
@@ -220,7 +220,7 @@ class Count(nn.Module):
 
 
 def test_a_buffer_that_alone_goes_nan_is_seen_at_once():
-    net = fitted(net_of(Count, max_epochs=2))
+    net = fitted(network_of(Count, max_epochs=2))
     assert is_sound(net)
     first = net.nonfinite_reports_[0]
     assert (first.phase, first.cause) == ("forward", "architecture")
@@ -241,7 +241,7 @@ class Factor(nn.Module):
 def test_a_decomposition_that_raises_is_a_failed_step_and_no_strange_error():
     inputs = X.copy()
     inputs[11, 2] = 0.0
-    net = fitted(net_of(Factor, lr=0.01, max_epochs=2), inputs)
+    net = fitted(network_of(Factor, lr=0.01, max_epochs=2), inputs)
     first = net.nonfinite_reports_[0]
     assert (first.cause, first.rows) == ("architecture", (11,))
     assert first.operation == "aten.linalg_cholesky_ex"
@@ -255,14 +255,14 @@ def test_a_decomposition_that_raises_is_a_failed_step_and_no_strange_error():
 
 def test_an_error_that_has_nothing_to_do_with_numbers_is_raised_as_it_is():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        net_of(MLP, module__d_in=5).fit(X, Y)
+        network_of(MLP, module__d_in=5).fit(X, Y)
 
 
 # -- rates and gradients -------------------------------------------------------------
 
 
 def test_a_rate_is_lowered_to_one_at_which_the_network_learns():
-    net = fitted(net_of(MLP, lr=1e4))
+    net = fitted(network_of(MLP, lr=1e4))
     (report,) = net.nonfinite_reports_
     assert report.cause == "learning_rate"
     assert report.recovery.startswith(
@@ -288,7 +288,7 @@ class Deep(nn.Module):
 
 
 def test_a_network_that_amplifies_is_clipped_at_the_rate_that_was_asked_for():
-    net = fitted(net_of(Deep, lr=0.1, max_epochs=30))
+    net = fitted(network_of(Deep, lr=0.1, max_epochs=30))
     first = net.nonfinite_reports_[0]
     assert first.cause == "gradient"
     assert "gradients are clipped to norm" in first.recovery
@@ -304,14 +304,14 @@ class Growing(Callback):
 
 
 def test_no_scheduler_raises_the_rate_above_what_was_found_sound():
-    net = fitted(net_of(MLP, max_epochs=20, callbacks=[Growing()]))
+    net = fitted(network_of(MLP, max_epochs=20, callbacks=[Growing()]))
     assert is_sound(net)
     assert r2(net) > 0.5
     assert len(net.nonfinite_reports_) < 5
 
 
 def test_a_decay_that_explodes_by_itself_stops_before_the_first_step():
-    error = refused(net_of(MLP, lr=0.5, optimizer__weight_decay=10.0))
+    error = refused(network_of(MLP, lr=0.5, optimizer__weight_decay=10.0))
     assert str(error) == (
         "Training diverged. lr=0.5 times weight_decay=10 multiplies every weight by -4 "
         "at each step, whatever the data. Lower weight_decay to 0.1 or less."
@@ -319,7 +319,7 @@ def test_a_decay_that_explodes_by_itself_stops_before_the_first_step():
 
 
 def test_an_optimizer_that_climbs_the_loss_is_told_so():
-    error = refused(net_of(MLP, lr=0.5, optimizer__maximize=True, max_epochs=60))
+    error = refused(network_of(MLP, lr=0.5, optimizer__maximize=True, max_epochs=60))
     assert "SGD climbs the loss: maximize=True." in str(error)
     assert error.report.action == (
         "Leave out maximize, or return the score with its sign changed."
@@ -335,7 +335,7 @@ class Undone(Callback):
 
 
 def test_a_rescue_that_has_learned_nothing_is_an_error():
-    net = net_of(MLP, lr=1e30, max_epochs=2, callbacks=[Undone()])
+    net = network_of(MLP, lr=1e30, max_epochs=2, callbacks=[Undone()])
     error = refused(net)
     assert str(error) == (
         "Training failed once, and what was rescued has learned nothing: its loss is "
@@ -352,7 +352,7 @@ class Units(nn.Module):
 
 
 def test_gradients_whose_squares_overflow_are_large_and_not_nan():
-    net = fitted(net_of(MLP, Units, optimizer=torch.optim.RMSprop, lr=0.01))
+    net = fitted(network_of(MLP, Units, optimizer=torch.optim.RMSprop, lr=0.01))
     (report,) = net.nonfinite_reports_
     assert (report.phase, report.cause) == ("backward", "gradient")
     assert r2(net) > 0.8
@@ -372,7 +372,7 @@ SCALES = np.array([2000.0, 40.0, 1e6, 1.0], dtype="float32")
 
 def test_raw_inputs_are_learned_from_as_if_they_were_standardised():
     raw = X * SCALES + np.array([1975.0, 0.0, 0.0, 0.0], dtype="float32")
-    net = fitted(net_of(Rectified, max_epochs=30), raw)
+    net = fitted(network_of(Rectified, max_epochs=30), raw)
     assert net.nonfinite_reports_[0].recovery == (
         "Training started anew as if on standardised data."
     )
@@ -382,7 +382,7 @@ def test_raw_inputs_are_learned_from_as_if_they_were_standardised():
 
 def test_raw_targets_are_too_where_the_loss_compares_them():
     raw = (Y * 2e5 + 3e5).astype("float32")
-    net = fitted(net_of(Rectified, max_epochs=30), X, raw)
+    net = fitted(network_of(Rectified, max_epochs=30), X, raw)
     assert net.nonfinite_reports_[0].recovery == (
         "Training started anew as if on standardised data."
     )
@@ -398,7 +398,7 @@ class Scaled(Rectified):
 
 def test_an_input_that_is_used_otherwise_is_left_as_it_is():
     raw = X * SCALES
-    net = fitted(net_of(Scaled), raw)
+    net = fitted(network_of(Scaled), raw)
     assert is_sound(net)
     assert net.nonfinite_reports_
     recoveries = {report.recovery for report in net.nonfinite_reports_}
@@ -407,7 +407,7 @@ def test_an_input_that_is_used_otherwise_is_left_as_it_is():
 
 def test_weights_that_someone_has_trained_before_are_not_started_anew():
     raw = X * SCALES
-    net = fitted(net_of(Rectified()), raw)
+    net = fitted(network_of(Rectified()), raw)
     assert net.nonfinite_reports_
     recoveries = {report.recovery for report in net.nonfinite_reports_}
     assert "Training started anew as if on standardised data." not in recoveries
@@ -417,7 +417,7 @@ def test_weights_that_someone_has_trained_before_are_not_started_anew():
 
 
 def test_clips_are_counted_and_measured():
-    net = net_of(MLP, clip_norm=0.05, max_epochs=2).fit(X, Y)
+    net = network_of(MLP, clip_norm=0.05, max_epochs=2).fit(X, Y)
     share, coefficient = net.history[-1, ("clip_share", "clip_coefficient")]
     assert 0.5 < share <= 1.0
     assert 0.0 < coefficient < 1.0
@@ -425,7 +425,7 @@ def test_clips_are_counted_and_measured():
 
 def test_a_clip_that_never_had_an_effect_is_pointed_out():
     with pytest.warns(UserWarning, match="clip_norm") as caught:
-        net_of(MLP, clip_norm=1e6, max_epochs=4).fit(X, Y)
+        network_of(MLP, clip_norm=1e6, max_epochs=4).fit(X, Y)
     message = str(caught[0].message)
     assert message.startswith(
         "clip_norm=1000000.0 never had an effect: the norm of the gradients was at "
@@ -446,7 +446,7 @@ def test_the_default_clip_of_an_estimator_is_nobodys_choice():
 
 @pytest.mark.parametrize("policy", ["skip", "raise"])
 def test_skip_and_raise_neither_repair_nor_leave_out_rows(policy):
-    net = net_of(LogOfFirst, on_nonfinite=policy, max_recoveries=100, max_epochs=2)
+    net = network_of(LogOfFirst, on_nonfinite=policy, max_recoveries=100, max_epochs=2)
     if policy == "raise":
         error = refused(net, with_bad_rows())
         assert error.report.operation == "aten.log"
