@@ -152,6 +152,18 @@ def test_packages_import_only_packages_of_lower_levels(module):
     assert upward == []
 
 
+def test_the_architecture_page_shows_these_packages_and_imports():
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(
+        encoding="utf-8"
+    )
+    rows = re.findall(r"^\| (\d) \| `(\w+)` \| (.*?) ?\|$", page, flags=re.M)
+    assert {name: int(level) for level, name, _ in rows} == LEVELS
+    for _, package, listed in rows:
+        own = [m for m in MODULES if package_of(m) == package]
+        others = {package_of(name) for m in own for name in imports_within(m)}
+        assert set(re.findall(r"`(\w+)`", listed)) == others - {package}, package
+
+
 def test_no_module_imports_itself_by_way_of_others():
     below = {module: imports_within(module) for module in MODULES}
     settled = set()
