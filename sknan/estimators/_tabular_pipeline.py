@@ -14,7 +14,7 @@ from sknan.estimators._ensemble import (
     StableNetEnsembleRegressor,
     default_network,
 )
-from sknan.preprocessing._cleaner import LevelEncoder, TableCleaner, check_sentinels
+from sknan.preprocessing._cleaner import CategoryEncoder, TableCleaner, check_sentinels
 from sknan.preprocessing._imputer import STRATEGIES, NaNImputer
 from sknan.preprocessing._scaler import SafeScaler
 
@@ -116,7 +116,7 @@ def tabular_pipeline(
     from skrub import DatetimeEncoder, StringEncoder, TableVectorizer
 
     # Two columns for two levels would say everything twice.
-    one_hot = LevelEncoder(
+    one_hot = CategoryEncoder(
         drop="if_binary",
         handle_unknown="ignore",
         sparse_output=False,

@@ -18,16 +18,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan.preprocessing._tables.column import Column
 from sknan.preprocessing._tables.column_schema import LearntColumn, learn_columns
-from sknan.preprocessing._tables.table import Table, read_table
+from sknan.preprocessing._tables.lazy_table import LazyTable, read_table
+from sknan.preprocessing._tables.typed_column import TypedColumn
 
-__all__ = ["LevelEncoder", "TableCleaner", "check_sentinels"]
+__all__ = ["CategoryEncoder", "TableCleaner", "check_sentinels"]
 
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
-class LevelEncoder(OneHotEncoder):
+class CategoryEncoder(OneHotEncoder):
     """scikit-learn's ``OneHotEncoder``, to which a level it has not seen is no news.
 
     Of a column with ``drop`` it warns at each such level, in each call.
@@ -199,7 +199,7 @@ class TableCleaner(
         tags.transformer_tags.preserves_dtype = []
         return tags
 
-    def _learn_names(self, table: Table) -> None:
+    def _learn_names(self, table: LazyTable) -> None:
         self.n_features_in_ = table.n_columns
         self._has_names = table.labels is not None
         self._names = _names_of(table)
@@ -208,7 +208,7 @@ class TableCleaner(
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
 
-    def _places(self, table: Table) -> dict[str, int]:
+    def _places(self, table: LazyTable) -> dict[str, int]:
         """Where each column of ``fit`` stands in another table."""
         names = _names_of(table)
         if self._has_names and table.labels is not None:
@@ -293,7 +293,7 @@ def check_sentinels(sentinels: Any, owner: str) -> Any:
     return sentinels
 
 
-def _read(X: Any) -> Table:
+def _read(X: Any) -> LazyTable:
     if sparse.issparse(X):
         raise TypeError(
             "tabular_pipeline reads dense tables, and sparse data was passed. Pass "
@@ -310,7 +310,7 @@ def _read(X: Any) -> Table:
     return table
 
 
-def _names_of(table: Table) -> list[str]:
+def _names_of(table: LazyTable) -> list[str]:
     labels = table.labels
     if labels is None:
         return [f"x{j}" for j in range(table.n_columns)]
@@ -324,7 +324,7 @@ def _names_of(table: Table) -> list[str]:
     return names
 
 
-def _checked(column: Column, name: str) -> Column:
+def _checked(column: TypedColumn, name: str) -> TypedColumn:
     if column.holds == "nested":
         raise ValueError(
             f"Column {name!r} holds lists, dicts or arrays. Unpack them into columns "

@@ -34,14 +34,14 @@ from sknan.inspection._audit._target import (
     read_target,
     traits_with_target,
 )
-from sknan.preprocessing._tables.column import Column, read_column
+from sknan.preprocessing._tables.lazy_table import LazyTable, read_table
 from sknan.preprocessing._tables.numeric_sentinels import SAMPLE_SIZE
 from sknan.preprocessing._tables.sentinels import (
     known_sentinels,
     suspected_sentinels,
     table_sentinels,
 )
-from sknan.preprocessing._tables.table import Table, read_table
+from sknan.preprocessing._tables.typed_column import TypedColumn, read_column
 
 __all__ = ["Finding", "TableAudit", "audit", "suspected_sentinels", "table_sentinels"]
 
@@ -352,7 +352,7 @@ def audit(
     )
 
 
-def _position_of(table: Table, name: str) -> int:
+def _position_of(table: LazyTable, name: str) -> int:
     """Where the column stands that is the target."""
     labels = [] if table.labels is None else list(table.labels)
     is_text = [isinstance(label, str) for label in labels]
@@ -372,7 +372,7 @@ def _position_of(table: Table, name: str) -> int:
     )
 
 
-def _columns_of_target(y: Any, n_rows: int) -> list[Column]:
+def _columns_of_target(y: Any, n_rows: int) -> list[TypedColumn]:
     if y is None:
         return []
     if not hasattr(y, "__len__") or getattr(y, "ndim", 1) == 0:
@@ -393,7 +393,7 @@ def _columns_of_target(y: Any, n_rows: int) -> list[Column]:
     return columns
 
 
-def _look_again(table: Table, facts: list[ColumnFacts]) -> None:
+def _look_again(table: LazyTable, facts: list[ColumnFacts]) -> None:
     """What is a sentinel in several columns needs less evidence in the others."""
     known = known_sentinels(fact.sentinels for fact in facts)
     for at, fact in enumerate(facts):
@@ -403,7 +403,7 @@ def _look_again(table: Table, facts: list[ColumnFacts]) -> None:
 
 
 def _traits_of_columns(
-    table: Table, facts: Sequence[ColumnFacts], targets: Sequence[Target]
+    table: LazyTable, facts: Sequence[ColumnFacts], targets: Sequence[Target]
 ) -> Iterator[Trait]:
     for fact in facts:
         yield from fact.traits
@@ -420,7 +420,7 @@ def _traits_of_columns(
 
 
 def _summary(
-    table: Table,
+    table: LazyTable,
     facts: Sequence[ColumnFacts],
     targets: Sequence[Target],
     findings: Sequence[Finding],

@@ -33,7 +33,7 @@ class ColumnFacts:
     Attributes
     ----------
     position, label, name, dtype, holds
-        As in :class:`~sknan.preprocessing._tables.table.Column`.
+        As in :class:`~sknan.preprocessing._tables.typed_column.TypedColumn`.
     n_rows, n_missing, n_infinite, n_beyond : int
         Cells; the last are finite and beyond float32.
     n_levels : int

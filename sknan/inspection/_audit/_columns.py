@@ -14,9 +14,9 @@ from sknan.inspection._audit._column_profile import ColumnFacts
 from sknan.inspection._audit._finding import quantity, quoted, share
 from sknan.inspection._audit._numeric import read_numbers, read_numbers_in_text
 from sknan.inspection._audit._text import Levels, notes_on_text, numbers_in
-from sknan.preprocessing._tables.column import Column, types_in
 from sknan.preprocessing._tables.numeric_sentinels import sample_rows
 from sknan.preprocessing._tables.sentinels import find_sentinels
+from sknan.preprocessing._tables.typed_column import TypedColumn, types_in
 
 __all__ = ["key_rows", "read_facts"]
 
@@ -29,12 +29,14 @@ def key_rows(n_rows: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n_rows - 1, _KEY_ROWS).astype(np.int64))
 
 
-def read_facts(column: Column, n_rows: int, known: Sequence[Any] = ()) -> ColumnFacts:
+def read_facts(
+    column: TypedColumn, n_rows: int, known: Sequence[Any] = ()
+) -> ColumnFacts:
     """All that is found in one column on its own.
 
     Parameters
     ----------
-    column : Column
+    column : TypedColumn
         As read from a table.
     n_rows : int
         Of the table.
@@ -69,7 +71,7 @@ def _cells(facts: ColumnFacts) -> str:
     return quantity(facts.n_known, "cell")
 
 
-def _read_missing(facts: ColumnFacts, column: Column) -> None:
+def _read_missing(facts: ColumnFacts, column: TypedColumn) -> None:
     missing = _missing(column)
     if missing is None:
         return
@@ -85,7 +87,7 @@ def _read_missing(facts: ColumnFacts, column: Column) -> None:
         facts.missing_rows = missing if rows is None else missing[rows]
 
 
-def _missing(column: Column) -> NDArray[np.bool_] | None:
+def _missing(column: TypedColumn) -> NDArray[np.bool_] | None:
     """Which cells are missing; None if none is."""
     cells = column.cells
     if not isinstance(cells, np.ndarray):
@@ -102,7 +104,7 @@ def _missing(column: Column) -> NDArray[np.bool_] | None:
     return missing if missing.any() else None
 
 
-def _read_key(facts: ColumnFacts, column: Column) -> None:
+def _read_key(facts: ColumnFacts, column: TypedColumn) -> None:
     if len(column.cells) != facts.n_rows:
         return
     rows = key_rows(facts.n_rows)
@@ -117,7 +119,7 @@ def _read_key(facts: ColumnFacts, column: Column) -> None:
 # -- anything else -------------------------------------------------------------------
 
 
-def _read_plain(facts: ColumnFacts, column: Column) -> None:
+def _read_plain(facts: ColumnFacts, column: TypedColumn) -> None:
     """Flags and dates, in which only what is frequent matters."""
     cells = column.cells
     if column.holds == "dates":
@@ -140,7 +142,7 @@ def _read_plain(facts: ColumnFacts, column: Column) -> None:
     facts.note_top(shown_top, n_top, known.size + column.n_zeros)
 
 
-def _read_text(facts: ColumnFacts, column: Column) -> None:
+def _read_text(facts: ColumnFacts, column: TypedColumn) -> None:
     cells = column.cells
     rows = sample_rows(facts.n_rows)
     few = cells if rows is None else cells.iloc[rows]
@@ -172,14 +174,14 @@ def _read_text(facts: ColumnFacts, column: Column) -> None:
         facts.note_top(quoted(top), n_top, facts.n_known)
 
 
-def _count(column: Column, level: str) -> int:
+def _count(column: TypedColumn, level: str) -> int:
     cells = column.cells
     if column.holds != "text":
         cells = cells.astype(object).map(str, na_action="ignore")
     return int((cells == level).sum())
 
 
-def _note_types(facts: ColumnFacts, column: Column) -> None:
+def _note_types(facts: ColumnFacts, column: TypedColumn) -> None:
     kinds = types_in(column.cells).most_common()
     shown = ", ".join(quantity(count, kind) for kind, count in kinds)
     facts.note("mixed types", facts.n_known - kinds[0][1], shown)

@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from sknan._utils.validation import FLOAT32_MAX
 from sknan.inspection._audit._column_profile import FEW_ROWS, ColumnFacts
 from sknan.inspection._audit._finding import number, share
-from sknan.preprocessing._tables.column import Column
-from sknan.preprocessing._tables.numeric_sentinels import among_numbers, sample_rows
+from sknan.preprocessing._tables.numeric_sentinels import (
+    find_numeric_sentinels,
+    sample_rows,
+)
+from sknan.preprocessing._tables.typed_column import TypedColumn
 
 __all__ = ["read_numbers", "read_numbers_in_text"]
 
@@ -27,14 +30,14 @@ _LONE = 5.0
 _FEW = 20
 
 
-def read_numbers(facts: ColumnFacts, column: Column, known: Sequence[Any]) -> None:
+def read_numbers(facts: ColumnFacts, column: TypedColumn, known: Sequence[Any]) -> None:
     """All that is found in a column of numbers or durations.
 
     Parameters
     ----------
     facts : ColumnFacts
         To which it is added.
-    column : Column
+    column : TypedColumn
         As it was read.
     known : sequence
         Sentinels of other columns.
@@ -45,7 +48,7 @@ def read_numbers(facts: ColumnFacts, column: Column, known: Sequence[Any]) -> No
     finite = _read_nonfinite(facts, cells)
     if not finite.size + column.n_zeros:
         return
-    found = among_numbers(finite, n_zeros=column.n_zeros, known=known)
+    found = find_numeric_sentinels(finite, n_zeros=column.n_zeros, known=known)
     if found:
         facts.note_sentinels(found)
         finite = finite[~np.isin(finite, [s.value for s in found])]
@@ -189,7 +192,7 @@ def read_numbers_in_text(facts: ColumnFacts, numbers: NDArray[np.float64]) -> No
         Those of the sample.
     """
     numbers = numbers[np.isfinite(numbers)]
-    found = among_numbers(numbers)
+    found = find_numeric_sentinels(numbers)
     if found:
         facts.note_sentinels(found)
         numbers = numbers[~np.isin(numbers, [s.value for s in found])]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from sknan.inspection._audit._column_profile import ColumnFacts
 from sknan.inspection._audit._finding import Trait, number, quantity, share
-from sknan.preprocessing._tables.column import Column
-from sknan.preprocessing._tables.table import Table
+from sknan.preprocessing._tables.lazy_table import LazyTable
+from sknan.preprocessing._tables.typed_column import TypedColumn
 
 __all__ = ["Copies", "codes_of", "copied_rows", "traits_of_table"]
 
@@ -31,12 +31,12 @@ _LARGE = 1e3
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-def traits_of_table(table: Table, facts: Sequence[ColumnFacts]) -> Iterator[Trait]:
+def traits_of_table(table: LazyTable, facts: Sequence[ColumnFacts]) -> Iterator[Trait]:
     """Whatever concerns more than one column, but for copied rows.
 
     Parameters
     ----------
-    table : Table
+    table : LazyTable
         As it was read.
     facts : sequence of ColumnFacts
         Of all its columns.
@@ -57,7 +57,7 @@ def traits_of_table(table: Table, facts: Sequence[ColumnFacts]) -> Iterator[Trai
         yield Trait("more columns than rows", "", table.n_columns / table.n_rows, size)
 
 
-def _on_names(table: Table) -> Iterator[Trait]:
+def _on_names(table: LazyTable) -> Iterator[Trait]:
     labels = table.labels
     if labels is None:
         return
@@ -95,7 +95,7 @@ def _on_scale(facts: Sequence[ColumnFacts]) -> Iterator[Trait]:
 # -- columns that are others again ---------------------------------------------------
 
 
-def codes_of(column: Column) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
+def codes_of(column: TypedColumn) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
     """The levels of a column by number, in order of appearance, and their names."""
     cells = column.cells
     if not isinstance(cells, np.ndarray) and column.holds != "text":
@@ -104,7 +104,7 @@ def codes_of(column: Column) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
     return codes, tuple(np.asarray(levels).tolist())
 
 
-def _on_copies(table: Table, facts: Sequence[ColumnFacts]) -> Iterator[Trait]:
+def _on_copies(table: LazyTable, facts: Sequence[ColumnFacts]) -> Iterator[Trait]:
     alike: dict[bytes, list[ColumnFacts]] = {}
     for fact in facts:
         if fact.key and fact.top_share < 1:
@@ -117,7 +117,7 @@ def _on_copies(table: Table, facts: Sequence[ColumnFacts]) -> Iterator[Trait]:
 
 
 def _on_candidates(
-    table: Table, first: ColumnFacts, others: Sequence[ColumnFacts]
+    table: LazyTable, first: ColumnFacts, others: Sequence[ColumnFacts]
 ) -> Iterator[Trait]:
     """Those of the columns that are the first throughout, or in other words."""
     codes, levels = codes_of(table.read(first.position))
@@ -159,7 +159,7 @@ class Copies(NamedTuple):
         return self.rows.size - np.unique(self.groups).size
 
 
-def copied_rows(table: Table, facts: Sequence[ColumnFacts]) -> Copies | None:
+def copied_rows(table: LazyTable, facts: Sequence[ColumnFacts]) -> Copies | None:
     """Rows that are equal in all columns.
 
     The columns with most levels come first, and each is read only where rows are still
@@ -167,7 +167,7 @@ def copied_rows(table: Table, facts: Sequence[ColumnFacts]) -> Copies | None:
 
     Parameters
     ----------
-    table : Table
+    table : LazyTable
         As it was read.
     facts : sequence of ColumnFacts
         Of all its columns.
@@ -197,7 +197,7 @@ def copied_rows(table: Table, facts: Sequence[ColumnFacts]) -> Copies | None:
     return Copies(rows, groups)
 
 
-def _hashes(column: Column, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+def _hashes(column: TypedColumn, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Equal for equal cells."""
     cells = column.cells
     if not isinstance(cells, np.ndarray):

@@ -24,10 +24,10 @@ from sknan.inspection._audit._finding import (
     share,
 )
 from sknan.inspection._audit._tables import codes_of
-from sknan.preprocessing._tables.column import Column
+from sknan.preprocessing._tables.lazy_table import LazyTable
 from sknan.preprocessing._tables.numeric_sentinels import sample_rows
 from sknan.preprocessing._tables.sentinels import is_word_for_missing
-from sknan.preprocessing._tables.table import Table
+from sknan.preprocessing._tables.typed_column import TypedColumn
 
 __all__ = ["Target", "Task", "read_target", "traits_with_target"]
 
@@ -66,7 +66,7 @@ class Target:
 
     Attributes
     ----------
-    column : Column
+    column : TypedColumn
         As it was read.
     task : {"classification", "regression"} or None
         How it is taken; None where it can be neither.
@@ -84,7 +84,7 @@ class Target:
         What is found.
     """
 
-    column: Column
+    column: TypedColumn
     task: Literal["classification", "regression"] | None
     missing: NDArray[np.bool_]
     numbers: NDArray[np.float64] | None = None
@@ -107,12 +107,12 @@ class Target:
         self.traits.append(Trait(kind, name, value, detail, *where))
 
 
-def read_target(column: Column, task: Task) -> Target:
+def read_target(column: TypedColumn, task: Task) -> Target:
     """All that is found in the target on its own.
 
     Parameters
     ----------
-    column : Column
+    column : TypedColumn
         As it was read.
     task : {"auto", "classification", "regression"}
         How to take it.
@@ -141,7 +141,7 @@ def read_target(column: Column, task: Task) -> Target:
     return target
 
 
-def _is_regression(facts: ColumnFacts, column: Column, task: Task) -> bool:
+def _is_regression(facts: ColumnFacts, column: TypedColumn, task: Task) -> bool:
     if task != "auto":
         return task == "regression"
     if column.holds == "text":
@@ -287,13 +287,13 @@ def _note_rare(target: Target, counts: NDArray[np.int64]) -> None:
 
 
 def traits_with_target(
-    table: Table, facts: Sequence[ColumnFacts], target: Target
+    table: LazyTable, facts: Sequence[ColumnFacts], target: Target
 ) -> Iterator[Trait]:
     """Columns that are the target again, or whose missing cells tell of it.
 
     Parameters
     ----------
-    table : Table
+    table : LazyTable
         As it was read.
     facts : sequence of ColumnFacts
         Of all its columns.
@@ -339,7 +339,7 @@ def _trait(kind: str, fact: ColumnFacts, value: float, detail: str) -> Trait:
 
 
 def _how_equal(
-    table: Table, fact: ColumnFacts, target: Target, key: bytes, few: NDArray[Any]
+    table: LazyTable, fact: ColumnFacts, target: Target, key: bytes, few: NDArray[Any]
 ) -> str:
     """In what way a column is the target, in words; empty if it is not."""
     if not fact.key or not fact.top_share < 1:

@@ -13,12 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sknan._utils.validation import FLOAT32_MAX
-from sknan.preprocessing._tables.column import Column
 from sknan.preprocessing._tables.sentinels import (
     is_word_for_missing,
     sentinels_of,
     words_among,
 )
+from sknan.preprocessing._tables.typed_column import TypedColumn
 
 __all__ = ["Kind", "LearntColumn", "learn_columns"]
 
@@ -50,7 +50,7 @@ class LearntColumn:
     name : str
         What it is called.
     held : str
-        What its cells were, as in :class:`~sknan.preprocessing._tables.column.Column`.
+        Content of the column in ``fit``, as in `TypedColumn`.
     kind : {"numbers", "numbers and words", "dates", "categories"}
         What it is read as.
     sentinels : list
@@ -70,12 +70,12 @@ class LearntColumn:
     spared: frozenset[str] | None = None
     parser: Any = None
 
-    def read(self, column: Column) -> list[pd.Series]:
+    def read(self, column: TypedColumn) -> list[pd.Series]:
         """Cells of a column as what the column was in ``fit``.
 
         Parameters
         ----------
-        column : Column
+        column : TypedColumn
             Of whatever kind.
 
         Returns
@@ -99,7 +99,7 @@ class LearntColumn:
             read.append(texts.mask(~np.isnan(_as_numbers(texts))))
         return read
 
-    def as_values(self, column: Column) -> Column:
+    def as_values(self, column: TypedColumn) -> TypedColumn:
         """The column as one of numbers or dates, in which sentinels can be sought."""
         if self.kind == "categories":
             return column._replace(holds="nothing")
@@ -109,12 +109,12 @@ class LearntColumn:
             return column
         return column._replace(holds="numbers", cells=self._numbers(column))
 
-    def learn_texts(self, column: Column) -> None:
+    def learn_texts(self, column: TypedColumn) -> None:
         """Find out what a column of text is.
 
         Parameters
         ----------
-        column : Column
+        column : TypedColumn
             In ``fit``.
         """
         if column.holds not in ("text", "mixed"):
@@ -137,12 +137,12 @@ class LearntColumn:
             self.kind, self.parser = "dates", parser
             return
 
-    def learn_words(self, column: Column) -> None:
+    def learn_words(self, column: TypedColumn) -> None:
         """Find out which words stand for missing.
 
         Parameters
         ----------
-        column : Column
+        column : TypedColumn
             In ``fit``.
         """
         counts = Counter(text for text in _texts_of(column) if text is not None)
@@ -157,7 +157,7 @@ class LearntColumn:
         }
         self.spared = frozenset(levels - gone)
 
-    def _numbers(self, column: Column) -> NDArray[np.float64]:
+    def _numbers(self, column: TypedColumn) -> NDArray[np.float64]:
         cells = column.cells
         if column.holds in ("numbers", "flags"):
             return np.array(cells, dtype=np.float64)
@@ -171,7 +171,7 @@ class LearntColumn:
             texts = texts.replace({"True": "1", "False": "0"})
         return _as_numbers(texts)
 
-    def _dates(self, column: Column) -> pd.Series:
+    def _dates(self, column: TypedColumn) -> pd.Series:
         if column.holds == "dates":
             dates = pd.Series(column.cells)
         elif column.holds in ("text", "categories") and self.parser is not None:
@@ -186,7 +186,7 @@ class LearntColumn:
         gone = [pd.Timestamp(v) for v in self.sentinels if isinstance(v, days)]
         return dates.mask(dates.isin(gone)) if gone else dates
 
-    def _known_texts(self, column: Column) -> pd.Series:
+    def _known_texts(self, column: TypedColumn) -> pd.Series:
         """Cells as text, missing where that stands for missing."""
         gone = set(map(_text_of, self.sentinels)) | {""}
         texts = _texts_of(column)
@@ -203,7 +203,7 @@ class LearntColumn:
 
 
 def learn_columns(
-    columns: Sequence[Column],
+    columns: Sequence[TypedColumn],
     names: Sequence[str],
     sentinels: Sequence[Iterable[Any]] | None,
 ) -> list[LearntColumn]:
@@ -211,7 +211,7 @@ def learn_columns(
 
     Parameters
     ----------
-    columns : sequence of Column
+    columns : sequence of TypedColumn
         Neither nested nor complex.
     names : sequence of str
         What each is called.
@@ -251,7 +251,7 @@ def _as_numbers(texts: pd.Series) -> NDArray[np.float64]:
     return np.array(parsed.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
-def _texts_of(column: Column) -> list[str | None]:
+def _texts_of(column: TypedColumn) -> list[str | None]:
     """Cells as text, None where missing; the same for a level of whatever type."""
     cells = column.cells
     if column.holds == "flags":

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SAMPLE_SIZE", "Sentinel", "among_numbers", "sample_rows"]
+__all__ = ["SAMPLE_SIZE", "Sentinel", "find_numeric_sentinels", "sample_rows"]
 
 # Rows in which frequent values, quantiles, levels and formats are looked up.
 SAMPLE_SIZE = 1 << 16
@@ -86,7 +86,7 @@ def sample_rows(n_rows: int, size: int = SAMPLE_SIZE) -> NDArray[np.int64] | Non
     return (offsets * (n_rows / size)).astype(np.int64)
 
 
-def among_numbers(
+def find_numeric_sentinels(
     cells: NDArray[Any],
     *,
     n_zeros: int = 0,

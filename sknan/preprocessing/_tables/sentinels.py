@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan.preprocessing._tables.column import Column, read_column
+from sknan.preprocessing._tables.lazy_table import read_table
 from sknan.preprocessing._tables.numeric_sentinels import (
     Sentinel,
-    among_numbers,
+    find_numeric_sentinels,
     sample_rows,
 )
-from sknan.preprocessing._tables.table import read_table
+from sknan.preprocessing._tables.typed_column import TypedColumn, read_column
 
 __all__ = [
     "find_sentinels",
@@ -157,13 +157,13 @@ def table_sentinels(X: Any) -> list[list[Any]]:
 
 
 def sentinels_of(
-    columns: Iterable[Column], read: Callable[[int], Column]
+    columns: Iterable[TypedColumn], read: Callable[[int], TypedColumn]
 ) -> list[list[Sentinel]]:
     """The sentinels of each column, each held against those of the others.
 
     Parameters
     ----------
-    columns : iterable of Column
+    columns : iterable of TypedColumn
         All of a table.
     read : callable
         The column at a position, once more.
@@ -197,12 +197,12 @@ def known_sentinels(found: Iterable[Sequence[Sentinel]]) -> list[float]:
     return [value for value, n in counts.items() if n >= _COLUMNS_OF_SENTINEL]
 
 
-def find_sentinels(column: Column, *, known: Sequence[Any] = ()) -> list[Sentinel]:
+def find_sentinels(column: TypedColumn, *, known: Sequence[Any] = ()) -> list[Sentinel]:
     """The sentinels of a column, the most frequent first.
 
     Parameters
     ----------
-    column : Column
+    column : TypedColumn
         As read from a table.
     known : sequence, default=()
         Sentinels of other columns.
@@ -215,7 +215,7 @@ def find_sentinels(column: Column, *, known: Sequence[Any] = ()) -> list[Sentine
     if column.holds == "numbers":
         if cells.dtype.kind == "f":
             cells = cells[np.isfinite(cells)]
-        found = among_numbers(cells, n_zeros=column.n_zeros, known=known)
+        found = find_numeric_sentinels(cells, n_zeros=column.n_zeros, known=known)
     elif column.holds == "dates":
         found = _among_dates(cells)
     elif column.holds in ("text", "categories", "mixed"):
@@ -231,7 +231,7 @@ def _among_dates(cells: NDArray[Any]) -> list[Sentinel]:
     codes = [float(np.datetime64(day, "D").astype(np.int64)) for day in _DATES]
     return [
         Sentinel(pd.Timestamp(np.datetime64(s.value, "D")), s.n_cells, s.distance)
-        for s in among_numbers(numbers, codes=codes)
+        for s in find_numeric_sentinels(numbers, codes=codes)
     ]
 
 

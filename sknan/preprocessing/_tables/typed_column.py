@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["Column", "Holds", "is_polars", "read_column", "types_in"]
+__all__ = ["ColumnContent", "TypedColumn", "is_polars", "read_column", "types_in"]
 
-Holds = Literal[
+ColumnContent = Literal[
     "numbers",
     "flags",
     "text",
@@ -31,7 +31,7 @@ Holds = Literal[
 _NESTED = (list, tuple, dict, set, frozenset, np.ndarray, pd.Series, pd.DataFrame)
 
 # What pandas calls the cells of a column of objects, where it is sure.
-_OBJECTS: dict[str, Holds] = {
+_OBJECTS: dict[str, ColumnContent] = {
     "string": "text",
     "bytes": "objects",
     "integer": "numbers",
@@ -52,7 +52,7 @@ _OBJECTS: dict[str, Holds] = {
 }
 
 
-class Column(NamedTuple):
+class TypedColumn(NamedTuple):
     """One column of a table.
 
     Attributes
@@ -78,7 +78,7 @@ class Column(NamedTuple):
     label: Any
     name: str
     dtype: str
-    holds: Holds
+    holds: ColumnContent
     cells: Any
     n_zeros: int = 0
 
@@ -90,7 +90,7 @@ def is_polars(X: Any) -> bool:
 
 def read_column(
     series: Any, position: int = 0, label: Any = 0, name: str = "0"
-) -> Column:
+) -> TypedColumn:
     """One column with what it holds.
 
     Parameters
@@ -106,7 +106,7 @@ def read_column(
 
     Returns
     -------
-    Column
+    TypedColumn
     """
     if is_polars(series):
         dtype = str(series.dtype)
@@ -116,7 +116,7 @@ def read_column(
             series = _as_series(series)
         dtype = str(series.dtype)
     holds, cells = _cells_of(series)
-    return Column(position, label, name, dtype, holds, cells)
+    return TypedColumn(position, label, name, dtype, holds, cells)
 
 
 def _as_series(values: Any) -> pd.Series:
@@ -147,7 +147,7 @@ def _from_polars(series: Any) -> pd.Series:
     return pd.Series(series.to_list(), dtype=object)
 
 
-def _cells_of(series: pd.Series) -> tuple[Holds, Any]:
+def _cells_of(series: pd.Series) -> tuple[ColumnContent, Any]:
     dtype = series.dtype
     if isinstance(dtype, pd.SparseDtype):
         return _cells_of(series.sparse.to_dense())
@@ -194,7 +194,7 @@ def _dates_of(series: pd.Series) -> NDArray[Any]:
     return np.asarray(series.to_numpy())
 
 
-def _cells_of_objects(series: pd.Series) -> tuple[Holds, Any]:
+def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
     said = pd.api.types.infer_dtype(series, skipna=True)
     holds = _OBJECTS.get(said) or _by_types(series)
     if holds == "flags":
@@ -216,7 +216,7 @@ def _cells_of_objects(series: pd.Series) -> tuple[Holds, Any]:
     return holds, series
 
 
-def _by_types(series: pd.Series) -> Holds:
+def _by_types(series: pd.Series) -> ColumnContent:
     """What a column of objects holds that pandas has no word for."""
     kinds = types_in(series)
     if not kinds:

@@ -12,12 +12,17 @@ from scipy import sparse
 
 from sknan._utils.validation import column_name
 from sknan.preprocessing._kernels.column_means import columns_of
-from sknan.preprocessing._tables.column import Column, Holds, is_polars, read_column
+from sknan.preprocessing._tables.typed_column import (
+    ColumnContent,
+    TypedColumn,
+    is_polars,
+    read_column,
+)
 
-__all__ = ["Table", "read_table"]
+__all__ = ["LazyTable", "read_table"]
 
 
-class Table(NamedTuple):
+class LazyTable(NamedTuple):
     """A table whose columns are read when they are asked for.
 
     Attributes
@@ -39,12 +44,12 @@ class Table(NamedTuple):
     n_rows: int
     n_columns: int
     labels: Sequence[Any] | None
-    read: Callable[[int], Column]
+    read: Callable[[int], TypedColumn]
     array: NDArray[Any] | None = None
     is_sparse: bool = False
     left_out: int | None = None
 
-    def columns(self) -> Iterator[Column]:
+    def columns(self) -> Iterator[TypedColumn]:
         """All columns in turn, those of an array in rows copied by the batch."""
         if self.array is not None:
             for j, cells in enumerate(columns_of(self.array)):
@@ -54,12 +59,12 @@ class Table(NamedTuple):
             if j != self.left_out:
                 yield self.read(j)
 
-    def without(self, position: int) -> Table:
+    def without(self, position: int) -> LazyTable:
         """The table without one of its columns, the others as they are."""
         return self._replace(n_columns=self.n_columns - 1, left_out=position)
 
 
-def read_table(X: Any, reader: str = "audit") -> Table:
+def read_table(X: Any, reader: str = "audit") -> LazyTable:
     """What a table is made of.
 
     Parameters
@@ -71,7 +76,7 @@ def read_table(X: Any, reader: str = "audit") -> Table:
 
     Returns
     -------
-    Table
+    LazyTable
 
     Raises
     ------
@@ -120,15 +125,15 @@ def _check_dimensions(n_dimensions: int, reader: str) -> None:
         )
 
 
-def _of_frame(X: pd.DataFrame, *, is_named: bool = True) -> Table:
+def _of_frame(X: pd.DataFrame, *, is_named: bool = True) -> LazyTable:
     # A frame made without names numbers its columns: these are positions.
     labels = list(X.columns) if is_named and not _is_numbered(X) else None
 
-    def read(j: int) -> Column:
+    def read(j: int) -> TypedColumn:
         label = j if labels is None else labels[j]
         return read_column(X.iloc[:, j], j, label, column_name(j, labels))
 
-    return Table(len(X), X.shape[1], labels, read)
+    return LazyTable(len(X), X.shape[1], labels, read)
 
 
 def _is_numbered(X: pd.DataFrame) -> bool:
@@ -137,7 +142,7 @@ def _is_numbered(X: pd.DataFrame) -> bool:
     )
 
 
-def _of_polars(X: Any, reader: str) -> Table:
+def _of_polars(X: Any, reader: str) -> LazyTable:
     if not hasattr(X, "get_columns"):
         raise TypeError(
             f"{reader} takes a table in memory, got a polars {type(X).__name__}. Pass "
@@ -145,37 +150,39 @@ def _of_polars(X: Any, reader: str) -> Table:
         )
     labels = list(X.columns)
 
-    def read(j: int) -> Column:
+    def read(j: int) -> TypedColumn:
         series = X.to_series(j)
         return read_column(series, j, labels[j], column_name(j, labels))
 
-    return Table(X.height, X.width, labels, read)
+    return LazyTable(X.height, X.width, labels, read)
 
 
-def _of_array(X: NDArray[Any]) -> Table:
-    def read(j: int) -> Column:
+def _of_array(X: NDArray[Any]) -> LazyTable:
+    def read(j: int) -> TypedColumn:
         return _of_numbers(j, np.ascontiguousarray(X[:, j]))
 
-    return Table(X.shape[0], X.shape[1], None, read, array=X)
+    return LazyTable(X.shape[0], X.shape[1], None, read, array=X)
 
 
-def _of_numbers(position: int, cells: NDArray[Any], n_zeros: int = 0) -> Column:
-    kinds: dict[str, Holds] = {"b": "flags", "c": "complex"}
+def _of_numbers(position: int, cells: NDArray[Any], n_zeros: int = 0) -> TypedColumn:
+    kinds: dict[str, ColumnContent] = {"b": "flags", "c": "complex"}
     holds = kinds.get(cells.dtype.kind, "numbers")
     name = column_name(position, None)
-    return Column(position, position, name, str(cells.dtype), holds, cells, n_zeros)
+    return TypedColumn(
+        position, position, name, str(cells.dtype), holds, cells, n_zeros
+    )
 
 
-def _of_sparse(X: Any, reader: str) -> Table:
+def _of_sparse(X: Any, reader: str) -> LazyTable:
     _check_dimensions(X.ndim, reader)
     by_column = sparse.csc_array(X)
     by_column.sum_duplicates()
     if by_column.dtype == bool:
         by_column = by_column.astype(np.int8)
 
-    def read(j: int) -> Column:
+    def read(j: int) -> TypedColumn:
         start, stop = by_column.indptr[j : j + 2]
         stored = by_column.data[start:stop]
         return _of_numbers(j, stored, X.shape[0] - len(stored))
 
-    return Table(X.shape[0], X.shape[1], None, read, is_sparse=True)
+    return LazyTable(X.shape[0], X.shape[1], None, read, is_sparse=True)
