@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import NotFittedError
 from skorch.dataset import get_len, unpack_data
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
@@ -36,15 +35,6 @@ from sknan.optim._fused_adam import step_with
 from sknan.optim._schedules import LearningRateSchedule
 
 __all__ = ["BATCH_METHODS", "GuardMixin"]
-
-_NOT_INITIALIZED = (
-    "This {name} instance is not initialized yet. Call 'initialize' or 'fit' with "
-    "appropriate arguments before using this method."
-)
-_NOT_FITTED = (
-    "This {name} instance is not fitted yet. Call 'fit' with appropriate arguments "
-    "before using this estimator."
-)
 
 
 def _check_positive(name: str, value: Any) -> None:
@@ -163,39 +153,6 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
 
     def _init_net(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-
-    def check_is_fitted(self, attributes: Any = None, *args: Any, **kw: Any) -> None:
-        """Raise skorch's ``NotInitializedError`` unless the net is initialized."""
-        if not args:
-            kw.setdefault(
-                "msg", _NOT_INITIALIZED.format(name=self._skorch_class.__name__)
-            )
-        super().check_is_fitted(attributes, *args, **kw)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        if super().__sklearn_is_fitted__():
-            return True
-        raise NotFittedError(_NOT_FITTED.format(name=self._skorch_class.__name__))
-
-    @property
-    def _skorch_class(self) -> type:
-        """The skorch class whose place this one takes.
-
-        Its name stands in ``repr`` and in skorch's messages, to the letter: code that
-        compares them must not notice the change. ``print(net)`` names this class.
-        """
-        return next(
-            cls
-            for cls in type(self).__mro__
-            if cls.__module__.partition(".")[0] == "skorch"
-        )
-
-    def __repr__(self) -> str:
-        return str(self).replace(str(type(self)), str(self._skorch_class), 1)
-
-    def __str__(self) -> str:
-        text: str = super().__repr__()
-        return text
 
     @property
     def nonfinite_reports_(self) -> list[NonFiniteReport]:

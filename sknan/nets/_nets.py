@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from skorch import (
     NeuralNet,
@@ -95,18 +94,6 @@ class GuardedNetClassifier(GuardMixin, NeuralNetClassifier):
             y_pred = y_pred.clamp(min=0.0)
         loss: Tensor = super().get_loss(y_pred, y_true, *args, **kwargs)
         return loss
-
-    @property
-    def classes_(self) -> np.ndarray:
-        """The class labels, as given or as found in ``y``."""
-        try:
-            classes: np.ndarray = super().classes_
-        except AttributeError as error:
-            message = str(error).replace(
-                type(self).__name__, self._skorch_class.__name__
-            )
-            raise AttributeError(message) from None
-        return classes
 
 
 class GuardedNetBinaryClassifier(GuardMixin, NeuralNetBinaryClassifier):
