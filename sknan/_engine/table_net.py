@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sknan._utils.tree import tree_leaves
 from sknan.losses._registry import unbounded
 from sknan.nets._batching import TensorBatches, TensorTable
-from sknan.nets._guarded_step import Training
+from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._mixin import BATCH_METHODS
 from sknan.nets._nets import GuardedNet
 from sknan.nets.recovery._mending import output_repaired, without_output
@@ -55,7 +55,7 @@ class TableNet(GuardedNet):
             callbacks.append(("print_log", PrintLog()))
         return callbacks
 
-    def _is_clip_idle(self, training: Training) -> bool:
+    def _is_clip_idle(self, training: GuardedTraining) -> bool:
         # Nobody has asked for the default.
         return self.clip_norm != _USUAL_CLIP and super()._is_clip_idle(training)
 

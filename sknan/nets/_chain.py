@@ -388,7 +388,7 @@ def known_layers(module: nn.Module, criterion: Any, X: Any) -> list[nn.Module] |
     layers = layers_of(module)
     if layers is None or not isinstance(criterion, nn.Module):
         return None
-    if not _is_bare(criterion) or any(True for _ in criterion.parameters()):
+    if not _has_plain_forward(criterion) or any(True for _ in criterion.parameters()):
         return None
     weights = [p for layer in layers for p in layer.parameters()]
     is_known = (
@@ -454,7 +454,7 @@ def _is_watched() -> bool:
     )
 
 
-def _is_bare(module: nn.Module) -> bool:
+def _has_plain_forward(module: nn.Module) -> bool:
     """Whether calling a module is calling the ``forward`` of its class."""
     return (
         type(module).__call__ is nn.Module.__call__
@@ -479,7 +479,7 @@ def _is_plain(parameter: Any) -> bool:
 
 def layers_of(module: nn.Module) -> list[nn.Module] | None:
     """The layers that an input passes one after the other, if that is all."""
-    if not _is_bare(module):
+    if not _has_plain_forward(module):
         return None
     if type(module) is nn.Dropout and not 0.0 < module.p < 1.0:
         return None if module.p else []

@@ -32,7 +32,7 @@ from sknan.nets.recovery.raw_units import Conditioning, conditioned
 from sknan.optim._clipping import clip_grad_norm, clip_grad_value, grad_norm
 from sknan.optim._learning_rates import scaled_rates
 
-__all__ = ["Training"]
+__all__ = ["GuardedTraining"]
 
 # Batches on which a lower rate is tried out.
 _N_LATEST = 4
@@ -41,7 +41,7 @@ _N_LATEST = 4
 _KEPT = ("n_steps", "rate", "n_clipped", "largest_norm")
 
 
-class Training:
+class GuardedTraining:
     """What lives from the beginning of a training of a net to its end.
 
     The order of one step, which a test holds: watch, recover, clip, schedule, log.

@@ -22,7 +22,7 @@ from sknan.nets._backup import BackupAndRestore
 from sknan.nets._batching import TensorBatches
 from sknan.nets._chain import LayerwisePass, layerwise_pass
 from sknan.nets._data import as_table, refuse_nonfinite_data
-from sknan.nets._guarded_step import Training
+from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery._mending import (
     Trials,
@@ -124,7 +124,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
     """
 
     guard_: Guard
-    _training_: Training | None
+    _training_: GuardedTraining | None
     _backup_: BackupAndRestore | None = None
     _epoch_loss_: float
     # Whether anybody listens to what happens to a batch.
@@ -247,7 +247,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
     ) -> None:
         if not hasattr(self, "guard_"):  # a step by hand, without fit
             self._prepare_guard(is_new=True)
-        training = Training(self, batches, n_steps, is_fresh=self._is_fresh_)
+        training = GuardedTraining(self, batches, n_steps, is_fresh=self._is_fresh_)
         training.begin_epoch(batches, layerwise)
         self._training_ = training
 
@@ -466,7 +466,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         options = (self.clip_norm, self.clip_value, self.adaptive_clip)
         return any(option is not None for option in options)
 
-    def _is_clip_idle(self, training: Training) -> bool:
+    def _is_clip_idle(self, training: GuardedTraining) -> bool:
         """Whether a clip that someone asked for never had anything to do."""
         is_asked_for = self.clip_norm is not None or self.clip_value is not None
         return (
@@ -475,7 +475,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
             and not (training.n_clipped)
         )
 
-    def _warn_of_idle_clip(self, training: Training) -> None:
+    def _warn_of_idle_clip(self, training: GuardedTraining) -> None:
         given = f"clip_norm={self.clip_norm!r}"
         if self.clip_norm is None:
             given = f"clip_value={self.clip_value!r}"

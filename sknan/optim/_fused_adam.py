@@ -33,7 +33,7 @@ def step_with(optimizer: Any, closure: Callable[[], object]) -> None:
     closure : callable
         Without arguments; leaves the gradients with the parameters.
     """
-    if not _is_bare(optimizer):
+    if not _has_plain_step(optimizer):
         optimizer.step(closure)
         return
     closure()
@@ -92,7 +92,7 @@ def adam_kernel(
     )
 
 
-def _is_bare(optimizer: Any) -> bool:
+def _has_plain_step(optimizer: Any) -> bool:
     """Whether the step of an optimizer is that of its class, and nobody listens."""
     return (
         type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)

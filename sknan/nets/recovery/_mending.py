@@ -129,7 +129,7 @@ def explain(
 
     Parameters
     ----------
-    training : Training
+    training : GuardedTraining
         In the state of the failure; left in it.
     refused : StepRefused
         What its training step raised.
@@ -206,7 +206,7 @@ def explain_weights(training: Any, batch: Any) -> NonFiniteReport:
 
     Parameters
     ----------
-    training : Training
+    training : GuardedTraining
     batch : tuple
         Any.
 
@@ -388,7 +388,7 @@ def mend(
 
     Parameters
     ----------
-    training : Training
+    training : GuardedTraining
     failure : Failure
     batch : tuple
     fit_params : dict
@@ -439,7 +439,7 @@ class Trials:
 
     Parameters
     ----------
-    training : Training
+    training : GuardedTraining
     batch : tuple
         That failed.
     fit_params : dict
