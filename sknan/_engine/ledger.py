@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sknan.diagnosis._causes import OVERFLOWS_SQUARED
+from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.nets.guard._loss_watch import LossWatches
 from sknan.optim._schedules import LearningRateSchedule
 

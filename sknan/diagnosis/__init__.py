@@ -5,6 +5,7 @@ from sknan.diagnosis._diagnose import (
     diagnose,
     reproduce,
 )
+from sknan.diagnosis._evidence import StepEvidence
 from sknan.diagnosis._report import (
     Cause,
     NonFiniteReport,
@@ -15,6 +16,7 @@ __all__ = [
     "Cause",
     "NonFiniteReport",
     "Phase",
+    "StepEvidence",
     "diagnose",
     "examine_step",
     "reproduce",

@@ -1,89 +1,20 @@
-"""From the evidence of a failed step to its cause, and to what to do about it."""
+"""Rules that lead from the evidence of a failed step to its cause."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from sknan._utils.tree import tree_leaves
+from sknan.diagnosis._evidence import StepEvidence, float_leaves, nonfinite_count
+from sknan.diagnosis._remedies import ACTIONS, action_for
 from sknan.diagnosis._replay import CRITERION, FailedOperation
 from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
+from sknan.diagnosis._thresholds import HUGE, NARROW
 
-__all__ = ["HUGE", "NARROW", "OVERFLOWS_SQUARED", "examine_step", "is_runaway"]
+__all__ = ["examine_step"]
 
-_ACTIONS: dict[Cause, str] = {
-    "data": (
-        "Clean and impute the inputs first: "
-        "make_pipeline(NaNImputer(), SafeScaler(), net)."
-    ),
-    "learning_rate": "Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off.",
-    "gradient": (
-        "Clip the gradients with clip_norm=1.0, scale inputs and targets, and choose "
-        "an initialisation or a cell that does not amplify."
-    ),
-    "activation": (
-        "Look in the module's forward for log, sqrt, division, exp, norm or a softmax "
-        "over nothing, and keep its argument inside the domain."
-    ),
-    "loss": (
-        "Choose a loss that works on logits or in log space, such as "
-        "criterion='cross_entropy' or 'huber'."
-    ),
-    "architecture": "Rewrite the operation so that its value and gradient stay finite.",
-    "precision": "Use a wider dtype, such as float32.",
-}
-
-# What of ours stands in for an operation.
-_OURS = {
-    "log": "log",
-    "log1p": "log1p",
-    "log2": "log",
-    "log10": "log",
-    "exp": "exp",
-    "expm1": "expm1",
-    "cosh": "softplus",
-    "sqrt": "sqrt",
-    "rsqrt": "rsqrt",
-    "div": "divide",
-    "reciprocal": "reciprocal",
-    "pow": "power",
-    "_softmax": "softmax",
-    "_log_softmax": "log_softmax",
-    "logsumexp": "logsumexp",
-    "linalg_vector_norm": "norm",
-    "norm": "norm",
-    "std": "std",
-    "var": "var",
-    "hypot": "hypot",
-    "atan2": "atan2",
-    "atanh": "atanh",
-    "asin": "asin",
-    "acos": "acos",
-    "logit": "logit",
-    "log_sigmoid": "log_sigmoid",
-    "softplus": "softplus",
-}
-# And for a loss, by the operation that breaks in it when it is written out.
-_LOSSES = {
-    "log": (
-        "losses.CrossEntropyLoss or BCEWithLogitsLoss on logits, or "
-        "losses.GaussianNLLLoss for a variance"
-    ),
-    "exp": "losses.PoissonNLLLoss",
-    "cosh": "losses.LogCoshLoss",
-    "log1p": "losses.MSLELoss",
-    "sqrt": "losses.RMSELoss",
-    "div": "losses.MAPELoss, or functional.divide",
-    "pow": "losses.FocalLoss, or functional.power",
-    "nll_loss_forward": "losses.CrossEntropyLoss, which gives 0 for a batch of none",
-    "mse_loss": "losses.HuberLoss",
-}
-
-# Operations with an edge to their domain: where one fails in the backward pass only,
+# Operations whose domain has an edge. Where one fails only in the backward pass,
 # its argument was at the edge, not beyond.
 _WITH_A_DOMAIN = (
     "acos",
@@ -98,305 +29,279 @@ _WITH_A_DOMAIN = (
     "logit",
 )
 
-# Above this size a float32 loss comes from numbers whose squares are about to overflow.
-HUGE = 1e15
 
-# A forward pass in one of these overflows or rounds to 0 long before float32 would.
-NARROW = (torch.float16, torch.bfloat16)
-
-# Gradients from here on have squares near the end of float32, which an optimizer may
-# keep as inf.
-OVERFLOWS_SQUARED = 1e18
-
-# Weights that have moved by more than their own size since the last verified snapshot
-# did not get there by learning.
-_RUNAWAY = 1.0
-
-
-def is_runaway(relative_distance: float) -> bool:
-    """Whether the weights have gone where no learning leads."""
-    return not relative_distance <= _RUNAWAY
-
-
-def _nonfinite_count(tensor: Tensor) -> int:
-    return int((~torch.isfinite(tensor)).sum())
-
-
-def _float_leaves(data: Any) -> list[Tensor]:
-    return [leaf.detach() for leaf in tree_leaves(data) if leaf.is_floating_point()]
-
-
-def _places_where(inputs: Any, is_bad: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Rows and columns of the first two-dimensional input that is bad somewhere."""
-    for leaf in _float_leaves(inputs):
-        bad = is_bad(leaf)
-        if leaf.ndim == 2 and bad.any():
-            rows = bad.any(dim=1).nonzero().flatten().tolist()
-            columns = bad.any(dim=0).nonzero().flatten().tolist()
-            return tuple(rows), tuple(columns)
-    return (), ()
-
-
-def _is_absurd(leaf: Tensor) -> Tensor:
-    return leaf.abs() >= HUGE
-
-
-def _action(
-    cause: Cause, finding: FailedOperation | None, *, has_columns: bool = False
-) -> str:
-    """What to do, with the name of what stands in for the operation."""
-    name = finding.operation.removeprefix("aten.") if finding else ""
-    name = name.rstrip("_")  # in place or not
-    if has_columns and cause == "activation" and name in _OURS:
-        return (
-            f"Clean these columns, or use sknan.functional.{_OURS[name]}, whose value "
-            "and gradient stay finite."
-        )
-    if cause == "loss" and name in _LOSSES:
-        return f"Use sknan.{_LOSSES[name]}."
-    if cause in ("activation", "architecture", "loss") and name in _OURS:
-        return (
-            f"Use sknan.functional.{_OURS[name]}, whose value and gradient stay finite."
-        )
-    if cause == "architecture" and finding is not None and not finding.is_of_batch:
-        return "Choose another initialisation, or sknan.functional.normalize."
-    return _ACTIONS[cause]
-
-
-def _cause_of(finding: FailedOperation, *, amplifies: bool) -> Cause:
-    """What is to blame for an operation that failed on sound weights."""
-    in_criterion = finding.module == CRITERION
-    if finding.dtype in NARROW and finding.largest < HUGE:
-        return "precision"
-    if finding.largest >= HUGE:
-        # Sound as an operation: what went into it was too large.
-        return "gradient" if amplifies or finding.phase == "backward" else "activation"
-    if in_criterion:
-        return "loss"
-    name = finding.operation.removeprefix("aten.")
-    is_decomposition = "linalg" in name and "norm" not in name
-    is_odd = (
-        finding.is_of_dead_branch
-        or finding.is_of_too_few
-        or finding.is_of_buffer
-        or not finding.is_of_batch
-    )
-    if is_decomposition or is_odd:
-        return "architecture"
-    if finding.phase == "backward" and name not in _WITH_A_DOMAIN:
-        return "architecture"
-    return "activation"
-
-
-def examine_step(
-    *,
-    inputs: Any,
-    outputs: Any,
-    loss: float,
-    gradient_norm: float,
-    named_parameters: Iterable[tuple[str, Tensor]],
-    relative_distance: float,
-    lr: float,
-    epoch: int,
-    batch: int,
-    finding: FailedOperation | None = None,
-    error: Exception | None = None,
-    is_gradient_absurd: bool = False,
-    amplifies: str = "",
-    rows: tuple[int, ...] = (),
-    columns: tuple[int, ...] = (),
-) -> NonFiniteReport:
-    """Judge a failed step by what is at hand once it has failed.
+def examine_step(evidence: StepEvidence) -> NonFiniteReport:
+    """Judge a failed step by the evidence that is left of it.
 
     The first of inputs, weights, outputs, loss and gradients that is not finite gives
-    the phase. Where all are finite the step was refused because its loss exploded.
+    the phase. If all are finite, the step was refused because its loss exploded.
 
     Parameters
     ----------
-    inputs, outputs : Tensor, or nested tuples or dicts of Tensor
-        What the module was given and what it returned.
-    loss : float
-        Value of the loss.
-    gradient_norm : float
-        Global norm of the gradients.
-    named_parameters : iterable of (str, Tensor)
-        Weights with their gradients.
-    relative_distance : float
-        Distance of the weights from the last verified snapshot, as a multiple of their
-        size there.
-    lr : float
-        Learning rate in force.
-    epoch, batch : int
-        Position, counted from 1.
-    finding : FailedOperation or None, default=None
-        What a replay has found.
-    error : Exception or None, default=None
-        What the forward pass or the loss has raised.
-    is_gradient_absurd : bool, default=False
-        Whether the step was refused for the size of a finite gradient.
-    amplifies : str, default=""
-        How the network with the weights of the start amplifies gradients, in words, if
-        it does.
-    rows, columns : tuple of int, default=()
-        Found to blame, within the batch.
+    evidence : StepEvidence
+        Numbers and tensors of the failed step.
 
     Returns
     -------
     NonFiniteReport
-        Without operation and source unless a replay has found them.
+        Operation and source are known only if a replay has found the operation.
     """
-    named_parameters = list(named_parameters)
-    at: dict[str, Any] = {"epoch": epoch, "batch": batch}
-    moved = (
-        f"the weights have moved {relative_distance:.3g} times their size since the "
-        f"last good ones at lr={lr:.3g}"
+    reports = (rule(evidence) for rule in _RULES)
+    return next(report for report in reports if report is not None)
+
+
+def _report(
+    evidence: StepEvidence,
+    phase: Phase,
+    cause: Cause,
+    sentences: str,
+    action: str | None = None,
+    **fields: Any,
+) -> NonFiniteReport:
+    """Return a report with the position of the step and the usual action."""
+    return NonFiniteReport(
+        phase,
+        cause,
+        sentences,
+        ACTIONS[cause] if action is None else action,
+        epoch=evidence.epoch,
+        batch=evidence.batch,
+        **fields,
     )
-    if amplifies:
-        moved += f", in a network that {amplifies}"
-    runaway = is_runaway(relative_distance)
 
-    bad_inputs = sum(_nonfinite_count(leaf) for leaf in _float_leaves(inputs))
-    if bad_inputs:
-        rows, columns = _places_where(inputs, lambda leaf: ~torch.isfinite(leaf))
-        values = "value" if bad_inputs == 1 else "values"
-        evidence = f"The batch holds {bad_inputs} non-finite input {values}."
-        return NonFiniteReport(
-            "input",
-            "data",
+
+def _refined_report(
+    evidence: StepEvidence, phase: Phase, cause: Cause, clause: str, module: str = ""
+) -> NonFiniteReport:
+    """Return a report whose cause and place are refined by all other evidence.
+
+    Huge inputs come before weights that have diverged, and these before the operation
+    that failed.
+    """
+    failed = evidence.failed_operation
+    huge_rows, huge_columns = evidence.huge_inputs()
+    if huge_rows:
+        cause = "data"
+        clause += "; the batch holds inputs of size 1e15 and more"
+    elif evidence.is_runaway:
+        cause = evidence.cause_of_divergence
+        clause += f"; {evidence.movement}"
+    elif failed is not None:
+        cause = _cause_of(failed, amplifies=bool(evidence.amplification))
+    rows, columns = huge_rows or evidence.rows, huge_columns or evidence.columns
+    if failed is None:
+        return _report(
             evidence,
-            _ACTIONS["data"],
-            rows=rows,
-            columns=columns,
-            **at,
-        )
-
-    def report(
-        phase: Phase, cause: Cause, evidence: str, module: str = ""
-    ) -> NonFiniteReport:
-        absurd_rows, absurd_columns = _places_where(inputs, _is_absurd)
-        if absurd_rows:
-            cause = "data"
-            evidence += "; the batch holds inputs of size 1e15 and more"
-        elif runaway:
-            cause = "gradient" if amplifies else "learning_rate"
-            evidence += f"; {moved}"
-        elif finding is not None:
-            cause = _cause_of(finding, amplifies=bool(amplifies))
-        if finding is not None and finding.domain is not None and not runaway:
-            low, high = (bound + 0.0 for bound in finding.domain)  # 0 has no sign
-            if math.isfinite(low) and math.isfinite(high):
-                numbers = f"{low:.3g} to {high:.3g}" if low < high else f"{low:.3g}"
-                evidence += f"; {finding.operation} was given {numbers}"
-        if finding is not None:
-            phase, module = finding.phase, finding.module  # type: ignore[assignment]
-        return NonFiniteReport(
             phase,
             cause,
-            f"{evidence}.",
-            _action(cause, finding, has_columns=bool(columns) and not absurd_rows),
+            f"{clause}.",
             module=module,
-            operation=finding.operation if finding else None,
-            source=finding.source if finding else None,
-            rows=absurd_rows or rows,
-            columns=absurd_columns or columns,
-            **at,
+            rows=rows,
+            columns=columns,
         )
+    if not evidence.is_runaway:
+        clause += _domain_clause(failed)
+    has_columns = bool(evidence.columns) and not huge_rows
+    return _report(
+        evidence,
+        failed.phase,
+        cause,
+        f"{clause}.",
+        action_for(cause, failed, has_columns=has_columns),
+        module=failed.module,
+        operation=failed.operation,
+        source=failed.source,
+        rows=rows,
+        columns=columns,
+    )
 
-    if finding is not None and finding.weight is not None:
-        named = [p for n, p in named_parameters if n.endswith(finding.weight)]
-        n_bad = sum(_nonfinite_count(p.detach()) for p in named)
-        counts = f"{n_bad} of {sum(p.numel() for p in named)}"
-        return NonFiniteReport(
-            "forward",
-            "architecture",
-            f"The weight {finding.weight!r} is not finite before the first step: "
-            f"{counts} entries.",
-            "Initialise it, or check the weights that were loaded.",
-            module=finding.module,
-            operation=finding.operation,
-            source=finding.source,
-            **at,
-        )
 
-    bad_weights = [n for n, p in named_parameters if _nonfinite_count(p.detach())]
-    if bad_weights:
-        evidence = (
-            f"{len(bad_weights)} of {len(named_parameters)} weight tensors are "
-            f"non-finite, first {bad_weights[0]!r}"
-        )
-        if finding is not None and finding.dtype in NARROW:
-            return NonFiniteReport(
-                "step",
-                "precision",
-                f"{evidence}: the optimizer's {finding.operation} left the range of "
-                f"{str(finding.dtype).removeprefix('torch.')}.",
-                "Keep the weights in float32 (autocast computes in half precision), or "
-                "give the optimizer an eps that the dtype can hold, such as 1e-4.",
-                operation=finding.operation,
-                **at,
-            )
-        cause: Cause = "gradient" if amplifies else "learning_rate"
-        return NonFiniteReport(
-            "step", cause, f"{evidence}; {moved}.", _ACTIONS[cause], **at
-        )
+def _domain_clause(failed: FailedOperation) -> str:
+    """Return a clause with the finite range of the argument, or an empty string."""
+    if failed.domain is None or not all(map(math.isfinite, failed.domain)):
+        return ""
+    low, high = (bound + 0.0 for bound in failed.domain)  # -0.0 is printed as 0
+    numbers = f"{low:.3g} to {high:.3g}" if low < high else f"{low:.3g}"
+    return f"; {failed.operation} was given {numbers}"
 
-    if error is not None:
-        said = str(error).strip().splitlines() or [""]
-        evidence = f"It raised {type(error).__name__}: {said[0].rstrip('.')}"
-        return report("forward", "architecture", evidence)
 
-    leaves = _float_leaves(outputs)
-    bad_outputs = sum(_nonfinite_count(leaf) for leaf in leaves)
-    if bad_outputs:
-        total = sum(leaf.numel() for leaf in leaves)
-        evidence = (
-            f"{bad_outputs} of {total} outputs are non-finite from finite inputs and "
-            "weights"
-        )
-        is_narrow = any(leaf.dtype in NARROW for leaf in leaves)
-        return report("forward", "precision" if is_narrow else "activation", evidence)
+def _cause_of(failed: FailedOperation, *, amplifies: bool) -> Cause:
+    """Return the cause to blame for an operation that failed with sound weights."""
+    if failed.dtype in NARROW and failed.largest < HUGE:
+        return "precision"
+    if failed.largest >= HUGE:
+        # The operation itself is sound: its argument was too large.
+        return "gradient" if amplifies or failed.phase == "backward" else "activation"
+    if failed.module == CRITERION:
+        return "loss"
+    name = failed.operation.removeprefix("aten.")
+    is_decomposition = "linalg" in name and "norm" not in name
+    is_odd = (
+        failed.is_of_dead_branch
+        or failed.is_of_too_few
+        or failed.is_of_buffer
+        or not failed.is_of_batch
+    )
+    has_no_edge = failed.phase == "backward" and name not in _WITH_A_DOMAIN
+    return "architecture" if is_decomposition or is_odd or has_no_edge else "activation"
 
-    if not math.isfinite(loss):
-        largest = max((float(leaf.abs().max()) for leaf in leaves), default=math.nan)
-        evidence = f"The loss is {loss} for outputs of size up to {largest:.3g}"
-        return report("loss", "loss", evidence, module=CRITERION)
 
-    if finding is not None and finding.is_of_buffer:
-        evidence = f"The loss is {loss:.3g}, but a running statistic is not finite"
-        return report("forward", "architecture", evidence)
+def _blame_input(evidence: StepEvidence) -> NonFiniteReport | None:
+    """Apply if the batch contains NaN or infinity."""
+    n_bad = sum(map(nonfinite_count, float_leaves(evidence.inputs)))
+    if not n_bad:
+        return None
+    rows, columns = evidence.nonfinite_inputs()
+    values = "value" if n_bad == 1 else "values"
+    sentence = f"The batch holds {n_bad} non-finite input {values}."
+    return _report(evidence, "input", "data", sentence, rows=rows, columns=columns)
 
-    if not math.isfinite(gradient_norm):
-        bad = [
-            name
-            for name, p in named_parameters
-            if p.grad is not None and _nonfinite_count(p.grad)
-        ]
-        evidence = (
-            f"The loss is {loss:.3g} but {len(bad)} of {len(named_parameters)} "
-            f"gradients are non-finite, first that of {bad[0]!r}"
-            if bad
-            else f"The gradients' norm is {gradient_norm} at a loss of {loss:.3g}"
-        )
-        cause = "gradient" if abs(loss) > HUGE else "activation"
-        module = bad[0].rpartition(".")[0] if bad else ""
-        return report("backward", cause, evidence, module=module)
 
-    if is_gradient_absurd and not runaway:
-        largest, module = max(
-            (float(p.grad.detach().abs().max()), n.rpartition(".")[0])
-            for n, p in named_parameters
-            if p.grad is not None and p.grad.numel()
-        )
-        evidence = (
-            f"The gradients' norm is {gradient_norm:.3g} at a loss of {loss:.3g}, with "
-            f"entries of up to {largest:.3g}: a step along it, or what an optimizer "
-            "keeps of its square, would do lasting damage."
-        )
-        action = _ACTIONS["gradient"]
-        return NonFiniteReport(
-            "backward", "gradient", evidence, action, module=module, **at
-        )
+def _blame_initial_weight(evidence: StepEvidence) -> NonFiniteReport | None:
+    """Apply if a weight was not finite before the first step."""
+    failed = evidence.failed_operation
+    if failed is None or failed.weight is None:
+        return None
+    named = [p for n, p in evidence.named_parameters if n.endswith(failed.weight)]
+    n_bad = sum(nonfinite_count(p.detach()) for p in named)
+    n_entries = sum(p.numel() for p in named)
+    return _report(
+        evidence,
+        "forward",
+        "architecture",
+        f"The weight {failed.weight!r} is not finite before the first step: {n_bad} of "
+        f"{n_entries} entries.",
+        "Initialise it, or check the weights that were loaded.",
+        module=failed.module,
+        operation=failed.operation,
+        source=failed.source,
+    )
 
-    cause = "gradient" if amplifies else "learning_rate"
-    evidence = f"The loss has grown to {loss:.3g} and stays there; {moved}."
-    return NonFiniteReport("step", cause, evidence, _ACTIONS[cause], **at)
+
+def _blame_weights(evidence: StepEvidence) -> NonFiniteReport | None:
+    """Apply if the optimizer has made a weight non-finite."""
+    parameters, failed = evidence.named_parameters, evidence.failed_operation
+    bad = [name for name, p in parameters if nonfinite_count(p.detach())]
+    if not bad:
+        return None
+    clause = (
+        f"{len(bad)} of {len(parameters)} weight tensors are non-finite, first "
+        f"{bad[0]!r}"
+    )
+    if failed is None or failed.dtype not in NARROW:
+        sentence = f"{clause}; {evidence.movement}."
+        return _report(evidence, "step", evidence.cause_of_divergence, sentence)
+    return _report(
+        evidence,
+        "step",
+        "precision",
+        f"{clause}: the optimizer's {failed.operation} left the range of "
+        f"{str(failed.dtype).removeprefix('torch.')}.",
+        "Keep the weights in float32 (autocast computes in half precision), or give "
+        "the optimizer an eps that the dtype can hold, such as 1e-4.",
+        operation=failed.operation,
+    )
+
+
+def _blame_error(evidence: StepEvidence) -> NonFiniteReport | None:
+    """Apply if the forward pass or the loss raised an exception."""
+    if evidence.error is None:
+        return None
+    lines = str(evidence.error).strip().splitlines() or [""]
+    clause = f"It raised {type(evidence.error).__name__}: {lines[0].rstrip('.')}"
+    return _refined_report(evidence, "forward", "architecture", clause)
+
+
+def _blame_output(evidence: StepEvidence) -> NonFiniteReport | None:
+    """Apply if the network's output is not finite."""
+    outputs = float_leaves(evidence.outputs)
+    n_bad = sum(map(nonfinite_count, outputs))
+    if not n_bad:
+        return None
+    clause = (
+        f"{n_bad} of {sum(leaf.numel() for leaf in outputs)} outputs are non-finite "
+        "from finite inputs and weights"
+    )
+    is_narrow = any(leaf.dtype in NARROW for leaf in outputs)
+    cause: Cause = "precision" if is_narrow else "activation"
+    return _refined_report(evidence, "forward", cause, clause)
+
+
+def _blame_loss(evidence: StepEvidence) -> NonFiniteReport | None:
+    """Apply if the loss of finite outputs is not finite."""
+    if math.isfinite(evidence.loss):
+        return None
+    sizes = [float(leaf.abs().max()) for leaf in float_leaves(evidence.outputs)]
+    clause = (
+        f"The loss is {evidence.loss} for outputs of size up to "
+        f"{max(sizes, default=math.nan):.3g}"
+    )
+    return _refined_report(evidence, "loss", "loss", clause, CRITERION)
+
+
+def _blame_buffer(evidence: StepEvidence) -> NonFiniteReport | None:
+    """Apply if only a running statistic is not finite."""
+    failed = evidence.failed_operation
+    if failed is None or not failed.is_of_buffer:
+        return None
+    clause = f"The loss is {evidence.loss:.3g}, but a running statistic is not finite"
+    return _refined_report(evidence, "forward", "architecture", clause)
+
+
+def _blame_gradient(evidence: StepEvidence) -> NonFiniteReport | None:
+    """Apply if the gradient of a finite loss is not finite."""
+    if math.isfinite(evidence.gradient_norm):
+        return None
+    parameters = evidence.named_parameters
+    bad = [n for n, p in parameters if p.grad is not None and nonfinite_count(p.grad)]
+    clause = (
+        f"The loss is {evidence.loss:.3g} but {len(bad)} of {len(parameters)} "
+        f"gradients are non-finite, first that of {bad[0]!r}"
+        if bad
+        else f"The gradients' norm is {evidence.gradient_norm} at a loss of "
+        f"{evidence.loss:.3g}"
+    )
+    cause: Cause = "gradient" if abs(evidence.loss) > HUGE else "activation"
+    module = bad[0].rpartition(".")[0] if bad else ""
+    return _refined_report(evidence, "backward", cause, clause, module)
+
+
+def _blame_absurd_gradient(evidence: StepEvidence) -> NonFiniteReport | None:
+    """Apply if a finite gradient is too large for a step, near the verified weights."""
+    if not evidence.is_gradient_absurd or evidence.is_runaway:
+        return None
+    largest, module = max(
+        (float(p.grad.detach().abs().max()), n.rpartition(".")[0])
+        for n, p in evidence.named_parameters
+        if p.grad is not None and p.grad.numel()
+    )
+    sentence = (
+        f"The gradients' norm is {evidence.gradient_norm:.3g} at a loss of "
+        f"{evidence.loss:.3g}, with entries of up to {largest:.3g}: a step along it, "
+        "or what an optimizer keeps of its square, would do lasting damage."
+    )
+    return _report(evidence, "backward", "gradient", sentence, module=module)
+
+
+def _blame_explosion(evidence: StepEvidence) -> NonFiniteReport:
+    """Apply to every other step: all is finite, but the loss has grown."""
+    sentence = (
+        f"The loss has grown to {evidence.loss:.3g} and stays there; "
+        f"{evidence.movement}."
+    )
+    return _report(evidence, "step", evidence.cause_of_divergence, sentence)
+
+
+# In order: the first rule that applies gives the report.
+_RULES: tuple[Callable[[StepEvidence], NonFiniteReport | None], ...] = (
+    _blame_input,
+    _blame_initial_weight,
+    _blame_weights,
+    _blame_error,
+    _blame_output,
+    _blame_loss,
+    _blame_buffer,
+    _blame_gradient,
+    _blame_absurd_gradient,
+    _blame_explosion,
+)

@@ -14,18 +14,12 @@ from sknan._utils.compiled import original_of
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import places_to_blame
+from sknan.diagnosis._evidence import StepEvidence
 from sknan.diagnosis._replay import Names, replay
-from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.optim._clipping import stable_grad_norm
 
-__all__ = [
-    "Cause",
-    "NonFiniteReport",
-    "Phase",
-    "diagnose",
-    "examine_step",
-    "reproduce",
-]
+__all__ = ["diagnose", "reproduce"]
 
 
 def _as_tensors(data: Any, device: torch.device) -> Any:
@@ -97,7 +91,7 @@ class _Step:
     def judge(self) -> NonFiniteReport | None:
         """Run it under observation, and say what is not finite."""
         names = Names(self.modules, self.criteria)
-        finding = replay(self.run, names, (self.inputs, self.target), self.n_rows)
+        failed = replay(self.run, names, (self.inputs, self.target), self.n_rows)
         error: Exception | None = None
         outputs: Any = None
         value = norm = float("nan")
@@ -105,7 +99,7 @@ class _Step:
             with torch.enable_grad():
                 outputs, loss = self.run()
         except Exception as raised:  # as a decomposition of NaN raises
-            if finding is None:
+            if failed is None:
                 raise
             error = raised
         else:
@@ -114,22 +108,22 @@ class _Step:
                 loss.backward()  # type: ignore[no-untyped-call]
             grads = [p.grad for _, p in self.named_parameters() if p.grad is not None]
             norm = stable_grad_norm(grads) if grads else 0.0
-            if finding is not None and finding.is_of_buffer:
+            if failed is not None and failed.is_of_buffer:
                 norm = float("nan")  # no gradient tells of it
-        if finding is None and np.isfinite(value) and np.isfinite(norm):
+        if failed is None and np.isfinite(value) and np.isfinite(norm):
             return None
         places: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
-        if finding is not None:
+        if failed is not None:
             batch = self.inputs, self.target
             places = places_to_blame(
-                finding.phase,
-                finding.rows,
+                failed.phase,
+                failed.rows,
                 batch,
                 outputs,
                 self.forward_alone,
                 self.loss,
             )
-        report = examine_step(
+        evidence = StepEvidence(
             inputs=self.inputs,
             outputs=outputs,
             loss=value,
@@ -139,11 +133,12 @@ class _Step:
             lr=0.0,
             epoch=0,
             batch=0,
-            finding=finding,
+            failed_operation=failed,
             error=error,
             rows=places[0],
             columns=places[1],
         )
+        report = examine_step(evidence)
         names, columns = self.column_names, report.columns
         if names is not None:
             columns = tuple(str(names[int(column)]) for column in columns)

@@ -27,6 +27,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sknan._utils.tree import tree_leaves
+from sknan.diagnosis._report import Phase
 
 __all__ = [
     "FailedOperation",
@@ -60,7 +61,7 @@ class FailedOperation:
     did not go into the loss; ``weight`` names one that was not finite to begin with.
     """
 
-    phase: str
+    phase: Phase
     module: str
     operation: str
     source: str | None

@@ -16,7 +16,7 @@ from sknan._engine.together import Job, Outcome, train_together
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.progress import progress, reported_to, reports
 from sknan._utils.stacklevel import stacklevel_of_caller
-from sknan.diagnosis._diagnose import NonFiniteReport
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.estimators._base import CheckedRows, StableNetBase
 from sknan.estimators._classifier import ProbableLabelsMixin, StableNetClassifier
 from sknan.estimators._regressor import StableNetRegressor

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import random_states
-from sknan.diagnosis._causes import OVERFLOWS_SQUARED, is_runaway
 from sknan.diagnosis._replay import sanitized_backward
 from sknan.diagnosis._report import NonFiniteReport
+from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED, is_runaway
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._chain import LayerwisePass

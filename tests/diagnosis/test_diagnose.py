@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sknan.diagnosis import NonFiniteReport, examine_step
+from sknan.diagnosis import NonFiniteReport, StepEvidence, examine_step
 
 LOWER_LR = "Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off."
 LOOK_IN_FORWARD = (
@@ -56,15 +56,17 @@ def examined(module, X, y, criterion=nn.functional.mse_loss, relative_distance=0
     loss.backward()
     grads = [p.grad for p in module.parameters() if p.grad is not None]
     return examine_step(
-        inputs=X,
-        outputs=output,
-        loss=loss.item(),
-        gradient_norm=float(torch.stack([g.norm() for g in grads]).norm()),
-        named_parameters=module.named_parameters(),
-        relative_distance=relative_distance,
-        lr=0.1,
-        epoch=2,
-        batch=3,
+        StepEvidence(
+            inputs=X,
+            outputs=output,
+            loss=loss.item(),
+            gradient_norm=float(torch.stack([g.norm() for g in grads]).norm()),
+            named_parameters=list(module.named_parameters()),
+            relative_distance=relative_distance,
+            lr=0.1,
+            epoch=2,
+            batch=3,
+        )
     )
 
 
@@ -91,15 +93,17 @@ def test_one_value_is_not_counted_in_the_plural():
 def test_nan_in_nested_inputs_is_found():
     X = {"a": torch.ones(3, 2), "b": (torch.ones(3), [torch.full((3, 1), torch.nan)])}
     report = examine_step(
-        inputs=X,
-        outputs=torch.ones(3, 1),
-        loss=1.0,
-        gradient_norm=1.0,
-        named_parameters=[],
-        relative_distance=0.0,
-        lr=0.1,
-        epoch=1,
-        batch=1,
+        StepEvidence(
+            inputs=X,
+            outputs=torch.ones(3, 1),
+            loss=1.0,
+            gradient_norm=1.0,
+            named_parameters=[],
+            relative_distance=0.0,
+            lr=0.1,
+            epoch=1,
+            batch=1,
+        )
     )
     assert (report.phase, report.cause) == ("input", "data")
     assert report.evidence == "The batch holds 3 non-finite input values."
@@ -210,15 +214,17 @@ def test_an_overflow_of_float16_is_blamed_on_the_precision():
 
 def test_outputs_that_are_tuples_with_other_things_are_looked_into():
     report = examine_step(
-        inputs=torch.ones(2, 1),
-        outputs=(torch.ones(2, 1), None, {"attention": torch.tensor([math.nan])}),
-        loss=1.0,
-        gradient_norm=1.0,
-        named_parameters=[],
-        relative_distance=0.0,
-        lr=0.1,
-        epoch=1,
-        batch=1,
+        StepEvidence(
+            inputs=torch.ones(2, 1),
+            outputs=(torch.ones(2, 1), None, {"attention": torch.tensor([math.nan])}),
+            loss=1.0,
+            gradient_norm=1.0,
+            named_parameters=[],
+            relative_distance=0.0,
+            lr=0.1,
+            epoch=1,
+            batch=1,
+        )
     )
     assert report.phase == "forward"
     assert report.evidence == (

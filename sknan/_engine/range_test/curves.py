@@ -22,7 +22,7 @@ from sknan._engine.training import shape_of
 from sknan._utils.progress import advance, is_shown, reach
 from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_map
-from sknan.diagnosis._causes import OVERFLOWS_SQUARED
+from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorTable
 

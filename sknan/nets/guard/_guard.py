@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from sknan.diagnosis._capsule import Capsule
-from sknan.diagnosis._causes import NARROW, is_runaway
 from sknan.diagnosis._report import NonFiniteReport
+from sknan.diagnosis._thresholds import NARROW, is_runaway
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.guard._loss_watch import LossWatch
 from sknan.nets.guard._snapshots import OptimizerSnapshot, Snapshot

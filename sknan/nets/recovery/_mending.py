@@ -20,7 +20,7 @@ from sknan._utils.random_state import random_states, set_random_states
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._capsule import capture
-from sknan.diagnosis._causes import HUGE, NARROW, examine_step, is_runaway
+from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import (
     nonfinite_rows,
     places_to_blame,
@@ -28,8 +28,10 @@ from sknan.diagnosis._culprits import (
     sliced,
     without_rows,
 )
+from sknan.diagnosis._evidence import StepEvidence
 from sknan.diagnosis._replay import FailedOperation, Names, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport
+from sknan.diagnosis._thresholds import HUGE, NARROW
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.recovery.finite_operations import RepairedOperations
 from sknan.optim._clipping import grad_norm
@@ -78,24 +80,17 @@ class StepRefused(Exception):
         self.error = error
         self.is_gradient_absurd = is_gradient_absurd
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether the step was refused although its numbers are finite."""
-        return math.isfinite(self.loss) and math.isfinite(self.norm)
-
 
 @dataclass(frozen=True)
 class Failure:
-    """A refused step and what is known of it.
+    """Evidence of a refused step, the report on it, and the rows of the batch to blame.
 
-    ``rows`` are those within the batch; ``finding`` is None if a repetition was finite,
-    or nothing was seen in it.
+    The rows in the report are those of the training data, if these are known.
     """
 
-    refused: StepRefused
+    evidence: StepEvidence
     report: NonFiniteReport
     rows: tuple[int, ...]
-    finding: FailedOperation | None
 
 
 # -- random states -------------------------------------------------------------------
@@ -144,50 +139,51 @@ def explain(
     """
     net, guard = training.net, training.guard
     guard.restore_buffers()
-    relative_distance = guard.relative_distance()
-    named_parameters = list(net.get_all_learnable_params())
-    inputs, _ = unpack_data(batch)
-    # Kept for the report before the replay overwrites them.
-    grads = [p.grad for _, p in named_parameters]
-    finding: FailedOperation | None = None
-    amplifies = ""
-    if not guard.has_finite_weights():
-        if any(p.dtype in NARROW for p in guard.parameters):
-            with guard.last_weights():
-                finding = _find_in_optimizer(net, batch, fit_params)
-    elif not refused.is_finite:
-        finding = _find_operation(training, batch, fit_params)
-        if refused.error is not None and finding is None:
-            raise refused.error  # nothing to do with numbers
-    is_huge = finding is not None and finding.largest >= HUGE
-    if (is_runaway(relative_distance) or is_huge) and not _is_rate_absurd(net):
-        with guard.first_weights():
-            amplifies = _amplification_of(net, batch, fit_params)
-    rows: tuple[int, ...] = ()
-    columns: tuple[int, ...] = ()
-    guard.restore_buffers()
-    if finding is not None and finding.phase != "step":
-        rows, columns = _places(net, refused, finding, batch, fit_params)
-    guard.restore_buffers()
-    for (_, parameter), grad in zip(named_parameters, grads, strict=True):
-        parameter.grad = grad
-    report = examine_step(
-        inputs=inputs,
+    evidence = StepEvidence(
+        inputs=unpack_data(batch)[0],
         outputs=refused.step.get("y_pred"),
         loss=refused.loss,
         gradient_norm=refused.norm,
-        named_parameters=named_parameters,
-        relative_distance=relative_distance,
+        named_parameters=list(net.get_all_learnable_params()),
+        relative_distance=guard.relative_distance(),
         lr=net.effective_lr_,
         epoch=len(net.history or ()),
         batch=training.batch_number,
-        finding=finding,
         error=refused.error,
         is_gradient_absurd=refused.is_gradient_absurd,
-        amplifies=amplifies,
+    )
+    # The replay overwrites the gradients, which the report needs.
+    grads = [p.grad for _, p in evidence.named_parameters]
+    failed: FailedOperation | None = None
+    amplification = ""
+    if not guard.has_finite_weights():
+        if any(p.dtype in NARROW for p in guard.parameters):
+            with guard.last_weights():
+                failed = _find_in_optimizer(net, batch, fit_params)
+    elif not evidence.is_finite:
+        failed = _find_operation(training, batch, fit_params)
+        if refused.error is not None and failed is None:
+            raise refused.error  # nothing to do with numbers
+    is_huge = failed is not None and failed.largest >= HUGE
+    if (evidence.is_runaway or is_huge) and not _is_rate_absurd(net):
+        with guard.first_weights():
+            amplification = _amplification_of(net, batch, fit_params)
+    rows: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
+    guard.restore_buffers()
+    if failed is not None and failed.phase != "step":
+        rows, columns = _places(net, evidence.outputs, failed, batch, fit_params)
+    guard.restore_buffers()
+    for (_, parameter), grad in zip(evidence.named_parameters, grads, strict=True):
+        parameter.grad = grad
+    evidence = dataclasses.replace(
+        evidence,
+        failed_operation=failed,
+        amplification=amplification,
         rows=rows,
         columns=columns,
     )
+    report = examine_step(evidence)
     rows, report = report.rows, training.in_data(report)
     if not guard.reports or guard.is_last:
         names = [*net._modules, *net._criteria]
@@ -198,7 +194,7 @@ def explain(
             net.get_params(deep=False),
         )
         report = dataclasses.replace(report, capsule=capsule)
-    return Failure(refused, report, rows, finding)
+    return Failure(evidence, report, rows)
 
 
 def explain_weights(training: Any, batch: Any) -> NonFiniteReport:
@@ -216,8 +212,7 @@ def explain_weights(training: Any, batch: Any) -> NonFiniteReport:
     """
     net = training.net
     training.random_states = random_states(net.device)
-    finding = _find_operation(training, batch, {})
-    return examine_step(
+    evidence = StepEvidence(
         inputs=(),
         outputs=(),
         loss=math.nan,
@@ -227,8 +222,9 @@ def explain_weights(training: Any, batch: Any) -> NonFiniteReport:
         lr=float(net.lr),
         epoch=0,
         batch=0,
-        finding=finding,
+        failed_operation=_find_operation(training, batch, {}),
     )
+    return examine_step(evidence)
 
 
 def _modules_of(net: Any) -> tuple[dict[str, Any], list[Any]]:
@@ -249,11 +245,11 @@ def _find_operation(
     net.guard_.restore_buffers()
     net._zero_grad_optimizer()
     with _with_random_states(training):
-        finding = replay(
+        failed = replay(
             run, Names(*_modules_of(net)), (inputs, target), get_len(inputs)
         )
     net._zero_grad_optimizer()
-    return finding
+    return failed
 
 
 def _find_in_optimizer(net: Any, batch: Any, fit_params: Any) -> FailedOperation | None:
@@ -348,8 +344,8 @@ def _uses_of_a_weight(root: Any) -> int:
 
 def _places(
     net: Any,
-    refused: StepRefused,
-    finding: FailedOperation,
+    outputs: Any,
+    failed: FailedOperation,
     batch: Any,
     fit_params: Any,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -364,10 +360,10 @@ def _places(
 
     net._set_training(True)
     return places_to_blame(
-        finding.phase,
-        finding.rows,
+        failed.phase,
+        failed.rows,
         unpack_data(batch),
-        refused.step.get("y_pred"),
+        outputs,
         forward_alone,
         lambda outputs, target, inputs: net.get_loss(
             outputs, target, X=inputs, training=True
@@ -402,11 +398,12 @@ def mend(
     guard, first = training.guard, failure.report
     if first.phase in ("step", "input") or not guard.may_mend:
         return None
-    if failure.refused.is_finite and guard.needs_clip(first):
+    if failure.evidence.is_finite and guard.needs_clip(first):
         return None
-    has_passed = failure.finding is None
+    has_passed = failure.evidence.failed_operation is None
     for _ in range(_MENDINGS):
-        if failure.finding is not None and not failure.finding.is_of_batch:
+        failed = failure.evidence.failed_operation
+        if failed is not None and not failed.is_of_batch:
             return None  # no batch would fare better
         n_rows = get_len(unpack_data(batch)[0])
         n_left = n_rows - len(failure.rows)

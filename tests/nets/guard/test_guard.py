@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from sknan.diagnosis import NonFiniteReport, examine_step
+from sknan.diagnosis import NonFiniteReport, StepEvidence, examine_step
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.guard import Guard, Snapshot
 from sknan.nets.guard._guard import scaled_rates
@@ -90,17 +90,18 @@ class PlainLoop:
                 self.guard.step_taken()
                 self.losses.append(value)
                 return "taken"
-            report = examine_step(
+            evidence = StepEvidence(
                 inputs=X,
                 outputs=output,
                 loss=value,
                 gradient_norm=norm,
-                named_parameters=self.module.named_parameters(),
+                named_parameters=list(self.module.named_parameters()),
                 relative_distance=self.guard.relative_distance(),
                 lr=self.optimizer.param_groups[0]["lr"] * self.guard.lr_scale,
                 epoch=1,
                 batch=len(self.losses) + 1,
             )
+            report = examine_step(evidence)
             if self.guard.handle(report, Trials(self, X, y)) == "skip":
                 return "skip"
 
