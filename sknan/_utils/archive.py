@@ -1,4 +1,4 @@
-"""Archives of torch that report why they could not be written."""
+"""``torch.save`` with errors that state the cause."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["save"]
 
 
 def save(contents: Any, file: Any) -> None:
-    """``torch.save`` that raises what broke it off.
+    """Save with ``torch.save``, and raise the original error if writing fails.
 
-    torch closes its archive even if that is half written, fails at it, and so hides a
-    full disk or Ctrl-C behind an error about positions in the archive.
+    torch closes a partly written archive, fails while closing, and thereby hides a full
+    disk or Ctrl-C behind an error about positions in the archive.
 
     Parameters
     ----------
     contents : object
-        What to save.
+        Object to save.
     file : path or binary file
-        Where to.
+        Destination.
     """
     try:
         torch.save(contents, file)

@@ -1,4 +1,4 @@
-"""A ``fit`` in one piece as a task that scikit-learn's callbacks are told of."""
+"""Support of scikit-learn's callbacks for a ``fit`` without subtasks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def fit_as_task(method: Method) -> Method:
-    """Have scikit-learn's callbacks told when a fit begins, and that it has ended.
+    """Notify scikit-learn's callbacks when a fit begins and when it ends.
 
-    As in scikit-learn's ``StandardScaler``: one task, without parts.
+    The fit is one task without subtasks, as in scikit-learn's ``StandardScaler``.
 
     Parameters
     ----------
@@ -26,15 +26,15 @@ def fit_as_task(method: Method) -> Method:
     Returns
     -------
     callable
-        The same method, told of.
+        Method that notifies callbacks.
     """
 
     @functools.wraps(method)
-    def told(self: Any, X: Any, y: Any = None, **params: Any) -> Any:
+    def notifying(self: Any, X: Any, y: Any = None, **params: Any) -> Any:
         task = self._init_callback_context()
         task.call_on_fit_task_begin(estimator=self, X=X, y=y)
-        # A fit of scikit-learn's own within this one would take the task for its own,
-        # and end it.
+        # A nested fit of a scikit-learn estimator would take this task for its task and
+        # end it.
         del self._callback_fit_ctx
         try:
             fitted = method(self, X, y, **params)
@@ -45,4 +45,4 @@ def fit_as_task(method: Method) -> Method:
         )
         return fitted
 
-    return cast(Method, with_callbacks(told))
+    return cast(Method, with_callbacks(notifying))

@@ -10,24 +10,31 @@ __all__ = ["original_of", "uncompiled"]
 
 
 def original_of(part: Any) -> Any:
-    """What ``torch.compile`` was given: in compiled code there is nothing to see.
+    """Return the module that was passed to ``torch.compile``.
+
+    Compiled code cannot be instrumented.
 
     Parameters
     ----------
     part : object
         Network or criterion, compiled or not.
+
+    Returns
+    -------
+    object
+        The original module, or ``part`` if it was not compiled.
     """
     return getattr(part, "_orig_mod", part)
 
 
 @contextlib.contextmanager
 def uncompiled(net: Any) -> Iterator[None]:
-    """Put what ``torch.compile`` was given in place of what it made of it.
+    """Replace the compiled modules of a net by the original ones inside the block.
 
     Parameters
     ----------
     net : skorch net
-        Initialized.
+        Initialized net.
     """
     names = [f"{name}_" for name in (*net._modules, *net._criteria)]
     compiled = {name: vars(net)[name] for name in names if name in vars(net)}

@@ -1,7 +1,8 @@
-"""Pickles that say which versions made them, and archives that say why they failed.
+"""Pickles that record the versions of the packages that made them.
 
-scikit-learn warns when an estimator of its own is loaded under another version; for
-classes defined elsewhere it records nothing. A pickled network depends on torch too.
+scikit-learn warns if one of its own estimators is loaded under another version, but
+records no version for classes of other packages. A pickled network also depends on
+torch.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ def _versions() -> dict[str, str]:
 
 
 class VersionedPickleMixin:
-    """Record versions on pickling, and warn on loading under others.
+    """Mixin that records versions in pickles and warns if they differ on loading.
 
-    A class that only ever stands inside another that records them sets
-    ``_is_versioned`` to False, so that one model warns once.
+    A class whose instances are always part of another object of this mixin sets
+    ``_is_versioned`` to False, so that a model gives one warning.
 
-    Raises
-    ------
+    Warns
+    -----
     InconsistentVersionWarning
-        scikit-learn's own warning, one for each package whose version differs.
+        scikit-learn's warning, once for each package whose version differs.
     """
 
     _is_versioned: ClassVar[bool] = True
 
     def __getstate__(self) -> dict[str, Any]:
-        # The default state of an object without attributes is None.
+        # The state of an object without attributes is None.
         inherited: Any = super().__getstate__()
         state: dict[str, Any] = {**(inherited or {})}
         if self._is_versioned:

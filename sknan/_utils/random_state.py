@@ -1,4 +1,4 @@
-"""States of torch's random generators: read, put back, seeded for a while."""
+"""States of torch's random generators: reading, restoring and temporary seeding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["random_states", "resumed", "seeded", "set_random_states"]
 
 
 def random_states(device: Any) -> tuple[Tensor, Tensor | None]:
-    """States of torch's generators that a forward pass on a device may use."""
+    """Return the states of the generators that a forward pass on a device may use."""
     on_gpu = torch.device(device).type == "cuda"
     return (
         torch.get_rng_state(),
@@ -22,7 +22,7 @@ def random_states(device: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def set_random_states(states: tuple[Tensor, Tensor | None], device: Any) -> None:
-    """Put back what :func:`random_states` has returned."""
+    """Restore the states that :func:`random_states` returned."""
     torch.set_rng_state(states[0])
     if states[1] is not None:
         torch.cuda.set_rng_state(states[1], device)
@@ -35,7 +35,7 @@ def _gpu_index(device: str) -> int:
 
 @contextlib.contextmanager
 def resumed(states: tuple[Tensor, Tensor | None], device: str) -> Iterator[None]:
-    """Go on inside the block from where torch's generators were left."""
+    """Use these generator states inside the block, then restore the caller's."""
     with seeded(0, device):
         torch.set_rng_state(states[0])
         if states[1] is not None:
@@ -45,7 +45,7 @@ def resumed(states: tuple[Tensor, Tensor | None], device: str) -> Iterator[None]
 
 @contextlib.contextmanager
 def seeded(seed: int, device: str) -> Iterator[None]:
-    """Seed torch inside the block, and give the caller's generators back after it."""
+    """Seed torch inside the block, then restore the caller's generator states."""
     on_gpu = torch.device(device).type == "cuda"
     devices = [_gpu_index(device)] if on_gpu else []
     with torch.random.fork_rng(devices=devices):

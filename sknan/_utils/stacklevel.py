@@ -1,4 +1,4 @@
-"""Where a warning points to: the line of the caller, not one of a library."""
+"""Stack level of the user's line, for warnings."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from types import FrameType
 
 __all__ = ["stacklevel_of_caller"]
 
-# Packages whose lines are not the user's.
+# Packages whose frames are skipped.
 _INSIDE = {"sknan", "skorch", "sklearn", "joblib", "contextlib"}
 
 
 def stacklevel_of_caller() -> int:
-    """Level, for a warning of the calling function, of the first frame outside.
+    """Return the stack level of the first frame outside the libraries.
 
-    Between ``fit`` and the training lie frames of ours, skorch and scikit-learn, more
-    of them in a pipeline or a search. (``skip_file_prefixes`` needs Python 3.12.)
+    The number of frames of sknan, skorch and scikit-learn between the user's call and
+    the warning is not fixed: a pipeline or a search adds some. (The argument
+    ``skip_file_prefixes`` of ``warnings.warn`` needs Python 3.12.)
 
     Returns
     -------
     int
-        For ``warnings.warn(..., stacklevel=...)``.
+        Value for ``warnings.warn(..., stacklevel=...)`` in the calling function.
     """
     frame: FrameType | None = sys._getframe(1)
     level = 1

@@ -1,8 +1,8 @@
-"""As many of torch's threads as a piece of work is worth.
+"""Number of torch threads for a given amount of work.
 
-Threads meet after each operation. Where that takes microseconds it costs more than the
-second thread saves, and where another program holds the second core, each meeting waits
-until the system gives it back: a step can take ten times as long on two threads as on
+Threads synchronize after each operation. For an operation of some microseconds this
+costs more than a second thread saves. If another program occupies the second core, each
+synchronization waits for it, and a step can take ten times as long on two threads as on
 one.
 """
 
@@ -18,9 +18,8 @@ from torch.utils.flop_counter import flop_registry
 
 __all__ = ["FlopCount", "threads_for"]
 
-# Floating-point operations in one step from which on each further thread gets as many.
+# Each thread beyond the first needs this many floating-point operations per step.
 _PER_THREAD = 5e8
-
 
 _PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 
@@ -31,7 +30,7 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes
     ----------
     n_flops : int
-        Two for each multiplication with its addition.
+        Number of operations so far; a multiplication and its addition count as two.
     """
 
     def __init__(self) -> None:
@@ -44,7 +43,7 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         packet = func._overloadpacket
-        if packet in _PRODUCTS:  # torch's way of counting takes as long as a network
+        if packet in _PRODUCTS:  # torch's formula takes as long as a small network
             self.n_flops += 2 * result.numel() * args[-1].shape[0]
         elif packet in flop_registry:
             count = flop_registry[packet]
@@ -54,17 +53,16 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextlib.contextmanager
 def threads_for(n_flops: float, num_threads: int | str = "auto") -> Iterator[None]:
-    """Let torch use so many threads inside the block, and as many as before after it.
+    """Set the number of torch threads inside the block, and restore it afterwards.
 
     Parameters
     ----------
     n_flops : float
-        Floating-point operations between two things that cannot be shared out, such as
-        those of a training step.
+        Number of floating-point operations in one unit of work, such as a training
+        step.
     num_threads : int or "auto", default="auto"
-        ``"auto"`` is as many as the work is worth, and no more than torch is set to
-        use. It follows from the size of the work alone, so that a training gives the
-        same bits whenever it is repeated.
+        Number of threads. ``"auto"`` chooses it by ``n_flops`` alone, up to the number
+        that torch is set to use, so that repeated trainings are bitwise identical.
     """
     before = torch.get_num_threads()
     wanted = (

@@ -16,14 +16,14 @@ def tree_map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
     Parameters
     ----------
     function : callable
-        Of a tensor.
+        Function of a tensor.
     data : Tensor, or nested tuples, lists or mappings of Tensor
-        Lists come back as tuples, mappings as dicts.
+        Nested tensors. Lists become tuples, mappings become dicts.
 
     Returns
     -------
     object
-        Nested as ``data`` is.
+        Results, nested like ``data``.
     """
     if isinstance(data, Tensor):
         return function(data)
@@ -35,12 +35,12 @@ def tree_map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
 
 
 def tree_leaves(data: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists and mappings, in order.
+    """Return all tensors in nested tuples, lists and mappings, in order.
 
     Parameters
     ----------
     data : object
-        Nested; what is no tensor is left out.
+        Nested object. Leaves that are not tensors are ignored.
 
     Returns
     -------

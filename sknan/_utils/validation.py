@@ -1,7 +1,7 @@
-"""What must hold before training: finite tables, known names. One message per fault.
+"""Validation of tables, names and ranges, with messages that name the place.
 
-Ground floor: imports nothing from sknan but the exceptions. Each message says what was
-found, where (column by name, row by position counted from 0), and what to do.
+Each message says what was found, where (columns by name, rows by position counted from
+0), and what to do.
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ FLOAT64_MAX = float(np.finfo(np.float64).max)
 
 _FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
-# What to do about a target that is missing.
+# Remedy for a missing target.
 DROP_ROWS = (
-    "A row without a finite target cannot be learnt from: "
-    "leave those rows out of X and y."
+    "A row without a finite target cannot be used for training: "
+    "remove these rows from X and y."
 )
 
-# A message that lists more columns than this is a list nobody reads.
+# Largest number of columns or rows that a message lists.
 _MAX_LISTED = 8
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Sentence that proposes the nearest known name, or an empty string.
+    """Return a sentence that proposes the nearest known name, or an empty string.
 
     Parameters
     ----------
     name : str
-        What was given.
+        Unknown name.
     known : iterable of str
-        What would have been understood.
+        Known names.
 
     Returns
     -------
     str
-        ``" Did you mean 'x'?"`` with its leading blank, or ``""``.
+        ``" Did you mean 'x'?"`` with a leading space, or ``""``.
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def column_name(index: int, names: Sequence[Any] | None) -> str:
-    """How a column is called in messages: its quoted label, or its position."""
+    """Return the name of a column in messages: the quoted label, or the position."""
     return f"{index}" if names is None else f"{str(names[index])!r}"
 
 
 def check_range(name: str, value: float, high: float = math.inf) -> None:
-    """Refuse a value that is not strictly between 0 and the bound."""
+    """Raise ``ValueError`` unless ``0 < value < high``."""
     if not 0.0 < value < high:
         rule = "above 0 and finite" if high == math.inf else f"between 0 and {high:g}"
         raise ValueError(f"{name} must be {rule}, got {value!r}.")
@@ -81,17 +81,17 @@ def _plural(count: int, noun: str) -> str:
 
 
 def _in_words(count: int, kind: str) -> str:
-    """Such as ``"2 NaN values"`` or ``"1 value beyond float32"``."""
+    """Return a phrase such as ``"2 NaN values"`` or ``"1 value beyond float32"``."""
     if kind.startswith("beyond"):
         return f"{_plural(count, 'value')} {kind}"
     return _plural(count, f"{kind} value")
 
 
 def _is_within(values: np.ndarray, limit: float) -> bool:
-    """Whether every value is finite and at most ``limit`` in size."""
+    """Whether every value is finite and has a magnitude of at most ``limit``."""
     if values.size == 0:
         return True
-    # Minimum and maximum pass a NaN on and cannot overflow, as a sum could.
+    # Minimum and maximum propagate NaN and cannot overflow, as a sum could.
     low, high = float(values.min()), float(values.max())
     return low >= -limit and high <= limit
 
@@ -99,26 +99,26 @@ def _is_within(values: np.ndarray, limit: float) -> bool:
 def count_nonfinite(
     values: np.ndarray, limit: float = FLOAT32_MAX
 ) -> tuple[dict[str, int], np.ndarray]:
-    """Count what is not finite, or too large, by kind.
+    """Count the values that are non-finite or too large, by kind.
 
     Parameters
     ----------
     values : ndarray of float
-        Any shape.
+        Values of any shape.
     limit : float, default=FLOAT32_MAX
-        Largest size that counts as finite.
+        Largest magnitude that counts as finite.
 
     Returns
     -------
     counts : dict of str to int
-        Keys ``"NaN"``, ``"inf"`` and ``"beyond float32"``; kinds that do not occur are
-        left out.
+        Keys are ``"NaN"``, ``"inf"`` and ``"beyond float32"``. Kinds that do not occur
+        are omitted.
     bad : ndarray of bool
-        Mask of the shape of ``values``.
+        Mask of the counted values, with the shape of ``values``.
     """
     missing = np.isnan(values)
     infinite = np.isinf(values)
-    # As float64, since the limit may not fit a narrower dtype.
+    # In float64, because the limit may not fit into a narrower dtype.
     beyond = ~missing & ~infinite & (np.abs(values, dtype=np.float64) > limit)
     kinds = {"NaN": missing, "inf": infinite, "beyond float32": beyond}
     counts = {kind: int(mask.sum()) for kind, mask in kinds.items() if mask.any()}
@@ -126,7 +126,7 @@ def count_nonfinite(
 
 
 def _places(bad: np.ndarray, names: Sequence[Any] | None) -> str:
-    """The columns (with counts and first rows) in which ``bad`` holds."""
+    """Return the columns in which ``bad`` is true, with counts and first rows."""
     if bad.ndim == 0:
         return ""
     if bad.ndim == 1:
@@ -156,31 +156,32 @@ def check_finite(
     columns: Sequence[Any] | None = None,
     limit: float = FLOAT32_MAX,
 ) -> None:
-    """Refuse a table that holds NaN, infinities or values that overflow float32.
+    """Raise an error if a table contains NaN, infinities or values beyond float32.
 
     Parameters
     ----------
     values : ndarray or Tensor
-        Any shape; anything but floating-point numbers passes.
+        Values of any shape. Dtypes other than floating point are not checked.
     name : str
-        ``"X"`` or ``"y"``, for the message.
+        Name of the table in the message, such as ``"X"``.
     remedy : str
-        Last sentence of the message: what to do.
+        Last sentence of the message.
     columns : sequence of str or None, default=None
         Labels of the columns of a two-dimensional ``values``.
     limit : float, default=FLOAT32_MAX
-        Largest size that counts as finite.
+        Largest magnitude that counts as finite.
 
     Raises
     ------
     NonFiniteDataError
-        Naming counts by kind, the columns, the first row of each, and the remedy.
+        If a value is not finite. The message gives counts by kind, the columns, the
+        first row of each, and the remedy.
     """
     if isinstance(values, torch.Tensor):
         if not values.is_floating_point():
             return
         values = values.detach().cpu()
-        if values.dtype is torch.bfloat16:  # unknown to NumPy
+        if values.dtype is torch.bfloat16:  # NumPy has no bfloat16
             values = values.float()
         values = values.numpy()
     values = np.asarray(values)
@@ -194,19 +195,20 @@ def check_finite(
 
 
 def first_text_cell(X: Any, columns: Sequence[Any] | None) -> str | None:
-    """Where the first cell stands that no number can be made of, or None.
+    """Return the place of the first cell that cannot be converted to a number.
 
     Parameters
     ----------
     X : array-like or DataFrame of shape (n_samples, n_features) or (n_samples,)
-        What could not be converted.
+        Table that could not be converted.
     columns : sequence of str or None
         Labels of the columns.
 
     Returns
     -------
     str or None
-        As in ``"'red' at row 3, column 'colour'"``.
+        Description such as ``"'red' at row 3, column 'color'"``, or None if there is
+        no such cell.
     """
     table = np.asarray(X, dtype=object)
     if table.ndim not in (1, 2):
@@ -225,26 +227,27 @@ def first_text_cell(X: Any, columns: Sequence[Any] | None) -> str | None:
 def already_valid_array(
     X: Any, estimator: Any, dtypes: Sequence[np.dtype[Any]] = _FLOATS
 ) -> np.ndarray | None:
-    """The array that ``validate_data`` of scikit-learn would give, if it is no work.
+    """Return ``X`` as an array if scikit-learn's ``validate_data`` would not change it.
 
-    One row takes longer through all of its checks than through a small network, and a
-    row of a DataFrame ten times as long. What it would neither change nor refuse nor
-    warn of needs none of them; all else is left to it, messages included.
+    For one row, the checks of ``validate_data`` take longer than the forward pass of a
+    small network, and for a row of a DataFrame ten times as long. They can be skipped
+    for input that they would neither convert nor refuse nor warn about.
 
     Parameters
     ----------
     X : object
-        What was given to a fitted estimator.
+        Input of a method of a fitted estimator.
     estimator : estimator
-        With ``n_features_in_``, and ``feature_names_in_`` where it has seen names.
+        Fitted estimator with ``n_features_in_``, and with ``feature_names_in_`` if it
+        was fitted on a DataFrame.
     dtypes : sequence of dtype, default=float64 and float32
-        Those that need no conversion.
+        Dtypes that need no conversion.
 
     Returns
     -------
     ndarray of shape (n_samples, n_features) or None
-        At least one row; maybe ``X`` itself or its memory. None where validation has
-        something to do.
+        Array with at least one row, which may share memory with ``X``; None if
+        ``validate_data`` must be called.
     """
     names = getattr(estimator, "feature_names_in_", None)
     table = X

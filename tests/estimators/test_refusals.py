@@ -24,8 +24,8 @@ VALUES = X[:, 0] + 2 * X[:, 1]
 
 IMPUTE = "Impute first: make_pipeline(NaNImputer(), SafeScaler(), {}())."
 DROP_ROWS = (
-    "A row without a finite target cannot be learnt from: "
-    "leave those rows out of X and y."
+    "A row without a finite target cannot be used for training: "
+    "remove these rows from X and y."
 )
 PREFIXES = (
     "Parameters of the network's parts are written module__..., criterion__..., "

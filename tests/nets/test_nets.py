@@ -544,7 +544,7 @@ def test_a_target_with_holes_is_refused_before_training():
     y[7] = np.nan
     assert refusal(NonFiniteDataError, built("net").fit, X, y) == (
         "y contains 1 NaN value in 1 of 1 column: 0 (1, first at row 7). A row without "
-        "a finite target cannot be learnt from: leave those rows out of X and y."
+        "a finite target cannot be used for training: remove these rows from X and y."
     )
 
 
