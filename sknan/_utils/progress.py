@@ -1,139 +1,139 @@
-"""Progress bars: for what takes longer than a second, where somebody is watching.
+"""Progress bars for operations that take longer than a second.
 
-Who has been asked to show a bar holds it; what works deep inside, or in another
-process, and knows nothing of it, says how far it has come.
+The code that opens a bar (`progress`) and the code that advances it (`advance`) need
+not know each other: the current bar is a context variable. In the workers of joblib a
+count takes its place, which comes back with the result (`call_in_workers`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
-import tempfile
-import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from pathlib import Path
-from typing import Any, TextIO
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+from joblib import effective_n_jobs
+from sklearn.utils.parallel import Parallel, delayed
 from tqdm import TqdmWarning
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", TqdmWarning)  # without widgets it is a line of text
+    warnings.simplefilter("ignore", TqdmWarning)  # tqdm shows text without ipywidgets
     from tqdm.auto import tqdm
 
-__all__ = ["advance", "is_shown", "progress", "reach", "reported_to", "reports"]
+__all__ = ["advance", "advance_to", "call_in_workers", "is_shown", "progress"]
 
 _SECONDS_BEFORE = 1.0
-_SECONDS_BETWEEN = 0.2
 _LINE = "{l_bar}{bar}| {n:.0f}/{total_fmt} {unit} [{elapsed}<{remaining}{postfix}]"
 
+_T = TypeVar("_T")
 
-class _Bar:
-    """A bar, and the numbers behind it."""
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
+@dataclass
+class _Count:
+    """Progress that was made so far.
+
+    ``recoveries`` is None where they are not counted. ``numbers`` are the latest values
+    to be shown after the bar.
+    """
+
+    n: float = 0.0
+    recoveries: int | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: _Count) -> None:
+        self.n += other.n
+        if other.recoveries is not None:
+            self.recoveries = (self.recoveries or 0) + other.recoveries
+        self.numbers |= other.numbers
+
+
+class _Bar(_Count):
+    """Bar of tqdm that shows a count."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        super().__init__()
         self._bar = tqdm(
             total=total,
-            desc=what,
+            desc=title,
             unit=unit,
             delay=_SECONDS_BEFORE,
-            miniters=0,  # whether it is drawn depends on the time alone
+            miniters=0,  # the time alone decides when the bar is drawn
             bar_format=_LINE,
             dynamic_ncols=True,
         )
-        self._n = 0.0
-        self._numbers: dict[str, float] = {}
 
-    def add(self, n: float, recoveries: int | None, numbers: dict[str, float]) -> None:
-        self._n += n
-        shown = self._numbers
-        shown.update(numbers)
-        if recoveries is not None:
-            shown["recoveries"] = shown.pop("recoveries", 0) + recoveries  # at the end
-        self._bar.set_postfix(
-            {name: f"{value:.3g}" for name, value in shown.items()}, refresh=False
-        )
-        self._bar.update(min(self._n, self._bar.total) - self._bar.n)
+    def add(self, other: _Count) -> None:
+        super().add(other)
+        shown = {name: f"{value:.3g}" for name, value in self.numbers.items()}
+        if self.recoveries is not None:
+            shown["recoveries"] = str(self.recoveries)
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(min(self.n, self._bar.total) - self._bar.n)
 
-    def reach(self, n: int, recoveries: int | None) -> None:
-        if recoveries is not None:
-            recoveries -= int(self._numbers.get("recoveries", 0))
-        self.add(n - self._n, recoveries, {})
+    def show(self) -> None:
+        """Draw the bar without waiting for the first second to pass."""
+        self._bar.refresh()
+        self._bar.delay = 0
 
     def close(self, *, is_done: bool) -> None:
         if is_done:
-            # What has ended early is done; and thirds do not quite add up to one.
-            self._bar.n = self._bar.total = round(self._n)
+            # The block may end early, and fractions do not quite add up to the total.
+            self._bar.n = self._bar.total = round(self.n)
         self._bar.close()
 
 
-class _Reports:
-    """What stands for the bar in another process: a file that it is told through."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def add(self, n: float, recoveries: int | None, numbers: dict[str, float]) -> None:
-        line = json.dumps([n, recoveries, numbers]) + "\n"
-        file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        try:
-            os.write(file, line.encode())  # in one piece, whoever else writes
-        finally:
-            os.close(file)
-
-
-_shown: ContextVar[Any] = ContextVar("shown", default=None)
+_current: ContextVar[_Count | None] = ContextVar("current", default=None)
 
 
 def _is_watched() -> bool:
-    """Whether the bar has a terminal or a notebook to be in, and not a log."""
+    """Whether stderr is a terminal, or the code runs in a notebook."""
     ipython = sys.modules.get("IPython")
     is_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
     return is_notebook or (sys.stderr is not None and sys.stderr.isatty())
 
 
 def is_shown() -> bool:
-    """Whether what is done here and now has a bar."""
-    return _shown.get() is not None
+    """Whether there is a bar that `advance` moves."""
+    return _current.get() is not None
 
 
 @contextlib.contextmanager
-def _showing(sink: Any) -> Iterator[None]:
-    token = _shown.set(sink)
+def _counting(count: _Count | None) -> Iterator[None]:
+    token = _current.set(count)
     try:
         yield
     finally:
-        _shown.reset(token)
+        _current.reset(token)
 
 
 @contextlib.contextmanager
 def progress(
-    what: str, total: int, unit: str, *, verbose: int | bool
+    title: str, total: int, unit: str, *, verbose: int | bool
 ) -> Iterator[None]:
-    """Show how far the block has come, from its first second on.
+    """Show a bar for the progress of the block, after its first second.
 
     Parameters
     ----------
-    what : str
-        Stands before the bar.
+    title : str
+        Text before the bar.
     total : int
-        Units to be done.
+        Number of units.
     unit : str
-        What they are, in plural.
+        Name of the units, in the plural.
     verbose : int or bool
-        0 shows nothing. Inside a block that has a bar nothing is shown either.
+        Whether to show the bar. A block inside a block that has a bar shows none.
     """
-    if not (verbose and total and _shown.get() is None and _is_watched()):
-        with _showing(None):
+    if not (verbose and total and not is_shown() and _is_watched()):
+        with _counting(None):
             yield
         return
-    bar = _Bar(what, total, unit)
+    bar = _Bar(title, total, unit)
     is_done = False
     try:
-        with _showing(bar):
+        with _counting(bar):
             yield
         is_done = True
     finally:
@@ -141,82 +141,87 @@ def progress(
 
 
 def advance(n: float, recoveries: int | None = None, **numbers: float) -> None:
-    """Count what has been done, if there is a bar.
+    """Advance the bar, if there is one.
 
     Parameters
     ----------
     n : float
-        Units.
+        Number of further units.
     recoveries : int or None, default=None
-        Failed steps that were rescued in them; None where they are not counted.
+        Number of failed steps in them that were rescued, or None if they are not
+        counted.
     **numbers : float
-        What else to show behind the bar, until it is said anew.
+        Values to show after the bar. They stay until they are replaced.
     """
-    sink = _shown.get()
-    if sink is not None:
-        sink.add(n, recoveries, numbers)
+    count = _current.get()
+    if count is not None:
+        count.add(_Count(n, recoveries, numbers))
 
 
-def reach(n: int, recoveries: int | None = None) -> None:
-    """Count what has not been counted on the way.
+def advance_to(n: float) -> None:
+    """Advance the bar to a number of units, if there is one.
 
     Parameters
     ----------
-    n : int
-        Units that are done in all.
-    recoveries : int or None, default=None
-        Rescued steps in all.
+    n : float
+        Number of units in total.
     """
-    sink = _shown.get()
-    if isinstance(sink, _Bar):
-        sink.reach(n, recoveries)
+    count = _current.get()
+    if count is not None:
+        count.add(_Count(n - count.n))
 
 
-@contextlib.contextmanager
-def reports() -> Iterator[str | None]:
-    """Let other processes move the bar while the block runs.
+def call_in_workers(
+    function: Callable[..., _T],
+    arguments: Sequence[tuple[Any, ...]],
+    n_jobs: int | None,
+) -> list[_T]:
+    """Call a function in the workers of joblib.
 
-    Yields
-    ------
-    str or None
-        For :func:`reported_to`, in any process of this machine; None without a bar.
-    """
-    bar = _shown.get()
-    if bar is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="sknan") as folder:
-        path = Path(folder) / "reports"
-        path.touch()
-        is_over = threading.Event()
-        with path.open(encoding="utf-8") as file:
-            reader = threading.Thread(target=_read, args=(file, bar, is_over))
-            reader.start()
-            try:
-                yield str(path)
-            finally:
-                is_over.set()
-                reader.join()
-
-
-def _read(file: TextIO, bar: _Bar, is_over: threading.Event) -> None:
-    rest = ""
-    is_last = False
-    while not is_last:
-        is_last = is_over.wait(_SECONDS_BETWEEN)
-        *lines, rest = (rest + file.read()).split("\n")
-        for line in lines:
-            bar.add(*json.loads(line))
-
-
-def reported_to(path: str | None) -> contextlib.AbstractContextManager[None]:
-    """Move the bar of another process by what is done in the block.
+    In the process of the caller the bar advances during a call. In other processes and
+    threads it advances when a call returns, and is therefore drawn at once.
 
     Parameters
     ----------
-    path : str or None
-        From :func:`reports`. On another machine it leads nowhere, and the bar there
-        moves when the whole is done.
+    function : callable
+        Function to call, which can be pickled.
+    arguments : sequence of tuple
+        Positional arguments of each call.
+    n_jobs : int or None
+        Number of workers, as in joblib.
+
+    Returns
+    -------
+    list
+        Results of the calls, in the order of ``arguments``.
     """
-    has_reader = path is not None and Path(path).exists()
-    return _showing(_Reports(path) if path is not None and has_reader else None)
+    bar = _current.get()
+    if isinstance(bar, _Bar) and effective_n_jobs(n_jobs) > 1:
+        bar.show()
+    try:
+        parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
+    except ValueError:  # some backends return all results at the end
+        parallel = Parallel(n_jobs=n_jobs)
+    found: dict[int, _T] = {}
+    for index, result, count in parallel(
+        delayed(_call)(index, function, these, bar is not None)
+        for index, these in enumerate(arguments)
+    ):
+        found[index] = result
+        if bar is not None and count is not None:
+            bar.add(count)
+    return [found[index] for index in range(len(arguments))]
+
+
+def _call(
+    index: int,
+    function: Callable[..., _T],
+    arguments: tuple[Any, ...],
+    is_counted: bool,
+) -> tuple[int, _T, _Count | None]:
+    """Call the function, and count its progress where no bar can be reached."""
+    if not is_counted or is_shown():
+        return index, function(*arguments), None
+    count = _Count()
+    with _counting(count):
+        return index, function(*arguments), count

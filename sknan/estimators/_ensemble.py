@@ -7,14 +7,14 @@ import warnings
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from joblib import Parallel, delayed, effective_n_jobs
+from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._engine.together import Job, Outcome, train_together
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan._utils.progress import progress, reported_to, reports
+from sknan._utils.progress import call_in_workers, progress
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.estimators._base import CheckedRows, StableNetBase
@@ -105,12 +105,9 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         jobs = self._jobs(X, y, sample_weight)
         n_shares = min(effective_n_jobs(self.n_jobs), len(jobs))
         shares = [jobs[i::n_shares] for i in range(n_shares)]
-        with (
-            progress("Training", len(jobs), "networks", verbose=self.verbose),
-            reports() as path,
-        ):
-            found = Parallel(n_jobs=n_shares)(
-                delayed(_train_share)(share, path) for share in shares
+        with progress("Training", len(jobs), "networks", verbose=self.verbose):
+            found = call_in_workers(
+                train_together, [(share,) for share in shares], n_shares
             )
         outcomes: list[Outcome] = [None] * len(jobs)  # type: ignore[list-item]
         for i, its in enumerate(found):
@@ -177,11 +174,6 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimators_")
-
-
-def _train_share(jobs: list[Job], reports_path: str | None) -> list[Outcome]:
-    with reported_to(reports_path):
-        return train_together(jobs)
 
 
 def _show_warnings(outcomes: list[Outcome]) -> None:

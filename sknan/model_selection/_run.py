@@ -17,11 +17,10 @@ import numpy as np
 from joblib import effective_n_jobs, parallel_config
 from sklearn.base import clone
 from sklearn.utils import Tags, get_tags
-from sklearn.utils.parallel import Parallel, delayed
 
 from sknan._engine.plan import trained_by
 from sknan._engine.training import train_as_stack
-from sknan._utils.progress import reach, reports
+from sknan._utils.progress import call_in_workers
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.estimators._base import StableNetBase
 from sknan.model_selection._pipelines import (
@@ -172,9 +171,10 @@ class SearchRun:
         if self._max_memory is not None:
             memory = max(1, int(self._max_memory / 2 / min(n_workers, n_shares)))
         shares = [[tasks[i] for i in cut] for cut in np.array_split(order, n_shares)]
-        with reports() as reports_path:
-            found = Parallel(n_jobs=self._n_jobs)(
-                delayed(train_share)(
+        found = call_in_workers(
+            train_share,
+            [
+                (
                     {task.setting: settings[task.setting] for task in share},
                     X,
                     y,
@@ -183,10 +183,11 @@ class SearchRun:
                     scoring,
                     share,
                     memory,
-                    reports_path,
                 )
                 for share in shares
-            )
+            ],
+            self._n_jobs,
+        )
         self._warn_once(message for share in found for message in share.warnings)
         n_bytes = max(share.n_bytes for share in found)
         if n_bytes:
@@ -251,7 +252,6 @@ class _Evaluation:
             for split in range(len(folds))
         ]
         self._n_handed_out = 0
-        self._n_recoveries = 0
         self._ready: dict[int, Fit] = {}
 
     def _arrange(self) -> list[tuple[int, StableNetBase | None]]:
@@ -300,8 +300,6 @@ class _Evaluation:
                 self._folds,
                 self._tasks[place:end],
             )
-            self._n_recoveries += sum(fit.record.n_recoveries or 0 for fit in fits)
-            reach(end, self._n_recoveries)
             self._ready = dict(zip(range(place, end), fits, strict=True))
         return self._ready.pop(place)
 

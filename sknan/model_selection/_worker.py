@@ -18,7 +18,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from sknan._engine.together import Job, train_together
-from sknan._utils.progress import advance, reported_to
+from sknan._utils.progress import advance
 from sknan.estimators._base import StableNetBase
 from sknan.exceptions import DivergenceWarning
 from sknan.model_selection._pipelines import last_step, with_last
@@ -99,7 +99,6 @@ def train_share(
     scoring: Scoring,
     tasks: list[Task],
     max_memory: int | None,
-    reports_path: str | None = None,
 ) -> Share:
     """Fit what the tasks ask for, together where that can be, and score it.
 
@@ -122,17 +121,12 @@ def train_share(
         Any of these settings on any of these folds.
     max_memory : int or None
         Bytes that training may take.
-    reports_path : str or None, default=None
-        Where a bar learns how far it has come.
 
     Returns
     -------
     Share
     """
-    with (
-        reported_to(reports_path),
-        warnings.catch_warnings(record=True) as caught,
-    ):
+    with warnings.catch_warnings(record=True) as caught:
         prepared: dict[tuple[int, int], Prepared] = {}
         for setting in {task.setting: None for task in tasks}:
             splits = sorted({task.split for task in tasks if task.setting == setting})

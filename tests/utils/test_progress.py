@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,11 +37,10 @@ from sknan import (
 )
 from sknan._utils.progress import (
     advance,
+    advance_to,
+    call_in_workers,
     is_shown,
     progress,
-    reach,
-    reported_to,
-    reports,
 )
 from sknan.preprocessing import TableCleaner
 
@@ -244,7 +244,10 @@ def test_a_search_counts_its_fits_in_all_workers(terminal, capsys, n_jobs):
         lines[-1],
     )
     counted = [int(re.search(r"(\d+)/9 fits", line)[1]) for line in lines]
-    assert len(set(counted)) > 2  # not all at the end
+    if n_jobs == 1:
+        assert len(set(counted)) > 2  # each fit advances the bar
+    else:
+        assert counted[0] == 0  # shown at once; each worker advances it when it is done
     assert capsys.readouterr().out.startswith("Fitting 3 folds for each of 3 cand")
     with pytest.warns(DivergenceWarning):
         silent = search.fit(MANY, LABELS_OF_MANY)
@@ -282,8 +285,8 @@ def test_a_block_inside_a_block_with_a_bar_has_none(terminal):
             assert not is_shown()
             advance(5)
         time.sleep(1.1)
-        advance(1, 3, loss=0.5)
-        reach(2, 4)
+        advance(0.5, 4, loss=0.5)
+        advance_to(2)
     assert {line.split(":")[0] for line in terminal.lines} == {"Outer"}
     assert terminal.lines[-1].endswith(
         "2/2 halves [00:01<00:00, loss=0.5, recoveries=4]"
@@ -305,12 +308,41 @@ def test_a_block_that_raises_leaves_the_bar_where_it_was(terminal):
     assert not is_shown()
 
 
-def test_reports_from_another_machine_lead_nowhere(tmp_path):
-    with reported_to(str(tmp_path / "missing")):
-        assert not is_shown()
-        advance(1)
-    with reports() as path:
-        assert path is None
+def two_steps(name):
+    advance(1, 1, loss=0.25)
+    time.sleep(0.6)
+    advance(1, 1)
+    return name, is_shown()
+
+
+@pytest.mark.parametrize("backend", ["sequential", "threading", "loky", "no generator"])
+def test_calls_in_workers_advance_the_bar(terminal, backend):
+    if backend == "no generator":
+        joblib.register_parallel_backend(backend, AtTheEnd)
+    terminal.open()
+    with (
+        joblib.parallel_config(backend),
+        progress("Steps", 4, "steps", verbose=1),
+    ):
+        found = call_in_workers(two_steps, [("a",), ("b",)], n_jobs=2)
+    assert found == [("a", True), ("b", True)]
+    lines = terminal.lines
+    assert "| 4/4 steps [00:0" in lines[-1]
+    assert lines[-1].endswith("loss=0.25, recoveries=4]")
+    is_here = backend == "sequential"
+    assert ("0/4 steps" in lines[0]) != is_here  # elsewhere it is drawn at once
+    assert not is_shown()
+
+
+class AtTheEnd(joblib.parallel.ThreadingBackend):
+    """Backend that cannot return results one by one, as those of older libraries."""
+
+    supports_return_generator = False
+
+
+def test_calls_in_workers_without_a_bar_count_nothing():
+    found = call_in_workers(two_steps, [("a",), ("b",)], n_jobs=2)
+    assert found == [("a", False), ("b", False)]
 
 
 NOTEBOOK = """

@@ -19,7 +19,7 @@ from sknan._engine.passes import can_be_passed
 from sknan._engine.plan import TrainingPlan, TrainingRows
 from sknan._engine.state import Rates, Stack
 from sknan._engine.training import shape_of
-from sknan._utils.progress import advance, is_shown, reach
+from sknan._utils.progress import advance, advance_to, is_shown
 from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_map
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
@@ -96,7 +96,7 @@ def curves_at_rates(
             held_out = _trial(estimator, valid, seed, n_steps).table
         trainings = _Trainings(plan, held_out, n_steps, seed)
         found.append(trainings.run(rates))
-        reach(n_steps * len(found))
+        advance_to(n_steps * len(found))
         steps = trainings.checks
     losses, valid_losses = (
         np.stack([own[i] for own in found], axis=1) for i in range(2)
