@@ -31,6 +31,7 @@ from sknan._utils.validation import (
     did_you_mean,
     first_text_cell,
 )
+from sknan.preprocessing._conditional_method import AvailableUnless
 from sknan.preprocessing._kernels.blocks import KnownMask, fill
 from sknan.preprocessing._kernels.column_means import (
     columns_of,
@@ -41,7 +42,7 @@ from sknan.preprocessing._kernels.column_means import (
     midpoint,
 )
 from sknan.preprocessing._kernels.quantiles import bracketing_values
-from sknan.preprocessing._kernels.running_means import OnlyIf, RunningMeans
+from sknan.preprocessing._kernels.running_means import RunningMeans
 
 __all__ = ["NaNImputer"]
 
@@ -272,7 +273,7 @@ class NaNImputer(VersionedPickleMixin, SimpleImputer, CallbackSupportMixin):
             filled = self._cast(self._filled_in_place(X_in, missing, kept), X)
         return self._concatenate_indicator(filled, self._transform_indicator(missing))
 
-    @OnlyIf(_cannot_stream)
+    @AvailableUnless(_cannot_stream)
     def partial_fit(self, X: Any, y: Any = None) -> NaNImputer:
         """Learn from one more chunk of a table that does not fit into memory.
 

@@ -19,9 +19,9 @@ from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.validation import first_text_cell
 from sknan.preprocessing._kernels.blocks import KnownMask, PerColumn, blocks
 from sknan.preprocessing._kernels.column_means import midpoint
-from sknan.preprocessing._kernels.quantiles import bracketing_values, place
+from sknan.preprocessing._kernels.quantiles import bracketing_values, quantile_rank
 from sknan.preprocessing._kernels.soft_bound import (
-    Ordinary,
+    DirectScaling,
     round_down,
     squash,
     unsquash,
@@ -179,7 +179,9 @@ class SafeScaler(
         self.scale_ = np.zeros(len(n_known))
         for j in np.flatnonzero(near.n_known):
             first, third = (
-                _interpolate(below[q][j], above[q][j], place(fraction, n_known[j]) % 1)
+                _interpolate(
+                    below[q][j], above[q][j], quantile_rank(fraction, n_known[j]) % 1
+                )
                 for q, fraction in ((0, low), (2, high))
             )
             if not third > first:
@@ -206,15 +208,15 @@ class SafeScaler(
             check_is_fitted(self)
         X_in = X if self._is_valid(X) else self._validate(X, reset=False)
         bound = round_down(self.bound, X_in.dtype)
-        ordinary = Ordinary(
+        direct = DirectScaling(
             self.center_,
             self.scale_,
             None if self.bound is None else bound,
             X_in.dtype,
         )
-        if ordinary.applies:
+        if direct.applies:
             out = self._place_for(X_in)
-            ordinary.write(X_in, out)
+            direct.write(X_in, out)
             return out
 
         # A column of huge numbers is divided by 4 throughout, which is exact there.

@@ -1,4 +1,4 @@
-"""Blocks of a table: every cell once, in any layout, and what is filled in them."""
+"""Blocks of a table in any memory layout, and filling missing cells by block."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sknan.preprocessing._kernels.blocks import (
     PerColumn,
     blocks,
     fill,
-    where,
+    flat_indices,
 )
 
 NAN, INF = np.nan, np.inf
 
-# Sizes at which blocks, long rows and what is left over of them begin and end.
+# Shapes around the sizes of blocks and long rows, with and without a remainder.
 SHAPES = [(1, 1), (7, 3), (1023, 5), (1024, 1), (70_000, 1), (5000, 37), (3, 70_001)]
 
 
 def in_layout(table, layout):
-    """An equal table that lies otherwise in memory."""
+    """Return an equal table with another memory layout."""
     if layout in "CF":
         return np.array(table, order=layout)
     n_rows, n_columns = table.shape
@@ -38,14 +38,14 @@ def test_each_cell_is_in_one_block(shape, layout):
     total = np.zeros(shape[1])
     for block in blocks(table, out):
         block.out.reshape(-1)[:] = block.cells.reshape(-1) + 1
-        total[block.columns] += block.per_column(block.cells.sum(axis=0))
+        total[block.columns] += block.sum_by_column(block.cells.sum(axis=0))
     np.testing.assert_array_equal(out, table + 1)
     np.testing.assert_array_equal(total, table.sum(axis=0))
 
 
 @pytest.mark.parametrize("layout", ["C", "F", "strided"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_of_columns_are_laid_along_the_rows_that_are_joined(shape, layout):
+def test_values_of_columns_are_repeated_along_joined_rows(shape, layout):
     table = np.broadcast_to(np.arange(shape[1], dtype=np.float64), shape)
     values = PerColumn(np.arange(shape[1], dtype=np.float64))
     everywhere = PerColumn(np.arange(shape[1], dtype=np.float64))
@@ -54,22 +54,22 @@ def test_values_of_columns_are_laid_along_the_rows_that_are_joined(shape, layout
         mask = block.cells == values.along(block)
         assert mask.all()
         n_true[block.columns] += block.count_true(mask)
-        places = np.arange(block.cells.size)[::3]
-        at = everywhere.at(block, places)
-        assert (block.cells.reshape(-1)[places] == at).all()
+        indices = np.arange(block.cells.size)[::3]
+        at_indices = everywhere.at(block, indices)
+        assert (block.cells.reshape(-1)[indices] == at_indices).all()
     assert (n_true == shape[0]).all()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.03, 0.1, 0.5, 1.0])
-def test_where_finds_what_flatnonzero_finds(share):
+def test_flat_indices_agree_with_flatnonzero(share):
     mask = np.random.default_rng(0).random((37, 1000)) < share
-    np.testing.assert_array_equal(where(mask), np.flatnonzero(mask))
+    np.testing.assert_array_equal(flat_indices(mask), np.flatnonzero(mask))
 
 
 @pytest.mark.parametrize("layout", ["C", "F", "strided"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_is_not_known_is_filled_and_nothing_else_is_touched(shape, dtype, layout):
+def test_only_missing_cells_are_filled(shape, dtype, layout):
     rng = np.random.default_rng(0)
     table = rng.normal(size=shape).astype(dtype)
     table[rng.random(shape) < 0.2] = NAN
@@ -85,7 +85,7 @@ def test_what_is_not_known_is_filled_and_nothing_else_is_touched(shape, dtype, l
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_what_is_known_depends_on_marker_and_limit(dtype):
+def test_known_cells_depend_on_marker_and_limit(dtype):
     cells = np.array([NAN, INF, -INF, 70_000.0, -70_000.0, 3.0, -9.0], dtype=dtype)
     assert KnownMask()(cells).tolist() == [False] * 3 + [True] * 4
     assert KnownMask(limit=65504.0)(cells).tolist() == [False] * 5 + [True] * 2

@@ -1,4 +1,4 @@
-"""Quantiles by sampling: exact on any table, whatever the sample says."""
+"""Quantiles by sampling, which are exact for every table and every sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sknan.preprocessing._kernels.blocks import KnownMask
 from sknan.preprocessing._kernels.quantiles import bracketing_values
 
 NAN, INF = np.nan, np.inf
-N_ROWS = 20_011  # more than are ranked as a whole, and no round number
+N_ROWS = 20_011  # enough rows for sampling, and no round number
 
 COLUMNS = {
     "normal": lambda rng, n: rng.normal(size=n),
@@ -41,15 +41,15 @@ def check(table, fractions):
             if not known.size:
                 assert math.isnan(found.low[q, j])
                 continue
-            at = (known.size - 1) * fraction
-            assert found.low[q, j] == known[math.floor(at)]
-            assert found.high[q, j] == known[math.ceil(at)]
+            rank = (known.size - 1) * fraction
+            assert found.low[q, j] == known[math.floor(rank)]
+            assert found.high[q, j] == known[math.ceil(rank)]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("share_missing", [0.0, 0.1, 0.99])
-def test_the_values_are_those_of_a_sorted_table(order, dtype, share_missing):
+def test_the_values_agree_with_a_sorted_table(order, dtype, share_missing):
     rng = np.random.default_rng(0)
     columns = [make(rng, N_ROWS) for make in COLUMNS.values()]
     with np.errstate(over="ignore"):
@@ -73,8 +73,8 @@ def test_any_quantile_of_any_number_of_distinct_values(seed, fractions, n_values
     check(table, fractions)
 
 
-def test_a_sample_that_misleads_changes_nothing():
-    # Whatever rows are drawn, they are drawn again: those that are get other values.
+def test_an_unrepresentative_sample_changes_nothing():
+    # The sampled rows are the same in each call; here they get other values.
     size = int(2 * N_ROWS ** (2 / 3))
     jitter = np.random.default_rng(0).random(size)
     drawn = ((np.arange(size) + jitter) * (N_ROWS / size)).astype(int)
@@ -84,7 +84,7 @@ def test_a_sample_that_misleads_changes_nothing():
     check(table, [0.25, 0.5, 0.75])
 
 
-def test_another_marker_is_no_value():
+def test_another_marker_counts_as_missing():
     table = np.random.default_rng(0).normal(size=(N_ROWS, 1))
     table[:9000] = 0.0
     found = bracketing_values(table, [0.5], KnownMask(marker=0.0))

@@ -1,1 +1,1 @@
-"""Blocked numpy kernels for the statistics of columns."""
+"""Blockwise numpy kernels for the statistics and the scaling of columns."""

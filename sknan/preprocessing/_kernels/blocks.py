@@ -1,7 +1,7 @@
-"""Dense tables read and written in blocks that fit a core's cache.
+"""Blockwise reading and writing of dense tables, in blocks that fit a core's cache.
 
-What is done to a block of many short rows is done to few long ones instead: numpy's
-inner loops pay for each row anew.
+numpy's inner loops have a fixed cost for each row. Several short rows of a block are
+therefore joined to one long row.
 """
 
 from __future__ import annotations
@@ -14,71 +14,80 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Block", "KnownMask", "PerColumn", "Workspace", "blocks", "fill", "where"]
+__all__ = [
+    "Block",
+    "KnownMask",
+    "PerColumn",
+    "Workspace",
+    "blocks",
+    "fill",
+    "flat_indices",
+]
 
-# Cells of a block: a few arrays of as many float32 stay in a core's second cache, and
-# the long rows of a block are so few that a byte counts them.
+# Number of cells in a block. A few float32 arrays of this size fit the second-level
+# cache of a core, and a block has so few long rows that one byte can count them.
 _BLOCK_CELLS = 1 << 16
 
-# Rows of a narrow table are joined until they are about this long.
+# Approximate length of a long row, to which the rows of a narrow table are joined.
 _WIDTH = 1 << 10
 
-# Up to here blocks cost more than they save.
+# Size of a table up to which blocks cost more than they save.
 _FEW_CELLS = 1 << 12
 
 
 class Block(NamedTuple):
-    """Some rows of some columns, several rows joined to each long row.
+    """Some rows of some columns, with several rows joined to each long row.
 
     Attributes
     ----------
     columns : slice
-        Which columns these are: all of them, or one.
+        Columns of the block: all columns of the table, or one.
     cells : ndarray of shape (n_long_rows, n_joined * n_columns)
-        What was read, contiguous.
+        Cells of the table, contiguous.
     out : ndarray of the same shape
-        Where to write, contiguous.
+        Cells of the output, contiguous.
     """
 
     columns: slice
     cells: NDArray[Any]
     out: NDArray[Any]
 
-    def per_column(self, long_row: NDArray[Any]) -> NDArray[Any]:
-        """Sums by column of something for each place in a long row."""
+    def sum_by_column(self, long_row: NDArray[Any]) -> NDArray[Any]:
+        """Sum the entries of a long row that belong to the same column."""
         n_columns = self.columns.stop - self.columns.start
         return np.asarray(long_row.reshape(-1, n_columns).sum(axis=0))
 
     def count_true(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """How often the mask holds in each column."""
+        """Count the true entries of a mask in each column."""
         n_true = np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8)
-        return self.per_column(n_true.astype(np.int64))
+        return self.sum_by_column(n_true.astype(np.int64))
 
 
 def blocks(
     X: NDArray[Any], out: NDArray[Any] | None = None, n_cells: int = _BLOCK_CELLS
 ) -> Iterator[Block]:
-    """Blocks of a table in the order of memory, copied where it has gaps.
+    """Iterate over the blocks of a table in memory order.
+
+    A block is a view of the table, or a copy where the table is not contiguous.
 
     Parameters
     ----------
     X : ndarray of shape (n_rows, n_columns)
-        In C or Fortran order, strided, or a memory map.
+        Table in C or Fortran order, with strides, or memory-mapped.
     out : ndarray of the same shape, default=None
-        Where the ``out`` of the blocks goes; may be ``X`` itself. With None the blocks
-        are to be read alone.
+        Output table, which may be ``X`` itself. None if the blocks are only read.
     n_cells : int, default=65536
-        About how many cells a block has at most.
+        Approximate maximum number of cells in a block.
 
     Yields
     ------
     Block
-        Each cell of the table is in one of them.
+        Each cell of the table is in exactly one block.
     """
     n_rows, n_columns = X.shape
     guide = X if out is None else out
     by_column = guide.flags.f_contiguous and not guide.flags.c_contiguous
-    # Columns of a short table would make too many blocks.
+    # In a short table one block for each column would be too many blocks.
     width = 1 if by_column and n_rows >= _WIDTH else n_columns
     joined = max(1, _WIDTH // width)
     step = joined * max(1, n_cells // (joined * width))
@@ -94,71 +103,73 @@ def blocks(
             if out is None:
                 yield Block(columns, cells, cells)
                 continue
-            place = out[start:stop, columns]
-            written = np.ascontiguousarray(place).reshape(shape)
+            target = out[start:stop, columns]
+            written = np.ascontiguousarray(target).reshape(shape)
             yield Block(columns, cells, written)
-            if not np.may_share_memory(place, written):
-                place[...] = written.reshape(place.shape)
+            if not np.may_share_memory(target, written):
+                target[...] = written.reshape(target.shape)
 
 
 class PerColumn:
-    """A value for each column, laid along the long rows of a block.
+    """Values of the columns, repeated along the long rows of a block.
 
     Parameters
     ----------
     values : ndarray of shape (n_columns,) or (n_kinds, n_columns)
-        Of several kinds several rows are laid.
+        One or several values for each column.
     """
 
     def __init__(self, values: NDArray[Any]) -> None:
         self._values = values
-        self._at: tuple[int, int] | None = None
+        self._key: tuple[int, int] | None = None  # first column and size of `_row`
         self._row = values
 
     def along(self, block: Block) -> NDArray[Any]:
-        """The values as one long row."""
+        """Return the values for each entry of a long row."""
         return self._repeated(block, block.cells.shape[1])
 
-    def at(self, block: Block, places: NDArray[np.intp]) -> Any:
-        """The values for some of the cells, laid out one after the other."""
+    def at(self, block: Block, indices: NDArray[np.intp]) -> Any:
+        """Return the values for the cells at some indices of the flattened block."""
         if block.columns.stop - block.columns.start == 1:
             return self._values[..., block.columns.start]
-        return self._repeated(block, block.cells.size)[..., places]
+        return self._repeated(block, block.cells.size)[..., indices]
 
     def _repeated(self, block: Block, size: int) -> NDArray[Any]:
-        if self._at != (block.columns.start, size):
+        if self._key != (block.columns.start, size):
             values = self._values[..., block.columns]
             n_columns = values.shape[-1]
             if size == n_columns:
                 return values
-            self._at = (block.columns.start, size)
+            self._key = (block.columns.start, size)
             self._row = np.tile(values, size // n_columns)
         return self._row
 
 
 class Workspace:
-    """Memory that is used again from block to block."""
+    """Temporary arrays that are reused from block to block."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, Any], NDArray[Any]] = {}
+        self._arrays: dict[tuple[str, Any], NDArray[Any]] = {}
 
-    def like(self, cells: NDArray[Any], name: str, dtype: DTypeLike) -> NDArray[Any]:
-        """An array of any content and the shape of ``cells``."""
-        kept = self._kept.get((name, dtype))
-        if kept is None or kept.size < cells.size:
-            kept = self._kept[name, dtype] = np.empty(cells.size, dtype)
-        return kept[: cells.size].reshape(cells.shape)
+    def empty_like(
+        self, cells: NDArray[Any], name: str, dtype: DTypeLike
+    ) -> NDArray[Any]:
+        """Return an uninitialized array of the shape of ``cells``."""
+        array = self._arrays.get((name, dtype))
+        if array is None or array.size < cells.size:
+            array = self._arrays[name, dtype] = np.empty(cells.size, dtype)
+        return array[: cells.size].reshape(cells.shape)
 
 
 class KnownMask(NamedTuple):
-    """Which cells of a table of floats hold a value.
+    """Mask of the cells of a float table that have a known value.
 
     Attributes
     ----------
     marker : float
-        What marks a missing value. NaN, and infinities are missing too.
+        Marker of missing values. If it is NaN, infinities are missing too.
     limit : float
-        Largest size of a value.
+        Largest absolute value that is not missing.
     """
 
     marker: float = math.nan
@@ -167,11 +178,11 @@ class KnownMask(NamedTuple):
     def __call__(
         self, cells: NDArray[Any], out: NDArray[np.bool_] | None = None
     ) -> NDArray[np.bool_]:
-        """A mask of the shape of ``cells``, written to ``out`` if given."""
+        """Return the mask of ``cells``, written to ``out`` if that is given."""
         is_narrow = self.limit < float(np.finfo(cells.dtype).max)
         if math.isnan(self.marker) and not is_narrow:
             return np.asarray(np.isfinite(cells, out=out))
-        if is_narrow:  # no comparison holds for NaN
+        if is_narrow:  # every comparison with NaN is false
             limit = cells.dtype.type(self.limit)
             out = np.less_equal(cells, limit, out=out)
             out &= np.greater_equal(cells, -limit)
@@ -181,12 +192,13 @@ class KnownMask(NamedTuple):
         return np.asarray(np.not_equal(cells, self.marker, out=out))
 
 
-def where(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Where a mask holds, as places in its cells laid out one after the other."""
+def flat_indices(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return the indices of the true entries of a flattened mask."""
     flat = mask.reshape(-1)
     n_true = np.count_nonzero(flat)
-    # Up to a tenth numpy looks for the next one from each to each, which takes twice
-    # the time of its other way unless they are far apart.
+    # If up to a tenth of the entries are true, numpy searches from each true entry to
+    # the next. This takes twice the time of numpy's other algorithm unless the entries
+    # are far apart. Padding with true entries selects the other algorithm.
     if not flat.size // 50 < n_true <= flat.size // 10 + 1:
         return flat.nonzero()[0]
     padded = np.ones(flat.size + flat.size // 8, dtype=np.bool_)
@@ -197,24 +209,24 @@ def where(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
 def fill(
     X: NDArray[Any], values: NDArray[Any], known: KnownMask, out: NDArray[Any]
 ) -> None:
-    """Replace what is not known in a copy of a table by a value of its column.
+    """Replace the missing cells of a table by the value of their column.
 
     Parameters
     ----------
     X : ndarray of shape (n_rows, n_columns), float
-        The table.
+        Table with missing values.
     values : ndarray of shape (n_columns,)
-        Of the dtype of ``out``.
+        Fill value of each column, in the dtype of ``out``.
     known : KnownMask
-        Which cells stay.
+        Mask of the cells that are kept.
     out : ndarray of the shape of ``X``, float
-        The copy, or ``X`` itself. Nothing but the replaced cells is written.
+        Copy of ``X``, or ``X`` itself. Only the missing cells are written.
     """
     if X.size <= _FEW_CELLS:
         np.copyto(out, values, where=~known(X))
         return
-    scratch, filling = Workspace(), PerColumn(values)
+    workspace, fill_values = Workspace(), PerColumn(values)
     for block in blocks(X, out):
-        gone = known(block.cells, scratch.like(block.cells, "known", np.bool_))
-        places = where(np.logical_not(gone, out=gone))
-        block.out.reshape(-1)[places] = filling.at(block, places)
+        mask = known(block.cells, workspace.empty_like(block.cells, "known", np.bool_))
+        missing = flat_indices(np.logical_not(mask, out=mask))
+        block.out.reshape(-1)[missing] = fill_values.at(block, missing)

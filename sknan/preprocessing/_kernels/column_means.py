@@ -1,4 +1,4 @@
-"""Columns of a table, and statistics of one that cannot overflow."""
+"""Means and medians of columns that cannot overflow."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from sknan.preprocessing._kernels.blocks import KnownMask, Workspace, blocks
 
 __all__ = ["columns_of", "count_known", "mean", "means", "median", "midpoint"]
 
-# Cells copied at once from a table in rows, and columns at least: a cache line holds
-# eight float64, and fetching fewer reads it again for the others.
+# Number of cells that are copied at once from a table in C order, and minimum number of
+# columns. A cache line has room for eight float64: copying fewer columns at once would
+# read it again for the others.
 _MAX_CELLS = 1 << 15
 _MIN_COLUMNS = 8
 
-# Rows looked at first for values on either side of a mean.
+# Number of rows in the sample that is searched for values on both sides of a mean.
 _FEW_ROWS = 1 << 10
 
 
 def columns_of(X: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """The columns of a table, each contiguous, in place or copied in small batches."""
+    """Iterate over the columns of a table as contiguous views or copies."""
     if X.flags.f_contiguous:
         yield from X.T
         return
@@ -33,22 +34,22 @@ def columns_of(X: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def midpoint(low: float, high: float) -> float:
-    """Mean of two finite numbers: numpy's, and finite where the sum is not."""
+    """Return the mean of two finite numbers, finite even if their sum is not."""
     total = low + high  # Python's floats overflow without a warning
     return total / 2 if math.isfinite(total) else low / 2 + high / 2
 
 
 def count_known(X: NDArray[Any], known: KnownMask, *, enough: int) -> NDArray[np.int64]:
-    """How many cells of each column are known; no more are sought once all have enough.
+    """Count the known cells of each column, until every column has enough.
 
     Parameters
     ----------
     X : ndarray of shape (n_rows, n_columns), float
-        The table.
+        Table with missing values.
     known : KnownMask
-        Which cells count.
+        Mask of the cells that are counted.
     enough : int
-        ``len(X)`` for the full counts.
+        Count at which the counting may stop; ``len(X)`` for the full counts.
 
     Returns
     -------
@@ -56,12 +57,14 @@ def count_known(X: NDArray[Any], known: KnownMask, *, enough: int) -> NDArray[np
         At least ``enough``, or the full count.
     """
     n_known = np.zeros(X.shape[1], dtype=np.int64)
-    scratch = Workspace()
+    workspace = Workspace()
     for block in blocks(X):
         if n_known.min() >= enough:
             break
         if n_known[block.columns].min() < enough:
-            mask = known(block.cells, scratch.like(block.cells, "known", np.bool_))
+            mask = known(
+                block.cells, workspace.empty_like(block.cells, "known", np.bool_)
+            )
             n_known[block.columns] += block.count_true(mask)
     return n_known
 
@@ -69,38 +72,43 @@ def count_known(X: NDArray[Any], known: KnownMask, *, enough: int) -> NDArray[np
 def means(
     X: NDArray[Any], known: KnownMask
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Mean and number of the known values of each column; NaN where there are none.
+    """Return mean and number of the known values of each column.
 
-    Summed in float64: values within a block one by one along the long rows, and the
-    sums of the blocks with the rounding errors carried along, so that the error does
-    not grow with the number of blocks.
+    The sums are computed in float64. The sums of the blocks are added by compensated
+    summation, so that the error does not grow with the number of blocks. The mean of a
+    column without known values is NaN.
     """
     n_known = np.zeros(X.shape[1], dtype=np.int64)
-    total, lost = np.zeros((2, X.shape[1]))
-    scratch = Workspace()
+    total, compensation = np.zeros((2, X.shape[1]))
+    workspace = Workspace()
     integer = f"i{X.dtype.itemsize}"
-    # What overflows is found below, by its mean.
+    # Sums that overflow are recognized below by their mean.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for block in blocks(X):
-            mask = known(block.cells, scratch.like(block.cells, "known", np.bool_))
+            mask = known(
+                block.cells, workspace.empty_like(block.cells, "known", np.bool_)
+            )
             n_known[block.columns] += block.count_true(mask)
-            # A copy by mask would decide cell by cell: all bits times 0 or 1 instead.
-            bits = scratch.like(block.cells, "bits", integer)
+            # A masked copy would branch at each cell. Instead, missing cells become 0
+            # by clearing their bits.
+            bits = workspace.empty_like(block.cells, "bits", integer)
             np.negative(mask.view(np.int8), out=bits)
             np.bitwise_and(bits, block.cells.view(integer), out=bits)
             kept = bits.view(X.dtype)
-            part = block.per_column(np.add.reduce(kept, axis=0, dtype=np.float64))
+            part = block.sum_by_column(np.add.reduce(kept, axis=0, dtype=np.float64))
             before = total[block.columns]
             after = before + part
             shift = after - before
-            lost[block.columns] += (before - (after - shift)) + (part - shift)
+            error = (before - (after - shift)) + (part - shift)
+            compensation[block.columns] += error
             total[block.columns] = after
-        found = (total + lost) / n_known
+        found = (total + compensation) / n_known
     few = X[:: max(1, len(X) // _FEW_ROWS)]
     few = np.where(known(few), few, np.nan)
     is_between = (np.fmin.reduce(few) <= found) & (found <= np.fmax.reduce(few))
     for j in np.flatnonzero(~is_between & (n_known > 0)):
-        # The sum overflowed, or rounding may have carried the mean past all values.
+        # The sum overflowed, or rounding may have put the mean outside the range of
+        # the values.
         column = np.ascontiguousarray(X[:, j])
         found[j] = mean(column[known(column)], 0)
     found[n_known == 0] = math.nan
@@ -108,7 +116,7 @@ def means(
 
 
 def mean(values: NDArray[Any], n_zeros: int) -> float:
-    """Mean of finite values and some zeros, in float64, within their range."""
+    """Return the mean of finite values and some zeros, within their range."""
     size = values.size + n_zeros
     low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
     if n_zeros:
@@ -116,29 +124,29 @@ def mean(values: NDArray[Any], n_zeros: int) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(values.sum(dtype=np.float64)) / size
     if not math.isfinite(mean):
-        # Halved until even the sum of as many largest values is finite.
+        # Scaled so that even the sum of as many largest values is finite.
         exponent = size.bit_length()
         mean = float(np.ldexp(values, -exponent).sum()) / size
-        # Rounding may carry the mean of equal values past them, and past the largest.
+        # Rounding may put the mean of equal values above the largest float64.
         mean = min(max(mean, math.ldexp(low, -exponent)), math.ldexp(high, -exponent))
         mean = math.ldexp(mean, exponent)
     return min(max(mean, low), high)
 
 
 def median(values: NDArray[Any], n_zeros: int) -> float:
-    """Median of finite values, which are reordered, and some zeros."""
+    """Return the median of finite values, which are reordered, and some zeros."""
     n_below = int((values < 0).sum()) if n_zeros else 0
 
-    def place(rank: int) -> int | None:
-        """Where in the sorted values the one of this rank stands; None for a zero."""
+    def index_of(rank: int) -> int | None:
+        """Return the index in the sorted values of a rank; None for a zero."""
         if not n_zeros or rank < n_below:
             return rank
         return None if rank < n_below + n_zeros else rank - n_zeros
 
     last = values.size + n_zeros - 1
-    places = [place(last // 2), place((last + 1) // 2)]
-    stored = [at for at in places if at is not None]
+    indices = [index_of(last // 2), index_of((last + 1) // 2)]
+    stored = [i for i in indices if i is not None]
     if stored:
         values.partition(stored)
-    low, high = (0.0 if at is None else float(values[at]) for at in places)
+    low, high = (0.0 if i is None else float(values[i]) for i in indices)
     return midpoint(low, high)

@@ -1,11 +1,12 @@
-"""Medians and quantiles of the columns of a dense table, without sorting it.
+"""Median and quantile kernels for dense tables.
 
-A sample of the rows tells between which two values each quantile lies, almost surely.
-One pass through the table counts what is below and keeps what is between, some
-hundredths of it, and only that is ranked. What is found is exact: the counts tell if
-the sample misled, and then that column is ranked as a whole.
+A random sample of the rows gives two values that almost surely bracket each quantile.
+One pass through the table counts the values outside the bracket and copies the values
+inside, a few percent of the table. Only these are ranked. The result is exact: the
+counts show whether a quantile is outside its bracket, and then the whole column is
+ranked.
 
-The sampling is that of R. W. Floyd and R. L. Rivest (1975), Expected time bounds for
+The sampling follows R. W. Floyd and R. L. Rivest (1975), Expected time bounds for
 selection, Communications of the ACM 18(3).
 """
 
@@ -23,29 +24,30 @@ from sknan.preprocessing._kernels.blocks import (
     PerColumn,
     Workspace,
     blocks,
-    where,
+    flat_indices,
 )
 from sknan.preprocessing._kernels.column_means import columns_of
 
-__all__ = ["Neighbours", "bracketing_values", "place"]
+__all__ = ["BracketingValues", "bracketing_values", "quantile_rank"]
 
-# Tables of fewer rows are ranked as a whole.
+# Number of rows below which whole columns are ranked.
 _MIN_ROWS = 1 << 14
 
-# Standard deviations of a sample's rank between a quantile and the ends of what is
-# kept: a sample misleads once in some ten thousand times.
+# Half the width of a bracket, in standard deviations of the rank of the quantile in the
+# sample. With 4 about one quantile in ten thousand is outside its bracket.
 _DEVIATIONS = 4.0
 
 
-class Neighbours(NamedTuple):
-    """The known values next to each quantile of each column; NaN where none is known.
+class BracketingValues(NamedTuple):
+    """Known values on both sides of each quantile of each column.
 
     Attributes
     ----------
     low, high : ndarray of shape (n_fractions, n_columns), float64
-        The values whose ranks are those of the quantile, rounded down and up.
+        Values at the rank of the quantile, rounded down and up; NaN for a column
+        without known values.
     n_known : ndarray of shape (n_columns,), int
-        Number of known values.
+        Number of known values in each column.
     """
 
     low: NDArray[np.float64]
@@ -53,47 +55,47 @@ class Neighbours(NamedTuple):
     n_known: NDArray[np.int64]
 
 
-def place(fraction: float, n_known: int) -> float:
-    """The rank of a quantile, counted from 0, between those of two values."""
+def quantile_rank(fraction: float, n_known: int) -> float:
+    """Return the rank of a quantile, counted from 0, which need not be an integer."""
     return (n_known - 1) * fraction
 
 
 def bracketing_values(
     X: NDArray[Any], fractions: Sequence[float], known: KnownMask
-) -> Neighbours:
-    """Find the known values next to quantiles of each column.
+) -> BracketingValues:
+    """Find the known values on both sides of quantiles of each column.
 
     Parameters
     ----------
     X : ndarray of shape (n_rows, n_columns), float
-        The table.
+        Table with missing values.
     fractions : sequence of float
-        Which quantiles, from 0 to 1.
+        Quantiles to find, from 0 to 1.
     known : KnownMask
-        Which cells count.
+        Mask of the cells with a known value.
 
     Returns
     -------
-    Neighbours
+    BracketingValues
     """
     n_rows, n_columns = X.shape
     low, high = np.full((2, len(fractions), n_columns), math.nan)
-    found = Neighbours(low, high, np.zeros(n_columns, dtype=np.int64))
+    found = BracketingValues(low, high, np.zeros(n_columns, dtype=np.int64))
     if n_rows < _MIN_ROWS:
         for j, column in enumerate(columns_of(X)):
             _rank_whole(column[known(column)], fractions, found, j)
         return found
     brackets = _Brackets.of_sample(X, fractions, known)
-    kept = _Kept.between(brackets, X, known)
+    candidates = _Candidates.within(brackets, X, known)
     for j in range(n_columns):
-        if not _rank_kept(kept, brackets, fractions, found, j):
+        if not _rank_candidates(candidates, brackets, fractions, found, j):
             column = np.ascontiguousarray(X[:, j])
             _rank_whole(column[known(column)], fractions, found, j)
     return found
 
 
 class _Brackets(NamedTuple):
-    """Values of the table around each quantile, or infinities; (fraction, column)."""
+    """Two values around each quantile, or infinities, of shape (fraction, column)."""
 
     low: NDArray[Any]
     high: NDArray[Any]
@@ -103,14 +105,14 @@ class _Brackets(NamedTuple):
         cls, X: NDArray[Any], fractions: Sequence[float], known: KnownMask
     ) -> _Brackets:
         n_rows, n_columns = X.shape
-        # The sample and what is kept between its values then cost about the same.
+        # With this size the sample and the candidates cost about the same.
         size = int(2 * n_rows ** (2 / 3))
-        # One row from each part of the table: ordered tables are met well, and ones
-        # that repeat at even distances too.
+        # One random row from each of `size` equal parts of the table: the sample then
+        # represents sorted and periodic tables, too.
         jitter = np.random.default_rng(0).random(size)
         sample = X[((np.arange(size) + jitter) * (n_rows / size)).astype(np.intp)]
         is_known = known(sample)
-        sample[~is_known] = np.nan  # is sorted to the end
+        sample[~is_known] = np.nan  # sorted to the end
         ranked = np.ascontiguousarray(sample.T)
         ranked.sort(axis=1)
         n_known = is_known.sum(axis=0)
@@ -128,47 +130,61 @@ class _Brackets(NamedTuple):
         return cls(low, high)
 
 
-class _Kept(NamedTuple):
-    """What one pass through the table counts and keeps."""
+class _Candidates(NamedTuple):
+    """Values of the table inside any bracket of their column, and counts.
+
+    Attributes
+    ----------
+    n_known : ndarray of shape (n_columns,)
+        Number of known values.
+    n_above, n_below : ndarray of shape (n_fractions, n_columns)
+        Number of known values above the lower and below the upper end of a bracket.
+    values : ndarray of shape (n_candidates,)
+        Candidates, column after column.
+    ends : ndarray of shape (n_columns + 1,)
+        Index in ``values`` at which each column starts.
+    """
 
     n_known: NDArray[np.int64]
-    n_above: NDArray[np.int64]  # of known values above `low`: (fraction, column)
-    n_below: NDArray[np.int64]  # of known values below `high`
-    values: NDArray[Any]  # those inside any bracket, column after column
-    ends: NDArray[np.int64]  # where those of a column start, and the next one's
+    n_above: NDArray[np.int64]
+    n_below: NDArray[np.int64]
+    values: NDArray[Any]
+    ends: NDArray[np.int64]
 
     @classmethod
-    def between(cls, brackets: _Brackets, X: NDArray[Any], known: KnownMask) -> _Kept:
+    def within(
+        cls, brackets: _Brackets, X: NDArray[Any], known: KnownMask
+    ) -> _Candidates:
         n_columns = X.shape[1]
         n_known = np.zeros(n_columns, dtype=np.int64)
         n_above, n_below = np.zeros((2, *brackets.low.shape), dtype=np.int64)
         lows, highs = (list(map(PerColumn, ends)) for ends in brackets)
-        # Small integers are sorted in time proportional to their number.
+        # numpy sorts 16-bit integers in linear time.
         code = np.uint16 if n_columns <= 1 << 16 else np.intp
         codes = PerColumn(np.arange(n_columns, dtype=code))
-        values, columns, scratch = [], [], Workspace()
+        values, columns, workspace = [], [], Workspace()
         for block in blocks(X):
-            cells, at = block.cells, block.columns
+            cells, these = block.cells, block.columns
             is_known, above, below, inside = (
-                scratch.like(cells, name, np.bool_)
+                workspace.empty_like(cells, name, np.bool_)
                 for name in ("known", "above", "below", "inside")
             )
-            n_known[at] += block.count_true(known(cells, is_known))
+            n_known[these] += block.count_true(known(cells, is_known))
             inside[...] = False
             for q, (low, high) in enumerate(zip(lows, highs, strict=True)):
                 np.greater(cells, low.along(block), out=above)
                 np.less(cells, high.along(block), out=below)
                 above &= is_known
                 below &= is_known
-                n_above[q, at] += block.count_true(above)
-                n_below[q, at] += block.count_true(below)
+                n_above[q, these] += block.count_true(above)
+                n_below[q, these] += block.count_true(below)
                 inside |= np.logical_and(above, below, out=above)
-            places = where(inside)
-            values.append(cells.reshape(-1)[places])
-            columns.append(np.broadcast_to(codes.at(block, places), places.shape))
+            indices = flat_indices(inside)
+            values.append(cells.reshape(-1)[indices])
+            columns.append(np.broadcast_to(codes.at(block, indices), indices.shape))
         of_column = np.concatenate(columns)
-        n_kept = np.bincount(of_column, minlength=n_columns)
-        ends = np.concatenate([[0], np.cumsum(n_kept)])
+        n_candidates = np.bincount(of_column, minlength=n_columns)
+        ends = np.concatenate([[0], np.cumsum(n_candidates)])
         del columns
         order = np.argsort(of_column, kind="stable")
         del of_column
@@ -177,24 +193,25 @@ class _Kept(NamedTuple):
         return cls(n_known, n_above, n_below, together[order], ends)
 
 
-def _rank_kept(
-    kept: _Kept,
+def _rank_candidates(
+    candidates: _Candidates,
     brackets: _Brackets,
     fractions: Sequence[float],
-    found: Neighbours,
+    found: BracketingValues,
     column: int,
 ) -> bool:
-    """Rank what was kept of a column; False if not all that is sought is there."""
-    n_known = int(kept.n_known[column])
+    """Rank the candidates of a column; return False if a bracket missed a quantile."""
+    n_known = int(candidates.n_known[column])
     found.n_known[column] = n_known
     if n_known == 0:
         return True
-    candidates = kept.values[kept.ends[column] : kept.ends[column + 1]]
+    start, stop = candidates.ends[column : column + 2]
+    of_column = candidates.values[start:stop]
     for q, fraction in enumerate(fractions):
         low, high = brackets.low[q, column], brackets.high[q, column]
-        values = candidates[(candidates > low) & (candidates < high)]
-        n_to_low = n_known - int(kept.n_above[q, column])
-        n_below = int(kept.n_below[q, column])
+        values = of_column[(of_column > low) & (of_column < high)]
+        n_to_low = n_known - int(candidates.n_above[q, column])
+        n_below = int(candidates.n_below[q, column])
         ranks = _ranks(fraction, n_known)
         inside = [rank - n_to_low for rank in ranks if n_to_low <= rank < n_below]
         if inside:
@@ -202,7 +219,7 @@ def _rank_kept(
         for target, rank in zip((found.low, found.high), ranks, strict=True):
             if n_to_low <= rank < n_below:
                 target[q, column] = values[rank - n_to_low]
-            # The ends are values of the table: the last one up to `low` is `low`.
+            # The ends of a bracket are values of the table, too.
             elif rank == n_to_low - 1 or n_below <= rank < n_to_low:
                 target[q, column] = low
             elif rank == n_below and high > low:
@@ -213,7 +230,10 @@ def _rank_kept(
 
 
 def _rank_whole(
-    values: NDArray[Any], fractions: Sequence[float], found: Neighbours, column: int
+    values: NDArray[Any],
+    fractions: Sequence[float],
+    found: BracketingValues,
+    column: int,
 ) -> None:
     """Rank all known values of a column, which are reordered."""
     n_known = found.n_known[column] = values.size
@@ -226,5 +246,5 @@ def _rank_whole(
 
 
 def _ranks(fraction: float, n_known: int) -> tuple[int, int]:
-    at = place(fraction, n_known)
-    return math.floor(at), math.ceil(at)
+    rank = quantile_rank(fraction, n_known)
+    return math.floor(rank), math.ceil(rank)

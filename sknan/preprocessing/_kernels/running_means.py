@@ -1,75 +1,50 @@
-"""What can be learnt from a table chunk by chunk, and methods that only some have."""
+"""Means of columns that are updated chunk by chunk."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from fractions import Fraction
-from functools import update_wrapper
-from types import MethodType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NotAStreamError", "OnlyIf", "RunningMeans"]
+__all__ = ["RunningMeans"]
 
-
-class NotAStreamError(AttributeError, ValueError):
-    """What was asked for cannot be learnt chunk by chunk.
-
-    As an AttributeError it makes ``hasattr(imputer, "partial_fit")`` false, which is
-    how scikit-learn and Dask ask; as a ValueError it says that a parameter is wrong.
-    """
-
-
-class OnlyIf:
-    """A method that an object has only if ``refusal`` finds nothing to say.
-
-    Parameters
-    ----------
-    refusal : callable
-        Given the object, returns why it has not got the method, or an empty string.
-    """
-
-    def __init__(self, refusal: Callable[[Any], str]) -> None:
-        self._refusal = refusal
-
-    def __call__(self, function: Callable[..., Any]) -> OnlyIf:
-        """Decorate the method."""
-        self.__func__ = function
-        update_wrapper(self, function)
-        return self
-
-    def __get__(self, instance: Any, owner: type) -> Callable[..., Any]:
-        """The method of an instance, or the function of the class."""
-        if instance is None:
-            return self.__func__
-        if reason := self._refusal(instance):
-            raise NotAStreamError(reason)
-        return MethodType(self.__func__, instance)
+# Every finite float64 is a whole multiple of 2**-1074.
+_FRACTION_BITS = 1074
 
 
 class RunningMeans:
-    """Means of the columns of all chunks so far.
+    """Means of the columns over all chunks seen so far.
 
-    Totals are fractions: adding chunks neither rounds nor overflows, and as each mean
-    is between those of the chunks, it is between the values.
+    The total of a column is a Python integer, the sum in units of ``2**-1074``. Adding
+    a chunk therefore neither rounds nor overflows, and the order of the chunks does not
+    matter. Each mean is between the smallest and the largest mean of the chunks, and so
+    within the range of the values.
+
+    Parameters
+    ----------
+    means : ndarray of shape (n_columns,)
+        Means of the first chunk. The mean of a column without a value is ignored.
+    counts : ndarray of shape (n_columns,)
+        Number of values in each column of the first chunk.
     """
 
     def __init__(self, means: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
         self.means, self.counts = means, counts
-        self._totals: list[Fraction] | None = None
+        self._totals: list[int] | None = None
 
     def add(self, chunk: RunningMeans) -> None:
-        """Take in one more chunk."""
+        """Include the values of one more chunk."""
         if self._totals is None:
-            self._totals = list(map(_total, self.means, self.counts))
+            self._totals = list(map(_total, self.means.tolist(), self.counts.tolist()))
         self.means, self.counts = self.means.copy(), self.counts + chunk.counts
         for j in np.flatnonzero(chunk.counts):
-            self._totals[j] += _total(chunk.means[j], chunk.counts[j])
-            self.means[j] = float(self._totals[j] / int(self.counts[j]))
+            self._totals[j] += _total(float(chunk.means[j]), int(chunk.counts[j]))
+            # True division of integers is rounded correctly.
+            self.means[j] = self._totals[j] / (int(self.counts[j]) << _FRACTION_BITS)
 
 
-def _total(mean: float, count: int) -> Fraction:
-    """Exactly the sum of so many values of this mean."""
-    return Fraction(float(mean)) * int(count) if count else Fraction(0)
+def _total(mean: float, count: int) -> int:
+    """Return ``count * mean`` exactly, in units of ``2**-1074``."""
+    if not count:
+        return 0
+    numerator, denominator = mean.as_integer_ratio()  # the latter is a power of two
+    return count * numerator << _FRACTION_BITS + 1 - denominator.bit_length()
