@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from sknan.losses._registry import CrossEntropyLoss, MSELoss
+from sknan.losses._closed_forms import closed_form_of
 
 __all__ = ["StackedLoss", "loss_of"]
 
@@ -109,6 +109,9 @@ class _SquaredError(StackedLoss):
         return self.found
 
 
+_STACKED_LOSSES = {"cross_entropy": _CrossEntropy, "squared_error": _SquaredError}
+
+
 def loss_of(criterion: Any) -> type[StackedLoss] | None:
     """The loss of stacked outputs, if it is written out here.
 
@@ -121,13 +124,5 @@ def loss_of(criterion: Any) -> type[StackedLoss] | None:
     -------
     type or None
     """
-    if type(criterion) in (CrossEntropyLoss, nn.CrossEntropyLoss):
-        is_plain = (
-            criterion.weight is None
-            and criterion.label_smoothing == 0.0
-            and criterion.reduction == "mean"
-        )
-        return _CrossEntropy if is_plain else None
-    if type(criterion) in (MSELoss, nn.MSELoss):
-        return _SquaredError if criterion.reduction == "mean" else None
-    return None
+    form = closed_form_of(criterion)
+    return None if form is None else _STACKED_LOSSES[form]

@@ -14,7 +14,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sknan._utils.tree import tree_leaves
-from sknan.losses._registry import unbounded
+from sknan.losses._traits import traits_of
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._mixin import BATCH_METHODS
@@ -71,8 +71,7 @@ class TableNet(GuardedNet):
 
     def get_loss(self, y_pred: Any, y_true: Any, *_: Any, **__: Any) -> Tensor:
         target, weight = y_true if isinstance(y_true, tuple) else (y_true, None)
-        kind = unbounded(self.criterion_)
-        if weight is not None and not getattr(kind, "is_per_row", True):
+        if weight is not None and not traits_of(self.criterion_).is_per_row:
             whole: Tensor = self.criterion_(y_pred, target, weight)
             return whole
         loss: Tensor = self.criterion_(y_pred, target)

@@ -22,11 +22,10 @@ from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._components import kind_of
 from sknan.exceptions import NonFiniteDataError
-from sknan.losses._registry import FocalLoss, ProbabilityNLLLoss, unbounded
+from sknan.losses._bounded import unbounded
+from sknan.losses._traits import traits_of
 
 __all__ = ["ProbableLabelsMixin", "StableNetClassifier"]
-
-_BINARY_LOSSES = (nn.BCEWithLogitsLoss, nn.BCELoss)
 
 
 class ProbableLabelsMixin(ClassifierMixin):
@@ -384,8 +383,7 @@ class StableNetClassifier(ProbableLabelsMixin, StableNetBase):
         return labels
 
     def _has_binary_loss(self) -> bool:
-        kind = kind_of(self.criterion)
-        return isinstance(kind, type) and issubclass(kind, _BINARY_LOSSES)
+        return traits_of(kind_of(self.criterion)).is_binary
 
     def _with_class_weight(
         self, weights: np.ndarray | None, labels: np.ndarray, *, is_partial: bool
@@ -418,18 +416,18 @@ class StableNetClassifier(ProbableLabelsMixin, StableNetBase):
         self, criterion: nn.Module, output: Tensor, y: np.ndarray
     ) -> Tensor:
         n_classes = len(self.classes_)
-        criterion = unbounded(criterion)
-        name = type(criterion).__name__
+        traits = traits_of(criterion)
+        name = type(unbounded(criterion)).__name__
         found = tuple(output.shape)
-        if isinstance(criterion, _BINARY_LOSSES):
+        if traits.is_binary:
             if found[1:] not in ((), (1,)):
                 raise ValueError(
                     f"The module's output has shape {found}, but criterion {name} "
                     f"needs one logit per row: ({found[0]}, 1)."
                 )
-            if isinstance(criterion, nn.BCELoss) and _is_outside_unit(output):
+            if traits.output_kind == "probabilities" and _is_outside_unit(output):
                 raise ValueError(
-                    f"Criterion BCELoss wants probabilities, but the module's output "
+                    f"Criterion {name} wants probabilities, but the module's output "
                     f"ranges from {float(output.min()):.3g} to "
                     f"{float(output.max()):.3g}. Use criterion='binary_cross_entropy', "
                     "which takes logits, or end the module with a sigmoid."
@@ -442,20 +440,21 @@ class StableNetClassifier(ProbableLabelsMixin, StableNetBase):
                 f"one logit each: ({found[0]}, {n_classes}). Let the module's "
                 "constructor take n_outputs, and it is filled in."
             )
-        if isinstance(criterion, nn.NLLLoss) and not _are_log_probabilities(output):
+        is_log = traits.output_kind == "log-probabilities"
+        if is_log and not _are_log_probabilities(output):
             raise ValueError(
-                "Criterion NLLLoss wants log-probabilities, but the rows of the "
+                f"Criterion {name} wants log-probabilities, but the rows of the "
                 "module's output are none. Use criterion='cross_entropy', which takes "
                 "logits, or end the module with a log-softmax."
             )
         is_probable = _are_probabilities(output)
-        if isinstance(criterion, ProbabilityNLLLoss) and not is_probable:
+        if traits.output_kind == "probabilities" and not is_probable:
             raise ValueError(
                 f"Criterion {name} wants probabilities, but the rows of the module's "
                 "output are none. Use criterion='cross_entropy', which takes logits, "
                 "or end the module with a softmax."
             )
-        if isinstance(criterion, (nn.CrossEntropyLoss, FocalLoss)) and is_probable:
+        if traits.output_kind == "logits" and is_probable:
             warnings.warn(
                 "The rows of the module's output are probabilities, but criterion "
                 f"{name} takes logits, and learns little through a second softmax. "
@@ -467,14 +466,15 @@ class StableNetClassifier(ProbableLabelsMixin, StableNetBase):
 
     def _probabilities(self, X: Any) -> Tensor:
         output = self._output(X)
-        criterion = unbounded(self.net_.criterion_)
-        if isinstance(criterion, ProbabilityNLLLoss):
-            return output.clone()  # it may be memory of the module's own
-        if isinstance(criterion, _BINARY_LOSSES):
+        traits = traits_of(self.net_.criterion_)
+        holds_probabilities = traits.output_kind == "probabilities"
+        if traits.is_binary:
             positive = output.reshape(-1)
-            if not isinstance(criterion, nn.BCELoss):
+            if not holds_probabilities:
                 positive = torch.sigmoid(positive)
             return torch.stack([1.0 - positive, positive], dim=1)
+        if holds_probabilities:
+            return output.clone()  # it may be memory of the module's own
         # Log-probabilities, for NLLLoss, are logits too.
         return torch.softmax(output, dim=1)
 

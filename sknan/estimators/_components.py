@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from sknan._utils.validation import did_you_mean
+from sknan.losses._bounded import unbounded
 from sknan.losses._registry import (
     CLASSIFICATION_LOSSES,
     REGRESSION_LOSSES,
     get_criterion,
-    unbounded,
 )
+from sknan.losses._traits import traits_of
 from sknan.nets._tabular_mlp import TabularMLP
 
 __all__ = [
@@ -49,20 +50,6 @@ _KERNEL_CHOICES = {"fused", "foreach", "capturable", "differentiable"}
 
 _LOSSES = {"classification": CLASSIFICATION_LOSSES, "regression": REGRESSION_LOSSES}
 
-# torch's own losses that make no sense for the other task. The binary cross-entropies
-# are not among them: shares between 0 and 1 are targets of a regression too.
-_TORCH_TASKS: dict[type[nn.Module], str] = {
-    nn.CrossEntropyLoss: "classification",
-    nn.NLLLoss: "classification",
-    nn.MultiMarginLoss: "classification",
-    nn.MSELoss: "regression",
-    nn.L1Loss: "regression",
-    nn.SmoothL1Loss: "regression",
-    nn.HuberLoss: "regression",
-    nn.PoissonNLLLoss: "regression",
-    nn.GaussianNLLLoss: "regression",
-}
-
 
 class CallableLoss(nn.Module):
     """A loss function as the module that skorch expects."""
@@ -70,6 +57,7 @@ class CallableLoss(nn.Module):
     def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
         super().__init__()
         self.function = function
+        self.traits = traits_of(function)
         self.options = options
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -239,11 +227,12 @@ def resolve_criterion(
     if isinstance(criterion, str):
         criterion = get_criterion(criterion)
     kind = kind_of(criterion)
-    its_task = getattr(kind, "task", None) or _TORCH_TASKS.get(kind, task)
-    if its_task != task:
+    traits = traits_of(kind)
+    if traits.task not in (None, task):
         raise ValueError(
-            f"criterion={name_of(asked)} is for {its_task}, but {owner} does {task}. "
-            f"Choose one of: {', '.join(repr(name) for name in _LOSSES[task])}."
+            f"criterion={name_of(asked)} is for {traits.task}, but {owner} does "
+            f"{task}. Choose one of: "
+            f"{', '.join(repr(name) for name in _LOSSES[task])}."
         )
     built: Any
     if isinstance(criterion, nn.Module):
@@ -266,7 +255,7 @@ def resolve_criterion(
                 "name, or one whose reduction can be 'none'."
             )
         # A loss of whole batches takes the weights itself.
-        if getattr(kind, "is_per_row", True):
+        if traits.is_per_row:
             built.reduction = "none"
     module: nn.Module = built
     return module

@@ -11,19 +11,14 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_consistent_length
 from torch import Tensor, nn
 
-from sknan import functional as sf
 from sknan._engine.plan import TrainingRows
 from sknan._utils.validation import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._components import kind_of, name_of
-from sknan.losses._registry import unbounded
+from sknan.losses._bounded import unbounded
+from sknan.losses._traits import predictions, traits_of
 
 __all__ = ["StableNetRegressor"]
-
-# The optimum of these moves and stretches with the target, so that it can be
-# standardised for training and the prediction brought back.
-_EQUIVARIANT_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-
 
 # float32 has 24 bits of mantissa.
 _LARGEST_EXACT_INTEGER = 2**24
@@ -346,15 +341,11 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
 
     def _check_domain(self, values: np.ndarray) -> None:
         """Refuse targets for which the criterion is not defined."""
-        kind = kind_of(self.criterion)
-        domain = getattr(kind, "target_domain", "all")
-        if kind is nn.PoissonNLLLoss:
-            domain = "non-negative"
         outside, needed = {
             "all": (np.zeros_like(values, dtype=bool), ""),
             "non-negative": (values < 0, "of at least 0"),
             "positive": (values <= 0, "above 0"),
-        }[domain]
+        }[traits_of(kind_of(self.criterion)).target_domain]
         if outside.any():
             place = tuple(np.argwhere(outside)[0])
             raise ValueError(
@@ -363,14 +354,10 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
             )
 
     def _standardizes_target(self) -> bool:
-        kind = kind_of(self.criterion)
-        says = getattr(kind, "standardizes_target", None)
-        if says is not None:
-            return bool(says)
-        return isinstance(kind, type) and issubclass(kind, _EQUIVARIANT_LOSSES)
+        return traits_of(kind_of(self.criterion)).standardizes_target
 
     def _outputs_per_target(self) -> int:
-        return getattr(kind_of(self.criterion), "outputs_per_target", 1)
+        return traits_of(kind_of(self.criterion)).outputs_per_target
 
     def _match_target(
         self, criterion: nn.Module, output: Tensor, y: np.ndarray
@@ -403,11 +390,7 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
             As ``y`` was; for the dtype see Notes.
         """
         output = self._output(X)
-        criterion = unbounded(self.net_.criterion_)
-        if hasattr(criterion, "predict"):
-            output = criterion.predict(output)
-        elif isinstance(criterion, nn.PoissonNLLLoss) and criterion.log_input:
-            output = sf.exp(output)
+        output = predictions(unbounded(self.net_.criterion_), output)
         values = output.double().numpy().reshape(-1, *self._target_shape)
         with np.errstate(over="ignore"):  # an overflow is clipped on the next line
             values = values * self.target_scale_ + self.target_mean_

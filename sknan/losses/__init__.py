@@ -1,14 +1,21 @@
 """Losses with finite values and gradients, as classes and by name."""
 
+from sknan.losses._bounded import BoundedLoss, unbounded
+from sknan.losses._classification import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    FocalLoss,
+    NLLLoss,
+    ProbabilityNLLLoss,
+)
 from sknan.losses._registry import (
     CLASSIFICATION_LOSSES,
     REGRESSION_LOSSES,
-    BCEWithLogitsLoss,
-    BoundedLoss,
+    get_criterion,
+)
+from sknan.losses._regression import (
     CorrelationLoss,
     CosineSimilarityLoss,
-    CrossEntropyLoss,
-    FocalLoss,
     GammaLoss,
     GaussianNLLLoss,
     HuberLoss,
@@ -18,17 +25,14 @@ from sknan.losses._registry import (
     MAPELoss,
     MSELoss,
     MSLELoss,
-    NLLLoss,
     PoissonNLLLoss,
-    ProbabilityNLLLoss,
     PseudoHuberLoss,
     QuantileLoss,
     RMSELoss,
     SMAPELoss,
     TweedieLoss,
-    get_criterion,
-    unbounded,
 )
+from sknan.losses._traits import LossTraits, traits_of
 
 __all__ = [
     "CLASSIFICATION_LOSSES",
@@ -45,6 +49,7 @@ __all__ = [
     "KLDivLoss",
     "L1Loss",
     "LogCoshLoss",
+    "LossTraits",
     "MAPELoss",
     "MSELoss",
     "MSLELoss",
@@ -57,5 +62,6 @@ __all__ = [
     "SMAPELoss",
     "TweedieLoss",
     "get_criterion",
+    "traits_of",
     "unbounded",
 ]

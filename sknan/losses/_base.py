@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sknan.functional._domain import EDGES, can_look, is_between, widen, within
+from sknan.losses._traits import LossTraits
 
 __all__ = [
     "Loss",
@@ -143,14 +144,7 @@ class Loss(nn.Module):
     first: if what it says is finite it is right, and so is its gradient.
     """
 
-    # What an estimator must know; see `sknan.losses`.
-    task: ClassVar[Any] = None
-    standardizes_target: ClassVar[bool] = False
-    target_domain: ClassVar[str] = "all"
-    outputs_per_target: ClassVar[int] = 1
-    # Whether the loss of a batch is the mean of what each row alone would give.
-    is_per_row: ClassVar[bool] = True
-    infimum: ClassVar[float] = 0.0
+    traits: ClassVar[LossTraits] = LossTraits(infimum=0.0)
 
     _is_torchs: ClassVar[bool] = False
     reduction: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sknan import functional as sf
 from sknan.functional._domain import EDGES, within
 from sknan.losses._base import Loss, check_reduction, largest_of, upcast
+from sknan.losses._traits import LossTraits
 
 __all__ = [
     "BCEWithLogitsLoss",
@@ -22,6 +23,9 @@ __all__ = [
 ]
 
 
+_OF_LOGITS = LossTraits(task="classification", output_kind="logits", infimum=0.0)
+
+
 def bounded_logits(x: Tensor) -> Tensor:
     """Logits no larger than what leaves room for sums over rows and classes."""
     most = largest_of(x) ** 0.75
@@ -30,8 +34,6 @@ def bounded_logits(x: Tensor) -> Tensor:
 
 class _ClassLoss(Loss):
     """A loss of class codes, some of which may be ignored."""
-
-    task: ClassVar[str] = "classification"
 
     weight: Tensor | None
     ignore_index: int
@@ -79,6 +81,7 @@ class CrossEntropyLoss(_ClassLoss, nn.CrossEntropyLoss):
     tensor(0.)
     """
 
+    traits = replace(_OF_LOGITS, names=("cross_entropy",))
     _is_torchs = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
@@ -90,6 +93,103 @@ class CrossEntropyLoss(_ClassLoss, nn.CrossEntropyLoss):
             label_smoothing=self.label_smoothing,
             reduction="none",
         )
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Probabilities (n_samples, n_classes)."""
+        return sf.softmax(output, dim=-1)
+
+
+class BCEWithLogitsLoss(Loss, nn.BCEWithLogitsLoss):
+    r"""Binary cross-entropy of logits, :math:`\log(1 + e^z) - y z`.
+
+    Parameters as of ``torch.nn.BCEWithLogitsLoss``: ``weight``, ``pos_weight``,
+    ``reduction``.
+
+    Finite, with a finite gradient, for all logits, as :class:`CrossEntropyLoss`; 0
+    where there are no rows. Otherwise torch's, to the bit.
+
+    Shape
+    -----
+    Logits (n_samples, *); targets of the same shape, 0 or 1 or shares between.
+    """
+
+    traits = replace(_OF_LOGITS, names=("binary_cross_entropy",), is_binary=True)
+    _is_torchs = True
+
+    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(
+            bounded_logits(input),
+            target,
+            weight=self.weight,
+            pos_weight=self.pos_weight,
+            reduction="none",
+        )
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Probabilities of the second class, in the shape of the output."""
+        return torch.sigmoid(output)
+
+
+class FocalLoss(_ClassLoss):
+    r"""Focal loss of logits, :math:`-(1 - p_y)^\gamma \log p_y`.
+
+    Rows that are right already count less. :math:`1 - p` is taken without cancellation,
+    and its power has a finite slope at 0, which ``gamma`` below 1 does not have when
+    the formula is written out.
+
+    Parameters
+    ----------
+    gamma : float, default=2.0
+        At least 0; 0 is the cross-entropy.
+    weight : Tensor of shape (n_classes,) or None, default=None
+        Factor of each class.
+    ignore_index : int, default=-100
+        Code that takes no part.
+    reduction : {"mean", "sum", "none"}, default="mean"
+        What is returned.
+
+    Raises
+    ------
+    ValueError
+        If ``gamma`` is negative or not finite.
+
+    Shape
+    -----
+    Logits (n_samples, n_classes, *), as in :class:`CrossEntropyLoss`; class codes
+    (n_samples, *).
+
+    References
+    ----------
+    T.-Y. Lin et al. Focal Loss for Dense Object Detection. ICCV 2017, arXiv 1708.02002,
+    equation 4.
+    """
+
+    traits = replace(_OF_LOGITS, names=("focal",))
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_reduction(reduction)
+        if not 0 <= gamma < float("inf"):
+            raise ValueError(f"gamma must be finite and at least 0, got {gamma!r}.")
+        self.gamma = gamma
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        logs = F.log_softmax(bounded_logits(input), dim=1)
+        nll = F.nll_loss(logs, target, ignore_index=self.ignore_index, reduction="none")
+        missing = -torch.expm1(-nll)
+        losses = sf.power(missing, self.gamma) * nll
+        counts = self._counts(target)
+        return losses if self.weight is None or counts is None else losses * counts
 
     def predict(self, output: Tensor) -> Tensor:
         """Probabilities (n_samples, n_classes)."""
@@ -111,8 +211,13 @@ class NLLLoss(_ClassLoss, nn.NLLLoss):
     Log-probabilities (n_samples, n_classes, *); class codes (n_samples, *).
     """
 
+    traits = LossTraits(
+        names=("nll",),
+        task="classification",
+        output_kind="log-probabilities",
+        infimum=-math.inf,  # the input need not be normalized
+    )
     _is_torchs = True
-    infimum = -torch.inf  # what comes in need not be normalised
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         return F.nll_loss(
@@ -165,6 +270,10 @@ class ProbabilityNLLLoss(_ClassLoss):
     tensor([[-1.,  1.]])
     """
 
+    traits = replace(
+        _OF_LOGITS, names=("probability_nll",), output_kind="probabilities"
+    )
+
     def __init__(
         self,
         weight: Tensor | None = None,
@@ -194,98 +303,3 @@ class ProbabilityNLLLoss(_ClassLoss):
     def predict(self, output: Tensor) -> Tensor:
         """The output itself, which holds probabilities."""
         return output
-
-
-class FocalLoss(_ClassLoss):
-    r"""Focal loss of logits, :math:`-(1 - p_y)^\gamma \log p_y`.
-
-    Rows that are right already count less. :math:`1 - p` is taken without cancellation,
-    and its power has a finite slope at 0, which ``gamma`` below 1 does not have when
-    the formula is written out.
-
-    Parameters
-    ----------
-    gamma : float, default=2.0
-        At least 0; 0 is the cross-entropy.
-    weight : Tensor of shape (n_classes,) or None, default=None
-        Factor of each class.
-    ignore_index : int, default=-100
-        Code that takes no part.
-    reduction : {"mean", "sum", "none"}, default="mean"
-        What is returned.
-
-    Raises
-    ------
-    ValueError
-        If ``gamma`` is negative or not finite.
-
-    Shape
-    -----
-    Logits (n_samples, n_classes, *), as in :class:`CrossEntropyLoss`; class codes
-    (n_samples, *).
-
-    References
-    ----------
-    T.-Y. Lin et al. Focal Loss for Dense Object Detection. ICCV 2017, arXiv 1708.02002,
-    equation 4.
-    """
-
-    def __init__(
-        self,
-        gamma: float = 2.0,
-        *,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__()
-        check_reduction(reduction)
-        if not 0 <= gamma < float("inf"):
-            raise ValueError(f"gamma must be finite and at least 0, got {gamma!r}.")
-        self.gamma = gamma
-        self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-
-    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
-        logs = F.log_softmax(bounded_logits(input), dim=1)
-        nll = F.nll_loss(logs, target, ignore_index=self.ignore_index, reduction="none")
-        missing = -torch.expm1(-nll)
-        losses = sf.power(missing, self.gamma) * nll
-        counts = self._counts(target)
-        return losses if self.weight is None or counts is None else losses * counts
-
-    def predict(self, output: Tensor) -> Tensor:
-        """Probabilities (n_samples, n_classes)."""
-        return sf.softmax(output, dim=-1)
-
-
-class BCEWithLogitsLoss(Loss, nn.BCEWithLogitsLoss):
-    r"""Binary cross-entropy of logits, :math:`\log(1 + e^z) - y z`.
-
-    Parameters as of ``torch.nn.BCEWithLogitsLoss``: ``weight``, ``pos_weight``,
-    ``reduction``.
-
-    Finite, with a finite gradient, for all logits, as :class:`CrossEntropyLoss`; 0
-    where there are no rows. Otherwise torch's, to the bit.
-
-    Shape
-    -----
-    Logits (n_samples, *); targets of the same shape, 0 or 1 or shares between.
-    """
-
-    task: ClassVar[str] = "classification"
-    _is_torchs = True
-
-    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(
-            bounded_logits(input),
-            target,
-            weight=self.weight,
-            pos_weight=self.pos_weight,
-            reduction="none",
-        )
-
-    def predict(self, output: Tensor) -> Tensor:
-        """Probabilities of the second class, in the shape of the output."""
-        return torch.sigmoid(output)

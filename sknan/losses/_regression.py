@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from sknan.losses._base import (
     row_weights,
     upcast,
 )
+from sknan.losses._traits import LossTraits
 
 __all__ = [
     "CorrelationLoss",
@@ -43,11 +45,15 @@ __all__ = [
 ]
 
 
+_DISTANCE = LossTraits(task="regression", standardizes_target=True, infimum=0.0)
+_IN_UNITS = replace(_DISTANCE, standardizes_target=False)
+_POSITIVE_MEAN = replace(_IN_UNITS, target_domain="non-negative")
+
+
 class _ValueLoss(Loss):
     """A loss whose optimum moves and stretches with the target."""
 
-    task: ClassVar[str] = "regression"
-    standardizes_target: ClassVar[bool] = True
+    traits = _DISTANCE
 
     def predict(self, output: Tensor) -> Tensor:
         """The output itself, in the units it was trained on."""
@@ -93,6 +99,7 @@ class MSELoss(_ValueLoss, nn.MSELoss):
     Output and target (n_samples, *). Unreduced: the same.
     """
 
+    traits = replace(_DISTANCE, names=("mse", "squared_error"), unit_power=2)
     _is_torchs = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
@@ -116,7 +123,7 @@ class RMSELoss(_Own):
     Output and target (n_samples, *).
     """
 
-    is_per_row = False
+    traits = replace(_DISTANCE, names=("rmse",), is_per_row=False)
 
     def forward(
         self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None
@@ -154,6 +161,7 @@ class L1Loss(_ValueLoss, nn.L1Loss):
     Output and target (n_samples, *). Unreduced: the same.
     """
 
+    traits = replace(_DISTANCE, names=("mae", "absolute_error"), unit_power=1)
     _is_torchs = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
@@ -174,6 +182,7 @@ class HuberLoss(_ValueLoss, nn.HuberLoss):
     Output and target (n_samples, *). Unreduced: the same.
     """
 
+    traits = replace(_DISTANCE, names=("huber",), unit_power=1)
     _is_torchs = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
@@ -207,6 +216,8 @@ class PseudoHuberLoss(_Own):
     Output and target (n_samples, *). Unreduced: the same.
     """
 
+    traits = replace(_DISTANCE, names=("pseudo_huber",))
+
     def __init__(self, delta: float = 1.0, *, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
         _check_positive("delta", delta)
@@ -239,6 +250,8 @@ class LogCoshLoss(_Own):
     Output and target (n_samples, *). Unreduced: the same.
     """
 
+    traits = replace(_DISTANCE, names=("log_cosh",))
+
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         errors = residual(input, target, _sum_bound(input))
         inner = within(errors, -20.0, 20.0)
@@ -269,6 +282,8 @@ class QuantileLoss(_Own):
     -----
     Output and target (n_samples, *). Unreduced: the same.
     """
+
+    traits = replace(_DISTANCE, names=("quantile",))
 
     def __init__(self, quantile: float = 0.5, *, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
@@ -315,8 +330,9 @@ class GaussianNLLLoss(_ValueLoss, nn.GaussianNLLLoss):
     (n_samples, n_targets).
     """
 
-    outputs_per_target = 2
-    infimum = -math.inf
+    traits = replace(
+        _DISTANCE, names=("gaussian_nll",), outputs_per_target=2, infimum=-math.inf
+    )
 
     def __init__(
         self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
@@ -393,9 +409,6 @@ def _growing_exp(x: Tensor) -> Tensor:
 class _RateLoss(_ValueLoss):
     """A loss of positive means; the output is their logarithm."""
 
-    standardizes_target: ClassVar[bool] = False
-    target_domain: ClassVar[str] = "non-negative"
-
     def predict(self, output: Tensor) -> Tensor:
         """The mean: exp of the output, bounded to stay finite in float32."""
         return sf.exp(output)
@@ -424,7 +437,7 @@ class PoissonNLLLoss(_RateLoss, nn.PoissonNLLLoss):
     Output and target (n_samples, *); targets of at least 0. Unreduced: the same.
     """
 
-    infimum = -math.inf
+    traits = replace(_POSITIVE_MEAN, names=("poisson",), infimum=-math.inf)
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         if self.log_input:
@@ -459,7 +472,7 @@ class GammaLoss(_RateLoss):
     Output and target (n_samples, *); targets above 0. Unreduced: the same.
     """
 
-    target_domain = "positive"
+    traits = replace(_POSITIVE_MEAN, names=("gamma",), target_domain="positive")
 
     def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__()
@@ -501,6 +514,8 @@ class TweedieLoss(_RateLoss):
     B. Jorgensen. The Theory of Dispersion Models. Chapman & Hall, 1997, chapter 4.
     """
 
+    traits = replace(_POSITIVE_MEAN, names=("tweedie",))
+
     def __init__(self, power: float = 1.5, *, reduction: str = "mean") -> None:
         super().__init__()
         check_reduction(reduction)
@@ -522,13 +537,7 @@ class TweedieLoss(_RateLoss):
 # -- relative errors -----------------------------------------------------------------
 
 
-class _InUnits(_Own):
-    """A loss that depends on where the target's zero is."""
-
-    standardizes_target: ClassVar[bool] = False
-
-
-class MAPELoss(_InUnits):
+class MAPELoss(_Own):
     r"""Mean absolute percentage error, :math:`|\hat y - y| / \max(|y|, f)`.
 
     Parameters
@@ -550,6 +559,8 @@ class MAPELoss(_InUnits):
     Output and target (n_samples, *). Unreduced: the same.
     """
 
+    traits = replace(_IN_UNITS, names=("mape",))
+
     def __init__(self, floor: float = 1.0, *, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
         _check_positive("floor", floor)
@@ -560,7 +571,7 @@ class MAPELoss(_InUnits):
         return errors.abs() / within(target.abs(), self.floor, largest_of(target))
 
 
-class SMAPELoss(_InUnits):
+class SMAPELoss(_Own):
     r"""Symmetric one, :math:`2 |\hat y - y| / \max(|\hat y| + |y|, f)`, at most 2.
 
     Parameters
@@ -580,6 +591,8 @@ class SMAPELoss(_InUnits):
     Output and target (n_samples, *). Unreduced: the same.
     """
 
+    traits = replace(_IN_UNITS, names=("smape",))
+
     def __init__(self, floor: float = 1.0, *, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
         _check_positive("floor", floor)
@@ -592,7 +605,7 @@ class SMAPELoss(_InUnits):
         return 2.0 * ((input - target).abs() / size)
 
 
-class MSLELoss(_InUnits):
+class MSLELoss(_Own):
     r"""Squared error of logarithms, :math:`(l(\hat y) - l(y))^2`.
 
     :math:`l(x) = \mathrm{sign}(x) \log(1 + |x|)`, which is ``log1p`` for numbers of at
@@ -608,6 +621,8 @@ class MSLELoss(_InUnits):
     -----
     Output and target (n_samples, *). Unreduced: the same.
     """
+
+    traits = replace(_IN_UNITS, names=("msle",))
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         return (_signed_log1p(input) - _signed_log1p(target)).square()
@@ -647,9 +662,7 @@ class KLDivLoss(_ValueLoss, nn.KLDivLoss):
     Unreduced: the same.
     """
 
-    standardizes_target = False
-    target_domain = "non-negative"
-    infimum = -math.inf  # an element may be negative, the sum of a row is not
+    traits = replace(_POSITIVE_MEAN, names=("kl_div",), infimum=-math.inf)
 
     def __init__(
         self,
@@ -687,7 +700,7 @@ class KLDivLoss(_ValueLoss, nn.KLDivLoss):
         return sf.softmax(output) if self.from_logits else sf.exp(output)
 
 
-class CosineSimilarityLoss(_InUnits):
+class CosineSimilarityLoss(_Own):
     r"""One minus the cosine between output and target of each row; 1 if one is zero.
 
     Parameters
@@ -699,6 +712,8 @@ class CosineSimilarityLoss(_InUnits):
     -----
     Output and target (n_samples, n_targets). Unreduced: (n_samples,).
     """
+
+    traits = replace(_IN_UNITS, names=("cosine",))
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         return 1.0 - sf.cosine_similarity(input, target, dim=-1)
@@ -720,7 +735,7 @@ class CorrelationLoss(_Own):
     Output and target (n_samples, *). Unreduced: the same.
     """
 
-    is_per_row = False
+    traits = replace(_DISTANCE, names=("correlation",), is_per_row=False)
 
     def forward(
         self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None

@@ -21,7 +21,7 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from sknan.losses._registry import CrossEntropyLoss, MSELoss
+from sknan.losses._closed_forms import closed_form_of
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
 __all__ = [
@@ -229,22 +229,15 @@ def _squared_error(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | No
 
 
 def _known_loss(criterion: Any, output: Tensor, target: Any) -> Any:
-    """The loss written out, if it is and fits these tensors."""
-    if type(criterion) in (CrossEntropyLoss, nn.CrossEntropyLoss):
-        is_plain = (
-            criterion.weight is None
-            and criterion.ignore_index == -100
-            and criterion.label_smoothing == 0.0
-            and criterion.reduction == "mean"
-        )
-        fits = isinstance(target, Tensor) and (output.ndim, target.ndim) == (2, 1)
-        if is_plain and fits and target.dtype == torch.int64 and len(target):
-            return _cross_entropy
-    elif type(criterion) in (MSELoss, nn.MSELoss):
-        fits = isinstance(target, Tensor) and output.shape == target.shape
-        if criterion.reduction == "mean" and fits and output.dtype == target.dtype:
-            return _squared_error
-    return None
+    """Return the loss with its gradient, if it has a closed form for these tensors."""
+    form = closed_form_of(criterion)
+    if form is None or not isinstance(target, Tensor):
+        return None
+    if form == "cross_entropy":
+        fits = (output.ndim, target.ndim) == (2, 1) and target.dtype == torch.int64
+        return _cross_entropy if fits and len(target) else None
+    fits = output.shape == target.shape and output.dtype == target.dtype
+    return _squared_error if fits else None
 
 
 # -- a chain -------------------------------------------------------------------------

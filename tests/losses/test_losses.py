@@ -712,7 +712,7 @@ def test_a_name_gives_its_class(name):
 def test_a_loss_knows_its_task(name):
     is_classification = name in CLASSIFICATION_LOSSES
     expected = "classification" if is_classification else "regression"
-    assert ALL[name].task == expected
+    assert ALL[name].traits.task == expected
 
 
 def test_names_do_not_belong_to_both_tasks():
@@ -721,7 +721,9 @@ def test_names_do_not_belong_to_both_tasks():
 
 def test_losses_that_depend_on_the_zero_of_the_target_leave_it_in_its_units():
     in_units = {
-        name for name, loss in REGRESSION_LOSSES.items() if not loss.standardizes_target
+        name
+        for name, loss in REGRESSION_LOSSES.items()
+        if not loss.traits.standardizes_target
     }
     rates = {"poisson", "gamma", "tweedie"}
     assert in_units == rates | {"mape", "smape", "msle", "kl_div", "cosine"}

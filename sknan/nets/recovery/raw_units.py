@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from sknan.losses._traits import traits_of
+
 __all__ = ["Conditioning", "conditioned"]
 
 # Columns whose mean or spread is at least this large are raw.
@@ -38,14 +40,6 @@ _LEAST_SPREAD = 1e-6
 
 # Rows that mean and spread are taken from.
 _MOST_ROWS = 10_000
-
-# Losses that compare output and target as they are, by the power of their unit.
-_COMPARING: dict[type[nn.Module], int] = {
-    nn.MSELoss: 2,
-    nn.L1Loss: 1,
-    nn.SmoothL1Loss: 1,
-    nn.HuberLoss: 1,
-}
 
 _OF_SHAPE = {"squeeze", "unsqueeze", "view", "reshape", "flatten", "ravel"}
 
@@ -284,7 +278,7 @@ def conditioned(
                 units.shift = middle.to(weight)
     loss_scale = 1.0
     weight = uses.weight_of(output)
-    power = next((p for c, p in _COMPARING.items() if isinstance(criterion, c)), None)
+    power = traits_of(criterion).unit_power
     target = data[1]
     is_target_known = (
         power is not None
