@@ -7,21 +7,22 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.utils import column_or_1d
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length
 from torch import Tensor, nn
 
-from sknan._engine.plan import TrainingRows
 from sknan._utils.stacklevel import stacklevel_of_caller
-from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite
+from sknan._utils.validation import DROP_ROWS
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._components import kind_of
-from sknan.exceptions import NonFiniteDataError
+from sknan.estimators._labels import (
+    apply_class_weight,
+    encode_labels,
+    list_labels,
+    refuse_missing_labels,
+)
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import traits_of
 
@@ -293,124 +294,94 @@ class StableNetClassifier(ProbableLabelsMixin, StableNetBase):
         -------
         self
         """
-        plan = self._prepare(X, y, sample_weight, classes=classes, is_partial=True)
-        plan.run()
-        self._finish(plan)
+        self._partial_fit(X, y, sample_weight, classes=classes)
         return self
 
-    def _training_rows(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        *,
-        classes: Any = None,
-        is_partial: bool = False,
-    ) -> TrainingRows:
-        self._check_parameters()
-        goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
-        self._check_has_target(y)
-        X_in = self._as_input(X, reset=not goes_on, min_samples=1 if is_partial else 2)
-        labels = self._as_labels(y)
-        check_consistent_length(X_in, labels)
-        weights = self._as_weights(sample_weight, len(X_in))
-        weights = self._with_class_weight(weights, labels, is_partial=is_partial)
-        numbers = np.arange(len(X_in))
-        if weights is not None:
-            # A row of no weight must not matter in any way, batches included.
-            numbers = np.flatnonzero(weights > 0)
-            X_in, labels, weights = X_in[numbers], labels[numbers], weights[numbers]
+    def _row_weights(
+        self, sample_weight: Any, target: np.ndarray, *, is_partial: bool
+    ) -> np.ndarray | None:
+        weights = super()._row_weights(sample_weight, target, is_partial=is_partial)
+        if self.class_weight is None:
+            return weights
+        if is_partial and self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' needs all labels at once, which partial_fit "
+                "never sees. Pass the weights as a dict."
+            )
+        return apply_class_weight(self.class_weight, target, weights, self)
+
+    def _encode_target(
+        self, target: np.ndarray, *, is_partial: bool, classes: Any = None
+    ) -> np.ndarray:
+        continues = self._continues(is_partial=is_partial)
         if is_partial:
-            known = self._classes_of_stream(classes, goes_on=goes_on)
+            known = self._classes_of_stream(classes, continues=continues)
         else:
-            known = np.unique(labels)
-            if goes_on and not np.array_equal(known, self.classes_):
+            known = np.unique(target)
+            if continues and not np.array_equal(known, self.classes_):
                 raise ValueError(
-                    f"warm_start=True goes on with the classes of the first fit, "
-                    f"{_listed(self.classes_)}, but y now holds {_listed(known)}."
+                    "warm_start=True continues training with the classes of the first "
+                    f"fit, {list_labels(self.classes_)}, but y now contains "
+                    f"{list_labels(known)}."
                 )
         if len(known) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 classes, but y holds one "
-                f"class only: {_listed(known)}."
+                f"class only: {list_labels(known)}."
             )
-        codes = _codes_of(labels, known)
-        X_in, codes, weights, kept = self._merge_repeated_rows(X_in, codes, weights)
-        if not goes_on:
+        codes = encode_labels(target, known)
+        if not continues:
             self.classes_ = known
-        is_binary_loss = self._has_binary_loss()
-        if is_binary_loss and len(known) > 2:
+        return codes
+
+    def _fit_target(
+        self,
+        y: Any,
+        target: np.ndarray,
+        weights: np.ndarray | None,
+        *,
+        is_partial: bool,
+    ) -> tuple[np.ndarray, int]:
+        n_classes = len(self.classes_)
+        if not self._has_binary_loss():
+            return target, n_classes
+        if n_classes > 2:
             raise ValueError(
                 f"criterion={self.criterion!r} is for 2 classes, but y holds "
-                f"{len(known)}. Use criterion='cross_entropy'."
+                f"{n_classes}. Use criterion='cross_entropy'."
             )
-        n_outputs = 1 if is_binary_loss else len(known)
-        return TrainingRows(
-            X_in,
-            codes,
-            weights,
-            n_outputs=n_outputs,
-            is_partial=is_partial,
-            numbers=numbers[kept],
-        )
+        return target, 1
 
     def _as_target(self, y: Any) -> np.ndarray:
-        return _codes_of(self._as_labels(y), self.classes_)
+        return encode_labels(self._validate_target(y), self.classes_)
 
-    def _classes_of_stream(self, classes: Any, *, goes_on: bool) -> np.ndarray:
+    def _classes_of_stream(self, classes: Any, *, continues: bool) -> np.ndarray:
         """All labels that will ever come, as the first call of ``partial_fit`` says."""
         if classes is None:
-            if not goes_on:
+            if not continues:
                 raise ValueError(
                     "classes must be passed on the first call to partial_fit: all "
                     "labels that will ever come."
                 )
             return self.classes_
         given = column_or_1d(classes)
-        _refuse_missing(given, "classes", "A label must be finite.")
+        refuse_missing_labels(given, "classes", "A label must be finite.")
         known: np.ndarray = np.unique(given)
-        if goes_on and not np.array_equal(known, self.classes_):
+        if continues and not np.array_equal(known, self.classes_):
             raise ValueError(
-                f"classes={_listed(known)} differ from those of the first call to "
-                f"partial_fit, {_listed(self.classes_)}."
+                f"classes={list_labels(known)} differ from those of the first call to "
+                f"partial_fit, {list_labels(self.classes_)}."
             )
         return known
 
-    def _as_labels(self, y: Any) -> np.ndarray:
+    def _validate_target(self, y: Any) -> np.ndarray:
         labels: np.ndarray = column_or_1d(y, warn=True)
-        _refuse_missing(labels, "y", DROP_ROWS)
+        refuse_missing_labels(labels, "y", DROP_ROWS)
         check_classification_targets(labels)
         return labels
 
     def _has_binary_loss(self) -> bool:
         return traits_of(kind_of(self.criterion)).is_binary
-
-    def _with_class_weight(
-        self, weights: np.ndarray | None, labels: np.ndarray, *, is_partial: bool
-    ) -> np.ndarray | None:
-        if self.class_weight is None:
-            return weights
-        if self.class_weight != "balanced" and not isinstance(self.class_weight, dict):
-            raise ValueError(
-                f"The 'class_weight' parameter of {type(self).__name__} must be a "
-                f"dict, 'balanced' or None, got {self.class_weight!r}."
-            )
-        if is_partial and self.class_weight == "balanced":
-            raise ValueError(
-                "class_weight='balanced' needs all labels at once, which partial_fit "
-                "never sees. Pass the weights as a dict."
-            )
-        classes, codes = np.unique(labels, return_inverse=True)
-        by_class: np.ndarray = compute_class_weight(
-            self.class_weight, classes=classes, y=labels, sample_weight=weights
-        )
-        combined = by_class[codes] if weights is None else weights * by_class[codes]
-        if not combined.any():
-            raise ValueError(
-                "class_weight leaves every row without weight: at least one row must "
-                "count."
-            )
-        return combined
 
     def _match_target(
         self, criterion: nn.Module, output: Tensor, y: np.ndarray
@@ -493,36 +464,6 @@ class StableNetClassifier(ProbableLabelsMixin, StableNetBase):
         """
         probabilities: np.ndarray = self._probabilities(X).numpy()
         return probabilities
-
-
-def _refuse_missing(labels: np.ndarray, name: str, remedy: str) -> None:
-    if labels.dtype.kind == "f":
-        check_finite(labels, name=name, remedy=remedy, limit=FLOAT64_MAX)
-    elif labels.dtype.kind == "O":
-        missing = pd.isna(labels)
-        if missing.any():
-            raise NonFiniteDataError(
-                f"{name} contains {int(missing.sum())} missing labels (None or NaN), "
-                f"first at row {int(missing.argmax())}. {remedy}"
-            )
-
-
-def _codes_of(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Place of each label among the known ones."""
-    codes = np.searchsorted(known, labels).clip(max=len(known) - 1)
-    if (known[codes] != labels).any():
-        unknown = np.unique(labels[known[codes] != labels])
-        raise ValueError(
-            f"y holds labels that are not among the classes {_listed(known)}: "
-            f"{_listed(unknown)}."
-        )
-    return codes
-
-
-def _listed(labels: np.ndarray) -> str:
-    """Labels in words: NumPy's scalars would print their type."""
-    shown = ", ".join(repr(label) for label in labels[:10].tolist())
-    return f"[{shown}{', ...' if len(labels) > 10 else ''}]"
 
 
 def _is_outside_unit(output: Tensor) -> bool:

@@ -17,8 +17,9 @@ from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.progress import call_in_workers, progress
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.diagnosis._report import NonFiniteReport
-from sknan.estimators._base import CheckedRows, StableNetBase
+from sknan.estimators._base import StableNetBase
 from sknan.estimators._classifier import ProbableLabelsMixin, StableNetClassifier
+from sknan.estimators._input import CheckedRows, check_features
 from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
@@ -170,7 +171,7 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
 
     def _checked_rows(self, X: Any) -> CheckedRows:
         check_is_fitted(self)
-        return CheckedRows(self.estimators_[0]._as_input(X, reset=False))
+        return CheckedRows(check_features(self.estimators_[0], X, reset=False))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimators_")

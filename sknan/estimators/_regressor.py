@@ -8,20 +8,22 @@ import numpy as np
 import torch
 from sklearn.base import RegressorMixin
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_array, check_consistent_length
+from sklearn.utils.validation import check_array
 from torch import Tensor, nn
 
-from sknan._engine.plan import TrainingRows
 from sknan._utils.validation import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._components import kind_of, name_of
+from sknan.estimators._input import name_text_cell
+from sknan.estimators._target_scaling import (
+    mean_and_scale,
+    prediction_dtype,
+    standardize,
+)
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import predictions, traits_of
 
 __all__ = ["StableNetRegressor"]
-
-# float32 has 24 bits of mantissa.
-_LARGEST_EXACT_INTEGER = 2**24
 
 
 class StableNetRegressor(RegressorMixin, StableNetBase):
@@ -256,61 +258,46 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         -------
         self
         """
-        plan = self._prepare(X, y, sample_weight, is_partial=True)
-        plan.run()
-        self._finish(plan)
+        self._partial_fit(X, y, sample_weight)
         return self
 
-    def _training_rows(
-        self, X: Any, y: Any, sample_weight: Any = None, *, is_partial: bool = False
-    ) -> TrainingRows:
-        self._check_parameters()
-        goes_on = hasattr(self, "net_") and (is_partial or self.warm_start)
-        self._check_has_target(y)
-        X_in = self._as_input(X, reset=not goes_on, min_samples=1 if is_partial else 2)
-        values = self._as_values(y)
-        check_consistent_length(X_in, values)
-        weights = self._as_weights(sample_weight, len(X_in))
-        numbers = np.arange(len(X_in))
-        if weights is not None:
-            # A row of no weight must not matter in any way, batches included.
-            numbers = np.flatnonzero(weights > 0)
-            X_in, values, weights = X_in[numbers], values[numbers], weights[numbers]
-        X_in, values, weights, kept = self._merge_repeated_rows(X_in, values, weights)
-        shape = values.shape[1:]
-        if goes_on and _n_targets(shape) != _n_targets(self._target_shape):
+    def _fit_target(
+        self,
+        y: Any,
+        target: np.ndarray,
+        weights: np.ndarray | None,
+        *,
+        is_partial: bool,
+    ) -> tuple[np.ndarray, int]:
+        continues = self._continues(is_partial=is_partial)
+        shape = target.shape[1:]
+        if continues and _n_targets(shape) != _n_targets(self._target_shape):
             raise ValueError(
                 f"y has {_n_targets(shape)} target columns, but the first fit had "
                 f"{_n_targets(self._target_shape)}."
             )
         self._target_shape = shape
-        if goes_on:  # a vector may follow a column
+        if continues:  # a vector may follow a table of one column, or the reverse
             self.target_mean_ = self.target_mean_.reshape(shape)
             self.target_scale_ = self.target_scale_.reshape(shape)
         else:
-            self._target_dtype = _float_type(y)
+            self._target_dtype = prediction_dtype(y)
             self.target_mean_, self.target_scale_ = (
-                _mean_and_scale(values, weights)
+                mean_and_scale(target, weights)
                 if self._standardizes_target()
                 else (np.zeros(shape), np.ones(shape))
             )
-        return TrainingRows(
-            X_in,
-            _standardize(values, self.target_mean_, self.target_scale_),
-            weights,
-            n_outputs=_n_targets(shape) * self._outputs_per_target(),
-            is_partial=is_partial,
-            numbers=numbers[kept],
-        )
+        standardized = standardize(target, self.target_mean_, self.target_scale_)
+        return standardized, _n_targets(shape) * self._outputs_per_target()
 
     def _as_target(self, y: Any) -> np.ndarray:
-        values = self._as_values(y).reshape(-1, *self._target_shape)
-        return _standardize(values, self.target_mean_, self.target_scale_)
+        values = self._validate_target(y).reshape(-1, *self._target_shape)
+        return standardize(values, self.target_mean_, self.target_scale_)
 
-    def _as_values(self, y: Any) -> np.ndarray:
+    def _validate_target(self, y: Any) -> np.ndarray:
         """Targets as float64, or float32 if they came so."""
         remedy = " Pass numbers, or labels to StableNetClassifier."
-        with self._text_named("y", y, remedy):
+        with name_text_cell("y", y, type(self).__name__, remedy):
             values: np.ndarray = check_array(
                 y,
                 ensure_2d=False,
@@ -408,37 +395,3 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
 
 def _n_targets(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
-
-
-def _float_type(y: Any) -> type[np.floating[Any]]:
-    """float32 for targets that came as floats no wider, or as integers it can hold."""
-    values = np.asarray(y)
-    if values.dtype.kind in "iub":
-        is_exact = np.abs(values.astype(np.float64)).max() <= _LARGEST_EXACT_INTEGER
-        return np.float32 if is_exact else np.float64
-    return np.float32 if values.dtype in (np.float16, np.float32) else np.float64
-
-
-def _mean_and_scale(
-    values: np.ndarray, weights: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean and standard deviation per column, without overflow.
-
-    A constant column gets the scale 1.
-    """
-    wide = values.astype(np.float64)
-    # In units of the largest value nothing can overflow on the way.
-    unit = np.maximum(np.abs(wide).max(axis=0), np.finfo(np.float64).tiny)
-    mean = np.average(wide / unit, axis=0, weights=weights)
-    variance = np.average((wide / unit - mean) ** 2, axis=0, weights=weights)
-    scale = np.sqrt(variance)
-    # Rounding leaves a constant column a spread of about one part in 1e16.
-    is_constant = scale <= 1e-14 * np.abs(mean)
-    return mean * unit, np.where(is_constant, 1.0, scale * unit)
-
-
-def _standardize(values: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    # Halves: the difference of two values near the largest float overflows.
-    halves: np.ndarray = values.astype(np.float64) / 2 - mean / 2
-    standardized: np.ndarray = (halves / scale * 2).astype(np.float32)
-    return standardized

@@ -802,8 +802,8 @@ def test_nan_is_no_class():
 def test_a_warm_start_refuses_other_classes():
     model = classifier(warm_start=True).fit(X, LABELS)
     assert refusal(ValueError, model.fit, X, LABELS * 2) == (
-        "warm_start=True goes on with the classes of the first fit, [0, 1], but y now "
-        "holds [0, 2]."
+        "warm_start=True continues training with the classes of the first fit, [0, 1], "
+        "but y now contains [0, 2]."
     )
 
 

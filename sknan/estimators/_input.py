@@ -1,0 +1,218 @@
+"""Validation of the features and sample weights that an estimator receives."""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+from sknan._utils.validation import already_valid_array, check_finite, first_text_cell
+
+__all__ = [
+    "CheckedRows",
+    "check_features",
+    "check_sample_weight",
+    "merge_duplicate_rows",
+    "name_text_cell",
+    "scale_weights",
+]
+
+
+class CheckedRows(NamedTuple):
+    """Features already validated by another estimator fitted to the same columns.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features), float32
+        The features.
+    """
+
+    X: np.ndarray
+
+
+def check_features(
+    estimator: BaseEstimator, X: Any, *, reset: bool, min_samples: int = 1
+) -> np.ndarray:
+    """Validate ``X``, refuse non-finite values, and convert it to float32.
+
+    Parameters
+    ----------
+    estimator : StableNetClassifier or StableNetRegressor
+        Estimator that receives ``X``. Only one with a custom module accepts more than
+        two dimensions.
+    X : array-like, DataFrame or CheckedRows
+        The features.
+    reset : bool
+        Whether to set ``n_features_in_`` and ``feature_names_in_`` from ``X``. If
+        False, ``X`` is compared with them.
+    min_samples : int, default=1
+        Smallest number of rows that is accepted.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_features), float32
+
+    Raises
+    ------
+    NonFiniteDataError
+        If a value is NaN, infinite or too large for float32.
+    ValueError
+        If ``X`` is not a table of numbers, or not the table expected.
+    """
+    if isinstance(X, CheckedRows):
+        return X.X
+    owner = type(estimator).__name__
+    X_in = None if reset else already_valid_array(X, estimator)
+    if X_in is None or len(X_in) < min_samples:
+        encode = (
+            f" Encode it first: sknan.tabular_pipeline({owner}()) does, or "
+            "sklearn.preprocessing.OneHotEncoder()."
+        )
+        with name_text_cell("X", X, owner, encode):
+            X_in = validate_data(
+                estimator,
+                X,
+                reset=reset,
+                # Other dtypes, such as integers, become the first of these.
+                dtype=(np.float32, np.float64),
+                allow_nd=estimator.module is not None,
+                # Checked below, since scikit-learn names neither column nor row.
+                ensure_all_finite=False,
+                ensure_min_samples=min_samples,
+            )
+    check_finite(
+        X_in,
+        name="X",
+        columns=getattr(estimator, "feature_names_in_", None),
+        remedy=f"Impute first: make_pipeline(NaNImputer(), SafeScaler(), {owner}()).",
+    )
+    # torch warns about an array that is not writable, such as a shared one.
+    return np.require(X_in, dtype=np.float32, requirements=["C", "W"])
+
+
+@contextlib.contextmanager
+def name_text_cell(name: str, values: Any, owner: str, remedy: str) -> Iterator[None]:
+    """Replace an error about text inside the block by one that names the first cell.
+
+    Parameters
+    ----------
+    name : str
+        Name of the input for the message, ``"X"`` or ``"y"``.
+    values : array-like or DataFrame
+        Input that the block converts to numbers.
+    owner : str
+        Class name of the estimator.
+    remedy : str
+        Last sentence of the message, with a leading space.
+
+    Raises
+    ------
+    ValueError
+        If the block fails because a cell cannot be converted to a number.
+    """
+    try:
+        yield
+    except ValueError as error:
+        is_text = "could not convert string" in str(error)
+        columns = getattr(values, "columns", None)
+        cell = first_text_cell(values, columns) if is_text else None
+        if cell is None:
+            raise
+        raise ValueError(
+            f"{name} contains text, first {cell}, but {owner} needs numbers.{remedy}"
+        ) from None
+
+
+def check_sample_weight(sample_weight: Any, n_samples: int) -> np.ndarray | None:
+    """Return the sample weights as float64, or None if there are none.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n_samples,), float or None
+        Weights of the rows.
+    n_samples : int
+        Number of rows.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), float64, or None
+
+    Raises
+    ------
+    NonFiniteDataError
+        If a weight is not finite.
+    ValueError
+        If the shape is wrong, a weight is negative, or all weights are zero.
+    """
+    if sample_weight is None:
+        return None
+    if isinstance(sample_weight, numbers.Number):
+        sample_weight = np.full(n_samples, sample_weight)
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (n_samples,):
+        raise ValueError(
+            f"sample_weight must have shape ({n_samples},), one weight per row, got "
+            f"{weights.shape}."
+        )
+    check_finite(
+        weights,
+        name="sample_weight",
+        remedy="Give rows that must not count the weight 0.",
+    )
+    if (weights < 0).any():
+        row = int(np.argmax(weights < 0))
+        raise ValueError(
+            f"sample_weight must not be negative, but is {weights[row]:g} at row {row}."
+        )
+    if not weights.any():
+        raise ValueError("All sample weights are zero: at least one row must count.")
+    return weights
+
+
+def scale_weights(weights: np.ndarray | None) -> np.ndarray | None:
+    """Return weights of mean 1, or None if all weights are equal."""
+    if weights is None:
+        return None
+    weights = weights / weights.mean()
+    return None if (weights == weights[0]).all() else weights
+
+
+def merge_duplicate_rows(
+    X: np.ndarray, y: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return the distinct rows in sorted order, each with its total weight.
+
+    The loss of a full batch does not depend on the order of the rows, and it is the
+    same for a row that occurs twice and a row of weight 2. Sums of floats, however,
+    depend on both, and training amplifies their rounding errors. Merged rows make the
+    fitted networks bitwise identical.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Features.
+    y : ndarray of shape (n_samples,) or (n_samples, n_targets)
+        Numeric targets or class codes.
+    weights : ndarray of shape (n_samples,) or None
+        Sample weights.
+
+    Returns
+    -------
+    X, y : ndarray
+        The distinct rows. All rows, if fewer than two are distinct.
+    weights : ndarray of float64 or None
+        Total weight of each row.
+    numbers : ndarray of int
+        Number of the first row of each group in the input.
+    """
+    rows = np.column_stack([X.astype(np.float64), y])
+    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    if len(first) < 2:
+        return X, y, weights, np.arange(len(X))
+    total = np.bincount(inverse.reshape(-1), weights=weights)
+    return X[first], y[first], total.astype(np.float64), first

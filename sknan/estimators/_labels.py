@@ -1,0 +1,123 @@
+"""Validation, encoding and weighting of class labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+from sklearn.utils.class_weight import compute_class_weight
+
+from sknan._utils.validation import FLOAT64_MAX, check_finite
+from sknan.exceptions import NonFiniteDataError
+
+__all__ = [
+    "apply_class_weight",
+    "encode_labels",
+    "list_labels",
+    "refuse_missing_labels",
+]
+
+
+def refuse_missing_labels(labels: np.ndarray, name: str, remedy: str) -> None:
+    """Raise ``NonFiniteDataError`` if a label is missing or not finite.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n_samples,)
+        Numbers, strings or objects.
+    name : str
+        Name of the input for the message.
+    remedy : str
+        Last sentence of the message.
+    """
+    if labels.dtype.kind == "f":
+        check_finite(labels, name=name, remedy=remedy, limit=FLOAT64_MAX)
+    elif labels.dtype.kind == "O":
+        missing = pd.isna(labels)
+        if missing.any():
+            raise NonFiniteDataError(
+                f"{name} contains {int(missing.sum())} missing labels (None or NaN), "
+                f"first at row {int(missing.argmax())}. {remedy}"
+            )
+
+
+def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the position of each label in ``classes``.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n_samples,)
+        Labels of the rows.
+    classes : ndarray of shape (n_classes,)
+        All classes, sorted.
+
+    Returns
+    -------
+    ndarray of int64 of shape (n_samples,)
+
+    Raises
+    ------
+    ValueError
+        If a label is not one of the classes.
+    """
+    codes = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    if (classes[codes] != labels).any():
+        unknown = np.unique(labels[classes[codes] != labels])
+        raise ValueError(
+            f"y holds labels that are not among the classes {list_labels(classes)}: "
+            f"{list_labels(unknown)}."
+        )
+    return codes
+
+
+def list_labels(labels: np.ndarray) -> str:
+    """Return the first ten labels as text, without the types of NumPy scalars."""
+    shown = ", ".join(repr(label) for label in labels[:10].tolist())
+    return f"[{shown}{', ...' if len(labels) > 10 else ''}]"
+
+
+def apply_class_weight(
+    class_weight: Any,
+    labels: np.ndarray,
+    weights: np.ndarray | None,
+    estimator: BaseEstimator,
+) -> np.ndarray:
+    """Return the sample weights multiplied by the weight of each row's class.
+
+    Parameters
+    ----------
+    class_weight : dict or "balanced"
+        Weights of the classes, as in scikit-learn.
+    labels : ndarray of shape (n_samples,)
+        Labels of the rows.
+    weights : ndarray of shape (n_samples,) or None
+        Sample weights; None means 1 for each row.
+    estimator : estimator
+        Owner of the parameter, for messages.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), float64
+
+    Raises
+    ------
+    ValueError
+        If ``class_weight`` is invalid, or all products are zero.
+    """
+    if class_weight != "balanced" and not isinstance(class_weight, dict):
+        raise ValueError(
+            f"The 'class_weight' parameter of {type(estimator).__name__} must be a "
+            f"dict, 'balanced' or None, got {class_weight!r}."
+        )
+    classes, codes = np.unique(labels, return_inverse=True)
+    by_class: np.ndarray = compute_class_weight(
+        class_weight, classes=classes, y=labels, sample_weight=weights
+    )
+    combined = by_class[codes] if weights is None else weights * by_class[codes]
+    if not combined.any():
+        raise ValueError(
+            "class_weight leaves every row without weight: at least one row must count."
+        )
+    return combined

@@ -1,0 +1,104 @@
+"""Checks of a network's output before and after training."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from sknan._engine.table_net import TableNet
+from sknan._utils.compiled import uncompiled
+from sknan._utils.threads import FlopCount
+from sknan.diagnosis._culprits import without_rows
+from sknan.exceptions import NonFiniteTrainingError
+from sknan.nets._chain import output_bound
+from sknan.nets.recovery._mending import rows_without_output, without_output
+
+__all__ = ["check_finite_output", "trial_output"]
+
+# If all values in a float32 network are below this bound, none of them overflows.
+_FAR_FROM_OVERFLOW = 1e30
+
+
+def trial_output(net: TableNet, X: np.ndarray) -> Tensor:
+    """Return the module's output for the first rows, and count its operations.
+
+    The number of operations per row is stored in ``net.flops_per_row_``.
+
+    Parameters
+    ----------
+    net : TableNet
+        Initialized net.
+    X : ndarray of shape (n_samples, ...), float32
+        Features, of which up to 32 rows are used.
+
+    Returns
+    -------
+    Tensor
+        Output with one row per row used. The first output, if there are several.
+
+    Raises
+    ------
+    ValueError
+        If the output is not a tensor with one row per sample.
+    """
+    # The copy protects X from a module that works in place.
+    rows = torch.from_numpy(X[:32].copy()).to(net.device)
+    net._set_training(False)
+    n_rows = len(rows)
+    try:
+        with torch.no_grad(), uncompiled(net), FlopCount() as count:
+            try:
+                output = net.infer(rows)
+            except LinAlgError as error:
+                bad = rows_without_output(net, (rows, None))
+                if len(bad) in (0, len(rows)):
+                    raise without_output(net, (rows, None), error) from error
+                rows = without_rows(rows, bad, len(rows))
+                output = net.infer(rows)
+    except Exception as error:
+        name = type(net.module_).__name__
+        error.add_note(f"while calling the module {name} on X of shape {X.shape}")
+        raise
+    net.flops_per_row_ = count.n_flops / n_rows
+    output = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(output, Tensor) or len(output) != len(rows):
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output)
+        raise ValueError(
+            f"The module must return a tensor with one row per sample, got {found} "
+            f"for {len(rows)} samples."
+        )
+    return output
+
+
+def check_finite_output(net: TableNet, X: Tensor) -> None:
+    """Raise an error if the trained net's output is non-finite for a training row.
+
+    Parameters
+    ----------
+    net : TableNet
+        Trained net.
+    X : Tensor of shape (n_samples, ...)
+        Features of all training rows.
+
+    Raises
+    ------
+    NonFiniteTrainingError
+        If the output is non-finite for a row.
+    """
+    if output_bound(net.module_, X) < _FAR_FROM_OVERFLOW:
+        return
+    with warnings.catch_warnings():
+        # Repairs in training have been reported already.
+        warnings.filterwarnings("ignore", "The network's output was not finite")
+        output, bad = net.raw_output(X)
+    if bad:
+        raise NonFiniteTrainingError(
+            f"After training, the output is non-finite for {len(bad)} of "
+            f"{len(output)} training rows, first row {bad[0]}, although all weights "
+            "are finite. Look for an operation in the module that overflows in "
+            "evaluation mode, and scale X with SafeScaler()."
+        )

@@ -1,0 +1,69 @@
+"""Standardization of regression targets without overflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["mean_and_scale", "prediction_dtype", "standardize"]
+
+# float32 has 24 bits of mantissa.
+_LARGEST_EXACT_INTEGER = 2**24
+
+
+def prediction_dtype(y: Any) -> type[np.floating[Any]]:
+    """Return float32 if it can represent the targets, else float64.
+
+    Parameters
+    ----------
+    y : array-like
+        Targets as passed to ``fit``.
+
+    Returns
+    -------
+    type
+        float32 for floats of at most 32 bits and for integers that are exact in
+        float32.
+    """
+    values = np.asarray(y)
+    if values.dtype.kind in "iub":
+        is_exact = np.abs(values.astype(np.float64)).max() <= _LARGEST_EXACT_INTEGER
+        return np.float32 if is_exact else np.float64
+    return np.float32 if values.dtype in (np.float16, np.float32) else np.float64
+
+
+def mean_and_scale(
+    values: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted mean and standard deviation of each column.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_samples,) or (n_samples, n_targets)
+        Finite targets.
+    weights : ndarray of shape (n_samples,) or None
+        Sample weights.
+
+    Returns
+    -------
+    mean, scale : ndarray of shape () or (n_targets,), float64
+        The scale of a constant column is 1.
+    """
+    wide = values.astype(np.float64)
+    # In units of the largest value no intermediate result overflows.
+    unit = np.maximum(np.abs(wide).max(axis=0), np.finfo(np.float64).tiny)
+    mean = np.average(wide / unit, axis=0, weights=weights)
+    variance = np.average((wide / unit - mean) ** 2, axis=0, weights=weights)
+    scale = np.sqrt(variance)
+    # The rounded spread of a constant column is about one part in 1e16.
+    is_constant = scale <= 1e-14 * np.abs(mean)
+    return mean * unit, np.where(is_constant, 1.0, scale * unit)
+
+
+def standardize(values: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return ``(values - mean) / scale`` as float32."""
+    # Halves: the difference of two values near the largest float overflows.
+    halves: np.ndarray = values.astype(np.float64) / 2 - mean / 2
+    standardized: np.ndarray = (halves / scale * 2).astype(np.float32)
+    return standardized
