@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sknan.diagnosis._evidence import StepEvidence, float_leaves, nonfinite_count
+from sknan.diagnosis._failed_operation import CRITERION, FailedOperation
 from sknan.diagnosis._remedies import ACTIONS, action_for
-from sknan.diagnosis._replay import CRITERION, FailedOperation
 from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
 from sknan.diagnosis._thresholds import HUGE, NARROW
 

@@ -15,7 +15,8 @@ from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import places_to_blame
 from sknan.diagnosis._evidence import StepEvidence
-from sknan.diagnosis._replay import Names, replay
+from sknan.diagnosis._module_names import ModuleNames
+from sknan.diagnosis._replay import replay
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.optim._clipping import stable_grad_norm
 
@@ -90,7 +91,7 @@ class _Step:
 
     def judge(self) -> NonFiniteReport | None:
         """Run it under observation, and say what is not finite."""
-        names = Names(self.modules, self.criteria)
+        names = ModuleNames(self.modules, self.criteria)
         failed = replay(self.run, names, (self.inputs, self.target), self.n_rows)
         error: Exception | None = None
         outputs: Any = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sknan._utils.tree import tree_leaves
-from sknan.diagnosis._replay import FailedOperation
+from sknan.diagnosis._failed_operation import FailedOperation
 from sknan.diagnosis._report import Cause
 from sknan.diagnosis._thresholds import HUGE, is_runaway
 

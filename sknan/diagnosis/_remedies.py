@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sknan.diagnosis._replay import FailedOperation
+from sknan.diagnosis._failed_operation import FailedOperation
 from sknan.diagnosis._report import Cause
 
 __all__ = ["ACTIONS", "action_for"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import random_states
-from sknan.diagnosis._replay import sanitized_backward
+from sknan.diagnosis._backward import sanitized_backward
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED, is_runaway
 from sknan.exceptions import NonFiniteTrainingError

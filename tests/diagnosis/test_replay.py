@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sknan import GuardedNet, StableNetClassifier, StableNetRegressor
 from sknan.diagnosis import diagnose
-from sknan.diagnosis._replay import Names, replay, trace_operations
+from sknan.diagnosis._module_names import ModuleNames
+from sknan.diagnosis._replay import replay, trace_operations
 
 
 def line_of(function, below=0):
@@ -895,7 +896,7 @@ def test_a_replay_that_raises_tells_what_it_has_seen_until_then():
         module(torch.tensor([[-1.0]]))
         raise KeyError("later")
 
-    finding = replay(run, Names({"module": module}, []), (), 1)
+    finding = replay(run, ModuleNames({"module": module}, []), (), 1)
     assert (finding.operation, finding.module) == ("aten.log", "")
     assert not nn.modules.module._global_forward_hooks
 
@@ -904,7 +905,7 @@ def test_a_replay_that_raises_before_anything_finds_nothing():
     def run():
         raise KeyError("at once")
 
-    assert replay(run, Names({}, []), (), 1) is None
+    assert replay(run, ModuleNames({}, []), (), 1) is None
 
 
 def test_any_code_can_be_traced():

@@ -29,7 +29,9 @@ from sknan.diagnosis._culprits import (
     without_rows,
 )
 from sknan.diagnosis._evidence import StepEvidence
-from sknan.diagnosis._replay import FailedOperation, Names, replay, trace_operations
+from sknan.diagnosis._failed_operation import FailedOperation
+from sknan.diagnosis._module_names import ModuleNames
+from sknan.diagnosis._replay import replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import HUGE, NARROW
 from sknan.exceptions import NonFiniteTrainingError
@@ -246,7 +248,7 @@ def _find_operation(
     net._zero_grad_optimizer()
     with _with_random_states(training):
         failed = replay(
-            run, Names(*_modules_of(net)), (inputs, target), get_len(inputs)
+            run, ModuleNames(*_modules_of(net)), (inputs, target), get_len(inputs)
         )
     net._zero_grad_optimizer()
     return failed

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sknan.diagnosis._replay import sanitized_backward
+from sknan.diagnosis._backward import sanitized_backward
 from sknan.nets.recovery.finite_operations import RepairedOperations
 
 MAX = torch.finfo(torch.float32).max

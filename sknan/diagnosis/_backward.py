@@ -1,0 +1,145 @@
+"""Detection and removal of non-finite numbers in a backward pass.
+
+A hook on each node of the autograd graph sees the gradients that the node receives and
+those that it passes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sknan.diagnosis._failed_operation import CRITERION, FailedOperation
+from sknan.diagnosis._forward import OperationTracer
+from sknan.diagnosis._values import all_finite, are_all_finite, bad_rows, largest
+
+__all__ = ["first_failed_node", "sanitized_backward"]
+
+
+@contextlib.contextmanager
+def _hooked_nodes(
+    loss: Tensor, hook: Callable[[Any, tuple[Any, ...], tuple[Any, ...]], Any]
+) -> Iterator[None]:
+    """Call a hook for each node below a loss in its backward pass.
+
+    The hook receives the node, the gradients that the node has computed, and those that
+    it was given. It may return other gradients in place of the computed ones.
+    """
+    seen: set[Any] = set()
+    stack: list[Any] = [loss.grad_fn]
+    handles = []
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+
+        def node_hook(computed: Any, given: Any, node: Any = node) -> Any:
+            return hook(node, computed, given)
+
+        handles.append(node.register_hook(node_hook))
+        stack.extend(following for following, _ in node.next_functions)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def sanitized_backward(loss: Tensor) -> None:
+    """Differentiate, with 0 for each entry that an operation makes non-finite.
+
+    Parameters
+    ----------
+    loss : Tensor of shape ()
+        Finite loss.
+    """
+
+    def clean(node: Any, computed: Any, given: Any) -> Any:
+        if are_all_finite(computed):
+            return None
+        return tuple(
+            g if g is None else torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
+            for g in computed
+        )
+
+    with _hooked_nodes(loss, clean):
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+class _FoundFailure(Exception):
+    """Exception that ends a backward pass once the failed operation is known."""
+
+    def __init__(self, failed: FailedOperation) -> None:
+        super().__init__()
+        self.failed = failed
+
+
+def first_failed_node(loss: Tensor, tracer: OperationTracer) -> FailedOperation | None:
+    """Differentiate, and return the first operation whose gradient is not finite.
+
+    Parameters
+    ----------
+    loss : Tensor of shape ()
+        Finite loss.
+    tracer : OperationTracer
+        Tracer of the forward pass that led to the loss.
+
+    Returns
+    -------
+    FailedOperation or None
+        None if all gradients are finite, or nothing in the graph is trained.
+    """
+
+    def judge(node: Any, computed: Any, given: Any) -> None:
+        if are_all_finite(computed) or not are_all_finite(given):
+            return
+        number = int(node._sequence_nr()) if hasattr(node, "_sequence_nr") else -1
+        traced = tracer.nodes.get(number)
+        if traced is not None and traced.argument_fault is not None:
+            # The value was finite nevertheless, as tanh(inf) is.
+            raise _FoundFailure(traced.argument_fault)
+        bad = next(g for g in computed if g is not None and not all_finite(g))
+        raise _FoundFailure(
+            FailedOperation(
+                phase="backward",
+                module=traced.module if traced else CRITERION,
+                operation=_operation_of(node, traced.operation if traced else ""),
+                source=traced.source if traced else None,
+                rows=bad_rows(~torch.isfinite(bad), tracer.n_rows),
+                largest=largest(g for g in given if g is not None),
+                dtype=bad.dtype,
+                is_of_dead_branch=number in tracer.nonfinite_nodes,
+            )
+        )
+
+    if loss.grad_fn is None:
+        return None
+    with _hooked_nodes(loss, judge):
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except _FoundFailure as found:
+            return found.failed
+    return None
+
+
+def _operation_of(node: Any, traced: str) -> str:
+    """Return the ATen name of the operation that a node differentiates.
+
+    ``traced`` is the first operation that ran below the node in the forward pass. It is
+    the operation of the node unless that consists of several.
+    """
+    name = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
+    is_of_torch = node.name()[-1].isdigit()
+    if type(node).__module__ == "torch.autograd.function" or not is_of_torch:
+        return name  # of the user's own autograd function
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    if snake == "addmm":
+        return "aten.mm"  # a product is differentiated by products
+    stem = traced.removeprefix("aten.").strip("_")
+    return traced if stem.startswith(snake.split("_")[0]) else f"aten.{snake}"

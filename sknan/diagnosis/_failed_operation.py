@@ -1,0 +1,63 @@
+"""Record of an operation that made a number non-finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sknan.diagnosis._report import Phase
+
+__all__ = ["CRITERION", "FailedOperation"]
+
+# Stands for the criterion where a report names a module.
+CRITERION = "criterion"
+
+
+@dataclass(frozen=True)
+class FailedOperation:
+    """An operation that made a number non-finite in a training step.
+
+    Parameters
+    ----------
+    phase : {"forward", "loss", "backward", "step"}
+        Part of the step in which the operation ran.
+    module : str
+        Dotted path of the module that called the operation.
+    operation : str
+        ATen name of the operation, or name of the user's own autograd function.
+    source : str or None
+        ``file:line`` in the user's code.
+    rows : tuple of int, default=()
+        Rows of the batch for which the result is not finite.
+    largest : float, default=0.0
+        Size of the largest finite number among the arguments.
+    domain : (float, float) or None, default=None
+        Least and largest number of the last argument, such as a denominator.
+    dtype : torch.dtype or None, default=None
+        Dtype of the result.
+    is_of_batch : bool, default=True
+        Whether the arguments depend on the batch.
+    is_of_too_few : bool, default=False
+        Whether the operation is a statistic of fewer elements than it needs.
+    is_of_buffer : bool, default=False
+        Whether only a buffer of the module is not finite because of the operation.
+    is_of_dead_branch : bool, default=False
+        Whether the value was not finite either, and did not contribute to the loss.
+    weight : str or None, default=None
+        Name of a weight among the arguments that was not finite before the step.
+    """
+
+    phase: Phase
+    module: str
+    operation: str
+    source: str | None
+    rows: tuple[int, ...] = ()
+    largest: float = 0.0
+    domain: tuple[float, float] | None = None
+    dtype: torch.dtype | None = None
+    is_of_batch: bool = True
+    is_of_too_few: bool = False
+    is_of_buffer: bool = False
+    is_of_dead_branch: bool = False
+    weight: str | None = None

@@ -1,0 +1,354 @@
+"""Tracer for the operation of a forward pass that makes a number non-finite.
+
+A dispatch mode sees each operation below autograd. An operation whose arguments are
+finite and whose result is not is the origin of a fault. The tracer follows the result
+until the loss, so that a NaN in a branch that does not reach the loss is not blamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sknan._utils.tree import tree_leaves
+from sknan.diagnosis._failed_operation import CRITERION, FailedOperation
+from sknan.diagnosis._module_names import ModuleNames
+from sknan.diagnosis._user_code import line_of_user
+from sknan.diagnosis._values import (
+    all_finite,
+    bad_rows,
+    is_inexact,
+    largest,
+    nonempty_floats,
+    storage_key,
+    value_range,
+)
+
+__all__ = ["GraphNode", "OperationTracer", "tracked_modules"]
+
+# Statistics that need at least two elements.
+_SPREADS = ("std", "var", "std_mean", "var_mean")
+
+# Operations that move numbers and do not compute.
+_MOVES = {
+    torch.ops.aten.detach,
+    torch.ops.aten.view,
+    torch.ops.aten.clone,
+    torch.ops.aten.copy_,
+    torch.ops.aten._to_copy,
+    torch.ops.aten.t,
+    torch.ops.aten.expand,
+    torch.ops.aten.transpose,
+    torch.ops.aten.select,
+    torch.ops.aten.slice,
+    torch.ops.aten.unsqueeze,
+    torch.ops.aten.index,
+}
+
+
+class _Kind(NamedTuple):
+    """Properties of an ATen operation."""
+
+    name: str
+    is_view: bool
+    is_in_place: bool
+    is_random: bool  # and therefore differs from batch to batch
+    is_move: bool
+
+
+@functools.cache
+def _kind_of(func: Any) -> _Kind:
+    return _Kind(
+        str(func.overloadpacket),
+        func.is_view,
+        func._schema.is_mutable,
+        torch.Tag.nondeterministic_seeded in func.tags,
+        func.overloadpacket in _MOVES,
+    )
+
+
+class _Origin(NamedTuple):
+    """An operation at which a fault began, and how many ran before it."""
+
+    order: int
+    failed: FailedOperation
+
+
+class GraphNode(NamedTuple):
+    """Facts about the operation behind one node of the autograd graph."""
+
+    operation: str
+    module: str
+    source: str | None
+    argument_fault: FailedOperation | None  # why an argument was not finite
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of an operation, as it was before the operation ran."""
+
+    kind: _Kind
+    args: Any
+    inputs: list[Tensor]
+    keys: list[int]  # of the storages of the inputs
+    is_of_batch: bool
+    has_faults: bool  # whether an input is known not to be finite, by design or not
+    origin: _Origin | None  # the earliest among the inputs
+    had_nan: bool
+
+
+def _is_of_too_few(name: str, inputs: list[Tensor], out: Tensor) -> bool:
+    """Whether an operation is a statistic of fewer elements than it needs."""
+    sample = next((x for x in inputs if x.is_floating_point()), None)
+    if sample is None:
+        return False
+    is_spread = name.removeprefix("aten.") in _SPREADS
+    return not sample.numel() or (is_spread and sample.numel() <= out.numel())
+
+
+def _is_by_design(call: _Call, out: Tensor) -> bool:
+    """Whether a non-finite result was asked for, or only moved from the weights."""
+    has_infinity = any(isinstance(a, float) and math.isinf(a) for a in call.args)
+    if (has_infinity or not call.inputs) and not out.isnan().any():
+        return True  # such as a mask of minus infinities
+    return call.kind.is_move and all(
+        x.dtype == out.dtype for x in nonempty_floats(call.inputs)
+    )
+
+
+class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Dispatch mode that follows non-finite numbers from the operation they come from.
+
+    Parameters
+    ----------
+    n_rows : int
+        Number of rows in the batch.
+    batch : Tensor, or nested tuples or dicts of Tensor
+        Inputs and target.
+    stop : frame
+        Outermost frame in which to look for the user's code, itself excluded.
+    nonfinite_weights : dict of int to str
+        Names of the weights that are not finite before the step, by storage key.
+
+    Attributes
+    ----------
+    module_stack : list of str
+        Paths of the modules whose forward pass is running.
+    nodes : dict of int to GraphNode
+        Facts about the nodes of the autograd graph, by sequence number.
+    nonfinite_nodes : set of int
+        Sequence numbers of the nodes whose value is not finite.
+    failed_decomposition : FailedOperation or None
+        Matrix decomposition that raised an exception.
+    """
+
+    def __init__(
+        self,
+        n_rows: int,
+        batch: Any,
+        stop: FrameType,
+        nonfinite_weights: dict[int, str],
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.n_rows = n_rows
+        self.module_stack: list[str] = []
+        self.nodes: dict[int, GraphNode] = {}
+        self.nonfinite_nodes: set[int] = set()
+        self.failed_decomposition: FailedOperation | None = None
+        self._stop = stop
+        self._nonfinite_weights = nonfinite_weights
+        self._latest: tuple[str, list[Tensor]] = ("", [])  # name and inputs
+        self._alive: list[Any] = []  # so that no storage is used twice
+        # By storage that is not finite; None for infinities by design.
+        self._origins: dict[int, _Origin | None] = {}
+        self._of_batch = {storage_key(t) for t in tree_leaves(batch)}
+        self._finite: set[int] = set()  # storages that are finite as a whole
+
+    @property
+    def module(self) -> str:
+        """Path of the innermost module whose forward pass is running."""
+        return self.module_stack[-1] if self.module_stack else CRITERION
+
+    def origin_of(self, x: Tensor) -> FailedOperation | None:
+        """Return the operation that made a tensor non-finite, or None."""
+        origin = self._origins.get(storage_key(x))
+        return origin.failed if origin else None
+
+    def first_failed(self) -> FailedOperation | None:
+        """Return the first operation that made any tensor non-finite, or None."""
+        origin = _earliest(self._origins.values())
+        return origin.failed if origin else None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        call = self._call(func, args, kwargs)
+        try:
+            output = func(*args, **kwargs)
+        except LinAlgError:
+            self.failed_decomposition = self._failed_decomposition(call)
+            raise
+        outputs = [output] if isinstance(output, Tensor) else tree_leaves(output)
+        self._alive.append((call.inputs, outputs))
+        if not call.kind.is_move:
+            self._latest = call.kind.name, call.inputs
+        is_batch_norm = "batch_norm" in call.kind.name
+        if is_batch_norm or call.kind.is_in_place:
+            self._finite.difference_update(call.keys)
+        number = self._note_node(call)
+        # Batch normalization writes its running statistics, which are among its inputs.
+        for out in [*outputs, *call.inputs[1:]] if is_batch_norm else outputs:
+            self._follow(call, out, number)
+        return output
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> _Call:
+        """Describe a call before the operation runs, which may overwrite its inputs."""
+        inputs = tree_leaves((*args, *kwargs.values()))
+        keys = [storage_key(t) for t in inputs]
+        kind = _kind_of(func)
+        origins = [self._origins[key] for key in keys if key in self._origins]
+        return _Call(
+            kind,
+            args,
+            inputs,
+            keys,
+            is_of_batch=kind.is_random or not self._of_batch.isdisjoint(keys),
+            has_faults=bool(origins),
+            origin=_earliest(origins),
+            had_nan=bool(origins)
+            and any(bool(t.isnan().any()) for t in nonempty_floats(inputs)),
+        )
+
+    def _note_node(self, call: _Call) -> int:
+        """Record the node of the graph that belongs to a call; return its number."""
+        # The node has been made just before.
+        number = torch._C._autograd._get_sequence_nr() - 1
+        if number not in self.nodes:
+            line = line_of_user(self._stop, is_of_node=True)
+            fault = call.origin.failed if call.origin else None
+            self.nodes[number] = GraphNode(call.kind.name, self.module, line, fault)
+        return number
+
+    def _follow(self, call: _Call, out: Tensor, number: int) -> None:
+        """Record whether a result is finite, and what is to blame if it is not."""
+        key = storage_key(out)
+        if call.is_of_batch:
+            self._of_batch.add(key)
+        if not is_inexact(out) or not out.numel():
+            return
+        if call.kind.is_view and key in self._finite:
+            return
+        if all_finite(out):
+            is_whole = out._base is None and (
+                out.untyped_storage().nbytes() == out.numel() * out.itemsize
+            )
+            if is_whole:  # nothing is left of the numbers that were there before
+                self._origins.pop(key, None)
+            if not (call.kind.is_view or call.kind.is_in_place):
+                self._finite.add(key)
+            return
+        self._finite.discard(key)
+        self.nonfinite_nodes.add(number)
+        self._blame(call, out, key)
+
+    def _blame(self, call: _Call, out: Tensor, key: int) -> None:
+        """Record the origin of a result that is not finite."""
+        weights = [w for k in call.keys if (w := self._nonfinite_weights.get(k))]
+        if call.origin is not None:
+            self._origins[key] = call.origin
+        elif weights:
+            if not call.kind.is_move:
+                self._origins[key] = self._origin(call, out, weights[0])
+        elif call.has_faults and not bool(out.isnan().any()):
+            self._origins[key] = None  # infinities by design, passed on
+        elif not call.had_nan:
+            is_by_design = _is_by_design(call, out)
+            self._origins[key] = None if is_by_design else self._origin(call, out)
+
+    def _origin(self, call: _Call, out: Tensor, weight: str | None = None) -> _Origin:
+        name, inputs = call.kind.name, call.inputs
+        rows = bad_rows(~torch.isfinite(out), self.n_rows)
+        failed = self._failed(name, inputs, out, call.is_of_batch, rows)
+        failed = dataclasses.replace(failed, weight=weight)
+        return _Origin(len(self._alive), failed)
+
+    def _failed_decomposition(self, call: _Call) -> FailedOperation:
+        """Return the decomposition without a result, before the check that raised."""
+        name, inputs = call.kind.name, call.inputs
+        info = inputs[0]
+        if "check_errors" in name:
+            name, inputs = self._latest
+        rows: tuple[int, ...] = ()
+        if not info.is_floating_point():
+            rows = bad_rows(info != 0, self.n_rows)
+        return self._failed(name, inputs, info, call.is_of_batch, rows)
+
+    def _failed(
+        self,
+        name: str,
+        inputs: list[Tensor],
+        out: Tensor,
+        is_of_batch: bool,
+        rows: tuple[int, ...],
+    ) -> FailedOperation:
+        floats = nonempty_floats(inputs)
+        return FailedOperation(
+            phase="loss" if self.module == CRITERION else "forward",
+            module=self.module,
+            operation=name,
+            source=line_of_user(self._stop),
+            rows=rows,
+            largest=largest(floats),
+            domain=value_range(floats[-1]) if floats else None,
+            dtype=out.dtype,
+            is_of_batch=is_of_batch,
+            is_of_too_few=_is_of_too_few(name, inputs, out),
+        )
+
+
+def _earliest(origins: Any) -> _Origin | None:
+    """Return the origin that came first, or None if there is none."""
+    found = [origin for origin in origins if origin is not None]
+    return min(found, key=operator.attrgetter("order"), default=None)
+
+
+@contextlib.contextmanager
+def tracked_modules(names: ModuleNames, tracer: OperationTracer) -> Iterator[None]:
+    """Keep the tracer informed about which module is running.
+
+    Parameters
+    ----------
+    names : ModuleNames
+        Paths of the modules. A module without a path counts as part of its caller.
+    tracer : OperationTracer
+        Tracer whose stack of modules is updated.
+    """
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        path = names.path_of(module)
+        tracer.module_stack.append(tracer.module if path is None else path)
+
+    def leave(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if tracer.module_stack:
+            tracer.module_stack.pop()
+
+    before = nn.modules.module.register_module_forward_pre_hook(enter)
+    after = nn.modules.module.register_module_forward_hook(leave)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()

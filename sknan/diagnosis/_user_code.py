@@ -1,0 +1,62 @@
+"""Location of the innermost line of the user's code on the call stack."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import sysconfig
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+__all__ = ["line_of_user"]
+
+_PACKAGE = str(Path(__file__).parents[1])  # root of sknan: no file in it is the user's
+_TORCH = str(Path(torch.__file__).parent)
+_LIBRARY_FOLDERS = (_TORCH, _PACKAGE, sysconfig.get_paths()["stdlib"])
+_LIBRARY_NAMES = ("skorch", "sklearn", "joblib", "_pytest", "pluggy")
+
+# Code of torch that calls the user's own autograd functions.
+_APPLY_AUTOGRAD_FUNCTION = torch.autograd.Function.apply.__code__
+
+
+@functools.cache
+def _is_users(filename: str) -> bool:
+    """Whether a file contains code of the user, not of a library."""
+    if filename.startswith((*_LIBRARY_FOLDERS, "<frozen")):
+        # Some installations keep packages below the standard library.
+        is_package = "site-packages" in filename
+        if not is_package or filename.startswith((_TORCH, _PACKAGE)):
+            return False
+    _, is_in_package, path = filename.replace("\\", "/").rpartition("site-packages/")
+    return not is_in_package or not any(f"{name}/" in path for name in _LIBRARY_NAMES)
+
+
+def line_of_user(stop: FrameType, *, is_of_node: bool = False) -> str | None:
+    """Return ``file:line`` of the innermost frame of the user's code.
+
+    Parameters
+    ----------
+    stop : frame
+        Outermost frame to look at, itself excluded.
+    is_of_node : bool, default=False
+        Whether the line is for a node of the autograd graph. The line of such a node is
+        the one that calls the user's own autograd function, not one inside it.
+
+    Returns
+    -------
+    str or None
+        None if all frames belong to libraries.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    found: FrameType | None = None
+    while frame is not None and frame is not stop:
+        if is_of_node and frame.f_code is _APPLY_AUTOGRAD_FUNCTION:
+            found = None
+        elif found is None and _is_users(frame.f_code.co_filename):
+            found = frame
+            if not is_of_node:
+                break
+        frame = frame.f_back
+    return f"{found.f_code.co_filename}:{found.f_lineno}" if found else None
