@@ -1,4 +1,4 @@
-"""The step that reads any table into columns of numbers, categories and dates."""
+"""Transformer that reads any table into columns of numbers, dates and categories."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan.preprocessing._tables.column_schema import LearntColumn, learn_columns
+from sknan.preprocessing._tables.column_schema import ColumnSchema, learn_schemas
 from sknan.preprocessing._tables.lazy_table import LazyTable, read_table
 from sknan.preprocessing._tables.typed_column import TypedColumn
 
@@ -28,13 +28,13 @@ _LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
 class CategoryEncoder(OneHotEncoder):
-    """scikit-learn's ``OneHotEncoder``, to which a level it has not seen is no news.
+    """scikit-learn's ``OneHotEncoder`` without its warning about unknown categories.
 
-    Of a column with ``drop`` it warns at each such level, in each call.
+    With ``drop``, scikit-learn's encoder warns of unknown categories in each call.
     """
 
     def transform(self, X: Any) -> Any:
-        """Codes of the levels: all zeros for one that ``fit`` has not seen."""
+        """Encode the categories; a category that ``fit`` has not seen is all zeros."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found unknown categories")
             return super().transform(X)
@@ -45,42 +45,42 @@ class TableCleaner(
 ):
     """Read any table into a DataFrame of float64, dates and categories of text.
 
-    What each column is, and which of its values stand for "missing", is learnt in
-    ``fit``; ``transform`` finds the columns by their names and brings each to the type
-    it had. Infinities, numbers beyond float32 and sentinels become missing. Columns
-    without any value are dropped.
+    ``fit`` learns the type of each column and which of its values mean a missing value.
+    ``transform`` finds the columns by their names and converts each to the type learned
+    in ``fit``. Infinities, numbers beyond the range of float32 and sentinels become
+    missing. Columns without any value are dropped.
 
     Parameters
     ----------
     sentinels : "auto", None, sequence or mapping, default="auto"
-        Values that stand for "missing". ``"auto"`` takes those that
-        :func:`~sknan.inspection.table_sentinels` suspects, those among numbers that
-        came as text too, and in ``transform`` signs and words for missing that
-        ``fit`` has not seen. A sequence counts for all columns, a mapping gives
+        Values that mean a missing value. ``"auto"`` selects the values that
+        :func:`~sknan.inspection.table_sentinels` suspects, also among numbers given as
+        text. Signs and words for missing values that appear only in ``transform`` then
+        count as missing, too. A sequence applies to all columns; a mapping gives
         the values of each column by its name. None leaves all values as they are.
 
     Attributes
     ----------
     kinds_ : dict of str to str
-        What each column that is kept was read as, in order: ``"numbers"``, ``"dates"``,
-        ``"categories"`` or ``"numbers and words"``. The last is text of which nine in
-        ten are numbers, and makes two columns: ``x`` of the numbers, and ``x_word`` of
-        the others.
+        Type of each column that is kept, in order: ``"numbers"``, ``"dates"``,
+        ``"categories"`` or ``"numbers and words"``. The last one is text of which at
+        least nine in ten values are numbers. It gives two columns: ``x`` with the
+        numbers, and ``x_word`` with the other values.
     sentinels_ : dict of str to list
-        The values that count as missing, of the columns that have any.
+        Values that count as missing, for each column that has any.
     dropped_ : list of str
-        Columns without any value in ``fit``.
+        Names of the columns without any value in ``fit``.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
-        Their names, if the table has names.
+        Names of the columns seen in ``fit``, if the table has names.
     """
 
     def __init__(self, *, sentinels: Any = "auto") -> None:
         self.sentinels = sentinels
 
     def fit(self, X: Any, y: Any = None) -> TableCleaner:
-        """Learn what each column is.
+        """Learn the type and the sentinels of each column.
 
         Parameters
         ----------
@@ -105,7 +105,7 @@ class TableCleaner(
 
     @fit_as_task
     def fit_transform(self, X: Any, y: Any = None, **params: Any) -> pd.DataFrame:
-        """Learn what each column is, and read the table.
+        """Learn the type and the sentinels of each column, and convert the table.
 
         Parameters
         ----------
@@ -123,33 +123,35 @@ class TableCleaner(
         table = _read(X)
         self._learn_names(table)
         columns = [_checked(table.read(j), name) for j, name in enumerate(self._names)]
-        learnt = learn_columns(columns, self._names, self._given_sentinels())
-        self.sentinels_ = {its.name: its.sentinels for its in learnt if its.sentinels}
-        self._learnt: list[LearntColumn] = []
+        schemas = learn_schemas(columns, self._names, self._given_sentinels())
+        self.sentinels_ = {
+            schema.name: schema.sentinels for schema in schemas if schema.sentinels
+        }
+        self._schemas: list[ColumnSchema] = []
         self.dropped_: list[str] = []
-        read = []
-        for its, column in zip(learnt, columns, strict=True):
-            cells = its.read(column)
-            if all(some.isna().all() for some in cells):
-                self.dropped_.append(its.name)
+        converted = []
+        for schema, column in zip(schemas, columns, strict=True):
+            parts = schema.read(column)
+            if all(part.isna().all() for part in parts):
+                self.dropped_.append(schema.name)
             else:
-                self._learnt.append(its)
-                read += cells
-        self.kinds_: dict[str, str] = {its.name: its.kind for its in self._learnt}
-        if not read:
+                self._schemas.append(schema)
+                converted += parts
+        self.kinds_: dict[str, str] = {s.name: s.kind for s in self._schemas}
+        if not converted:
             raise ValueError(
                 f"None of the {table.n_columns} columns holds a value that is not "
                 "missing. Pass at least one column with known values."
             )
-        return self._framed(read, X)
+        return self._to_frame(converted, X)
 
     def transform(self, X: Any) -> pd.DataFrame:
-        """Read a table as the one in ``fit`` was read.
+        """Convert a table in the same way as the table in ``fit``.
 
         Parameters
         ----------
         X : DataFrame, array or list of rows, (n_samples, n_features)
-            The table; columns in any order if they have names.
+            The table. If the columns have names, they may be in any order.
 
         Returns
         -------
@@ -158,18 +160,19 @@ class TableCleaner(
         Raises
         ------
         ValueError
-            If a column is missing or new.
+            If a column of ``fit`` is missing, or a column is new.
         """
         check_is_fitted(self, "kinds_")
         table = _read(X)
-        places = self._places(table)
-        read: list[pd.Series] = []
-        for its in self._learnt:
-            read += its.read(_checked(table.read(places[its.name]), its.name))
-        return self._framed(read, X)
+        positions = self._positions(table)
+        converted: list[pd.Series] = []
+        for schema in self._schemas:
+            column = table.read(positions[schema.name])
+            converted += schema.read(_checked(column, schema.name))
+        return self._to_frame(converted, X)
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
-        """Names of the columns that are kept, and of those of words among numbers.
+        """Return the names of the columns that ``transform`` gives.
 
         Parameters
         ----------
@@ -183,12 +186,12 @@ class TableCleaner(
         check_is_fitted(self, "kinds_")
         names = list(self.kinds_)
         taken = set(self._names)
-        for place, (name, kind) in reversed(list(enumerate(self.kinds_.items()))):
+        for j, (name, kind) in reversed(list(enumerate(self.kinds_.items()))):
             if kind == "numbers and words":
-                beside = f"{name}_word"
-                while beside in taken:
-                    beside += "_"
-                names.insert(place + 1, beside)
+                word_name = f"{name}_word"
+                while word_name in taken:
+                    word_name += "_"
+                names.insert(j + 1, word_name)
         return np.array(names, dtype=object)
 
     def __sklearn_tags__(self) -> Tags:
@@ -208,12 +211,12 @@ class TableCleaner(
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
 
-    def _places(self, table: LazyTable) -> dict[str, int]:
-        """Where each column of ``fit`` stands in another table."""
+    def _positions(self, table: LazyTable) -> dict[str, int]:
+        """Return the position in another table of each column of ``fit``."""
         names = _names_of(table)
         if self._has_names and table.labels is not None:
-            places = {name: j for j, name in enumerate(names)}
-            lacking = [repr(name) for name in self._names if name not in places]
+            positions = {name: j for j, name in enumerate(names)}
+            lacking = [repr(name) for name in self._names if name not in positions]
             new = [repr(name) for name in names if name not in set(self._names)]
             if lacking:
                 raise ValueError(
@@ -225,7 +228,7 @@ class TableCleaner(
                     f"X has {_some(new)} not seen in fit. Leave out what fit was not "
                     "given."
                 )
-            return places
+            return positions
         if table.n_columns != self.n_features_in_:
             raise ValueError(
                 f"X has {table.n_columns} features, but {type(self).__name__} is "
@@ -234,7 +237,7 @@ class TableCleaner(
         return {name: j for j, name in enumerate(self._names)}
 
     def _given_sentinels(self) -> list[list[Any]] | None:
-        """The sentinels of each column; None if they are to be found."""
+        """Return the sentinels given for each column, or None for ``"auto"``."""
         sentinels = check_sentinels(self.sentinels, type(self).__name__)
         if isinstance(sentinels, str):
             return None
@@ -248,15 +251,15 @@ class TableCleaner(
             )
         return [named.get(name, []) for name in self._names]
 
-    def _framed(self, columns: list[pd.Series], X: Any) -> pd.DataFrame:
-        """Columns side by side, row by row those of ``X``, whose index they get."""
+    def _to_frame(self, columns: list[pd.Series], X: Any) -> pd.DataFrame:
+        """Return the columns as a DataFrame, with the index of ``X`` if it has one."""
         names = self.get_feature_names_out()
-        # Of text skrub would make dates, numbers and missing cells by rules of its own.
+        # skrub would parse text again and make dates, numbers and missing values of it.
         named = {
             name: cells.astype("category") if cells.dtype == object else cells
             for name, cells in zip(names, columns, strict=True)
         }
-        # Given to the constructor, the index would look rows up by label.
+        # An index given to the constructor would select rows by their labels.
         frame = pd.DataFrame(named)
         if isinstance(X, pd.DataFrame):
             frame.index = X.index
@@ -264,28 +267,28 @@ class TableCleaner(
 
 
 def check_sentinels(sentinels: Any, owner: str) -> Any:
-    """What is given as sentinels, if it is of a form that is known.
+    """Check the type of the parameter ``sentinels`` and return the parameter.
 
     Parameters
     ----------
     sentinels : object
-        The parameter.
+        Value of the parameter.
     owner : str
-        Whose it is.
+        Name of the estimator or function with this parameter, for the message.
 
     Returns
     -------
     object
-        The same.
+        ``sentinels``, unchanged.
 
     Raises
     ------
     ValueError
-        If it is neither "auto", None, a list of values nor a dict of such lists.
+        If the value is not "auto", None, a list of values or a dict of such lists.
     """
     lists = sentinels.values() if isinstance(sentinels, Mapping) else [sentinels]
     is_name = sentinels is None or (isinstance(sentinels, str) and sentinels == "auto")
-    if not is_name and not all(isinstance(some, _LISTS) for some in lists):
+    if not is_name and not all(isinstance(values, _LISTS) for values in lists):
         raise ValueError(
             f"The 'sentinels' parameter of {owner} must be 'auto', None, a list of "
             f"values or a dict of such lists. Got {sentinels!r} instead."

@@ -1,4 +1,4 @@
-"""Values that stand for "missing": those that are found, and those that are spared."""
+"""Search for sentinels: values that are found, and true values that are not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POSITIVE = RNG.lognormal(3, 1, size=1000)
 
 
 def mixed_with(values, *pairs):
-    """The values, and others so many times, in some order."""
+    """Return the values shuffled with other values, each repeated as often as given."""
     others = [np.full(n, value) for value, n in pairs]
     return np.random.default_rng(1).permutation(np.concatenate([values, *others]))
 
@@ -48,17 +48,17 @@ def mixed_with(values, *pairs):
         (RNG.integers(0, 100, 1000, dtype=np.uint16), 65535, 5),
     ],
 )
-def test_what_repeats_and_lies_far_out_is_suspected(values, sentinel, count):
+def test_values_that_repeat_far_from_the_others_are_suspected(values, sentinel, count):
     column = mixed_with(values, (sentinel, count)).astype(values.dtype)
     assert suspected_sentinels(column) == [sentinel]
 
 
-def test_what_rounds_to_a_code_is_one():
+def test_a_value_that_rounds_to_a_code_is_suspected():
     column = mixed_with(MEASURED, (-999.9, 20)).astype("float32")
     assert suspected_sentinels(column) == [float(np.float32(-999.9))]
 
 
-def test_codes_come_in_families_the_most_frequent_first():
+def test_related_codes_are_found_the_most_frequent_first():
     survey = mixed_with(AGES, (997, 10), (998, 30), (999, 20))
     assert suspected_sentinels(survey) == [998, 999, 997]
     assert suspected_sentinels(mixed_with(AGES, (-8, 40), (-9, 30))) == [-8, -9]
@@ -68,11 +68,15 @@ def test_codes_come_in_families_the_most_frequent_first():
 @pytest.mark.parametrize(
     ("values", "count"),
     [
-        pytest.param(mixed_with(AGES, (99, 20)), 0, id="within reach of the others"),
-        pytest.param(mixed_with(AGES, (-1, 5)), 0, id="no more than its neighbours"),
-        pytest.param(mixed_with(AGES, (999, 2)), 0, id="hardly ever"),
+        pytest.param(
+            mixed_with(AGES, (99, 20)), 0, id="within the range of the others"
+        ),
+        pytest.param(
+            mixed_with(AGES, (-1, 5)), 0, id="no more frequent than adjacent values"
+        ),
+        pytest.param(mixed_with(AGES, (999, 2)), 0, id="only twice"),
         pytest.param(mixed_with(MEASURED, (1e20, 1)), 0, id="once"),
-        pytest.param(RNG.choice([-1, 0, 1], 500), 0, id="three ways"),
+        pytest.param(RNG.choice([-1, 0, 1], 500), 0, id="three values"),
         pytest.param(
             np.where(RNG.random(999) < 0.6, 0, 1000 + MEASURED[:999]),
             0,
@@ -88,11 +92,11 @@ def test_codes_come_in_families_the_most_frequent_first():
         pytest.param([1, 2, 3, 4, 5, -999, -999, -999], 0, id="too few to tell"),
     ],
 )
-def test_true_values_are_spared(values, count):
+def test_true_values_are_not_suspected(values, count):
     assert len(suspected_sentinels(values)) == count
 
 
-def test_what_is_a_sentinel_elsewhere_needs_less_evidence():
+def test_a_sentinel_of_other_columns_needs_less_evidence():
     column = mixed_with(RNG.normal(700, 200, 1000).round(), (-200.0, 4))
     assert suspected_sentinels(column) == []
     assert suspected_sentinels(column, known=[-200]) == [-200.0]
@@ -101,7 +105,7 @@ def test_what_is_a_sentinel_elsewhere_needs_less_evidence():
     assert suspected_sentinels(near, known=[-200]) == []
 
 
-def test_a_table_knows_its_sentinels():
+def test_sentinels_of_two_columns_are_found_in_a_third():
     X = RNG.normal(20, 5, size=(1000, 4))
     X[:50, :2] = -200
     X[:, 2] = RNG.normal(700, 200, 1000).round()
@@ -111,17 +115,17 @@ def test_a_table_knows_its_sentinels():
     assert table_sentinels(X[:0]) == [[], [], [], []]
 
 
-def test_missing_and_infinite_cells_are_no_values():
+def test_missing_and_infinite_cells_are_ignored():
     column = mixed_with(MEASURED, (-999.0, 20), (np.nan, 50), (np.inf, 30))
     assert suspected_sentinels(column) == [-999.0]
     assert suspected_sentinels(np.full(50, np.nan)) == []
     assert suspected_sentinels([]) == []
 
 
-def test_a_long_column_is_sampled_and_counted_whole():
+def test_a_long_column_is_sampled_but_counted_exactly():
     column = RNG.normal(size=300_000)
     column[::1000] = -999
-    column[7] = -998.5  # which no sample need hold
+    column[7] = -998.5  # the sample may not contain this row
     assert suspected_sentinels(column) == []
     column[7] = 0
     assert suspected_sentinels(column) == [-999.0]
@@ -133,7 +137,7 @@ def test_a_long_column_is_sampled_and_counted_whole():
     st.integers(1, 30),
 )
 @settings(max_examples=100, deadline=None)
-def test_whatever_is_suspected_repeats_in_the_column(values, dtype, n_times):
+def test_a_suspected_value_repeats_in_the_column(values, dtype, n_times):
     with np.errstate(over="ignore"):
         column = np.repeat(np.array(values, dtype=dtype), n_times)
     found = suspected_sentinels(column)
@@ -147,7 +151,7 @@ def test_whatever_is_suspected_repeats_in_the_column(values, dtype, n_times):
 # -- dates and text ------------------------------------------------------------------
 
 
-def test_where_calendars_begin_a_date_may_stand_for_none():
+def test_the_first_date_of_a_calendar_is_suspected():
     days = pd.date_range("2015-01-01", periods=400)
     column = pd.Series([*days, *[pd.Timestamp("1900-01-01")] * 9])
     assert suspected_sentinels(column) == [pd.Timestamp("1900-01-01")]
@@ -157,7 +161,7 @@ def test_where_calendars_begin_a_date_may_stand_for_none():
 
 
 @pytest.mark.parametrize(
-    ("levels", "found"),
+    ("categories", "found"),
     [
         (["1", "2", "?"], ["?"]),
         (["red", "N/A", "blue", " "], ["N/A", " "]),
@@ -168,8 +172,8 @@ def test_where_calendars_begin_a_date_may_stand_for_none():
         (["a", "b", "-"], ["-"]),
     ],
 )
-def test_words_for_missing_are_suspected_by_their_company(levels, found):
-    column = levels * 5
+def test_words_for_missing_values_depend_on_the_other_categories(categories, found):
+    column = categories * 5
     assert suspected_sentinels(column) == found
     assert suspected_sentinels(pd.Series(column, dtype="category")) == found
     pl = pytest.importorskip("polars")
@@ -177,5 +181,5 @@ def test_words_for_missing_are_suspected_by_their_company(levels, found):
     assert suspected_sentinels(pl.Series(column, dtype=pl.Categorical)) == found
 
 
-def test_a_word_that_is_written_once_may_be_a_name():
+def test_a_word_that_occurs_once_is_not_suspected():
     assert suspected_sentinels(["Ann", "Unknown", "Bob", "Cy"] + ["Di"] * 30) == []

@@ -1,1 +1,1 @@
-"""Tables of any library, read column by column."""
+"""Readers of tables of any library, and the sentinels and schema of their columns."""

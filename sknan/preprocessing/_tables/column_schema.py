@@ -1,4 +1,4 @@
-"""What the columns of a table were in fit, by which others of their names are read."""
+"""Schema of the columns seen in fit, which reads later columns of the same name."""
 
 from __future__ import annotations
 
@@ -15,73 +15,75 @@ from numpy.typing import NDArray
 from sknan._utils.validation import FLOAT32_MAX
 from sknan.preprocessing._tables.sentinels import (
     is_word_for_missing,
+    missing_words,
     sentinels_of,
-    words_among,
 )
 from sknan.preprocessing._tables.typed_column import TypedColumn
 
-__all__ = ["Kind", "LearntColumn", "learn_columns"]
+__all__ = ["ColumnSchema", "Kind", "learn_schemas"]
 
 Kind = Literal["numbers", "numbers and words", "dates", "categories"]
 
-# A column of text is one of numbers, and some words, if so many of its known cells are
-# numbers: as the audit has it.
+# Share of numbers among the known cells of a column of text from which on the column is
+# read as numbers and words. The audit uses the same share.
 _MOST = 0.9
 
 _TEXT = ("text", "categories", "mixed", "objects")
 
-# Of dates, beside those that skrub finds.
+# Formats of dates in addition to those that skrub finds.
 _FORMATS = (
     *("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y"),
     *("%d-%b-%Y", "%d-%b-%y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y"),
     *("%Y-%m-%d %I:%M %p", "%m/%d/%Y %I:%M %p", "%m/%d/%Y %I:%M:%S %p"),
 )
 
-# Words for missing that are levels beside some others: Namibia, a result.
+# Words for missing values that are true categories in some columns: "NA" for Namibia
+# among country codes, "-" for a negative test result.
 _AMBIGUOUS = ("na", "-")
 
 
 @dataclass
-class LearntColumn:
-    """What a column was in ``fit``, by which another of its name is read.
+class ColumnSchema:
+    """Type and sentinels of a column in ``fit``, by which a later column is read.
 
     Attributes
     ----------
     name : str
-        What it is called.
-    held : str
+        Name of the column.
+    holds : str
         Content of the column in ``fit``, as in `TypedColumn`.
     kind : {"numbers", "numbers and words", "dates", "categories"}
-        What it is read as.
+        Type as which the column is read.
     sentinels : list
         Values that count as missing.
-    spared : frozenset of str or None
-        Words for missing, in lower case, that are levels of the column nevertheless;
-        all others count as missing, even those that ``fit`` has not seen. None if
-        only ``sentinels`` count.
+    kept_words : frozenset of str or None
+        Words for missing values, in lower case, that are true categories of this
+        column. Every other word for a missing value counts as missing, including those
+        that ``fit`` has not seen. None if only ``sentinels`` count as missing.
     parser : ToDatetime or None
-        skrub's, fitted to the format of dates that came as text.
+        skrub's parser, fitted to the format of dates given as text.
     """
 
     name: str
-    held: str
+    holds: str
     kind: Kind = "categories"
     sentinels: list[Any] = field(default_factory=list)
-    spared: frozenset[str] | None = None
+    kept_words: frozenset[str] | None = None
     parser: Any = None
 
     def read(self, column: TypedColumn) -> list[pd.Series]:
-        """Cells of a column as what the column was in ``fit``.
+        """Convert the cells of a column to the type of the column in ``fit``.
 
         Parameters
         ----------
         column : TypedColumn
-            Of whatever kind.
+            Column with any content.
 
         Returns
         -------
         list of Series
-            One; of numbers and words two, each missing where the other is known.
+            One Series. For numbers and words there are two, each of which is missing
+            where the other one is known.
         """
         if self.kind == "dates":
             return [self._dates(column)]
@@ -91,7 +93,7 @@ class LearntColumn:
         for sentinel in self.sentinels:
             if isinstance(sentinel, (int, float, np.number)):
                 numbers[numbers == float(sentinel)] = np.nan
-        # What becomes infinite in float32 is as unknown as what is infinite.
+        # Numbers that become infinite in float32 count as missing, as infinities do.
         numbers[~(np.abs(numbers) <= FLOAT32_MAX)] = np.nan
         read = [pd.Series(numbers)]
         if self.kind == "numbers and words":
@@ -100,7 +102,7 @@ class LearntColumn:
         return read
 
     def as_values(self, column: TypedColumn) -> TypedColumn:
-        """The column as one of numbers or dates, in which sentinels can be sought."""
+        """Return the column as numbers or dates, for the search for sentinels."""
         if self.kind == "categories":
             return column._replace(holds="nothing")
         if self.kind == "dates":
@@ -109,53 +111,53 @@ class LearntColumn:
             return column
         return column._replace(holds="numbers", cells=self._numbers(column))
 
-    def learn_texts(self, column: TypedColumn) -> None:
-        """Find out what a column of text is.
+    def learn_kind_of_text(self, column: TypedColumn) -> None:
+        """Find out whether a column of text contains numbers, dates or categories.
 
         Parameters
         ----------
         column : TypedColumn
-            In ``fit``.
+            Column given to ``fit``.
         """
         if column.holds not in ("text", "mixed"):
             return
         texts = self._known_texts(column).dropna()
-        part = np.mean(~np.isnan(_as_numbers(texts))) if len(texts) else 1.0
-        if part >= _MOST:
-            self.kind = "numbers" if part == 1 else "numbers and words"
+        share = np.mean(~np.isnan(_as_numbers(texts))) if len(texts) else 1.0
+        if share >= _MOST:
+            self.kind = "numbers" if share == 1 else "numbers and words"
             return
-        # Here, since importing it takes three times as long as the whole of sknan.
+        # Imported here, since skrub takes three times as long to import as sknan.
         from skrub import ToDatetime
 
-        levels = texts.drop_duplicates().rename(self.name)
+        categories = texts.drop_duplicates().rename(self.name)
         for format_ in (None, *_FORMATS):
             parser = ToDatetime(format=format_)
             try:
-                parser.fit_transform(levels)
+                parser.fit_transform(categories)
             except (ValueError, OverflowError):
-                continue  # another format, or several
+                continue  # another format, or several formats
             self.kind, self.parser = "dates", parser
             return
 
     def learn_words(self, column: TypedColumn) -> None:
-        """Find out which words stand for missing.
+        """Find out which words mean a missing value.
 
         Parameters
         ----------
         column : TypedColumn
-            In ``fit``.
+            Column given to ``fit``.
         """
         counts = Counter(text for text in _texts_of(column) if text is not None)
-        self.sentinels = words_among(counts)
-        gone = set(map(_plain, self.sentinels))
-        levels = {_plain(text) for text in counts if is_word_for_missing(text)}
-        # Those that would be levels if they were there.
-        levels |= {
+        self.sentinels = missing_words(counts)
+        removed = set(map(_plain, self.sentinels))
+        kept = {_plain(text) for text in counts if is_word_for_missing(text)}
+        # Words that would be categories if the column contained them.
+        kept |= {
             word
             for word in _AMBIGUOUS
-            if word not in map(_plain, words_among({**counts, word: 1}))
+            if word not in map(_plain, missing_words({**counts, word: 1}))
         }
-        self.spared = frozenset(levels - gone)
+        self.kept_words = frozenset(kept - removed)
 
     def _numbers(self, column: TypedColumn) -> NDArray[np.float64]:
         cells = column.cells
@@ -167,7 +169,7 @@ class LearntColumn:
         if column.holds == "dates":
             return np.full(len(cells), np.nan)
         texts = self._known_texts(column)
-        if self.held == "flags":
+        if self.holds == "flags":
             texts = texts.replace({"True": "1", "False": "0"})
         return _as_numbers(texts)
 
@@ -183,67 +185,68 @@ class LearntColumn:
             dates = dates.dt.tz_localize(None)
         dates = dates.astype("datetime64[us]").reset_index(drop=True)
         days = (datetime.date, np.datetime64)
-        gone = [pd.Timestamp(v) for v in self.sentinels if isinstance(v, days)]
-        return dates.mask(dates.isin(gone)) if gone else dates
+        missing = [pd.Timestamp(v) for v in self.sentinels if isinstance(v, days)]
+        return dates.mask(dates.isin(missing)) if missing else dates
 
     def _known_texts(self, column: TypedColumn) -> pd.Series:
-        """Cells as text, missing where that stands for missing."""
-        gone = set(map(_text_of, self.sentinels)) | {""}
+        """Return the cells as text, missing where the text means a missing value."""
+        missing = {"", *map(_text_of, self.sentinels)}
         texts = _texts_of(column)
-        known = {text: text for text in texts if text is not None and text not in gone}
-        if self.spared is not None:
-            spared = self.spared
+        known = {text for text in texts if text is not None and text not in missing}
+        if self.kept_words is not None:
+            kept = self.kept_words
             known = {
-                text: text
+                text
                 for text in known
-                if not is_word_for_missing(text) or _plain(text) in spared
+                if not is_word_for_missing(text) or _plain(text) in kept
             }
-        cells = [known.get(text, np.nan) for text in texts]  # type: ignore[arg-type]
+        cells = [text if text in known else np.nan for text in texts]
         return pd.Series(cells, dtype=object)
 
 
-def learn_columns(
+def learn_schemas(
     columns: Sequence[TypedColumn],
     names: Sequence[str],
     sentinels: Sequence[Iterable[Any]] | None,
-) -> list[LearntColumn]:
-    """What the columns of a table are.
+) -> list[ColumnSchema]:
+    """Learn the schema of each column of a table.
 
     Parameters
     ----------
     columns : sequence of TypedColumn
-        Neither nested nor complex.
+        Columns without nested or complex content.
     names : sequence of str
-        What each is called.
+        Names of the columns.
     sentinels : sequence of iterables, or None
-        Values of each that count as missing; None to find them.
+        Values of each column that count as missing; None to find them.
 
     Returns
     -------
-    list of LearntColumn
+    list of ColumnSchema
     """
-    learnt = []
+    schemas = []
     for j, (name, column) in enumerate(zip(names, columns, strict=True)):
-        its = LearntColumn(name, column.holds)
+        schema = ColumnSchema(name, column.holds)
         if sentinels is not None:
-            its.sentinels = list(sentinels[j])
+            schema.sentinels = list(sentinels[j])
         elif column.holds in _TEXT:
-            its.learn_words(column)
+            schema.learn_words(column)
         if column.holds == "dates":
-            its.kind = "dates"
+            schema.kind = "dates"
         elif column.holds in _TEXT:
-            its.learn_texts(column)
+            schema.learn_kind_of_text(column)
         else:
-            its.kind = "numbers"
-        learnt.append(its)
+            schema.kind = "numbers"
+        schemas.append(schema)
     if sentinels is None:
         values = [
-            its.as_values(column) for its, column in zip(learnt, columns, strict=True)
+            schema.as_values(column)
+            for schema, column in zip(schemas, columns, strict=True)
         ]
         found = sentinels_of(values, values.__getitem__)
-        for its, of_column in zip(learnt, found, strict=True):
-            its.sentinels += [sentinel.value for sentinel in of_column]
-    return learnt
+        for schema, of_column in zip(schemas, found, strict=True):
+            schema.sentinels += [sentinel.value for sentinel in of_column]
+    return schemas
 
 
 def _as_numbers(texts: pd.Series) -> NDArray[np.float64]:
@@ -252,20 +255,20 @@ def _as_numbers(texts: pd.Series) -> NDArray[np.float64]:
 
 
 def _texts_of(column: TypedColumn) -> list[str | None]:
-    """Cells as text, None where missing; the same for a level of whatever type."""
+    """Return the cells as text, or None where missing, for any type of category."""
     cells = column.cells
     if column.holds == "flags":
-        # With some missing they have become numbers.
+        # If some flags are missing, the others are numbers.
         return [None if cell != cell else str(bool(cell)) for cell in cells]
     cells = list(cells.astype(object) if isinstance(cells, pd.Series) else cells)
     if column.holds == "text":
-        levels = {cell: _text_of(cell) for cell in set(cells)}
-        return [levels[cell] for cell in cells]
+        texts = {cell: _text_of(cell) for cell in set(cells)}
+        return [texts[cell] for cell in cells]
     return [_text_of(cell) for cell in cells]
 
 
 def _text_of(cell: Any) -> str | None:
-    """A level by one name, be it read as 3, 3.0 or "3"."""
+    """Return one text for a category, whether it is read as 3, 3.0 or "3"."""
     if cell is None or cell is pd.NA or cell is pd.NaT or cell != cell:
         return None
     if isinstance(cell, (float, np.floating)) and float(cell).is_integer():

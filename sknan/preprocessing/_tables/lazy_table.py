@@ -1,4 +1,4 @@
-"""Columns of any table, one at a time."""
+"""Tables of any library, read one column at a time."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = ["LazyTable", "read_table"]
 
 
 class LazyTable(NamedTuple):
-    """A table whose columns are read when they are asked for.
+    """A table whose columns are read on demand.
 
     Attributes
     ----------
     n_rows, n_columns : int
-        Its size.
+        Shape of the table.
     labels : sequence or None
-        Of its columns; None where it has none.
+        Labels of the columns; None if the table has no labels.
     read : callable
-        The column at a position.
+        Function that reads the column at a position.
     array : ndarray or None
-        The whole table, where it is a plain array of numbers.
+        The whole table if it is an array of numbers, else None.
     is_sparse : bool
-        Whether zeros are left out.
+        Whether the table is sparse, with implicit zeros.
     left_out : int or None
-        The column that is the target.
+        Position of a column that is left out, such as the target.
     """
 
     n_rows: int
@@ -50,7 +50,7 @@ class LazyTable(NamedTuple):
     left_out: int | None = None
 
     def columns(self) -> Iterator[TypedColumn]:
-        """All columns in turn, those of an array in rows copied by the batch."""
+        """Iterate over all columns; columns of a C-ordered array are copied."""
         if self.array is not None:
             for j, cells in enumerate(columns_of(self.array)):
                 yield _of_numbers(j, cells)
@@ -60,19 +60,19 @@ class LazyTable(NamedTuple):
                 yield self.read(j)
 
     def without(self, position: int) -> LazyTable:
-        """The table without one of its columns, the others as they are."""
+        """Return the table without one column; the other positions do not change."""
         return self._replace(n_columns=self.n_columns - 1, left_out=position)
 
 
 def read_table(X: Any, reader: str = "audit") -> LazyTable:
-    """What a table is made of.
+    """Return a reader of the columns of a table.
 
     Parameters
     ----------
     X : DataFrame, ndarray, sparse matrix or sequence
-        With two dimensions.
+        Two-dimensional table.
     reader : str, default="audit"
-        Who takes it, for messages.
+        Name of the caller, for messages.
 
     Returns
     -------
@@ -81,9 +81,9 @@ def read_table(X: Any, reader: str = "audit") -> LazyTable:
     Raises
     ------
     ValueError
-        If it has another number of dimensions.
+        If ``X`` does not have two dimensions.
     TypeError
-        If it is no table at all.
+        If ``X`` is no table.
     """
     if isinstance(X, pd.DataFrame):
         return _of_frame(X)
@@ -105,7 +105,7 @@ def read_table(X: Any, reader: str = "audit") -> LazyTable:
         _check_dimensions(X.ndim, reader)
         if X.dtype.kind in "biufc":
             return _of_array(X)
-        # Column by column, since text in one must not make text of all.
+        # Read column by column, so that text in one column leaves the others numeric.
         return _of_frame(pd.DataFrame(X), is_named=X.dtype.names is not None)
     if isinstance(X, dict):
         return _of_frame(pd.DataFrame(X))
@@ -126,7 +126,7 @@ def _check_dimensions(n_dimensions: int, reader: str) -> None:
 
 
 def _of_frame(X: pd.DataFrame, *, is_named: bool = True) -> LazyTable:
-    # A frame made without names numbers its columns: these are positions.
+    # The labels of a frame that was made without names are positions.
     labels = list(X.columns) if is_named and not _is_numbered(X) else None
 
     def read(j: int) -> TypedColumn:

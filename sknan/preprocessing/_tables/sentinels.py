@@ -1,4 +1,4 @@
-"""Values of a column that stand for "missing": numbers, dates and words."""
+"""Search for sentinels: numbers, dates and words that mean a missing value."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = [
     "find_sentinels",
     "is_word_for_missing",
     "known_sentinels",
+    "missing_words",
     "sentinels_of",
     "suspected_sentinels",
     "table_sentinels",
-    "words_among",
 ]
 
-# Nobody means anything else by these.
+# Texts that have no other meaning than a missing value.
 _SIGNS = {
     *("", "?", "??", "???", "n/a", "n.a.", "n.a", "na", "nan", "nat", "null", "<na>"),
     *("#n/a", "#n/a n/a", "#na", "-nan", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind"),
@@ -37,7 +37,7 @@ _SIGNS = {
     *(".", "..", "...", "-", "--", "---", "_", "(blank)", "<blank>", "<missing>"),
 }
 
-# And hardly anything else by these, if they repeat.
+# Words that rarely have another meaning, if they repeat at least three times.
 _WORDS = {
     *("unknown", "unk", "missing", "not available", "not known", "undefined", "blank"),
     *("unspecified", "not specified", "not recorded", "not reported", "not stated"),
@@ -46,10 +46,11 @@ _WORDS = {
 }
 _ENOUGH_WORDS = 3
 
-# A number is a sentinel of the table if it is one of so many columns.
+# Number of columns in which a number is a sentinel from which on less evidence suffices
+# in other columns.
 _COLUMNS_OF_SENTINEL = 2
 
-# Where calendars and spreadsheets begin and end.
+# First and last dates of calendars, databases and spreadsheets.
 _DATES = (
     *("0001-01-01", "1753-01-01", "1800-01-01", "1899-12-30", "1899-12-31"),
     *("1900-01-01", "1900-01-02", "1901-01-01", "1904-01-01", "1960-01-01"),
@@ -59,12 +60,11 @@ _DATES = (
 
 
 def suspected_sentinels(column: Any, *, known: Sequence[Any] = ()) -> list[Any]:
-    """Values of a column that seem to stand for "missing".
+    """Find values of a column that seem to mean a missing value.
 
-    Suspected from what the column holds, never by their name alone: a number must
-    repeat exactly, and lie far from all others or be the only one below zero. True
-    values are spared rather than sentinels found, since a true value that is replaced
-    is lost.
+    The suspicion rests on the content of the column, never on the value alone: a number
+    must repeat exactly, and must be far from all others or be the only negative one. In
+    doubt a value is not suspected, since replacing a true value would lose it.
 
     Parameters
     ----------
@@ -77,35 +77,38 @@ def suspected_sentinels(column: Any, *, known: Sequence[Any] = ()) -> list[Any]:
     Returns
     -------
     list
-        The values as they stand in the column, the most frequent first.
+        The suspected values as written in the column, the most frequent first.
 
     See Also
     --------
-    table_sentinels : The same for all columns of a table.
-    audit : Looks for sentinels, and for much else.
+    table_sentinels : Find the sentinels of all columns of a table.
+    audit : Find sentinels and other problems of a table.
 
     Notes
     -----
-    A number is suspected if
+    A number is suspected in four cases:
 
-    - it repeats and is a million times as large as all others (1e20);
-    - it looks like a code (-999, 9999, the ends of an integer type), repeats, and is
-      apart from all others by three times their interquartile range, by half their
-      range and by a quarter of its own distance from their median; codes of two digits
-      by their whole range;
-    - none of the others, at least ten different ones, is negative, and it is a code
-      that a gap sets apart, or -1, -9 or such and three times as frequent as its
-      bracketing_values, or any negative number and ten times as frequent as any other;
-    - it looks like nothing in particular, but is one in 200 values and at most half of
-      them, three times as frequent as any other, and apart by ten interquartile ranges
-      and by three times the range of the others.
+    - It repeats and is a million times as large as all others, such as 1e20.
+    - It is a common code (-999, 9999, the limits of an integer type), it repeats, and
+      its distance from all others is at least three times their interquartile range,
+      half their range, and a quarter of its distance from their median. For a code of
+      two digits the distance must exceed the whole range of the others.
+    - It is the only negative number among at least ten different ones. It is then
+      suspected if it is a code that is separated by a gap, if it is -1, -9 or a similar
+      number and three times as frequent as the numbers next to it, or if it is any
+      number that is ten times as frequent as every other number.
+    - It is no common code, but makes up between one in 200 and half of all values, is
+      three times as frequent as every other number, and its distance from the others is
+      at least ten interquartile ranges and three times their range.
 
-    0 never is: it may mean none. Of a column of more than 65 536 values a sample, the
-    same each time, tells what is frequent; counts and distances are those of all.
+    0 is never suspected, since it often means "none". In a column of more than 65 536
+    values, frequencies are estimated from a fixed sample; counts and distances are
+    exact.
 
-    A date is suspected if it is one where calendars or spreadsheets begin or end, and
-    lies apart as a code does; text if it is a sign such as ``"?"`` or ``"N/A"``, or a
-    word such as ``"unknown"`` three times.
+    A date is suspected if it is the first or last date of a calendar or of a
+    spreadsheet, and as far from the other dates as a code must be. Text is suspected if
+    it is a sign such as ``"?"`` or ``"N/A"``, or a word such as ``"unknown"`` that
+    occurs three times.
 
     Examples
     --------
@@ -125,20 +128,21 @@ def suspected_sentinels(column: Any, *, known: Sequence[Any] = ()) -> list[Any]:
 
 
 def table_sentinels(X: Any) -> list[list[Any]]:
-    """Values that seem to stand for "missing", for each column of a table.
+    """Find values that seem to mean a missing value, in each column of a table.
 
-    As :func:`suspected_sentinels` of each, but that less evidence suffices for what is
-    a sentinel in two other columns.
+    The rules are those of :func:`suspected_sentinels`, but less evidence suffices for a
+    number that is a sentinel in two other columns.
 
     Parameters
     ----------
     X : DataFrame, array, sparse matrix or list of rows, (n_samples, n_features)
-        The table.
+        Table to search.
 
     Returns
     -------
     list of list
-        One for each column, in their order; empty where nothing is suspected.
+        Suspected values of each column, in the order of the columns. The list of a
+        column without sentinels is empty.
 
     Examples
     --------
@@ -159,14 +163,14 @@ def table_sentinels(X: Any) -> list[list[Any]]:
 def sentinels_of(
     columns: Iterable[TypedColumn], read: Callable[[int], TypedColumn]
 ) -> list[list[Sentinel]]:
-    """The sentinels of each column, each held against those of the others.
+    """Find the sentinels of each column, with the sentinels of the others in mind.
 
     Parameters
     ----------
     columns : iterable of TypedColumn
-        All of a table.
+        All columns of a table.
     read : callable
-        The column at a position, once more.
+        Function that reads the column at a position again.
 
     Returns
     -------
@@ -181,12 +185,12 @@ def sentinels_of(
 
 
 def known_sentinels(found: Iterable[Sequence[Sentinel]]) -> list[float]:
-    """Numbers that are sentinels of so many columns that they may be of others too.
+    """Return the numbers that are sentinels of at least two columns.
 
     Parameters
     ----------
     found : iterable of sequences of Sentinel
-        Of each column.
+        Sentinels of each column.
 
     Returns
     -------
@@ -198,12 +202,12 @@ def known_sentinels(found: Iterable[Sequence[Sentinel]]) -> list[float]:
 
 
 def find_sentinels(column: TypedColumn, *, known: Sequence[Any] = ()) -> list[Sentinel]:
-    """The sentinels of a column, the most frequent first.
+    """Find the sentinels of a column, the most frequent first.
 
     Parameters
     ----------
     column : TypedColumn
-        As read from a table.
+        Column to search.
     known : sequence, default=()
         Sentinels of other columns.
 
@@ -217,15 +221,15 @@ def find_sentinels(column: TypedColumn, *, known: Sequence[Any] = ()) -> list[Se
             cells = cells[np.isfinite(cells)]
         found = find_numeric_sentinels(cells, n_zeros=column.n_zeros, known=known)
     elif column.holds == "dates":
-        found = _among_dates(cells)
+        found = _date_sentinels(cells)
     elif column.holds in ("text", "categories", "mixed"):
-        found = _among_text(cells)
+        found = _text_sentinels(cells)
     else:
         found = []
     return sorted(found, key=lambda sentinel: -sentinel.n_cells)
 
 
-def _among_dates(cells: NDArray[Any]) -> list[Sentinel]:
+def _date_sentinels(cells: NDArray[Any]) -> list[Sentinel]:
     days = cells[~np.isnat(cells)].astype("datetime64[D]")
     numbers = days.astype(np.int64)
     codes = [float(np.datetime64(day, "D").astype(np.int64)) for day in _DATES]
@@ -235,50 +239,52 @@ def _among_dates(cells: NDArray[Any]) -> list[Sentinel]:
     ]
 
 
-def is_word_for_missing(level: Any) -> bool:
-    """Whether a sign or a word says that nothing is known."""
-    if not isinstance(level, str):
+def is_word_for_missing(category: Any) -> bool:
+    """Return whether a category is a sign or a word for a missing value."""
+    if not isinstance(category, str):
         return False
-    plain = level.strip().lower()
+    plain = category.strip().lower()
     return plain in _SIGNS or plain in _WORDS
 
 
-def _among_text(cells: pd.Series) -> list[Sentinel]:
+def _text_sentinels(cells: pd.Series) -> list[Sentinel]:
     rows = sample_rows(len(cells))
     few = (cells if rows is None else cells.iloc[rows]).tolist()
     counts = Counter(cell for cell in few if isinstance(cell, str))
     if rows is not None:
-        for level in filter(is_word_for_missing, counts):
-            counts[level] = int((cells == level).sum())
-    return [Sentinel(level, counts[level]) for level in words_among(counts)]
+        for word in filter(is_word_for_missing, counts):
+            counts[word] = int((cells == word).sum())
+    return [Sentinel(word, counts[word]) for word in missing_words(counts)]
 
 
-def words_among(counts: Mapping[str, int]) -> list[str]:
-    """Levels of a column of text that stand for "missing".
+def missing_words(counts: Mapping[str, int]) -> list[str]:
+    """Return the categories of a column of text that mean a missing value.
 
     Parameters
     ----------
     counts : mapping of str to int
-        How often each level is.
+        Number of cells of each category.
 
     Returns
     -------
     list of str
-        In the order of ``counts``.
+        Categories in the order of ``counts``.
     """
-    levels = list(counts)
+    categories = list(counts)
     found = []
-    for level in filter(is_word_for_missing, levels):
-        plain = level.strip().lower()
-        if plain == "na" and _are_codes_of_two_letters(levels):
+    for category in filter(is_word_for_missing, categories):
+        plain = category.strip().lower()
+        if plain == "na" and _are_codes_of_two_letters(categories):
             continue  # Namibia, or sodium
-        if plain == "-" and "+" in map(str.strip, levels):
-            continue  # a result
-        if plain in _SIGNS or counts[level] >= _ENOUGH_WORDS:
-            found.append(level)
+        if plain == "-" and "+" in map(str.strip, categories):
+            continue  # a negative test result
+        if plain in _SIGNS or counts[category] >= _ENOUGH_WORDS:
+            found.append(category)
     return found
 
 
-def _are_codes_of_two_letters(levels: Sequence[str]) -> bool:
-    n_codes = sum(re.fullmatch(r"[A-Za-z]{2}", level) is not None for level in levels)
-    return n_codes >= 3 and n_codes >= 0.8 * len(levels)
+def _are_codes_of_two_letters(categories: Sequence[str]) -> bool:
+    n_codes = sum(
+        re.fullmatch(r"[A-Za-z]{2}", category) is not None for category in categories
+    )
+    return n_codes >= 3 and n_codes >= 0.8 * len(categories)

@@ -1,4 +1,4 @@
-"""One column of any table, with what its cells are."""
+"""Columns of any table, with the type of their content."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ColumnContent = Literal[
 
 _NESTED = (list, tuple, dict, set, frozenset, np.ndarray, pd.Series, pd.DataFrame)
 
-# What pandas calls the cells of a column of objects, where it is sure.
+# Content of a column of objects by the name that pandas infers.
 _OBJECTS: dict[str, ColumnContent] = {
     "string": "text",
     "bytes": "objects",
@@ -53,25 +53,25 @@ _OBJECTS: dict[str, ColumnContent] = {
 
 
 class TypedColumn(NamedTuple):
-    """One column of a table.
+    """A column of a table with the type of its content.
 
     Attributes
     ----------
     position : int
-        Counted from 0.
+        Position in the table, counted from 0.
     label : object
-        As in the table; its position where the table has no labels.
+        Label in the table, or the position if the table has no labels.
     name : str
-        How it is called in a sentence.
+        Name for messages.
     dtype : str
-        As the table calls it.
+        Name of the dtype in the table.
     holds : str
-        What its cells are.
+        Type of the content.
     cells : ndarray or Series
-        Numbers, complex numbers, flags (float where some are missing), dates and
-        durations (NaT where missing) as an array; anything else as a Series.
+        An array for numbers, complex numbers, flags (float if some are missing), dates
+        and durations (NaT for missing values); a Series for any other content.
     n_zeros : int
-        Zeros of a sparse column that are not among the cells.
+        Number of zeros of a sparse column that are not among the cells.
     """
 
     position: int
@@ -84,25 +84,25 @@ class TypedColumn(NamedTuple):
 
 
 def is_polars(X: Any) -> bool:
-    """Whether something is of polars, without importing that."""
+    """Return whether an object is from polars, without importing polars."""
     return type(X).__module__.partition(".")[0] == "polars"
 
 
 def read_column(
     series: Any, position: int = 0, label: Any = 0, name: str = "0"
 ) -> TypedColumn:
-    """One column with what it holds.
+    """Read a column and find the type of its content.
 
     Parameters
     ----------
     series : Series of pandas or polars, or 1-dimensional array-like
-        Its cells.
+        Cells of the column.
     position : int, default=0
-        Where it stands in its table.
+        Position in the table.
     label : object, default=0
-        What it is called there.
+        Label in the table.
     name : str, default="0"
-        What it is called in a sentence.
+        Name for messages.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def _as_series(values: Any) -> pd.Series:
         values = np.asarray(values)
         return pd.Series(values if values.ndim == 1 else list(values))
     values = list(values)
-    # Without this a list of lists would become several columns.
+    # pandas would make several columns of a list of lists.
     if any(isinstance(value, _NESTED) for value in values):
         cells = np.empty(len(values), dtype=object)
         cells[:] = values
@@ -133,7 +133,7 @@ def _as_series(values: Any) -> pd.Series:
 
 
 def _from_polars(series: Any) -> pd.Series:
-    """The same cells in pandas, without pyarrow."""
+    """Convert a polars Series to pandas, without pyarrow."""
     dtype = series.dtype
     name = type(dtype).__name__ if not isinstance(dtype, type) else dtype.__name__
     if name in ("Categorical", "Enum"):
@@ -172,7 +172,7 @@ def _cells_of(series: pd.Series) -> tuple[ColumnContent, Any]:
     if pd.api.types.is_timedelta64_dtype(dtype):
         return "durations", series.to_numpy()
     if dtype != np.dtype(object):
-        series = series.astype(object)  # text, dates, lists of pyarrow, and others
+        series = series.astype(object)  # pyarrow's text, dates and lists, for example
     return _cells_of_objects(series)
 
 
@@ -183,20 +183,20 @@ def _numbers_of(series: pd.Series) -> NDArray[Any]:
         return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
     numpy_dtype = getattr(series.dtype, "numpy_dtype", np.dtype(np.float64))
     if numpy_dtype.kind not in "iuf":
-        numpy_dtype = np.dtype(np.float64)  # decimals of pyarrow
+        numpy_dtype = np.dtype(np.float64)  # pyarrow's decimals
     return np.asarray(series.to_numpy(dtype=numpy_dtype))
 
 
 def _dates_of(series: pd.Series) -> NDArray[Any]:
-    """Days and times as the clock says."""
+    """Return dates and times in local time, without a time zone."""
     if getattr(series.dtype, "tz", None) is not None:
         series = series.dt.tz_localize(None)
     return np.asarray(series.to_numpy())
 
 
 def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
-    said = pd.api.types.infer_dtype(series, skipna=True)
-    holds = _OBJECTS.get(said) or _by_types(series)
+    inferred = pd.api.types.infer_dtype(series, skipna=True)
+    holds = _OBJECTS.get(inferred) or _by_types(series)
     if holds == "flags":
         flags = np.array([np.nan if pd.isna(c) else bool(c) for c in series])
         return holds, flags if np.isnan(flags).any() else flags.astype(bool)
@@ -209,7 +209,7 @@ def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
         try:
             converted = convert(series)
         except (ValueError, TypeError, OverflowError):
-            return "objects", series  # dates with and without a time zone, or too far
+            return "objects", series  # mixed time zones, or out of range
         return (
             _cells_of(converted) if converted.dtype != object else ("objects", series)
         )
@@ -217,7 +217,7 @@ def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
 
 
 def _by_types(series: pd.Series) -> ColumnContent:
-    """What a column of objects holds that pandas has no word for."""
+    """Return the content of a column of objects for which pandas infers no type."""
     kinds = types_in(series)
     if not kinds:
         return "nothing"
@@ -227,13 +227,13 @@ def _by_types(series: pd.Series) -> ColumnContent:
 
 
 def types_in(series: pd.Series) -> Counter[str]:
-    """How many cells are numbers, text, flags, dates and others."""
+    """Count the numbers, strings, flags, dates and other types in a column."""
     kinds: Counter[str] = Counter()
     by_type = Counter(map(type, series))
     for cls, count in by_type.items():
         kinds[_kind_of(cls)] += count
     missing = int(series.isna().sum())
-    # NaN is a float, which counts as a number; None, NA and NaT are types of their own.
+    # NaN is a float and counted as a number; None, NA and NaT have separate types.
     nans = missing - kinds.pop("missing", 0)
     if nans > 0:
         kinds["number"] -= nans
@@ -262,7 +262,7 @@ def _is_na(cell: Any) -> bool:
 
 
 def _as_float(cell: Any) -> float:
-    """A number as float64; infinite where it is too large, NaN where it is missing."""
+    """Convert a cell to float64: infinite if it is too large, NaN if it is missing."""
     if cell is None or cell is pd.NA or cell is pd.NaT:
         return np.nan
     try:
