@@ -1,9 +1,8 @@
-"""How a tensor is kept inside the domain of a function: the mechanism of `functional`.
+"""Restriction of tensors to a domain with finite function values and gradients.
 
-Computed in a dtype that is wide enough (`widen`, `narrow`), inside bounds (`within`),
-with an exact limit where there is one (`snapped`, `without_zero`).
-
-Ground floor: imports nothing from sknan.
+The functions of this package compute in a dtype that is wide enough (``widen``,
+``narrow``), limit their arguments (``within``, ``without_zero``), and set an exact
+value where the limited argument just misses it (``snapped``).
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from torch import Tensor
 __all__ = [
     "EDGES",
     "Edge",
-    "above",
-    "can_look",
+    "can_read_values",
     "is_between",
+    "just_above",
     "narrow",
     "snapped",
     "widen",
@@ -31,13 +30,14 @@ __all__ = [
 
 
 class Edge(NamedTuple):
-    """Where a dtype ends."""
+    """Limits of a dtype."""
 
     largest: float
-    # Below it a number counts as zero: the smallest normal one, whose reciprocal is
-    # finite. float16 is computed in float32, where all of its subnormals are normal.
+    # Smaller numbers count as zero. This is the smallest normal number, whose
+    # reciprocal is finite. float16 is computed in float32, where all of its subnormal
+    # numbers are normal.
     tiny: float
-    # Distance from 1 to the next number below.
+    # Distance from 1 to the next smaller number.
     gap: float
 
 
@@ -53,7 +53,7 @@ _NARROW = (torch.float16, torch.bfloat16)
 
 
 def widen(x: Tensor) -> tuple[Tensor, Edge]:
-    """The tensor in the dtype that is computed in, and where its own dtype ends."""
+    """Return the tensor in its computation dtype, and the limits of its own dtype."""
     if not x.is_floating_point():
         x = x.to(torch.get_default_dtype())
     edge = EDGES[x.dtype]
@@ -61,7 +61,7 @@ def widen(x: Tensor) -> tuple[Tensor, Edge]:
 
 
 def widen_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, torch.dtype, Edge]:
-    """Both in shape and dtype of their sum, widened; that dtype; where it ends."""
+    """Return two tensors broadcast and widened, their common dtype and its limits."""
     shape = torch.broadcast_shapes(x.shape, y.shape)  # type: ignore[no-untyped-call]
     dtype = torch.promote_types(x.dtype, y.dtype)
     first, edge = widen(x.to(dtype).expand(shape))
@@ -70,29 +70,29 @@ def widen_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, torch.dtype, Edge]
 
 
 def narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
-    """The result in the dtype of the argument, within its range."""
+    """Return a result in the dtype of the argument, limited to its range."""
     if dtype not in _NARROW:
         return y
     largest = EDGES[dtype].largest
     return F.hardtanh(y, -largest, largest).to(dtype)
 
 
-def can_look(x: Tensor) -> bool:
-    """Whether the program may depend on the numbers in a tensor.
+def can_read_values(x: Tensor) -> bool:
+    """Whether Python code may branch on the values of a tensor.
 
-    Not while compiling or tracing, and better not on a GPU, which would have to finish
-    its queue first.
+    It may not while the code is compiled or traced. On a GPU it should not, because
+    reading a value waits for all queued kernels.
     """
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     return not is_traced and x.device.type == "cpu"
 
 
 def is_between(x: Tensor, low: float, high: float) -> bool:
-    """Whether every element is seen to be between the bounds, NaN being nowhere.
+    """Whether every element is known to lie strictly between the bounds.
 
-    False where one cannot look, under ``vmap`` too.
+    False if an element is NaN, or if the values cannot be read, as under ``vmap``.
     """
-    if not can_look(x):
+    if not can_read_values(x):
         return False
     if not x.numel():
         return True
@@ -101,28 +101,28 @@ def is_between(x: Tensor, low: float, high: float) -> bool:
         return (low == -math.inf or float(x.amin()) > low) and (
             high == math.inf or float(x.amax()) < high
         )
-    except RuntimeError:  # what vmap and fake tensors answer to a look at one number
+    except RuntimeError:  # raised by vmap and by fake tensors
         return False
 
 
 def within(x: Tensor, low: float, high: float) -> Tensor:
-    """``x`` between two bounds; slope 0 at and beyond them; NaN stays."""
+    """Clamp to two bounds, with gradient 0 at and beyond them; NaN stays NaN."""
     return x if is_between(x, low, high) else F.hardtanh(x, low, high)
 
 
 def snapped(y: Tensor, at: float, to: float) -> Tensor:
-    """``y``, and ``to`` with slope 0 wherever ``y`` is not above ``at``; NaN stays."""
+    """Replace elements not above ``at`` by ``to``, with gradient 0; NaN stays NaN."""
     return y if is_between(y, at, math.inf) else F.threshold(y, at, to)
 
 
 def without_zero(x: Tensor, gap: float) -> Tensor:
-    """``x``, infinite and with slope 0 where it is no larger than ``gap`` in size."""
+    """Replace elements of absolute value up to ``gap`` by infinity, with gradient 0."""
     size = x.detach().abs()
     return (
         x if is_between(size, gap, math.inf) else torch.where(size <= gap, math.inf, x)
     )
 
 
-def above(value: float) -> float:
-    """A number just above, so that rounding does not lift the value past it."""
+def just_above(value: float) -> float:
+    """Return a slightly larger number that a rounded ``value`` does not exceed."""
     return value * (1 + 1e-6)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sknan.functional._domain import EDGES, can_look, is_between, widen, within
+from sknan.functional._domain import EDGES, can_read_values, is_between, widen, within
 from sknan.losses._traits import LossTraits
 
 __all__ = [
@@ -187,7 +187,7 @@ class Loss(nn.Module):
         check_reduction(self.reduction)
         input, target = self._prepared(input, target)
         fused = self._is_torchs and sample_weight is None and self.reduction != "none"
-        if fused and can_look(input):
+        if fused and can_read_values(input):
             value: Tensor = super().forward(input, target)
             if is_between(value, -largest_of(value), largest_of(value)):
                 return value

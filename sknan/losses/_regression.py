@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sknan import functional as sf
-from sknan.functional._domain import can_look, is_between, within
+from sknan.functional._domain import can_read_values, is_between, within
 from sknan.losses._base import (
     Loss,
     aligned,
@@ -131,7 +131,11 @@ class RMSELoss(_Own):
         """Loss; see :meth:`MSELoss.forward`."""
         check_reduction(self.reduction)
         input, target = aligned(input, target)
-        if self.reduction == "mean" and sample_weight is None and can_look(input):
+        if (
+            self.reduction == "mean"
+            and sample_weight is None
+            and can_read_values(input)
+        ):
             squared = F.mse_loss(input, target)
             # Away from 0, where the root has no slope, and finite.
             if is_between(squared, largest_of(input) ** -0.75, largest_of(input)):
