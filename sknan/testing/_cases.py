@@ -1,4 +1,4 @@
-"""Healthy tables, and the same tables with one fault in them."""
+"""Healthy tables, and cases with one fault."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ __all__ = [
 
 _N_TRAINING, _N_NEW = 96, 48
 
-# Few, in two columns, and two of them in one, so that they can cancel or overflow.
+# Cells with a fault. Two of them are in one column, where they can cancel or overflow.
 _CELLS = ((5, 1), (17, 1), (40, 3))
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows to train on, and healthy rows to be judged by.
+    """Training rows, and healthy rows for the evaluation.
 
     Parameters
     ----------
     X, X_new : ndarray or DataFrame of shape (n_samples, n_features)
-        Training rows and new ones.
+        Training rows and new rows.
     y, y_new : ndarray of shape (n_samples,)
-        Their targets: class codes 0 and 1, or numbers.
+        Targets: class codes 0 and 1, or numbers.
     """
 
     X: Any
@@ -43,32 +43,32 @@ class Table:
     y_new: NDArray[Any]
 
     def map(self, change: Callable[[Any], Any]) -> Table:
-        """The same change to the training rows and to the new ones."""
+        """Apply a function to the training rows and to the new rows."""
         return replace(self, X=change(self.X), X_new=change(self.X_new))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One fault, and what is expected of an estimator that meets it.
+    """One fault, and the expected reaction of an estimator.
 
     Parameters
     ----------
     what : str
-        The fault in words, to stand after "fitted on" and "given".
+        Description of the data, to follow "fitted on" and "given" in messages.
     words : tuple of str
-        Of which a refusal must hold one; none if such input must be accepted.
+        Words of which a refusal must contain one. If empty, the input must be accepted.
     table : Table
-        With the fault, if it is one of ``fit``.
+        Training data, with the fault if ``fit`` meets it.
     X_faulty : ndarray or None, default=None
-        New rows with a fault that is one of ``predict``.
+        New rows with the fault, if predict methods meet it.
     params : mapping, default={}
-        Parameters of the estimator to set.
+        Parameters to set on the estimator.
     sample_weight : ndarray of shape (n_samples,) or None, default=None
-        Passed to ``fit``.
+        Sample weights for ``fit``.
     keeps_score : bool, default=False
-        Whether the fault is confined to so little that what can be learnt remains.
+        Whether the fault affects so little data that the score must be kept.
     has_empty_column : bool, default=False
-        Whether a column has no value at all, so that none can be learnt for it.
+        Whether a column has no value, so that no statistic exists for it.
     """
 
     what: str
@@ -82,9 +82,10 @@ class Case:
 
 
 def healthy_table(estimator: Any) -> Table:
-    """A task that any estimator can learn: four columns that all matter.
+    """Return data that any estimator can learn, with four informative columns.
 
-    The numbers are those of float32, held as float64: a table cast to float32 is equal.
+    The values are float64 but exactly representable in float32, so that casting the
+    table does not change it.
     """
     rng = np.random.default_rng(0)
     X = rng.normal(size=(_N_TRAINING + _N_NEW, 4))
@@ -107,7 +108,7 @@ def healthy_table(estimator: Any) -> Table:
 
 
 def nearest_to_zero(X: NDArray[Any]) -> list[tuple[int, int]]:
-    """The three cells of column 1 in which a tiny number changes least."""
+    """Return the three cells of column 1 that are nearest to zero."""
     return [(int(row), 1) for row in np.sort(np.abs(X[:, 1]).argsort()[:3])]
 
 
@@ -116,7 +117,7 @@ def with_cells(
     values: Sequence[float],
     cells: Sequence[tuple[int, int]] = _CELLS,
 ) -> tuple[NDArray[Any], str]:
-    """A copy with the values in some cells, in turn, and where the first one is."""
+    """Return a copy with the values in some cells in turn, and their description."""
     damaged = X.copy()
     for i, (row, column) in enumerate(cells):
         damaged[row, column] = values[i % len(values)]

@@ -1,4 +1,4 @@
-"""Fault injection for any scikit-learn estimator: it must never answer NaN."""
+"""Fault injection for any scikit-learn estimator."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sklearn.exceptions import EstimatorCheckFailedWarning
 from sklearn.utils import get_tags
 
 from sknan._utils.validation import did_you_mean
+from sknan.testing import _checks_of_tables, _checks_of_training
 from sknan.testing._registry import ALL_CHECKS, applicable_checks
 
 __all__ = [
@@ -22,37 +23,40 @@ __all__ = [
 
 _NOT_EXPECTED = "Check is not expected to fail"
 
+# These modules register their checks when they are imported.
+_CHECK_MODULES = (_checks_of_tables, _checks_of_training)
+
 
 def finite_estimator_checks(
     estimator: Any,
 ) -> Iterator[tuple[Any, Callable[[Any], str]]]:
-    """Pairs of the estimator and a check of it, one per fault.
+    """Yield the estimator with each check that applies to it, one for each fault.
 
     Parameters
     ----------
     estimator : estimator object
-        A classifier, regressor or transformer of scikit-learn's kind, or a pipeline of
-        them. It is cloned by each check, never fitted itself.
+        Classifier, regressor, transformer or pipeline with the interface of
+        scikit-learn. Each check clones it; it is never fitted itself.
 
     Yields
     ------
     estimator : estimator object
-        As given.
+        The given estimator.
     check : functools.partial
         Called with the estimator, it returns ``"finite"`` or ``"refused"``, or raises
         an ``AssertionError`` whose ``kind`` is ``"silent NaN"``, ``"wrong"`` or
-        ``"error"``. Its name is that of ``check.func``.
+        ``"error"``. The name of the check is ``check.func.__name__``.
 
     Raises
     ------
     TypeError
         If a class is given instead of an instance.
     ValueError
-        If the estimator does not take tables of numbers.
+        If the estimator does not accept numeric tables.
 
     See Also
     --------
-    check_finite_estimator : Runs them all, and states the contract.
+    check_finite_estimator : Run all checks. Its notes state the contract.
     """
     if isinstance(estimator, type):
         raise TypeError(
@@ -62,8 +66,8 @@ def finite_estimator_checks(
     name = type(estimator).__name__
     if not get_tags(estimator).input_tags.two_d_array:
         raise ValueError(
-            f"{name} takes no tables of numbers (its tag input_tags.two_d_array is "
-            "False), and the faults are cells of one."
+            f"{name} does not accept numeric tables (its tag input_tags.two_d_array is "
+            "False), but the faults are cells of such a table."
         )
     for check in applicable_checks(estimator):
         yield estimator, partial(check, name)
@@ -76,71 +80,77 @@ def check_finite_estimator(
     on_fail: Literal["raise", "warn"] | None = "raise",
     callback: Callable[..., Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Put one fault after another into healthy data and see that none becomes NaN.
+    """Check that no fault in the data makes an estimator return NaN.
 
-    What :func:`sklearn.utils.estimator_checks.check_estimator` does for the interface
-    of an estimator, for its numbers, with the same parameters and results.
+    Each check injects one fault into healthy data. The parameters and results are those
+    of :func:`sklearn.utils.estimator_checks.check_estimator`, which checks the
+    interface of an estimator instead of its numbers.
 
     Parameters
     ----------
     estimator : estimator object
-        A classifier, regressor or transformer of scikit-learn's kind, or a pipeline of
-        them. It is cloned by each check, never fitted itself.
+        Classifier, regressor, transformer or pipeline with the interface of
+        scikit-learn. Each check clones it; it is never fitted itself.
 
     expected_failed_checks : dict of str to str or None, default=None
-        Names of checks that may fail, each with the reason.
+        Reason for each check that may fail, by the name of the check.
 
     on_fail : {"raise", "warn"} or None, default="raise"
-        What the first failed check leads to: its ``AssertionError``; an
-        :class:`~sklearn.exceptions.EstimatorCheckFailedWarning`, and the next check; or
-        only an entry in the results.
+        Reaction to a failed check: raise its ``AssertionError``; give an
+        :class:`~sklearn.exceptions.EstimatorCheckFailedWarning` and continue; or, for
+        None, only record it in the results.
 
     callback : callable or None, default=None
-        Called after each check with the keys of its result as keywords. Not together
-        with ``on_fail="raise"``.
+        Function that is called after each check with the entries of its result as
+        keyword arguments. It cannot be combined with ``on_fail="raise"``.
 
     Returns
     -------
     list of dict
-        One per check, with the keys ``estimator``, ``check_name``, ``exception``,
-        ``status`` (``"passed"``, ``"failed"`` or ``"xfail"``), ``expected_to_fail`` and
-        ``expected_to_fail_reason``.
+        One result per check, with the keys ``estimator``, ``check_name``,
+        ``exception``, ``status`` (``"passed"``, ``"failed"`` or ``"xfail"``),
+        ``expected_to_fail`` and ``expected_to_fail_reason``.
 
     Raises
     ------
     AssertionError
-        With ``on_fail="raise"``: what was found, where, and what should happen.
+        If a check fails and ``on_fail="raise"``. The message says what was found,
+        where, and what should happen.
     TypeError
         If a class is given instead of an instance.
     ValueError
-        If a parameter is wrong, a check in ``expected_failed_checks`` does not exist,
-        or the estimator does not take tables of numbers.
+        If a parameter is invalid, a check in ``expected_failed_checks`` does not exist,
+        or the estimator does not accept numeric tables.
 
     See Also
     --------
-    parametrize_with_finite_checks : The same as one pytest test per check.
+    parametrize_with_finite_checks : Run each check as a pytest test.
 
     Notes
     -----
     A check passes in one of two ways.
 
-    *Refused*: ``fit``, or the method that is asked, raises a ``ValueError``,
-    ``TypeError`` or ``ArithmeticError`` whose message names the fault: NaN or missing
-    for a missing cell, too large or overflow or finite for a finite number that is too
-    large, samples or classes where there are too few, and so on. Any other exception
-    fails.
+    *Refused*: ``fit``, or the called method, raises a ``ValueError``, ``TypeError`` or
+    ``ArithmeticError`` whose message names the fault, for example "NaN" or "missing"
+    for a missing value, "too large", "overflow" or "finite" for a finite number that is
+    too large, and "samples" or "classes" if there are too few. Any other exception
+    fails the check.
 
-    *Finite*: every number behind an attribute that ends in ``_`` is finite, those of
-    torch modules included, unless it is not finite on healthy data either; so is every
-    output on healthy rows and on the faulty ones. Probabilities lie in [0, 1] and sum
-    to 1, labels are labels of ``y``, and the answer for a whole row does not depend on
-    a fault in another. A transformer whose tags allow NaN may pass on what is not
-    finite: its output must be finite where its input is. After a fault in a few cells,
-    a column that says nothing, targets of another magnitude or an absurd learning rate,
-    at least half of what the estimator gains on healthy rows over a constant answer
-    must remain; a transformer must still tell healthy rows apart in every column.
+    *Finite*: the following must hold.
 
-    Random states are set to 0, and warnings are ignored during the checks.
+    - Every number in a fitted attribute is finite, including the weights of torch
+      modules, unless it is not finite on healthy data either.
+    - Every output is finite, for healthy rows and for rows with a fault. A transformer
+      whose tags allow NaN may propagate non-finite values: its output must be finite
+      where its input is.
+    - Probabilities are in [0, 1] and sum to 1. Labels are labels of ``y``.
+    - The output for a row without a fault does not depend on faults in other rows.
+    - After a fault in a few cells, a column without information, targets of another
+      magnitude or an absurd learning rate, an estimator keeps at least half of its
+      gain over a constant prediction on healthy rows. A transformer still
+      distinguishes healthy rows in every column.
+
+    The checks set random states to 0 and ignore warnings.
 
     Examples
     --------
@@ -152,10 +162,10 @@ def check_finite_estimator(
     >>> for result in check_finite_estimator(StandardScaler(), on_fail=None):
     ...     if result["status"] == "failed":
     ...         print(result["check_name"])
-    check_nonfinite_missing_column
     check_extreme_float32_overflow_at_fit
     check_extreme_largest_float32_at_fit
     check_extreme_largest_float64_at_fit
+    check_nonfinite_missing_column
     check_extreme_huge_weights
     check_extreme_unequal_weights
     """
@@ -203,29 +213,29 @@ def parametrize_with_finite_checks(
     expected_failed_checks: Callable[[Any], Mapping[str, str]] | None = None,
     xfail_strict: bool | None = None,
 ) -> Any:
-    """Decorator of a pytest test: one test per estimator and fault.
+    """Parametrize a pytest test with each estimator and each of its checks.
 
     Parameters
     ----------
     estimators : iterable of estimator objects
-        The estimators to check.
+        Estimators to check.
 
     expected_failed_checks : callable or None, default=None
-        Called with an estimator, it returns a dict of the checks that may fail, each
-        with the reason; those tests are marked as xfail.
+        Function that returns, for an estimator, the reason for each check that may
+        fail, by the name of the check. These tests are marked as xfail.
 
     xfail_strict : bool or None, default=None
-        Whether a check that was expected to fail and passes is a failure; None leaves
-        it to the configuration of pytest.
+        Whether a check that passes although it was expected to fail is a failure. None
+        uses the configuration of pytest.
 
     Returns
     -------
     pytest.MarkDecorator
-        For a test with the arguments ``estimator`` and ``check``.
+        Decorator of a test with the arguments ``estimator`` and ``check``.
 
     See Also
     --------
-    check_finite_estimator : States the contract.
+    check_finite_estimator : Run all checks. Its notes state the contract.
 
     Examples
     --------
@@ -239,9 +249,9 @@ def parametrize_with_finite_checks(
 
     strict: dict[str, Any] = {} if xfail_strict is None else {"strict": xfail_strict}
     cases = []
-    for given in estimators:
-        reasons = _expected(expected_failed_checks and expected_failed_checks(given))
-        for estimator, check in finite_estimator_checks(given):
+    for checked in estimators:
+        reasons = _expected(expected_failed_checks and expected_failed_checks(checked))
+        for estimator, check in finite_estimator_checks(checked):
             name = _name_of(check)
             marks = (
                 [pytest.mark.xfail(reason=reasons[name], **strict)]
@@ -262,7 +272,7 @@ def _expected(checks: Mapping[str, str] | None) -> dict[str, str]:
     for name in checks or {}:
         if name not in known:
             raise ValueError(
-                f"expected_failed_checks holds {name!r}, which is no check."
+                f"expected_failed_checks contains {name!r}, which is not a check."
                 f"{did_you_mean(name, sorted(known))}"
             )
     return dict(checks or {})

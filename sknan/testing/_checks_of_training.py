@@ -1,4 +1,4 @@
-"""Faults of what training is given besides: targets, learning rates, weights."""
+"""Checks with a fault in targets, learning rates or sample weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from sklearn.base import is_classifier, is_regressor
 
 from sknan.testing._cases import Case, healthy_table
-from sknan.testing._examine import examine_fit
+from sknan.testing._examine import examine_fit, weight_parameter
 from sknan.testing._refusals import (
     CONSTANT,
     FEW,
@@ -19,39 +20,41 @@ from sknan.testing._refusals import (
     TOO_LARGE,
     WEIGHT,
 )
-
-__all__ = [
-    "check_extreme_constant_targets",
-    "check_extreme_huge_weights",
-    "check_extreme_learning_rate_of_1e4",
-    "check_extreme_learning_rate_of_1e30",
-    "check_extreme_one_class",
-    "check_extreme_one_row_per_class",
-    "check_extreme_targets_of_1e30",
-    "check_extreme_targets_of_1e300",
-    "check_extreme_tiny_targets",
-    "check_extreme_tiny_weights",
-    "check_extreme_unequal_weights",
-    "check_extreme_zero_weights",
-    "check_nonfinite_inf_targets",
-    "check_nonfinite_inf_weight",
-    "check_nonfinite_nan_targets",
-    "check_nonfinite_nan_weight",
-    "rates_of",
-]
+from sknan.testing._registry import fault_check
 
 _RATES = ("lr", "learning_rate", "learning_rate_init")
+
+
+def _learning_rates(estimator: Any) -> list[str]:
+    """Return the names of the parameters that are learning rates."""
+    return [
+        name
+        for name, value in estimator.get_params().items()
+        if name.split("__")[-1] in _RATES
+        and isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+    ]
+
+
+def _has_learning_rate(estimator: Any) -> bool:
+    return bool(_learning_rates(estimator))
+
+
+def _accepts_weights(estimator: Any) -> bool:
+    return weight_parameter(estimator) is not None
 
 
 # -- targets -------------------------------------------------------------------------
 
 
+@fault_check(is_classifier)
 def check_extreme_one_class(name: str, estimator: Any) -> str:
     table = healthy_table(estimator)
     case = Case("y of one class", FEW, replace(table, y=np.ones_like(table.y)))
     return examine_fit(name, estimator, case)
 
 
+@fault_check(is_classifier)
 def check_extreme_one_row_per_class(name: str, estimator: Any) -> str:
     table = healthy_table(estimator)
     table = replace(table, X=table.X[:2], y=table.y[:2])
@@ -76,27 +79,33 @@ def _with_targets_times(name: str, estimator: Any, factor: float) -> str:
     return examine_fit(name, estimator, case)
 
 
+@fault_check(is_regressor)
 def check_nonfinite_nan_targets(name: str, estimator: Any) -> str:
     return _with_target(name, estimator, "y with NaN at rows 5 and 40", MISSING, np.nan)
 
 
+@fault_check(is_regressor)
 def check_nonfinite_inf_targets(name: str, estimator: Any) -> str:
     what = "y with inf at rows 5 and 40"
     return _with_target(name, estimator, what, INFINITE, np.inf)
 
 
+@fault_check(is_regressor)
 def check_extreme_targets_of_1e30(name: str, estimator: Any) -> str:
     return _with_targets_times(name, estimator, 1e30)
 
 
+@fault_check(is_regressor)
 def check_extreme_targets_of_1e300(name: str, estimator: Any) -> str:
     return _with_targets_times(name, estimator, 1e300)
 
 
+@fault_check(is_regressor)
 def check_extreme_tiny_targets(name: str, estimator: Any) -> str:
     return _with_targets_times(name, estimator, 1e-300)
 
 
+@fault_check(is_regressor)
 def check_extreme_constant_targets(name: str, estimator: Any) -> str:
     table = healthy_table(estimator)
     case = Case("y of 7 only", CONSTANT, replace(table, y=np.full_like(table.y, 7.0)))
@@ -106,18 +115,8 @@ def check_extreme_constant_targets(name: str, estimator: Any) -> str:
 # -- learning rates and weights ------------------------------------------------------
 
 
-def rates_of(estimator: Any) -> list[str]:
-    return [
-        name
-        for name, value in estimator.get_params().items()
-        if name.split("__")[-1] in _RATES
-        and isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
-    ]
-
-
 def _with_rate(name: str, estimator: Any, rate: float) -> str:
-    params = dict.fromkeys(rates_of(estimator), rate)
+    params = dict.fromkeys(_learning_rates(estimator), rate)
     listed = ", ".join(f"{param}={rate:g}" for param in params)
     case = Case(
         f"healthy data with {listed}",
@@ -129,10 +128,12 @@ def _with_rate(name: str, estimator: Any, rate: float) -> str:
     return examine_fit(name, estimator, case)
 
 
+@fault_check(_has_learning_rate)
 def check_extreme_learning_rate_of_1e4(name: str, estimator: Any) -> str:
     return _with_rate(name, estimator, 1e4)
 
 
+@fault_check(_has_learning_rate)
 def check_extreme_learning_rate_of_1e30(name: str, estimator: Any) -> str:
     return _with_rate(name, estimator, 1e30)
 
@@ -148,26 +149,32 @@ def _with_weights(
     return examine_fit(name, estimator, Case(what, words, table, sample_weight=weights))
 
 
+@fault_check(_accepts_weights)
 def check_nonfinite_nan_weight(name: str, estimator: Any) -> str:
     return _with_weights(name, estimator, "a sample weight of NaN", 1.0, np.nan)
 
 
+@fault_check(_accepts_weights)
 def check_nonfinite_inf_weight(name: str, estimator: Any) -> str:
     return _with_weights(name, estimator, "a sample weight of inf", 1.0, np.inf)
 
 
+@fault_check(_accepts_weights)
 def check_extreme_huge_weights(name: str, estimator: Any) -> str:
     return _with_weights(name, estimator, "sample weights of 1e307", 1e307)
 
 
+@fault_check(_accepts_weights)
 def check_extreme_tiny_weights(name: str, estimator: Any) -> str:
     return _with_weights(name, estimator, "sample weights of 1e-307", 1e-307)
 
 
+@fault_check(_accepts_weights)
 def check_extreme_unequal_weights(name: str, estimator: Any) -> str:
     label = "sample weights from 1e-300 to 1e300"
     return _with_weights(name, estimator, label, 1.0, 1e300, 1e-300)
 
 
+@fault_check(_accepts_weights)
 def check_extreme_zero_weights(name: str, estimator: Any) -> str:
     return _with_weights(name, estimator, "sample weights of 0 only", 0.0)

@@ -1,7 +1,6 @@
-"""The contract of a finite estimator: refuse a fault by name, or stay finite.
+"""Examination of an estimator that meets a fault in ``fit`` or at predict time.
 
-Two ways to hold an estimator to it: a fault that it is fitted on, and one that it meets
-only afterwards.
+The contract is that the estimator refuses the fault by name or stays finite.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _METHODS = ("predict", "predict_proba", "decision_function", "transform")
 
 
 def weight_parameter(estimator: Any) -> str | None:
-    """Name under which ``fit`` takes sample weights, or None."""
+    """Return the name of the sample weights in ``fit``, or None if it has none."""
     if isinstance(estimator, Pipeline):
         step, last = estimator.steps[-1]
         name = None if last == "passthrough" else weight_parameter(last)
@@ -49,7 +48,7 @@ def weight_parameter(estimator: Any) -> str | None:
 
 
 def examine_fit(name: str, estimator: Any, case: Case) -> str:
-    """Fit on the fault; then look at what was learnt, at outputs and at the score.
+    """Fit on data with a fault, then check fitted attributes, outputs and score.
 
     Returns
     -------
@@ -59,10 +58,10 @@ def examine_fit(name: str, estimator: Any, case: Case) -> str:
     Raises
     ------
     FaultError
-        If the contract is broken.
+        If the estimator breaks the contract.
     """
     table = case.table
-    with _alone():
+    with _isolated():
         model = clone(estimator).set_params(**case.params)
         try:
             _fit(model, table, case.sample_weight)
@@ -92,7 +91,7 @@ def examine_fit(name: str, estimator: Any, case: Case) -> str:
 
 
 def examine_predict(name: str, estimator: Any, case: Case) -> str:
-    """Fit on healthy rows, then give new ones with the fault among them.
+    """Fit on healthy rows, then predict for new rows with a fault.
 
     Returns
     -------
@@ -102,19 +101,19 @@ def examine_predict(name: str, estimator: Any, case: Case) -> str:
     Raises
     ------
     FaultError
-        If the contract is broken.
+        If the estimator breaks the contract.
     """
     X_new, X_faulty = case.table.X_new[: len(case.X_faulty)], case.X_faulty
     untouched = (np.asarray(X_new) == np.asarray(X_faulty)).all(axis=1)
-    sound = replace(case, words=())
+    without_fault = replace(case, words=())
     outcomes = []
-    with _alone():
+    with _isolated():
         model = _fit_healthy(name, estimator, case.table)
         for method in _methods(model):
             label = f"{name}.{method}, fitted on healthy data,"
             given = f"{label} and given"
             before = _call(
-                model, method, case.table.X_new, f"{given} whole rows,", sound
+                model, method, case.table.X_new, f"{given} whole rows,", without_fault
             )
             after = _call(model, method, X_faulty, f"{given} {case.what},", case)
             outcomes.append(REFUSED if after is None else FINITE)
@@ -126,15 +125,15 @@ def examine_predict(name: str, estimator: Any, case: Case) -> str:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Without warnings, and with torch's generators given back in the end."""
+def _isolated() -> Iterator[None]:
+    """Ignore warnings inside the block, and restore torch's generators after it."""
     with warnings.catch_warnings(), seeded(0, "cpu"):
         warnings.simplefilter("ignore")
         yield
 
 
 def _methods(model: Any) -> list[str]:
-    # skorch's regressor has a predict_proba too, which are no probabilities.
+    # The predict_proba of skorch's regressor does not return probabilities.
     has_classes = not is_regressor(model)
     methods = _METHODS if has_classes else ("predict", "transform")
     return [method for method in methods if hasattr(model, method)]
@@ -143,7 +142,7 @@ def _methods(model: Any) -> list[str]:
 def _call(
     model: Any, method: str, X: Any, label: str, case: Case
 ) -> NDArray[Any] | None:
-    """Output of a method, or None if it refuses the fault by name."""
+    """Return the output of a method, or None if it refuses the fault by name."""
     try:
         output = getattr(model, method)(X)
     except Exception as error:
@@ -183,13 +182,14 @@ def _check_state(name: str, model: Any, estimator: Any, case: Case) -> None:
     found = _nonfinite_state(model, case)
     if not found:
         return
-    # What is not finite on healthy data either is so by design, as open ends of bins.
+    # A value that is infinite on healthy data too, such as the edge of a bin, is
+    # infinite by design.
     healthy = _fit_healthy(name, estimator, healthy_table(estimator))
     by_design = _nonfinite_state(healthy, case)
     for path, values in found.items():
         if path not in by_design:
             raise FaultError(
-                f"{name}, fitted on {case.what}, has learnt {values} in {path}. "
+                f"{name}, fitted on {case.what}, has learned {values} in {path}. "
                 f"{advice(case.words)}",
                 "silent NaN",
             )

@@ -1,4 +1,4 @@
-"""What a fitted estimator has learnt, as arrays with the path at which each stands."""
+"""Learned arrays of a fitted estimator, with the path of each."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 __all__ = ["learned_arrays"]
 
-# Records of the training, not results of it: a step that failed and was rescued may
-# stand there as it was.
+# Records of the training. They may contain a failed step that was rescued.
 _RECORDS = {
     "best_loss_",
     "callbacks_",
@@ -27,31 +26,32 @@ _RECORDS = {
     "validation_scores_",
 }
 
-# The outermost of these are infinite so that every number has its place.
+# Attributes whose outermost values are infinite by design.
 _OPEN_ENDED = ("bin_edges_", "thresholds_")
 
 
 def learned_arrays(
     estimator: Any, *, has_empty_column: bool = False
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every float array, number and tensor behind attributes that end in ``_``.
+    """Yield every float array, number and tensor in attributes that end in ``_``.
 
-    Steps of pipelines, nested estimators, lists, dicts and torch modules are walked.
+    The search descends into steps of pipelines, nested estimators, lists, dicts and
+    torch modules.
 
     Parameters
     ----------
     estimator : estimator
-        A fitted one.
+        Fitted estimator.
     has_empty_column : bool, default=False
-        Whether a column had no value in ``fit``. Then a transformer that takes NaN may
-        say so by NaN in an array with one number per column.
+        Whether a column had no value in ``fit``. A transformer that accepts NaN may
+        then have NaN for this column in an array with one number per column.
 
     Yields
     ------
     path : str
-        As in ``"module_.0.weight"``.
+        Path such as ``"module_.0.weight"``.
     values : ndarray of float
-        What stands there.
+        Array at that path.
     """
     yield from _walk(estimator, "", has_empty_column, set())
 
@@ -75,14 +75,14 @@ def _walk(
         return
     seen.add(id(value))
     for name, part in _parts(value):
-        below = f"{path}.{name}" if path else name
-        for place, array in _walk(part, below, has_empty_column, seen):
-            if has_empty_column and _is_known_by_column(value, name, array):
-                yield place, array[~np.isnan(array)]
-            elif any(word in place for word in _OPEN_ENDED):
-                yield place, array[~np.isinf(array)]
+        part_path = f"{path}.{name}" if path else name
+        for array_path, array in _walk(part, part_path, has_empty_column, seen):
+            if has_empty_column and _is_statistic_per_column(value, name, array):
+                yield array_path, array[~np.isnan(array)]
+            elif any(word in array_path for word in _OPEN_ENDED):
+                yield array_path, array[~np.isinf(array)]
             else:
-                yield place, array
+                yield array_path, array
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
@@ -105,7 +105,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
                 yield name, part
 
 
-def _is_known_by_column(owner: Any, name: str, array: NDArray[Any]) -> bool:
+def _is_statistic_per_column(owner: Any, name: str, array: NDArray[Any]) -> bool:
     if not (hasattr(owner, "transform") and name.endswith("_")):
         return False
     is_per_column = array.shape == (getattr(owner, "n_features_in_", None),)

@@ -1,4 +1,4 @@
-"""What an output must be: finite, one row per row, and what its method promises."""
+"""Checks of an output: finite, one row per input row, valid for its method."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from sknan.testing._refusals import FaultError, advice
 
 __all__ = ["check_output", "check_untouched", "in_words"]
 
-# What two outputs of float32 arithmetic in batches of different rows may differ by.
+# Tolerance between outputs for the same row in batches with different other rows, in
+# float32 arithmetic.
 _ROUNDING = 1e-4
 
 
 def in_words(values: NDArray[Any], bad: NDArray[np.bool_]) -> str:
-    """Such as ``"2 NaN and 1 inf values of 8"``."""
+    """Return a phrase such as ``"2 NaN and 1 inf values of 8"``."""
     n_nan = int((np.isnan(values) & bad).sum())
     n_inf = int(bad.sum()) - n_nan
     kinds = [f"{n} {kind}" for n, kind in ((n_nan, "NaN"), (n_inf, "inf")) if n]
@@ -37,7 +38,7 @@ def check_output(
     rows: str,
     case: Case,
 ) -> None:
-    """One row per row, finite, and what the method promises."""
+    """Check the number of rows, finiteness, and the rules of the method."""
     if len(output) != len(X):
         raise FaultError(
             f"{label} gives {len(output)} rows for {len(X)} rows: {rows}.", "wrong"
@@ -48,15 +49,15 @@ def check_output(
     if output.dtype.kind == "f":
         bad = ~np.isfinite(output)
         if method == "transform" and get_tags(model).input_tags.allow_nan:
-            bad &= ~_may_pass(np.asarray(X, dtype=np.float64), output)
+            bad &= ~_may_propagate(np.asarray(X, dtype=np.float64), output)
         if bad.any():
             row = int(np.argwhere(bad)[0][0])
-            answer = ""
+            predicted = ""
             if method == "predict_proba" and hasattr(model, "predict"):
-                answer = f", which predict calls {np.asarray(model.predict(X))[row]}"
+                predicted = f", which predict calls {np.asarray(model.predict(X))[row]}"
             raise FaultError(
                 f"{label} gives {in_words(output, bad)} for {rows}, first at row {row} "
-                f"of the output{answer}. {advice(case.words)}",
+                f"of the output{predicted}. {advice(case.words)}",
                 "silent NaN",
             )
     if method == "predict_proba":
@@ -66,26 +67,26 @@ def check_output(
         unknown = ~np.isin(output, case.table.y)
         if unknown.any():
             raise FaultError(
-                f"{label} gives {output[unknown][0]} for {rows}, which is no class of "
-                "y. Answer with labels of y.",
+                f"{label} gives {output[unknown][0]} for {rows}, which is not a class "
+                "of y. Predict labels of y.",
                 "wrong",
             )
     if method == "predict" and is_regressor(model) and output.dtype.kind != "f":
         raise FaultError(
-            f"{label} gives dtype {output.dtype} for {rows}. Answer with floats.",
+            f"{label} gives dtype {output.dtype} for {rows}. Predict floats.",
             "wrong",
         )
 
 
-def _may_pass(X: NDArray[Any], output: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where a transformer that takes NaN may pass on what is not finite.
+def _may_propagate(X: NDArray[Any], output: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return a mask of the outputs that a transformer with NaN may leave non-finite.
 
-    Cell by cell if it gives one column per column, otherwise in the whole row.
+    The mask is per cell if the output has the shape of the input, else per row.
     """
-    holes: NDArray[np.bool_] = ~np.isfinite(X)
+    nonfinite: NDArray[np.bool_] = ~np.isfinite(X)
     if X.shape == output.shape:
-        return holes
-    per_row = holes.any(axis=1).reshape(-1, *[1] * (output.ndim - 1))
+        return nonfinite
+    per_row = nonfinite.any(axis=1).reshape(-1, *[1] * (output.ndim - 1))
     return np.broadcast_to(per_row, output.shape)
 
 
@@ -117,7 +118,7 @@ def check_untouched(
     untouched: NDArray[np.bool_],
     what: str,
 ) -> None:
-    """Hold the rows without a fault against what they got without their neighbours."""
+    """Check that rows without a fault have the same output as without faulty rows."""
     before, after = before[untouched], after[untouched]
     if before.dtype.kind == "f":
         largest = np.abs(before).max(initial=0.0)
@@ -128,8 +129,8 @@ def check_untouched(
     if changed.any():
         row = int(np.flatnonzero(untouched)[changed.argmax()])
         raise FaultError(
-            f"{label} answers differently at {int(changed.sum())} rows that are whole, "
-            f"first row {row}, because of {what}. A row's answer must not depend on "
-            "its neighbours.",
+            f"{label} returns another output for {int(changed.sum())} rows without a "
+            f"fault, first row {row}, because of {what}. The output for a row must not "
+            "depend on other rows.",
             "wrong",
         )

@@ -1,4 +1,4 @@
-"""What counts as a refusal, and the error for what breaks the contract."""
+"""Words of a valid refusal, and the error for a broken contract."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ __all__ = [
     "names_fault",
 ]
 
-# What a refusal may call the fault. A message with none of these words leaves the user
-# to find the cause alone.
+# Words that name a fault. A message with none of them does not tell the user the cause.
 MISSING = ("NaN", "missing", "null", "finite", "nonfinite")
 INFINITE = ("inf", "infinite", "infinity", "finite", "nonfinite")
-# Not "inf": a table of finite numbers holds none, and must not be blamed for it.
+# Without "inf": a table of finite numbers contains no infinity.
 TOO_LARGE = ("too large", "large value", "overflow", "beyond", "finite", "nonfinite")
-# Not "zero" alone: a division by zero is what such a refusal is to prevent.
+# Without "zero" alone, which would accept the message of a division by zero.
 CONSTANT = ("constant", "variance", "distinct", "identical", "all zero")
 FEW = ("sample", "row", "class", "classes", "member", "observation")
 RATE = ("learning rate", "learning_rate", "learning_rate_init", "lr", *TOO_LARGE)
@@ -37,10 +36,10 @@ class FaultError(AssertionError):
     Parameters
     ----------
     message : str
-        What was found, where, and what should happen.
+        Message that says what was found, where, and what should happen.
     kind : {"silent NaN", "wrong", "error"}
-        A result that is not finite; one that is finite and wrong; or an exception that
-        does not name the fault.
+        ``"silent NaN"`` is a non-finite result, ``"wrong"`` a finite but wrong result,
+        and ``"error"`` an exception that does not name the fault.
     """
 
     def __init__(self, message: str, kind: str) -> None:
@@ -49,14 +48,14 @@ class FaultError(AssertionError):
 
 
 def names_fault(message: str, words: tuple[str, ...]) -> bool:
-    """Whether one of the words, or its plural, stands in the message."""
+    """Whether the message contains one of the words or its plural."""
     listed = "|".join(re.escape(word) for word in words)
     whole_word = rf"(?<![a-z])(?:{listed})s?(?![a-z])"
     return bool(words) and re.search(whole_word, message, re.IGNORECASE) is not None
 
 
 def judge(error: Exception, label: str, words: tuple[str, ...]) -> None:
-    """Let an exception pass that is a refusal naming the fault; raise for another."""
+    """Raise ``FaultError`` unless the exception is a refusal that names the fault."""
     is_refusal = isinstance(error, (ValueError, TypeError, ArithmeticError))
     if is_refusal and names_fault(str(error), words):
         return
@@ -64,7 +63,7 @@ def judge(error: Exception, label: str, words: tuple[str, ...]) -> None:
     remedy = (
         f"Name the fault in a ValueError ({_choice(words)}), or fit a finite model."
         if words
-        else "Such input is sound: accept it."
+        else "Such input is valid: accept it."
     )
     raise FaultError(
         f"{label} raised {type(error).__name__}: {text.rstrip('.')}. {remedy}", "error"
@@ -76,7 +75,7 @@ def _choice(words: tuple[str, ...]) -> str:
 
 
 def advice(words: tuple[str, ...]) -> str:
-    """What should have happened, as the last sentence of a message."""
+    """Return the last sentence of a message: the expected behavior."""
     if not words:
         return "All of it must be finite."
     return (

@@ -1,4 +1,4 @@
-"""What must be left of a score: no model may silently collapse to a constant."""
+"""Checks that a model does not silently collapse to a constant prediction."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from sknan.testing._refusals import FaultError
 
 __all__ = ["check_columns", "check_score"]
 
-# Gives a model fitted without the fault, and its table; called only where needed.
+# Function that returns a model fitted without the fault, and its table.
 Healthy = Callable[[], tuple[Any, Table]]
 
-# Of what an estimator gains over a constant answer, a fault in few cells may cost half.
+# Share of the gain over a constant prediction that must remain after a fault.
 _SHARE_TO_KEEP = 0.5
 
-# Below this gain there is nothing to lose that is worth the name.
+# Smaller gains over a constant prediction are not checked.
 _SMALLEST_GAIN = 0.2
 
 
 def _score(model: Any, table: Table) -> tuple[float, float]:
-    """Score on the healthy rows, and that of the best constant answer."""
-    y, found = table.y_new, np.asarray(model.predict(table.X_new)).reshape(-1)
+    """Return the score on healthy rows, and that of the best constant prediction."""
+    y, predicted = table.y_new, np.asarray(model.predict(table.X_new)).reshape(-1)
     y = y.reshape(-1)
     if is_classifier(model):
-        return float(np.mean(found == y)), float(np.bincount(y).max() / len(y))
+        return float(np.mean(predicted == y)), float(np.bincount(y).max() / len(y))
     largest = np.abs(y).max()
-    errors = np.square((found - y) / largest).sum()
+    errors = np.square((predicted - y) / largest).sum()
     return float(1 - errors / np.square((y - y.mean()) / largest).sum()), 0.0
 
 
@@ -39,7 +39,7 @@ def check_score(name: str, model: Any, case: Case, healthy: Healthy) -> None:
     if not (is_classifier(model) or is_regressor(model)):
         return
     score, constant = _score(model, case.table)
-    # Half-way to a perfect score is enough, whatever it is without the fault.
+    # Half of the way to a perfect score is enough for any estimator.
     if score >= constant + _SHARE_TO_KEEP * (1 - constant):
         return
     usual, _ = _score(*healthy())
@@ -48,9 +48,9 @@ def check_score(name: str, model: Any, case: Case, healthy: Healthy) -> None:
         kind = "accuracy" if is_classifier(model) else "R2"
         raise FaultError(
             f"{name}, fitted on {case.what}, reaches {kind} {score:.3g} on healthy "
-            f"rows; without the fault it is {usual:.3g}, for a constant answer "
-            f"{constant:.3g}. Refuse such input, or keep at least half of what is "
-            f"gained over the constant: {least:.3g}.",
+            f"rows; without the fault it is {usual:.3g}, for a constant "
+            f"prediction {constant:.3g}. Refuse such input, or keep at least half of "
+            f"the gain over the constant: {least:.3g}.",
             "wrong",
         )
 
@@ -62,7 +62,7 @@ def _n_varying(model: Any, X: Any) -> int:
 
 
 def check_columns(name: str, model: Any, case: Case, healthy: Healthy) -> None:
-    """See that a transformer still tells healthy rows apart, in as many columns."""
+    """Check that a transformer still distinguishes healthy rows in as many columns."""
     if not hasattr(model, "transform"):
         return
     X = case.table.X_new
@@ -75,6 +75,6 @@ def check_columns(name: str, model: Any, case: Case, healthy: Healthy) -> None:
         raise FaultError(
             f"{name}.transform, fitted on {case.what}, gives {n_varying} columns that "
             f"vary among healthy rows; without the fault it gives {least}. Refuse such "
-            "input, or go on telling healthy rows apart.",
+            "input, or keep healthy rows distinct.",
             "wrong",
         )

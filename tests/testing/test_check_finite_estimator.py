@@ -1,10 +1,11 @@
-"""Fault injection: ours pass, the faults of others are found, and broken ones told."""
+"""Fault injection on our estimators, on those of others, and on broken ones."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.base import (
     RegressorMixin,
     TransformerMixin,
     clone,
+    is_regressor,
 )
 from sklearn.exceptions import EstimatorCheckFailedWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -33,10 +35,11 @@ from sknan.testing import (
     finite_estimator_checks,
     parametrize_with_finite_checks,
 )
-from sknan.testing._cases import healthy_table
+from sknan.testing._cases import Case, healthy_table
+from sknan.testing._examine import examine_fit
 from sknan.testing._learned_arrays import learned_arrays
-from sknan.testing._refusals import MISSING, TOO_LARGE, names_fault
-from sknan.testing._registry import ALL_CHECKS
+from sknan.testing._refusals import CONSTANT, MISSING, TOO_LARGE, names_fault
+from sknan.testing._registry import ALL_CHECKS, applicable_checks, fault_check
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +55,7 @@ ROOT = Path(__file__).resolve().parents[2]
         make_pipeline(NaNImputer(), SafeScaler(), StableNetRegressor()),
     ]
 )
-def test_ours_refuse_a_fault_by_name_or_stay_finite(estimator, check):
+def test_our_estimators_refuse_a_fault_by_name_or_stay_finite(estimator, check):
     assert check(estimator) in ("finite", "refused")
 
 
@@ -60,7 +63,7 @@ def test_ours_refuse_a_fault_by_name_or_stay_finite(estimator, check):
 
 
 def table_of_the_page():
-    """Outcomes by estimator and check, as docs/fault_injection.md has them."""
+    """Return the outcomes of docs/fault_injection.md by estimator and check."""
     text = (ROOT / "docs" / "fault_injection.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     lines = lines[
@@ -104,16 +107,16 @@ def test_the_page_counts_its_failures(column):
 
 
 @pytest.mark.parametrize("column", [c for c in PAGE if PAGE[c]["failed"][0] != "0"])
-def test_the_failures_that_the_page_tells_of_are_found(benchmark, column):
-    told = {f"check_{n}": o for n, o in PAGE[column].items() if o in FAILURES}
+def test_the_failures_on_the_page_are_found(benchmark, column):
+    expected = {f"check_{n}": o for n, o in PAGE[column].items() if o in FAILURES}
     estimator = benchmark.candidates()[column]
     found = {}
     for _, check in finite_estimator_checks(estimator):
-        if check.func.__name__ in told:
+        if check.func.__name__ in expected:
             with pytest.raises(AssertionError) as caught:
                 check(estimator)
             found[check.func.__name__] = caught.value.kind
-    assert found == told
+    assert found == expected
 
 
 def test_the_message_that_the_page_shows_is_what_is_printed():
@@ -124,7 +127,7 @@ def test_the_message_that_the_page_shows_is_what_is_printed():
     assert str(failed[0]) == shown
 
 
-def test_the_benchmark_makes_the_lines_of_the_page(benchmark):
+def test_the_benchmark_prints_the_lines_of_the_page(benchmark):
     found = benchmark.outcomes_of(SafeScaler())
     lines = benchmark.as_rows({"SafeScaler": found})
     assert lines[:3] == [
@@ -139,7 +142,7 @@ def test_the_benchmark_makes_the_lines_of_the_page(benchmark):
 
 
 class Nearest(ClassifierMixin, BaseEstimator):
-    """Class of the nearer mean; takes NaN as 0, and so passes every check of NaN."""
+    """Nearest-mean classifier that replaces NaN by 0, and so passes every NaN check."""
 
     def fit(self, X, y):
         X_in = self._numbers(X, reset=True)
@@ -163,7 +166,7 @@ class Nearest(ClassifierMixin, BaseEstimator):
 
 
 class Forgets(Nearest):
-    """Its probabilities are NaN where X is, and argmax makes class 0 of that."""
+    """Classifier with NaN probabilities for NaN input; argmax makes them class 0."""
 
     def predict_proba(self, X):
         proba = super().predict_proba(X)
@@ -201,7 +204,7 @@ class GivesUp(Nearest):
 
 
 class LooksAround(Nearest):
-    """A row's answer depends on the mean of the rows that come with it."""
+    """Classifier whose output for a row depends on the mean of the other rows."""
 
     def predict_proba(self, X):
         X_in = np.asarray(X, dtype=float)
@@ -254,7 +257,7 @@ class Rounds(RegressorMixin, Nearest):
 
 
 class PassesOn(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
-    """Gives back what it gets, NaN included, as its tags say."""
+    """Transformer that returns its input, including NaN, as its tags declare."""
 
     def fit(self, X, y=None):
         validate_data(self, X, ensure_all_finite=False)
@@ -270,7 +273,7 @@ class PassesOn(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
 
 class SpreadsIt(PassesOn):
-    """One missing cell makes the whole row NaN, which its tags do not excuse."""
+    """Transformer that turns a row with one missing value into NaN."""
 
     def transform(self, X):
         X_in = super().transform(X)
@@ -278,7 +281,7 @@ class SpreadsIt(PassesOn):
 
 
 class Flattens(PassesOn):
-    """Divides by the range, whatever made it."""
+    """Transformer that divides by the range without protection."""
 
     def fit(self, X, y=None):
         super().fit(X)
@@ -291,7 +294,7 @@ class Flattens(PassesOn):
 
 
 def message_of(estimator, name):
-    """What the check of this name finds."""
+    """Return kind and message of the failed check with this name."""
     for _, check in finite_estimator_checks(estimator):
         if check.func.__name__ == name:
             with pytest.raises(AssertionError) as caught:
@@ -313,15 +316,15 @@ def test_a_nan_that_predict_turns_into_a_class_is_found():
     )
 
 
-def test_a_nan_in_what_was_learnt_is_found_behind_a_finite_answer():
+def test_a_nan_in_a_fitted_attribute_is_found_although_outputs_are_finite():
     assert message_of(Leaks(), "check_nonfinite_nan_cells_at_fit") == (
         "silent NaN",
-        f"Leaks, fitted on {NAN_CELLS}, has learnt 2 NaN values of 4 in "
+        f"Leaks, fitted on {NAN_CELLS}, has learned 2 NaN values of 4 in "
         f"report_.spread.0. Refuse such input with a ValueError that {SAY_NAN}",
     )
 
 
-def test_an_unrelated_exception_is_no_refusal():
+def test_an_unrelated_exception_is_not_a_refusal():
     assert message_of(Stumbles(), "check_nonfinite_nan_cells_at_fit") == (
         "error",
         f"Stumbles.fit, given {NAN_CELLS}, raised IndexError: list index out of range. "
@@ -330,7 +333,7 @@ def test_an_unrelated_exception_is_no_refusal():
     )
 
 
-def test_a_refusal_that_does_not_name_the_fault_is_none():
+def test_an_error_that_does_not_name_the_fault_is_not_a_refusal():
     assert message_of(Mumbles(), "check_nonfinite_nan_in_dataframe") == (
         "error",
         "Mumbles.fit, given a DataFrame with NaN in 3 cells, first at row 5, column 1, "
@@ -343,17 +346,17 @@ def test_a_silent_collapse_to_a_constant_is_found():
     assert message_of(GivesUp(), "check_nonfinite_nan_cells_at_fit") == (
         "wrong",
         f"GivesUp, fitted on {NAN_CELLS}, reaches accuracy 0.5 on healthy rows; "
-        "without the fault it is 0.958, for a constant answer 0.5. Refuse such input, "
-        "or keep at least half of what is gained over the constant: 0.729.",
+        "without the fault it is 0.958, for a constant prediction 0.5. Refuse such "
+        "input, or keep at least half of the gain over the constant: 0.729.",
     )
 
 
-def test_a_row_that_suffers_from_its_neighbours_is_found():
+def test_an_output_that_depends_on_other_rows_is_found():
     assert message_of(LooksAround(), "check_extreme_float32_overflow_at_predict") == (
         "wrong",
-        "LooksAround.predict, fitted on healthy data, answers differently at 23 rows "
-        "that are whole, first row 0, because of X with 1e200 in 3 cells, first at row "
-        "5, column 1. A row's answer must not depend on its neighbours.",
+        "LooksAround.predict, fitted on healthy data, returns another output for 23 "
+        "rows without a fault, first row 0, because of X with 1e200 in 3 cells, first "
+        "at row 5, column 1. The output for a row must not depend on other rows.",
     )
 
 
@@ -366,15 +369,15 @@ def test_probabilities_that_do_not_sum_to_one_are_found():
     )
 
 
-def test_a_label_that_is_none_is_found():
+def test_an_unknown_label_is_found():
     assert message_of(Invents(), "check_nonfinite_nan_cells_at_predict") == (
         "wrong",
         f"Invents.predict, fitted on healthy data, gives -1 for {NAN_CELLS}, which is "
-        "no class of y. Answer with labels of y.",
+        "not a class of y. Predict labels of y.",
     )
 
 
-def test_rows_that_are_left_out_are_found():
+def test_missing_output_rows_are_found():
     assert message_of(Skips(), "check_nonfinite_nan_cells_at_predict") == (
         "wrong",
         f"Skips.predict, fitted on healthy data, gives 45 rows for 48 rows: "
@@ -390,31 +393,31 @@ def test_a_missing_column_of_probabilities_is_found():
     )
 
 
-def test_sound_input_must_be_accepted_in_fit():
+def test_valid_input_must_be_accepted_in_fit():
     assert message_of(Fussy(), "check_extreme_float32_input") == (
         "error",
         "Fussy.fit, given a healthy table of float32, raised TypeError: expected "
-        "Double but found Float. Such input is sound: accept it.",
+        "Double but found Float. Such input is valid: accept it.",
     )
 
 
-def test_sound_input_must_be_accepted_in_predict():
+def test_valid_input_must_be_accepted_in_predict():
     assert message_of(FussyLater(), "check_extreme_single_row_at_predict") == (
         "error",
         "FussyLater.predict, fitted on healthy data, and given X with a single row, "
-        "raised ValueError: Expected more than 1 row. Such input is sound: accept it.",
+        "raised ValueError: Expected more than 1 row. Such input is valid: accept it.",
     )
 
 
-def test_a_regressor_that_answers_in_integers_is_found():
+def test_a_regressor_that_predicts_integers_is_found():
     assert message_of(Rounds(), "check_extreme_float64_input") == (
         "wrong",
         "Rounds.predict, fitted on a healthy table of float64, gives dtype int64 for "
-        "healthy rows. Answer with floats.",
+        "healthy rows. Predict floats.",
     )
 
 
-def test_a_transformer_may_pass_nan_on_but_not_spread_it():
+def test_a_transformer_may_propagate_nan_but_not_spread_it():
     assert message_of(SpreadsIt(), "check_nonfinite_nan_cells_at_predict") == (
         "silent NaN",
         "SpreadsIt.transform, fitted on healthy data, gives 9 NaN values of 192 "
@@ -434,11 +437,11 @@ def test_a_transformer_that_makes_a_column_constant_is_found():
         "wrong",
         "Flattens.transform, fitted on X with 1e200 in 3 cells, first at row 5, column "
         "1, gives 2 columns that vary among healthy rows; without the fault it gives "
-        "4. Refuse such input, or go on telling healthy rows apart.",
+        "4. Refuse such input, or keep healthy rows distinct.",
     )
 
 
-def test_an_estimator_that_is_broken_nowhere_passes():
+def test_a_correct_estimator_passes():
     # It was written for two classes, and says so of one only by an IndexError.
     expected = dict.fromkeys(
         ("check_extreme_one_class", "check_extreme_single_row_at_fit"), "two classes"
@@ -471,7 +474,7 @@ def test_a_fault_is_named_by_whole_words(message, words, is_named):
 # -- what is walked -------------------------------------------------------------------
 
 
-def test_what_was_learnt_is_found_in_steps_dicts_and_modules():
+def test_learned_arrays_are_found_in_steps_dicts_and_modules():
     model = make_pipeline(StandardScaler(), StableNetClassifier(max_epochs=1))
     table = healthy_table(model)
     paths = {path for path, _ in learned_arrays(model.fit(table.X, table.y))}
@@ -480,7 +483,7 @@ def test_what_was_learnt_is_found_in_steps_dicts_and_modules():
     assert any("net_.module_." in path and "weight" in path for path in paths)
 
 
-def test_open_ends_of_bins_are_no_fault():
+def test_infinite_edges_of_bins_are_not_a_fault():
     bins = KBinsDiscretizer(quantile_method="averaged_inverted_cdf")
     passed = {
         check.func.__name__: check(bins)
@@ -497,7 +500,7 @@ FAILS |= {"check_nonfinite_nan_in_dataframe"}
 
 
 class Poor(PassesOn):
-    """Fails three checks, quickly."""
+    """Estimator that fails three checks quickly."""
 
     def fit(self, X, y=None):
         super().fit(X)
@@ -521,7 +524,7 @@ def test_the_first_failure_is_raised():
     with pytest.raises(AssertionError) as caught:
         check_finite_estimator(Poor())
     assert str(caught.value) == (
-        f"Poor, fitted on {NAN_CELLS}, has learnt 1 NaN value of 1 in mean_. Refuse "
+        f"Poor, fitted on {NAN_CELLS}, has learned 1 NaN value of 1 in mean_. Refuse "
         f"such input with a ValueError that {SAY_NAN}"
     )
 
@@ -532,7 +535,7 @@ def test_failures_can_be_warnings():
     assert {warning.message.check_name for warning in caught} == FAILS
 
 
-def test_the_callback_sees_each_result():
+def test_the_callback_receives_each_result():
     seen = []
     results = check_finite_estimator(
         Poor(), on_fail=None, callback=lambda **result: seen.append(result)
@@ -540,7 +543,7 @@ def test_the_callback_sees_each_result():
     assert seen == results
 
 
-def test_expected_failures_are_told_apart():
+def test_expected_failures_have_a_status_of_their_own():
     expected = dict.fromkeys(FAILS, "its mean is NaN")
     results = check_finite_estimator(Poor(), expected_failed_checks=expected)
     failed = [r for r in results if r["status"] == "xfail"]
@@ -549,7 +552,7 @@ def test_expected_failures_are_told_apart():
     assert {r["status"] for r in results} == {"passed", "xfail"}
 
 
-def test_the_decorator_marks_what_is_expected_to_fail():
+def test_the_decorator_marks_expected_failures():
     mark = parametrize_with_finite_checks(
         [Poor(), SafeScaler()],
         expected_failed_checks=lambda e: dict.fromkeys(
@@ -560,7 +563,7 @@ def test_the_decorator_marks_what_is_expected_to_fail():
     names, cases = mark.args
     assert names == ("estimator", "check")
     assert cases[0].id == "Poor()-check_extreme_float64_input"
-    assert cases[-1].id == "SafeScaler()-check_nonfinite_negative_inf_cells_at_predict"
+    assert cases[-1].id == "SafeScaler()-check_extreme_single_row_at_predict"
     marked = [case for case in cases if case.marks]
     assert {case.values[1].func.__name__ for case in marked} == FAILS
     assert {case.marks[0].kwargs["reason"] for case in marked} == {"its mean is NaN"}
@@ -571,7 +574,23 @@ def names_for(estimator):
     return {check.func.__name__ for _, check in finite_estimator_checks(estimator)}
 
 
-def test_each_kind_of_estimator_meets_the_faults_that_it_can():
+def test_a_new_fault_check_is_one_decorated_function():
+    @fault_check(is_regressor)
+    def check_extreme_zero_targets(name, estimator):
+        table = healthy_table(estimator)
+        table = replace(table, y=np.zeros_like(table.y))
+        return examine_fit(name, estimator, Case("y of 0 only", CONSTANT, table))
+
+    try:
+        results = check_finite_estimator(Ridge(), on_fail=None)
+        assert results[-1]["check_name"] == "check_extreme_zero_targets"
+        assert results[-1]["status"] == "passed"
+        assert check_extreme_zero_targets not in applicable_checks(SafeScaler())
+    finally:
+        del ALL_CHECKS[check_extreme_zero_targets]
+
+
+def test_each_kind_of_estimator_gets_the_checks_that_apply():
     everybody = names_for(SafeScaler())
     assert len(everybody) == 28
     classifier = names_for(LogisticRegression())
@@ -589,14 +608,14 @@ def test_each_kind_of_estimator_meets_the_faults_that_it_can():
     assert "check_nonfinite_negative_inf_cells_at_fit" not in names_for(MultinomialNB())
 
 
-def test_targets_come_as_columns_where_a_vector_is_no_target():
+def test_targets_are_columns_where_the_tags_demand_it():
     several = MultiOutputRegressor(Ridge())
     for _, check in finite_estimator_checks(several):
         if check.func.__name__ == "check_extreme_float64_input":
             assert check(several) == "finite"
 
 
-def test_the_estimator_itself_stays_unfitted_and_generators_as_they_were():
+def test_the_estimator_stays_unfitted_and_generators_are_restored():
     model = StableNetClassifier(max_epochs=2)
     before = repr(model)
     torch.manual_seed(3)
@@ -622,7 +641,7 @@ def test_a_class_is_refused():
     )
 
 
-def test_an_estimator_that_takes_no_tables_is_refused():
+def test_an_estimator_without_numeric_tables_is_refused():
     class ForText(PassesOn):
         def __sklearn_tags__(self):
             tags = super().__sklearn_tags__()
@@ -632,19 +651,19 @@ def test_an_estimator_that_takes_no_tables_is_refused():
     with pytest.raises(ValueError, match="two_d_array") as caught:
         check_finite_estimator(ForText())
     assert str(caught.value) == (
-        "ForText takes no tables of numbers (its tag input_tags.two_d_array is False), "
-        "and the faults are cells of one."
+        "ForText does not accept numeric tables (its tag input_tags.two_d_array is "
+        "False), but the faults are cells of such a table."
     )
 
 
 def test_an_unknown_check_is_refused():
-    with pytest.raises(ValueError, match="no check") as caught:
+    with pytest.raises(ValueError, match="not a check") as caught:
         check_finite_estimator(
             SafeScaler(), expected_failed_checks={"check_extreme_huge_weight": "why"}
         )
     assert str(caught.value) == (
-        "expected_failed_checks holds 'check_extreme_huge_weight', which is no check. "
-        "Did you mean 'check_extreme_huge_weights'?"
+        "expected_failed_checks contains 'check_extreme_huge_weight', which is not a "
+        "check. Did you mean 'check_extreme_huge_weights'?"
     )
 
 
@@ -656,7 +675,7 @@ def test_an_unknown_policy_is_refused():
     )
 
 
-def test_a_callback_needs_a_policy_under_which_it_is_called():
+def test_a_callback_cannot_be_combined_with_raise():
     with pytest.raises(ValueError, match="callback") as caught:
         check_finite_estimator(SafeScaler(), callback=print)
     assert str(caught.value) == (
