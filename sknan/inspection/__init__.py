@@ -1,12 +1,8 @@
 """Findings about a table before training, and displays and reports after it."""
 
-from sknan.inspection._audit._audit import (
-    Finding,
-    TableAudit,
-    audit,
-    suspected_sentinels,
-    table_sentinels,
-)
+from sknan.inspection._audit._finding import Finding
+from sknan.inspection._audit._run import audit
+from sknan.inspection._audit._table_audit import TableAudit
 from sknan.inspection._audit_display import AuditDisplay
 from sknan.inspection._learning_rate_display import LearningRateDisplay
 from sknan.inspection._rate_outcomes import LearningRateCurve
@@ -16,6 +12,7 @@ from sknan.inspection._report._report import (
 )
 from sknan.inspection._training_display import TrainingDisplay
 from sknan.nets._curves import TrainingCurves
+from sknan.preprocessing._tables.sentinels import suspected_sentinels, table_sentinels
 
 __all__ = [
     "AuditDisplay",

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sknan.inspection._audit._audit import TableAudit, audit
+from sknan.inspection._audit._run import audit
+from sknan.inspection._audit._table_audit import TableAudit
 from sknan.inspection._plotting import (
     COLOURS,
     INK,

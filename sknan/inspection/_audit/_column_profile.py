@@ -1,4 +1,4 @@
-"""A column in figures, with what is found in it."""
+"""Statistics of one column, with the faults observed in it."""
 
 from __future__ import annotations
 
@@ -11,49 +11,54 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan.inspection._audit._finding import Trait, number, quoted, share
-from sknan.preprocessing._tables.numeric_sentinels import Sentinel
+from sknan.inspection._audit._finding import Observation
+from sknan.inspection._audit._formatting import number, quoted, share
+from sknan.preprocessing._tables.numeric_sentinels import Sentinel, sample_rows
 
-__all__ = ["FEW_ROWS", "ColumnFacts"]
+__all__ = ["MIN_ROWS", "ColumnProfile", "sampled"]
 
-# A column is near-constant if one value has this share of what is known.
+# A column is nearly constant if one value has this share of the known values.
 _NEARLY_ALL = 0.99
 
-# Rows of an identifier, or of a column that is nearly constant, at least.
-FEW_ROWS = 50
+# Least number of rows for an identifier or a nearly constant column.
+MIN_ROWS = 50
 
-# So many sentinels of a column are told.
+# Number of sentinels of a column that are listed.
 _MAX_SHOWN = 3
 
 
 @dataclass
-class ColumnFacts:
-    """A column in figures, and what is found in it.
+class ColumnProfile:
+    """Statistics of one column, with the faults observed in it.
 
     Attributes
     ----------
     position, label, name, dtype, holds
-        As in :class:`~sknan.preprocessing._tables.typed_column.TypedColumn`.
+        The same as in :class:`~sknan.preprocessing._tables.typed_column.TypedColumn`.
     n_rows, n_missing, n_infinite, n_beyond : int
-        Cells; the last are finite and beyond float32.
-    n_levels : int
-        Distinct known values in the sample.
+        Number of all cells, of missing ones, of infinite ones, and of finite ones
+        beyond float32.
+    n_distinct : int
+        Number of distinct known values in the sample.
     top_share : float
-        Share of the most frequent one among the known values.
+        Share of the most frequent value among the known ones.
     low, q1, median, q3, high : float
-        Of the finite numbers without sentinels; quartiles of the sample.
+        Extremes and quartiles of the finite numbers without sentinels. The quartiles
+        are those of the sample.
     extent : float
-        How many interquartile ranges the farthest lies beyond the quartiles.
+        Distance of the farthest number from the quartiles, in interquartile ranges.
     sentinels : list of Sentinel
-        The suspected ones.
-    traits : list of Trait
-        What is found.
+        Suspected sentinels.
+    observations : list of Observation
+        Faults observed in the column.
     missing_rows : ndarray of bool or None
-        Which rows of the sample are missing; None where none is, or in a sparse table.
+        Mask of the missing cells among the sampled rows. None if no cell is missing or
+        the table is sparse.
     key : bytes
-        Equal for columns whose key rows are equal up to names; empty in a sparse table.
-    levels : tuple
-        The names.
+        Fingerprint of a few cells. Columns that differ only by the names of their
+        categories have the same one. Empty in a sparse table.
+    key_values : tuple
+        Distinct values of these cells, in order of appearance.
     """
 
     position: int
@@ -65,7 +70,7 @@ class ColumnFacts:
     n_missing: int = 0
     n_infinite: int = 0
     n_beyond: int = 0
-    n_levels: int = 0
+    n_distinct: int = 0
     top_share: float = math.nan
     low: float = math.nan
     q1: float = math.nan
@@ -74,48 +79,80 @@ class ColumnFacts:
     high: float = math.nan
     extent: float = math.nan
     sentinels: list[Sentinel] = field(default_factory=list)
-    traits: list[Trait] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
     missing_rows: NDArray[np.bool_] | None = None
     key: bytes = b""
-    levels: tuple[Any, ...] = ()
+    key_values: tuple[Any, ...] = ()
 
     @property
     def n_known(self) -> int:
-        """Cells that are not missing."""
+        """Number of cells that are not missing."""
         return self.n_rows - self.n_missing
 
     @property
-    def is_constant(self) -> bool:
-        """Whether one value is all there is, or nearly."""
+    def is_nearly_constant(self) -> bool:
+        """Whether all known values are equal, or nearly all."""
         return self.top_share >= _NEARLY_ALL
 
-    def note(self, kind: str, value: float, detail: str) -> None:
-        """Remember what is found."""
-        where = (self.label, self.position)
-        self.traits.append(Trait(kind, self.name, value, detail, *where))
+    def observation(self, kind: str, value: float, detail: str) -> Observation:
+        """Return an observation about this column, without adding it."""
+        return Observation(kind, value, detail, self.name, self.label, self.position)
+
+    def add(self, kind: str, value: float, detail: str) -> None:
+        """Add an observation."""
+        self.observations.append(self.observation(kind, value, detail))
 
     def has(self, *kinds: str) -> bool:
-        """Whether one of these has been found."""
-        return any(trait.kind in kinds for trait in self.traits)
+        """Return whether a fault of one of these kinds has been observed."""
+        return any(observation.kind in kinds for observation in self.observations)
 
-    def note_sentinels(self, found: Sequence[Sentinel], kind: str = "sentinel") -> None:
-        """Remember what seems to stand for missing."""
+    def add_sentinels(self, found: Sequence[Sentinel], kind: str = "sentinel") -> None:
+        """Add suspected sentinels, and one observation about them if there are any."""
+        if not found:
+            return
         self.sentinels = [*self.sentinels, *found]
         n_cells = sum(sentinel.n_cells for sentinel in found)
         shown = [
             f"{_in_words(s.value)} in {share(s.n_cells, self.n_rows)}" for s in found
         ]
-        self.note(kind, n_cells / self.n_rows, ", ".join(shown[:_MAX_SHOWN]))
+        self.add(kind, n_cells / self.n_rows, ", ".join(shown[:_MAX_SHOWN]))
 
-    def note_top(self, top: str, n_top: int, n_values: int) -> None:
-        """Remember how often the most frequent value is, which may be all there is."""
+    def add_top(self, top: str, n_top: int, n_values: int) -> None:
+        """Store the share of the most frequent value, observed if nearly all have it.
+
+        Parameters
+        ----------
+        top : str
+            The value in words.
+        n_top : int
+            Number of cells with this value.
+        n_values : int
+            Number of cells with any value.
+        """
         self.top_share = n_top / n_values
         if n_top == n_values:
             where = " where known" if n_values < self.n_rows else ""
-            self.note("constant", 1.0, f"always {top}{where}")
-        elif self.is_constant and n_values >= FEW_ROWS:
-            detail = f"{top} but for {share(n_values - n_top, n_values)}"
-            self.note("near-constant", self.top_share, detail)
+            self.add("constant", 1.0, f"always {top}{where}")
+        elif self.is_nearly_constant and n_values >= MIN_ROWS:
+            detail = f"{top} except in {share(n_values - n_top, n_values)}"
+            self.add("near-constant", self.top_share, detail)
+
+
+def sampled(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the elements of an array in the sampled rows.
+
+    Parameters
+    ----------
+    array : ndarray
+        One element for each row.
+
+    Returns
+    -------
+    ndarray
+        The array itself if it is short enough.
+    """
+    rows = sample_rows(len(array))
+    return array if rows is None else array[rows]
 
 
 def _in_words(sentinel: Any) -> str:

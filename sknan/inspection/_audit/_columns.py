@@ -1,4 +1,4 @@
-"""What an audit finds in one column."""
+"""Profile of one column of any type."""
 
 from __future__ import annotations
 
@@ -10,92 +10,119 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan.inspection._audit._column_profile import ColumnFacts
-from sknan.inspection._audit._finding import quantity, quoted, share
-from sknan.inspection._audit._numeric import read_numbers, read_numbers_in_text
-from sknan.inspection._audit._text import Levels, notes_on_text, numbers_in
+from sknan.inspection._audit._column_profile import ColumnProfile, sampled
+from sknan.inspection._audit._formatting import quantity, quoted, share
+from sknan.inspection._audit._numeric import profile_numbers, profile_numbers_in_text
+from sknan.inspection._audit._text import (
+    Categories,
+    numbers_in,
+    observations_in_text,
+)
 from sknan.preprocessing._tables.numeric_sentinels import sample_rows
 from sknan.preprocessing._tables.sentinels import find_sentinels
 from sknan.preprocessing._tables.typed_column import TypedColumn, types_in
 
-__all__ = ["key_rows", "read_facts"]
+__all__ = ["as_text", "key_rows", "profile_column"]
 
-# Rows that tell whether two columns may be equal.
-_KEY_ROWS = 1024
-
-
-def key_rows(n_rows: int) -> NDArray[np.int64]:
-    """Rows, spread over the table, that tell whether two columns may be equal."""
-    return np.unique(np.linspace(0, n_rows - 1, _KEY_ROWS).astype(np.int64))
+# Number of rows in the key of a column.
+_N_KEY_ROWS = 1024
 
 
-def read_facts(
+def profile_column(
     column: TypedColumn, n_rows: int, known: Sequence[Any] = ()
-) -> ColumnFacts:
-    """All that is found in one column on its own.
+) -> ColumnProfile:
+    """Return the profile of a column, with the faults that it shows by itself.
 
     Parameters
     ----------
     column : TypedColumn
-        As read from a table.
+        The column, as read from a table.
     n_rows : int
-        Of the table.
+        Number of rows of the table.
     known : sequence, default=()
         Sentinels of other columns.
 
     Returns
     -------
-    ColumnFacts
+    ColumnProfile
     """
-    facts = ColumnFacts(*column[:5], n_rows)
-    _read_missing(facts, column)
-    if not facts.n_known:
-        facts.note("empty", 1.0, "no known value")
-    elif column.holds == "nested":
-        facts.note("nested", facts.n_known, _cells(facts))
-    elif column.holds == "complex":
-        facts.note("complex", facts.n_known, _cells(facts))
-    elif column.holds in ("numbers", "durations"):
-        _read_key(facts, column)
-        read_numbers(facts, column, known)
-    elif column.holds in ("flags", "dates"):
-        _read_key(facts, column)
-        _read_plain(facts, column)
+    profile = ColumnProfile(*column[:5], n_rows)
+    _add_missing(profile, column)
+    if not profile.n_known:
+        profile.add("empty", 1.0, "no known value")
+    elif column.holds in ("nested", "complex"):
+        profile.add(column.holds, profile.n_known, quantity(profile.n_known, "cell"))
     else:
-        _read_key(facts, column)
-        _read_text(facts, column)
-    return facts
+        _add_key(profile, column)
+        if column.holds in ("numbers", "durations"):
+            profile_numbers(profile, column, known)
+        elif column.holds == "dates":
+            _profile_dates(profile, column)
+        elif column.holds == "flags":
+            _profile_flags(profile, column)
+        else:
+            _profile_text(profile, column)
+    return profile
 
 
-def _cells(facts: ColumnFacts) -> str:
-    return quantity(facts.n_known, "cell")
+def key_rows(n_rows: int) -> NDArray[np.int64]:
+    """Return rows, spread over the table, that show whether two columns may be equal.
+
+    Parameters
+    ----------
+    n_rows : int
+        Number of rows of the table.
+
+    Returns
+    -------
+    ndarray of int
+    """
+    return np.unique(np.linspace(0, n_rows - 1, _N_KEY_ROWS).astype(np.int64))
 
 
-def _read_missing(facts: ColumnFacts, column: TypedColumn) -> None:
-    missing = _missing(column)
+def as_text(cells: pd.Series, holds: str) -> pd.Series:
+    """Return cells as text, with missing cells as they are.
+
+    Parameters
+    ----------
+    cells : Series
+        Cells of a column, or some of them.
+    holds : str
+        What the column holds.
+
+    Returns
+    -------
+    Series
+    """
+    if holds == "text":
+        return cells
+    return cells.astype(object).map(str, na_action="ignore")
+
+
+def _add_missing(profile: ColumnProfile, column: TypedColumn) -> None:
+    missing = _missing_mask(column)
     if missing is None:
         return
-    facts.n_missing = int(missing.sum())
-    if not 0 < facts.n_missing < facts.n_rows:
+    profile.n_missing = int(missing.sum())
+    if not 0 < profile.n_missing < profile.n_rows:
         return
     is_category = column.holds in ("text", "categories", "objects", "mixed", "nested")
     kind = "missing category" if is_category else "missing"
-    part = facts.n_missing / facts.n_rows
-    facts.note(kind, part, share(facts.n_missing, facts.n_rows))
-    if len(missing) == facts.n_rows:
-        rows = sample_rows(facts.n_rows)
-        facts.missing_rows = missing if rows is None else missing[rows]
+    part = profile.n_missing / profile.n_rows
+    profile.add(kind, part, share(profile.n_missing, profile.n_rows))
+    if len(missing) == profile.n_rows:
+        profile.missing_rows = sampled(missing)
 
 
-def _missing(column: TypedColumn) -> NDArray[np.bool_] | None:
-    """Which cells are missing; None if none is."""
+def _missing_mask(column: TypedColumn) -> NDArray[np.bool_] | None:
+    """Return the mask of the missing cells, or None if no cell is missing."""
     cells = column.cells
     if not isinstance(cells, np.ndarray):
         missing = np.asarray(cells.isna())
     elif cells.dtype.kind in "mM":
         missing = np.isnat(cells)
     elif cells.dtype.kind in "fc":
-        # The minimum passes a NaN on, for a fraction of a mask's price.
+        # The minimum is NaN if any cell is, and is much cheaper than a mask.
         if not cells.size or not np.isnan(cells.min()):
             return None
         missing = np.isnan(cells)
@@ -104,84 +131,76 @@ def _missing(column: TypedColumn) -> NDArray[np.bool_] | None:
     return missing if missing.any() else None
 
 
-def _read_key(facts: ColumnFacts, column: TypedColumn) -> None:
-    if len(column.cells) != facts.n_rows:
+def _add_key(profile: ColumnProfile, column: TypedColumn) -> None:
+    if len(column.cells) != profile.n_rows:
         return
-    rows = key_rows(facts.n_rows)
-    is_array = isinstance(column.cells, np.ndarray)
-    few = column.cells[rows] if is_array else column.cells.iloc[rows]
-    if not is_array and column.holds != "text":
-        few = few.astype(object).map(str, na_action="ignore")
-    codes, levels = pd.factorize(few)
-    facts.key, facts.levels = codes.tobytes(), tuple(np.asarray(levels).tolist())
-
-
-# -- anything else -------------------------------------------------------------------
-
-
-def _read_plain(facts: ColumnFacts, column: TypedColumn) -> None:
-    """Flags and dates, in which only what is frequent matters."""
-    cells = column.cells
-    if column.holds == "dates":
-        found = find_sentinels(column)
-        if found:
-            facts.note_sentinels(found)
-        known = cells[~np.isnat(cells)]
-        shown = [str(day)[:10] for day in (known.min(), known.max())]
-        facts.note("dates", facts.n_known, f"{shown[0]} to {shown[1]}")
+    rows = key_rows(profile.n_rows)
+    if isinstance(column.cells, np.ndarray):
+        cells = column.cells[rows]
     else:
-        known = cells[~np.isnan(cells)] if cells.dtype.kind == "f" else cells
-    rows = sample_rows(known.size)
-    levels, counts = np.unique(
-        known if rows is None else known[rows], return_counts=True
-    )
-    top = levels[counts.argmax()]
-    facts.n_levels = len(levels)
-    n_top = int((known == top).sum()) + (column.n_zeros if not top else 0)
-    shown_top = str(top)[:10] if column.holds == "dates" else str(bool(top))
-    facts.note_top(shown_top, n_top, known.size + column.n_zeros)
+        cells = as_text(column.cells.iloc[rows], column.holds)
+    codes, values = pd.factorize(cells)
+    profile.key = codes.tobytes()
+    profile.key_values = tuple(np.asarray(values).tolist())
 
 
-def _read_text(facts: ColumnFacts, column: TypedColumn) -> None:
+def _profile_dates(profile: ColumnProfile, column: TypedColumn) -> None:
+    profile.add_sentinels(find_sentinels(column))
+    known = column.cells[~np.isnat(column.cells)]
+    first, last = (str(day)[:10] for day in (known.min(), known.max()))
+    profile.add("dates", profile.n_known, f"{first} to {last}")
+    top, n_top = _most_frequent(profile, known)
+    profile.add_top(str(top)[:10], n_top, known.size)
+
+
+def _profile_flags(profile: ColumnProfile, column: TypedColumn) -> None:
     cells = column.cells
-    rows = sample_rows(facts.n_rows)
-    few = cells if rows is None else cells.iloc[rows]
-    if column.holds != "text":
-        few = few.astype(object).map(str, na_action="ignore")
-    # pandas would not count text that cannot be encoded.
-    frequent = Counter(few[few.notna()].tolist()).most_common()
+    known = cells[~np.isnan(cells)] if cells.dtype.kind == "f" else cells
+    top, n_top = _most_frequent(profile, known)
+    profile.add_top(str(bool(top)), n_top, known.size)
+
+
+def _most_frequent(profile: ColumnProfile, known: NDArray[Any]) -> tuple[Any, int]:
+    """Return the most frequent value with its count, and count the distinct values."""
+    values, counts = np.unique(sampled(known), return_counts=True)
+    profile.n_distinct = len(values)
+    top = values[counts.argmax()]
+    return top, int((known == top).sum())
+
+
+def _profile_text(profile: ColumnProfile, column: TypedColumn) -> None:
+    rows = sample_rows(profile.n_rows)
+    sample = column.cells if rows is None else column.cells.iloc[rows]
+    sample = as_text(sample, column.holds)
+    # Series.value_counts fails on text that cannot be encoded.
+    frequent = Counter(sample[sample.notna()].tolist()).most_common()
     counts = np.array([count for _, count in frequent], dtype=np.int64)
-    levels = Levels([level for level, _ in frequent], counts)
-    if not levels.texts:
-        return  # known ones are so few that the sample has none
-    facts.n_levels = len(levels.texts)
-    found = find_sentinels(column)
-    if found:
-        facts.note_sentinels(found, "word for missing")
+    categories = Categories([text for text, _ in frequent], counts)
+    if not categories.texts:
+        return  # The few known cells are not in the sample.
+    profile.n_distinct = len(categories.texts)
+    profile.add_sentinels(find_sentinels(column), "word for missing")
     if column.holds == "mixed":
-        _note_types(facts, column)
+        _add_types(profile, column)
         return
-    is_category = column.holds == "categories"
-    notes = notes_on_text(levels, is_sample=rows is not None, is_category=is_category)
-    for note in notes:
-        facts.note(*note)
-    if facts.has("numbers as text"):
-        read_numbers_in_text(facts, np.repeat(numbers_in(levels), levels.counts))
-    top = levels.texts[0]
-    facts.top_share = float(levels.counts[0] / levels.counts.sum())
-    if facts.is_constant:
-        n_top = int(levels.counts[0]) if rows is None else _count(column, top)
-        facts.note_top(quoted(top), n_top, facts.n_known)
+    for observation in observations_in_text(
+        categories,
+        is_sample=rows is not None,
+        is_category=column.holds == "categories",
+    ):
+        profile.add(observation.kind, observation.value, observation.detail)
+    if profile.has("numbers as text"):
+        numbers = np.repeat(numbers_in(categories), categories.counts)
+        profile_numbers_in_text(profile, numbers)
+    top, n_top = categories.texts[0], int(categories.counts[0])
+    profile.top_share = float(n_top / categories.counts.sum())
+    if profile.is_nearly_constant:
+        if rows is not None:
+            n_top = int((as_text(column.cells, column.holds) == top).sum())
+        profile.add_top(quoted(top), n_top, profile.n_known)
 
 
-def _count(column: TypedColumn, level: str) -> int:
-    cells = column.cells
-    if column.holds != "text":
-        cells = cells.astype(object).map(str, na_action="ignore")
-    return int((cells == level).sum())
-
-
-def _note_types(facts: ColumnFacts, column: TypedColumn) -> None:
-    kinds = types_in(column.cells).most_common()
-    shown = ", ".join(quantity(count, kind) for kind, count in kinds)
-    facts.note("mixed types", facts.n_known - kinds[0][1], shown)
+def _add_types(profile: ColumnProfile, column: TypedColumn) -> None:
+    types = types_in(column.cells).most_common()
+    shown = ", ".join(quantity(count, name) for name, count in types)
+    profile.add("mixed types", profile.n_known - types[0][1], shown)

@@ -1,4 +1,4 @@
-"""What an audit has found, and the words for it."""
+"""Observations in single columns, and the findings that group them by kind."""
 
 from __future__ import annotations
 
@@ -7,81 +7,70 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from sknan.inspection._audit._remedies import ORDER, REMEDIES, SEVERITIES, Severity
+from sknan.inspection._audit._formatting import quantity
+from sknan.inspection._audit._remedies import REMEDIES, SEVERITIES, Severity
 
-__all__ = [
-    "Finding",
-    "Trait",
-    "group_by_kind",
-    "in_order",
-    "number",
-    "percent",
-    "quantity",
-    "quoted",
-    "share",
-]
+__all__ = ["Finding", "Observation", "group_by_kind", "in_order"]
 
-# A sentence that lists more columns than this is a list nobody reads.
+# Limits on the columns and characters that one sentence lists.
 _MAX_LISTED = 5
 _MAX_LENGTH = 160
 
-# Characters of a cell that are shown.
-_MAX_TEXT = 40
 
-
-class Trait(NamedTuple):
-    """One thing found in one column, before like ones are gathered.
+class Observation(NamedTuple):
+    """A fault that was observed in one column or in the table as a whole.
 
     Attributes
     ----------
     kind : str
-        A key of the remedies.
-    name : str
-        How the column is called in a sentence; empty for the whole table.
+        A key of ``REMEDIES``.
     value : float
-        By which the worst comes first.
+        Size of the fault. The largest is listed first.
     detail : str
-        The numbers, in a few words.
-    label, position : object
-        The column; None for the whole table.
+        The numbers in a few words.
+    name : str, default=""
+        Name of the column in a sentence; empty for the table as a whole.
+    label, position : object, default=None
+        Label and position of the column; None for the table as a whole.
     """
 
     kind: str
-    name: str
     value: float
     detail: str
+    name: str = ""
     label: Any = None
     position: int | None = None
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that an audit has found, in one or several columns.
+    """One kind of fault that an audit has found, in one or several columns.
 
     Parameters
     ----------
     where : {"X", "y"}
-        In the table, or in its target.
+        Whether it was found in the table or in its target.
     kind : str
-        What it is, such as ``"missing"`` or ``"heavy tail"``.
+        Kind of fault, such as ``"missing"`` or ``"heavy tail"``.
     severity : {"breaks training", "hurts", "notice"}
-        What a network fitted to the table as it stands would come to.
+        Effect on a network that is fitted to the table without preparation.
     columns : tuple
-        Labels of the columns, their positions where they have none, the worst first;
-        empty where it is about the table as a whole, or about y.
+        Labels of the columns, or their positions if they have no labels, with the
+        worst first. Empty if the finding is about the table as a whole or about y.
     positions : tuple of int
         Positions of these columns, counted from 0.
     values : tuple of float
-        A number for each column, or one in all: cells, shares, interquartile ranges,
-        levels, as the kind has it.
+        One number for each column, or one in total. The kind decides what is measured:
+        a number of cells, a share, interquartile ranges, or a number of categories.
     details : tuple of str
         The same in words.
     evidence : str
-        One sentence with the columns and numbers, the first few where there are many.
+        Sentence with the columns and their numbers. Of many columns it names the
+        first few.
     action : str
-        What ``tabular_pipeline`` does about it, or what you should.
+        What ``tabular_pipeline`` does about it, or what the user should do.
     by_pipeline : bool
-        Whether the pipeline does it.
+        Whether ``tabular_pipeline`` takes care of it.
     """
 
     where: Literal["X", "y"]
@@ -100,113 +89,85 @@ class Finding:
 
     @property
     def title(self) -> str:
-        """The kind, and whether it is the target's."""
+        """Kind of fault, preceded by "target" for one in y."""
         return f"target {self.kind}" if self.where == "y" else self.kind
 
     def _repr_html_(self) -> str:
-        """One row of a table, for notebooks."""
+        """Return the finding as a paragraph, for notebooks."""
         text = html.escape(f"{self.severity}: {self}")
         return f"<p>{text}</p>"
 
 
-def quantity(count: float, noun: str) -> str:
-    """Such as ``"1 row"`` or ``"1 000 rows"``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}".replace(",", " ")
+def group_by_kind(
+    observations: Iterable[Observation], where: Literal["X", "y"]
+) -> list[Finding]:
+    """Group observations into one finding for each kind, with the worst column first.
 
+    Parameters
+    ----------
+    observations : iterable of Observation
+        Observations in the table or in its target.
+    where : {"X", "y"}
+        Which of the two it is.
 
-def percent(part: float) -> str:
-    """A share from 0 to 1 in percent, in two digits; near the ends in as many as tell.
-
-    Examples
-    --------
-    >>> percent(0.1987), percent(0.061), percent(0.9956), percent(1.0), percent(0.0)
-    ('20 %', '6.1 %', '99.56 %', '100 %', '0 %')
+    Returns
+    -------
+    list of Finding
     """
-    if not 0 < part < 1:
-        return f"{100 * part:.0f} %"
-    return f"{100 * part:.4g} %" if part > 0.99 else f"{100 * part:.2g} %"
-
-
-def share(count: int, total: int) -> str:
-    """How many of all, in percent, or as they are where that would say nothing.
-
-    Examples
-    --------
-    >>> share(177, 891), share(2, 891), share(2, 4), share(99999, 100000)
-    ('20 %', '2 of 891', '50 %', 'all but 1')
-    """
-    if count < 10 and count < 0.01 * total:
-        return f"{count} of {total:,}".replace(",", " ")
-    if 0 < total - count < 1e-4 * total:
-        return f"all but {total - count:,}".replace(",", " ")
-    return percent(count / total)
-
-
-def quoted(text: str) -> str:
-    """Text as it is written in code, cut off where it is long.
-
-    Examples
-    --------
-    >>> quoted("red"), quoted("a" * 100)
-    ("'red'", "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...'")
-    """
-    return repr(text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}...")
-
-
-def number(value: float) -> str:
-    """A number in four digits, whole ones as they are up to a million."""
-    if float(value).is_integer() and abs(value) < 1e6:
-        return f"{value:.0f}"
-    return f"{value:.4g}"
-
-
-def group_by_kind(traits: Iterable[Trait], where: Literal["X", "y"]) -> list[Finding]:
-    """One finding for each kind, the worst column first."""
-    by_kind: dict[str, list[Trait]] = {}
-    for trait in traits:
-        by_kind.setdefault(trait.kind, []).append(trait)
-    found = []
-    for kind, alike in by_kind.items():
+    by_kind: dict[str, list[Observation]] = {}
+    for observation in observations:
+        by_kind.setdefault(observation.kind, []).append(observation)
+    findings = []
+    for kind, group in by_kind.items():
         remedy = REMEDIES[where][kind]
-        alike.sort(key=lambda trait: -trait.value)
-        columns = [trait for trait in alike if trait.position is not None]
-        found.append(
+        group.sort(key=lambda observation: -observation.value)
+        columns = [o for o in group if o.position is not None]
+        findings.append(
             Finding(
                 where,
                 kind,
                 remedy.severity,
-                tuple(trait.label for trait in columns),
-                tuple(int(trait.position or 0) for trait in columns),
-                tuple(float(trait.value) for trait in alike),
-                tuple(trait.detail for trait in alike),
-                _evidence(alike),
+                tuple(o.label for o in columns),
+                tuple(int(o.position or 0) for o in columns),
+                tuple(float(o.value) for o in group),
+                tuple(o.detail for o in group),
+                _evidence(group),
                 remedy.action,
                 remedy.by_pipeline,
             )
         )
-    return in_order(found)
+    return findings
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """The worst first, those of the target before the others."""
+    """Sort findings by severity, those about the target first, then as in REMEDIES.
+
+    Parameters
+    ----------
+    findings : iterable of Finding
+        Findings in the table and in its target.
+
+    Returns
+    -------
+    list of Finding
+    """
+    ranks = {where: list(remedies) for where, remedies in REMEDIES.items()}
     return sorted(
         findings,
         key=lambda f: (
             SEVERITIES.index(f.severity),
             f.where == "X",
-            ORDER[f.where, f.kind],
+            ranks[f.where].index(f.kind),
         ),
     )
 
 
-def _evidence(alike: Sequence[Trait]) -> str:
-    parts = [
-        f"{trait.name} ({trait.detail})" if trait.name else trait.detail
-        for trait in alike[:_MAX_LISTED]
-    ]
+def _evidence(group: Sequence[Observation]) -> str:
+    parts = [f"{o.name} ({o.detail})" if o.name else o.detail for o in group]
+    del parts[_MAX_LISTED:]
     while len(parts) > 1 and sum(map(len, parts)) > _MAX_LENGTH:
         parts.pop()
-    n_more = len(alike) - len(parts)
+    n_more = len(group) - len(parts)
     more = f" and {quantity(n_more, 'more column')}" if n_more > 0 else ""
-    count = f"{quantity(len(alike), 'column')}: " if len(alike) > 1 else ""
+    count = f"{quantity(len(group), 'column')}: " if len(group) > 1 else ""
     return f"{count}{', '.join(parts)}{more}."

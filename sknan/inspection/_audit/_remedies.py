@@ -1,10 +1,13 @@
-"""Kinds of findings: how bad they are, and what is to be done about them."""
+"""Severity and remedy of each kind of finding.
+
+The kinds are listed in the order in which findings of one severity are shown.
+"""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-__all__ = ["ORDER", "REMEDIES", "SEVERITIES", "Remedy", "Severity"]
+__all__ = ["REMEDIES", "SEVERITIES", "Remedy", "Severity"]
 
 Severity = Literal["breaks training", "hurts", "notice"]
 
@@ -12,7 +15,17 @@ SEVERITIES: tuple[Severity, ...] = ("breaks training", "hurts", "notice")
 
 
 class Remedy(NamedTuple):
-    """How bad a kind of finding is, and what is to be done about it."""
+    """Severity of a kind of finding, and what is done about it.
+
+    Attributes
+    ----------
+    severity : {"breaks training", "hurts", "notice"}
+        Effect on training.
+    by_pipeline : bool
+        Whether ``tabular_pipeline`` takes care of it.
+    action : str
+        What the pipeline does, or what the user should do.
+    """
 
     severity: Severity
     by_pipeline: bool
@@ -31,175 +44,175 @@ def _notice(action: str, *, by_pipeline: bool = False) -> Remedy:
     return Remedy("notice", by_pipeline, action)
 
 
-# In the order in which findings of one severity are told.
 _IN_X = {
     "no data": _breaks("Pass a table with at least one row and one column."),
-    "column names": _breaks("Name every column by a string of its own."),
-    "nested": _breaks("Unpack lists, dicts and the like into columns of their own."),
-    "complex": _breaks("Split into real and imaginary part, or size and angle."),
+    "column names": _breaks("Give each column a unique string as its name."),
+    "nested": _breaks("Unpack lists, dicts and other containers into columns."),
+    "complex": _breaks("Split into real and imaginary part, or magnitude and angle."),
     "mixed types": _breaks(
-        "Bring each column to one type: pd.to_numeric(..., errors='coerce') for "
-        "numbers, .astype(str) for text. tabular_pipeline takes all cells for text, "
-        "and reads that."
+        "Convert each column to one type: pd.to_numeric(..., errors='coerce') for "
+        "numbers, .astype(str) for text. tabular_pipeline treats all cells as text."
     ),
     "written numbers": _breaks(
-        "Strip signs and units before pd.to_numeric; tabular_pipeline takes such "
-        "cells for text."
+        "Remove signs and units before pd.to_numeric; tabular_pipeline treats such "
+        "cells as text."
     ),
     "empty": _breaks("tabular_pipeline drops them.", by_pipeline=True),
     "missing": _breaks(
-        "tabular_pipeline fills in the median, and says where by indicator columns.",
+        "tabular_pipeline fills in the median and adds indicator columns.",
         by_pipeline=True,
     ),
     "infinite": _breaks(
-        "tabular_pipeline counts infinities as missing.", by_pipeline=True
+        "tabular_pipeline treats infinities as missing.", by_pipeline=True
     ),
     "beyond float32": _breaks(
-        "They become infinite in float32; tabular_pipeline counts them as missing.",
+        "They become infinite in float32; tabular_pipeline treats them as missing.",
         by_pipeline=True,
     ),
     "numbers as text": _breaks(
         "tabular_pipeline reads them as numbers.", by_pipeline=True
     ),
     "dates as text": _breaks(
-        "tabular_pipeline reads them as dates if all are of one format, and makes "
-        "numbers of these.",
+        "tabular_pipeline reads them as dates if all have the same format, and "
+        "converts the dates to numbers.",
         by_pipeline=True,
     ),
     "copy of the target": _hurts(
-        "Leave it out, unless it will be known when you predict."
+        "Drop it, unless its values will be known at prediction time."
     ),
     "missing tells the target": _hurts(
-        "Find out why. If cells are filled in only once the target is known, leave "
-        "the column out."
+        "Find out why. If cells are filled in only after the target is known, drop "
+        "the column."
     ),
     "missing with the target": _hurts(
-        "It may be made from the target: leave it out, unless it will be known when "
-        "you predict."
+        "It may be derived from the target: drop it, unless its values will be known "
+        "at prediction time."
     ),
     "identifier": _hurts(
-        "Leave out what only tells rows apart: nothing of it holds for new ones."
+        "Drop columns that only distinguish rows: what is learned from them does not "
+        "apply to new rows."
     ),
     "sentinel": _hurts(
-        "tabular_pipeline(sentinels='auto') counts them as missing: see that they are.",
+        "tabular_pipeline(sentinels='auto') treats them as missing: check that they "
+        "are.",
         by_pipeline=True,
     ),
     "lone outlier": _hurts(
-        "tabular_pipeline bounds it softly (SafeScaler); make it missing if it is a "
+        "tabular_pipeline bounds it softly (SafeScaler); set it to missing if it is a "
         "mistake.",
         by_pipeline=True,
     ),
     "heavy tail": _hurts(
-        "tabular_pipeline bounds what is far out softly (SafeScaler).",
+        "tabular_pipeline bounds extreme values softly (SafeScaler).",
         by_pipeline=True,
     ),
     "scale": _hurts("tabular_pipeline scales each column.", by_pipeline=True),
     "float32 precision": _hurts(
-        "Subtract the smallest value, in float64, before anything else: float32 keeps "
+        "Subtract the smallest value in float64 before any other step: float32 keeps "
         "seven digits."
     ),
     "missing goes with the target": _notice(
-        "tabular_pipeline keeps it as indicator columns. See that the reasons are the "
-        "same when you predict.",
+        "tabular_pipeline keeps this information in indicator columns. Check that the "
+        "reasons are the same at prediction time.",
         by_pipeline=True,
     ),
     "missing category": _notice(
-        "tabular_pipeline makes missing a level of its own.", by_pipeline=True
+        "tabular_pipeline makes missing a separate category.", by_pipeline=True
     ),
     "word for missing": _notice(
-        "tabular_pipeline(sentinels='auto') counts them as missing.", by_pipeline=True
+        "tabular_pipeline(sentinels='auto') treats them as missing.", by_pipeline=True
     ),
     "spelling": _notice(
-        "Bring each level to one spelling: .str.strip().str.lower() for a start."
+        "Use one spelling for each category; .str.strip().str.lower() is a start."
     ),
     "numbers and words": _notice(
-        "Decide what the words stand for; tabular_pipeline makes levels of them, "
-        "beside the numbers."
+        "Decide what the words mean; tabular_pipeline adds them as categories to the "
+        "numbers."
     ),
     "codes": _notice(
-        "Make them categories, .astype('category'), if their leading zeros mean "
-        "something: tabular_pipeline reads them as numbers."
+        "Convert them with .astype('category') if their leading zeros have a meaning: "
+        "tabular_pipeline reads them as numbers."
     ),
     "times as text": _notice(
-        "Make numbers of them (an hour, a quarter) if their order matters; "
-        "tabular_pipeline takes them for categories."
+        "Convert them to numbers (an hour, a quarter) if their order matters; "
+        "tabular_pipeline treats them as categories."
     ),
     "many levels": _notice(
-        "tabular_pipeline makes a column of each level, and of more than 255 levels "
-        "encodes their letters.",
+        "tabular_pipeline makes a column of each category, and if there are more than "
+        "255 categories it encodes their letters.",
         by_pipeline=True,
     ),
-    "dates": _notice("tabular_pipeline makes numbers of them.", by_pipeline=True),
+    "dates": _notice("tabular_pipeline converts them to numbers.", by_pipeline=True),
     "constant": _notice(
-        "Nothing can be learnt from them; tabular_pipeline makes numbers among them 0.",
+        "Nothing can be learned from them; tabular_pipeline sets numeric ones to 0.",
         by_pipeline=True,
     ),
     "near-constant": _notice(
-        "Little can be learnt from them, and a fold may see one value only."
+        "Little can be learned from them, and a fold may contain one value only."
     ),
-    "duplicated column": _notice("Leave them out: the others say as much."),
+    "duplicated column": _notice(
+        "Drop them: the other columns hold the same information."
+    ),
     "duplicated rows": _notice(
-        "Keep copies on one side of a split, or scores count what was seen before."
+        "Keep duplicates on one side of a split; otherwise the test rows contain rows "
+        "seen in training."
     ),
     "more columns than rows": _notice(
-        "A network can learn such a table by heart: see that scores are "
-        "cross-validated, and try fewer columns."
+        "A network can memorize such a table: cross-validate, and try fewer columns."
     ),
 }
 
 _IN_Y = {
-    "missing": _breaks("Leave these rows out of X and y."),
-    "infinite": _breaks("Leave these rows out of X and y, or mend what made them."),
-    "beyond float32": _breaks("Divide y by a power of ten, or learn its logarithm."),
+    "missing": _breaks("Drop these rows from X and y."),
+    "infinite": _breaks("Drop these rows from X and y, or repair their source."),
+    "beyond float32": _breaks("Divide y by a power of ten, or predict its logarithm."),
     "not learnable": _breaks("Pass one number or one label per row."),
-    "numbers as text": _breaks("Bring y to numbers first: pd.to_numeric(y)."),
+    "numbers as text": _breaks("Convert y to numbers first: pd.to_numeric(y)."),
     "constant": _breaks("There is nothing to learn: pass another target."),
     "sentinel": _hurts(
-        "If they stand for missing, leave these rows out of X and y: a network would "
-        "learn to predict them."
+        "If they mean missing, drop these rows from X and y: otherwise a network "
+        "learns to predict them."
     ),
     "single-member classes": _hurts(
-        "Merge them with others or leave them out: such a class cannot be in both "
-        "training and test, and a stratified split refuses."
+        "Merge them with others or drop them: such a class cannot be in both the "
+        "training and the test set, and a stratified split raises an error."
     ),
     "rare classes": _hurts(
-        "Five stratified folds want five of each: merge classes, or use fewer folds."
+        "Five stratified folds need five rows of each: merge classes, or use fewer "
+        "folds."
     ),
     "imbalance": _hurts(
         "Stratify splits, score by average precision or log-loss instead of accuracy, "
         "and try class_weight='balanced'."
     ),
     "lone outlier": _hurts(
-        "Leave the row out if it is a mistake; else pass criterion='huber', or beyond "
-        "some 300 IQRs transform y (sklearn.compose.TransformedTargetRegressor)."
+        "Drop the row if it is a mistake. Otherwise pass criterion='huber', or "
+        "transform y if it is beyond some 300 IQRs "
+        "(sklearn.compose.TransformedTargetRegressor)."
     ),
     "heavy tail": _hurts(
-        "Learn a transformed target (sklearn.compose.TransformedTargetRegressor), or "
-        "pass criterion='huber'."
+        "Transform the target (sklearn.compose.TransformedTargetRegressor), or pass "
+        "criterion='huber'."
     ),
     "float32 precision": _hurts(
-        "Subtract the smallest value before, in float64: float32 keeps seven digits."
+        "Subtract the smallest value first, in float64: float32 keeps seven digits."
     ),
     "nearly all distinct": _hurts(
-        "Such classes cannot be learnt; was another column meant, or regression?"
+        "Such classes cannot be learned. Did you mean another column, or regression?"
     ),
     "skew": _notice(
         "Try sklearn.compose.TransformedTargetRegressor with np.log1p and np.expm1, or "
         "with a QuantileTransformer."
     ),
     "one value": _notice(
-        "Two models may serve better: whether it is this value, and how much if not."
+        "Two models may work better: one predicts whether y has this value, the other "
+        "its size if not."
     ),
     "scale": _notice(
-        "StableNetRegressor standardises y and answers in its units; other networks "
+        "StableNetRegressor standardizes y and predicts in its units; other networks "
         "need TransformedTargetRegressor.",
         by_pipeline=True,
     ),
 }
 
 REMEDIES: dict[str, dict[str, Remedy]] = {"X": _IN_X, "y": _IN_Y}
-ORDER = {
-    (where, kind): place
-    for where, remedies in REMEDIES.items()
-    for place, kind in enumerate(remedies)
-}

@@ -1,204 +1,272 @@
-"""What an audit finds in a table as a whole: names, copies, scales."""
+"""Faults of a table as a whole: its shape, column names, duplicates and scales."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan.inspection._audit._column_profile import ColumnFacts
-from sknan.inspection._audit._finding import Trait, number, quantity, share
+from sknan.inspection._audit._column_profile import ColumnProfile
+from sknan.inspection._audit._columns import as_text
+from sknan.inspection._audit._finding import Observation
+from sknan.inspection._audit._formatting import number, quantity, share
 from sknan.preprocessing._tables.lazy_table import LazyTable
 from sknan.preprocessing._tables.typed_column import TypedColumn
 
-__all__ = ["Copies", "codes_of", "copied_rows", "traits_of_table"]
+__all__ = [
+    "DETECTORS",
+    "codes_of",
+    "count_kinds",
+    "duplicated_rows",
+    "observations_in_table",
+    "size_in_words",
+]
 
-# Columns of more levels are not held to be each other in other words.
-_FEW_LEVELS = 50
+# Columns with more categories are not compared under other names.
+_FEW_CATEGORIES = 50
 
-# Columns put together before rows are compared, while most may be copies.
-_AT_ONCE = 8
+# Number of columns that are hashed between two searches for equal rows.
+_N_BETWEEN_SEARCHES = 8
 
-# Scales differ if quartiles lie this many times as far apart in one column as in
-# another, and are large from here on.
+# Ratio of two interquartile ranges from which scales differ, and size of the quartiles
+# from which a scale is large.
 _LARGE = 1e3
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+# Odd multiplier of a multiplicative hash: 2**64 divided by the golden ratio.
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+_Profiles = Sequence[ColumnProfile]
 
 
-def traits_of_table(table: LazyTable, facts: Sequence[ColumnFacts]) -> Iterator[Trait]:
-    """Whatever concerns more than one column, but for copied rows.
+def observations_in_table(
+    table: LazyTable, profiles: _Profiles
+) -> Iterator[Observation]:
+    """Run all detectors of faults that concern more than one column.
 
     Parameters
     ----------
     table : LazyTable
-        As it was read.
-    facts : sequence of ColumnFacts
-        Of all its columns.
+        The table.
+    profiles : sequence of ColumnProfile
+        Profiles of all columns.
 
     Yields
     ------
-    Trait
+    Observation
     """
     if not table.n_rows or not table.n_columns:
-        size = f"{quantity(table.n_rows, 'row')}, {quantity(table.n_columns, 'column')}"
-        yield Trait("no data", "", 1.0, size)
+        yield Observation("no data", 1.0, size_in_words(table))
         return
-    yield from _on_names(table)
-    yield from _on_copies(table, facts)
-    yield from _on_scale(facts)
-    if table.n_columns > table.n_rows:
-        size = f"{quantity(table.n_columns, 'column')}, {quantity(table.n_rows, 'row')}"
-        yield Trait("more columns than rows", "", table.n_columns / table.n_rows, size)
+    for detect in DETECTORS:
+        yield from detect(table, profiles)
 
 
-def _on_names(table: LazyTable) -> Iterator[Trait]:
+def size_in_words(table: LazyTable) -> str:
+    """Return the size of a table, such as ``"3 rows, 2 columns"``."""
+    return f"{quantity(table.n_rows, 'row')}, {quantity(table.n_columns, 'column')}"
+
+
+def _column_names(table: LazyTable, profiles: _Profiles) -> Iterator[Observation]:
     labels = table.labels
     if labels is None:
         return
+    kind = "column names"
     first: dict[Any, int] = {}
     for j, label in enumerate(labels):
         if label in first:
-            detail = f"the name of column {first[label]} too"
-            yield Trait("column names", repr(str(label)), 1.0, detail, label, j)
+            detail = f"also the name of column {first[label]}"
+            yield Observation(kind, 1.0, detail, repr(str(label)), label, j)
         first.setdefault(label, j)
-    odd = [j for j, label in enumerate(labels) if not isinstance(label, str)]
-    if 0 < len(odd) < len(labels):
-        for j in odd:
-            detail = f"a name of type {type(labels[j]).__name__}"
-            yield Trait("column names", str(labels[j]), 0.0, detail, labels[j], j)
+    others = [j for j, label in enumerate(labels) if not isinstance(label, str)]
+    if 0 < len(others) < len(labels):
+        for j in others:
+            label = labels[j]
+            detail = f"a name of type {type(label).__name__}"
+            yield Observation(kind, 0.0, detail, str(label), label, j)
 
 
-def _on_scale(facts: Sequence[ColumnFacts]) -> Iterator[Trait]:
-    spread = {f.q3 - f.q1: f for f in facts if f.q3 > f.q1}
-    if not spread:
+def _scales(table: LazyTable, profiles: _Profiles) -> Iterator[Observation]:
+    by_spread = {p.q3 - p.q1: p for p in profiles if p.q3 > p.q1}
+    if not by_spread:
         return
-    least, most = min(spread), max(spread)
-    sizes = {max(abs(f.q1), abs(f.q3)): f for f in spread.values()}
-    size = max(sizes)
+    least, most = min(by_spread), max(by_spread)
+    by_size = {max(abs(p.q1), abs(p.q3)): p for p in by_spread.values()}
+    size = max(by_size)
     if most >= _LARGE * least:
-        few, many = spread[least].name, spread[most].name
         detail = (
-            f"quartiles lie {number(least)} apart in {few}, {number(most)} in {many}"
+            f"interquartile range {number(least)} in {by_spread[least].name}, "
+            f"{number(most)} in {by_spread[most].name}"
         )
-        yield Trait("scale", "", most / least, detail)
+        yield Observation("scale", most / least, detail)
     elif size >= _LARGE:
-        detail = f"quartiles of up to {number(size)} in {sizes[size].name}"
-        yield Trait("scale", "", size, detail)
+        detail = f"quartiles of up to {number(size)} in {by_size[size].name}"
+        yield Observation("scale", size, detail)
 
 
-# -- columns that are others again ---------------------------------------------------
+def _shape(table: LazyTable, profiles: _Profiles) -> Iterator[Observation]:
+    if table.n_columns > table.n_rows:
+        size = f"{quantity(table.n_columns, 'column')}, {quantity(table.n_rows, 'row')}"
+        yield Observation(
+            "more columns than rows", table.n_columns / table.n_rows, size
+        )
+
+
+# -- duplicated columns --------------------------------------------------------------
 
 
 def codes_of(column: TypedColumn) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
-    """The levels of a column by number, in order of appearance, and their names."""
+    """Return the distinct values of a column, and the code of the value in each cell.
+
+    Parameters
+    ----------
+    column : TypedColumn
+        The column.
+
+    Returns
+    -------
+    codes : ndarray of int
+        Index of the value in each cell, -1 where missing.
+    values : tuple
+        Distinct values, in order of appearance.
+    """
     cells = column.cells
-    if not isinstance(cells, np.ndarray) and column.holds != "text":
-        cells = cells.astype(object).map(str, na_action="ignore")
-    codes, levels = pd.factorize(cells)
-    return codes, tuple(np.asarray(levels).tolist())
+    if not isinstance(cells, np.ndarray):
+        cells = as_text(cells, column.holds)
+    codes, values = pd.factorize(cells)
+    return codes, tuple(np.asarray(values).tolist())
 
 
-def _on_copies(table: LazyTable, facts: Sequence[ColumnFacts]) -> Iterator[Trait]:
-    alike: dict[bytes, list[ColumnFacts]] = {}
-    for fact in facts:
-        if fact.key and fact.top_share < 1:
-            alike.setdefault(fact.key, []).append(fact)
-    for candidates in alike.values():
-        # Numbers say of new values what names cannot: names are the copies.
-        first, *others = sorted(candidates, key=lambda fact: fact.holds != "numbers")
+def _duplicated_columns(table: LazyTable, profiles: _Profiles) -> Iterator[Observation]:
+    by_key: dict[bytes, list[ColumnProfile]] = {}
+    for profile in profiles:
+        if profile.key and profile.top_share < 1:
+            by_key.setdefault(profile.key, []).append(profile)
+    for candidates in by_key.values():
+        # A column of numbers is the original: it also has a meaning for new values.
+        first, *others = sorted(candidates, key=lambda p: p.holds != "numbers")
         if others:
-            yield from _on_candidates(table, first, others)
+            yield from _duplicates_of(table, first, others)
 
 
-def _on_candidates(
-    table: LazyTable, first: ColumnFacts, others: Sequence[ColumnFacts]
-) -> Iterator[Trait]:
-    """Those of the columns that are the first throughout, or in other words."""
-    codes, levels = codes_of(table.read(first.position))
-    for fact in others:
-        if fact.levels != first.levels and (
-            # Whatever never repeats has the codes of whatever never repeats.
-            len(fact.levels) > _FEW_LEVELS or fact.holds == "numbers"
+def _duplicates_of(
+    table: LazyTable, first: ColumnProfile, others: _Profiles
+) -> Iterator[Observation]:
+    """Compare whole columns whose keys are equal."""
+    codes, values = codes_of(table.read(first.position))
+    for other in others:
+        if other.key_values != first.key_values and (
+            # All columns without repeated values have the same codes.
+            len(other.key_values) > _FEW_CATEGORIES or other.holds == "numbers"
         ):
             continue
-        other_codes, other_levels = codes_of(table.read(fact.position))
+        other_codes, other_values = codes_of(table.read(other.position))
         if not np.array_equal(codes, other_codes):
             continue
-        is_same = levels == other_levels
-        detail = f"equals {first.name}" if is_same else f"{first.name} in other words"
-        where = (fact.label, fact.position)
-        yield Trait("duplicated column", fact.name, 1.0, detail, *where)
+        is_same = values == other_values
+        detail = (
+            f"equals {first.name}" if is_same else f"{first.name} under other names"
+        )
+        yield other.observation("duplicated column", 1.0, detail)
 
 
-# -- rows that are others again ------------------------------------------------------
+DETECTORS: tuple[Callable[[LazyTable, _Profiles], Iterator[Observation]], ...] = (
+    _column_names,
+    _duplicated_columns,
+    _scales,
+    _shape,
+)
 
 
-class Copies(NamedTuple):
-    """Rows that are equal to others.
+# -- duplicated rows -----------------------------------------------------------------
+
+
+class _Duplicates(NamedTuple):
+    """Rows that are equal to other rows.
 
     Attributes
     ----------
     rows : ndarray of int
-        All that have an equal.
+        Positions of all such rows.
     groups : ndarray
-        Equal for equal rows.
+        Hash of each of these rows.
     """
 
     rows: NDArray[np.int64]
     groups: NDArray[np.uint64]
 
-    @property
-    def n_copies(self) -> int:
-        """How many could be left out."""
-        return self.rows.size - np.unique(self.groups).size
 
-
-def copied_rows(table: LazyTable, facts: Sequence[ColumnFacts]) -> Copies | None:
-    """Rows that are equal in all columns.
-
-    The columns with most levels come first, and each is read only where rows are still
-    equal: one that never repeats leaves nothing to compare.
+def duplicated_rows(
+    table: LazyTable, profiles: _Profiles, y: NDArray[Any] | None
+) -> Iterator[Observation]:
+    """Observe rows that are equal in all columns, and whether their targets differ.
 
     Parameters
     ----------
     table : LazyTable
-        As it was read.
-    facts : sequence of ColumnFacts
-        Of all its columns.
+        The table.
+    profiles : sequence of ColumnProfile
+        Profiles of all columns.
+    y : ndarray or None
+        The target in numbers; None if there is not exactly one.
 
-    Returns
-    -------
-    Copies or None
-        None where it cannot be told, or copies cannot be avoided.
+    Yields
+    ------
+    Observation
     """
-    if table.is_sparse or any(fact.holds == "nested" for fact in facts):
+    found = _find_duplicates(table, profiles)
+    if found is None:
+        return
+    n_duplicates = found.rows.size - np.unique(found.groups).size
+    if not n_duplicates:
+        return
+    detail = share(n_duplicates, table.n_rows)
+    if y is not None:
+        pairs = pd.DataFrame({"group": found.groups, "y": y[found.rows]})
+        n_targets = pairs.groupby("group")["y"].nunique(dropna=False)
+        n_differ = int((pairs["group"].map(n_targets) > 1).sum())
+        if n_differ:
+            rows = quantity(n_differ, "row")
+            detail += f"; {rows} have a duplicate with another target"
+    yield Observation("duplicated rows", n_duplicates / table.n_rows, detail)
+
+
+def _find_duplicates(table: LazyTable, profiles: _Profiles) -> _Duplicates | None:
+    """Find rows that are equal in all columns.
+
+    Columns with the most distinct values are compared first, and each column is read
+    only in rows that are equal so far. A column without repeated values therefore ends
+    the search. The result is None if the rows cannot be compared or if there are more
+    rows than combinations of values.
+    """
+    if table.is_sparse or any(profile.holds == "nested" for profile in profiles):
         return None
-    if math.prod(1.0 + fact.n_levels for fact in facts) <= table.n_rows:
-        return None  # there are more rows than ways for them to differ
+    if math.prod(1.0 + profile.n_distinct for profile in profiles) <= table.n_rows:
+        return None
     rows = np.arange(table.n_rows)
     groups = np.zeros(table.n_rows, dtype=np.uint64)
-    order = sorted((f for f in facts if f.top_share < 1), key=lambda f: -f.n_levels)
-    for n_read, fact in enumerate(order, start=1):
-        groups *= _ODD
-        groups ^= _hashes(table.read(fact.position), rows)
+    order = sorted(
+        (p for p in profiles if p.top_share < 1), key=lambda p: -p.n_distinct
+    )
+    for n_read, profile in enumerate(order, start=1):
+        groups *= _MULTIPLIER
+        groups ^= _hashes(table.read(profile.position), rows)
         groups ^= groups >> np.uint64(29)
-        is_late = n_read == len(order) or n_read % _AT_ONCE == 0
-        if is_late or n_read <= 2 or rows.size < table.n_rows / 2:
+        is_due = n_read == len(order) or n_read % _N_BETWEEN_SEARCHES == 0
+        if is_due or n_read <= 2 or rows.size < table.n_rows / 2:
             equal = pd.Series(groups).duplicated(keep=False).to_numpy()
             rows, groups = rows[equal], groups[equal]
         if not rows.size:
             break
-    return Copies(rows, groups)
+    return _Duplicates(rows, groups)
 
 
 def _hashes(column: TypedColumn, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Equal for equal cells."""
+    """Return a hash of each cell in some rows, the same for equal cells."""
     cells = column.cells
     if not isinstance(cells, np.ndarray):
         column = column._replace(cells=cells.iloc[rows])
@@ -210,31 +278,26 @@ def _hashes(column: TypedColumn, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         return cells.astype(np.uint64)
     if cells.dtype.kind == "c":
         return codes_of(column._replace(cells=cells))[0].astype(np.uint64)
-    bits = (cells.astype(np.float64) + 0.0).view(np.uint64)  # -0.0 is 0.0
+    bits = (cells.astype(np.float64) + 0.0).view(np.uint64)  # -0.0 becomes 0.0.
     bits[np.isnan(cells)] = 1
-    # The low bits of whole numbers are 0.
+    # The low bits of integers in floating point are 0.
     return bits ^ (bits >> np.uint64(32))
 
 
-def on_copied_rows(copies: Copies, n_rows: int, y: Any) -> Iterator[Trait]:
-    """What there is to say of copied rows, and of their targets where known."""
-    n_copies = copies.n_copies
-    if not n_copies:
-        return
-    detail = share(n_copies, n_rows)
-    if y is not None:
-        pairs = pd.DataFrame({"group": copies.groups, "y": y[copies.rows]})
-        n_targets = pairs.groupby("group")["y"].nunique(dropna=False)
-        n_torn = int((pairs["group"].map(n_targets) > 1).sum())
-        if n_torn:
-            detail += f"; {quantity(n_torn, 'row')} with an equal of another target"
-    yield Trait("duplicated rows", "", n_copies / n_rows, detail)
+def count_kinds(profiles: _Profiles) -> str:
+    """Return the number of columns of each kind, as in ``"5 of numbers, 8 of text"``.
 
+    Parameters
+    ----------
+    profiles : sequence of ColumnProfile
+        Profiles of all columns.
 
-def count_kinds(facts: Sequence[ColumnFacts]) -> str:
-    """How many columns hold what, as in ``"5 of numbers, 8 of text"``."""
-    kinds = Counter(fact.holds for fact in facts)
+    Returns
+    -------
+    str
+    """
+    counts = Counter(profile.holds for profile in profiles)
     return ", ".join(
         f"{count} empty" if kind == "nothing" else f"{count} of {kind}"
-        for kind, count in kinds.most_common()
+        for kind, count in counts.most_common()
     )

@@ -1,34 +1,36 @@
-"""What an audit finds in a column of text: numbers, dates and words for missing."""
+"""Faults of a column of text: numbers, dates, spellings and too many categories."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan.inspection._audit._finding import quantity, quoted, share
+from sknan.inspection._audit._column_profile import MIN_ROWS
+from sknan.inspection._audit._finding import Observation
+from sknan.inspection._audit._formatting import quantity, quoted, share
 from sknan.preprocessing._tables.sentinels import is_word_for_missing
 
-__all__ = ["Levels", "Note", "notes_on_text", "numbers_in"]
+__all__ = ["Categories", "numbers_in", "observations_in_text"]
 
-# From here on skrub encodes a column by its letters.
-_MANY_LEVELS = 40
+# Columns with more categories than this have too many for one column each.
+_MANY_CATEGORIES = 40
 
-# A column is taken for numbers or dates if so many of its known cells are.
+# More distinct texts are not compared for different spellings.
+_MAX_SPELLINGS = 1000
+
+# Share of the known cells that must be numbers or dates for the column to be such.
 _MOST = 0.9
 
-# Fewer levels than these are categories, whatever they look like.
-_FEW_LEVELS = 10
+# Columns with at most this many distinct texts hold categories, not amounts.
+_FEW_CATEGORIES = 10
 
-# Numbers in more units are names.
+# Numbers with more different units are names, such as 12a and 12b.
 _MAX_UNITS = 2
-
-# Rows of an identifier, at least.
-_FEW_ROWS = 50
 
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 _CLOCK = r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?:\s?[ap]\.?m\.?)?"
@@ -53,15 +55,15 @@ _WRITTEN = re.compile(
 )
 
 
-class Levels(NamedTuple):
-    """Distinct cells of text, and how often they are.
+class Categories(NamedTuple):
+    """Distinct cells of a column of text, with their frequencies.
 
     Attributes
     ----------
     texts : list of str
-        The most frequent first.
+        Distinct texts, with the most frequent first.
     counts : ndarray of int
-        How often, in the sample.
+        Number of sampled cells with each text.
     """
 
     texts: list[str]
@@ -69,113 +71,107 @@ class Levels(NamedTuple):
 
     @property
     def n_cells(self) -> int:
-        """How many cells these are."""
+        """Number of cells with one of the texts."""
         return int(self.counts.sum())
 
-    def where(self, holds: Sequence[bool] | NDArray[np.bool_]) -> Levels:
-        """Those for which something holds."""
-        kept = np.flatnonzero(np.asarray(holds, dtype=bool))
-        return Levels([self.texts[i] for i in kept], self.counts[kept])
+    def where(self, mask: Sequence[bool] | NDArray[np.bool_]) -> Categories:
+        """Return the categories selected by a mask."""
+        kept = np.flatnonzero(np.asarray(mask, dtype=bool))
+        return Categories([self.texts[i] for i in kept], self.counts[kept])
 
-    def matching(self, pattern: re.Pattern[str]) -> Levels:
-        """Those that are of one form throughout."""
+    def matching(self, pattern: re.Pattern[str]) -> Categories:
+        """Return the categories whose whole text matches a pattern."""
         return self.where([bool(pattern.fullmatch(t.strip())) for t in self.texts])
 
 
-class Note(NamedTuple):
-    """A kind of finding, its value and its numbers in words."""
-
-    kind: str
-    value: float
-    detail: str
-
-
-def numbers_in(levels: Levels) -> NDArray[np.float64]:
-    """The number that each level is, NaN where it is none."""
-    parsed = pd.to_numeric(pd.Series(levels.texts, dtype=object), errors="coerce")
+def numbers_in(categories: Categories) -> NDArray[np.float64]:
+    """Return the number that each text stands for, or NaN where it is not a number."""
+    parsed = pd.to_numeric(pd.Series(categories.texts, dtype=object), errors="coerce")
     return np.asarray(parsed.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
-def notes_on_text(
-    levels: Levels, *, is_sample: bool = False, is_category: bool = False
-) -> list[Note]:
-    """What there is to say of a column of text.
+def observations_in_text(
+    categories: Categories, *, is_sample: bool = False, is_category: bool = False
+) -> list[Observation]:
+    """Return the faults of a column of text, except for its words for missing.
 
     Parameters
     ----------
-    levels : Levels
-        Its distinct known cells.
+    categories : Categories
+        Distinct known cells of the column.
     is_sample : bool, default=False
-        Whether there may be others.
+        Whether the column may contain further texts.
     is_category : bool, default=False
-        Whether the column is declared as one of categories, which is not read as
+        Whether the dtype of the column is categorical. Such a column is not read as
         numbers or dates.
 
     Returns
     -------
-    list of Note
-        Those on words for missing are left to the caller, who counts them.
+    list of Observation
+        Observations without the name and position of the column.
     """
-    known = levels.where([not is_word_for_missing(text) for text in levels.texts])
+    words = [is_word_for_missing(text) for text in categories.texts]
+    known = categories.where(~np.array(words, dtype=bool))
     if not known.texts:
         return []
-    forms = () if is_category else (_as_numbers, _as_written_numbers, _as_dates)
-    for form in forms:
-        notes = form(known)
-        if notes:
-            return notes
-    return [*_on_spelling(known), *_on_levels(known, is_sample)]
+    formats = () if is_category else (_numbers, _written_numbers, _dates)
+    for detect in formats:
+        observation = detect(known)
+        if observation is not None:
+            return [observation]
+    found = (_spelling(known), _many_categories(known, is_sample))
+    return [observation for observation in found if observation is not None]
 
 
-def _as_numbers(known: Levels) -> list[Note]:
+def _numbers(known: Categories) -> Observation | None:
     is_number = ~np.isnan(numbers_in(known))
     found = known.where(is_number)
     if found.n_cells < _MOST * known.n_cells:
-        return []
-    example = f"such as {quoted(found.texts[0])}"
+        return None
     words = known.where(~is_number)
     if words.texts and len(words.matching(_WRITTEN).texts) == len(words.texts):
-        return []
+        return None
     if words.texts:
         others = ", ".join(quoted(text) for text in words.texts[:3])
         more = ", ..." if len(words.texts) > 3 else ""
         part = share(found.n_cells, known.n_cells)
-        detail = f"{part} numbers {example}, others {others}{more}"
-        return [Note("numbers and words", words.n_cells, detail)]
-    led_by_zero = known.matching(re.compile(r"0\d+"))
-    if led_by_zero.texts:
-        detail = f"digits with leading zeros {_such_as(led_by_zero)}"
-        return [Note("codes", known.n_cells, detail)]
-    return [Note("numbers as text", found.n_cells, example)]
+        detail = f"{part} numbers {_such_as(found)}, others {others}{more}"
+        return Observation("numbers and words", words.n_cells, detail)
+    with_leading_zero = known.matching(re.compile(r"0\d+"))
+    if with_leading_zero.texts:
+        detail = f"digits with leading zeros {_such_as(with_leading_zero)}"
+        return Observation("codes", known.n_cells, detail)
+    return Observation("numbers as text", found.n_cells, _such_as(found))
 
 
-def _as_written_numbers(known: Levels) -> list[Note]:
+def _written_numbers(known: Categories) -> Observation | None:
     found = known.matching(_WRITTEN)
-    if len(known.texts) <= _FEW_LEVELS or found.n_cells < _MOST * known.n_cells:
-        return []
+    is_few = len(known.texts) <= _FEW_CATEGORIES
+    if is_few or found.n_cells < _MOST * known.n_cells:
+        return None
     matches = [_WRITTEN.fullmatch(text.strip()) for text in found.texts]
     units = {match[1].lower() for match in matches if match and match[1]}
     if len(units) > _MAX_UNITS:
-        return []  # names, such as 12a, 12b
+        return None
     written = found.where(np.isnan(numbers_in(found)))
-    return [Note("written numbers", found.n_cells, _such_as(written))]
+    return Observation("written numbers", found.n_cells, _such_as(written))
 
 
-def _as_dates(known: Levels) -> list[Note]:
+def _dates(known: Categories) -> Observation | None:
     for kind, pattern in (("dates as text", _DATE), ("times as text", _TIME)):
         found = known.matching(pattern)
         if found.n_cells >= _MOST * known.n_cells:
             detail = _such_as(found)
             if kind == "dates as text" and _is_ambiguous(found.texts):
-                detail += ": the day or the month first?"
-            return [Note(kind, found.n_cells, detail)]
-    return []
+                detail += ": day first or month first?"
+            return Observation(kind, found.n_cells, detail)
+    return None
 
 
-def _is_ambiguous(texts: Iterable[str]) -> bool:
-    """Whether all dates can be read both ways, and differ so."""
-    pairs = [_DAY_AND_MONTH.fullmatch(text.strip()) for text in texts]
-    numbers = [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
+def _is_ambiguous(texts: Sequence[str]) -> bool:
+    """Return whether all dates can be read with the day or the month first."""
+    matches = [_DAY_AND_MONTH.fullmatch(text.strip()) for text in texts]
+    numbers = [(int(match[1]), int(match[2])) for match in matches if match]
     return (
         bool(numbers)
         and all(max(pair) <= 12 for pair in numbers)
@@ -183,29 +179,30 @@ def _is_ambiguous(texts: Iterable[str]) -> bool:
     )
 
 
-def _on_spelling(known: Levels) -> list[Note]:
-    plain: dict[str, list[str]] = {}
+def _spelling(known: Categories) -> Observation | None:
+    spellings: dict[str, list[str]] = {}
     for text in known.texts:
-        plain.setdefault(" ".join(text.lower().split()), []).append(text)
-    twins = [texts for texts in plain.values() if len(texts) > 1]
-    if not twins or len(known.texts) > 1000:
-        return []
-    shown = " and ".join(quoted(text) for text in twins[0][:2])
-    detail = f"{quantity(len(twins), 'level')} in several spellings: {shown}"
-    return [Note("spelling", len(twins), detail)]
+        spellings.setdefault(" ".join(text.lower().split()), []).append(text)
+    several = [texts for texts in spellings.values() if len(texts) > 1]
+    if not several or len(known.texts) > _MAX_SPELLINGS:
+        return None
+    shown = " and ".join(quoted(text) for text in several[0][:2])
+    detail = f"{quantity(len(several), 'category')} in several spellings: {shown}"
+    return Observation("spelling", len(several), detail)
 
 
-def _on_levels(known: Levels, is_sample: bool) -> list[Note]:
-    n_levels = len(known.texts)
-    if n_levels <= _MANY_LEVELS:
-        return []
-    are_words = sum(" " in text for text in known.texts) > 0.1 * n_levels
-    if n_levels == known.n_cells >= _FEW_ROWS and not are_words:
-        detail = f"{quoted(known.texts[0])}, never the same"
-        return [Note("identifier", n_levels, detail)]
+def _many_categories(known: Categories, is_sample: bool) -> Observation | None:
+    n_texts = len(known.texts)
+    if n_texts <= _MANY_CATEGORIES:
+        return None
+    are_phrases = sum(" " in text for text in known.texts) > 0.1 * n_texts
+    if n_texts == known.n_cells >= MIN_ROWS and not are_phrases:
+        detail = f"{_such_as(known)}, all different"
+        return Observation("identifier", n_texts, detail)
     at_least = "at least " if is_sample else ""
-    return [Note("many levels", n_levels, f"{at_least}{quantity(n_levels, 'level')}")]
+    detail = f"{at_least}{quantity(n_texts, 'category')}"
+    return Observation("many levels", n_texts, detail)
 
 
-def _such_as(levels: Levels) -> str:
-    return f"such as {quoted(levels.texts[0])}"
+def _such_as(categories: Categories) -> str:
+    return f"such as {quoted(categories.texts[0])}"

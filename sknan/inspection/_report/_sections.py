@@ -11,7 +11,8 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
 from sknan.diagnosis._report import NonFiniteReport
-from sknan.inspection._audit._audit import TableAudit, audit
+from sknan.inspection._audit._run import audit
+from sknan.inspection._audit._table_audit import TableAudit
 from sknan.inspection._audit_display import AuditDisplay
 from sknan.inspection._report._html import cut_table, drawn, element, section, table
 from sknan.preprocessing._imputer import NaNImputer

@@ -1,0 +1,164 @@
+"""Columns from which a network could read the target: copies and missing cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from sknan.inspection._audit._column_profile import ColumnProfile, sampled
+from sknan.inspection._audit._columns import key_rows
+from sknan.inspection._audit._finding import Observation
+from sknan.inspection._audit._formatting import number, percent, share
+from sknan.inspection._audit._tables import codes_of
+from sknan.inspection._audit._target import Target
+from sknan.preprocessing._tables.lazy_table import LazyTable
+
+__all__ = ["observations_of_leakage"]
+
+# Strengths from which missing cells reveal the target, and from which they are related
+# to it. The strength is the difference between the share of missing cells in a class
+# and in the other classes, or the rank correlation with the target of a regression.
+_REVEALS = 0.95
+_IS_RELATED = 0.2
+
+# Standard errors from which a relation is significant.
+_SIGNIFICANT = 5.0
+
+# Fewer missing cells, or fewer rows of a class, show no relation.
+_MIN_CELLS = 10
+
+# Fewer rows do not show that two columns have the same order.
+_MIN_PAIRS = 50
+
+# Rank correlation from which two columns have the same order.
+_SAME_ORDER = 0.9999
+
+
+def observations_of_leakage(
+    table: LazyTable, profiles: Sequence[ColumnProfile], target: Target
+) -> Iterator[Observation]:
+    """Observe columns that equal the target, or whose missing cells depend on it.
+
+    Parameters
+    ----------
+    table : LazyTable
+        The table.
+    profiles : sequence of ColumnProfile
+        Profiles of all columns.
+    target : Target
+        Profile of the target.
+
+    Yields
+    ------
+    Observation
+    """
+    if target.task is None or table.is_sparse:
+        return
+    key_values = target.values[key_rows(table.n_rows)]
+    key = pd.factorize(key_values)[0].tobytes()
+    missing = sampled(target.missing)
+    known = ~missing
+    values = sampled(target.values)[known]
+    ranks = stats.rankdata(values) if target.numbers is not None else None
+    for profile in profiles:
+        detail = _equality(table, profile, target, key, key_values)
+        if detail:
+            yield profile.observation("copy of the target", 1.0, detail)
+        if profile.missing_rows is None:
+            continue
+        detail = _missing_together(profile.missing_rows, missing)
+        if detail:
+            yield profile.observation("missing with the target", 1.0, detail)
+        mask = profile.missing_rows[known]
+        if min(mask.sum(), mask.size - mask.sum()) < _MIN_CELLS:
+            continue
+        if ranks is None:
+            strength, detail = _relation_to_class(mask, values, target.labels)
+        else:
+            strength, detail = _relation_to_number(mask, values, ranks)
+        if strength >= _REVEALS:
+            yield profile.observation("missing tells the target", strength, detail)
+        elif strength >= _IS_RELATED:
+            yield profile.observation("missing goes with the target", strength, detail)
+
+
+def _equality(
+    table: LazyTable,
+    profile: ColumnProfile,
+    target: Target,
+    key: bytes,
+    key_values: NDArray[Any],
+) -> str:
+    """Return in what way a column is a copy of the target, or "" if it is not."""
+    if not profile.key or not profile.top_share < 1:
+        return ""
+    if target.codes is not None:
+        if profile.key != key:
+            return ""
+        codes, _ = codes_of(table.read(profile.position))
+        is_equal = np.array_equal(codes, target.codes)
+        return "one value for each class" if is_equal else ""
+    if profile.holds != "numbers":
+        return ""
+    codes = np.frombuffer(profile.key, dtype=np.int64)
+    numbers = np.array([*profile.key_values, np.nan], dtype=np.float64)[codes]
+    are_known = np.isfinite(numbers) & np.isfinite(key_values)
+    numbers, key_values = numbers[are_known], key_values[are_known]
+    if numbers.size < _MIN_PAIRS or len(np.unique(key_values)) < _MIN_CELLS:
+        return ""
+    if np.array_equal(numbers, key_values):
+        return "equal to it"
+    ranks = (stats.rankdata(numbers), stats.rankdata(key_values))
+    if ranks[0].min() == ranks[0].max():
+        return ""
+    correlation = abs(float(np.corrcoef(*ranks)[0, 1]))
+    return "in the same order" if correlation >= _SAME_ORDER else ""
+
+
+def _missing_together(mask: NDArray[np.bool_], target_mask: NDArray[np.bool_]) -> str:
+    """Return how often a column is missing where the target is, or "" if rarely."""
+    n_both, n_any = int((mask & target_mask).sum()), int((mask | target_mask).sum())
+    if n_both < _MIN_CELLS or n_both < _REVEALS * n_any:
+        return ""
+    return f"both are missing in {share(n_both, n_any)} of the rows where either is"
+
+
+def _relation_to_class(
+    mask: NDArray[np.bool_], codes: NDArray[np.int64], labels: Sequence[str]
+) -> tuple[float, str]:
+    """Return the largest difference in the share of missing cells, class to others."""
+    n_rows = np.bincount(codes, minlength=len(labels)).astype(np.float64)
+    n_missing = np.bincount(codes, weights=mask, minlength=len(labels))
+    n_others, total = mask.size - n_rows, mask.mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside, outside = n_missing / n_rows, (mask.sum() - n_missing) / n_others
+        error = np.sqrt(total * (1 - total) * (1 / n_rows + 1 / n_others))
+        difference = np.abs(inside - outside)
+        is_significant = difference >= _SIGNIFICANT * error
+    is_significant &= np.minimum(n_rows, n_others) >= _MIN_CELLS
+    if not is_significant.any():
+        return 0.0, ""
+    i = int(np.where(is_significant, difference, -1.0).argmax())
+    detail = f"in {percent(inside[i])} of {labels[i]}, {percent(outside[i])} of others"
+    return float(difference[i]), detail
+
+
+def _relation_to_number(
+    mask: NDArray[np.bool_], values: NDArray[np.float64], ranks: NDArray[np.float64]
+) -> tuple[float, str]:
+    """Return the rank-biserial correlation of missing cells with the target."""
+    n_missing, n_rows = int(mask.sum()), mask.size
+    n_pairs = n_missing * (n_rows - n_missing)
+    excess = float(ranks[mask].sum()) - n_missing * (n_rows + 1) / 2
+    error = math.sqrt(n_pairs * (n_rows + 1) / 12)
+    if abs(excess) < _SIGNIFICANT * error:
+        return 0.0, ""
+    inside, outside = np.median(values[mask]), np.median(values[~mask])
+    detail = f"median y {number(inside)} where missing, {number(outside)} elsewhere"
+    return 2 * abs(excess) / n_pairs, detail
