@@ -1,4 +1,4 @@
-"""What reproduces a failed step: batch, weights and random state, without any code."""
+"""Data that reproduce a failed step: batch, weights and random state, but no code."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from sknan._utils.tree import tree_map
 
 __all__ = ["Capsule", "capture"]
 
-# Of the archive; a reader refuses what it does not know.
+# Version of the archive format. Archives of other versions are refused.
 FORMAT = 1
 
-# Looked up once: that reads files.
+# Read once, because it opens files.
 _VERSIONS = {"sknan": version("sknan"), "torch": str(torch.__version__)}
 
 
 @dataclass(frozen=True, eq=False)
 class Capsule:
-    """A failed step, ready to be run again; see :func:`sknan.diagnosis.reproduce`.
+    """Data of a failed step; :func:`sknan.diagnosis.reproduce` runs it again.
 
     Parameters
     ----------
     inputs, target : Tensor, or nested tuples, lists or dicts of Tensor
-        The batch, on the CPU.
+        Data of the batch, on the CPU.
     weights : dict of str to dict
-        State of each network and criterion by its name in the net, such as "module".
+        State of each network and criterion, by name in the net, such as "module".
     random_state : Tensor of uint8
-        State of torch's generator before the forward pass.
+        State of torch's random generator before the forward pass.
     is_training : bool
         Whether the module was in training mode.
     parameters : dict
-        Of the net, as far as they are numbers, strings or names of classes.
+        Parameters of the net: numbers, strings, and names of classes.
     versions : dict of str to str
-        Of torch and sknan.
+        Versions of torch and sknan.
     """
 
     inputs: Any
@@ -51,12 +51,12 @@ class Capsule:
     versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name: tensors and plain Python objects only."""
+        """Return all fields by name: tensors and plain Python objects only."""
         return dict(vars(self))
 
 
 def _plain(value: Any) -> Any:
-    """A parameter as something that a weights-only archive can hold."""
+    """Return a parameter as an object that a weights-only archive can contain."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, numbers.Integral):
@@ -71,15 +71,14 @@ def _plain(value: Any) -> Any:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _kept(data: Any) -> Any:
-    """Tensors of a batch, copied to the CPU; what is no tensor as it is, if plain."""
+def _copied(data: Any) -> Any:
+    """Return nested data with tensors copied to the CPU and other leaves made plain."""
 
-    def keep(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return leaf.detach().cpu().clone()
-        return _plain(leaf)
+    def copy(leaf: Any) -> Any:
+        is_tensor = isinstance(leaf, Tensor)
+        return leaf.detach().cpu().clone() if is_tensor else _plain(leaf)
 
-    return tree_map(keep, data)
+    return tree_map(copy, data)
 
 
 def capture(
@@ -88,18 +87,18 @@ def capture(
     random_state: Tensor,
     parameters: Mapping[str, Any],
 ) -> Capsule:
-    """Keep what reproduces a step.
+    """Copy the data that reproduce a step.
 
     Parameters
     ----------
     modules : mapping of str to object
-        Networks and criteria by name; what is no module is left out.
+        Networks and criteria by name. Objects that are not modules are ignored.
     batch : (object, object)
         Inputs and target.
     random_state : Tensor
-        Of torch's generator before the forward pass.
+        State of torch's random generator before the forward pass.
     parameters : mapping
-        Of the net.
+        Parameters of the net.
 
     Returns
     -------
@@ -107,10 +106,10 @@ def capture(
     """
     networks = {n: m for n, m in modules.items() if isinstance(m, nn.Module)}
     return Capsule(
-        inputs=_kept(batch[0]),
-        target=_kept(batch[1]),
+        inputs=_copied(batch[0]),
+        target=_copied(batch[1]),
         weights={
-            name: {key: _kept(value) for key, value in module.state_dict().items()}
+            name: {key: _copied(value) for key, value in module.state_dict().items()}
             for name, module in networks.items()
         },
         random_state=random_state.clone(),

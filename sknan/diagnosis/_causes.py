@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
-from sknan.diagnosis._evidence import StepEvidence, float_leaves, nonfinite_count
+import torch
+from torch import Tensor
+
+from sknan._utils.tree import tree_leaves
+from sknan.diagnosis._evidence import StepEvidence
 from sknan.diagnosis._failed_operation import CRITERION, FailedOperation
 from sknan.diagnosis._remedies import ACTIONS, action_for
 from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
@@ -47,27 +52,29 @@ def examine_step(evidence: StepEvidence) -> NonFiniteReport:
         Operation and source are known only if a replay has found the operation.
     """
     reports = (rule(evidence) for rule in _RULES)
-    return next(report for report in reports if report is not None)
+    report = next(report for report in reports if report is not None)
+    return dataclasses.replace(report, epoch=evidence.epoch, batch=evidence.batch)
 
 
-def _report(
-    evidence: StepEvidence,
-    phase: Phase,
-    cause: Cause,
-    sentences: str,
-    action: str | None = None,
-    **fields: Any,
-) -> NonFiniteReport:
-    """Return a report with the position of the step and the usual action."""
-    return NonFiniteReport(
-        phase,
-        cause,
-        sentences,
-        ACTIONS[cause] if action is None else action,
-        epoch=evidence.epoch,
-        batch=evidence.batch,
-        **fields,
-    )
+def _nonfinite_count(tensor: Tensor) -> int:
+    return int((~torch.isfinite(tensor)).sum())
+
+
+def _float_leaves(data: Any) -> list[Tensor]:
+    return [leaf.detach() for leaf in tree_leaves(data) if leaf.is_floating_point()]
+
+
+def _places_where(
+    inputs: Any, is_bad: Callable[[Tensor], Tensor]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the bad rows and columns of the first table that has bad entries."""
+    for leaf in _float_leaves(inputs):
+        bad = is_bad(leaf)
+        if leaf.ndim == 2 and bad.any():
+            rows = bad.any(dim=1).nonzero().flatten().tolist()
+            columns = bad.any(dim=0).nonzero().flatten().tolist()
+            return tuple(rows), tuple(columns)
+    return (), ()
 
 
 def _refined_report(
@@ -79,7 +86,9 @@ def _refined_report(
     that failed.
     """
     failed = evidence.failed_operation
-    huge_rows, huge_columns = evidence.huge_inputs()
+    huge_rows, huge_columns = _places_where(
+        evidence.inputs, lambda leaf: leaf.abs() >= HUGE
+    )
     if huge_rows:
         cause = "data"
         clause += "; the batch holds inputs of size 1e15 and more"
@@ -88,32 +97,28 @@ def _refined_report(
         clause += f"; {evidence.movement}"
     elif failed is not None:
         cause = _cause_of(failed, amplifies=bool(evidence.amplification))
-    rows, columns = huge_rows or evidence.rows, huge_columns or evidence.columns
-    if failed is None:
-        return _report(
-            evidence,
-            phase,
-            cause,
-            f"{clause}.",
-            module=module,
-            rows=rows,
-            columns=columns,
-        )
-    if not evidence.is_runaway:
-        clause += _domain_clause(failed)
+    place: dict[str, Any] = {"module": module}
     has_columns = bool(evidence.columns) and not huge_rows
-    return _report(
-        evidence,
-        failed.phase,
+    if failed is not None:
+        phase, place = failed.phase, failed.place
+        if not evidence.is_runaway:
+            clause += _domain_clause(failed)
+    return NonFiniteReport(
+        phase,
         cause,
         f"{clause}.",
-        action_for(cause, failed, has_columns=has_columns),
-        module=failed.module,
-        operation=failed.operation,
-        source=failed.source,
-        rows=rows,
-        columns=columns,
+        ACTIONS[cause] if failed is None else action_for(cause, failed, has_columns),
+        rows=huge_rows or evidence.rows,
+        columns=huge_columns or evidence.columns,
+        **place,
     )
+
+
+def _divergence_report(evidence: StepEvidence, clause: str) -> NonFiniteReport:
+    """Return a report on weights that have diverged."""
+    cause = evidence.cause_of_divergence
+    sentence = f"{clause}; {evidence.movement}."
+    return NonFiniteReport("step", cause, sentence, ACTIONS[cause])
 
 
 def _domain_clause(failed: FailedOperation) -> str:
@@ -126,35 +131,37 @@ def _domain_clause(failed: FailedOperation) -> str:
 
 
 def _cause_of(failed: FailedOperation, *, amplifies: bool) -> Cause:
-    """Return the cause to blame for an operation that failed with sound weights."""
+    """Return the cause to blame for an operation that failed with finite weights."""
     if failed.dtype in NARROW and failed.largest < HUGE:
         return "precision"
     if failed.largest >= HUGE:
-        # The operation itself is sound: its argument was too large.
+        # The operation is not at fault: its argument was too large.
         return "gradient" if amplifies or failed.phase == "backward" else "activation"
     if failed.module == CRITERION:
         return "loss"
     name = failed.operation.removeprefix("aten.")
-    is_decomposition = "linalg" in name and "norm" not in name
-    is_odd = (
-        failed.is_of_dead_branch
+    is_of_architecture = (
+        ("linalg" in name and "norm" not in name)  # a decomposition
+        or failed.is_of_dead_branch
         or failed.is_of_too_few
         or failed.is_of_buffer
         or not failed.is_of_batch
+        or (failed.phase == "backward" and name not in _WITH_A_DOMAIN)
     )
-    has_no_edge = failed.phase == "backward" and name not in _WITH_A_DOMAIN
-    return "architecture" if is_decomposition or is_odd or has_no_edge else "activation"
+    return "architecture" if is_of_architecture else "activation"
 
 
 def _blame_input(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the batch contains NaN or infinity."""
-    n_bad = sum(map(nonfinite_count, float_leaves(evidence.inputs)))
+    n_bad = sum(map(_nonfinite_count, _float_leaves(evidence.inputs)))
     if not n_bad:
         return None
-    rows, columns = evidence.nonfinite_inputs()
+    rows, columns = _places_where(evidence.inputs, lambda leaf: ~torch.isfinite(leaf))
     values = "value" if n_bad == 1 else "values"
     sentence = f"The batch holds {n_bad} non-finite input {values}."
-    return _report(evidence, "input", "data", sentence, rows=rows, columns=columns)
+    return NonFiniteReport(
+        "input", "data", sentence, ACTIONS["data"], rows=rows, columns=columns
+    )
 
 
 def _blame_initial_weight(evidence: StepEvidence) -> NonFiniteReport | None:
@@ -163,25 +170,22 @@ def _blame_initial_weight(evidence: StepEvidence) -> NonFiniteReport | None:
     if failed is None or failed.weight is None:
         return None
     named = [p for n, p in evidence.named_parameters if n.endswith(failed.weight)]
-    n_bad = sum(nonfinite_count(p.detach()) for p in named)
+    n_bad = sum(_nonfinite_count(p.detach()) for p in named)
     n_entries = sum(p.numel() for p in named)
-    return _report(
-        evidence,
+    return NonFiniteReport(
         "forward",
         "architecture",
         f"The weight {failed.weight!r} is not finite before the first step: {n_bad} of "
         f"{n_entries} entries.",
         "Initialise it, or check the weights that were loaded.",
-        module=failed.module,
-        operation=failed.operation,
-        source=failed.source,
+        **failed.place,
     )
 
 
 def _blame_weights(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the optimizer has made a weight non-finite."""
     parameters, failed = evidence.named_parameters, evidence.failed_operation
-    bad = [name for name, p in parameters if nonfinite_count(p.detach())]
+    bad = [name for name, p in parameters if _nonfinite_count(p.detach())]
     if not bad:
         return None
     clause = (
@@ -189,10 +193,8 @@ def _blame_weights(evidence: StepEvidence) -> NonFiniteReport | None:
         f"{bad[0]!r}"
     )
     if failed is None or failed.dtype not in NARROW:
-        sentence = f"{clause}; {evidence.movement}."
-        return _report(evidence, "step", evidence.cause_of_divergence, sentence)
-    return _report(
-        evidence,
+        return _divergence_report(evidence, clause)
+    return NonFiniteReport(
         "step",
         "precision",
         f"{clause}: the optimizer's {failed.operation} left the range of "
@@ -214,8 +216,8 @@ def _blame_error(evidence: StepEvidence) -> NonFiniteReport | None:
 
 def _blame_output(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the network's output is not finite."""
-    outputs = float_leaves(evidence.outputs)
-    n_bad = sum(map(nonfinite_count, outputs))
+    outputs = _float_leaves(evidence.outputs)
+    n_bad = sum(map(_nonfinite_count, outputs))
     if not n_bad:
         return None
     clause = (
@@ -231,7 +233,7 @@ def _blame_loss(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the loss of finite outputs is not finite."""
     if math.isfinite(evidence.loss):
         return None
-    sizes = [float(leaf.abs().max()) for leaf in float_leaves(evidence.outputs)]
+    sizes = [float(leaf.abs().max()) for leaf in _float_leaves(evidence.outputs)]
     clause = (
         f"The loss is {evidence.loss} for outputs of size up to "
         f"{max(sizes, default=math.nan):.3g}"
@@ -253,7 +255,7 @@ def _blame_gradient(evidence: StepEvidence) -> NonFiniteReport | None:
     if math.isfinite(evidence.gradient_norm):
         return None
     parameters = evidence.named_parameters
-    bad = [n for n, p in parameters if p.grad is not None and nonfinite_count(p.grad)]
+    bad = [n for n, p in parameters if p.grad is not None and _nonfinite_count(p.grad)]
     clause = (
         f"The loss is {evidence.loss:.3g} but {len(bad)} of {len(parameters)} "
         f"gradients are non-finite, first that of {bad[0]!r}"
@@ -280,16 +282,14 @@ def _blame_absurd_gradient(evidence: StepEvidence) -> NonFiniteReport | None:
         f"{evidence.loss:.3g}, with entries of up to {largest:.3g}: a step along it, "
         "or what an optimizer keeps of its square, would do lasting damage."
     )
-    return _report(evidence, "backward", "gradient", sentence, module=module)
+    action = ACTIONS["gradient"]
+    return NonFiniteReport("backward", "gradient", sentence, action, module=module)
 
 
 def _blame_explosion(evidence: StepEvidence) -> NonFiniteReport:
     """Apply to every other step: all is finite, but the loss has grown."""
-    sentence = (
-        f"The loss has grown to {evidence.loss:.3g} and stays there; "
-        f"{evidence.movement}."
-    )
-    return _report(evidence, "step", evidence.cause_of_divergence, sentence)
+    clause = f"The loss has grown to {evidence.loss:.3g} and stays there"
+    return _divergence_report(evidence, clause)
 
 
 # In order: the first rule that applies gives the report.

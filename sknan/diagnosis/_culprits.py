@@ -1,4 +1,4 @@
-"""Which rows and columns of a batch are to blame."""
+"""Search for the rows and columns of a batch that make a step non-finite."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._utils.tree import tree_leaves, tree_map
+from sknan.diagnosis._report import Phase
 
 __all__ = [
     "columns_to_blame",
@@ -20,19 +21,19 @@ __all__ = [
     "without_rows",
 ]
 
-# More columns than this are not tried one by one.
+# In a wider table the columns are not examined one by one.
 _MOST_COLUMNS = 256
 
 
 def nonfinite_rows(data: Any, n_rows: int) -> tuple[int, ...]:
-    """Rows in which a float of nested tensors is not finite.
+    """Return the rows in which a float of nested tensors is not finite.
 
     Parameters
     ----------
     data : nested tuples, lists or mappings of Tensor
-        Tensors of another length are not looked at.
+        Data of a batch. Tensors of another length are ignored.
     n_rows : int
-        Length of the batch.
+        Number of rows in the batch.
 
     Returns
     -------
@@ -46,20 +47,22 @@ def nonfinite_rows(data: Any, n_rows: int) -> tuple[int, ...]:
     return tuple(bad.nonzero().flatten().tolist())
 
 
-def sliced(data: Any, rows: Any, n_rows: int) -> Any:
-    """Some rows of nested tensors; those of another length stay whole.
+def sliced(data: Any, rows: slice | Tensor, n_rows: int) -> Any:
+    """Return some rows of nested tensors.
 
     Parameters
     ----------
     data : nested tuples, lists or mappings of Tensor
+        Data of a batch. Tensors of another length are kept whole.
     rows : slice or Tensor of int
+        Rows to select.
     n_rows : int
-        Length of the batch.
+        Number of rows in the batch.
 
     Returns
     -------
     object
-        Nested as ``data``.
+        Nested in the same way as ``data``.
     """
 
     def cut(leaf: Any) -> Any:
@@ -72,7 +75,7 @@ def sliced(data: Any, rows: Any, n_rows: int) -> Any:
 
 
 def without_rows(data: Any, rows: tuple[int, ...], n_rows: int) -> Any:
-    """The batch without some of its rows; parameters as of :func:`sliced`."""
+    """Return nested tensors without some rows; see :func:`sliced`."""
     keep = torch.ones(n_rows, dtype=torch.bool)
     keep[list(rows)] = False
     return sliced(data, keep.nonzero().flatten(), n_rows)
@@ -81,19 +84,19 @@ def without_rows(data: Any, rows: tuple[int, ...], n_rows: int) -> Any:
 def rows_by_bisection(
     is_finite: Callable[[slice], bool], n_rows: int
 ) -> tuple[int, ...]:
-    """Rows whose own result is not finite, by halving the batch.
+    """Find the rows that are not finite by themselves, by halving the batch.
 
     Parameters
     ----------
     is_finite : callable
-        Of a range of rows.
+        Function of a range of rows: whether the result for these rows is finite.
     n_rows : int
-        Length of the batch.
+        Number of rows in the batch.
 
     Returns
     -------
     tuple of int
-        Empty if it is only all rows together that fail.
+        Empty if only several rows together fail.
     """
     bad: list[int] = []
     stack = [(0, n_rows)]
@@ -112,22 +115,23 @@ def rows_by_bisection(
 def columns_to_blame(
     inputs: Any, row: int, is_finite: Callable[[Tensor], bool | Tensor]
 ) -> tuple[int, ...]:
-    """Columns of a bad row that make it finite once their value is an ordinary one.
+    """Find the columns that make a bad row finite if the median replaces the value.
 
     Parameters
     ----------
     inputs : Tensor of shape (n_rows, n_columns)
-        The batch; anything else has no columns.
+        Inputs of the batch. Data of any other kind have no columns.
     row : int
-        The bad row.
+        Number of the bad row.
     is_finite : callable
-        Says for a table of as many copies of the row as there are columns, in each of
-        which one column holds its median, which of the copies fare well.
+        Function of a table with one copy of the row for each column, in which this
+        column contains its median. It returns a mask of the copies whose result is
+        finite, or one value for all of them.
 
     Returns
     -------
     tuple of int
-        Empty if no column does it alone, or most of them would.
+        Empty if no single column repairs the row, or more than half of them do.
     """
     if not isinstance(inputs, Tensor) or inputs.ndim != 2:
         return ()
@@ -135,43 +139,44 @@ def columns_to_blame(
     is_small = inputs.is_floating_point() and 1 < n_columns <= _MOST_COLUMNS
     if not is_small or len(inputs) < 2:
         return ()
-    usual = inputs.detach().float().nanmedian(dim=0).values.to(inputs.dtype)
+    medians = inputs.detach().float().nanmedian(dim=0).values.to(inputs.dtype)
     copies = inputs[row].detach().repeat(n_columns, 1)
     copies.fill_diagonal_(0.0)
-    copies += torch.diag(usual)
+    copies += torch.diag(medians)
     cures = torch.as_tensor(is_finite(copies)).flatten().nonzero().flatten().tolist()
     return tuple(cures) if 0 < len(cures) <= n_columns // 2 else ()
 
 
 def places_to_blame(
-    phase: str,
+    phase: Phase,
     rows: tuple[int, ...],
     batch: tuple[Any, Any],
     outputs: Any,
     forward: Callable[[Any], Any],
     loss: Callable[[Any, Any, Any], Tensor],
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Rows of a failed step to blame, and columns of the first of them.
+    """Find the rows of a failed step to blame, and the columns of the first of them.
 
     Parameters
     ----------
     phase : str
-        Where the step failed.
+        Part of the step that failed.
     rows : tuple of int
-        Those of the operation that failed, if it shows them.
+        Rows in the result of the failed operation, if it shows them.
     batch : (object, object)
         Inputs and target.
     outputs : object
-        Of the network, or None.
+        Output of the network, or None.
     forward : callable
-        The network, row by row; it sees rows that are not there.
+        The network, in a mode that treats each row by itself. It is called with rows
+        that are not in the batch.
     loss : callable
-        Of outputs, target and inputs.
+        Loss as a function of outputs, target and inputs.
 
     Returns
     -------
     rows, columns : tuple of int
-        Columns only of a table, and only where a minority of the rows fails.
+        There are columns only if the inputs are a table and a minority of rows failed.
     """
     inputs, target = batch
     n_rows = len(tree_leaves(inputs)[0])
@@ -187,13 +192,12 @@ def places_to_blame(
     if phase != "forward" or not 0 < len(rows) <= n_rows // 2:
         return rows, ()
 
-    def fares_well(copies: Tensor) -> Tensor:
-        n_copies = len(copies)
+    def is_repaired(copies: Tensor) -> Tensor:
         try:
             with torch.random.fork_rng(), torch.no_grad():
-                bad = nonfinite_rows(forward(copies), n_copies)
-        except LinAlgError:  # at least one copy fares no better
-            return torch.zeros(n_copies, dtype=torch.bool)
-        return ~torch.isin(torch.arange(n_copies), torch.tensor(bad))
+                bad = nonfinite_rows(forward(copies), len(copies))
+        except LinAlgError:  # a decomposition raises if any copy has no result
+            return torch.zeros(len(copies), dtype=torch.bool)
+        return ~torch.isin(torch.arange(len(copies)), torch.tensor(bad))
 
-    return rows, columns_to_blame(inputs, rows[0], fares_well)
+    return rows, columns_to_blame(inputs, rows[0], is_repaired)

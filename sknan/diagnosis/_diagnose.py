@@ -1,9 +1,12 @@
-"""Find out why a step of training is not finite, in a net of anyone's."""
+"""Diagnosis of one training step of any torch network or skorch net."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,54 +37,49 @@ def _as_tensors(data: Any, device: torch.device) -> Any:
     return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, data)
 
 
+@dataclass
 class _Step:
-    """One step of a copy of a network, which may be run again and again."""
+    """A training step of a copy of a network, which can be run any number of times.
 
-    def __init__(
-        self,
-        modules: dict[str, Any],
-        criteria: list[Any],
-        forward: Any,
-        loss: Any,
-        batch: tuple[Any, Any],
-        column_names: Any = None,
-    ) -> None:
-        self.modules = modules
-        self.criteria = criteria
-        self.forward = forward
-        self.loss = loss
-        self.inputs, self.target = batch
-        self.n_rows = len(tree_leaves(self.inputs)[0])
-        self.column_names = column_names
-        self._states = [
-            copy.deepcopy(module.state_dict())
-            for module in modules.values()
-            if isinstance(module, nn.Module)
-        ]
+    ``forward`` is a function of the inputs, ``loss`` one of outputs, target and inputs.
+    """
+
+    modules: dict[str, Any]
+    criteria: list[Any]
+    forward: Callable[[Any], Any]
+    loss: Callable[[Any, Any, Any], Tensor]
+    inputs: Any
+    target: Any
+    column_names: Sequence[Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._networks = [m for m in self.modules.values() if isinstance(m, nn.Module)]
+        self._states = [copy.deepcopy(part.state_dict()) for part in self._networks]
         self._random_state = torch.random.get_rng_state()
 
     def run(self) -> tuple[Any, Tensor]:
+        """Return outputs and loss, from the same random state each time."""
         torch.random.set_rng_state(self._random_state)
         for _, parameter in self.named_parameters():
             parameter.grad = None
         outputs = self.forward(self.inputs)
-        loss: Tensor = self.loss(outputs, self.target, self.inputs)
+        loss = self.loss(outputs, self.target, self.inputs)
         return outputs, loss if loss.ndim == 0 else loss.sum()
 
     def forward_alone(self, inputs: Any) -> Any:
-        """Output in evaluation mode, so that one row does not spoil the others."""
-        parts = [m for m in self.modules.values() if isinstance(m, nn.Module)]
-        modes = [part.training for part in parts]
+        """Return the output in evaluation mode, in which no row affects the others."""
+        modes = [part.training for part in self._networks]
         try:
-            for part, state in zip(parts, self._states, strict=True):
+            for part, state in zip(self._networks, self._states, strict=True):
                 part.load_state_dict(state)  # the step has changed running statistics
                 part.eval()
             return self.forward(inputs)
         finally:
-            for part, mode in zip(parts, modes, strict=True):
+            for part, mode in zip(self._networks, modes, strict=True):
                 part.train(mode)
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters of all networks and criteria, with their names."""
         return [
             pair
             for part in [*self.modules.values(), *self.criteria]
@@ -89,66 +87,72 @@ class _Step:
             for pair in part.named_parameters()
         ]
 
-    def judge(self) -> NonFiniteReport | None:
-        """Run it under observation, and say what is not finite."""
-        names = ModuleNames(self.modules, self.criteria)
-        failed = replay(self.run, names, (self.inputs, self.target), self.n_rows)
-        error: Exception | None = None
-        outputs: Any = None
-        value = norm = float("nan")
-        try:
-            with torch.enable_grad():
-                outputs, loss = self.run()
-        except Exception as raised:  # as a decomposition of NaN raises
-            if failed is None:
-                raise
-            error = raised
+    def examine(self) -> NonFiniteReport | None:
+        """Run the step under observation; return a report if it is not finite."""
+        names, batch = (
+            ModuleNames(self.modules, self.criteria),
+            (self.inputs, self.target),
+        )
+        n_rows = len(tree_leaves(self.inputs)[0])
+        failed = replay(self.run, names, batch, n_rows)
+        evidence = dataclasses.replace(self._evidence(), failed_operation=failed)
+        if failed is None:
+            if evidence.error is not None:
+                raise evidence.error  # it is not about non-finite numbers
+            if evidence.is_finite:
+                return None
         else:
-            value = float(loss.detach())
-            if np.isfinite(value) and loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-            grads = [p.grad for _, p in self.named_parameters() if p.grad is not None]
-            norm = stable_grad_norm(grads) if grads else 0.0
-            if failed is not None and failed.is_of_buffer:
-                norm = float("nan")  # no gradient tells of it
-        if failed is None and np.isfinite(value) and np.isfinite(norm):
-            return None
-        places: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
-        if failed is not None:
-            batch = self.inputs, self.target
-            places = places_to_blame(
+            if failed.is_of_buffer:  # the gradients do not depend on the buffer
+                evidence = dataclasses.replace(evidence, gradient_norm=math.nan)
+            rows, columns = places_to_blame(
                 failed.phase,
                 failed.rows,
                 batch,
-                outputs,
+                evidence.outputs,
                 self.forward_alone,
                 self.loss,
             )
-        evidence = StepEvidence(
+            evidence = dataclasses.replace(evidence, rows=rows, columns=columns)
+        return self._in_data(examine_step(evidence))
+
+    def _evidence(self) -> StepEvidence:
+        """Run the step, and return what is known without a replay."""
+        outputs, error, loss_value, norm = None, None, math.nan, math.nan
+        try:
+            with torch.enable_grad():
+                outputs, loss = self.run()
+        except Exception as raised:  # such as by a decomposition of NaN
+            error = raised
+        else:
+            loss_value = float(loss.detach())
+            if math.isfinite(loss_value) and loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            grads = [p.grad for _, p in self.named_parameters() if p.grad is not None]
+            norm = stable_grad_norm(grads) if grads else 0.0
+        return StepEvidence(
             inputs=self.inputs,
             outputs=outputs,
-            loss=value,
+            loss=loss_value,
             gradient_norm=norm,
             named_parameters=self.named_parameters(),
             relative_distance=0.0,
             lr=0.0,
             epoch=0,
             batch=0,
-            failed_operation=failed,
             error=error,
-            rows=places[0],
-            columns=places[1],
         )
-        report = examine_step(evidence)
-        names, columns = self.column_names, report.columns
-        if names is not None:
-            columns = tuple(str(names[int(column)]) for column in columns)
+
+    def _in_data(self, report: NonFiniteReport) -> NonFiniteReport:
+        """Return the report with rows of the data and names of columns."""
+        columns = report.columns
+        if self.column_names is not None:
+            columns = tuple(str(self.column_names[int(i)]) for i in columns)
         return dataclasses.replace(report, rows_in="data", columns=columns)
 
 
 def _copied(net: Any) -> Any:
-    """A net of skorch's with networks and criteria of its own."""
-    # skorch copies a net by pickling it, which a class made in a function refuses.
+    """Return a copy of a skorch net with copies of its networks and criteria."""
+    # skorch copies a net by pickling, which fails for a class defined in a function.
     twin = object.__new__(type(net))
     vars(twin).update(vars(net))
     for name in [*net._modules, *net._criteria]:
@@ -157,8 +161,8 @@ def _copied(net: Any) -> Any:
 
 
 def _step_of_net(net: Any, X: Any, y: Any) -> _Step:
-    """A step of an estimator of ours or a net of skorch's, copied."""
-    names = getattr(net, "feature_names_in_", None)
+    """Return a step of a copy of an estimator of sknan or a net of skorch."""
+    column_names = getattr(net, "feature_names_in_", None)
     if hasattr(net, "net_"):
         inputs, target = net._as_batch(X, y)
         net = _copied(net.net_)
@@ -174,59 +178,60 @@ def _step_of_net(net: Any, X: Any, y: Any) -> _Step:
     net._set_training(True)
 
     def loss(outputs: Any, target: Any, inputs: Any) -> Tensor:
-        found: Tensor = net.get_loss(outputs, target, X=inputs, training=True)
-        return found
+        result: Tensor = net.get_loss(outputs, target, X=inputs, training=True)
+        return result
 
     return _Step(
         {name: getattr(net, f"{name}_") for name in net._modules},
         [getattr(net, f"{name}_") for name in net._criteria],
         net.infer,
         loss,
-        (inputs, target),
-        names,
+        inputs,
+        target,
+        column_names,
     )
 
 
 def _step_of_module(module: nn.Module, criterion: Any, X: Any, y: Any) -> _Step:
-    # A copy: what a forward pass changes in place must not be seen outside.
+    # A copy, because a forward pass may change the module in place.
     module, criterion = copy.deepcopy((original_of(module), original_of(criterion)))
     first = next(iter([*module.parameters(), *module.buffers()]), torch.zeros(()))
-    batch = _as_tensors(X, first.device), _as_tensors(y, first.device)
     return _Step(
         {"module": module},
         [criterion],
         module,
         lambda outputs, target, inputs: criterion(outputs, target),
-        batch,
+        _as_tensors(X, first.device),
+        _as_tensors(y, first.device),
     )
 
 
 def diagnose(*args: Any) -> NonFiniteReport | None:
-    """Run one step, forward and backward, and say what in it is not finite.
+    """Run one training step, forward and backward, and report what is not finite.
 
-    ``diagnose(module, criterion, X, y)`` for any torch network and loss, or
-    ``diagnose(net, X, y)`` for a fitted estimator of sknan, or a net of sknan or skorch
-    that has its weights. Nothing is changed: weights, gradients, buffers and random
-    states are as before.
+    Call ``diagnose(module, criterion, X, y)`` for any torch network and loss, or
+    ``diagnose(net, X, y)`` for a fitted estimator of sknan or an initialized net of
+    sknan or skorch. Weights, gradients, buffers and random states are left unchanged.
 
     Parameters
     ----------
     *args : module, criterion, X, y, or net, X, y
-        ``X`` and ``y`` are arrays, DataFrames, tensors, or nested tuples or dicts of
-        tensors; float64 arrays become float32. ``criterion`` is called with output and
-        target.
+        Network, loss and data of the step. ``X`` and ``y`` are arrays, DataFrames,
+        tensors, or nested tuples or dicts of tensors; float64 arrays are converted to
+        float32. ``criterion`` is called with output and target.
 
     Returns
     -------
     NonFiniteReport or None
-        With rows of ``X`` and columns by number. None if loss and gradients are finite.
+        Report with rows of ``X``, and with columns by name if the estimator knows
+        their names, else by number. None if loss and gradients are finite.
 
     Raises
     ------
     TypeError
-        If the arguments are neither of the two, or the first is a class.
+        If the arguments have neither form, or the first one is a class.
     NonFiniteDataError
-        If ``X`` or ``y`` for an estimator holds NaN or infinities.
+        If ``X`` or ``y`` of an estimator contains NaN or infinity.
 
     Examples
     --------
@@ -246,8 +251,8 @@ def diagnose(*args: Any) -> NonFiniteReport | None:
     """
     if args and isinstance(args[0], type):
         raise TypeError(
-            f"diagnose looks at a network, and got the class {args[0].__name__}. Pass "
-            "an instance."
+            f"diagnose takes a network, got the class {args[0].__name__}. Pass an "
+            "instance."
         )
     state = torch.random.get_rng_state()
     if len(args) == 4:
@@ -260,7 +265,7 @@ def diagnose(*args: Any) -> NonFiniteReport | None:
             f"{len(args)} arguments."
         )
     try:
-        return step.judge()
+        return step.examine()
     finally:
         torch.random.set_rng_state(state)
 
@@ -268,35 +273,37 @@ def diagnose(*args: Any) -> NonFiniteReport | None:
 def reproduce(
     report: NonFiniteReport, module: nn.Module, criterion: Any
 ) -> NonFiniteReport | None:
-    """Run a failed step again from its capsule, and say what in it is not finite.
+    """Run a failed step again from its capsule, and report what is not finite.
 
     Parameters
     ----------
     report : NonFiniteReport
-        With a capsule, such as :meth:`NonFiniteReport.load` gives.
+        Report with a capsule, such as :meth:`NonFiniteReport.load` returns.
     module : nn.Module
-        Of the same architecture; a copy of it gets the weights of the failure.
+        Network of the same architecture. The weights of the failure are loaded into a
+        copy of it.
     criterion : callable
-        The loss of that training. The weights of a module come from the capsule too.
+        Loss of the failed training. If it is a module, its weights come from the
+        capsule too.
 
     Returns
     -------
     NonFiniteReport or None
-        Its rows are those of the batch. None if the step comes out finite.
+        Report with rows of the batch. None if the step is finite.
 
     Raises
     ------
     ValueError
         If the report has no capsule.
     RuntimeError
-        torch's own, if the weights do not fit the module.
+        If the weights do not fit the module; raised by torch.
     """
     capsule = report.capsule
     if capsule is None:
         raise ValueError(
-            "The report holds no capsule: only the first report of a training and that "
-            "of an error do, and a pickled one leaves it behind. Save it with "
-            "report.save(path)."
+            "The report has no capsule. Only the first report of a training and the "
+            "report of an error have one, and pickling removes it. Save the report "
+            "with report.save(path) to keep the capsule."
         )
     module, criterion = copy.deepcopy((original_of(module), original_of(criterion)))
     module.load_state_dict(capsule.weights["module"])
@@ -307,7 +314,7 @@ def reproduce(
     torch.random.set_rng_state(capsule.random_state)
     try:
         step = _step_of_module(module, criterion, capsule.inputs, capsule.target)
-        found = step.judge()
+        found = step.examine()
         return found and dataclasses.replace(found, rows_in="batch")
     finally:
         torch.random.set_rng_state(state)

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._failed_operation import FailedOperation
 from sknan.diagnosis._report import Cause
-from sknan.diagnosis._thresholds import HUGE, is_runaway
+from sknan.diagnosis._thresholds import is_runaway
 
-__all__ = ["StepEvidence", "float_leaves", "nonfinite_count"]
-
-
-def nonfinite_count(tensor: Tensor) -> int:
-    """Return the number of entries that are NaN or infinite."""
-    return int((~torch.isfinite(tensor)).sum())
-
-
-def float_leaves(data: Any) -> list[Tensor]:
-    """Return the floating-point tensors of nested data, detached from the graph."""
-    return [leaf.detach() for leaf in tree_leaves(data) if leaf.is_floating_point()]
+__all__ = ["StepEvidence"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -103,23 +91,3 @@ class StepEvidence:
         if self.amplification:
             moved += f", in a network that {self.amplification}"
         return moved
-
-    def nonfinite_inputs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return rows and columns of the batch that contain NaN or infinity."""
-        return self._places_where(lambda leaf: ~torch.isfinite(leaf))
-
-    def huge_inputs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return rows and columns of the batch that contain huge numbers."""
-        return self._places_where(lambda leaf: leaf.abs() >= HUGE)
-
-    def _places_where(
-        self, is_bad: Callable[[Tensor], Tensor]
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return bad rows and columns of the first table that contains a bad entry."""
-        for leaf in float_leaves(self.inputs):
-            bad = is_bad(leaf)
-            if leaf.ndim == 2 and bad.any():
-                rows = bad.any(dim=1).nonzero().flatten().tolist()
-                columns = bad.any(dim=0).nonzero().flatten().tolist()
-                return tuple(rows), tuple(columns)
-        return (), ()

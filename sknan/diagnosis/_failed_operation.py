@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -61,3 +62,9 @@ class FailedOperation:
     is_of_buffer: bool = False
     is_of_dead_branch: bool = False
     weight: str | None = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Module, operation and source, as fields of a report."""
+        names = ("module", "operation", "source")
+        return {name: getattr(self, name) for name in names}

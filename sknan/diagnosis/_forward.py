@@ -8,7 +8,6 @@ until the loss, so that a NaN in a branch that does not reach the loss is not bl
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 import operator
@@ -109,12 +108,12 @@ class _Call:
     had_nan: bool
 
 
-def _is_of_too_few(name: str, inputs: list[Tensor], out: Tensor) -> bool:
+def _is_of_too_few(call: _Call, out: Tensor) -> bool:
     """Whether an operation is a statistic of fewer elements than it needs."""
-    sample = next((x for x in inputs if x.is_floating_point()), None)
+    sample = next((x for x in call.inputs if x.is_floating_point()), None)
     if sample is None:
         return False
-    is_spread = name.removeprefix("aten.") in _SPREADS
+    is_spread = call.kind.name.removeprefix("aten.") in _SPREADS
     return not sample.numel() or (is_spread and sample.numel() <= out.numel())
 
 
@@ -169,7 +168,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.failed_decomposition: FailedOperation | None = None
         self._stop = stop
         self._nonfinite_weights = nonfinite_weights
-        self._latest: tuple[str, list[Tensor]] = ("", [])  # name and inputs
+        self._latest: _Call | None = None  # that computed something
         self._alive: list[Any] = []  # so that no storage is used twice
         # By storage that is not finite; None for infinities by design.
         self._origins: dict[int, _Origin | None] = {}
@@ -204,7 +203,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [output] if isinstance(output, Tensor) else tree_leaves(output)
         self._alive.append((call.inputs, outputs))
         if not call.kind.is_move:
-            self._latest = call.kind.name, call.inputs
+            self._latest = call
         is_batch_norm = "batch_norm" in call.kind.name
         if is_batch_norm or call.kind.is_in_place:
             self._finite.difference_update(call.keys)
@@ -279,43 +278,34 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._origins[key] = None if is_by_design else self._origin(call, out)
 
     def _origin(self, call: _Call, out: Tensor, weight: str | None = None) -> _Origin:
-        name, inputs = call.kind.name, call.inputs
         rows = bad_rows(~torch.isfinite(out), self.n_rows)
-        failed = self._failed(name, inputs, out, call.is_of_batch, rows)
-        failed = dataclasses.replace(failed, weight=weight)
-        return _Origin(len(self._alive), failed)
+        return _Origin(len(self._alive), self._failed(call, out, rows, weight))
 
     def _failed_decomposition(self, call: _Call) -> FailedOperation:
         """Return the decomposition without a result, before the check that raised."""
-        name, inputs = call.kind.name, call.inputs
-        info = inputs[0]
-        if "check_errors" in name:
-            name, inputs = self._latest
-        rows: tuple[int, ...] = ()
-        if not info.is_floating_point():
-            rows = bad_rows(info != 0, self.n_rows)
-        return self._failed(name, inputs, info, call.is_of_batch, rows)
+        info = call.inputs[0]
+        is_code = not info.is_floating_point()  # 0 for success
+        rows = bad_rows(info != 0, self.n_rows) if is_code else ()
+        if "check_errors" in call.kind.name and self._latest is not None:
+            call = self._latest
+        return self._failed(call, info, rows)
 
     def _failed(
-        self,
-        name: str,
-        inputs: list[Tensor],
-        out: Tensor,
-        is_of_batch: bool,
-        rows: tuple[int, ...],
+        self, call: _Call, out: Tensor, rows: tuple[int, ...], weight: str | None = None
     ) -> FailedOperation:
-        floats = nonempty_floats(inputs)
+        floats = nonempty_floats(call.inputs)
         return FailedOperation(
             phase="loss" if self.module == CRITERION else "forward",
             module=self.module,
-            operation=name,
+            operation=call.kind.name,
             source=line_of_user(self._stop),
             rows=rows,
             largest=largest(floats),
             domain=value_range(floats[-1]) if floats else None,
             dtype=out.dtype,
-            is_of_batch=is_of_batch,
-            is_of_too_few=_is_of_too_few(name, inputs, out),
+            is_of_batch=call.is_of_batch,
+            is_of_too_few=_is_of_too_few(call, out),
+            weight=weight,
         )
 
 

@@ -78,7 +78,7 @@ _REPLACEMENTS = {
 }
 
 
-def action_for(cause: Cause, failed: FailedOperation, *, has_columns: bool) -> str:
+def action_for(cause: Cause, failed: FailedOperation, has_columns: bool) -> str:
     """Return what to do about an operation that failed.
 
     Parameters

@@ -1,8 +1,7 @@
-"""What is known of a failed step."""
+"""Report on a failed training step."""
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import os
 from dataclasses import dataclass, field
@@ -37,27 +36,27 @@ _HEADLINES: dict[Phase, str] = {
 
 @dataclass(frozen=True)
 class NonFiniteReport:
-    """One step of training that went non-finite or exploded.
+    """Report on a training step that became non-finite or exploded.
 
     Parameters
     ----------
     phase : {"input", "forward", "loss", "backward", "step"}
-        Where in the step the first non-finite value appeared; ``"step"`` means that the
-        weights themselves ran away.
+        Part of the step in which the first non-finite value appeared. ``"step"`` means
+        that the weights themselves have diverged.
     cause : {"data", "learning_rate", "gradient", "activation", "loss", \
 "architecture", "precision"}
-        What is to blame, judged from the evidence.
+        Cause of the failure, judged from the evidence.
     evidence : str
-        One sentence with the numbers.
+        Sentence with the numbers that were found.
     action : str
-        One sentence: what to change.
+        Sentence that says what to change.
     module : str, default=""
         Dotted path inside the user's module, ``""`` for the module itself and
         ``"criterion"`` for the loss.
     operation : str or None, default=None
-        ATen name of the operation, where it is known.
+        ATen name of the operation, if it is known.
     source : str or None, default=None
-        ``file:line`` in the user's code, where it is known.
+        ``file:line`` in the user's code, if it is known.
     epoch, batch : int or None, default=None
         Position in the training, counted from 1.
     rows : tuple of int, default=()
@@ -65,13 +64,13 @@ class NonFiniteReport:
     columns : tuple of int or str, default=()
         Columns to blame.
     rows_in : {"data", "batch"}, default="batch"
-        Whether they are rows of the training data, or of the batch: nobody knows which
-        rows a data loader has drawn.
+        Data in which ``rows`` are counted. It is the batch if a data loader does not
+        disclose which rows it has drawn.
     recovery : str, default=""
-        One sentence: what the guard did about it; empty where training stopped.
+        Sentence that says how the guard recovered; empty if training stopped.
     capsule : Capsule or None, default=None
-        What reproduces the failure; see :meth:`save`. Left behind on pickling, since it
-        holds a batch of the data.
+        Data that reproduce the failure; see :meth:`save`. A pickled report does not
+        include the capsule, because it contains a batch of the data.
 
     Examples
     --------
@@ -103,7 +102,7 @@ class NonFiniteReport:
 
     @property
     def headline(self) -> str:
-        """What happened where, without evidence and action."""
+        """Failure and its place in words, without evidence and action."""
         what = _HEADLINES[self.phase]
         of = f" of {self.operation}" if self.operation else ""
         where = f" in {self.module!r}" if self.module else ""
@@ -116,7 +115,7 @@ class NonFiniteReport:
         return f"{self.headline}. {self.evidence}{places} {self.action}"
 
     def _places(self) -> str:
-        """Rows and columns in a sentence."""
+        """Return a sentence with rows and columns."""
         parts = []
         for name, values in (("row", self.rows), ("column", self.columns)):
             if values:
@@ -127,32 +126,31 @@ class NonFiniteReport:
         return f"To blame: {', '.join(parts)}{of}."
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, as plain Python objects.
+        """Return all fields but the capsule, as plain Python objects.
 
         Returns
         -------
         dict
-            Ready for ``json.dumps``.
+            Values by name, which ``json.dumps`` accepts.
         """
-        names = [f.name for f in dataclasses.fields(self) if f.name != "capsule"]
-        fields = {name: getattr(self, name) for name in names}
         return {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in fields.items()
+            for name, value in vars(self).items()
+            if name != "capsule"
         }
 
     @classmethod
     def from_dict(
         cls, fields: dict[str, Any], capsule: Capsule | None = None
     ) -> NonFiniteReport:
-        """The report that :meth:`to_dict` made these fields of.
+        """Return the report with the fields that :meth:`to_dict` has returned.
 
         Parameters
         ----------
         fields : dict
-            All fields by name.
+            Values by name.
         capsule : Capsule or None, default=None
-            What reproduces the failure, which is none of them.
+            Data that reproduce the failure.
 
         Returns
         -------
@@ -162,13 +160,13 @@ class NonFiniteReport:
         return cls(**{**fields, **sequences}, capsule=capsule)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write report and capsule to a file with which anyone reproduces the failure.
+        """Write report and capsule to a file that reproduces the failure elsewhere.
 
         Parameters
         ----------
         path : str or path-like
-            Of a weights-only archive of torch: tensors, numbers and strings, of which
-            none is run on loading. It holds one batch of the data.
+            Path of the file. It is a weights-only archive of torch, with tensors,
+            numbers and strings and without code. It contains one batch of the data.
 
         Raises
         ------
@@ -177,49 +175,46 @@ class NonFiniteReport:
         """
         if self.capsule is None:
             raise ValueError(
-                "The report holds no capsule to save: only the first report of a "
-                "training and that of an error do, and a pickled one leaves it behind."
+                "The report has no capsule to save. Only the first report of a "
+                "training and the report of an error have one, and pickling removes it."
             )
         contents = {"format": FORMAT, "report": self.to_dict()}
         save({**contents, "capsule": self.capsule.to_dict()}, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NonFiniteReport:
-        """Read a report with its capsule; no code in the file is run.
+        """Read a report with its capsule, without running any code from the file.
 
         Parameters
         ----------
         path : str or path-like
-            That :meth:`save` has written.
+            Path of a file that :meth:`save` has written.
 
         Returns
         -------
         NonFiniteReport
-            For :func:`sknan.diagnosis.reproduce`.
+            Report that :func:`sknan.diagnosis.reproduce` accepts.
 
         Raises
         ------
         ValueError
-            If the file is of another kind or format.
+            If the file has another format.
         """
         contents = torch.load(path, map_location="cpu", weights_only=True)
         found = contents.get("format") if isinstance(contents, dict) else None
         if found != FORMAT:
             raise ValueError(
-                f"{os.fspath(path)} is no report of this version of sknan: its format "
-                f"is {found!r}, not {FORMAT}."
+                f"{os.fspath(path)} is not a report of this version of sknan: its "
+                f"format is {found!r}, not {FORMAT}."
             )
         return cls.from_dict(contents["report"], Capsule(**contents["capsule"]))
 
     def __getstate__(self) -> dict[str, Any]:
-        # A fitted model holds no data, and so neither do its reports.
+        # A fitted model contains no training data, and so its reports must not either.
         return {**vars(self), "capsule": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
     def _repr_html_(self) -> str:
-        """A short table, for notebooks."""
+        """Return the report as a short table for notebooks."""
         shown = [
             ("phase", self.phase),
             ("cause", self.cause.replace("_", " ")),

@@ -127,11 +127,11 @@ def test_nothing_in_the_file_is_run(tmp_path):
 
 def test_another_file_is_refused(tmp_path):
     torch.save({"format": 99}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="is no report of this version") as caught:
+    with pytest.raises(ValueError, match="is not a report of this version") as caught:
         NonFiniteReport.load(tmp_path / "other.pt")
     assert str(caught.value) == (
-        f"{tmp_path / 'other.pt'} is no report of this version of sknan: its format is "
-        "99, not 1."
+        f"{tmp_path / 'other.pt'} is not a report of this version of sknan: its "
+        "format is 99, not 1."
     )
 
 
@@ -139,8 +139,8 @@ def test_a_report_without_a_capsule_says_where_to_get_one(tmp_path):
     with pytest.raises(ValueError, match="no capsule to save") as caught:
         REPORT.save(tmp_path / "failure.pt")
     assert str(caught.value) == (
-        "The report holds no capsule to save: only the first report of a training and "
-        "that of an error do, and a pickled one leaves it behind."
+        "The report has no capsule to save. Only the first report of a training and "
+        "the report of an error have one, and pickling removes it."
     )
     with pytest.raises(ValueError, match="no capsule"):
         reproduce(REPORT, Log(), nn.MSELoss())
@@ -211,5 +211,5 @@ def test_what_is_no_net_is_refused():
     with pytest.raises(TypeError) as caught:
         diagnose(nn.Linear, nn.MSELoss, X, Y)
     assert str(caught.value) == (
-        "diagnose looks at a network, and got the class Linear. Pass an instance."
+        "diagnose takes a network, got the class Linear. Pass an instance."
     )
