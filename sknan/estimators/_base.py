@@ -36,6 +36,7 @@ from sknan.estimators._input import (
     merge_duplicate_rows,
     scale_weights,
 )
+from sknan.estimators._labels import apply_class_weight
 from sknan.estimators._nested_params import PrefixedParamsMixin
 from sknan.estimators._network_output import check_finite_output, trial_output
 from sknan.estimators._parameters import (
@@ -83,9 +84,8 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     are its steps, so that the engine can train the networks of several estimators
     together.
 
-    A subclass defines how targets are validated (``_validate_target``), encoded
-    (``_encode_target``, ``_fit_target``) and compared with the output
-    (``_match_target``).
+    A subclass defines how targets are validated (``_validate_target``), encoded for
+    training (``_encode_target``) and compared with the output (``_match_target``).
     """
 
     _task: ClassVar[str]
@@ -125,17 +125,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         """Return the targets as an array of labels or numbers, or refuse them."""
         raise NotImplementedError
 
-    def _row_weights(
-        self, sample_weight: Any, target: np.ndarray, *, is_partial: bool
-    ) -> np.ndarray | None:
-        """Return the weight of each row, or None if all weights are 1."""
-        return check_sample_weight(sample_weight, len(target))
-
-    def _encode_target(self, target: np.ndarray, *, is_partial: bool) -> np.ndarray:
-        """Return validated targets as numbers. Only labels need this step."""
-        return target
-
-    def _fit_target(
+    def _encode_target(
         self,
         y: Any,
         target: np.ndarray,
@@ -145,7 +135,9 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     ) -> tuple[np.ndarray, int]:
         """Set the fitted attributes of the target.
 
-        Return the targets that the network is trained on, and its number of outputs.
+        Return the codes or numbers that the network is trained on, and the number of
+        outputs it needs. ``target`` contains the validated ``y`` of the rows to train
+        on.
         """
         raise NotImplementedError
 
@@ -177,17 +169,23 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         )
         target = self._validate_target(y)
         check_consistent_length(X_in, target)
-        weights = self._row_weights(sample_weight, target, is_partial=is_partial)
+        weights = check_sample_weight(sample_weight, len(X_in))
+        class_weight = getattr(self, "class_weight", None)  # of a classifier
+        if class_weight is not None:
+            weights = apply_class_weight(
+                class_weight, target, weights, self, is_partial=is_partial
+            )
         numbers = np.arange(len(X_in))
         if weights is not None:
             # A row of weight 0 must have no effect, not even on the batches.
             numbers = np.flatnonzero(weights > 0)
             X_in, target, weights = X_in[numbers], target[numbers], weights[numbers]
-        target = self._encode_target(target, is_partial=is_partial, **target_params)
         if self._merges_duplicates(len(X_in)):
             X_in, target, weights, kept = merge_duplicate_rows(X_in, target, weights)
             numbers = numbers[kept]
-        target, n_outputs = self._fit_target(y, target, weights, is_partial=is_partial)
+        target, n_outputs = self._encode_target(
+            y, target, weights, is_partial=is_partial, **target_params
+        )
         return TrainingRows(X_in, target, weights, n_outputs, is_partial, numbers)
 
     def _merges_duplicates(self, n_rows: int) -> bool:

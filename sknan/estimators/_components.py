@@ -1,7 +1,7 @@
-"""From an estimator's parameters to the parts of its net: module, criterion, optimizer.
+"""Module, criterion, optimizer and device of a net from an estimator's parameters.
 
-Each function takes the parameter, the prefixed parameters given for it, and the name of
-the estimator (``owner``) for its messages.
+Each function receives a parameter, the prefixed parameters that belong to it, and the
+class name of the estimator (``owner``) for messages.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,
 }
-# These have a kernel that updates all weights at once, on CPU and CUDA.
+# Optimizers with a kernel that updates all weights at once, on CPU and CUDA.
 _FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad)
 _KERNEL_CHOICES = {"fused", "foreach", "capturable", "differentiable"}
 
@@ -52,7 +52,15 @@ _LOSSES = {"classification": CLASSIFICATION_LOSSES, "regression": REGRESSION_LOS
 
 
 class CallableLoss(nn.Module):
-    """A loss function as the module that skorch expects."""
+    """Loss function as a module, which skorch requires.
+
+    Parameters
+    ----------
+    function : callable
+        Loss as a function of output and target.
+    **options : object
+        Further arguments of the function.
+    """
 
     def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
         super().__init__()
@@ -61,44 +69,47 @@ class CallableLoss(nn.Module):
         self.options = options
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Loss of ``output`` against ``target``."""
+        """Return the loss of ``output`` for ``target``."""
         return self.function(output, target, **self.options)
 
 
-def name_of(thing: Any) -> str:
-    """What a part is called in messages: its quoted name, or that of its class.
+def name_of(component: Any) -> str:
+    """Return the name of a component in messages.
 
     Parameters
     ----------
-    thing : str, type or object
-        What the caller passed.
+    component : str, type or object
+        Value of a parameter.
 
     Returns
     -------
     str
+        A string in quotes; the name of a class or function; else the name of the class
+        of the object.
     """
-    if isinstance(thing, str):
-        return repr(thing)
-    return getattr(thing, "__name__", None) or type(thing).__name__
+    if isinstance(component, str):
+        return repr(component)
+    return getattr(component, "__name__", None) or type(component).__name__
 
 
 def kind_of(criterion: Any) -> Any:
-    """The loss that a criterion is about.
+    """Return the class or function of a criterion.
 
     Parameters
     ----------
     criterion : str, type, nn.Module or callable
-        As an estimator takes it.
+        Criterion of an estimator.
 
     Returns
     -------
     type or callable
-        Class of a name, an instance or the loss inside a bounded one; else itself.
+        Class of the loss with this name, of an instance, or of the loss inside a
+        bounded loss. A class or function is returned as it is.
 
     Raises
     ------
     ValueError
-        If it is an unknown name.
+        If no loss has this name.
     """
     if isinstance(criterion, str):
         return get_criterion(criterion)
@@ -107,12 +118,11 @@ def kind_of(criterion: Any) -> Any:
 
 
 def _accepted(factory: Any) -> tuple[str, ...] | None:
-    """Names of the parameters that ``factory`` takes, or None if it takes any."""
+    """Return the names of the factory's parameters, or None if it accepts any name."""
     try:
-        hash(factory)
-    except TypeError:
+        return _cached_signature(factory)
+    except TypeError:  # the factory is not hashable
         return _read_signature(factory)
-    return _remembered_signature(factory)
 
 
 def _read_signature(factory: Any) -> tuple[str, ...] | None:
@@ -125,14 +135,14 @@ def _read_signature(factory: Any) -> tuple[str, ...] | None:
     return tuple(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
 
 
-# Reading one takes a tenth of a millisecond, and a search asks for each candidate.
-_remembered_signature = functools.lru_cache(maxsize=64)(_read_signature)
+# Reading a signature takes 0.1 ms, and a search does so for each candidate.
+_cached_signature = functools.lru_cache(maxsize=64)(_read_signature)
 
 
 def _check_accepted(
     prefix: str, factory: Any, given: dict[str, Any], owner: str
 ) -> None:
-    """Refuse a prefixed parameter that the part's constructor does not take."""
+    """Refuse a prefixed parameter that the factory does not have."""
     accepted = _accepted(factory)
     if accepted is None:
         return
@@ -156,28 +166,30 @@ def _check_nothing_given(prefix: str, part: nn.Module, given: dict[str, Any]) ->
 def resolve_module(
     module: Any, given: dict[str, Any], sizes: dict[str, int], owner: str
 ) -> tuple[Any, dict[str, Any]]:
-    """Module, or its factory with the parameters to call it with.
+    """Return the module, or a factory and the parameters to call it with.
 
     Parameters
     ----------
     module : type, nn.Module, callable or None
-        None stands for :class:`~sknan.nets.TabularMLP`; an instance is copied.
+        Module of an estimator. None means :class:`~sknan.nets.TabularMLP`.
     given : dict
-        What ``module__...`` parameters say.
+        Values of the ``module__...`` parameters.
     sizes : dict of str to int
-        Parameters that are filled in where the factory takes them and none is given.
+        Parameters to add if the factory has them and they are not given.
     owner : str
-        Name of the estimator.
+        Class name of the estimator.
 
     Returns
     -------
     module : nn.Module or callable
+        Copy of an instance, or the factory.
     parameters : dict
+        Parameters for the factory.
 
     Raises
     ------
     ValueError
-        If ``module`` is no module, or does not take what is given.
+        If ``module`` is not a module or a factory, or does not have a given parameter.
     """
     module = TabularMLP if module is None else module
     if isinstance(module, nn.Module):
@@ -197,7 +209,7 @@ def resolve_module(
 def resolve_criterion(
     criterion: Any, given: dict[str, Any], *, task: str, per_row: bool, owner: str
 ) -> nn.Module:
-    """Criterion as a module of its own.
+    """Return a new module for the criterion.
 
     Parameters
     ----------
@@ -205,13 +217,13 @@ def resolve_criterion(
         A name of :func:`~sknan.losses.get_criterion`, a class, an instance (which is
         copied), or a function of output and target.
     given : dict
-        What ``criterion__...`` parameters say.
+        Values of the ``criterion__...`` parameters.
     task : {"classification", "regression"}
-        What the estimator does.
+        Task of the estimator.
     per_row : bool
-        Whether it must return one loss per row.
+        Whether the module must return one loss per row.
     owner : str
-        Name of the estimator.
+        Class name of the estimator.
 
     Returns
     -------
@@ -220,17 +232,17 @@ def resolve_criterion(
     Raises
     ------
     ValueError
-        If the criterion is unknown, for another task, does not take what is given, or
-        cannot give a loss per row.
+        If the criterion is unknown, is for the other task, does not have a given
+        parameter, or cannot return a loss per row.
     """
-    asked = criterion
+    name = name_of(criterion)
     if isinstance(criterion, str):
         criterion = get_criterion(criterion)
     kind = kind_of(criterion)
     traits = traits_of(kind)
     if traits.task not in (None, task):
         raise ValueError(
-            f"criterion={name_of(asked)} is for {traits.task}, but {owner} does "
+            f"criterion={name} is for {traits.task}, but {owner} does "
             f"{task}. Choose one of: "
             f"{', '.join(repr(name) for name in _LOSSES[task])}."
         )
@@ -251,10 +263,10 @@ def resolve_criterion(
         if not hasattr(built, "reduction"):
             raise ValueError(
                 "sample_weight and class_weight need a loss per row, but "
-                f"{name_of(asked)} has no 'reduction' to turn off. Use a criterion by "
+                f"{name} has no 'reduction' to turn off. Use a criterion by "
                 "name, or one whose reduction can be 'none'."
             )
-        # A loss of whole batches takes the weights itself.
+        # A loss defined on whole batches receives the weights as an argument.
         if traits.is_per_row:
             built.reduction = "none"
     module: nn.Module = built
@@ -264,28 +276,31 @@ def resolve_criterion(
 def resolve_optimizer(
     optimizer: Any, given: dict[str, Any], weight_decay: float, owner: str
 ) -> tuple[Any, dict[str, Any]]:
-    """Optimizer class with its parameters, fused where torch can.
+    """Return the class of the optimizer and its parameters.
 
     Parameters
     ----------
     optimizer : str or type
         A name, or a class of ``torch.optim``.
     given : dict
-        What ``optimizer__...`` parameters say.
+        Values of the ``optimizer__...`` parameters.
     weight_decay : float
-        Passed on where the optimizer takes it and none is given.
+        Weight decay to add if the optimizer has this parameter and it is not given.
     owner : str
-        Name of the estimator.
+        Class name of the estimator.
 
     Returns
     -------
     optimizer : type
+        Class of the optimizer.
     parameters : dict
+        Parameters for the class. They include ``fused=True`` if torch has a fused
+        kernel for it.
 
     Raises
     ------
     ValueError
-        If the name is unknown, or the class does not take what is given.
+        If the name is unknown, or the class does not have a given parameter.
     """
     if isinstance(optimizer, str):
         if optimizer not in _OPTIMIZERS:
@@ -299,7 +314,7 @@ def resolve_optimizer(
         raise ValueError(
             f"optimizer must be a name or a class of torch.optim, got {optimizer!r}."
         )
-    # skorch takes parameter groups under this name, for any optimizer.
+    # skorch accepts param_groups for any optimizer.
     named = {name: v for name, v in given.items() if name != "param_groups"}
     _check_accepted("optimizer", optimizer, named, owner)
     parameters = dict(given)
@@ -311,12 +326,12 @@ def resolve_optimizer(
 
 
 def resolve_device(device: str) -> str:
-    """The device itself; ``"auto"`` is the GPU if there is one.
+    """Return the name of the device to train on.
 
     Parameters
     ----------
     device : str
-        A torch device, or ``"auto"``.
+        A torch device, or ``"auto"`` for the GPU if there is one.
 
     Returns
     -------
@@ -325,7 +340,7 @@ def resolve_device(device: str) -> str:
     Raises
     ------
     ValueError
-        If there is no such device, or not here.
+        If the name is invalid, or this machine does not have the device.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,8 +1,7 @@
-"""Ensembles of networks that are trained together, each on other rows."""
+"""Ensembles of networks that are trained together on different rows."""
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from typing import Any, ClassVar, Self
 
@@ -18,8 +17,10 @@ from sknan._utils.progress import call_in_workers, progress
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.estimators._base import StableNetBase
-from sknan.estimators._classifier import ProbableLabelsMixin, StableNetClassifier
+from sknan.estimators._classifier import StableNetClassifier
 from sknan.estimators._input import CheckedRows, check_features
+from sknan.estimators._label_prediction import LabelPredictionMixin
+from sknan.estimators._parameters import is_integer
 from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
@@ -30,11 +31,11 @@ __all__ = [
     "default_network",
 ]
 
-# With early stopping each network holds out one of so many parts of the rows.
+# With early stopping, each network holds out one of this many folds.
 _N_FOLDS = 5
 
-# What each default is worth is measured in docs/quality.md.
-_RECIPE: dict[str, Any] = {
+# docs/quality.md measures the effect of each setting.
+_DEFAULT_PARAMS: dict[str, Any] = {
     "module__n_frequencies": 16,
     "module__dropout": 0.2,
     "lr_schedule": "constant",
@@ -46,22 +47,22 @@ _RECIPE: dict[str, Any] = {
 
 
 def default_network(estimator: str) -> Any:
-    """Network that the ensembles train by default, with its recipe as parameters.
+    """Return the network that the ensembles train by default.
 
     Parameters
     ----------
     estimator : {"classifier", "regressor"}
-        What it is to be.
+        Kind of the network.
 
     Returns
     -------
     StableNetClassifier or StableNetRegressor
-        Unfitted.
+        Unfitted network, whose default settings are its parameters.
 
     Raises
     ------
     ValueError
-        If it is to be something else.
+        If ``estimator`` is another value.
 
     Examples
     --------
@@ -75,11 +76,11 @@ def default_network(estimator: str) -> Any:
         raise ValueError(
             f"estimator must be 'classifier' or 'regressor', got {estimator!r}."
         )
-    return kinds[estimator](**_RECIPE)
+    return kinds[estimator](**_DEFAULT_PARAMS)
 
 
 class _Ensemble(VersionedPickleMixin, BaseEstimator):
-    """What the two ensembles share; see there."""
+    """Base class of the two ensembles; see their docstrings."""
 
     _network: ClassVar[type[StableNetBase]]
 
@@ -110,9 +111,7 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
             found = call_in_workers(
                 train_together, [(share,) for share in shares], n_shares
             )
-        outcomes: list[Outcome] = [None] * len(jobs)  # type: ignore[list-item]
-        for i, its in enumerate(found):
-            outcomes[i::n_shares] = its
+        outcomes = [found[i % n_shares][i // n_shares] for i in range(len(jobs))]
         for number, outcome in enumerate(outcomes):
             if outcome.error is not None:
                 outcome.error.add_note(
@@ -123,9 +122,11 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         _show_warnings(outcomes)
         self.estimators_ = [outcome.estimator for outcome in outcomes]
         self.nonfinite_reports_ = [
-            report for its in self.estimators_ for report in its.nonfinite_reports_
+            report
+            for member in self.estimators_
+            for report in member.nonfinite_reports_
         ]
-        self.effective_lr_ = min(its.effective_lr_ for its in self.estimators_)
+        self.effective_lr_ = min(member.effective_lr_ for member in self.estimators_)
         first = self.estimators_[0]
         self.n_features_in_ = first.n_features_in_
         if hasattr(first, "feature_names_in_"):
@@ -139,8 +140,8 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         seeds = rng.randint(np.iinfo(np.int32).max, size=(2, self.n_estimators))
         jobs = []
         for i in range(self.n_estimators):
-            turn, number = divmod(i, _N_FOLDS)
-            fold = ValidationFold(number, _N_FOLDS, int(seeds[1, turn]))
+            partition, number = divmod(i, _N_FOLDS)
+            fold = ValidationFold(number, _N_FOLDS, int(seeds[1, partition]))
             member = clone(network).set_params(random_state=int(seeds[0, i]))
             options = {"sample_weight": sample_weight, "fold": fold}
             jobs.append(Job(member, X, y, options))
@@ -149,14 +150,13 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
     def _checked_network(self) -> StableNetBase:
         name = type(self).__name__
         n = self.n_estimators
-        is_integer = isinstance(n, numbers.Integral) and not isinstance(n, bool)
-        if not is_integer or n < 1:
+        if not is_integer(n) or n < 1:
             raise ValueError(
                 f"The 'n_estimators' parameter of {name} must be an integer of at "
                 f"least 1, got {n!r}."
             )
         if self.estimator is None:
-            return self._network(**_RECIPE)
+            return self._network(**_DEFAULT_PARAMS)
         if not isinstance(self.estimator, self._network):
             raise ValueError(
                 f"The 'estimator' parameter of {name} must be a "
@@ -164,8 +164,8 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
             )
         if self.estimator.warm_start:
             raise ValueError(
-                f"{name} trains its networks anew in each fit: set warm_start=False in "
-                "its estimator."
+                f"{name} trains new networks in each fit: set warm_start=False in its "
+                "estimator."
             )
         return self.estimator
 
@@ -178,87 +178,88 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
 
 
 def _show_warnings(outcomes: list[Outcome]) -> None:
-    """What the networks had to say, each thing once, and all rescues in one warning."""
-    said = set()
-    rescues: list[DivergenceWarning] = []
+    """Show each warning of the networks once, and one summary of all recoveries."""
+    shown = set()
+    recoveries: list[DivergenceWarning] = []
     for outcome in outcomes:
-        for its in outcome.warnings:
-            if isinstance(its.message, DivergenceWarning):
-                rescues.append(its.message)
+        for caught in outcome.warnings:
+            if isinstance(caught.message, DivergenceWarning):
+                recoveries.append(caught.message)
                 continue
-            key = its.category, str(its.message)
-            if key not in said:
-                said.add(key)
-                warnings.warn(its.message, stacklevel=stacklevel_of_caller())
-    if rescues:
+            key = caught.category, str(caught.message)
+            if key not in shown:
+                shown.add(key)
+                warnings.warn(caught.message, stacklevel=stacklevel_of_caller())
+    if recoveries:
         summary = DivergenceWarning(
-            f"{len(rescues)} of {len(outcomes)} networks were rescued in training. The "
-            f"first: {rescues[0]}",
-            rescues[0].report,
+            f"{len(recoveries)} of {len(outcomes)} networks were rescued in training. "
+            f"The first: {recoveries[0]}",
+            recoveries[0].report,
         )
         warnings.warn(summary, stacklevel=stacklevel_of_caller())
 
 
-class StableNetEnsembleClassifier(ProbableLabelsMixin, _Ensemble):
-    """Mean of several guarded networks, for classification.
+class StableNetEnsembleClassifier(LabelPredictionMixin, _Ensemble):
+    """Mean of the probabilities of several guarded networks.
 
-    With early stopping each network holds out another fifth of the rows to choose its
-    epoch by, so that none is lost. The networks are trained as one, at a fraction of
-    the time.
+    With early stopping, each network holds out another fifth of the rows for the choice
+    of its best epoch, so that no row is lost. The networks are trained as one stacked
+    network, which takes a fraction of the time.
 
     Parameters
     ----------
     estimator : StableNetClassifier or None, default=None
-        The network, which is cloned for each member. None stands for the recipe that
-        was found best on tables of many kinds: ``StableNetClassifier(
+        Network, which is cloned for each member. None means the settings that were best
+        on tables of many kinds: ``StableNetClassifier(
         module__n_frequencies=16, module__dropout=0.2, lr_schedule="constant",
         max_epochs=200, batch_size="auto", early_stopping=True, n_iter_no_change=15)``.
     n_estimators : int, default=5
         Number of networks.
     n_jobs : int or None, default=None
-        Processes to train them in, each with its share; None is 1. The networks do not
-        depend on it.
+        Number of processes among which the networks are divided; None means 1. The
+        trained networks do not depend on it.
     random_state : int, RandomState or None, default=None
-        Seed of folds, initial weights, batches and dropout.
+        Seed of the folds, the initial weights, the batches and dropout.
     verbose : int, default=0
-        1 shows a bar over the networks in a terminal or a notebook, and nothing in a
-        log.
+        Level of output: 1 shows a progress bar over the networks in a terminal or a
+        notebook, and nothing in a log.
 
     Attributes
     ----------
     estimators_ : list of StableNetClassifier
-        The fitted networks.
+        Fitted networks.
     classes_ : ndarray of shape (n_classes,)
-        The labels, sorted.
+        Labels of the classes, sorted.
     nonfinite_reports_ : list of NonFiniteReport
-        Every step that failed and was rescued, network by network.
+        Reports of the failed steps that training recovered from, network by network.
     effective_lr_ : float
-        Smallest rate that the guard of a network ended at; ``lr`` if none failed.
+        Smallest ``effective_lr_`` of the networks; equal to ``lr`` if no step failed.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
-        Their names, if ``X`` had names that are all strings.
+        Names of the columns seen in ``fit``, if all of them were strings.
 
     Raises
     ------
     NonFiniteDataError, NonFiniteTrainingError, ValueError
-        As a single network does. If one cannot be trained, neither can the ensemble:
-        a note says which it was.
+        For the same reasons as a single network. If one network cannot be trained,
+        the fit fails with the error of that network. A note names the network.
 
     Warns
     -----
     DivergenceWarning
-        Once, if the training of a network was rescued: of how many, and the first.
+        Once per fit, if the training of a network recovered from failed steps. It
+        contains the number of such networks and the message of the first.
 
     See Also
     --------
-    StableNetEnsembleRegressor : The same for numbers.
+    StableNetEnsembleRegressor : Ensemble for numeric targets.
     StableNetClassifier : A single network.
 
     Notes
     -----
-    Probabilities are averaged, not logits: over-confidence of single networks cancels.
-    What the defaults are worth is measured in ``docs/quality.md``.
+    Probabilities are averaged, not logits, so that the overconfidence of single
+    networks cancels. ``docs/quality.md`` measures the effect of the default settings.
 
     Examples
     --------
@@ -281,11 +282,11 @@ class StableNetEnsembleClassifier(ProbableLabelsMixin, _Ensemble):
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            Finite numbers within float32.
+            Features: finite numbers within float32.
         y : array-like of shape (n_samples,)
             Labels of at least two classes: numbers, strings or booleans.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the rows, at least 0.
+            Non-negative weights of the rows.
 
         Returns
         -------
@@ -296,82 +297,83 @@ class StableNetEnsembleClassifier(ProbableLabelsMixin, _Ensemble):
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities of the classes: the mean of those of the networks.
+        """Return the mean of the networks' probabilities of the classes.
 
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            Finite numbers within float32.
+            Features: finite numbers within float32.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes), float32
-            Columns in the order of ``classes_``; rows sum to 1.
+            Columns in the order of ``classes_``. The sum of each row is 1.
         """
         rows = self._checked_rows(X)
-        each = [its.predict_proba(rows) for its in self.estimators_]
+        each = [member.predict_proba(rows) for member in self.estimators_]
         mean: np.ndarray = np.stack(each).mean(axis=0, dtype=np.float64)
         return mean.astype(np.float32)
 
 
 class StableNetEnsembleRegressor(RegressorMixin, _Ensemble):
-    """Mean of several guarded networks, for regression.
+    """Mean of the predictions of several guarded networks.
 
-    With early stopping each network holds out another fifth of the rows to choose its
-    epoch by, so that none is lost. The networks are trained as one, at a fraction of
-    the time.
+    With early stopping, each network holds out another fifth of the rows for the choice
+    of its best epoch, so that no row is lost. The networks are trained as one stacked
+    network, which takes a fraction of the time.
 
     Parameters
     ----------
     estimator : StableNetRegressor or None, default=None
-        The network, which is cloned for each member. None stands for the recipe that
-        was found best on tables of many kinds: ``StableNetRegressor(
+        Network, which is cloned for each member. None means the settings that were best
+        on tables of many kinds: ``StableNetRegressor(
         module__n_frequencies=16, module__dropout=0.2, lr_schedule="constant",
         max_epochs=200, batch_size="auto", early_stopping=True, n_iter_no_change=15)``.
     n_estimators : int, default=5
         Number of networks.
     n_jobs : int or None, default=None
-        Processes to train them in, each with its share; None is 1. The networks do not
-        depend on it.
+        Number of processes among which the networks are divided; None means 1. The
+        trained networks do not depend on it.
     random_state : int, RandomState or None, default=None
-        Seed of folds, initial weights, batches and dropout.
+        Seed of the folds, the initial weights, the batches and dropout.
     verbose : int, default=0
-        1 shows a bar over the networks in a terminal or a notebook, and nothing in a
-        log.
+        Level of output: 1 shows a progress bar over the networks in a terminal or a
+        notebook, and nothing in a log.
 
     Attributes
     ----------
     estimators_ : list of StableNetRegressor
-        The fitted networks.
+        Fitted networks.
     nonfinite_reports_ : list of NonFiniteReport
-        Every step that failed and was rescued, network by network.
+        Reports of the failed steps that training recovered from, network by network.
     effective_lr_ : float
-        Smallest rate that the guard of a network ended at; ``lr`` if none failed.
+        Smallest ``effective_lr_`` of the networks; equal to ``lr`` if no step failed.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
-        Their names, if ``X`` had names that are all strings.
+        Names of the columns seen in ``fit``, if all of them were strings.
 
     Raises
     ------
     NonFiniteDataError, NonFiniteTrainingError, ValueError
-        As a single network does. If one cannot be trained, neither can the ensemble:
-        a note says which it was.
+        For the same reasons as a single network. If one network cannot be trained,
+        the fit fails with the error of that network. A note names the network.
 
     Warns
     -----
     DivergenceWarning
-        Once, if the training of a network was rescued: of how many, and the first.
+        Once per fit, if the training of a network recovered from failed steps. It
+        contains the number of such networks and the message of the first.
 
     See Also
     --------
-    StableNetEnsembleClassifier : The same for labels.
+    StableNetEnsembleClassifier : Ensemble for class labels.
     StableNetRegressor : A single network.
 
     Notes
     -----
-    Predictions are averaged in the units of ``y``, whatever the criterion. What the
-    defaults are worth is measured in ``docs/quality.md``.
+    Predictions are averaged in the units of ``y`` for every criterion.
+    ``docs/quality.md`` measures the effect of the default settings.
 
     Examples
     --------
@@ -392,11 +394,11 @@ class StableNetEnsembleRegressor(RegressorMixin, _Ensemble):
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            Finite numbers within float32.
+            Features: finite numbers within float32.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
-            Finite numbers.
+            Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the rows, at least 0.
+            Non-negative weights of the rows.
 
         Returns
         -------
@@ -406,27 +408,26 @@ class StableNetEnsembleRegressor(RegressorMixin, _Ensemble):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predicted targets, in the units of ``y``: the mean of the networks.
+        """Return the mean of the networks' predictions, in the units of ``y``.
 
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            Finite numbers within float32.
+            Features: finite numbers within float32.
 
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_targets)
-            As ``y`` was, in the dtype of a single network's answer.
+            Predictions in the shape of ``y``, with the dtype of a single network.
         """
         rows = self._checked_rows(X)
-        mean, *others = (its.predict(rows) for its in self.estimators_)
-        # In shares: a sum of numbers near the largest would overflow.
-        share = 1.0 / len(self.estimators_)
-        dtype = mean.dtype
-        mean = mean * np.float64(share)
-        for its in others:
-            mean += its * np.float64(share)
-        averaged: np.ndarray = mean.astype(dtype)
+        # Each term is divided first: a sum of values near the largest would overflow.
+        share = np.float64(1.0 / len(self.estimators_))
+        first, *others = (member.predict(rows) for member in self.estimators_)
+        mean = first * share
+        for predicted in others:
+            mean += predicted * share
+        averaged: np.ndarray = mean.astype(first.dtype)
         return averaged
 
     def __sklearn_tags__(self) -> Tags:

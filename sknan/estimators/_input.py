@@ -197,7 +197,7 @@ def merge_duplicate_rows(
     X : ndarray of shape (n_samples, n_features)
         Features.
     y : ndarray of shape (n_samples,) or (n_samples, n_targets)
-        Numeric targets or class codes.
+        Floating-point targets or labels.
     weights : ndarray of shape (n_samples,) or None
         Sample weights.
 
@@ -210,7 +210,8 @@ def merge_duplicate_rows(
     numbers : ndarray of int
         Number of the first row of each group in the input.
     """
-    rows = np.column_stack([X.astype(np.float64), y])
+    keys = y if y.dtype.kind == "f" else np.unique(y, return_inverse=True)[1]
+    rows = np.column_stack([X.astype(np.float64), keys])
     _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     if len(first) < 2:
         return X, y, weights, np.arange(len(X))

@@ -83,6 +83,8 @@ def apply_class_weight(
     labels: np.ndarray,
     weights: np.ndarray | None,
     estimator: BaseEstimator,
+    *,
+    is_partial: bool,
 ) -> np.ndarray:
     """Return the sample weights multiplied by the weight of each row's class.
 
@@ -96,6 +98,8 @@ def apply_class_weight(
         Sample weights; None means 1 for each row.
     estimator : estimator
         Owner of the parameter, for messages.
+    is_partial : bool
+        Whether the rows are those of one call of ``partial_fit``.
 
     Returns
     -------
@@ -110,6 +114,11 @@ def apply_class_weight(
         raise ValueError(
             f"The 'class_weight' parameter of {type(estimator).__name__} must be a "
             f"dict, 'balanced' or None, got {class_weight!r}."
+        )
+    if is_partial and class_weight == "balanced":
+        raise ValueError(
+            "class_weight='balanced' needs all labels at once, which partial_fit never "
+            "sees. Pass the weights as a dict."
         )
     classes, codes = np.unique(labels, return_inverse=True)
     by_class: np.ndarray = compute_class_weight(

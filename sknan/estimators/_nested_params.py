@@ -1,4 +1,4 @@
-"""Parameters with a prefix, such as ``module__width``, of an estimator."""
+"""Parameters of the components of an estimator, such as ``module__width``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from sknan._utils.validation import did_you_mean
 
 __all__ = ["PrefixedParamsMixin"]
 
-# Of the network's parts, and of what is done with them.
 _PARTS = ("module", "criterion", "optimizer")
 _PREFIXES = (*_PARTS, "compile")
-# What the same thing is called elsewhere: in Keras, torch and scikit-learn's own MLP.
-_ELSEWHERE = {
+# Names of the same parameters in Keras, torch and scikit-learn's MLPClassifier.
+_SYNONYMS = {
     "activation": "module__activation",
     "alpha": "weight_decay",
     "dropout": "module__dropout",
@@ -29,25 +28,25 @@ _ELSEWHERE = {
     "seed": "random_state",
     "solver": "optimizer",
 }
-# Whoever walks the constructor's signature finds this name among the parameters, as
-# scikit-learn's own checks do; it is only refused when it comes to training.
+# Code that reads the signature of the constructor, such as the checks of scikit-learn,
+# may set a parameter of this name. It is refused in fit, not before.
 _VAR_KEYWORD = "prefixed"
 
 
 class PrefixedParamsMixin(BaseEstimator):
-    """Estimator whose constructor also takes the parameters of its network's parts.
+    """Estimator whose constructor accepts parameters of the network's components.
 
-    They are attributes like any other, and live in ``get_params``, ``set_params``,
-    ``clone`` and parameter grids.
+    These parameters are stored as attributes. ``get_params``, ``set_params``, ``clone``
+    and parameter grids include them.
     """
 
     def _store_params(self, given: dict[str, Any]) -> None:
-        """Set the constructor's arguments as attributes.
+        """Set the arguments of the constructor as attributes.
 
         Parameters
         ----------
         given : dict
-            ``locals()`` of the constructor.
+            The ``locals()`` of the constructor.
 
         Raises
         ------
@@ -64,7 +63,7 @@ class PrefixedParamsMixin(BaseEstimator):
     @classmethod
     @functools.cache
     def _get_param_names(cls) -> list[str]:
-        # Reading them off the signature is most of what a clone takes.
+        # Without the cache, reading the signature takes most of the time of a clone.
         names: list[str] = super()._get_param_names()
         return names
 
@@ -74,9 +73,10 @@ class PrefixedParamsMixin(BaseEstimator):
         return prefix in _PREFIXES and bool(rest)
 
     def _unknown_parameter(self, name: str) -> str:
+        """Return the message about an unknown parameter."""
         known = sorted(self._get_param_names())
         prefixes = ", ".join(f"{prefix}__..." for prefix in _PARTS)
-        meant = _ELSEWHERE.get(name)
+        meant = _SYNONYMS.get(name)
         hint = f" Did you mean {meant!r}?" if meant else did_you_mean(name, known)
         return (
             f"{type(self).__name__} has no parameter {name!r}.{hint} Parameters of "
@@ -87,12 +87,12 @@ class PrefixedParamsMixin(BaseEstimator):
         return {k: v for k, v in vars(self).items() if self._is_prefixed(k)}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Get the parameters, those with a prefix included.
+        """Return the parameters, including those with a prefix.
 
         Parameters
         ----------
         deep : bool, default=True
-            Whether to add the parameters of parameters that are estimators.
+            Whether to include the parameters of nested estimators.
 
         Returns
         -------
@@ -101,12 +101,12 @@ class PrefixedParamsMixin(BaseEstimator):
         return {**super().get_params(deep=deep), **self._prefixed_params()}
 
     def set_params(self, **params: Any) -> PrefixedParamsMixin:
-        """Set parameters, those with a prefix included.
+        """Set parameters, including those with a prefix.
 
         Parameters
         ----------
         **params : object
-            As in ``__init__``.
+            Values by parameter name, as in the constructor.
 
         Returns
         -------
@@ -125,6 +125,7 @@ class PrefixedParamsMixin(BaseEstimator):
         return self
 
     def _params_for(self, prefix: str) -> dict[str, Any]:
+        """Return the parameters with this prefix, without the prefix."""
         start = f"{prefix}__"
         return {
             name.removeprefix(start): value
@@ -133,5 +134,6 @@ class PrefixedParamsMixin(BaseEstimator):
         }
 
     def _check_no_stray_param(self) -> None:
+        """Refuse a parameter with the name of the constructor's ``**`` argument."""
         if hasattr(self, _VAR_KEYWORD):
             raise ValueError(self._unknown_parameter(_VAR_KEYWORD))

@@ -1,4 +1,4 @@
-"""The regressor: numbers in, numbers out, in the caller's units."""
+"""Neural network regressor for scikit-learn."""
 
 from __future__ import annotations
 
@@ -21,153 +21,164 @@ from sknan.estimators._target_scaling import (
     standardize,
 )
 from sknan.losses._bounded import unbounded
-from sknan.losses._traits import predictions, traits_of
+from sknan.losses._traits import LossTraits, predictions, traits_of
 
 __all__ = ["StableNetRegressor"]
 
 
 class StableNetRegressor(RegressorMixin, StableNetBase):
-    """Regressor: a neural network that ends finite, or says why it cannot.
+    """Neural network regressor whose weights and outputs are always finite.
 
-    Gradients are clipped and the learning rate is scheduled by default; a step whose
-    loss or gradient is not finite is not taken, and training goes on from the last
-    verified weights at a lower rate. After ``fit`` every weight and every output on the
-    training rows is finite.
+    Gradients are clipped and the learning rate follows a schedule by default. A step
+    with a non-finite loss or gradient is not taken: training returns to the last
+    verified weights and continues at a lower learning rate. After ``fit``, every weight
+    and every output for a training row is finite; if that is impossible, ``fit`` raises
+    an error that names the cause.
 
     Parameters
     ----------
     module : type, nn.Module, callable or None, default=None
-        The network. None builds a :class:`~sknan.nets.TabularMLP` to fit the data. A
-        class, or a function that returns a module, is called with the ``module__``
-        parameters; where it takes ``n_features_in`` or ``n_outputs`` they are filled
-        in. An instance is copied, and training starts from its weights. With a module
-        of one's own ``X`` may have more than two dimensions.
+        Network to train. None builds a :class:`~sknan.nets.TabularMLP` of the size that
+        the data need. A class, or a function that returns a module, is called with the
+        ``module__`` parameters; ``n_features_in`` and ``n_outputs`` are added if it has
+        parameters of these names. An instance is copied, and training starts from its
+        weights. With a custom module, ``X`` may have more than two dimensions.
     criterion : str, type, nn.Module or callable, default="mse"
-        The loss: ``"mse"``, ``"rmse"``, ``"mae"``, ``"huber"``, ``"pseudo_huber"``,
+        Loss: ``"mse"``, ``"rmse"``, ``"mae"``, ``"huber"``, ``"pseudo_huber"``,
         ``"log_cosh"``, ``"quantile"``, ``"gaussian_nll"``, ``"poisson"``, ``"gamma"``,
-        ``"tweedie"`` (whose output is the log of the mean), ``"mape"``, ``"smape"``,
-        ``"msle"``, ``"kl_div"``, ``"cosine"``, ``"correlation"``, a class or instance
-        of :mod:`sknan.losses` or ``torch.nn``, or a function of output and target.
-        Where the loss moves and stretches with the target, from ``"mse"`` to
-        ``"gaussian_nll"``, the target is standardised for training, and predictions
-        come back in its units.
+        ``"tweedie"`` (for these three the output is the logarithm of the mean),
+        ``"mape"``, ``"smape"``, ``"msle"``, ``"kl_div"``, ``"cosine"``,
+        ``"correlation"``, a class or instance of :mod:`sknan.losses` or ``torch.nn``,
+        or a function of output and target. For the losses from ``"mse"`` to
+        ``"gaussian_nll"``, whose optimum shifts and scales with the target, the target
+        is standardized for training. Predictions are in the units of ``y``.
     optimizer : str or type, default="adamw"
-        ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``,
-        ``"adagrad"`` or a class of ``torch.optim``.
+        Optimizer: ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``,
+        ``"rmsprop"``, ``"adagrad"`` or a class of ``torch.optim``.
     lr : float or "auto", default=1e-3
-        Learning rate at the top of the schedule. ``"auto"`` lets ``fit``, and the first
-        ``partial_fit``, find it on their rows by :func:`~sknan.find_learning_rate`;
-        training that goes on keeps the rate it has.
+        Highest learning rate of the schedule. With ``"auto"``, ``fit`` and the first
+        ``partial_fit`` find a learning rate for their rows by
+        :func:`~sknan.find_learning_rate`. A training that continues keeps the learning
+        rate found before.
     lr_schedule : str, callable or None, default="cosine"
-        Factor of ``lr`` over the progress of training: ``"constant"``, ``"cosine"``,
-        ``"one_cycle"``, ``"exponential"``, ``"step"``, ``"plateau"``, ``"coslog4"`` or
-        a function of progress in [0, 1]; see :mod:`sknan.optim`.
+        Factor by which ``lr`` is multiplied in the course of training: ``"constant"``,
+        ``"cosine"``, ``"one_cycle"``, ``"exponential"``, ``"step"``, ``"plateau"``,
+        ``"coslog4"`` or a function of the progress in [0, 1]; see :mod:`sknan.optim`.
     warmup : float or int, default=0.0
-        Share (float) or number (int) of the steps in which the rate rises to ``lr``.
+        Fraction (float) or number (int) of the steps in which the learning rate rises
+        to ``lr``.
     max_epochs : int, default=100
-        Passes over the training rows.
+        Maximum number of passes over the training rows.
     batch_size : int or "auto", default=128
-        Rows in a step. A last batch of a single row joins the one before it. ``"auto"``
-        goes by the rows of the table: 32 below 700, 64 below 1500, 128 below 6000, 256
-        below 30 000, 512 below 100 000, else 1024.
+        Number of rows in a batch. A last batch of a single row is merged with the batch
+        before it. ``"auto"`` depends on the number of rows of the table: 32 below 700,
+        64 below 1500, 128 below 6000, 256 below 30 000, 512 below 100 000, else 1024.
     weight_decay : float, default=0.01
-        Passed to the optimizer, if it takes it.
+        Weight decay, passed to the optimizer if it has this parameter.
     clip_norm : float or None, default=1.0
-        Largest global 2-norm of the gradients.
+        Maximum 2-norm of all gradients together.
     clip_value : float or None, default=None
-        Largest size of an entry of the gradients.
+        Maximum absolute value of each entry of the gradients.
     adaptive_clip : {"agc", "quantile", "zscore"}, float, callable or None, default=None
-        Clipping that finds its own threshold; see :mod:`sknan.optim`.
+        Method of clipping with a threshold that adapts to the training; see
+        :mod:`sknan.optim`.
     on_nonfinite : {"recover", "skip", "raise"}, default="recover"
-        What a non-finite or exploded step leads to: going back to the last verified
-        weights with a lower rate, leaving the batch out, or an error.
+        Action after a non-finite or exploding step: return to the last verified weights
+        with a lower learning rate, skip the batch, or raise an error.
     max_recoveries : int, default=10
-        Failed steps that one training may survive; one more raises.
+        Maximum number of failed steps in a training; one more raises an error.
     early_stopping : bool or "auto", default="auto"
-        Whether to hold out ``validation_fraction`` of the rows, stop when their loss no
-        longer improves, and keep the weights of the best epoch (the later of equals).
-        ``"auto"`` does so from 500 rows on: a tenth of fewer is too small a sample to
-        choose an epoch by.
+        Whether to hold out ``validation_fraction`` of the rows, to stop when the
+        validation loss no longer improves, and to keep the weights of the best epoch
+        (the last of equal ones). ``"auto"`` does so for 500 rows or more: a tenth of
+        fewer rows is too small a sample for the choice of an epoch.
     validation_fraction : float, default=0.1
-        Share of the rows held out.
+        Fraction of the rows to hold out for early stopping.
     n_iter_no_change : int, default=20
-        Epochs without improvement after which training stops.
+        Number of epochs without improvement after which training stops.
     callbacks : list or None, default=None
-        Callbacks of skorch. They see the net inside: class codes, standardised targets.
+        Callbacks of skorch. They are called with the net in ``net_``, whose targets are
+        standardized.
     warm_start : bool, default=False
-        Whether ``fit`` goes on from the last one's weights and optimizer. Parameters of
-        module, criterion and optimizer are then not read again, ``lr`` excepted.
+        Whether ``fit`` continues with the weights and the optimizer of the last fit.
+        Parameters of the module, the criterion and the optimizer then keep their
+        values, except ``lr``.
     device : str, default="cpu"
-        Where to train: a torch device, or ``"auto"`` for the GPU if there is one.
+        Device to train on: a torch device, or ``"auto"`` for the GPU if there is one.
     num_threads : int or "auto", default="auto"
-        Threads of torch to train and predict with. ``"auto"`` is one for small
-        networks, which are slower on two, and no more than ``torch.get_num_threads()``;
-        see the page on performance. torch's own setting comes back.
+        Number of threads of torch for training and prediction. ``"auto"`` is 1 for
+        small networks, which are slower with two threads, and at most
+        ``torch.get_num_threads()``; see the page on performance. The setting of torch
+        is restored afterwards.
     compile : bool, default=False
         Whether to ``torch.compile`` the network and the criterion, which takes some
-        seconds and a C++ compiler. ``compile__mode`` and the like are passed on.
+        seconds and needs a C++ compiler. Parameters such as ``compile__mode`` are
+        passed on.
     random_state : int, RandomState or None, default=None
-        Seed of initial weights, batches, dropout and hold-out. torch's own generators
-        are left as they were.
+        Seed of the initial weights, the batches, dropout and the choice of validation
+        rows. The global generators of torch do not change.
     verbose : int, default=0
-        1 shows a bar in a terminal or a notebook, and nothing in a log; 2 prints a line
-        per epoch anywhere. As in Keras.
+        Level of output, as in Keras: 1 shows a progress bar in a terminal or a
+        notebook, and nothing in a log; 2 prints a line per epoch in all of them.
     **prefixed
-        ``module__...``, ``criterion__...`` and ``optimizer__...``: parameters of the
-        network's parts, such as ``module__width=64``; ``compile__...``.
+        Parameters of the components of the network, such as ``module__width=64``, with
+        the prefix ``module__``, ``criterion__``, ``optimizer__`` or ``compile__``.
 
     Attributes
     ----------
     net_ : GuardedNet
-        The fitted skorch net; ``net_.history`` tells each epoch's loss, gradient norm
-        and rate, ``net_.module_`` is the network.
+        Fitted skorch net. ``net_.history`` contains the loss, the gradient norm and the
+        learning rate of each epoch; ``net_.module_`` is the network.
     target_mean_, target_scale_ : ndarray of shape () or (n_targets,)
-        What was subtracted from ``y`` and divided out for training; 0 and 1 where the
-        criterion does not allow it.
+        Mean and standard deviation by which ``y`` was standardized for training; 0 and
+        1 if the criterion does not allow it.
     n_iter_ : int
         Number of epochs run.
     best_epoch_ : int or None
-        Epoch whose weights were kept, counted from 1; None without early stopping.
+        Number of the epoch whose weights were kept, counted from 1. None without early
+        stopping.
     nonfinite_reports_ : list of NonFiniteReport
-        Every step that failed and was rescued, in order.
+        Reports of the failed steps that training recovered from, in order.
     lr_ : float
-        Learning rate: ``lr``, or what was found for ``"auto"``.
+        Learning rate: ``lr``, or the one found for ``lr="auto"``.
     learning_rate_range_ : LearningRateRange or None
-        How it was found, with the reason and the curves; None if ``lr`` is a number.
+        Curves, range and reason of the learning rate found for ``lr="auto"``. None if
+        ``lr`` is a number.
     effective_lr_ : float
-        ``lr_`` times all reductions by the guard: equal to ``lr_`` if nothing failed.
+        ``lr_`` times all reductions by the guard; equal to ``lr_`` if no step failed.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
-        Their names, if ``X`` had names that are all strings.
+        Names of the columns seen in ``fit``, if all of them were strings.
 
     Raises
     ------
     NonFiniteDataError
-        In ``fit`` and ``predict``, if ``X`` (or ``y``) holds NaN, infinities or values
-        beyond float32.
+        In ``fit`` and ``predict``, if ``X`` (or ``y``) contains NaN, infinities or
+        values beyond float32.
     NonFiniteTrainingError
-        If a step fails and cannot or must not be rescued.
+        If a step fails and training cannot recover from it, or must not.
     ValueError
-        If a parameter, the shape of the network's output, or the input is unusable.
+        If a parameter, the shape of the network's output, or the input is invalid.
     TypeError
         If an unknown parameter is passed to the constructor.
 
     Warns
     -----
     DivergenceWarning
-        Once per fit, if training was rescued.
+        Once per fit, if training recovered from failed steps.
 
     See Also
     --------
-    StableNetClassifier : The same for classes.
-    NaNImputer : Fills missing and infinite values.
-    SafeScaler : Scales columns, however far their outliers lie.
+    StableNetClassifier : Network for class labels.
+    StableNetEnsembleRegressor : Mean of several networks.
+    NaNImputer : Imputation of missing and infinite values.
+    SafeScaler : Scaling that bounds outliers of any size.
 
     Notes
     -----
-    Predictions are float64 if ``y`` was, or if it held integers that float32 cannot
-    hold; otherwise they are float32, as the network computes.
+    Predictions are float64 if ``y`` was float64, or if it contained integers that
+    float32 cannot represent. Otherwise they are float32, the dtype of the network.
 
     Examples
     --------
@@ -225,11 +236,12 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            Finite numbers within float32. More dimensions with a module of one's own.
+            Features: finite numbers within float32. A custom module may take more
+            dimensions.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
-            Finite numbers.
+            Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the rows, at least 0.
+            Non-negative weights of the rows.
 
         Returns
         -------
@@ -241,18 +253,18 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
     def partial_fit(
         self, X: Any, y: Any, sample_weight: Any = None
     ) -> StableNetRegressor:
-        """Train for one more epoch on these rows, at a constant rate.
+        """Train for one more epoch on these rows, at a constant learning rate.
 
-        The first call's mean and standard deviation of ``y`` stay in force.
+        All calls standardize ``y`` by the mean and standard deviation of the first.
 
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            As in ``fit``.
+            Features, as in ``fit``.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
-            Finite numbers.
+            Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the rows.
+            Non-negative weights of the rows.
 
         Returns
         -------
@@ -261,65 +273,32 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         self._partial_fit(X, y, sample_weight)
         return self
 
-    def _fit_target(
-        self,
-        y: Any,
-        target: np.ndarray,
-        weights: np.ndarray | None,
-        *,
-        is_partial: bool,
-    ) -> tuple[np.ndarray, int]:
-        continues = self._continues(is_partial=is_partial)
-        shape = target.shape[1:]
-        if continues and _n_targets(shape) != _n_targets(self._target_shape):
-            raise ValueError(
-                f"y has {_n_targets(shape)} target columns, but the first fit had "
-                f"{_n_targets(self._target_shape)}."
-            )
-        self._target_shape = shape
-        if continues:  # a vector may follow a table of one column, or the reverse
-            self.target_mean_ = self.target_mean_.reshape(shape)
-            self.target_scale_ = self.target_scale_.reshape(shape)
-        else:
-            self._target_dtype = prediction_dtype(y)
-            self.target_mean_, self.target_scale_ = (
-                mean_and_scale(target, weights)
-                if self._standardizes_target()
-                else (np.zeros(shape), np.ones(shape))
-            )
-        standardized = standardize(target, self.target_mean_, self.target_scale_)
-        return standardized, _n_targets(shape) * self._outputs_per_target()
-
-    def _as_target(self, y: Any) -> np.ndarray:
-        values = self._validate_target(y).reshape(-1, *self._target_shape)
-        return standardize(values, self.target_mean_, self.target_scale_)
+    @property
+    def _loss_traits(self) -> LossTraits:
+        return traits_of(kind_of(self.criterion))
 
     def _validate_target(self, y: Any) -> np.ndarray:
-        """Targets as float64, or float32 if they came so."""
+        """Return the targets as float64, or as float32 if they are float32."""
         remedy = " Pass numbers, or labels to StableNetClassifier."
         with name_text_cell("y", y, type(self).__name__, remedy):
             values: np.ndarray = check_array(
                 y,
                 ensure_2d=False,
                 dtype=(np.float64, np.float32),
-                # Looked at below: scikit-learn names no row.
+                # Checked below, since scikit-learn does not name the row.
                 ensure_all_finite=False,
                 input_name="y",
                 estimator=self,
             )
-        if values.ndim > 2:
-            raise ValueError(
-                f"y must have one or two dimensions, got shape {values.shape}."
-            )
         check_finite(values, name="y", remedy=DROP_ROWS, limit=FLOAT64_MAX)
-        if not self._standardizes_target():
-            # It must fit the network's own float32.
+        if not self._loss_traits.standardizes_target:
+            # The network computes with the values themselves, in float32.
             check_finite(
                 values,
                 name="y",
                 remedy=(
                     "Divide y by a constant, or use criterion='mse', which "
-                    "standardises y."
+                    "standardizes y."
                 ),
                 limit=FLOAT32_MAX,
             )
@@ -332,7 +311,7 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
             "all": (np.zeros_like(values, dtype=bool), ""),
             "non-negative": (values < 0, "of at least 0"),
             "positive": (values <= 0, "above 0"),
-        }[traits_of(kind_of(self.criterion)).target_domain]
+        }[self._loss_traits.target_domain]
         if outside.any():
             place = tuple(np.argwhere(outside)[0])
             raise ValueError(
@@ -340,18 +319,47 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
                 f"{values[place]:g} at row {place[0]}."
             )
 
-    def _standardizes_target(self) -> bool:
-        return traits_of(kind_of(self.criterion)).standardizes_target
+    def _encode_target(
+        self,
+        y: Any,
+        target: np.ndarray,
+        weights: np.ndarray | None,
+        *,
+        is_partial: bool,
+    ) -> tuple[np.ndarray, int]:
+        shape, traits = target.shape[1:], self._loss_traits
+        if self._continues(is_partial=is_partial):
+            if _n_targets(shape) != _n_targets(self._target_shape):
+                raise ValueError(
+                    f"y has {_n_targets(shape)} target columns, but the first fit had "
+                    f"{_n_targets(self._target_shape)}."
+                )
+            # A vector may follow a table of one column, or the reverse.
+            mean, scale = (
+                self.target_mean_.reshape(shape),
+                self.target_scale_.reshape(shape),
+            )
+        else:
+            self._target_dtype = prediction_dtype(y)
+            mean, scale = (
+                mean_and_scale(target, weights)
+                if traits.standardizes_target
+                else (np.zeros(shape), np.ones(shape))
+            )
+        self._target_shape, self.target_mean_, self.target_scale_ = shape, mean, scale
+        n_outputs = _n_targets(shape) * traits.outputs_per_target
+        return standardize(target, mean, scale), n_outputs
 
-    def _outputs_per_target(self) -> int:
-        return traits_of(kind_of(self.criterion)).outputs_per_target
+    def _as_target(self, y: Any) -> np.ndarray:
+        values = self._validate_target(y).reshape(-1, *self._target_shape)
+        return standardize(values, self.target_mean_, self.target_scale_)
 
     def _match_target(
         self, criterion: nn.Module, output: Tensor, y: np.ndarray
     ) -> Tensor:
         found = tuple(output.shape)
         n_targets = _n_targets(y.shape[1:])
-        n_outputs = n_targets * self._outputs_per_target()
+        n_outputs = n_targets * self._loss_traits.outputs_per_target
         if (found[1:] or (1,)) != (n_outputs,):
             raise ValueError(
                 f"The module's output has shape {found}, but y has {n_targets} target "
@@ -364,25 +372,25 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         return torch.from_numpy(y).reshape(shape)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predicted targets, in the units of ``y``.
+        """Return the predicted targets, in the units of ``y``.
 
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            Finite numbers within float32.
+            Features: finite numbers within float32.
 
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_targets)
-            As ``y`` was; for the dtype see Notes.
+            Predictions in the shape of ``y``. See Notes for the dtype.
         """
         output = self._output(X)
         output = predictions(unbounded(self.net_.criterion_), output)
         values = output.double().numpy().reshape(-1, *self._target_shape)
-        with np.errstate(over="ignore"):  # an overflow is clipped on the next line
+        with np.errstate(over="ignore"):  # an overflow is clipped below
             values = values * self.target_scale_ + self.target_mean_
         limit = np.finfo(self._target_dtype).max
-        # For a few values numpy.clip takes twice as long.
+        # numpy.clip takes twice as long for a few values.
         values = np.minimum(np.maximum(values, -limit), limit)
         predicted: np.ndarray = values.astype(self._target_dtype, copy=False)
         return predicted

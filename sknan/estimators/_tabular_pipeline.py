@@ -1,8 +1,7 @@
-"""From a messy table to a network in one call: tabular_pipeline."""
+"""Pipeline that cleans, encodes, imputes and scales a table for a network."""
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 from sklearn.pipeline import Pipeline
@@ -14,6 +13,7 @@ from sknan.estimators._ensemble import (
     StableNetEnsembleRegressor,
     default_network,
 )
+from sknan.estimators._parameters import is_integer
 from sknan.preprocessing._cleaner import CategoryEncoder, TableCleaner, check_sentinels
 from sknan.preprocessing._imputer import STRATEGIES, NaNImputer
 from sknan.preprocessing._scaler import SafeScaler
@@ -31,51 +31,52 @@ def tabular_pipeline(
     max_levels: int = 255,
     random_state: Any = None,
 ) -> Pipeline:
-    """Pipeline from a raw table to a network that ends finite.
+    """Return a pipeline from a raw table to a network with finite predictions.
 
     Parameters
     ----------
     estimator : "classifier", "regressor" or estimator, default="classifier"
-        What learns from the prepared table. A name stands for the mean of five
-        networks: :class:`~sknan.StableNetEnsembleClassifier` or its twin, with the
-        recipe of :func:`~sknan.estimators.default_network` as its parameters.
+        Last step of the pipeline. A name means the mean of five networks,
+        :class:`~sknan.StableNetEnsembleClassifier` or
+        :class:`~sknan.StableNetEnsembleRegressor`, whose parameters are those of
+        :func:`~sknan.estimators.default_network`.
 
     impute : str or callable, default="median"
-        What missing numbers are filled with: a ``strategy`` of
-        :class:`~sknan.NaNImputer`. Indicator columns tell where it was.
+        Value to impute for missing numbers: a ``strategy`` of
+        :class:`~sknan.NaNImputer`. Indicator columns mark the imputed cells.
 
     sentinels : "auto", None, list or dict, default="auto"
-        Values that stand for "missing", such as -999: ``"auto"`` finds them in ``fit``
-        (see :func:`~sknan.inspection.suspected_sentinels`), among digits kept as text
-        too,
-        and takes signs and words such as "?" and "unknown" that come later for missing;
-        a list gives them for all columns, a dict of lists for each column by its name;
-        None leaves all as it is.
+        Values that mean "missing", such as -999. ``"auto"`` detects them in ``fit``
+        (see :func:`~sknan.inspection.suspected_sentinels`), also among digits stored as
+        text; signs and words such as "?" and "unknown" that occur only later are
+        treated as missing, too. A list applies to all columns, a dict of lists to the
+        columns it names. None keeps all values.
 
     max_levels : int, default=255
-        A column of text of at most so many levels has a column for each, missing among
-        them; one of more is encoded by its letters.
+        Maximum number of categories of a text column that is encoded by one column for
+        each category, missing values included. Text columns with more categories are
+        encoded by their letters.
 
     random_state : int, RandomState or None, default=None
-        Seed of the network and the encoding by letters. An estimator of your own keeps
-        its own.
+        Seed of the default network and of the encoding by letters. A custom estimator
+        keeps its own seed.
 
     Returns
     -------
     Pipeline
-        Of the steps ``clean`` (types and sentinels), ``encode`` (skrub's
+        Pipeline with the steps ``clean`` (types and sentinels), ``encode`` (skrub's
         ``TableVectorizer``), ``impute``, ``scale`` and ``net``.
 
     Raises
     ------
     ValueError
-        If a parameter is out of its range.
+        If a parameter is invalid.
     TypeError
-        If ``estimator`` is nothing that can be fitted.
+        If ``estimator`` is not an estimator.
 
     See Also
     --------
-    audit : What in a table calls for these steps.
+    audit : Report of the problems in a table that these steps solve.
 
     Examples
     --------
@@ -104,18 +105,17 @@ def tabular_pipeline(
             f"The 'impute' parameter of tabular_pipeline must be one of {known} or a "
             f"callable. Got {impute!r} instead.{did_you_mean(str(impute), STRATEGIES)}"
         )
-    is_integer = isinstance(max_levels, numbers.Integral)
-    if not is_integer or isinstance(max_levels, bool) or max_levels < 1:
+    if not is_integer(max_levels) or max_levels < 1:
         raise ValueError(
             "The 'max_levels' parameter of tabular_pipeline must be an integer of at "
             f"least 1. Got {max_levels!r} instead."
         )
     check_sentinels(sentinels, "tabular_pipeline")
     check_random_state(random_state)
-    # Here, since importing it takes three times as long as the whole of sknan.
+    # Importing skrub takes three times as long as importing all of sknan.
     from skrub import DatetimeEncoder, StringEncoder, TableVectorizer
 
-    # Two columns for two levels would say everything twice.
+    # For two categories, a second column would be redundant.
     one_hot = CategoryEncoder(
         drop="if_binary",
         handle_unknown="ignore",
@@ -130,7 +130,7 @@ def tabular_pipeline(
         datetime=DatetimeEncoder(),
     )
     impute_step = NaNImputer(strategy=impute, add_indicator=True, dtype="float32")
-    # Names reach the network, whose reports tell them.
+    # With pandas output the network knows the column names, for its reports.
     return Pipeline(
         [
             ("clean", TableCleaner(sentinels=sentinels)),
@@ -143,7 +143,7 @@ def tabular_pipeline(
 
 
 def _default_estimator(kind: str, random_state: Any = None) -> Any:
-    """The networks at the end of the pipeline, with their recipe in sight."""
+    """Return the default ensemble, with all its settings as visible parameters."""
     ensemble = (
         StableNetEnsembleClassifier
         if kind == "classifier"

@@ -339,7 +339,7 @@ def test_a_rescue_is_told_once_and_reported(numbers):
         ),
         (
             StableNetEnsembleClassifier(StableNetClassifier(warm_start=True)),
-            "StableNetEnsembleClassifier trains its networks anew in each fit: set "
+            "StableNetEnsembleClassifier trains new networks in each fit: set "
             "warm_start=False in its estimator.",
         ),
     ],

@@ -292,7 +292,7 @@ def test_counts_beyond_float32_cannot_be_learnt_unscaled():
         NonFiniteDataError, regressor(criterion="poisson").fit, X, counts
     ) == (
         "y contains 12 values beyond float32 at rows 0, 1, 2, 3, 4, 5, 6, 7, .... "
-        "Divide y by a constant, or use criterion='mse', which standardises y."
+        "Divide y by a constant, or use criterion='mse', which standardizes y."
     )
 
 
@@ -410,7 +410,7 @@ def test_a_loss_of_probabilities_refuses_logits():
         model.module.weight.fill_(0.0)
         model.module.bias.fill_(-2.5)
     assert refusal(ValueError, model.fit, X, LABELS) == (
-        "Criterion BCELoss wants probabilities, but the module's output ranges from "
+        "Criterion BCELoss needs probabilities, but the module's output ranges from "
         "-2.5 to -2.5. Use criterion='binary_cross_entropy', which takes logits, or "
         "end the module with a sigmoid."
     )
@@ -422,17 +422,17 @@ def test_a_softmax_before_a_loss_of_logits_is_pointed_out():
         model.fit(X, LABELS)
     assert str(caught[0].message) == (
         "The rows of the module's output are probabilities, but criterion "
-        "CrossEntropyLoss takes logits, and learns little through a second softmax. "
-        "Leave the softmax out."
+        "CrossEntropyLoss takes logits: a second softmax slows training down. Remove "
+        "the softmax from the module."
     )
     assert caught[0].filename == __file__
 
 
 def test_a_loss_of_log_probabilities_refuses_logits():
     assert refusal(ValueError, classifier(criterion=nn.NLLLoss).fit, X, LABELS) == (
-        "Criterion NLLLoss wants log-probabilities, but the rows of the module's "
-        "output are none. Use criterion='cross_entropy', which takes logits, or end "
-        "the module with a log-softmax."
+        "Criterion NLLLoss needs log-probabilities, but the rows of the module's "
+        "output are not log-probabilities. Use criterion='cross_entropy', which takes "
+        "logits, or end the module with a log-softmax."
     )
 
 
@@ -774,8 +774,8 @@ def test_balanced_classes_need_all_labels_at_once():
 
 def test_partial_fit_must_know_the_classes():
     assert refusal(ValueError, classifier().partial_fit, X, LABELS) == (
-        "classes must be passed on the first call to partial_fit: all labels that will "
-        "ever come."
+        "classes must be passed on the first call to partial_fit: all labels that may "
+        "occur in any call."
     )
     assert refusal(ValueError, classifier().partial_fit, X, LABELS, [1, 2]) == (
         "y holds labels that are not among the classes [1, 2]: [0]."

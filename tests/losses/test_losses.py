@@ -811,9 +811,9 @@ def test_logits_for_a_loss_of_probabilities_are_refused():
     with pytest.raises(ValueError, match="probabilities") as caught:
         StableNetClassifier(criterion="probability_nll", random_state=0).fit(X, y)
     assert str(caught.value) == (
-        "Criterion ProbabilityNLLLoss wants probabilities, but the rows of the "
-        "module's output are none. Use criterion='cross_entropy', which takes logits, "
-        "or end the module with a softmax."
+        "Criterion ProbabilityNLLLoss needs probabilities, but the rows of the "
+        "module's output are not probabilities. Use criterion='cross_entropy', which "
+        "takes logits, or end the module with a softmax."
     )
 
 

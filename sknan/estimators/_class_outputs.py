@@ -1,0 +1,128 @@
+"""Checks of a classifier's raw output, and its conversion to probabilities."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan.losses._bounded import unbounded
+from sknan.losses._traits import traits_of
+
+__all__ = ["check_binary_output", "check_class_output", "class_probabilities"]
+
+
+def check_binary_output(criterion: nn.Module, output: Tensor) -> None:
+    """Raise ``ValueError`` if a binary loss cannot use the output.
+
+    Parameters
+    ----------
+    criterion : nn.Module
+        Binary loss.
+    output : Tensor of shape (n_samples, ...)
+        Raw output of the module.
+    """
+    name, shape = type(unbounded(criterion)).__name__, tuple(output.shape)
+    if shape[1:] not in ((), (1,)):
+        raise ValueError(
+            f"The module's output has shape {shape}, but criterion {name} needs one "
+            f"logit per row: ({shape[0]}, 1)."
+        )
+    is_probable = traits_of(criterion).output_kind == "probabilities"
+    if is_probable and _is_outside_unit(output):
+        raise ValueError(
+            f"Criterion {name} needs probabilities, but the module's output ranges "
+            f"from {float(output.min()):.3g} to {float(output.max()):.3g}. Use "
+            "criterion='binary_cross_entropy', which takes logits, or end the module "
+            "with a sigmoid."
+        )
+
+
+def check_class_output(criterion: nn.Module, output: Tensor, n_classes: int) -> None:
+    """Raise ``ValueError`` if a loss over classes cannot use the output.
+
+    Parameters
+    ----------
+    criterion : nn.Module
+        Loss over two or more classes.
+    output : Tensor of shape (n_samples, ...)
+        Raw output of the module.
+    n_classes : int
+        Number of classes.
+
+    Warns
+    -----
+    UserWarning
+        If the output is probabilities, but the loss takes logits.
+    """
+    name, shape = type(unbounded(criterion)).__name__, tuple(output.shape)
+    kind = traits_of(criterion).output_kind
+    if len(shape) != 2 or shape[1] != n_classes:
+        raise ValueError(
+            f"The module's output has shape {shape}, but {n_classes} classes need one "
+            f"logit each: ({shape[0]}, {n_classes}). Let the module's constructor take "
+            "n_outputs, and it is filled in."
+        )
+    if kind == "log-probabilities" and not _are_log_probabilities(output):
+        raise ValueError(
+            f"Criterion {name} needs log-probabilities, but the rows of the module's "
+            "output are not log-probabilities. Use criterion='cross_entropy', which "
+            "takes logits, or end the module with a log-softmax."
+        )
+    is_probable = _are_probabilities(output)
+    if kind == "probabilities" and not is_probable:
+        raise ValueError(
+            f"Criterion {name} needs probabilities, but the rows of the module's "
+            "output are not probabilities. Use criterion='cross_entropy', which takes "
+            "logits, or end the module with a softmax."
+        )
+    if kind == "logits" and is_probable:
+        warnings.warn(
+            "The rows of the module's output are probabilities, but criterion "
+            f"{name} takes logits: a second softmax slows training down. Remove the "
+            "softmax from the module.",
+            UserWarning,
+            stacklevel=stacklevel_of_caller(),
+        )
+
+
+def class_probabilities(criterion: nn.Module, output: Tensor) -> Tensor:
+    """Return the probabilities of the classes.
+
+    Parameters
+    ----------
+    criterion : nn.Module
+        Loss that the network was trained with.
+    output : Tensor of shape (n_samples,) or (n_samples, n_outputs)
+        Raw output of the network.
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+    """
+    traits = traits_of(criterion)
+    is_probable = traits.output_kind == "probabilities"
+    if traits.is_binary:
+        positive = output.reshape(-1)
+        if not is_probable:
+            positive = torch.sigmoid(positive)
+        return torch.stack([1.0 - positive, positive], dim=1)
+    if is_probable:
+        return output.clone()  # the module may return its own buffer
+    # Log-probabilities, for NLLLoss, are logits too.
+    return torch.softmax(output, dim=1)
+
+
+def _is_outside_unit(output: Tensor) -> bool:
+    return bool((output < 0).any() or (output > 1).any())
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    sums = output.sum(dim=1)
+    return not _is_outside_unit(output) and bool((sums - 1).abs().max() < 1e-3)
+
+
+def _are_log_probabilities(output: Tensor) -> bool:
+    return bool((output.exp().sum(dim=1) - 1).abs().max() < 1e-3)
