@@ -1,4 +1,4 @@
-"""NaNImputer: what is filled in, beyond what SimpleImputer does."""
+"""NaNImputer: statistics, missing cells, and the differences from SimpleImputer."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ PRICES = np.array([[2.5, 7.9], [NAN, 8.9], [4.6, NAN]])
 
 EXTREMES = [0.0, -0.0, 5e-324, FLOAT64_MAX, -FLOAT64_MAX, FLOAT32_MAX, 1e308, -1e308]
 finite = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(EXTREMES)
-holes = st.sampled_from([NAN, INF, -INF])
+missing = st.sampled_from([NAN, INF, -INF])
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, max_side=8)
-tables = hnp.arrays(np.float64, shapes, elements=finite | holes)
+tables = hnp.arrays(np.float64, shapes, elements=finite | missing)
 
 
-def refusal(error, function, *args):
+def message_of(error, function, *args):
     with pytest.raises(error) as caught:
         function(*args)
     return str(caught.value)
@@ -96,7 +96,7 @@ def test_statistics_agree_with_exact_fractions(table, order):
 
 @settings(deadline=None)
 @given(tables, st.sampled_from(["mean", "median", "zero"]), st.booleans())
-def test_no_hole_is_left_and_nothing_else_is_touched(table, strategy, keep):
+def test_only_missing_cells_are_filled_and_all_of_them(table, strategy, keep):
     imputer = NaNImputer(strategy=strategy, keep_empty_features=keep)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Skipping features")
@@ -110,18 +110,20 @@ def test_no_hole_is_left_and_nothing_else_is_touched(table, strategy, keep):
     )
 
 
-def test_two_cells_of_1e308_have_a_mean():
+def test_the_mean_of_two_cells_of_1e308_is_finite():
     table = np.array([[1e308], [1e308], [NAN]])
     assert NaNImputer(strategy="mean").fit_transform(table).tolist() == [[1e308]] * 3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = SimpleImputer(strategy="mean").fit(table).statistics_
-    assert not np.isfinite(theirs).any()
+        reference = SimpleImputer(strategy="mean").fit(table).statistics_
+    assert not np.isfinite(reference).any()
 
 
 @pytest.mark.parametrize("strategy", ["mean", "median"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_statistics_of_the_largest_numbers_are_themselves(strategy, dtype):
+def test_the_statistic_of_a_constant_column_of_largest_numbers_is_that_number(
+    strategy, dtype
+):
     largest = np.finfo(dtype).max
     table = np.full((7, 3), largest, dtype=dtype)
     table[:, 1] *= -1
@@ -134,7 +136,7 @@ def test_statistics_of_the_largest_numbers_are_themselves(strategy, dtype):
     assert np.isfinite(filled).all()
 
 
-def test_the_mean_of_half_precision_is_taken_in_full():
+def test_the_mean_of_float16_is_computed_in_float64():
     table = np.full((5000, 1), 0.1, dtype=np.float16)
     found = NaNImputer(strategy="mean").fit(table).statistics_
     assert found.dtype == np.float64
@@ -143,22 +145,22 @@ def test_the_mean_of_half_precision_is_taken_in_full():
 
 @pytest.mark.parametrize("strategy", ["mean", "median", "most_frequent", "constant"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
-def test_it_answers_like_simple_imputer_on_ordinary_tables(strategy, dtype):
+def test_ordinary_tables_are_filled_as_by_simple_imputer(strategy, dtype):
     rng = np.random.default_rng(0)
     table = rng.integers(-20, 20, size=(50, 6)).astype(dtype)
     if dtype is not np.int64:
         table[rng.random(table.shape) < 0.2] = NAN
-    ours = NaNImputer(strategy=strategy, add_indicator=True).fit(table)
-    theirs = SimpleImputer(strategy=strategy, add_indicator=True).fit(table)
-    found, expected = ours.transform(table), theirs.transform(table)
+    imputer = NaNImputer(strategy=strategy, add_indicator=True).fit(table)
+    reference = SimpleImputer(strategy=strategy, add_indicator=True).fit(table)
+    found, expected = imputer.transform(table), reference.transform(table)
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert ours.get_feature_names_out().tolist() == (
-        theirs.get_feature_names_out().tolist()
+    assert imputer.get_feature_names_out().tolist() == (
+        reference.get_feature_names_out().tolist()
     )
 
 
-def test_auto_is_the_median_of_tables_and_the_mean_of_sparse_columns():
+def test_auto_is_the_median_of_dense_and_the_mean_of_sparse_columns():
     table = np.array([[0.0], [0.0], [1.0], [7.0], [NAN]])
     assert NaNImputer().fit(table).statistics_.tolist() == [0.5]
     assert NaNImputer().fit(sparse.csr_matrix(table)).statistics_.tolist() == [2.0]
@@ -169,26 +171,27 @@ def test_auto_is_the_median_of_tables_and_the_mean_of_sparse_columns():
 
 @settings(deadline=None)
 @given(tables, st.sampled_from(["mean", "median", "zero"]))
-def test_sparse_input_gives_what_the_dense_table_gives(table, strategy):
+def test_sparse_input_gives_the_result_of_the_dense_table(table, strategy):
     rows = sparse.csc_array(table)
     dense = NaNImputer(strategy=strategy, keep_empty_features=True).fit(table)
-    thin = NaNImputer(strategy=strategy, keep_empty_features=True).fit(rows)
-    # The zeros left out change the order of summation.
+    from_sparse = NaNImputer(strategy=strategy, keep_empty_features=True).fit(rows)
+    # The implicit zeros change the order of summation.
     scale = np.abs(np.where(np.isfinite(table), table, 0.0)).max(axis=0, initial=0.0)
     bound = np.maximum(scale * 2.0**-48, 1e-300)
-    assert np.all(np.abs(dense.statistics_ / 2 - thin.statistics_ / 2) <= bound)
-    filled = thin.transform(rows)
+    error = np.abs(dense.statistics_ / 2 - from_sparse.statistics_ / 2)
+    assert np.all(error <= bound)
+    filled = from_sparse.transform(rows)
     assert sparse.issparse(filled)
     assert np.isfinite(filled.toarray()).all()
 
 
-def test_a_sparse_column_of_zeros_alone_is_no_empty_column():
+def test_a_sparse_column_of_zeros_is_not_empty():
     table = sparse.csc_array(np.array([[0.0, 1.0], [0.0, NAN]]))
     filled = NaNImputer(strategy="zero").fit_transform(table)
     np.testing.assert_array_equal(filled.toarray(), [[0, 1], [0, 0]])
 
 
-def test_a_callable_sees_the_zeros_of_a_sparse_column():
+def test_a_callable_gets_the_implicit_zeros_of_a_sparse_column():
     table = sparse.csc_array(np.array([[0.0], [0.0], [6.0], [NAN]]))
     assert NaNImputer(strategy=np.mean).fit(table).statistics_.tolist() == [2.0]
 
@@ -203,7 +206,7 @@ def test_indicators_of_sparse_input():
     )
 
 
-# -- what counts as missing ----------------------------------------------------------
+# -- missing values ------------------------------------------------------------------
 
 
 def test_infinities_are_missing():
@@ -223,12 +226,12 @@ def test_numbers_beyond_the_output_are_missing(dtype, too_large):
     assert filled.ravel().tolist() == [1, 3, 3, 8]
 
 
-def test_without_a_dtype_large_numbers_stay():
+def test_large_numbers_are_kept_without_a_dtype():
     table = np.array([[1.0], [1e300], [NAN]])
     assert NaNImputer(strategy="mean").fit_transform(table)[1, 0] == 1e300
 
 
-def test_large_integers_are_missing_where_the_output_is_narrow():
+def test_integers_beyond_the_dtype_of_the_output_are_missing():
     table = np.array([[1], [100_000], [3]])
     for strategy in ("mean", "most_frequent"):
         filled = NaNImputer(strategy=strategy, dtype="float16").fit_transform(table)
@@ -236,35 +239,35 @@ def test_large_integers_are_missing_where_the_output_is_narrow():
         assert filled[0, 0] == 1
 
 
-def test_a_table_narrower_than_the_one_of_fit_is_filled_within_its_range():
+def test_a_table_of_a_narrower_dtype_than_in_fit_is_filled_within_its_range():
     imputer = NaNImputer(strategy="mean").fit(np.array([[1e300], [1e300]]))
     filled = imputer.transform(np.array([[NAN], [2.0]], dtype=np.float32))
     assert filled.dtype == np.float32
     assert filled.ravel().tolist() == [FLOAT32_MAX, 2.0]
 
 
-def test_another_marker_leaves_nothing_else_missing():
+def test_with_another_marker_nothing_else_is_missing():
     table = np.array([[1.0], [-999.0], [3.0]])
     imputer = NaNImputer(missing_values=-999, strategy="mean")
     assert imputer.fit_transform(table).ravel().tolist() == [1, 2, 3]
     for bad, word in ((NAN, "NaN"), (INF, "infinity")):
         table[0] = bad
-        assert word in refusal(ValueError, imputer.fit, table)
+        assert word in message_of(ValueError, imputer.fit, table)
 
 
-def test_a_column_first_missing_at_predict_is_filled():
+def test_a_column_that_is_missing_only_in_transform_is_filled():
     imputer = NaNImputer().fit([[1.0, 4.0], [3.0, 8.0]])
     assert imputer.transform([[NAN, INF]]).tolist() == [[2.0, 6.0]]
 
 
 @pytest.mark.parametrize("strategy", ["mean", "median", "zero", "most_frequent"])
 def test_a_column_without_values_is_dropped_or_kept_as_zeros(strategy):
-    table = pd.DataFrame({"a": [1.0, 3.0], "gone": [NAN, INF], "b": [NAN, 5.0]})
+    table = pd.DataFrame({"a": [1.0, 3.0], "empty": [NAN, INF], "b": [NAN, 5.0]})
     imputer = NaNImputer(strategy=strategy).fit(table)
     with pytest.warns(UserWarning, match="Skipping") as caught:
         assert imputer.transform(table).shape == (2, 2)
     assert str(caught[0].message) == (
-        "Skipping features without any observed values: ['gone']. At least one "
+        "Skipping features without any observed values: ['empty']. At least one "
         f"non-missing value is needed for imputation with strategy='{strategy}'. "
         "keep_empty_features=True keeps them, filled with 0."
     )
@@ -274,10 +277,10 @@ def test_a_column_without_values_is_dropped_or_kept_as_zeros(strategy):
     assert kept[:, 1].tolist() == [0, 0]
 
 
-# -- kinds of table ------------------------------------------------------------------
+# -- types of tables -----------------------------------------------------------------
 
 
-def test_pandas_in_and_pandas_out():
+def test_pandas_output_keeps_names_and_index():
     table = pd.DataFrame({"eggs": [2.5, NAN, 4.6]}, index=["L", "V", "P"])
     imputer = NaNImputer(add_indicator=True, dtype="float32")
     filled = imputer.set_output(transform="pandas").fit_transform(table)
@@ -286,15 +289,15 @@ def test_pandas_in_and_pandas_out():
     assert set(filled.dtypes) == {np.dtype("float32")}
 
 
-def test_polars_in_and_polars_out():
+def test_polars_output_for_polars_input():
     table = pl.DataFrame({"a": [1.0, None, 5.0], "b": [1, 2, None]})
     filled = NaNImputer().set_output(transform="polars").fit_transform(table)
     assert isinstance(filled, pl.DataFrame)
     assert filled.to_dict(as_series=False) == {"a": [1, 3, 5], "b": [1, 2, 1.5]}
 
 
-def test_polars_text_is_filled_too():
-    table = pl.DataFrame({"colour": ["red", None, "red", "blue"]})
+def test_polars_text_is_filled():
+    table = pl.DataFrame({"color": ["red", None, "red", "blue"]})
     filled = NaNImputer(strategy="most_frequent").fit_transform(table)
     assert filled.ravel().tolist() == ["red", "red", "red", "blue"]
 
@@ -307,16 +310,16 @@ def test_nullable_columns(dtype, marker):
     assert filled.ravel().tolist() == [1.0, 0.5, 0.0]
 
 
-@pytest.mark.parametrize("hole", [None, NAN, pd.NA, INF, pd.NaT])
-def test_every_hole_in_a_column_of_objects_is_filled(hole):
-    table = np.array([["red"], [hole], ["red"]], dtype=object)
+@pytest.mark.parametrize("missing_cell", [None, NAN, pd.NA, INF, pd.NaT])
+def test_every_missing_value_in_a_column_of_objects_is_filled(missing_cell):
+    table = np.array([["red"], [missing_cell], ["red"]], dtype=object)
     filled = NaNImputer(strategy="most_frequent").fit_transform(table)
     assert filled.ravel().tolist() == ["red", "red", "red"]
     filled = NaNImputer(strategy="constant", fill_value="?").fit_transform(table)
     assert filled.ravel().tolist() == ["red", "?", "red"]
 
 
-def test_numbers_among_objects_overflow_like_any_other():
+def test_numbers_among_objects_can_overflow_too():
     table = np.array([[1.0], [1e39], [1.0]], dtype=object)
     filled = NaNImputer(strategy="most_frequent", dtype="float32").fit_transform(table)
     assert filled.dtype == np.float32
@@ -325,7 +328,7 @@ def test_numbers_among_objects_overflow_like_any_other():
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("strategy", ["mean", "median", "zero", "constant"])
-def test_the_table_of_the_caller_is_left_alone(order, strategy):
+def test_the_table_of_the_caller_does_not_change(order, strategy):
     table = np.array([[1.0, INF], [NAN, 2.0], [3.0, 4.0]], order=order)
     before = table.copy()
     imputer = NaNImputer(strategy=strategy).fit(table)
@@ -334,7 +337,7 @@ def test_the_table_of_the_caller_is_left_alone(order, strategy):
     np.testing.assert_array_equal(table, before)
 
 
-def test_without_copy_the_table_itself_is_filled():
+def test_without_copy_the_table_is_filled_in_place():
     table = np.array([[1.0, INF], [NAN, 2.0]])
     filled = NaNImputer(copy=False).fit(table).transform(table)
     assert filled is table or np.shares_memory(filled, table)
@@ -347,18 +350,18 @@ def test_read_only_tables_are_filled():
     assert np.isfinite(NaNImputer(copy=False).fit_transform(table)).all()
 
 
-# -- back again ----------------------------------------------------------------------
+# -- inverse_transform ---------------------------------------------------------------
 
 
 @settings(deadline=None)
 @given(tables)
-def test_inverse_transform_puts_the_holes_back(table):
+def test_inverse_transform_restores_the_missing_values(table):
     imputer = NaNImputer(add_indicator=True, keep_empty_features=True).fit(table)
     back = imputer.inverse_transform(imputer.transform(table))
     np.testing.assert_array_equal(back, np.where(np.isfinite(table), table, NAN))
 
 
-def test_inverse_transform_brings_dropped_columns_back_as_missing():
+def test_inverse_transform_restores_dropped_columns_as_missing():
     table = np.array([[1.0, NAN, NAN], [2.0, NAN, 7.0]])
     imputer = NaNImputer(add_indicator=True).fit(table)
     with pytest.warns(UserWarning, match="Skipping"):
@@ -366,14 +369,14 @@ def test_inverse_transform_brings_dropped_columns_back_as_missing():
     np.testing.assert_array_equal(imputer.inverse_transform(filled), table)
 
 
-def test_inverse_transform_needs_its_indicators():
+def test_inverse_transform_needs_the_indicator_columns():
     imputer = NaNImputer().fit(PRICES)
-    assert refusal(ValueError, imputer.inverse_transform, PRICES) == (
+    assert message_of(ValueError, imputer.inverse_transform, PRICES) == (
         "'inverse_transform' works only when 'NaNImputer' is instantiated with "
         "'add_indicator=True'. Got 'add_indicator=False' instead."
     )
     imputer = NaNImputer(add_indicator=True).fit(PRICES)
-    assert refusal(ValueError, imputer.inverse_transform, PRICES) == (
+    assert message_of(ValueError, imputer.inverse_transform, PRICES) == (
         "X has shape (3, 2), but NaNImputer gives 2 filled and 2 indicator columns. "
         "Pass what transform returned."
     )
@@ -385,7 +388,7 @@ def test_inverse_transform_needs_its_indicators():
 def test_an_unknown_strategy_is_refused():
     known = "'auto', 'mean', 'median', 'zero', 'most_frequent', 'constant'"
     for strategy, hint in (("medain", " Did you mean 'median'?"), (3, "")):
-        assert refusal(ValueError, NaNImputer(strategy=strategy).fit, PRICES) == (
+        assert message_of(ValueError, NaNImputer(strategy=strategy).fit, PRICES) == (
             f"The 'strategy' parameter of NaNImputer must be one of {known} or a "
             f"callable. Got {strategy!r} instead.{hint}"
         )
@@ -393,27 +396,27 @@ def test_an_unknown_strategy_is_refused():
 
 @pytest.mark.parametrize("dtype", ["int32", "float23", complex, 3])
 def test_an_unknown_dtype_is_refused(dtype):
-    assert refusal(ValueError, NaNImputer(dtype=dtype).fit, PRICES) == (
+    assert message_of(ValueError, NaNImputer(dtype=dtype).fit, PRICES) == (
         "The 'dtype' parameter of NaNImputer must be one of 'float16', 'float32', "
         f"'float64' or None. Got {dtype!r} instead."
     )
 
 
-def test_text_under_a_numeric_strategy_is_named_by_place():
-    table = pd.DataFrame({"age": [3.0, 4.0], "colour": ["1", "red"]})
-    assert refusal(ValueError, NaNImputer(strategy="median").fit, table) == (
+def test_the_message_about_text_names_row_and_column():
+    table = pd.DataFrame({"age": [3.0, 4.0], "color": ["1", "red"]})
+    assert message_of(ValueError, NaNImputer(strategy="median").fit, table) == (
         "Cannot use median strategy with non-numeric data:\n"
         "could not convert string to float: 'red'. X holds 'red' at row 1, "
-        "column 'colour'. Encode text first, for example with "
+        "column 'color'. Encode text first, for example with "
         "skrub.TableVectorizer(), or pass strategy='most_frequent'."
     )
 
 
-def test_text_cannot_become_a_float():
-    table = pd.DataFrame({"colour": ["blue", "red"]})
+def test_text_cannot_be_converted_to_a_float_output():
+    table = pd.DataFrame({"color": ["blue", "red"]})
     imputer = NaNImputer(strategy="most_frequent", dtype="float32").fit(table)
-    assert refusal(ValueError, imputer.transform, table) == (
-        "dtype='float32' needs numbers, and X holds 'blue' at row 0, column 'colour': "
+    assert message_of(ValueError, imputer.transform, table) == (
+        "dtype='float32' needs numbers, and X holds 'blue' at row 0, column 'color': "
         "could not convert string to float: 'blue'. Encode text first, for example "
         "with skrub.TableVectorizer(), or leave dtype=None."
     )
@@ -421,7 +424,7 @@ def test_text_cannot_become_a_float():
 
 def test_a_container_in_a_cell_is_refused():
     table = np.array([["a", "b"], ["a", {"b": 1}]], dtype=object)
-    assert refusal(TypeError, NaNImputer(strategy="most_frequent").fit, table) == (
+    assert message_of(TypeError, NaNImputer(strategy="most_frequent").fit, table) == (
         "X holds a dict at row 1, column 1: to be counted, the argument must be a "
         "string or a number."
     )
@@ -430,7 +433,7 @@ def test_a_container_in_a_cell_is_refused():
 @pytest.mark.parametrize("value", [1e39, INF, NAN])
 def test_a_fill_value_that_does_not_fit_is_refused(value):
     imputer = NaNImputer(strategy="constant", fill_value=value, dtype="float32")
-    assert refusal(ValueError, imputer.fit, PRICES) == (
+    assert message_of(ValueError, imputer.fit, PRICES) == (
         f"fill_value must be finite and fit the output's dtype, got {value!r}."
     )
 
@@ -439,28 +442,28 @@ def always_nan(values):
     return NAN
 
 
-def test_a_callable_that_finds_no_number_is_refused():
+def test_a_callable_that_returns_no_finite_number_is_refused():
     table = pd.DataFrame({"eggs": [2.5, NAN]})
-    message = refusal(ValueError, NaNImputer(strategy=always_nan).fit, table)
+    message = message_of(ValueError, NaNImputer(strategy=always_nan).fit, table)
     assert message == (
         f"strategy {always_nan!r} returned nan for column 'eggs'. It must return a "
         "finite number that fits the output's dtype."
     )
 
 
-def test_an_imputer_that_is_not_fitted_says_so():
+def test_an_unfitted_imputer_raises_not_fitted_error():
     with pytest.raises(NotFittedError):
         NaNImputer().transform(PRICES)
     with pytest.raises(NotFittedError):
         NaNImputer().inverse_transform(PRICES)
 
 
-def test_other_columns_at_transform_are_refused():
+def test_other_columns_in_transform_are_refused():
     imputer = NaNImputer().fit(pd.DataFrame(PRICES, columns=["eggs", "milk"]))
-    assert "feature names" in refusal(
+    assert "feature names" in message_of(
         ValueError, imputer.transform, pd.DataFrame(PRICES, columns=["eggs", "butter"])
     )
-    assert "X has 1 features" in refusal(
+    assert "X has 1 features" in message_of(
         ValueError, NaNImputer().fit(PRICES).transform, PRICES[:, :1]
     )
 
@@ -468,7 +471,7 @@ def test_other_columns_at_transform_are_refused():
 # -- in a pipeline -------------------------------------------------------------------
 
 
-def test_it_feeds_a_network():
+def test_a_network_trains_on_the_imputed_table():
     table = np.random.default_rng(0).normal(size=(60, 3))
     y = table[:, 0].copy()
     table[::7, 1], table[3, 2], table[5, 2] = NAN, INF, 1e300
@@ -494,13 +497,13 @@ def large_table(dtype=np.float64, order="C"):
 @pytest.mark.parametrize("strategy", ["mean", "median", "constant"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_large_tables_are_filled_as_simple_imputer_does(strategy, dtype, order):
+def test_large_tables_are_filled_as_by_simple_imputer(strategy, dtype, order):
     table = large_table(dtype, order)
-    ours = NaNImputer(strategy=strategy, add_indicator=True).fit(table)
-    theirs = SimpleImputer(strategy=strategy, add_indicator=True).fit(table)
-    found, expected = ours.transform(table), theirs.transform(table)
+    imputer = NaNImputer(strategy=strategy, add_indicator=True).fit(table)
+    reference = SimpleImputer(strategy=strategy, add_indicator=True).fit(table)
+    found, expected = imputer.transform(table), reference.transform(table)
     assert found.dtype == expected.dtype
-    # SimpleImputer sums float32 in float32; ours is held against float64 below.
+    # SimpleImputer sums float32 in float32; the next test compares with float64.
     rtol, atol = (2e-4, 1e-5) if dtype == np.float32 else (1e-11, 1e-14)
     np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
 
@@ -521,7 +524,7 @@ def test_the_mean_of_float32_is_summed_in_float64(order):
     st.sampled_from(["C", "F"]),
     st.sampled_from([(5000, 3), (1500, 40), (3, 3000), (17_000, 1)]),
 )
-def test_tables_of_many_blocks_are_filled_like_small_ones(
+def test_tables_of_many_blocks_are_filled_as_small_ones(
     seed, strategy, dtype, order, shape
 ):
     rng = np.random.default_rng(seed)
@@ -548,7 +551,7 @@ def test_tables_of_many_blocks_are_filled_like_small_ones(
 
 
 @pytest.mark.parametrize("strategy", ["mean", "median", "zero", "constant"])
-def test_tables_with_gaps_in_memory_are_filled(strategy):
+def test_strided_tables_are_filled(strategy):
     table = large_table()
     wide = np.full((len(table) * 2, 15), -7.0)
     wide[::2, ::3] = table
@@ -564,7 +567,7 @@ def test_tables_with_gaps_in_memory_are_filled(strategy):
 
 
 @pytest.mark.parametrize("strategy", ["mean", "median", "zero"])
-def test_memory_maps_are_filled_within_little_memory(tmp_path, strategy):
+def test_memory_maps_are_filled_with_little_memory(tmp_path, strategy):
     table = np.random.default_rng(0).normal(size=(200_000, 20))
     table[::7] = NAN
     np.save(tmp_path / "table.npy", table)
@@ -581,7 +584,7 @@ def test_memory_maps_are_filled_within_little_memory(tmp_path, strategy):
     assert np.isnan(mapped[0]).all()
 
 
-def test_a_row_alone_is_filled_as_within_its_table():
+def test_a_single_row_is_filled_as_within_a_table():
     table = large_table()
     imputer = NaNImputer().fit(table)
     whole = imputer.transform(table)
@@ -592,7 +595,7 @@ def test_a_row_alone_is_filled_as_within_its_table():
         imputer.transform(table[:0])
 
 
-# -- chunk by chunk ------------------------------------------------------------------
+# -- partial_fit ---------------------------------------------------------------------
 
 
 @settings(deadline=None)
@@ -602,7 +605,7 @@ def test_a_row_alone_is_filled_as_within_its_table():
     st.sampled_from(["mean", "zero", "constant"]),
     st.booleans(),
 )
-def test_chunks_teach_what_the_whole_table_teaches(table, cuts, strategy, keep):
+def test_chunks_give_the_result_of_the_whole_table(table, cuts, strategy, keep):
     imputer = NaNImputer(
         strategy=strategy, keep_empty_features=keep, add_indicator=True
     )
@@ -616,14 +619,15 @@ def test_chunks_teach_what_the_whole_table_teaches(table, cuts, strategy, keep):
     np.testing.assert_array_equal(
         imputer.indicator_.features_, whole.indicator_.features_
     )
-    # The means of chunks are rounded: by n units of their largest values' last place.
+    # The means of chunks are rounded by n units in the last place of their largest
+    # values. Halves are compared, since a difference could overflow.
     size = np.where(np.isfinite(table), np.abs(table), 0).max(axis=0)
     bound = (len(table) * 2.0**-52) * size + 5e-324
-    error = np.abs(found / 2 - expected / 2)  # of numbers up to the largest
+    error = np.abs(found / 2 - expected / 2)
     assert (error[~np.isnan(found)] <= bound[~np.isnan(found)]).all()
 
 
-def test_the_first_chunk_teaches_what_fit_teaches():
+def test_the_first_chunk_gives_the_result_of_fit():
     table = large_table()
     imputer = NaNImputer(strategy="mean")
     np.testing.assert_array_equal(
@@ -638,37 +642,37 @@ def test_sums_of_chunks_that_cancel_or_overflow_are_exact():
     assert imputer.statistics_.tolist() == [3.0 / 7.0]
 
 
-def test_a_stream_goes_on_where_fit_ended():
+def test_partial_fit_continues_after_fit():
     table = large_table()
     whole = NaNImputer(strategy="mean").fit(table)
     imputer = NaNImputer(strategy="mean").fit(table[:9000])
     imputer = pickle.loads(pickle.dumps(imputer.partial_fit(table[9000:15_000])))
     imputer.partial_fit(table[15_000:])
     np.testing.assert_allclose(imputer.statistics_, whole.statistics_, atol=1e-14)
-    imputer.fit(table[:1000])  # forgets
+    imputer.fit(table[:1000])  # starts again
     np.testing.assert_array_equal(
         imputer.statistics_,
         NaNImputer(strategy="mean").fit(table[:1000]).statistics_,
     )
 
 
-def test_chunks_may_be_sparse_frames_or_text():
+def test_chunks_may_be_sparse_or_text():
     imputer = NaNImputer(strategy="mean", dtype="float32")
     imputer.partial_fit(sparse.csr_array(np.array([[0.0, 2.0], [NAN, 0.0]])))
     imputer.partial_fit(np.array([[3.0, 4.0], [6.0, 1e39]]))
     assert imputer.statistics_.tolist() == [3.0, 2.0]
-    colours = NaNImputer(strategy="constant", fill_value="none")
-    colours.partial_fit(pd.DataFrame({"a": [None, None], "b": ["red", None]}))
-    assert pd.isna(colours.statistics_).tolist() == [True, False]
-    colours.partial_fit(pd.DataFrame({"a": ["blue"], "b": ["red"]}))
-    assert colours.statistics_.tolist() == ["none", "none"]
+    colors = NaNImputer(strategy="constant", fill_value="none")
+    colors.partial_fit(pd.DataFrame({"a": [None, None], "b": ["red", None]}))
+    assert pd.isna(colors.statistics_).tolist() == [True, False]
+    colors.partial_fit(pd.DataFrame({"a": ["blue"], "b": ["red"]}))
+    assert colors.statistics_.tolist() == ["none", "none"]
 
 
 @pytest.mark.parametrize("strategy", ["auto", "median", "most_frequent", np.max])
-def test_what_cannot_be_learnt_in_chunks_is_refused(strategy):
+def test_strategies_that_need_all_values_have_no_partial_fit(strategy):
     imputer = NaNImputer(strategy=strategy)
     assert not hasattr(imputer, "partial_fit")
-    message = refusal(ValueError, lambda: imputer.partial_fit(PRICES))
+    message = message_of(ValueError, lambda: imputer.partial_fit(PRICES))
     assert message == (
         f"partial_fit cannot learn strategy={strategy!r}: the values of all chunks "
         "would have to be kept. Pass strategy='mean', 'zero' or 'constant', or give "
@@ -676,24 +680,26 @@ def test_what_cannot_be_learnt_in_chunks_is_refused(strategy):
     )
 
 
-def test_chunks_that_do_not_belong_together_are_refused():
+def test_chunks_with_other_columns_or_types_are_refused():
     imputer = NaNImputer(strategy="constant").partial_fit(PRICES)
-    assert "X has 1 features" in refusal(ValueError, imputer.partial_fit, PRICES[:, :1])
+    assert "X has 1 features" in message_of(
+        ValueError, imputer.partial_fit, PRICES[:, :1]
+    )
     text = pd.DataFrame({"eggs": ["dear"], "milk": ["cheap"]})
-    assert "feature names" in refusal(
+    assert "feature names" in message_of(
         ValueError,
         NaNImputer(strategy="constant").fit(text).partial_fit,
         text[["eggs"]],
     )
-    assert refusal(ValueError, imputer.partial_fit, text.to_numpy(dtype=object)) == (
+    assert message_of(ValueError, imputer.partial_fit, text.to_numpy(dtype=object)) == (
         "A chunk of dtype object came after one of float64. Bring all chunks to one "
         "kind, numbers or objects."
     )
 
 
-def test_a_mean_cannot_go_on_from_a_median():
+def test_a_mean_cannot_continue_from_a_median():
     imputer = NaNImputer(strategy="median").fit(PRICES).set_params(strategy="mean")
-    assert refusal(ValueError, imputer.partial_fit, PRICES) == (
+    assert message_of(ValueError, imputer.partial_fit, PRICES) == (
         "The imputer was fitted under another strategy, from which no mean can be "
         "continued. Call fit first, or start from clone(imputer)."
     )

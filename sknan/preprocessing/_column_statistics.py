@@ -1,0 +1,127 @@
+"""Statistics of columns with which NaNImputer fills missing values."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sknan._utils.validation import column_name
+from sknan.preprocessing._kernels.blocks import KnownMask
+from sknan.preprocessing._kernels.column_means import (
+    columns_of,
+    count_known,
+    mean,
+    means,
+    median,
+    midpoint,
+)
+from sknan.preprocessing._kernels.quantiles import bracketing_values
+from sknan.preprocessing._kernels.running_means import RunningMeans
+
+__all__ = ["ColumnStatistics", "refuse_containers"]
+
+Statistics = NDArray[Any] | RunningMeans
+
+
+class ColumnStatistics(NamedTuple):
+    """Statistics of the numeric columns of a table.
+
+    The methods return means as `RunningMeans`, to which further chunks can be added,
+    and every other statistic as an array of shape (n_columns,).
+
+    Attributes
+    ----------
+    strategy : str or callable
+        ``"auto"``, ``"mean"``, ``"median"``, ``"zero"``, or a function of the known
+        values of a column.
+    known : KnownMask
+        Mask of the cells with a known value.
+    empty : float
+        Statistic of a column without known values.
+    names : sequence or None
+        Names of the columns, for messages.
+    """
+
+    strategy: str | Callable[[NDArray[Any]], Any]
+    known: KnownMask
+    empty: float
+    names: Sequence[Any] | None
+
+    def of_dense(self, X: NDArray[Any]) -> Statistics:
+        """Return the statistics of a dense table of floats."""
+        if self.strategy == "zero":
+            is_empty = count_known(X, self.known, enough=1) == 0
+            return np.where(is_empty, self.empty, 0.0)
+        if self.strategy == "mean":
+            return RunningMeans(*means(X, self.known))
+        if self.strategy in ("auto", "median"):
+            found = bracketing_values(X, [0.5], self.known)
+            pairs = zip(found.low[0].tolist(), found.high[0].tolist(), strict=True)
+            medians = np.array([midpoint(low, high) for low, high in pairs])
+            medians[found.n_known == 0] = self.empty
+            return medians
+        columns = enumerate(columns_of(X))
+        return np.array(
+            [self._called(column[self.known(column)], j) for j, column in columns]
+        )
+
+    def of_sparse(self, X: Any, known: NDArray[np.bool_]) -> Statistics:
+        """Return the statistics of a CSC matrix with a mask of its known entries."""
+        n_zeros = X.shape[0] - np.diff(X.indptr)
+        parts = [slice(*ends) for ends in itertools.pairwise(X.indptr)]
+        columns = (
+            (X.data[part][known[part]], int(n))
+            for part, n in zip(parts, n_zeros, strict=True)
+        )
+        if self.strategy in ("auto", "mean"):
+            found = [
+                (mean(values, n) if values.size + n else math.nan, values.size + n)
+                for values, n in columns
+            ]
+            return RunningMeans(*map(np.array, zip(*found, strict=True)))
+        return np.array(list(self._of_sparse_columns(columns)))
+
+    def _of_sparse_columns(
+        self, columns: Iterator[tuple[NDArray[Any], int]]
+    ) -> Iterator[float]:
+        for index, (values, n_zeros) in enumerate(columns):
+            if values.size + n_zeros == 0:
+                yield self.empty
+            elif self.strategy == "zero":
+                yield 0.0
+            elif self.strategy == "median":
+                yield median(values, n_zeros)
+            else:
+                zeros = np.zeros(n_zeros, dtype=values.dtype)
+                yield self._called(np.append(values, zeros), index)
+
+    def _called(self, values: NDArray[Any], index: int) -> float:
+        """Return the result of a callable strategy for one column."""
+        if values.size == 0:
+            return self.empty
+        value = float(self.strategy(values))  # type: ignore[operator]
+        if not abs(value) <= self.known.limit:
+            raise ValueError(
+                f"strategy {self.strategy!r} returned {value!r} for column "
+                f"{column_name(index, self.names)}. It must return a finite number "
+                "that fits the output's dtype."
+            )
+        return value
+
+
+def refuse_containers(X: NDArray[Any], names: Sequence[Any] | None) -> None:
+    """Refuse cells that cannot be counted, such as lists and dicts."""
+    if X.dtype.kind != "O":
+        return
+    for i, j in np.ndindex(*X.shape):
+        if not isinstance(X[i, j], Hashable):
+            raise TypeError(
+                f"X holds a {type(X[i, j]).__name__} at row {i}, column "
+                f"{column_name(j, names)}: to be counted, the argument must be a "
+                "string or a number."
+            )
