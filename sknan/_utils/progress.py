@@ -204,7 +204,7 @@ def call_in_workers(
         parallel = Parallel(n_jobs=n_jobs)
     found: dict[int, _T] = {}
     for index, result, count in parallel(
-        delayed(_call)(index, function, these, bar is not None)
+        delayed(_call)(index, bar is not None, function, *these)
         for index, these in enumerate(arguments)
     ):
         found[index] = result
@@ -214,10 +214,7 @@ def call_in_workers(
 
 
 def _call(
-    index: int,
-    function: Callable[..., _T],
-    arguments: tuple[Any, ...],
-    is_counted: bool,
+    index: int, is_counted: bool, function: Callable[..., _T], *arguments: Any
 ) -> tuple[int, _T, _Count | None]:
     """Call the function, and count its progress where no bar can be reached."""
     if not is_counted or is_shown():

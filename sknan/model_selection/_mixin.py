@@ -1,4 +1,4 @@
-"""What turns a search of scikit-learn into one that trains its candidates together."""
+"""Mixin for scikit-learn's searches that trains the candidates together."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy as np
 
 from sknan._utils.progress import progress
 from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan.model_selection._divergence import divergence_columns, divergence_warning
 from sknan.model_selection._pipelines import final_network
-from sknan.model_selection._results import columns_of, divergence_warning
 from sknan.model_selection._run import SearchRun
+from sknan.model_selection._stand_ins import scorer_stand_in
 
 __all__ = ["BatchedSearchMixin"]
 
 
 class BatchedSearchMixin:
-    """A search of scikit-learn whose candidates are trained together."""
+    """Mixin for scikit-learn's searches that trains the candidates together."""
 
-    # What is held while fit runs, if the estimator is one of ours.
+    # Present while `fit` runs, if the estimator is a network of this package.
     _run: SearchRun | None = None
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
@@ -29,12 +30,13 @@ class BatchedSearchMixin:
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            As the estimator takes it.
+            Features.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
             Targets.
         **params : object
-            Passed to the ``fit`` of the estimator, to the scorer and to the splitter,
-            as in scikit-learn: ``sample_weight``, ``groups``.
+            Metadata such as ``sample_weight`` or ``groups``. They are passed to the
+            ``fit`` of the estimator, to the scorer and to the splitter, as in
+            scikit-learn.
 
         Returns
         -------
@@ -63,7 +65,7 @@ class BatchedSearchMixin:
         search.scorer_ = getattr(search.scorer_, "__wrapped__", search.scorer_)
         has_best = search.refit or not search.multimetric_
         best = search.best_index_ if has_best else None
-        warning = divergence_warning(run.records, search.cv_results_, best)
+        warning = divergence_warning(run.results, search.cv_results_, best)
         if warning is not None:
             warnings.warn(warning, stacklevel=stacklevel_of_caller())
         return self
@@ -73,16 +75,17 @@ class BatchedSearchMixin:
         scorer, refit_metric = parent._get_scorers()
         if self._run is not None:
             scoring = cast(Any, self).scoring
-            is_one = scoring is None or isinstance(scoring, str) or callable(scoring)
-            scorer = self._run.scorer(scorer, not is_one)
+            is_single = scoring is None or isinstance(scoring, str) or callable(scoring)
+            self._run.options.scorer = scorer
+            scorer = scorer_stand_in(scorer, not is_single)
         return scorer, refit_metric
 
     def _get_routed_params_for_fit(self, params: dict[str, Any]) -> Any:
         parent: Any = super()
         routed = parent._get_routed_params_for_fit(params)
         if self._run is not None:
-            self._run.fit_params = dict(routed.estimator.fit)
-            self._run.score_params = dict(routed.scorer.score)
+            self._run.options.fit_params = dict(routed.estimator.fit)
+            self._run.options.score_params = dict(routed.scorer.score)
         return routed
 
     def _check_input_parameters(self, X: Any, y: Any, split_params: Any) -> None:
@@ -103,12 +106,12 @@ class BatchedSearchMixin:
             candidates = list(candidates)
             cv = cv or search._checked_cv_orig
             n_fits = len(candidates) * search.n_splits_
-            is_watched = hasattr(search, "_skl_callbacks")
+            has_callbacks = hasattr(search, "_skl_callbacks")
             with (
                 progress("Search", n_fits, "fits", verbose=search.verbose),
-                run.evaluating(candidates, cv, is_watched) as folds,
+                run.evaluating(candidates, cv, has_callbacks) as splitter,
             ):
-                return evaluate_candidates(candidates, folds, **others)
+                return evaluate_candidates(candidates, splitter, **others)
 
         parent._run_search(evaluate, callback_ctx=callback_ctx)
 
@@ -116,12 +119,14 @@ class BatchedSearchMixin:
         self, candidate_params: Any, n_splits: int, out: Any, more_results: Any = None
     ) -> dict[str, Any]:
         parent: Any = super()
-        # None if a subclass has a way of its own to run the search.
-        records = [] if self._run is None else self._run.records
-        for result, record in zip(out, records, strict=bool(records)):
-            result["fit_time"] = record.seconds
-            result["score_time"] = record.score_seconds
-        results: dict[str, Any] = parent._format_results(
+        # Empty if a subclass overrides `_run_search`.
+        results = [] if self._run is None else self._run.results
+        for entry, result in zip(out, results, strict=bool(results)):
+            entry["fit_time"] = result.fit_seconds
+            entry["score_time"] = result.score_seconds
+        columns: dict[str, Any] = parent._format_results(
             candidate_params, n_splits, out, more_results
         )
-        return {**results, **columns_of(records, n_splits)} if records else results
+        return (
+            {**columns, **divergence_columns(results, n_splits)} if results else columns
+        )

@@ -1,4 +1,4 @@
-"""The network at the end of a pipeline: found, taken out, put in."""
+"""Access to the network at the end of a pipeline: find, replace, record its input."""
 
 from __future__ import annotations
 
@@ -11,27 +11,33 @@ from sklearn.utils import Tags, get_tags
 
 from sknan.estimators._base import StableNetBase
 
-__all__ = ["Recorder", "final_network", "last_step", "path_of_last", "with_last"]
+__all__ = [
+    "FitInputRecorder",
+    "final_network",
+    "last_step",
+    "path_of_last",
+    "with_last",
+]
 
 
 def last_step(model: Any) -> Any:
-    """The estimator at the end of a pipeline, of pipelines in pipelines too."""
+    """Return the last step of a pipeline, or of pipelines within pipelines."""
     while isinstance(model, Pipeline):
         try:
             _, model = model.steps[-1]
         except (IndexError, KeyError, TypeError, ValueError):
-            return None  # scikit-learn says what is wrong with it
+            return None  # scikit-learn raises an error about these steps
     return model
 
 
 def final_network(model: Any) -> StableNetBase | None:
-    """The network at the end of a model, if it is one of this package."""
+    """Return the last step of a model if it is a network of this package."""
     last = last_step(model)
     return last if isinstance(last, StableNetBase) else None
 
 
 def path_of_last(model: Any) -> str:
-    """Prefix of the parameters of the last step, such as ``"net__"``."""
+    """Return the prefix of the last step's parameters, such as ``"net__"``."""
     names = []
     while last_step(model) is not model:
         name, model = model.steps[-1]
@@ -40,7 +46,7 @@ def path_of_last(model: Any) -> str:
 
 
 def with_last(model: Any, last: Any) -> Any:
-    """A pipeline of the same steps with another one at its end."""
+    """Return a pipeline with the same steps except for the last one."""
     if not isinstance(model, Pipeline):
         return last
     changed = copy.copy(model)
@@ -49,20 +55,25 @@ def with_last(model: Any, last: Any) -> Any:
     return changed
 
 
-class Recorder(BaseEstimator):
-    """Stands in a network's place and keeps what it is given to fit.
+class FitInputRecorder(BaseEstimator):
+    """Stand-in for the network of a pipeline that records the input of ``fit``.
 
     Parameters
     ----------
     net : estimator
-        In whose place, for what is asked of the place.
+        Network to stand in for. Tags and metadata requests are taken from it.
+
+    Attributes
+    ----------
+    fit_input_ : tuple of (X, y, dict)
+        Arguments of the last call of ``fit``.
     """
 
     def __init__(self, net: Any) -> None:
         self.net = net
 
-    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> Recorder:
-        self.given_ = (X, y, fit_params)
+    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> FitInputRecorder:
+        self.fit_input_ = (X, y, fit_params)
         return self
 
     def get_metadata_routing(self) -> Any:

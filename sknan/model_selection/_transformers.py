@@ -1,18 +1,16 @@
-"""Each pipeline's transformers, fitted on each training part; and the rows to score on.
+"""Transformers of a pipeline, fitted on each training part, and the rows to score.
 
-``cross_validate`` cuts the rows and what belongs to them, as it does in a search.
+scikit-learn's ``cross_validate`` indexes the rows and the metadata of each split, so
+that they are the same as in its own searches.
 """
 
 from __future__ import annotations
 
 import contextlib
-import pickle
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import cloudpickle
 import numpy as np
 from joblib import effective_n_jobs, parallel_config
 from sklearn import config_context, get_config
@@ -20,205 +18,164 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import cross_validate
 from sklearn.utils import Tags, get_tags
 
-from sknan.model_selection._pipelines import Recorder
+from sknan.model_selection._pipelines import FitInputRecorder
+from sknan.model_selection._results import RemoteError
 
-__all__ = ["Prepared", "Result", "Scoring", "Split", "prepare"]
+__all__ = ["FitOptions", "PreparedModel", "Split", "prepare"]
 
 
 class Split(NamedTuple):
-    """Rows of a training part, and of the part to be scored on."""
+    """Row indices of a training part and of the corresponding test part."""
 
     train: np.ndarray
     test: np.ndarray
 
 
-class Scoring(NamedTuple):
-    """How models are scored.
+@dataclass
+class FitOptions:
+    """Options of fitting and scoring that all candidates share.
 
     Parameters
     ----------
+    scores_train : bool
+        Whether to score on the training part too.
     scorer : callable
-        scikit-learn's, or the user's.
-    params : dict of str to object
-        Its arguments, for all rows.
-    on_train : bool
-        Whether on the training part as well.
+        Scorer of the search.
+    fit_params : dict of str to object
+        Arguments of ``fit``, for all rows.
+    score_params : dict of str to object
+        Arguments of the scorer, for all rows.
     """
 
-    scorer: Any
-    params: dict[str, Any]
-    on_train: bool
+    scores_train: bool
+    scorer: Any = None
+    fit_params: dict[str, Any] = field(default_factory=dict)
+    score_params: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a call has given in a worker: a value, or an error.
+class PreparedModel(NamedTuple):
+    """Pipeline that is fitted on a training part, at first without its network.
 
-    ``trace`` says where the error came from: a traceback does not leave its process.
+    Parameters
+    ----------
+    model : estimator
+        The pipeline.
+    error : RemoteError or None
+        Exception that ``fit`` raised.
+    seconds : float
+        Duration of the fit.
+    parts : list of (X, y, dict)
+        Arguments of the scorer for the test part, and for the training part if it is to
+        be scored.
+    is_stacked : bool
+        Whether the network was trained together with others.
     """
 
-    value: Any = None
-    error: Exception | None = None
-    trace: str = ""
-
-    @classmethod
-    def of(cls, call: Callable[[], Any]) -> Result:
-        """That of a call."""
-        try:
-            return cls(call())
-        except Exception as error:
-            return cls.failed(error)
-
-    @classmethod
-    def failed(cls, error: Exception) -> Result:
-        """That of a call which has raised."""
-        trace = "".join(traceback.format_exception(error))
-        return cls(None, error.with_traceback(None), trace)
-
-    def get(self) -> Any:
-        """Return the value, or raise the error."""
-        if self.error is not None:
-            self.error.__cause__ = _WhereItFailed(self.trace)
-            raise self.error.with_traceback(None)
-        return self.value
-
-    def __reduce__(self) -> Any:
-        return Result, (self.value, _portable(self.error), self.trace)
+    model: Any
+    error: RemoteError | None
+    seconds: float
+    parts: list[tuple[Any, Any, dict[str, Any]]]
+    is_stacked: bool = False
 
 
-class _WhereItFailed(Exception):
-    """Traceback of an error that was raised in a worker, as text."""
+def prepare(
+    model: Any, X: Any, y: Any, options: FitOptions, splits: list[Split]
+) -> list[PreparedModel]:
+    """Fit a clone of the model on the training part of each split."""
+    attempt = _FitAttempt(model, get_config()["enable_metadata_routing"])
+    found = _cross_validate(
+        attempt, X, y, options.fit_params, splits, _keep_rows, options.scores_train
+    )
+    prepared = []
+    for split, fitted, seconds in zip(
+        splits, found["estimator"], found["fit_time"], strict=True
+    ):
+        parts = [
+            (*rows, _params_of_rows(X, options.score_params, indices))
+            for rows, indices in zip(
+                fitted.rows_, (split.test, split.train), strict=False
+            )
+        ]
+        prepared.append(PreparedModel(fitted.model, fitted.error_, seconds, parts))
+    return prepared
 
-    def __init__(self, trace: str) -> None:
-        super().__init__(f'\n"""\n{trace}"""')
 
-
-def _portable(error: Exception | None) -> Exception | None:
-    """The error, or if it cannot leave its process one that says the same."""
-    try:
-        pickle.loads(cloudpickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
-class _Attempt(BaseEstimator):
-    """Fits a model and keeps the error, for `cross_validate` to cut the rows for it.
+class _FitAttempt(BaseEstimator):
+    """Estimator for ``cross_validate`` that keeps an error of ``fit`` and the rows.
 
     Attributes
     ----------
-    fitting_ : Result
-        None, or the error.
+    error_ : RemoteError or None
+        Exception that the ``fit`` of the model raised.
     rows_ : list of (X, y)
-        The test part, and the training part if that was asked for.
+        Test part, and training part if it is scored.
     """
 
     def __init__(self, model: Any, is_routing: bool) -> None:
         self.model = model
         self.is_routing = is_routing
 
-    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> _Attempt:
+    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> _FitAttempt:
         self.rows_: list[tuple[Any, Any]] = []
+        self.error_ = None
         target = () if y is None else (y,)
-
-        def fit() -> None:
-            self.model.fit(X, *target, **fit_params)
-
         with config_context(enable_metadata_routing=self.is_routing):
-            self.fitting_ = Result.of(fit)
+            try:
+                self.model.fit(X, *target, **fit_params)
+            except Exception as error:
+                self.error_ = RemoteError(error)
         return self
 
     def __sklearn_tags__(self) -> Tags:
         return get_tags(self.model)
 
 
-def _keep_rows(attempt: _Attempt, X: Any, y: Any = None) -> float:
+def _keep_rows(attempt: _FitAttempt, X: Any, y: Any = None) -> float:
     attempt.rows_.append((X, y))
     return 0.0
+
+
+def _params_of_rows(X: Any, params: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    """Index the parameters that have one value for each row of X."""
+    if not params:
+        return {}
+    recorder = FitInputRecorder(BaseEstimator())
+    found = _cross_validate(
+        recorder, X, None, params, [Split(rows, rows[:1])], _no_score
+    )
+    indexed: dict[str, Any] = found["estimator"][0].fit_input_[-1]
+    return indexed
 
 
 def _no_score(estimator: Any, X: Any, y: Any = None) -> float:
     return 0.0
 
 
-def _validated(
+def _cross_validate(
     estimator: Any,
     X: Any,
     y: Any,
     params: dict[str, Any],
-    folds: list[Split],
+    splits: list[Split],
     scoring: Callable[..., float],
-    **options: Any,
+    scores_train: bool = False,
 ) -> dict[str, Any]:
-    """`cross_validate`, of an estimator that is given rows rather than fitted."""
-    # What is passed to fit has been routed already. Where one job cannot be had, as
-    # within a worker of Dask, the tasks would go out to the cluster.
+    """Call ``cross_validate`` in this process, without metadata routing."""
+    # The parameters have been routed already. Within a worker of Dask n_jobs=1 does not
+    # give one job, and the tasks would be sent to the cluster.
     is_one = effective_n_jobs(1) == 1
-    here = contextlib.nullcontext() if is_one else parallel_config("sequential")
-    with here, config_context(enable_metadata_routing=False):
+    backend = contextlib.nullcontext() if is_one else parallel_config("sequential")
+    with backend, config_context(enable_metadata_routing=False):
         found: dict[str, Any] = cross_validate(
             estimator,
             X,
             y,
-            cv=folds,
+            cv=splits,
             params=params,
             scoring=scoring,
             n_jobs=1,
             return_estimator=True,
+            return_train_score=scores_train,
             error_score="raise",
-            **options,
         )
     return found
-
-
-class Prepared(NamedTuple):
-    """A pipeline whose transformers are fitted on a training part, and what comes next.
-
-    ``parts`` are arguments (X, y, parameters) of the scorer.
-    """
-
-    model: Any
-    training: Result
-    seconds: float
-    parts: list[tuple[Any, Any, dict[str, Any]]]
-
-
-def prepare(
-    model: Any,
-    X: Any,
-    y: Any,
-    fit_params: dict[str, Any],
-    folds: list[Split],
-    scoring: Scoring,
-) -> list[Prepared]:
-    """Fit a clone of the model on each fold."""
-    attempt = _Attempt(model, get_config()["enable_metadata_routing"])
-    found = _validated(
-        attempt,
-        X,
-        y,
-        fit_params,
-        folds,
-        _keep_rows,
-        return_train_score=scoring.on_train,
-    )
-    done = []
-    for fold, its, seconds in zip(
-        folds, found["estimator"], found["fit_time"], strict=True
-    ):
-        parts = [
-            (*rows, _cut(X, scoring.params, numbers))
-            for rows, numbers in zip(its.rows_, (fold.test, fold.train), strict=False)
-        ]
-        done.append(Prepared(its.model, its.fitting_, seconds, parts))
-    return done
-
-
-def _cut(X: Any, params: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
-    """Of the parameters that have a value for each row of X, those of some rows."""
-    if not params:
-        return {}
-    anything = Recorder(BaseEstimator())
-    found = _validated(anything, X, None, params, [Split(rows, rows[:1])], _no_score)
-    cut: dict[str, Any] = found["estimator"][0].given_[-1]
-    return cut

@@ -827,11 +827,12 @@ def test_one_warning_sums_up_and_names_a_best_that_was_rescued(table):
     count = results["n_recoveries"][best]
     assert str(warning.message) == (
         "2 of 3 candidates diverged, from net__lr=1e+04 upwards: all were rescued. "
-        "cv_results_ tells of each: n_recoveries, diverged_at, effective_lr. The best "
-        f"one is among them: net__lr={grid['net__lr'][best]:.3g} was rescued {count} "
-        f"times and ended at a rate of {results['effective_lr'][best]:.3g}, so that "
-        "its score is not that of its parameters. Search lower rates, or choose among "
-        "the others with a callable refit."
+        "See the columns n_recoveries, diverged_at and effective_lr of cv_results_. "
+        f"The best candidate is one of them: net__lr={grid['net__lr'][best]:.3g} was "
+        f"rescued {count} times and ended at a learning rate of "
+        f"{results['effective_lr'][best]:.3g}, so its score does not belong to its "
+        "parameters. Search lower learning rates, or choose among the other candidates "
+        "with a callable refit."
     )
     assert warning.message.report.epoch == 1
     assert warning.filename == __file__
@@ -885,7 +886,7 @@ def test_a_callable_refit_may_leave_rescued_candidates_out(table):
     with pytest.warns(DivergenceWarning) as caught:
         search.fit(*table)
     assert search.best_params_ == {"net__lr": 1e-5}
-    assert "best one" not in str(caught[0].message)
+    assert "best candidate" not in str(caught[0].message)
 
 
 def test_scores_in_a_search_of_scikit_learn_can_tell_too(table):

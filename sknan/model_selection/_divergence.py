@@ -1,0 +1,150 @@
+"""Columns of ``cv_results_`` and a warning about candidates that diverged."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sknan.exceptions import DivergenceWarning
+from sknan.model_selection._results import FitResult
+
+__all__ = ["divergence_columns", "divergence_warning"]
+
+
+def divergence_columns(results: Sequence[FitResult], n_splits: int) -> dict[str, Any]:
+    """Return columns for ``cv_results_``, for each split and for the candidate.
+
+    Parameters
+    ----------
+    results : sequence of FitResult
+        Results of each candidate on all splits, one candidate after the other.
+    n_splits : int
+        Number of splits.
+
+    Returns
+    -------
+    dict of str to array of shape (n_candidates,)
+        ``n_recoveries`` is the sum over the splits, ``diverged_at`` and
+        ``effective_lr`` are the minima over the splits. All three are masked where no
+        split has a value. ``stacked`` is True where all splits were stacked.
+    """
+    shape = (-1, n_splits)
+    recoveries = _masked([r.n_recoveries for r in results], np.int64).reshape(shape)
+    epochs = _masked([r.diverged_at for r in results], np.int64).reshape(shape)
+    rates = _masked([r.effective_lr for r in results], np.float64).reshape(shape)
+    columns: dict[str, Any] = {}
+    for name, table, total in [
+        ("n_recoveries", recoveries, recoveries.sum(axis=1)),
+        ("diverged_at", epochs, epochs.min(axis=1)),
+        ("effective_lr", rates, rates.min(axis=1)),
+    ]:
+        for split in range(n_splits):
+            columns[f"split{split}_{name}"] = table[:, split]
+        columns[name] = total
+    is_stacked = np.array([r.is_stacked for r in results]).reshape(shape)
+    columns["stacked"] = is_stacked.all(axis=1)
+    return columns
+
+
+def _masked(values: list[Any], dtype: Any) -> np.ma.MaskedArray[Any, Any]:
+    mask = [value is None for value in values]
+    known = [0 if value is None else value for value in values]
+    return np.ma.MaskedArray(known, mask=mask, dtype=dtype)
+
+
+def divergence_warning(
+    results: Sequence[FitResult], cv_results: Mapping[str, Any], best: int | None
+) -> DivergenceWarning | None:
+    """Return one warning for the whole search, or None if no step has failed.
+
+    Parameters
+    ----------
+    results : sequence of FitResult
+        Results of each candidate on all splits, one candidate after the other.
+    cv_results : mapping
+        ``cv_results_`` of the search.
+    best : int or None
+        Index of the best candidate, if one was chosen.
+
+    Returns
+    -------
+    DivergenceWarning or None
+        Carries the report of the first failed step.
+    """
+    if not any(result.has_diverged for result in results):
+        return None
+    params = cv_results["params"]
+    n_splits = len(results) // len(params)
+    rows = [results[i : i + n_splits] for i in range(0, len(results), n_splits)]
+    diverged = [i for i, row in enumerate(rows) if any(r.has_diverged for r in row)]
+    n_failed = sum(
+        any(r.has_diverged and r.n_recoveries is None for r in rows[i])
+        for i in diverged
+    )
+    parts = [
+        f"{len(diverged)} of {len(rows)} candidates diverged, "
+        f"{_describe_diverged(params, diverged)}: "
+        f"{_describe_outcome(len(diverged), n_failed)}. See the columns n_recoveries, "
+        "diverged_at and effective_lr of cv_results_."
+    ]
+    if best is not None and best in diverged:
+        parts.append(_describe_best(params[best], cv_results, best))
+    report = next(r.report for i in diverged for r in rows[i] if r.has_diverged)
+    return DivergenceWarning(" ".join(parts), report)
+
+
+def _describe_best(
+    candidate: Mapping[str, Any], cv_results: Mapping[str, Any], best: int
+) -> str:
+    count = cv_results["n_recoveries"][best]
+    times = "once" if count == 1 else f"{count} times"
+    return (
+        f"The best candidate is one of them: {_describe(candidate)} was rescued "
+        f"{times} and ended at a learning rate of "
+        f"{cv_results['effective_lr'][best]:.3g}, so its score does not belong to its "
+        "parameters. Search lower learning rates, or choose among the other candidates "
+        "with a callable refit."
+    )
+
+
+def _describe_outcome(n_diverged: int, n_failed: int) -> str:
+    if n_failed == n_diverged:
+        return "none could be rescued" if n_failed > 1 else "it could not be rescued"
+    if n_failed == 0:
+        return "all were rescued" if n_diverged > 1 else "it was rescued"
+    return f"{n_failed} could not be rescued on every fold"
+
+
+def _describe_diverged(
+    params: Sequence[Mapping[str, Any]], diverged: Sequence[int]
+) -> str:
+    """Describe the candidates by their learning rate, if that identifies them."""
+    name = _name_of_learning_rate(params)
+    if name is not None:
+        rates = [candidate[name] for candidate in params]
+        lowest = min(rates[i] for i in diverged)
+        not_lower = [i for i, rate in enumerate(rates) if rate >= lowest]
+        if not_lower == list(diverged):
+            return f"from {name}={lowest:.3g} upwards"
+    first = _describe(params[diverged[0]])
+    return f"the first {first}" if len(diverged) > 1 else first
+
+
+def _name_of_learning_rate(params: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the name of the learning rate if all candidates set it and it varies."""
+    for name in params[0]:
+        values = [candidate.get(name) for candidate in params]
+        are_numbers = all(isinstance(value, numbers.Real) for value in values)
+        if name.rpartition("__")[2] == "lr" and are_numbers and len(set(values)) > 1:
+            return str(name)
+    return None
+
+
+def _describe(candidate: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value!r}"
+        for name, value in candidate.items()
+    )
