@@ -1,8 +1,9 @@
-"""What all losses share: how targets are brought to outputs, and rows to one number."""
+"""Base classes of losses: target alignment, row weights, reduction."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,33 +13,46 @@ from sknan.losses._traits import LossTraits
 
 __all__ = [
     "Loss",
+    "RegressionLoss",
+    "StandaloneRegressionLoss",
     "aligned",
+    "check_positive",
     "check_reduction",
     "largest_of",
     "reduced",
     "residual",
     "row_weights",
+    "sum_bound",
     "upcast",
 ]
 
-Reduction = Literal["mean", "sum", "none"]
-
 
 def largest_of(x: Tensor) -> float:
-    """Largest number of a widened tensor."""
+    """Return the largest number of the dtype of a widened tensor."""
     return EDGES[x.dtype].largest
 
 
+def sum_bound(x: Tensor, factor: float = 1.0) -> float:
+    """Return a size up to which ``factor`` times all elements have a finite sum."""
+    return largest_of(x) / 2 / max(x.numel(), 1) / max(factor, 1.0)
+
+
 def check_reduction(reduction: str) -> None:
-    """Refuse what is no reduction."""
+    """Raise ValueError for an unknown reduction."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(
             f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}."
         )
 
 
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless a parameter is a positive finite number."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+
+
 class _Upcast(torch.autograd.Function):
-    """To float32 and back, with a gradient that half precision can hold."""
+    """Cast to float32 whose gradient is limited to the range of the input's dtype."""
 
     generate_vmap_rule = True
 
@@ -57,19 +71,19 @@ class _Upcast(torch.autograd.Function):
 
 
 def upcast(x: Tensor) -> Tensor:
-    """The output of a network in at least float32."""
+    """Return the output of a network in float32 or float64."""
     is_half = x.dtype in (torch.float16, torch.bfloat16)
-    # A cast alone sends a gradient back that may be too large for a half.
+    # The gradient of a plain cast may overflow in half precision.
     wide: Tensor = _Upcast.apply(x) if is_half else widen(x)[0]  # type: ignore[no-untyped-call]
     return wide
 
 
 def aligned(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and target in one shape and dtype, wide enough to compute in."""
+    """Return output and target in one shape and in one dtype for computation."""
     input = upcast(input)
     if input.shape != target.shape:
         shapes = (tuple(input.shape), tuple(target.shape))
-        # (n,) against (n, 1) would broadcast to (n, n).
+        # (n,) and (n, 1) would broadcast to (n, n).
         shorter, longer = sorted(shapes, key=len)
         if longer != (*shorter, 1):
             raise ValueError(
@@ -81,13 +95,13 @@ def aligned(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def residual(input: Tensor, target: Tensor, most: float) -> Tensor:
-    """Output less target, up to ``most`` in size; slope 0 beyond."""
+    """Return output minus target, clamped to ``[-most, most]``."""
     half = largest_of(input) / 2
     return within(within(input, -half, half) - within(target, -half, half), -most, most)
 
 
 def row_weights(sample_weight: Tensor, losses: Tensor) -> Tensor:
-    """One weight per row, in a shape that meets the losses."""
+    """Return one weight for each row, in a shape that broadcasts with the losses."""
     if sample_weight.shape != losses.shape[:1]:
         raise ValueError(
             f"sample_weight has shape {tuple(sample_weight.shape)}, but the loss needs "
@@ -103,18 +117,18 @@ def reduced(
     reduction: str,
     counts: Tensor | None = None,
 ) -> Tensor:
-    """Losses as they are, their sum, or their mean; 0 if there is nothing to average.
+    """Reduce losses to their mean or sum; the mean of nothing is 0.
 
     Parameters
     ----------
     losses : Tensor of shape (n_samples, *)
-        Finite.
+        Finite losses.
     sample_weight : Tensor of shape (n_samples,) or None
-        Factor of the losses of each row.
+        Weight of each row.
     reduction : {"mean", "sum", "none"}
-        What to do.
+        Reduction; ``"none"`` returns the weighted losses.
     counts : Tensor of the shape of ``losses`` or None, default=None
-        What each loss counts for in the mean; None is 1.
+        Weight of each loss in the denominator of the mean; None is 1.
     """
     check_reduction(reduction)
     largest = largest_of(losses)
@@ -131,17 +145,17 @@ def reduced(
         shares = shares * weight
     whole = shares.sum()
     whole = torch.where(whole == 0, 1.0, whole)
-    # Divided first: their sum may be more than the mean.
+    # Divided before they are added: the sum may overflow where the mean does not.
     each = losses / whole if weight is None else losses * (weight / whole)
     return within(each.sum(), -largest, largest)
 
 
 class Loss(nn.Module):
-    """A loss that is finite, weighted and reduced; base of all of ours.
+    """Base class of losses with a finite value, row weights and a reduction.
 
-    A subclass gives ``_losses``: one loss per element, or per row. Where it also is a
-    subclass of a loss of torch, and ``_is_torchs``, torch's own fused kernel comes
-    first: if what it says is finite it is right, and so is its gradient.
+    A subclass defines ``_losses``, which returns one loss for each element or row. If
+    it also inherits from a loss of torch and sets ``_is_torchs``, torch's fused kernel
+    is called first. A finite value of that kernel is correct, and so is its gradient.
     """
 
     traits: ClassVar[LossTraits] = LossTraits(infimum=0.0)
@@ -156,28 +170,28 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def _counts(self, target: Tensor) -> Tensor | None:
-        """What each loss counts for in the mean."""
+        """Return the weight of each loss in the denominator of the mean."""
         return None
 
     def forward(
         self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None
     ) -> Tensor:
-        """Loss of an output against a target.
+        """Compute the loss of an output against a target.
 
         Parameters
         ----------
         input : Tensor
             Output of the network.
         target : Tensor
-            What it should be.
+            Desired output.
         sample_weight : Tensor of shape (n_samples,) or None, default=None
-            Factor of the loss of each row; the mean is over the sum of weights, and 0
-            if that is 0.
+            Weight of each row. The mean divides by the sum of the weights, and is 0 if
+            that sum is 0.
 
         Returns
         -------
         Tensor
-            A scalar, or unreduced. Never of less precision than float32.
+            A scalar, or unreduced losses, in float32 or float64.
 
         Raises
         ------
@@ -193,3 +207,22 @@ class Loss(nn.Module):
                 return value
         losses = self._losses(input, target)
         return reduced(losses, sample_weight, self.reduction, self._counts(target))
+
+
+class RegressionLoss(Loss):
+    """Base class of losses for numbers."""
+
+    traits = LossTraits(task="regression", infimum=0.0)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Return the output unchanged, in the units of the training target."""
+        return output
+
+
+class StandaloneRegressionLoss(RegressionLoss):
+    """Base class of losses for numbers that torch does not have."""
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__()
+        check_reduction(reduction)
+        self.reduction = reduction

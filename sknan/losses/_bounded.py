@@ -1,4 +1,4 @@
-"""A loss whose values are bounded, with a gradient everywhere."""
+"""Smooth bounds for the values of any loss."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ __all__ = ["BoundedLoss", "unbounded"]
 
 
 class BoundedLoss(nn.Module):
-    r"""Any loss, kept in a range by a bend that leaves its gradient alive.
+    r"""Bound the values of a loss smoothly, so that its gradient does not vanish.
 
-    Each element or row of the loss, :math:`l`, passes through
-    :func:`sknan.functional.soft_clamp`: unchanged in the middle half of the range, and
-    bent towards the bounds with a slope that falls off only a little faster than
-    :math:`1/l`. One row gone astray then neither overflows nor outweighs all others,
-    and still learns.
+    Each element or row of the loss, :math:`l`, is passed to
+    :func:`sknan.functional.soft_clamp`. It is unchanged in the middle half of the
+    range, and beyond approaches the bounds with a gradient that falls only a little
+    faster than :math:`1/l`. A single row with a huge loss then neither overflows nor
+    outweighs all others, and still has a gradient.
 
-    A loss that cannot fall below ``low``, as a squared error below 0, is not bent
-    there. A loss of whole batches, as :class:`RMSELoss`, is bounded as a whole.
+    A loss that cannot fall below ``low``, such as a squared error below 0, is not
+    changed near ``low``. A loss of whole batches, such as :class:`RMSELoss`, is bounded
+    as a whole.
 
     Parameters
     ----------
     loss : nn.Module or callable
-        Called with output and target. A copy of it gives one loss per row where it has
-        a ``reduction``, so that each is bounded; without one the whole is.
+        Function of output and target. If it has a ``reduction``, a copy of it computes
+        one loss per row, and each is bounded; otherwise the whole is bounded.
     low : float
-        Greatest lower bound.
+        Lower bound.
     high : float
-        Least upper bound.
+        Upper bound.
     reduction : {"mean", "sum", "none"} or None, default=None
-        What is returned; None is that of ``loss``, or ``"mean"``.
+        Reduction of the bounded losses; None is that of ``loss``, or ``"mean"``.
 
     Raises
     ------
@@ -81,40 +82,39 @@ class BoundedLoss(nn.Module):
     def forward(
         self, input: Any, target: Tensor, sample_weight: Tensor | None = None
     ) -> Tensor:
-        """Loss of an output against a target.
+        """Compute the loss of an output against a target.
 
         Parameters
         ----------
         input : Tensor
             Output of the network.
         target : Tensor
-            What it should be.
+            Desired output.
         sample_weight : Tensor of shape (n_samples,) or None, default=None
-            Factor of the loss of each row.
+            Weight of each row.
 
         Returns
         -------
         Tensor
             A scalar between ``low`` and ``high``, unless summed or unreduced.
         """
-        given: tuple[Any, ...] = (input, target)
-        if sample_weight is not None and not self._is_per_row:
-            given = (*given, sample_weight)
-        losses: Tensor = self.loss(*given)
+        takes_weight = sample_weight is not None and not self._is_per_row
+        weights = (sample_weight,) if takes_weight else ()
+        losses: Tensor = self.loss(input, target, *weights)
         width = (self.high - self.low) / 4
-        bent_below = None if self.low <= self.traits.infimum else self.low
-        losses = sf.soft_clamp(losses, bent_below, self.high, width=width)
+        lower_bound = None if self.low <= self.traits.infimum else self.low
+        losses = sf.soft_clamp(losses, lower_bound, self.high, width=width)
         if not self._is_per_row:
             return losses
         return reduced(losses, sample_weight, self.reduction)
 
     def extra_repr(self) -> str:
-        """Bounds and reduction."""
+        """Return bounds and reduction."""
         return f"low={self.low!r}, high={self.high!r}, reduction={self.reduction!r}"
 
 
 def unbounded(criterion: Any) -> Any:
-    """The loss inside a :class:`BoundedLoss`, or the criterion itself.
+    """Return the loss inside a :class:`BoundedLoss`, or the criterion itself.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Losses for classes: of logits, and of probabilities."""
+"""Losses of logits, log-probabilities and probabilities of classes."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ __all__ = [
     "ProbabilityNLLLoss",
 ]
 
-
 _OF_LOGITS = LossTraits(task="classification", output_kind="logits", infimum=0.0)
 
 
 def bounded_logits(x: Tensor) -> Tensor:
-    """Logits no larger than what leaves room for sums over rows and classes."""
+    """Limit logits so that sums over rows and classes are finite."""
     most = largest_of(x) ** 0.75
     return within(x, -most, most)
 
 
 class _ClassLoss(Loss):
-    """A loss of class codes, some of which may be ignored."""
+    """Base class of losses of class codes, one of which may be ignored."""
 
     weight: Tensor | None
     ignore_index: int
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Return the probabilities (n_samples, n_classes)."""
+        return sf.softmax(output, dim=-1)
 
     def _prepared(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         input = upcast(input)
@@ -54,16 +57,33 @@ class _ClassLoss(Loss):
         return torch.where(is_counted, self.weight[codes], 0.0)
 
 
+class _StandaloneClassLoss(_ClassLoss):
+    """Base class of losses of class codes that torch does not have."""
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_reduction(reduction)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+
 class CrossEntropyLoss(_ClassLoss, nn.CrossEntropyLoss):
     r"""Cross-entropy of logits, :math:`-\log \mathrm{softmax}(z)_y`.
 
-    Parameters as of ``torch.nn.CrossEntropyLoss``: class weights, ``ignore_index``,
-    ``label_smoothing``, ``reduction``.
+    The parameters are those of ``torch.nn.CrossEntropyLoss``: class weights,
+    ``ignore_index``, ``label_smoothing``, ``reduction``.
 
-    Finite, with a finite gradient, for all logits: sizes count up to the largest number
-    to the power of 3/4 (2.5e28 in float32), infinities as that. 0 with gradient 0 where
-    all targets are ignored, all weights are zero, or there are no rows. Otherwise
-    torch's, to the bit.
+    Value and gradient are finite for all logits. Their absolute values are limited to
+    the largest number to the power of 3/4 (2.5e28 in float32), infinities included. The
+    loss is 0 with gradient 0 if all targets are ignored, all weights are zero, or there
+    are no rows. Otherwise it is bitwise equal to torch's.
 
     Shape
     -----
@@ -94,23 +114,20 @@ class CrossEntropyLoss(_ClassLoss, nn.CrossEntropyLoss):
             reduction="none",
         )
 
-    def predict(self, output: Tensor) -> Tensor:
-        """Probabilities (n_samples, n_classes)."""
-        return sf.softmax(output, dim=-1)
-
 
 class BCEWithLogitsLoss(Loss, nn.BCEWithLogitsLoss):
     r"""Binary cross-entropy of logits, :math:`\log(1 + e^z) - y z`.
 
-    Parameters as of ``torch.nn.BCEWithLogitsLoss``: ``weight``, ``pos_weight``,
-    ``reduction``.
+    The parameters are those of ``torch.nn.BCEWithLogitsLoss``: ``weight``,
+    ``pos_weight``, ``reduction``.
 
-    Finite, with a finite gradient, for all logits, as :class:`CrossEntropyLoss`; 0
-    where there are no rows. Otherwise torch's, to the bit.
+    Value and gradient are finite for all logits, which are limited as in
+    :class:`CrossEntropyLoss`. The loss is 0 if there are no rows. Otherwise it is
+    bitwise equal to torch's.
 
     Shape
     -----
-    Logits (n_samples, *); targets of the same shape, 0 or 1 or shares between.
+    Logits (n_samples, *); targets of the same shape, 0, 1 or probabilities between.
     """
 
     traits = replace(_OF_LOGITS, names=("binary_cross_entropy",), is_binary=True)
@@ -126,27 +143,27 @@ class BCEWithLogitsLoss(Loss, nn.BCEWithLogitsLoss):
         )
 
     def predict(self, output: Tensor) -> Tensor:
-        """Probabilities of the second class, in the shape of the output."""
+        """Return the probabilities of the second class, in the shape of the output."""
         return torch.sigmoid(output)
 
 
-class FocalLoss(_ClassLoss):
+class FocalLoss(_StandaloneClassLoss):
     r"""Focal loss of logits, :math:`-(1 - p_y)^\gamma \log p_y`.
 
-    Rows that are right already count less. :math:`1 - p` is taken without cancellation,
-    and its power has a finite slope at 0, which ``gamma`` below 1 does not have when
-    the formula is written out.
+    Rows that are already classified correctly have less weight. :math:`1 - p` is
+    computed without cancellation, and its power has a finite gradient at 0, unlike the
+    plain formula with ``gamma`` below 1.
 
     Parameters
     ----------
     gamma : float, default=2.0
-        At least 0; 0 is the cross-entropy.
+        Exponent of at least 0; 0 is the cross-entropy.
     weight : Tensor of shape (n_classes,) or None, default=None
-        Factor of each class.
+        Weight of each class.
     ignore_index : int, default=-100
-        Code that takes no part.
+        Class code of targets that are ignored.
     reduction : {"mean", "sum", "none"}, default="mean"
-        What is returned.
+        Reduction of the losses.
 
     Raises
     ------
@@ -174,14 +191,10 @@ class FocalLoss(_ClassLoss):
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> None:
-        super().__init__()
-        check_reduction(reduction)
+        super().__init__(weight, ignore_index=ignore_index, reduction=reduction)
         if not 0 <= gamma < float("inf"):
             raise ValueError(f"gamma must be finite and at least 0, got {gamma!r}.")
         self.gamma = gamma
-        self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
-        self.reduction = reduction
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         logs = F.log_softmax(bounded_logits(input), dim=1)
@@ -191,20 +204,17 @@ class FocalLoss(_ClassLoss):
         counts = self._counts(target)
         return losses if self.weight is None or counts is None else losses * counts
 
-    def predict(self, output: Tensor) -> Tensor:
-        """Probabilities (n_samples, n_classes)."""
-        return sf.softmax(output, dim=-1)
-
 
 class NLLLoss(_ClassLoss, nn.NLLLoss):
     r"""Negative log-likelihood of log-probabilities, :math:`-z_y`.
 
-    Parameters as of ``torch.nn.NLLLoss``. Finite for log-probabilities of minus
-    infinity, and 0 where all targets are ignored; otherwise torch's, to the bit.
+    The parameters are those of ``torch.nn.NLLLoss``. The loss is finite for
+    log-probabilities of minus infinity, and 0 if all targets are ignored. Otherwise it
+    is bitwise equal to torch's.
 
-    skorch's classifiers take the logarithm themselves when they see this class, as
-    ``log(p + eps)``, through which a confidently wrong row learns nothing. For
-    probabilities use :class:`ProbabilityNLLLoss`.
+    skorch's classifiers take the logarithm themselves for this class, as
+    ``log(p + eps)``, whose gradient vanishes for a row that is classified wrongly with
+    certainty. For probabilities use :class:`ProbabilityNLLLoss`.
 
     Shape
     -----
@@ -228,32 +238,28 @@ class NLLLoss(_ClassLoss, nn.NLLLoss):
             reduction="none",
         )
 
-    def predict(self, output: Tensor) -> Tensor:
-        """Probabilities (n_samples, n_classes)."""
-        return sf.softmax(output, dim=-1)
 
+class ProbabilityNLLLoss(_StandaloneClassLoss):
+    r"""Negative log-likelihood of probabilities, with a gradient for small ones.
 
-class ProbabilityNLLLoss(_ClassLoss):
-    r"""Negative log-likelihood of probabilities, with a gradient that does not die.
+    The loss is :math:`-\log p_y`. Below the smallest normal number (1.2e-38 in float32)
+    it is the tangent at that number, so that the gradient is :math:`-1/p` as far as
+    that is finite. After a softmax, a row that is classified wrongly with certainty
+    then has a gradient near 1. The common ``log(p + eps)`` gives it a gradient of
+    p / eps. A softmax that has underflowed to exactly 0 has gradient 0 with any loss:
+    prefer logits and :class:`CrossEntropyLoss`.
 
-    :math:`-\log p_y`, and below the smallest normal number (1.2e-38 in float32) the
-    tangent there, so that the slope stays :math:`-1/p` as far as it is finite. Through
-    a softmax a confidently wrong row then has a gradient near 1, where the common
-    ``log(p + eps)`` leaves it one of p / eps. A softmax that has underflowed to exactly
-    0 lets no gradient pass, whatever the loss: prefer logits and
-    :class:`CrossEntropyLoss`.
-
-    For a network that ends with a softmax, under skorch too, which leaves the output
-    alone for this class.
+    The loss is for networks that end with a softmax. skorch passes their output to this
+    class unchanged.
 
     Parameters
     ----------
     weight : Tensor of shape (n_classes,) or None, default=None
-        Factor of each class.
+        Weight of each class.
     ignore_index : int, default=-100
-        Code that takes no part.
+        Class code of targets that are ignored.
     reduction : {"mean", "sum", "none"}, default="mean"
-        What is returned.
+        Reduction of the losses.
 
     Shape
     -----
@@ -274,24 +280,11 @@ class ProbabilityNLLLoss(_ClassLoss):
         _OF_LOGITS, names=("probability_nll",), output_kind="probabilities"
     )
 
-    def __init__(
-        self,
-        weight: Tensor | None = None,
-        *,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         chosen = F.nll_loss(
             input, target, ignore_index=self.ignore_index, reduction="none"
         )
-        # Wide of [0, 1], so that the slope is alive at both ends.
+        # Wider than [0, 1], so that the gradient is not 0 at both ends.
         p = within(-chosen, -1.0, 2.0)
         tiny = EDGES[p.dtype].tiny
         tangent = within(p / tiny - 1.0, -largest_of(p), 0.0) + math.log(tiny)
@@ -301,5 +294,5 @@ class ProbabilityNLLLoss(_ClassLoss):
         return torch.where(target == self.ignore_index, 0.0, losses)
 
     def predict(self, output: Tensor) -> Tensor:
-        """The output itself, which holds probabilities."""
+        """Return the output unchanged, since it contains probabilities."""
         return output

@@ -1,16 +1,22 @@
-"""Names of losses, as estimators take them."""
+"""Registry of the losses by the names that estimators accept."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sknan._utils.validation import did_you_mean
-from sknan.losses import _classification, _regression
+from sknan.losses import (
+    _classification,
+    _positive_mean,
+    _regression,
+    _relative,
+    _similarity,
+)
 from sknan.losses._base import Loss
 
 __all__ = ["CLASSIFICATION_LOSSES", "REGRESSION_LOSSES", "get_criterion"]
 
-_FAMILIES = (_classification, _regression)
+_FAMILIES = (_classification, _regression, _positive_mean, _relative, _similarity)
 
 
 def _losses_by_name(task: str) -> dict[str, type[Any]]:
@@ -31,7 +37,7 @@ REGRESSION_LOSSES: dict[str, type[Any]] = _losses_by_name("regression")
 
 
 def get_criterion(name: str) -> type[Any]:
-    """Loss class of a name.
+    """Return the loss class of a name.
 
     Parameters
     ----------
@@ -46,7 +52,7 @@ def get_criterion(name: str) -> type[Any]:
     Raises
     ------
     ValueError
-        If the name is unknown; the message lists the known ones.
+        If the name is unknown. The message lists the known names.
     """
     known = CLASSIFICATION_LOSSES | REGRESSION_LOSSES
     if name not in known:

@@ -116,7 +116,7 @@ def traits_of(criterion: Any) -> LossTraits:
 
 
 def predictions(criterion: Any, output: Tensor) -> Tensor:
-    """Return the predictions that the output of a network stands for.
+    """Convert the output of a network to predictions.
 
     Parameters
     ----------

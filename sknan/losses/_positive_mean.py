@@ -1,0 +1,160 @@
+"""Losses for positive means, whose logarithm is the output of the network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from sknan import functional as sf
+from sknan.functional._domain import is_between, within
+from sknan.losses._base import (
+    RegressionLoss,
+    StandaloneRegressionLoss,
+    aligned,
+    largest_of,
+)
+
+__all__ = ["GammaLoss", "PoissonNLLLoss", "TweedieLoss"]
+
+_POSITIVE_MEAN = replace(RegressionLoss.traits, target_domain="non-negative")
+
+# Logarithms up to this share of that of the largest number are exponentiated: 35 in
+# float32.
+_SHARE_OF_LOG = 0.4
+
+
+def _limited_exp(x: Tensor) -> Tensor:
+    """Exponential up to 2.6e15 in float32; beyond, it grows logarithmically.
+
+    A loss of it keeps a gradient that reduces outputs that are too large.
+    """
+    knee = _SHARE_OF_LOG * math.log(largest_of(x))
+    if is_between(x, -math.inf, knee):
+        return torch.exp(x)
+    beyond = within(x - knee, 0.0, largest_of(x))
+    factor = torch.where(x > knee, 1.0 + torch.log1p(beyond), 1.0)
+    return torch.exp(within(x, -math.inf, knee)) * factor
+
+
+class _PositiveMeanLoss(RegressionLoss):
+    """Base class of losses whose output is the logarithm of the predicted mean."""
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Return the mean: exp of the output, limited to finite numbers of float32."""
+        return sf.exp(output)
+
+    def _prepared(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        input, target = aligned(input, target)
+        # The sum of the products of both is finite.
+        largest = largest_of(input)
+        return (
+            within(input, -(largest**0.25), largest**0.25),
+            within(target, -(largest**0.5), largest**0.5),
+        )
+
+
+class PoissonNLLLoss(_PositiveMeanLoss, nn.PoissonNLLLoss):
+    r"""Poisson likelihood of counts, :math:`e^z - y z`; the output is the log-rate.
+
+    The parameters are those of ``torch.nn.PoissonNLLLoss``. Above a log-rate of 35 in
+    float32 (a rate of 2.6e15) the exponential continues logarithmically, so that a
+    diverged rate still has a gradient that reduces it. Below, the loss is bitwise equal
+    to torch's. With ``log_input=False`` the output is the rate, and its logarithm is
+    :func:`sknan.functional.log`.
+
+    Shape
+    -----
+    Output and target (n_samples, *); targets of at least 0. Unreduced: the same.
+    """
+
+    traits = replace(_POSITIVE_MEAN, names=("poisson",), infimum=-math.inf)
+
+    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        if self.log_input:
+            losses = _limited_exp(input) - target * input
+        else:
+            losses = input - target * sf.log(input + self.eps)
+        if self.full:
+            above = torch.where(target > 1, target, 1.0)
+            stirling = above * torch.log(above) - above
+            stirling = stirling + 0.5 * torch.log(2 * math.pi * above)
+            losses = losses + torch.where(target > 1, stirling, 0.0)
+        return losses
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Return the rate: exp of the output, limited to finite numbers of float32."""
+        return super().predict(output) if self.log_input else output
+
+
+class GammaLoss(_PositiveMeanLoss, StandaloneRegressionLoss):
+    r"""Half the gamma deviance, :math:`y / \mu - 1 - \log(y / \mu)`.
+
+    It is for positive targets whose spread grows with their mean. The output is
+    :math:`\log \mu`; see :class:`PoissonNLLLoss` for large outputs.
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum", "none"}, default="mean"
+        Reduction of the losses.
+
+    Shape
+    -----
+    Output and target (n_samples, *); targets above 0. Unreduced: the same.
+    """
+
+    traits = replace(_POSITIVE_MEAN, names=("gamma",), target_domain="positive")
+
+    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        return target * _limited_exp(-input) - 1.0 + (input - sf.log(target))
+
+
+class TweedieLoss(_PositiveMeanLoss, StandaloneRegressionLoss):
+    r"""Half the Tweedie deviance, for targets with zeros and a positive tail.
+
+    .. math::
+
+        \frac{y^{2 - p}}{(1 - p)(2 - p)} - \frac{y \mu^{1 - p}}{1 - p}
+        + \frac{\mu^{2 - p}}{2 - p}
+
+    The output is :math:`\log \mu`; see :class:`PoissonNLLLoss` for large outputs.
+
+    Parameters
+    ----------
+    power : float, default=1.5
+        Exponent :math:`p`, strictly between 1 (Poisson) and 2 (gamma).
+    reduction : {"mean", "sum", "none"}, default="mean"
+        Reduction of the losses.
+
+    Raises
+    ------
+    ValueError
+        If ``power`` is not between 1 and 2.
+
+    Shape
+    -----
+    Output and target (n_samples, *); targets of at least 0. Unreduced: the same.
+
+    References
+    ----------
+    B. Jorgensen. The Theory of Dispersion Models. Chapman & Hall, 1997, chapter 4.
+    """
+
+    traits = replace(_POSITIVE_MEAN, names=("tweedie",))
+
+    def __init__(self, power: float = 1.5, *, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+        if not 1 < power < 2:
+            raise ValueError(
+                f"power must be between 1 and 2, got {power!r}. Use 'poisson' for 1 "
+                "and 'gamma' for 2."
+            )
+        self.power = power
+
+    def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        p = self.power
+        constant = sf.power(target, 2 - p) / ((1 - p) * (2 - p))
+        at_mean = _limited_exp((2 - p) * input) / (2 - p)
+        return constant + target * _limited_exp((1 - p) * input) / (p - 1) + at_mean
