@@ -1,4 +1,4 @@
-"""Resume a training that was killed, and end at the weights it would have had."""
+"""Callback that backs up a training and resumes it after an interruption."""
 
 from __future__ import annotations
 
@@ -22,50 +22,51 @@ from sknan.nets._training_state import (
 
 __all__ = ["BackupAndRestore"]
 
-# Of the archive; a reader refuses what it does not know.
+# Format of the archive. Other formats are refused on reading.
 _FORMAT = "sknan backup 1"
 
 
 class BackupAndRestore(Callback):
-    """Back up a training after each epoch, and resume it there if it was killed.
+    """Callback that backs up a training after each epoch and resumes it from there.
 
-    As Keras's callback of this name, and to the bit: a later ``fit`` of the same net on
-    the same data finds the file, trains only the epochs that remain, and ends at the
-    weights of a training that was never broken off.
+    A later ``fit`` of the same net on the same data finds the file, trains only the
+    remaining epochs, and ends at bitwise the weights of an uninterrupted training.
+    Keras has a callback of the same name.
 
     Parameters
     ----------
     path : str or path-like
-        Of the file. Missing folders are made; each epoch replaces the file as a whole,
-        so that it is never half written.
+        Path of the backup. Missing folders are created. Each epoch replaces the file
+        atomically, so that it is never partly written.
     delete_checkpoint : bool, default=True
-        Whether the file goes away when a training has come to its end; Keras calls it
-        ``delete_checkpoint``. A file that stays lets the next ``fit`` train the last
-        epoch again, or go on to a larger ``max_epochs``.
+        Whether to delete the file at the end of a training. If the file is kept, the
+        next ``fit`` trains the last epoch again, or continues to a larger
+        ``max_epochs``. The name is that of Keras.
 
     Attributes
     ----------
     n_restored_epochs_ : int
-        Epochs that the latest training found done.
+        Number of epochs that the latest training restored instead of training them.
 
     Raises
     ------
     ValueError
-        At the beginning of ``fit``, if the file is no backup, or one of another
-        network, of other settings or data. It is left as it is.
+        At the beginning of ``fit``, if the file is not a backup, or is a backup of
+        another network, other settings or other data. The file is not changed.
     TypeError
-        If the net is not guarded, or something in it cannot be kept.
+        If the net is not guarded, or a part of its state cannot be saved.
 
     Notes
     -----
-    Kept are weights and buffers, optimizers, schedule, guard, adaptive clipping,
-    history and all random states; early stopping, schedulers of skorch, and whatever
-    callback has ``state_dict`` and ``load_state_dict``. Attributes of a module that are
-    no buffers are not. The file is a weights-only archive of torch: no code in it is
-    run. It holds the latest batches, so treat it as you treat the data.
+    The backup contains weights and buffers, optimizers, schedule, guard, adaptive
+    clipping, history, all random states, early stopping, learning-rate schedulers of
+    skorch, and every callback with ``state_dict`` and ``load_state_dict``. It does not
+    contain attributes of a module that are not buffers. The file is a weights-only
+    archive of torch, from which no code is run. It contains recent batches, so protect
+    it like the data.
 
-    After Ctrl-C in the middle of an epoch the file stays. One fit at a time may use a
-    file: in a search or a cross-validation fits would find each other's.
+    The file remains after Ctrl-C in the middle of an epoch. Only one fit at a time may
+    use a file: in a search or a cross-validation, a fit would find the file of another.
 
     Examples
     --------
@@ -81,7 +82,7 @@ class BackupAndRestore(Callback):
         self.delete_checkpoint = delete_checkpoint
 
     def initialize(self) -> BackupAndRestore:
-        """Forget earlier trainings."""
+        """Reset the state of earlier trainings."""
         self.n_restored_epochs_ = 0
         self._found_: dict[str, Any] | None = None
         self._last_of_epoch_ = ""
@@ -89,16 +90,16 @@ class BackupAndRestore(Callback):
 
     @property
     def n_epochs_done(self) -> int:
-        """Epochs of the training about to begin that need not be done again."""
+        """Number of finished epochs in the backup that this training resumes."""
         return 0 if self._found_ is None else int(self._found_["n_epochs"])
 
     def restore_net(self, net: Any) -> None:
-        """Bring back net and history, if there is a file; for ``GuardMixin``.
+        """Restore net and history if there is a file; called by ``GuardMixin``.
 
         Parameters
         ----------
         net : skorch net with GuardMixin
-            Before its callbacks begin.
+            Net before its callbacks begin.
         """
         path = os.fspath(self.path)
         self._last_of_epoch_ = ""
@@ -112,24 +113,24 @@ class BackupAndRestore(Callback):
         other = difference(net, found)
         if other is None and self.n_epochs_done >= net.max_epochs:
             other = (
-                f"holds {self.n_epochs_done} finished epochs, where "
-                f"max_epochs={net.max_epochs} asks for no more"
+                f"contains {self.n_epochs_done} finished epochs, but "
+                f"max_epochs={net.max_epochs} needs no more"
             )
         if other is not None:
             raise self._refusal(other)
         self._n_before_ = len(found["history"]) - self.n_epochs_done
         self._first_states_ = found["first_random_states"]
         put_net(net, found)
-        # The data are split before the first epoch.
+        # Data are split before the first epoch.
         put_random_states(net, self._first_states_)
 
     def restore_training(self, net: Any) -> None:
-        """Bring back all that is made with the first epoch; for ``GuardMixin``.
+        """Restore the state that the first epoch creates; called by ``GuardMixin``.
 
         Parameters
         ----------
         net : skorch net with GuardMixin
-            Before its first batch.
+            Net before its first batch.
         """
         self._data_ = data_of(net._training_.batches)
         found, self._found_ = self._found_, None
@@ -139,34 +140,34 @@ class BackupAndRestore(Callback):
         for name in ("rows", "batches"):
             if was[name] != now[name]:
                 raise self._refusal(
-                    f"was made in a training on {was[name]} {name}, where this one is "
-                    f"on {now[name]}"
+                    f"is of a training on {was[name]} {name}, but this training has "
+                    f"{now[name]}"
                 )
         if was["checksum"] != now["checksum"]:
-            raise self._refusal("was made in a training on other data of this shape")
+            raise self._refusal("is of a training on other data of the same shape")
         put_training(net, found)
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
-        """Refuse a net that does not ask for what was kept."""
+        """Raise ``TypeError`` for a net that does not restore backups."""
         if getattr(net, "_backup_", None) is not self:
             raise TypeError(
-                f"BackupAndRestore serves one of sknan's guarded nets, once, and not "
-                f"{type(net).__name__}. Take GuardedNet or its kin, or put GuardMixin "
-                "before the net's class."
+                "BackupAndRestore needs one of sknan's guarded nets, and can be used "
+                f"once in a net; got {type(net).__name__}. Use GuardedNet or one of "
+                "its subclasses, or put GuardMixin before the class of the net."
             )
 
     def on_epoch_begin(self, net: Any, dataset_valid: Any = None, **_: Any) -> None:
-        """Write the file; before a first epoch, put back what it holds."""
+        """Write the file, or restore its state before the first epoch."""
         prefix = "train" if dataset_valid is None else "valid"
         self._last_of_epoch_ = f"{prefix}_batch_count"
-        # Not at the end of the epoch, which other callbacks may not have seen yet.
+        # Not at the end of the epoch, when some callbacks have not run yet.
         if net._training_ is not None:
             self._write(net)
         elif self._found_ is not None:
             begin_epoch_as(net, self._found_)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
-        """Remove the file, unless training was broken off in the middle of an epoch."""
+        """Delete the file, unless training was interrupted within an epoch."""
         is_over = len(net.history) and self._last_of_epoch_ in net.history[-1]
         if self.delete_checkpoint and is_over and os.path.exists(self.path):
             os.remove(self.path)
@@ -187,13 +188,13 @@ class BackupAndRestore(Callback):
         os.replace(f"{path}.new", path)
 
     def _read(self) -> dict[str, Any]:
-        # Each tensor goes back to the device it was on, where there is one.
+        # Each tensor returns to its device, if this machine has one.
         location = None if torch.cuda.is_available() else "cpu"
         try:
             found = torch.load(self.path, map_location=location, weights_only=True)
         except OSError:
             raise
-        except Exception:  # whatever a reader makes of the bytes of another file
+        except Exception:  # other files can cause any exception
             found = None
         if not isinstance(found, dict) or found.get("format") != _FORMAT:
             raise self._refusal("was not written by this version of BackupAndRestore")
@@ -201,12 +202,12 @@ class BackupAndRestore(Callback):
 
     def _refusal(self, what: str) -> ValueError:
         return ValueError(
-            f"The backup {os.fspath(self.path)!r} {what}. Go back to what it was made "
-            "with, remove the file to start anew, or choose another path."
+            f"The backup {os.fspath(self.path)!r} {what}. Restore these settings and "
+            "data, delete the file to start from scratch, or choose another path."
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Neither random states nor data outlive a training.
+        # Pickles contain neither random states nor data.
         live = ("_found_", "_first_states_", "_data_", "_n_before_")
         kept = {name: v for name, v in self.__dict__.items() if name not in live}
         return {**kept, "_found_": None}

@@ -1,8 +1,8 @@
-"""Mini-batches cut from whole tensors, instead of collated sample by sample.
+"""Mini-batches cut from whole tensors.
 
-A ``DataLoader`` fetches each row on its own and stacks the rows again, which costs more
-than the training step of a small network. A table that fits in memory is already a
-tensor: a batch of it is one slice, or one gather by shuffled indices.
+A ``DataLoader`` fetches single rows and stacks them again, which costs more than the
+training step of a small network. A table that fits in memory is already a tensor: a
+batch of it is one slice, or one gather by shuffled indices.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sknan._utils.tree import tree_leaves, tree_map
 __all__ = ["TensorBatches", "TensorTable"]
 
 
-# Rows are gathered for several batches at once, which costs less than for each, but no
-# more of them than the cache holds (1 MB of float32): batches are views of such blocks.
+# Rows are gathered for several batches at once, because a gather per batch costs more.
+# Such a block fits in the cache (1 MB of float32), and batches are views of it.
 _VALUES_PER_BLOCK = 2**18
 
 
@@ -28,16 +28,16 @@ def _drawn_seed() -> int:
 
 
 class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """A data set of whole tensors: rows of ``X`` with their rows of ``y``.
+    """Dataset of whole tensors, with the rows of ``X`` and of ``y``.
 
     Parameters
     ----------
     X, y : Tensor, or nested tuples or dicts of Tensor
-        Each leaf of shape (n_samples, ...).
+        Inputs and targets; each leaf has the shape (n_samples, ...).
     numbers : Tensor of shape (n_samples,) or None, default=None
-        Which rows of the caller's data these are; None for all of them in order.
+        Row numbers in the caller's data. None means all rows in order.
     columns : sequence of str or None, default=None
-        What the caller calls the columns of ``X``.
+        Names of the columns of ``X``.
 
     Raises
     ------
@@ -65,21 +65,21 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     @property
     def X(self) -> Any:
-        """The inputs; in a view a copy of its rows."""
+        """Inputs; for a view, a copy of its rows."""
         return self._whole(0)
 
     @property
     def y(self) -> Any:
-        """The targets; in a view a copy of its rows."""
+        """Targets; for a view, a copy of its rows."""
         return self._whole(1)
 
-    def _whole(self, place: int) -> Any:
-        leaves, chosen = self._leaves[place], self._chosen
+    def _whole(self, index: int) -> Any:
+        leaves, chosen = self._leaves[index], self._chosen
         return leaves if chosen is None else tree_map(lambda t: t[chosen], leaves)
 
     @property
     def numbers(self) -> Tensor:
-        """Which rows of the caller's data these are."""
+        """Row numbers in the caller's data."""
         chosen = self._chosen
         return self._numbers if chosen is None else self._numbers[chosen]
 
@@ -90,17 +90,17 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return self.rows(index)
 
     def rows(self, index: Any) -> tuple[Any, Any]:
-        """Rows by a slice, an integer or an index tensor."""
+        """Return rows by a slice, an integer or an index tensor."""
         chosen = index if self._chosen is None else self._chosen[index]
         X, y = tree_map(lambda leaf: leaf[chosen], self._leaves)
         return X, y
 
     def subset(self, index: Tensor) -> TensorTable:
-        """The table of some of its rows, by an index tensor."""
+        """Return a table with copies of the rows at ``index``."""
         return TensorTable(*self.rows(index), self.numbers[index], self.columns)
 
     def view(self, index: Tensor) -> TensorTable:
-        """The same without a copy: rows are gathered whenever they are asked for."""
+        """Return a table of the rows at ``index`` that gathers them at each access."""
         table = TensorTable(*self._leaves, self._numbers, self.columns)
         table._chosen = index if self._chosen is None else self._chosen[index]
         table._length = len(index)
@@ -108,25 +108,25 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 class TensorBatches:
-    """Iterate over a :class:`TensorTable` in batches, newly shuffled each time.
+    """Batches of a :class:`TensorTable`, shuffled anew in each pass.
 
     Parameters
     ----------
     table : TensorTable
-        The rows.
+        Rows to iterate over.
     batch_size : int
-        Rows in a batch; the last batch may be shorter.
+        Number of rows in a batch. The last batch may be shorter.
     shuffle : bool, default=False
-        Draw a new order from torch's global generator at the start of each pass.
+        Whether to draw a new order from torch's global generator for each pass.
     drop_last : bool, default=False
-        Leave out a last batch that is shorter than ``batch_size``.
+        Whether to omit a last batch that is shorter than ``batch_size``.
     like_loader : bool, default=False
-        Draw from torch's global generator what a ``DataLoader`` of these rows draws, in
-        the same order: a seeded training then takes the same batches, and dropout the
-        same masks, as with one.
+        Whether to draw from torch's global generator the same numbers as a
+        ``DataLoader`` of these rows. A seeded training then uses the same batches and
+        the same dropout masks.
     merge_lone_row : bool, default=False
-        Append a last batch of a single row to the one before it: batch normalisation
-        has no variance over one row.
+        Whether to append a last batch of a single row to the previous batch, because
+        batch normalization has no variance over one row.
 
     Raises
     ------
@@ -135,9 +135,9 @@ class TensorBatches:
 
     Notes
     -----
-    Yields ``(X, y)`` with leaves of shape (rows, ...), whose numbers in the table are
-    ``latest``. Batches never share memory with the table, so a module that works in
-    place cannot damage the caller's arrays; some share it with each other.
+    Yields ``(X, y)`` with leaves of shape (n_rows, ...); ``latest`` has their row
+    numbers. Batches never share memory with the table, so a module that works in place
+    cannot damage the caller's arrays. Batches may share memory with each other.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class TensorBatches:
         self._latest: slice | None = None
 
     def bounds(self) -> list[tuple[int, int]]:
-        """Where each batch begins and ends in the order of a pass."""
+        """Return the first and last-plus-one position of each batch in a pass."""
         n, size = len(self.dataset), self.batch_size
         bounds = [(start, min(start + size, n)) for start in range(0, n, size)]
         if self.drop_last and bounds and bounds[-1][1] - bounds[-1][0] < size:
@@ -178,7 +178,7 @@ class TensorBatches:
 
     @property
     def latest(self) -> Tensor | None:
-        """Numbers of the rows of the batch that was yielded last."""
+        """Row numbers of the batch that was yielded last."""
         if self._latest is None:
             return None
         numbers = self.dataset.numbers
@@ -187,27 +187,27 @@ class TensorBatches:
 
     def _drawn_order(self) -> Tensor:
         generator = None
-        if self.like_loader:  # its sampler shuffles by a generator of its own
+        if self.like_loader:  # a loader's sampler seeds a separate generator
             generator = torch.Generator().manual_seed(_drawn_seed())
         return torch.randperm(len(self.dataset), generator=generator)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         table = self.dataset
         if self.like_loader:
-            _drawn_seed()  # a loader seeds its workers with it, even if it has none
-        self._order = None  # the old one goes before the new one comes
+            _drawn_seed()  # a loader draws a seed for its workers, if any or not
+        self._order = None  # frees the old order before the new one is drawn
         if self.shuffle:
             self._order = self._drawn_order()
         bounds = self.bounds()
         per_block = max(1, _VALUES_PER_BLOCK // self._values_per_batch())
         for block in range(0, len(bounds), per_block):
-            its_bounds = bounds[block : block + per_block]
-            first, last = its_bounds[0][0], its_bounds[-1][1]
+            block_bounds = bounds[block : block + per_block]
+            first, last = block_bounds[0][0], block_bounds[-1][1]
             if self._order is None:
                 rows = tree_map(torch.clone, table.rows(slice(first, last)))
             else:
                 rows = table.rows(self._order[first:last])
-            for start, stop in its_bounds:
+            for start, stop in block_bounds:
                 self._latest = slice(start, stop)
                 batch = slice(start - first, stop - first)
                 yield tree_map(lambda leaf, batch=batch: leaf[batch], rows)  # type: ignore[misc]

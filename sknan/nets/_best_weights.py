@@ -1,4 +1,4 @@
-"""Keep the weights of the best epoch, and stop when none better comes."""
+"""Callback for early stopping that restores the weights of the best epoch."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from sknan.nets.guard._snapshots import Snapshot
 
 __all__ = ["BestWeights"]
 
-_LEARNT = ("best_epoch_", "best_score_", "_last_gain_")
+_STATE = ("best_epoch_", "best_score_", "_last_gain_")
 
 
 class BestWeights(Callback):
-    """Stop after epochs without improvement, and restore the best epoch's weights.
+    """Early stopping that restores the weights of the best epoch.
 
-    skorch's ``EarlyStopping(load_best=True)`` restores nothing where the loss was never
-    finite, and keeps the first of equally good epochs; here an epoch whose loss is not
-    finite is no candidate, and the later of equals wins (it has seen more data).
+    An epoch with a non-finite loss is never the best. Of equally good epochs the latest
+    is kept, because it has been trained longer. skorch's
+    ``EarlyStopping(load_best=True)`` keeps the first of equally good epochs, and
+    restores nothing if the loss was never finite.
 
     Parameters
     ----------
     patience : int
-        Epochs without improvement after which training stops.
+        Number of epochs without improvement after which training stops.
     monitor : str, default="valid_loss"
-        Key of the history to be small.
+        Key of the history that is minimized.
 
     Attributes
     ----------
     best_epoch_ : int or None
-        Epoch whose weights were kept, counted from 1; None if no epoch had a finite
+        Epoch whose weights were restored, counted from 1; None if no epoch had a finite
         value.
     best_score_ : float
-        Its value.
+        Value of ``monitor`` in that epoch.
     """
 
     def __init__(self, patience: int, monitor: str = "valid_loss") -> None:
@@ -42,7 +43,7 @@ class BestWeights(Callback):
         self.monitor = monitor
 
     def initialize(self) -> BestWeights:
-        """Forget earlier trainings."""
+        """Reset the state of earlier trainings."""
         self.best_epoch_: int | None = None
         self.best_score_ = math.inf
         self._last_gain_ = 0
@@ -50,14 +51,14 @@ class BestWeights(Callback):
         return self
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
-        """Start with no candidate."""
+        """Start without a best epoch."""
         self.initialize()
         self._last_gain_ = len(net.history)
         names = [*net._modules, *net._criteria]
         self._snapshot_ = Snapshot([getattr(net, f"{n}_") for n in names])
 
     def on_epoch_end(self, net: Any, **_: Any) -> None:
-        """Keep the epoch if it is the best so far; stop if patience is over."""
+        """Save the weights of a best epoch, and stop if patience is exhausted."""
         epoch = len(net.history)
         value = net.history[-1, self.monitor]
         if math.isfinite(value) and value <= self.best_score_:
@@ -67,24 +68,24 @@ class BestWeights(Callback):
             assert self._snapshot_ is not None
             self._snapshot_.take()
         if epoch - self._last_gain_ >= self.patience:
-            raise KeyboardInterrupt  # how a skorch callback ends the training
+            raise KeyboardInterrupt  # skorch's way for a callback to end the training
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
-        """Put the best weights in place, and let the copy go."""
+        """Restore the best weights, and free the copy."""
         if self._snapshot_ is not None and self.best_epoch_ is not None:
             self._snapshot_.restore()
         self._snapshot_ = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The best epoch so far, with its weights."""
+        """Return the best epoch so far, with its weights."""
         assert self._snapshot_ is not None
-        state = {name: getattr(self, name) for name in _LEARNT}
+        state = {name: getattr(self, name) for name in _STATE}
         return {**state, "snapshot": self._snapshot_.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what was best in a training that was broken off."""
+        """Restore the best epoch of an interrupted training."""
         assert self._snapshot_ is not None
-        for name in _LEARNT:
+        for name in _STATE:
             setattr(self, name, state[name])
         self._snapshot_.load_state_dict(state["snapshot"])
 

@@ -1,4 +1,4 @@
-"""How a training went, read off a fitted model: curves and recoveries."""
+"""Training curves and recoveries of a fitted model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 
 __all__ = ["TrainingCurves", "last_of", "network_of", "networks_of", "skorch_net_of"]
 
-# What the history holds beside scores.
-_NO_SCORES = {
+# Keys of the history that are not scores.
+_NOT_SCORES = {
     "epoch",
     "dur",
     "lr",
@@ -30,32 +30,33 @@ _NO_SCORES = {
 
 
 def last_of(model: Any) -> Any:
-    """What learns at the end of a model: of a search, of the best estimator."""
-    found = getattr(model, "best_estimator_", model)
-    return found.steps[-1][1] if isinstance(found, Pipeline) else found
+    """Return the last step of a model; for a search, that of the best estimator."""
+    best = getattr(model, "best_estimator_", model)
+    return best.steps[-1][1] if isinstance(best, Pipeline) else best
 
 
 def networks_of(model: Any) -> dict[str, Any]:
-    """Fitted networks of ours that a model ends in, by name: one, or an ensemble's.
+    """Return the fitted sknan networks at the end of a model, by name.
 
     Parameters
     ----------
     model : estimator, net, ensemble, Pipeline or search
-        Fitted; of a search, the best estimator.
+        Fitted model. For a search, the best estimator is used.
 
     Returns
     -------
     dict of str to network
+        One network, or the members of an ensemble.
 
     Raises
     ------
     NotFittedError
-        If it has not been fitted.
+        If the model is not fitted.
     TypeError
-        If it is, or ends in, none of ours.
+        If the model does not end in a network of sknan.
     """
     found = last_of(model)
-    # Ensembles of others have no reports, and their members are not ours.
+    # Ensembles of other libraries have no reports.
     is_fitted = hasattr(found, "estimators_")
     if hasattr(found, "n_estimators") and (
         not is_fitted or hasattr(found, "nonfinite_reports_")
@@ -71,12 +72,12 @@ def networks_of(model: Any) -> dict[str, Any]:
 
 
 def network_of(model: Any) -> Any:
-    """The network of ours that a model is or ends in.
+    """Return the sknan network that a model is or ends in.
 
     Parameters
     ----------
     model : estimator, net, Pipeline or search
-        Of a search, the best estimator.
+        Model. For a fitted search, the best estimator is used.
 
     Returns
     -------
@@ -85,26 +86,25 @@ def network_of(model: Any) -> Any:
     Raises
     ------
     TypeError
-        If it is, or ends in, none of ours.
+        If the model does not end in a network of sknan.
     """
     found = last_of(model)
-    # Parameters of both doors.
+    # Parameters that estimators and nets have in common.
     if not (hasattr(found, "max_recoveries") and hasattr(found, "on_nonfinite")):
         raise TypeError(
-            "Only StableNet and GuardedNet estimators, and pipelines and fitted "
-            f"searches that end in one, tell how they were trained, got "
-            f"{type(found).__name__}."
+            "Expected a StableNet or GuardedNet estimator, or a pipeline or fitted "
+            f"search that ends in one, got {type(found).__name__}."
         )
     return found
 
 
 def skorch_net_of(model: Any) -> Any:
-    """The fitted skorch net inside a model, with its history.
+    """Return the fitted skorch net inside a model.
 
     Parameters
     ----------
     model : estimator, net, Pipeline or search
-        As of :func:`network_of`.
+        Fitted model, as for :func:`network_of`.
 
     Returns
     -------
@@ -113,9 +113,9 @@ def skorch_net_of(model: Any) -> Any:
     Raises
     ------
     NotFittedError
-        If it has not been fitted.
+        If the model is not fitted.
     TypeError
-        If it is none of ours.
+        If the model does not end in a network of sknan.
     """
     net = network_of(model)
     check_is_fitted(net)
@@ -124,30 +124,30 @@ def skorch_net_of(model: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class TrainingCurves:
-    """One training, epoch by epoch.
+    """Curves of one training, with a value for each epoch.
 
     Parameters
     ----------
     name : str
-        What the training is called in a legend.
+        Name of the training in a legend.
     train_loss : ndarray of shape (n_epochs,)
-        Mean over the epoch; NaN where no step could be taken.
+        Mean training loss of each epoch; NaN if no step was taken.
     valid_loss : ndarray of shape (n_epochs,) or None, default=None
-        On held-out rows.
+        Loss on held-out rows.
     score : ndarray of shape (n_epochs,) or None, default=None
-        Another value of the history, such as the accuracy on held-out rows.
+        Score from the history, such as the accuracy on held-out rows.
     score_name : str, default="score"
-        Its name there.
+        Key of the score in the history.
     lr : ndarray of shape (n_epochs,) or None, default=None
-        Learning rate of the last step, reductions by the guard included.
+        Learning rate of the last step, including reductions by the guard.
     grad_norm : ndarray of shape (n_epochs,) or None, default=None
-        Median norm of the gradients of the epoch's steps, before clipping.
+        Median gradient norm of the steps of the epoch, before clipping.
     clip_norm : float or None, default=None
-        What the norm is clipped to.
+        Largest gradient norm after clipping.
     recoveries : tuple of (int, str), default=()
-        Epoch, counted from 1, and cause of each step that failed and was rescued.
+        Epoch, counted from 1, and cause of each failed step.
     best_epoch : int or None, default=None
-        Epoch whose weights were kept by early stopping.
+        Epoch whose weights early stopping restored.
     """
 
     name: str
@@ -168,14 +168,14 @@ class TrainingCurves:
 
     @classmethod
     def of(cls, model: Any, name: str | None = None) -> TrainingCurves:
-        """Those of a fitted model.
+        """Return the curves of a fitted model.
 
         Parameters
         ----------
         model : estimator, net, Pipeline or search
-            Fitted; of a search, the best estimator.
+            Fitted model. For a search, the best estimator is used.
         name : str or None, default=None
-            None for the name of the class.
+            Name of the training. None uses the name of the class.
 
         Returns
         -------
@@ -184,19 +184,19 @@ class TrainingCurves:
         Raises
         ------
         NotFittedError
-            If it has not been fitted.
+            If the model is not fitted.
         TypeError
-            If it is, or ends in, none of this package's networks.
+            If the model does not end in a network of sknan.
         ValueError
-            If its history has no epoch with a loss.
+            If no epoch of the history has a loss.
         """
         net, outer = skorch_net_of(model), network_of(model)
         rows = list(net.history)
         train_loss = _values(rows, "train_loss")
         if train_loss is None:
             raise ValueError(
-                f"The history of {type(outer).__name__} holds no epoch with a "
-                "train_loss: there is nothing to show. Fit it first."
+                f"The history of {type(outer).__name__} has no epoch with a "
+                "train_loss. Fit the model first."
             )
         score_name = _name_of_score(rows)
         return cls(
@@ -221,7 +221,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _values(rows: list[Any], key: str) -> np.ndarray | None:
-    """A value of each epoch, NaN where it has none; None where no epoch has."""
+    """Return a value per epoch, NaN where it is missing; None if all are missing."""
     values = [row.get(key) for row in rows]
     if not any(map(_is_number, values)):
         return None
@@ -229,12 +229,12 @@ def _values(rows: list[Any], key: str) -> np.ndarray | None:
 
 
 def _name_of_score(rows: list[Any]) -> str | None:
-    """``valid_acc``, or what else a scoring callback has written down first."""
+    """Return ``valid_acc``, or the first other score in the history."""
     keys = [
         key
         for key, value in rows[-1].items()
         if _is_number(value)
-        and key not in _NO_SCORES
+        and key not in _NOT_SCORES
         and not key.startswith("event_")
         and not key.endswith("_best")
     ]

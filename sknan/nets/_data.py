@@ -1,4 +1,4 @@
-"""What skorch takes as data: made whole tensors, and looked at before training."""
+"""Conversion of skorch's input to whole tensors, and its validation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _IMPUTE = (
 
 
 def _as_tensor(values: Any) -> Tensor | None:
-    """Tensor over an array's memory where a data loader would collate the same."""
+    """Return a tensor over the array's memory, or None if collation would differ."""
     if isinstance(values, Tensor):
         return values if not (values.is_sparse or values.ndim == 0) else None
     if type(values) is not np.ndarray or values.ndim == 0:
@@ -31,7 +31,7 @@ def _as_tensor(values: Any) -> Tensor | None:
     if values.dtype.kind not in "fiub":
         return None
     if not values.flags.writeable or any(stride < 0 for stride in values.strides):
-        values = values.copy()  # torch warns of the one and refuses the other
+        values = values.copy()  # torch warns about the former and refuses the latter
     try:
         return torch.from_numpy(values)
     except TypeError:  # longdouble, foreign byte order
@@ -39,7 +39,7 @@ def _as_tensor(values: Any) -> Tensor | None:
 
 
 def as_table(dataset: Any) -> TensorTable | None:
-    """Whole tensors of a data set that a data loader would only take apart again."""
+    """Return the whole tensors of a dataset, or None if it must be read row by row."""
     if isinstance(dataset, TensorTable):
         return dataset
     if type(dataset) is Subset:
@@ -52,13 +52,13 @@ def as_table(dataset: Any) -> TensorTable | None:
     X = _as_tensor(dataset.X)
     if X is None or len(X) != len(dataset):
         return None
-    # skorch's stand-in for a missing target, as a data loader would stack it
+    # skorch's substitute for a missing target, as a data loader would stack it
     y = torch.zeros(len(X), 1) if dataset.y is None else _as_tensor(dataset.y)
     return None if y is None else TensorTable(X, y)
 
 
 def _arrays(name: str, data: Any) -> Iterator[tuple[str, Any, list[Any] | None]]:
-    """The numeric arrays in what skorch takes as ``X`` or ``y``, with their names."""
+    """Yield the numeric arrays in ``X`` or ``y`` of a skorch net, with their names."""
     if isinstance(data, Dataset):
         data = data.X if name == "X" else data.y
     if isinstance(data, (np.ndarray, Tensor)):
@@ -76,17 +76,18 @@ def _arrays(name: str, data: Any) -> Iterator[tuple[str, Any, list[Any] | None]]
 
 
 def refuse_nonfinite_data(X: Any, y: Any) -> None:
-    """Refuse NaN and infinities in what a net is to be trained on.
+    """Raise an error for NaN and infinities in training data.
 
     Parameters
     ----------
     X, y : object
-        What skorch takes. Data sets of one's own are not read.
+        Input of ``fit`` of a skorch net. Custom datasets are not read.
 
     Raises
     ------
     NonFiniteDataError
-        Naming the array, the columns, the counts and the first rows.
+        If a value is not finite. The message names the array, the columns, the counts
+        and the first rows.
     """
     for name, data, remedy in (("X", X, _IMPUTE), ("y", y, DROP_ROWS)):
         source = X if name == "y" and isinstance(X, Dataset) else data
@@ -96,5 +97,5 @@ def refuse_nonfinite_data(X: Any, y: Any) -> None:
                 name=label,
                 remedy=remedy,
                 columns=columns,
-                limit=FLOAT64_MAX,  # a module of one's own may compute in float64
+                limit=FLOAT64_MAX,  # a user's module may compute in float64
             )

@@ -1,4 +1,4 @@
-"""The default network, and the embedding of numbers that it may begin with."""
+"""Default network for tables, and the periodic embedding of its input."""
 
 from __future__ import annotations
 
@@ -19,52 +19,53 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-
-# From here on float32 can no longer tell one phase of a cosine from another.
+# At larger values float32 cannot represent the phase of a cosine.
 _LARGEST_PHASE = 1e6
 
 
 class PeriodicEmbedding(nn.Module):
-    r"""Numbers as a few learnt waves each, beside the numbers themselves.
+    r"""Learned periodic features of numeric columns, appended to the input.
 
-    A layer of ReLUs learns a spike or a threshold within a column slowly; as a sum of
-    cosines it is at hand from the first step.
+    Layers of ReLUs learn a spike or a threshold within a column slowly. A sum of
+    cosines can represent it from the first step.
 
     Parameters
     ----------
     n_features_in : int
         Number of columns of the input.
     columns : sequence of int or None, default=None
-        Columns to embed; None for all. A column of two values gains nothing.
+        Columns to embed; None for all. Columns of two values do not benefit.
     n_frequencies : int, default=16
-        Cosines for each column.
+        Number of cosines for each column.
     d_embedding : int, default=3
-        Outputs for each column, besides its value.
+        Number of outputs for each column, in addition to its value.
     frequency_range : tuple of two floats, default=(0.1, 3.0)
         Lowest and highest standard deviation of the initial frequencies, in waves per
-        unit of the input; the others lie between them in equal ratios.
+        unit of the input. The others are spaced geometrically between them.
 
     Raises
     ------
     ValueError
-        If a number is below 1, a column does not exist or comes twice, there is none,
-        or the range is not one of positive numbers.
+        If a number is below 1, if a column does not exist or is repeated, if there is
+        no column, or if the range does not consist of positive numbers.
 
     Notes
     -----
     Shape: input (n_samples, n_features_in), output (n_samples, n_features_in +
-    d_embedding * len(columns)), both float: the input as it is, then the embeddings,
-    those of one column side by side.
+    d_embedding * len(columns)), both float. The unchanged input is followed by the
+    embeddings, column by column.
 
-    For a value :math:`x` the embedding is :math:`A \cos(2 \pi f x + b) + c`: the
-    "PBLD" of [1]_ (section 3, "Better numerical embeddings"), a leaner form of the
-    "PL" embedding of [2]_ (equation 2). :math:`A, f, b, c` are learnt for each column;
-    :math:`b` starts uniform in :math:`(-\pi, \pi)`, :math:`A` and :math:`c` in
-    :math:`\pm 1 / \sqrt{n_\mathrm{frequencies}}`, :math:`f` normal. There one standard
-    deviation serves all frequencies and has to be tuned to the data; here they are
-    spread over a range, so that both slow trends and narrow spikes are found.
+    For a value :math:`x` the embedding is :math:`A \cos(2 \pi f x + b) + c`. This is
+    the "PBLD" embedding of [1]_ (section 3, "Better numerical embeddings"), a
+    simplified form of the "PL" embedding of [2]_ (equation 2). :math:`A, f, b, c` are
+    learned for each column. The initial :math:`b` is uniform in :math:`(-\pi, \pi)`,
+    :math:`A` and
+    :math:`c` are uniform in :math:`\pm 1 / \sqrt{n_\mathrm{frequencies}}`, and
+    :math:`f` is normal. In [1]_ and [2]_ all frequencies have one standard deviation,
+    which must be tuned to the data. Here the standard deviations cover a range, so that
+    the embedding fits both slow trends and narrow spikes.
 
-    The input is cut to ±1e6 before the cosine, so that no finite value overflows.
+    The input is clamped to ±1e6 before the cosine, so that no finite value overflows.
 
     References
     ----------
@@ -106,10 +107,12 @@ class PeriodicEmbedding(nn.Module):
             )
         chosen = list(range(n_features_in) if columns is None else columns)
         if not chosen or len(set(chosen)) < len(chosen):
-            raise ValueError(f"columns must be different, at least one, got {chosen}.")
+            raise ValueError(
+                f"columns must be distinct and at least one, got {chosen}."
+            )
         if min(chosen) < 0 or max(chosen) >= n_features_in:
             raise ValueError(
-                f"columns must lie from 0 to {n_features_in - 1}, got {chosen}."
+                f"columns must be between 0 and {n_features_in - 1}, got {chosen}."
             )
         n_columns = len(chosen)
         self.d_embedding = d_embedding
@@ -125,7 +128,7 @@ class PeriodicEmbedding(nn.Module):
         self.bias = nn.Parameter(bias.uniform_(-bound, bound))
 
     def extra_repr(self) -> str:
-        """Sizes, for ``repr``."""
+        """Return the sizes, for ``repr``."""
         n_columns, n_frequencies = self.frequency.shape
         return (
             f"{n_columns} columns, n_frequencies={n_frequencies}, "
@@ -133,7 +136,7 @@ class PeriodicEmbedding(nn.Module):
         )
 
     def forward(self, X: Tensor) -> Tensor:
-        """Append to (n_samples, n_features_in) the embeddings of its columns."""
+        """Append the embeddings to ``X`` of shape (n_samples, n_features_in)."""
         x = X.index_select(1, self.columns).clamp(-_LARGEST_PHASE, _LARGEST_PHASE)
         angle = x.unsqueeze(2) * (2.0 * math.pi * self.frequency) + self.phase
         waves = angle.cos().transpose(0, 1)  # (n_columns, n_samples, n_frequencies)
@@ -149,30 +152,30 @@ class TabularMLP(nn.Module):
     n_features_in : int
         Number of columns of the input.
     n_outputs : int
-        Number of outputs: classes (as logits) or targets.
+        Number of outputs: logits of classes, or targets.
     width : int, default=128
-        Units in each hidden layer.
+        Number of units in each hidden layer.
     depth : int, default=2
-        Number of hidden layers; 0 makes a linear model.
+        Number of hidden layers. 0 gives a linear model.
     dropout : float, default=0.0
-        Share of hidden units set to zero in training, in [0, 1).
+        Share of hidden units that are set to zero in training, in [0, 1).
     activation : {"relu", "gelu", "selu", "silu", "mish", "tanh"}, default="relu"
         Nonlinearity after each hidden layer.
     n_frequencies : int, default=0
-        If above 0, a :class:`PeriodicEmbedding` with so many cosines for each numeric
-        column comes first.
+        Number of cosines for each numeric column in a :class:`PeriodicEmbedding` before
+        the first layer. 0 omits the embedding.
     frequency_range : tuple of two floats, default=(0.1, 3.0)
-        Its frequencies, in waves per unit of the input.
+        Range of the frequencies of the embedding, in waves per unit of the input.
     numeric_columns : sequence of int or None, default=None
-        Columns that it embeds: None for all. The estimators fill in those of more than
+        Columns to embed; None for all. The estimators pass the columns with more than
         two values.
 
     Raises
     ------
     ValueError
         If ``activation`` is unknown, ``width`` is below 1, ``depth`` or
-        ``n_frequencies`` is negative, ``dropout`` lies outside [0, 1), or
-        :class:`PeriodicEmbedding` refuses what is meant for it.
+        ``n_frequencies`` is negative, ``dropout`` is outside [0, 1), or
+        :class:`PeriodicEmbedding` raises an error for its parameters.
 
     Notes
     -----
@@ -209,7 +212,7 @@ class TabularMLP(nn.Module):
                 f"depth={depth}."
             )
         if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}.")
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
         if n_frequencies < 0:
             raise ValueError(f"n_frequencies must be at least 0, got {n_frequencies}.")
         layers: list[nn.Module] = []
@@ -233,5 +236,4 @@ class TabularMLP(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         """Map (n_samples, n_features_in) to (n_samples, n_outputs)."""
-        # In this plain form the layers can be passed without autograd (`_layerwise`).
         return self.head(self.hidden(X))  # type: ignore[no-any-return]

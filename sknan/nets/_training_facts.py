@@ -1,4 +1,4 @@
-"""A training in a few facts, as a notebook shows them beside scikit-learn's diagram."""
+"""Summary of a training, shown in notebooks and reports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["facts_of_several", "summary_as_html", "training_facts"]
 
 
 def training_facts(model: Any) -> list[tuple[str, str]]:
-    """What there is to say of a training, by name.
+    """Return names and descriptions of the main facts about a training.
 
     Parameters
     ----------
     model : estimator, net, Pipeline or search
-        Fitted, and ending in one of ours.
+        Fitted model that ends in a network of sknan.
 
     Returns
     -------
@@ -31,7 +31,7 @@ def training_facts(model: Any) -> list[tuple[str, str]]:
     )
     n_epochs = len(curves.epochs)
     epochs = f"{n_epochs} of at most {net.max_epochs}"
-    if n_epochs > net.max_epochs:  # fitted in several calls
+    if n_epochs > net.max_epochs:  # after several calls of partial_fit or a warm start
         epochs = str(n_epochs)
     facts = [("epochs", epochs)]
     if curves.best_epoch is not None:
@@ -46,11 +46,11 @@ def training_facts(model: Any) -> list[tuple[str, str]]:
         for name, line in losses
         if line is not None
     ]
-    asked, ended = float(net.lr), float(outer.effective_lr_)
-    rate = f"{asked:.3g}"
-    if ended != asked:
-        rate += f", lowered to {ended:.3g} by the guard"
-    facts.append(("learning rate", rate))
+    initial_lr, final_lr = float(net.lr), float(outer.effective_lr_)
+    lr = f"{initial_lr:.3g}"
+    if final_lr != initial_lr:
+        lr += f", lowered to {final_lr:.3g} by the guard"
+    facts.append(("learning rate", lr))
     clipped = [row.get("clip_share") for row in net.history]
     shares = [share for share in clipped if share is not None]
     if shares:
@@ -67,7 +67,7 @@ def training_facts(model: Any) -> list[tuple[str, str]]:
 
 
 def facts_of_several(networks: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Of each network its epochs, the best one, losses, rate and failed steps."""
+    """Return a row of facts for each network of an ensemble."""
     rows: list[tuple[str, ...]] = []
     for name, net in networks.items():
         curves = TrainingCurves.of(net)
@@ -87,7 +87,7 @@ def facts_of_several(networks: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def summary_as_html(model: Any) -> str:
-    """The facts as a small table, in the colours of the page."""
+    """Return the facts as a small HTML table."""
     left = "text-align:left; vertical-align:top; padding:1px 10px 1px 0"
     rows = "".join(
         f"<tr><th style='{left}'>{html.escape(name)}</th>"

@@ -1,4 +1,4 @@
-"""All that the rest of a training depends on, as tensors and plain Python objects."""
+"""State of a training between two epochs, as tensors and plain Python objects."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = [
     "state_of",
 ]
 
-# Settings that a resumed training may change.
+# Parameters that may differ in a resumed training.
 _FREE = ("callbacks", "device", "max_epochs", "verbose", "warm_start")
 
-# What callbacks of skorch know and do not read off the history.
-_KNOWN: dict[type, tuple[str, ...]] = {
+# State of skorch callbacks that is not in the history.
+_CALLBACK_STATE: dict[type, tuple[str, ...]] = {
     EarlyStopping: (
         "misses_",
         "dynamic_threshold_",
@@ -44,20 +44,20 @@ _KNOWN: dict[type, tuple[str, ...]] = {
     PassthroughScoring: ("best_score_",),
 }
 
-# Containers that a weights-only archive gives back as what they were.
+# Containers that a weights-only archive restores with their type.
 _SEQUENCES = (list, tuple)
 _MAPPINGS = (dict, OrderedDict, Counter)
 
 
-def plain(value: Any, where: str) -> Any:
-    """A copy of ``value`` that a weights-only archive can hold.
+def plain(value: Any, name: str) -> Any:
+    """Return a copy of ``value`` that a weights-only archive can contain.
 
     Parameters
     ----------
     value : object
-        Tensors, numbers and strings, in nested tuples, lists and dicts.
-    where : str
-        What it is called in the message.
+        Tensors, numbers and strings in nested tuples, lists and dicts.
+    name : str
+        Name of the value in the error message.
 
     Returns
     -------
@@ -66,32 +66,32 @@ def plain(value: Any, where: str) -> Any:
     Raises
     ------
     TypeError
-        If there is anything else in it.
+        If it contains an object of another type.
     """
     if isinstance(value, Tensor):
         return value.detach().clone()
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, np.generic):
-        return plain(value.item(), where)
+        return plain(value.item(), name)
     if type(value) in _SEQUENCES:
-        items = [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        items = [plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
         return type(value)(items)
     if type(value) in _MAPPINGS:
-        found = {key: plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        found = {key: plain(item, f"{name}[{key!r}]") for key, item in value.items()}
         return type(value)(found)
     raise TypeError(
-        f"{where} is of type {type(value).__name__}, which a backup cannot hold: it "
-        "consists of tensors, numbers and strings, so that no code runs when it is "
-        "read. Keep it as one of these."
+        f"{name} is of type {type(value).__name__}, which a backup cannot contain. A "
+        "backup consists of tensors, numbers and strings, so that no code runs when it "
+        "is read. Use one of these types."
     )
 
 
-# -- what a backup belongs to --------------------------------------------------------
+# -- identity of a training ----------------------------------------------------------
 
 
 def _as_text(value: Any) -> str:
-    """A setting as text that is the same in every process."""
+    """Return a parameter as text that is the same in every process."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -106,11 +106,12 @@ def _as_text(value: Any) -> str:
 
 
 def settings_of(net: Any) -> dict[str, str]:
-    """The parameters of a net by name, as text, but for those that are free to change.
+    """Return the parameters of a net as text, without those that may change.
 
     Parameters
     ----------
     net : skorch net
+        Initialized net.
 
     Returns
     -------
@@ -124,17 +125,17 @@ def settings_of(net: Any) -> dict[str, str]:
 
 
 def data_of(batches: Any) -> dict[str, Any]:
-    """What is known of training data: rows, batches, and a checksum of whole tables.
+    """Return the numbers of rows and batches, and a checksum of a whole table.
 
     Parameters
     ----------
     batches : iterable of tuple
-        Of the training.
+        Batches of the training.
 
     Returns
     -------
     dict of str to object
-        None for what is not known.
+        Values for "rows", "batches" and "checksum"; None if unknown.
     """
     dataset = getattr(batches, "dataset", None)
     checksum = None
@@ -153,7 +154,7 @@ def data_of(batches: Any) -> dict[str, Any]:
 def _length(sized: Any) -> int | None:
     try:
         return len(sized)
-    except TypeError:  # as of an iterable data set
+    except TypeError:  # an iterable dataset has no length
         return None
 
 
@@ -163,45 +164,52 @@ def _modules_of(net: Any) -> dict[str, nn.Module]:
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers, those too that ``state_dict`` leaves out."""
+    """Return weights and buffers, including those that ``state_dict`` omits."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _shape(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{tuple(tensor.shape)} and dtype {dtype}"
 
 
 def difference(net: Any, state: dict[str, Any]) -> str | None:
-    """Say in which way a backup is not of this net.
+    """Describe the first difference between a backup and a net.
 
     Parameters
     ----------
     net : skorch net
-        Initialized.
+        Initialized net.
     state : dict
-        That :func:`state_of` has made.
+        Return value of :func:`state_of`.
 
     Returns
     -------
     str or None
-        To follow on "The backup ..."; None if it is.
+        Predicate of a sentence that starts with "The backup"; None if there is no
+        difference.
     """
     for name, module in _modules_of(net).items():
-        there, here = state["modules"].get(name, {}), _tensors_of(module)
-        for key in [*here, *there]:
-            if key not in there or key not in here:
-                holds = "holds no" if key not in there else "holds a"
-                return f"{holds} tensor {key!r} of {name}_"
-            if _shape(there[key]) != _shape(here[key]):
+        saved, current = state["modules"].get(name, {}), _tensors_of(module)
+        for key in [*current, *saved]:
+            if key not in saved:
+                return f"does not contain the tensor {key!r} of {name}_"
+            if key not in current:
                 return (
-                    f"holds a tensor {key!r} of {name}_ of shape {_shape(there[key])}, "
-                    f"where this network has one of shape {_shape(here[key])}"
+                    f"contains a tensor {key!r} of {name}_, which this net does not "
+                    "have"
+                )
+            if _shape(saved[key]) != _shape(current[key]):
+                return (
+                    f"contains a tensor {key!r} of {name}_ of shape "
+                    f"{_shape(saved[key])}, but this net has one of shape "
+                    f"{_shape(current[key])}"
                 )
     settings = state["settings"], settings_of(net)
     for name in sorted({*settings[0], *settings[1]}):
         was, now = (texts.get(name, "not given") for texts in settings)
         if was != now:
-            return f"was made with {name}={was}, where this net has {name}={now}"
+            return f"is of a net with {name}={was}, but this net has {name}={now}"
     return None
 
 
@@ -209,17 +217,17 @@ def difference(net: Any, state: dict[str, Any]) -> str | None:
 
 
 def random_states_of(net: Any) -> dict[str, Any]:
-    """States of all generators that a training may draw from.
+    """Return the states of all random generators that a training may use.
 
     Parameters
     ----------
     net : skorch net
-        For its device.
+        Net, for its device.
 
     Returns
     -------
     dict
-        Of torch, numpy and Python, plain.
+        States of the generators of torch, numpy and Python, as plain objects.
     """
     cpu, gpu = random_states(net.device or "cpu")
     state: Any = np.random.get_state()  # noqa: NPY002
@@ -229,13 +237,14 @@ def random_states_of(net: Any) -> dict[str, Any]:
 
 
 def put_random_states(net: Any, states: dict[str, Any]) -> None:
-    """Bring back what :func:`random_states_of` has found.
+    """Restore the states that :func:`random_states_of` returned.
 
     Parameters
     ----------
     net : skorch net
-        For its device.
+        Net, for its device.
     states : dict
+        Return value of :func:`random_states_of`.
     """
     torch.set_rng_state(states["cpu"])
     if states["gpu"] is not None and torch.device(net.device).type == "cuda":
@@ -245,7 +254,7 @@ def put_random_states(net: Any, states: dict[str, Any]) -> None:
     random.setstate(states["python"])
 
 
-# -- the whole -----------------------------------------------------------------------
+# -- state of a training -------------------------------------------------------------
 
 
 def _state_of_clipper(clipper: Any) -> dict[str, Any]:
@@ -263,7 +272,7 @@ def _put_clipper(clipper: Any, state: dict[str, Any]) -> None:
 
 
 def _state_of_callback(callback: Any) -> dict[str, Any] | None:
-    for kind, names in _KNOWN.items():
+    for kind, names in _CALLBACK_STATE.items():
         if isinstance(callback, kind):
             return {name: getattr(callback, name) for name in names}
     if isinstance(callback, LRScheduler):
@@ -272,7 +281,7 @@ def _state_of_callback(callback: Any) -> dict[str, Any] | None:
 
 
 def _put_callback(callback: Any, state: dict[str, Any]) -> None:
-    if isinstance(callback, tuple(_KNOWN)):
+    if isinstance(callback, tuple(_CALLBACK_STATE)):
         vars(callback).update(state)
     elif isinstance(callback, LRScheduler):
         callback.lr_scheduler_.load_state_dict(state)
@@ -281,7 +290,10 @@ def _put_callback(callback: Any, state: dict[str, Any]) -> None:
 
 
 def _batches_if_plain(training: dict[str, Any]) -> dict[str, Any]:
-    """Without the latest batches, which serve only to try rates, if they are not."""
+    """Return the state without recent batches if these are not plain objects.
+
+    Recent batches are used only to test learning rates.
+    """
     try:
         batches = plain(training["latest_batches"], "")
     except TypeError:
@@ -290,22 +302,22 @@ def _batches_if_plain(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_of(net: Any) -> dict[str, Any]:
-    """Everything that the rest of a training depends on, at the beginning of an epoch.
+    """Return the state of a training at the beginning of an epoch.
 
     Parameters
     ----------
     net : skorch net with GuardMixin
-        In training; the epoch at hand has been opened in the history.
+        Net in training. Its history already has a row for the current epoch.
 
     Returns
     -------
     dict
-        Plain.
+        State as plain objects.
 
     Raises
     ------
     TypeError
-        If some of it cannot be kept.
+        If a part of the state is not plain.
     """
     training = net._training_
     generator = getattr(training.batches, "generator", None)
@@ -334,14 +346,14 @@ def state_of(net: Any) -> dict[str, Any]:
 
 
 def put_net(net: Any, state: dict[str, Any]) -> None:
-    """Bring back weights, optimizers and history, before any callback looks at them.
+    """Restore weights, optimizers and history, before any callback reads them.
 
     Parameters
     ----------
     net : skorch net with GuardMixin
-        Initialized, and not different.
+        Initialized net without a :func:`difference`.
     state : dict
-        That :func:`state_of` has made.
+        Return value of :func:`state_of`.
     """
     with torch.no_grad():
         for name, module in _modules_of(net).items():
@@ -360,16 +372,16 @@ def _put_optimizers(net: Any, state: dict[str, Any]) -> None:
 
 
 def begin_epoch_as(net: Any, state: dict[str, Any]) -> None:
-    """Bring back what callbacks have made anew, and the random states.
+    """Restore the state of callbacks and the random states.
 
     Parameters
     ----------
     net : skorch net with GuardMixin
-        At the place in the epoch where :func:`state_of` stood.
+        Net at the point of the epoch at which :func:`state_of` was called.
     state : dict
-        That it has made.
+        Return value of :func:`state_of`.
     """
-    # A scheduler of rates has set them at its beginning.
+    # A learning-rate scheduler of skorch has changed the optimizers.
     _put_optimizers(net, state)
     for name, callback in net.callbacks_:
         if name in state["callbacks"]:
@@ -378,14 +390,14 @@ def begin_epoch_as(net: Any, state: dict[str, Any]) -> None:
 
 
 def put_training(net: Any, state: dict[str, Any]) -> None:
-    """Bring back what watches, clips and schedules.
+    """Restore guard, clipping and schedule.
 
     Parameters
     ----------
     net : skorch net with GuardMixin
-        Whose training has just begun.
+        Net whose training has just begun.
     state : dict
-        That :func:`state_of` has made.
+        Return value of :func:`state_of`.
     """
     training = net._training_
     training.load_state_dict(state["training"])

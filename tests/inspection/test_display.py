@@ -177,8 +177,8 @@ def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(TypeError) as error:
         TrainingDisplay.from_estimator(LogisticRegression())
     assert str(error.value) == (
-        "Only StableNet and GuardedNet estimators, and pipelines and fitted searches "
-        "that end in one, tell how they were trained, got LogisticRegression."
+        "Expected a StableNet or GuardedNet estimator, or a pipeline or fitted search "
+        "that ends in one, got LogisticRegression."
     )
     with pytest.raises(NotFittedError):
         TrainingDisplay.from_estimator(StableNetClassifier())

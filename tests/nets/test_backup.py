@@ -459,8 +459,8 @@ def test_the_file_holds_tensors_and_plain_python_and_the_rest_is_refused(tmp_pat
         fit(*skorch_door(BackupAndRestore(tmp_path / "other"), Logging()))
     assert str(caught.value) == (
         f"history[0]['when'] is of type {type(Path()).__name__}, which a backup cannot "
-        "hold: it consists of tensors, numbers and strings, so that no code runs when "
-        "it is read. Keep it as one of these."
+        "contain. A backup consists of tensors, numbers and strings, so that no code "
+        "runs when it is read. Use one of these types."
     )
 
 
@@ -470,15 +470,15 @@ def refused(net, X, y):
     return str(caught.value)
 
 
-def test_the_backup_of_another_training_is_refused_and_left_as_it_is(tmp_path):
+def test_the_backup_of_another_training_is_refused_and_not_changed(tmp_path):
     path = tmp_path / "backup"
     backup = BackupAndRestore(path)
     with pytest.raises(PowerCutError):
         fit(*skorch_door(backup, AtBatch(cut_power)))
     before = path.read_bytes()
     what_to_do = (
-        " Go back to what it was made with, remove the file to start anew, or choose "
-        "another path."
+        " Restore these settings and data, delete the file to start from scratch, or "
+        "choose another path."
     )
 
     def says(what):
@@ -486,37 +486,37 @@ def test_the_backup_of_another_training_is_refused_and_left_as_it_is(tmp_path):
 
     net, *data = skorch_door(backup)
     assert refused(*skorch_door(backup, lr=0.1)) == says(
-        "was made with lr=0.05, where this net has lr=0.1"
+        "is of a net with lr=0.05, but this net has lr=0.1"
     )
     assert refused(*skorch_door(backup, optimizer=torch.optim.SGD)) == says(
-        "was made with optimizer=Adam, where this net has optimizer=SGD"
+        "is of a net with optimizer=Adam, but this net has optimizer=SGD"
     )
     assert refused(*skorch_door(backup, optimizer__amsgrad=True)) == says(
-        "was made with optimizer__amsgrad=not given, where this net has "
+        "is of a net with optimizer__amsgrad=not given, but this net has "
         "optimizer__amsgrad=True"
     )
     assert refused(*skorch_door(backup, module__has_norm=False)) == says(
-        "holds a tensor 'body.1.weight' of module_"
+        "contains a tensor 'body.1.weight' of module_, which this net does not have"
     )
     other = GuardedNetRegressor(
         nn.Linear, module__in_features=4, module__out_features=1
     )
     assert refused(other.set_params(callbacks=[backup]), *data) == says(
-        "holds no tensor 'weight' of module_"
+        "does not contain the tensor 'weight' of module_"
     )
     wider = GuardedNetRegressor(Wide, callbacks=[backup], verbose=0)
     assert refused(wider, np.hstack([X, X]), VALUES) == says(
-        "holds a tensor 'body.0.weight' of module_ of shape (8, 4) of float32, where "
-        "this network has one of shape (8, 8) of float32"
+        "contains a tensor 'body.0.weight' of module_ of shape (8, 4) and dtype "
+        "float32, but this net has one of shape (8, 8) and dtype float32"
     )
     assert refused(*skorch_door(backup, max_epochs=3)) == says(
-        "holds 3 finished epochs, where max_epochs=3 asks for no more"
+        "contains 3 finished epochs, but max_epochs=3 needs no more"
     )
     assert refused(net, X[:80], VALUES[:80]) == says(
-        "was made in a training on 76 rows, where this one is on 64"
+        "is of a training on 76 rows, but this training has 64"
     )
     assert refused(net, X + 1, VALUES) == says(
-        "was made in a training on other data of this shape"
+        "is of a training on other data of the same shape"
     )
     assert path.read_bytes() == before
     assert_same(state_of(fit(net, *data)), state_of(fit(*skorch_door())))
@@ -528,7 +528,7 @@ class Wide(Net):
         self.body[0] = nn.Linear(8, 8)
 
 
-def test_a_file_that_is_no_backup_is_refused_and_runs_no_code(tmp_path):
+def test_a_file_that_is_not_a_backup_is_refused_and_runs_no_code(tmp_path):
     path, trace = tmp_path / "backup", tmp_path / "trace"
 
     class Evil:
@@ -545,8 +545,8 @@ def test_a_file_that_is_no_backup_is_refused_and_runs_no_code(tmp_path):
         write()
         assert refused(*skorch_door(BackupAndRestore(path))) == (
             f"The backup {str(path)!r} was not written by this version of "
-            "BackupAndRestore. Go back to what it was made with, remove the file to "
-            "start anew, or choose another path."
+            "BackupAndRestore. Restore these settings and data, delete the file to "
+            "start from scratch, or choose another path."
         )
         assert not trace.exists()
 
@@ -561,8 +561,9 @@ def test_a_net_without_a_guard_is_refused(tmp_path):
     with pytest.raises(TypeError) as caught:
         net.fit(X, VALUES)
     assert str(caught.value) == (
-        "BackupAndRestore serves one of sknan's guarded nets, once, and not NeuralNet. "
-        "Take GuardedNet or its kin, or put GuardMixin before the net's class."
+        "BackupAndRestore needs one of sknan's guarded nets, and can be used once in a "
+        "net; got NeuralNet. Use GuardedNet or one of its subclasses, or put "
+        "GuardMixin before the class of the net."
     )
 
 

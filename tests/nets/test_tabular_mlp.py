@@ -117,9 +117,9 @@ def test_copies_give_the_same_output(again):
             "width must be at least 1 and depth at least 0, got width=128 and "
             "depth=-1.",
         ),
-        ({"dropout": 1.0}, "dropout must lie in [0, 1), got 1.0."),
-        ({"dropout": -0.1}, "dropout must lie in [0, 1), got -0.1."),
-        ({"dropout": float("nan")}, "dropout must lie in [0, 1), got nan."),
+        ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0."),
+        ({"dropout": -0.1}, "dropout must be in [0, 1), got -0.1."),
+        ({"dropout": float("nan")}, "dropout must be in [0, 1), got nan."),
     ],
 )
 def test_an_impossible_network_is_refused(options, message):
@@ -231,9 +231,9 @@ def test_no_embedding_without_frequencies_or_columns():
             "frequency_range must be two finite numbers above 0, the lower one first, "
             "got (3.0, 0.1).",
         ),
-        ({"columns": []}, "columns must be different, at least one, got []."),
-        ({"columns": [1, 1]}, "columns must be different, at least one, got [1, 1]."),
-        ({"columns": [0, 3]}, "columns must lie from 0 to 2, got [0, 3]."),
+        ({"columns": []}, "columns must be distinct and at least one, got []."),
+        ({"columns": [1, 1]}, "columns must be distinct and at least one, got [1, 1]."),
+        ({"columns": [0, 3]}, "columns must be between 0 and 2, got [0, 3]."),
     ],
 )
 def test_an_impossible_embedding_is_refused(options, message):
