@@ -22,7 +22,7 @@ import sklearn.model_selection
 from joblib import parallel_config
 
 from sknan import model_selection
-from sknan._engine.together import Job, Outcome
+from sknan._engine.jobs import Job, JobOutcome
 from sknan.model_selection import _pipelines, _worker
 
 __all__ = ["DIFFERENT_BY_DESIGN"]
@@ -47,7 +47,7 @@ class _Ours(metaclass=_AnyEstimator):
     """What every estimator is an instance of."""
 
 
-def _one_by_one(jobs: list[Job], max_memory: int | None = None) -> list[Outcome]:
+def _one_by_one(jobs: list[Job], max_memory: int | None = None) -> list[JobOutcome]:
     """What `train_together` does, for estimators that are no networks."""
     outcomes = []
     for job in jobs:
@@ -60,7 +60,7 @@ def _one_by_one(jobs: list[Job], max_memory: int | None = None) -> list[Outcome]
         except Exception as raised:
             error = raised
         seconds = time.perf_counter() - start
-        outcomes.append(Outcome(estimator, error, seconds, False, []))
+        outcomes.append(JobOutcome(estimator, error, seconds, False, []))
     return outcomes
 
 

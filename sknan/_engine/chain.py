@@ -1,26 +1,27 @@
-"""Chains of known layers, passed for many networks at once.
+"""Explicit forward and backward passes of chains of known layers, for many networks.
 
-Each operation is one call for all slices, and what a slice computes depends neither on
-the others nor on their number. In a small network the calls take longer to lead up to
-than to run: so the way of a batch is laid out once, as a list of calls with all their
-arguments, which read and write memory that is theirs. Weights are kept the way in which
-their products are fastest: those of the hidden layers with the inputs first; those of
-the last layer with the outputs first, whose few logits then lie side by side for all
-rows of a batch.
+Each operation is one call for all members, and the result of a member depends neither
+on the other members nor on their number. In a small network a call takes longer to
+prepare than to run. A step is therefore prepared once, as a list of calls with all
+their arguments, which read and write memory that every batch uses again.
+
+Weights are stored in the layout in which their products are fastest: those of hidden
+layers with the inputs first; those of the last layer with the outputs first, so that
+the few logits of all rows of a batch are contiguous.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sknan._engine.losses import StackedLoss, loss_of
+from sknan._engine.losses import StackedLoss, stacked_loss_of
 from sknan.nets._chain import ACTIVATIONS
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
@@ -33,43 +34,68 @@ _Call = Callable[[], object]
 
 # -- products --------------------------------------------------------------------------
 
-# A product rounds otherwise where its result does not begin at so many numbers.
-_ALIGNED = 16
+# A batched product rounds like separate products only where the result of each member
+# begins at a multiple of this number of elements.
+_ALIGNMENT = 16
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> _Call:
-    """Of the matrices of each slice, plus a bias; to the bit that of a slice alone."""
-    if out[0].numel() % _ALIGNED:
-        return partial(_product_one_by_one, a, b, out, bias)
+    """Prepare the matrix products of all members, plus a bias.
+
+    Each product is bitwise identical to that of the member alone.
+    """
+    if out[0].numel() % _ALIGNMENT:
+        return partial(_separate_products, a, b, out, bias)
     if bias is None:
         return partial(torch.bmm, a, b, out=out)
     return partial(torch.baddbmm, bias, a, b, out=out)
 
 
-def _product_one_by_one(a: Tensor, b: Tensor, out: Tensor, bias: Any) -> None:
-    slices = zip(a, b, strict=True)
+def _separate_products(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None) -> None:
+    pairs = zip(a, b, strict=True)
     if bias is None:
-        torch.stack([x.mm(y) for x, y in slices], out=out)
+        torch.stack([x.mm(y) for x, y in pairs], out=out)
         return
-    triples = zip(bias, slices, strict=True)
-    torch.stack([torch.addmm(own, x, y) for own, (x, y) in triples], out=out)
+    triples = zip(bias, pairs, strict=True)
+    torch.stack([torch.addmm(row, x, y) for row, (x, y) in triples], out=out)
 
 
 # -- layers ----------------------------------------------------------------------------
-#
-# A layer appends its calls to a list and says where they leave what they find: first
-# those of the way forth, then those of the way back over the same batch.
+
+
+class _StackedLayer(Protocol):
+    """Layer that appends its calls to a list, and returns the tensors that they write.
+
+    ``forward`` is called once for a batch size, then ``backward`` for the same inputs.
+    """
+
+    def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
+        """Append the calls of the forward pass, and return their output."""
+
+    def backward(
+        self, grad: Tensor, needs_input: bool, calls: list[_Call]
+    ) -> Tensor | None:
+        """Append the calls of the backward pass.
+
+        Returns the gradient of the input, or None if it is not needed.
+        """
 
 
 class _StackedLinear:
-    """A hidden layer; weights (K, in, out), inputs (K, B, in), outputs (K, B, out)."""
+    """Hidden layer: weights (K, in, out), inputs (K, B, in), outputs (K, B, out)."""
 
-    rows_axis = 1  # of the outputs
+    rows_axis = 1  # axis of the batch in the output
 
-    def __init__(self, weight: tuple[Tensor, Tensor], bias: Any) -> None:
+    def __init__(
+        self,
+        weight: tuple[Tensor, Tensor],
+        bias: tuple[Tensor, Tensor] | tuple[None, None],
+    ) -> None:
         self.weight, self.weight_grad = weight
-        bias, self.bias_grad = bias
-        self.bias = None if bias is None else bias.unsqueeze(self.rows_axis)
+        values: Tensor | None
+        self.bias_grad: Tensor | None
+        values, self.bias_grad = bias
+        self.bias = None if values is None else values.unsqueeze(self.rows_axis)
 
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
         self.x = x
@@ -84,9 +110,9 @@ class _StackedLinear:
         self._sum_bias_grad(grad, calls)
         if not needs_input:
             return None
-        found = torch.empty_like(self.x)
-        calls.append(_product(grad, self.weight.transpose(1, 2), found))
-        return found
+        input_grad = torch.empty_like(self.x)
+        calls.append(_product(grad, self.weight.transpose(1, 2), input_grad))
+        return input_grad
 
     def _sum_bias_grad(self, grad: Tensor, calls: list[_Call]) -> None:
         if self.bias_grad is not None:
@@ -94,7 +120,7 @@ class _StackedLinear:
 
 
 class _StackedOutput(_StackedLinear):
-    """A last layer; weights (K, out, in), inputs (K, B, in), outputs (K, out, B)."""
+    """Last layer: weights (K, out, in), inputs (K, B, in), outputs (K, out, B)."""
 
     rows_axis = 2
 
@@ -111,13 +137,13 @@ class _StackedOutput(_StackedLinear):
         self._sum_bias_grad(grad, calls)
         if not needs_input:
             return None
-        found = torch.empty_like(self.x)
-        calls.append(_product(grad.transpose(1, 2), self.weight, found))
-        return found
+        input_grad = torch.empty_like(self.x)
+        calls.append(_product(grad.transpose(1, 2), self.weight, input_grad))
+        return input_grad
 
 
-class _Transpose:
-    """Puts the rows last where the last layer has not done so."""
+class _RowsLast:
+    """Transposition to outputs (K, out, B) after a last layer that is not linear."""
 
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
         return _copied(x.transpose(1, 2), calls)
@@ -127,13 +153,13 @@ class _Transpose:
 
 
 def _copied(source: Tensor, calls: list[_Call]) -> Tensor:
-    place = torch.empty(source.shape, dtype=source.dtype)
-    calls.append(partial(place.copy_, source))
-    return place
+    copy = torch.empty(source.shape, dtype=source.dtype)
+    calls.append(partial(copy.copy_, source))
+    return copy
 
 
 class _StackedEmbedding:
-    """Embeddings of numbers: each slice by autograd, as in a training by itself."""
+    """Periodic embedding of numbers, computed by autograd member by member."""
 
     def __init__(
         self, module: PeriodicEmbedding, blocks: list[tuple[Tensor, Tensor]]
@@ -141,46 +167,48 @@ class _StackedEmbedding:
         self.module = module
         names = [name for name, _ in module.named_parameters()]
         self.weights = [
-            {n: w.requires_grad_() for n, w in zip(names, own, strict=True)}
-            for own in zip(*(weight.unbind() for weight, _ in blocks), strict=True)
+            {n: w.requires_grad_() for n, w in zip(names, weights, strict=True)}
+            for weights in zip(*(w.unbind() for w, _ in blocks), strict=True)
         ]
-        self.places = list(zip(*(grad.unbind() for _, grad in blocks), strict=True))
+        self.gradients = list(zip(*(g.unbind() for _, g in blocks), strict=True))
 
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
-        output = x.new_empty(len(x), *self._pass(0, x[0]).shape)
+        output = x.new_empty(len(x), *self._embed(0, x[0]).shape)
         calls.append(partial(self._forward, x, output))
         return output
 
-    def _pass(self, k: int, x: Tensor) -> Tensor:
+    def _embed(self, k: int, x: Tensor) -> Tensor:
         output: Tensor = functional_call(self.module, self.weights[k], (x,))
         return output
 
     def _forward(self, x: Tensor, output: Tensor) -> None:
         with torch.enable_grad():
-            self.outputs = [self._pass(k, own) for k, own in enumerate(x)]
-        torch.stack([its.detach() for its in self.outputs], out=output)
+            self.outputs = [self._embed(k, rows) for k, rows in enumerate(x)]
+        torch.stack([each.detach() for each in self.outputs], out=output)
 
     def backward(self, grad: Tensor, needs_input: bool, calls: list[_Call]) -> None:
         calls.append(partial(self._backward, grad))
 
     def _backward(self, grad: Tensor) -> None:
-        slices = zip(self.outputs, self.weights, self.places, grad, strict=True)
-        for output, weights, places, own in slices:
-            found = torch.autograd.grad(output, list(weights.values()), own)
-            for place, gradient in zip(places, found, strict=True):
-                place.copy_(gradient)
+        members = zip(self.outputs, self.weights, self.gradients, grad, strict=True)
+        for output, weights, gradients, output_grad in members:
+            found = torch.autograd.grad(output, list(weights.values()), output_grad)
+            for target, gradient in zip(gradients, found, strict=True):
+                target.copy_(gradient)
         del self.outputs
 
 
 class _StackedActivation:
+    """Elementwise function with a known derivative."""
+
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.function, self.slope, self.is_of_output = ACTIVATIONS[type(module)]
+        self.function, self.derivative, self.uses_output = ACTIVATIONS[type(module)]
 
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
         y = torch.empty_like(x)
         calls.append(lambda: y.copy_(self.function(self.module, x)))
-        self.kept = y if self.is_of_output else x
+        self.kept = y if self.uses_output else x
         return y
 
     def backward(
@@ -188,13 +216,13 @@ class _StackedActivation:
     ) -> Tensor | None:
         if not needs_input:
             return None
-        kept, found = self.kept, torch.empty_like(grad)
-        calls.append(lambda: found.copy_(self.slope(self.module, grad, kept)))
-        return found
+        kept, result = self.kept, torch.empty_like(grad)
+        calls.append(lambda: result.copy_(self.derivative(self.module, grad, kept)))
+        return result
 
 
 class _StackedReLU:
-    """In the place of a linear layer's output and of its gradient."""
+    """ReLU after a linear layer, which overwrites its output and gradient."""
 
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
         self.kept = x
@@ -202,63 +230,77 @@ class _StackedReLU:
         return x
 
     def backward(self, grad: Tensor, needs_input: bool, calls: list[_Call]) -> Tensor:
-        slope = _aten.threshold_backward.grad_input
-        calls.append(partial(slope, grad, self.kept, 0, grad_input=grad))
+        derivative = _aten.threshold_backward.grad_input
+        calls.append(partial(derivative, grad, self.kept, 0, grad_input=grad))
         return grad
 
 
 class _StackedDropout:
-    """Each slice draws its mask from its own generator, as it would by itself."""
+    """Dropout whose masks are drawn from the generator of each member."""
 
-    def __init__(self, shares: list[float], generators: list[torch.Generator]) -> None:
-        self.kept = [1.0 - share for share in shares]
+    def __init__(self, rates: list[float], generators: list[torch.Generator]) -> None:
+        self.kept = [1.0 - rate for rate in rates]
         self.generators = generators
 
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
-        self.noise, output = torch.empty_like(x), torch.empty_like(x)
-        calls.append(partial(self._draw, self.noise))
-        calls.append(partial(torch.mul, x, self.noise, out=output))
+        self.masks, output = torch.empty_like(x), torch.empty_like(x)
+        calls.append(partial(self._draw, self.masks))
+        calls.append(partial(torch.mul, x, self.masks, out=output))
         return output
 
-    def _draw(self, noise: Tensor) -> None:
-        for own, kept, generator in zip(noise, self.kept, self.generators, strict=True):
-            own.bernoulli_(kept, generator=generator).div_(kept)
+    def _draw(self, masks: Tensor) -> None:
+        for mask, kept, generator in zip(
+            masks, self.kept, self.generators, strict=True
+        ):
+            mask.bernoulli_(kept, generator=generator).div_(kept)
 
     def backward(
         self, grad: Tensor, needs_input: bool, calls: list[_Call]
     ) -> Tensor | None:
         if not needs_input:
             return None
-        found = torch.empty_like(grad)
-        calls.append(partial(torch.mul, grad, self.noise, out=found))
-        return found
+        result = torch.empty_like(grad)
+        calls.append(partial(torch.mul, grad, self.masks, out=result))
+        return result
 
 
-# -- a chain of them ------------------------------------------------------------------
+# -- the chain -------------------------------------------------------------------------
 
 
 def transposed_weights(layers: list[nn.Module]) -> list[bool]:
-    """Which weights a :class:`StackedChain` of these layers wants transposed.
+    """Return for each parameter whether a :class:`StackedChain` stores it transposed.
 
     Parameters
     ----------
     layers : list of nn.Module
-        Of one network.
+        Layers of one network.
 
     Returns
     -------
     list of bool
-        In the order of the parameters.
+        One entry for each parameter, in the order of the layers.
     """
     return [
-        isinstance(layer, nn.Linear) and layer is not layers[-1] and name == "weight"
+        _is_linear(layer) and layer is not layers[-1] and name == "weight"
         for layer in layers
         for name, _ in layer.named_parameters()
     ]
 
 
-class _CompiledPass(NamedTuple):
-    """The calls of a step over inputs ``x``, and where they leave what they find."""
+class _StepProgram(NamedTuple):
+    """Prepared calls of a step, which read inputs from one tensor.
+
+    Parameters
+    ----------
+    x : Tensor of shape (K, B, n_features)
+        Tensor of the inputs.
+    forward, backward : list of callable
+        Calls of the two passes.
+    loss : StackedLoss
+        Loss between them.
+    output : Tensor of shape (K, B, n_outputs)
+        Tensor that the forward pass writes the outputs to.
+    """
 
     x: Tensor
     forward: list[_Call]
@@ -268,92 +310,94 @@ class _CompiledPass(NamedTuple):
 
 
 class StackedChain:
-    """A chain of known layers and a known loss, for all slices.
+    """Passes of a chain of known layers and a known loss, for all members.
 
     Parameters
     ----------
     layers : list of list of nn.Module
-        Of each slice.
+        Layers of each member's network.
     generators : list of Generator
-        That each slice draws its random numbers from.
+        Generator of each member's random numbers.
     weights, gradients : list of Tensor
-        Blocks with the slices along the first axis, in the order of the parameters.
-    criterion : nn.Module
-        That has a :func:`loss_of`.
+        Tensors with the members along the first axis, in the order of the parameters,
+        transposed where :func:`transposed_weights` says so.
+    criterion : object
+        Criterion that has a :func:`~sknan._engine.losses.stacked_loss_of`.
     """
 
     def __init__(
         self,
-        layers: list[Any],
+        layers: list[list[nn.Module]],
         generators: list[torch.Generator],
         weights: list[Tensor],
         gradients: list[Tensor],
-        criterion: nn.Module,
+        criterion: object,
     ) -> None:
-        self.loss: Any = loss_of(criterion)
+        self.loss: Any = stacked_loss_of(criterion)
         blocks = iter(zip(weights, gradients, strict=True))
-        n_outputs = next(la.out_features for la in layers[0][::-1] if _is_linear(la))
-        self.like = weights[0].new_empty(0, n_outputs)
-        self.layers: list[Any] = []
-        columns = list(zip(*layers, strict=True))
-        for i, own in enumerate(columns):
-            first = own[0]
-            if _is_linear(first):
+        columns: list[tuple[Any, ...]] = list(zip(*layers, strict=True))
+        last_linear = next(c[0] for c in reversed(columns) if _is_linear(c[0]))
+        self.like = weights[0].new_empty(0, last_linear.out_features)
+        self.layers: list[_StackedLayer] = []
+        for i, column in enumerate(columns):
+            layer = column[0]
+            if _is_linear(layer):
                 weight = next(blocks)
-                bias = next(blocks) if first.bias is not None else (None, None)
+                bias = next(blocks) if layer.bias is not None else (None, None)
                 is_last = i == len(columns) - 1
-                place = _StackedOutput if is_last else _StackedLinear
-                self.layers.append(place(weight, bias))
-            elif isinstance(first, PeriodicEmbedding):
-                of_it = [next(blocks) for _ in first.parameters()]
-                self.layers.append(_StackedEmbedding(first, of_it))
-            elif isinstance(first, nn.Dropout):
-                shares = [layer.p for layer in own]
-                self.layers.append(_StackedDropout(shares, generators))
-            elif isinstance(first, nn.ReLU) and i and _is_linear(columns[i - 1][0]):
+                linear = _StackedOutput if is_last else _StackedLinear
+                self.layers.append(linear(weight, bias))
+            elif isinstance(layer, PeriodicEmbedding):
+                embedded = [next(blocks) for _ in layer.parameters()]
+                self.layers.append(_StackedEmbedding(layer, embedded))
+            elif isinstance(layer, nn.Dropout):
+                rates = [dropout.p for dropout in column]
+                self.layers.append(_StackedDropout(rates, generators))
+            elif isinstance(layer, nn.ReLU) and i and _is_linear(columns[i - 1][0]):
                 self.layers.append(_StackedReLU())
             else:
-                self.layers.append(_StackedActivation(first))
+                self.layers.append(_StackedActivation(layer))
         weighted = (_StackedLinear, _StackedEmbedding)
+        # Layers before the first weights need no gradient.
         self.first = [isinstance(layer, weighted) for layer in self.layers].index(True)
         if not isinstance(self.layers[-1], _StackedOutput):
-            self.layers.append(_Transpose())
-        self.ways: dict[int, _CompiledPass] = {}
+            self.layers.append(_RowsLast())
+        self.programs: dict[int, _StepProgram] = {}
 
-    def prepared(self, target: Tensor, shape: torch.Size) -> Tensor:
-        """Targets of rows (..., K, B) as ``step`` takes them."""
-        prepared: Tensor = self.loss.prepared(target, shape, self.like)
+    def prepare_target(self, target: Tensor, shape: torch.Size) -> Tensor:
+        """Convert targets of rows in a tensor of shape (..., K, B) for :meth:`step`."""
+        prepared: Tensor = self.loss.prepare_target(target, shape, self.like)
         return prepared
 
     def step(self, x: Tensor, target: Tensor) -> tuple[NDArray[Any], Tensor]:
-        """Losses and outputs; the gradients are left in their blocks.
+        """Write the gradients, and return losses (K,) and outputs (K, B, n_outputs).
 
-        Inputs that come in the same tensor as others before take the same way.
+        A step is prepared once for each tensor of inputs.
         """
-        way = self.ways.get(id(x))
-        if way is None:
-            way = self.ways[id(x)] = self._way_of(x)
-        for call in way.forward:
+        program = self.programs.get(id(x))
+        if program is None:
+            program = self.programs[id(x)] = self._prepared_step(x)
+        for call in program.forward:
             call()
-        losses: NDArray[Any] = way.loss.evaluate(target)
-        for call in way.backward:
+        losses: NDArray[Any] = program.loss.evaluate(target)
+        for call in program.backward:
             call()
-        return losses, way.output
+        return losses, program.output
 
-    def _way_of(self, x: Tensor) -> _CompiledPass:
+    def _prepared_step(self, x: Tensor) -> _StepProgram:
         forward: list[_Call] = []
         backward: list[_Call] = []
         output = x
         for layer in self.layers:
             output = layer.forward(output, forward)
         loss = self.loss(output)
-        grad = loss.grad
+        grad: Any = loss.grad
         for i in range(len(self.layers) - 1, self.first - 1, -1):
             grad = self.layers[i].backward(grad, i > self.first, backward)
-        return _CompiledPass(x, forward, loss, backward, output.transpose(1, 2))
+        return _StepProgram(x, forward, loss, backward, output.transpose(1, 2))
 
     def evaluate(self, x: Tensor, target: Tensor) -> NDArray[Any]:
-        """Losses in evaluation mode."""
+        """Return losses (K,) in evaluation mode."""
         calls: list[_Call] = []
         output = x
         for layer in self.layers:
@@ -361,10 +405,10 @@ class StackedChain:
                 output = layer.forward(output, calls)
         for call in calls:
             call()
-        prepared = self.prepared(target, x.shape[:2])
+        prepared = self.prepare_target(target, x.shape[:2])
         losses: NDArray[Any] = self.loss(output).evaluate(prepared)
         return losses
 
 
-def _is_linear(layer: Any) -> bool:
+def _is_linear(layer: object) -> bool:
     return isinstance(layer, nn.Linear)

@@ -1,4 +1,4 @@
-"""Losses of many networks at once, written out with their gradients."""
+"""Losses of many networks at once, with explicit gradients."""
 
 from __future__ import annotations
 
@@ -11,118 +11,135 @@ from torch import Tensor
 
 from sknan.losses._closed_forms import closed_form_of
 
-__all__ = ["StackedLoss", "loss_of"]
+__all__ = ["StackedLoss", "stacked_loss_of"]
 
 
 class StackedLoss:
-    """Mean loss of the rows of each slice, over outputs that lie in one place.
+    """Mean loss of each member over the rows of a batch.
+
+    The output, its gradient and the losses are tensors that every batch uses again.
 
     Parameters
     ----------
     output : Tensor of shape (K, n_outputs, B)
-        Where the outputs will be.
+        Tensor that the last layer writes its output to.
 
     Attributes
     ----------
     grad : Tensor of shape (K, n_outputs, B)
-        Where the gradient of the outputs is left.
+        Tensor that :meth:`evaluate` writes the gradient of the output to.
     """
 
     def __init__(self, output: Tensor) -> None:
         self.output = output
         self.grad, self.terms = (torch.empty_like(output) for _ in range(2))
         self.losses = output.new_empty(len(output))
-        self.found: NDArray[Any] = self.losses.numpy()
+        self.losses_array: NDArray[Any] = self.losses.numpy()
 
     @staticmethod
-    def takes(y: Tensor) -> bool:
-        """Whether these are targets that it knows."""
+    def accepts(y: Tensor) -> bool:
+        """Whether the loss is defined for targets of this shape and dtype."""
         raise NotImplementedError
 
     @staticmethod
-    def prepared(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Targets of rows (..., K, B) as :meth:`evaluate` takes them.
+    def prepare_target(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Convert targets to the form that :meth:`evaluate` uses.
 
         Parameters
         ----------
         target : Tensor
-            Of these rows, one after the other.
+            Targets of all rows, one after the other.
         shape : sequence of int
-            (..., K, B).
+            Shape (..., K, B) of the tensor of row numbers.
         like : Tensor of shape (0, n_outputs)
-            Of the dtype of the outputs.
+            Tensor of the dtype of the outputs.
+
+        Returns
+        -------
+        Tensor of shape (..., K, n_outputs, B)
         """
         raise NotImplementedError
 
     def evaluate(self, target: Tensor) -> NDArray[Any]:
-        """Losses (K,); the gradient of the outputs is left in its place."""
+        """Return the losses (K,), and write the gradient of the output to ``grad``.
+
+        Parameters
+        ----------
+        target : Tensor of shape (K, n_outputs, B)
+            Result of :meth:`prepare_target`.
+
+        Returns
+        -------
+        ndarray of shape (K,)
+        """
         raise NotImplementedError
 
 
 class _CrossEntropy(StackedLoss):
-    """Of logits, for class codes."""
+    """Cross-entropy of logits, for class codes."""
 
     def __init__(self, output: Tensor) -> None:
         super().__init__(output)
-        self.logs = torch.empty_like(output)
-        self.rows_of_terms = self.terms.flatten(1)
+        self.log_probabilities = torch.empty_like(output)
+        self.flat_terms = self.terms.flatten(1)
 
     @staticmethod
-    def takes(y: Tensor) -> bool:
+    def accepts(y: Tensor) -> bool:
         return y.ndim == 1 and y.dtype == torch.int64
 
     @staticmethod
-    def prepared(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
-        # The gradient of the loss by the logarithms of the probabilities.
-        *slices, n_rows = shape
-        shares = like.new_zeros(*slices, like.shape[1], n_rows)
-        return shares.scatter_(-2, target.view(*slices, 1, n_rows), -1.0 / n_rows)
+    def prepare_target(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+        # Gradient of the loss with respect to the log-probabilities.
+        *leading, n_rows = shape
+        gradient = like.new_zeros(*leading, like.shape[1], n_rows)
+        return gradient.scatter_(-2, target.view(*leading, 1, n_rows), -1.0 / n_rows)
 
     def evaluate(self, target: Tensor) -> NDArray[Any]:
-        logs = torch._log_softmax(self.output, 1, False, out=self.logs)
+        logs = torch._log_softmax(self.output, 1, False, out=self.log_probabilities)
         torch.mul(logs, target, out=self.terms)
-        torch.sum(self.rows_of_terms, 1, out=self.losses)
+        torch.sum(self.flat_terms, 1, out=self.losses)
         torch._log_softmax_backward_data(target, logs, 1, logs.dtype, out=self.grad)
-        return self.found
+        return self.losses_array
 
 
 class _SquaredError(StackedLoss):
-    """Mean over the outputs as well."""
+    """Squared error, averaged over rows and outputs."""
 
     def __init__(self, output: Tensor) -> None:
         super().__init__(output)
-        self.slope = 2.0 / output[0].numel()
+        self.gradient_factor = 2.0 / output[0].numel()
 
     @staticmethod
-    def takes(y: Tensor) -> bool:
+    def accepts(y: Tensor) -> bool:
         return y.is_floating_point()
 
     @staticmethod
-    def prepared(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+    def prepare_target(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
         return target.view(*shape, like.shape[1]).transpose(-1, -2).contiguous()
 
     def evaluate(self, target: Tensor) -> NDArray[Any]:
         torch.sub(self.output, target, out=self.grad)
         torch.square(self.grad, out=self.terms)
         torch.mean(self.terms, (1, 2), out=self.losses)
-        self.grad.mul_(self.slope)
-        return self.found
+        self.grad.mul_(self.gradient_factor)
+        return self.losses_array
 
 
 _STACKED_LOSSES = {"cross_entropy": _CrossEntropy, "squared_error": _SquaredError}
 
 
-def loss_of(criterion: Any) -> type[StackedLoss] | None:
-    """The loss of stacked outputs, if it is written out here.
+def stacked_loss_of(criterion: object) -> type[StackedLoss] | None:
+    """Return the stacked loss that is equal to a criterion.
 
     Parameters
     ----------
-    criterion : nn.Module
-        Any.
+    criterion : object
+        Criterion of a net.
 
     Returns
     -------
     type or None
+        Subclass of :class:`StackedLoss`; None if the criterion has no explicit form.
     """
     form = closed_form_of(criterion)
     return None if form is None else _STACKED_LOSSES[form]

@@ -1,4 +1,4 @@
-"""One of the trainings that take their steps together: its rows, epochs and end."""
+"""Member of a stack: the rows, history, best epoch and result of one training."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 
 from sknan._engine.plan import TrainingPlan
 
-__all__ = ["Slice"]
+__all__ = ["Member"]
 
 
-class Slice:
-    """What one training of a stack has for itself.
+class Member:
+    """One training of a stack, without the tensors that the stack holds.
 
     Parameters
     ----------
     plan : TrainingPlan
-        Prepared, and not begun.
+        Plan of the training, which has not begun.
     offset : int
-        Where its rows begin among those of the stack.
+        Number of rows that precede its table in the joined tables of the stack.
     """
 
     def __init__(self, plan: TrainingPlan, offset: int) -> None:
         net = plan.net
         self.plan = plan
-        self.net: Any = net
-        self.group = net.optimizer_.param_groups[0]
+        self.net = net
+        self.group: dict[str, Any] = net.optimizer_.param_groups[0]
         self.generator = torch.Generator()
         self.generator.set_state(plan.random_states[0])
         rows = torch.arange(len(plan.table)), torch.zeros(0, dtype=torch.int64)
@@ -44,18 +44,36 @@ class Slice:
 
     @property
     def weights(self) -> list[Tensor]:
+        """Parameters of the module."""
         return list(self.net.module_.parameters())
 
     @property
     def buffers(self) -> list[Tensor]:
+        """Buffers of the module."""
         return list(self.net.module_.buffers())
 
-    def keeps(self, weights: Callable[[], list[Tensor]]) -> bool:
-        """Keep the epoch's weights if they are the best; whether patience is left."""
+    def end_epoch(
+        self, row: dict[str, Any], weights: Callable[[], list[Tensor]]
+    ) -> bool:
+        """Add an epoch to the history, and keep its weights if they are the best.
+
+        Parameters
+        ----------
+        row : dict of str to object
+            Row of the epoch in the history.
+        weights : callable
+            Function that returns a copy of the present weights and buffers.
+
+        Returns
+        -------
+        bool
+            Whether the training continues: False when patience is exhausted.
+        """
+        self.history.append(row)
         best = self.plan.best
         if best is None:
             return True
-        epoch, loss = len(self.history), self.history[-1]["valid_loss"]
+        epoch, loss = len(self.history), row["valid_loss"]
         if math.isfinite(loss) and loss <= self.best_loss:
             if loss < self.best_loss:
                 self.last_gain = epoch
@@ -66,13 +84,23 @@ class Slice:
     def finish(
         self, weights: list[Tensor], seconds: float, clipping: dict[str, Any]
     ) -> None:
-        """Leave the net as its own training would have left it."""
+        """Bring the net into the state that its separate training would leave.
+
+        Parameters
+        ----------
+        weights : list of Tensor
+            Last weights and buffers, which are used if there is no best epoch.
+        seconds : float
+            Time since the start of the stack.
+        clipping : dict of str to object
+            ``n_steps``, ``n_clipped`` and ``largest_norm`` of the training.
+        """
         net, best = self.net, self.plan.best
         net._prepare_guard(is_new=True)
         dur = seconds / max(len(self.history), 1)
         net.history_ = type(net.history)(
-            {"batches": [], "epoch": epoch, **entry, "dur": dur}
-            for epoch, entry in enumerate(self.history, start=1)
+            {"batches": [], "epoch": epoch, **row, "dur": dur}
+            for epoch, row in enumerate(self.history, start=1)
         )
         if best is not None:
             best.initialize()
@@ -85,7 +113,7 @@ class Slice:
         self.clipping = clipping
 
     def warn(self) -> None:
-        """Say what the net itself would have said at the end."""
+        """Issue the warnings that the net itself issues at the end of a training."""
         training: Any = SimpleNamespace(**self.clipping)
         if self.net._is_clip_idle(training):
             self.net._warn_of_idle_clip(training)

@@ -1,7 +1,8 @@
-"""Steps of torch's fused optimizers for the slices of a stack.
+"""Steps of torch's fused optimizers for the members of a stack.
 
-By torch's own kernels, slices of equal numbers in one call. Rates and decays are left
-to the stack: they are what a search varies.
+The kernels are torch's own, with members of equal settings in one call. They compute
+the step at a learning rate of 1 and without weight decay. The stack applies these two
+itself, because they are the settings that a search varies.
 """
 
 from __future__ import annotations
@@ -15,105 +16,113 @@ from torch import Tensor
 from sknan.optim._fused_adam import adam_kernel
 
 __all__ = [
-    "group_of_step",
     "is_decay_decoupled",
-    "kind_of_step",
-    "numbers_of",
-    "step_alike",
+    "kernel_key",
+    "optimizer_key",
+    "unit_step_group",
+    "write_unit_steps",
 ]
 
-# A larger rate may overflow inside the optimizer, which the guard then looks for.
+# A larger learning rate may overflow inside the optimizer, which only the guard of a
+# separate training detects.
 _LARGEST_RATE = 1e10
 
-# What each slice may have for itself beside its rate and its decay.
-_NUMBERS = ("betas", "momentum", "dampening")
+# Settings that may differ between members, besides learning rate and weight decay.
+_KERNEL_SETTINGS = ("betas", "momentum", "dampening")
 
-_KINDS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-_UNUSUAL = ("amsgrad", "maximize", "capturable", "differentiable")
+_SUPPORTED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_UNSUPPORTED_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable")
 
 
-def kind_of_step(optimizer: Any) -> Hashable | None:
-    """What optimizers of one stack have in common; None for one that goes alone.
+def optimizer_key(optimizer: torch.optim.Optimizer) -> Hashable | None:
+    """Return a key that is equal for optimizers that may share a stack.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-        That has not made a step.
+        Optimizer that has not made a step.
 
     Returns
     -------
     hashable or None
+        None for an optimizer that a stack cannot replace.
     """
-    if type(optimizer) not in _KINDS or len(optimizer.param_groups) != 1:
+    if type(optimizer) not in _SUPPORTED or len(optimizer.param_groups) != 1:
         return None
     group = optimizer.param_groups[0]
-    is_usual = group["fused"] and not any(group.get(name) for name in _UNUSUAL)
-    if not is_usual or not 0.0 < float(group["lr"]) < _LARGEST_RATE:
+    is_supported = group["fused"] and not any(map(group.get, _UNSUPPORTED_OPTIONS))
+    if not is_supported or not 0.0 < float(group["lr"]) < _LARGEST_RATE:
         return None
-    own = ("params", "lr", "weight_decay", *_NUMBERS)
-    options = {name: repr(v) for name, v in group.items() if name not in own}
+    per_member = ("params", "lr", "weight_decay", *_KERNEL_SETTINGS)
+    options = {name: repr(v) for name, v in group.items() if name not in per_member}
     return type(optimizer), tuple(sorted(options.items()))
 
 
-def numbers_of(group: dict[str, Any]) -> Hashable:
-    """Equal for slices that may share a step.
+def kernel_key(group: dict[str, Any]) -> Hashable:
+    """Return a key that is equal for members whose steps one kernel call can compute.
 
     Parameters
     ----------
     group : dict of str to object
-        The parameter group of a slice's optimizer.
+        Parameter group of a member's optimizer.
 
     Returns
     -------
     hashable
     """
-    return tuple(group.get(name) for name in _NUMBERS)
+    return tuple(map(group.get, _KERNEL_SETTINGS))
 
 
 def is_decay_decoupled(group: dict[str, Any]) -> bool:
-    """Whether an optimizer shrinks the weights themselves, as AdamW does.
+    """Whether weight decay shrinks the weights instead of changing the gradient.
 
     Parameters
     ----------
     group : dict of str to object
-        Its parameter group.
+        Parameter group of an optimizer.
 
     Returns
     -------
     bool
+        True for AdamW.
     """
     return bool(group.get("decoupled_weight_decay"))
 
 
-def group_of_step(group: dict[str, Any]) -> dict[str, Any]:
-    """The group by which :func:`step_alike` leaves a step instead of weights.
+def unit_step_group(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameter group with which kernels compute a step without the weights.
 
     Parameters
     ----------
     group : dict of str to object
-        The parameter group of an optimizer.
+        Parameter group of an optimizer.
 
     Returns
     -------
     dict of str to object
+        Parameter group for :func:`write_unit_steps`.
     """
     if "betas" in group:
-        # At a rate of one the kernel forgets the step before: x - 1 * 1 * x.
+        # The kernel adds a step to x, which here holds the previous step. A decay of 1
+        # at a learning rate of 1 removes it first: x - 1 * 1 * x = 0.
         return group | {"weight_decay": 1.0, "decoupled_weight_decay": True}
     return group | {"weight_decay": 0.0}
 
 
-def step_alike(group: dict[str, Any], count: Tensor, lists: list[list[Tensor]]) -> None:
-    """One step, at a rate of one, of slices of equal numbers.
+def write_unit_steps(
+    group: dict[str, Any], count: Tensor, lists: list[list[Tensor]]
+) -> None:
+    """Compute the steps at a learning rate of 1 of members with one kernel key.
 
     Parameters
     ----------
     group : dict of str to object
-        :func:`group_of_step` of any of them.
+        :func:`unit_step_group` of one of the members.
     count : Tensor of shape ()
-        Number of this step, from 1.
+        Number of the step, from 1.
     lists : list of list of Tensor
-        Places for the steps, gradients, and two moments; zero before the first step.
+        Tensors for the steps, the gradients, and the two moments. The steps are
+        overwritten and the moments updated; both are zero before the first step.
     """
     steps, gradients, first, _ = lists
     if "betas" in group:

@@ -1,14 +1,14 @@
-"""Forward and backward pass of many networks of one shape at once.
+"""Forward and backward pass of many networks of one architecture at once.
 
-Chains of known layers are written out in :mod:`sknan._engine.chain`; any other network
-goes through ``torch.func``.
+Chains of known layers have explicit passes (:mod:`sknan._engine.chain`); any other
+network uses ``torch.func``.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -16,104 +16,133 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from sknan._engine.chain import StackedChain, transposed_weights
-from sknan._engine.losses import loss_of
+from sknan._engine.losses import stacked_loss_of
+from sknan._engine.table_net import TableNet
 from sknan._utils.tree import tree_map
 from sknan.nets._batching import TensorTable
 from sknan.nets._chain import known_layers, layers_of
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
-__all__ = ["are_transposed", "can_be_passed", "kind_of_pass", "stacked_pass"]
+__all__ = [
+    "StackedPass",
+    "does_stacking_agree",
+    "is_stored_transposed",
+    "pass_key",
+    "stacked_pass",
+]
+
+# Number of rows on which a stacked pass is compared with a separate one, and tolerances
+# for loss and gradients.
+_N_COMPARED = 8
+_RTOL = 1e-4
+_ATOL = 1e-6
 
 
-def kind_of_pass(net: Any, table: TensorTable) -> Hashable | None:
-    """What networks have in common that can be passed together; None if none can.
+class StackedPass(Protocol):
+    """Forward and backward pass of all members of a stack."""
+
+    def prepare_target(self, target: Any, shape: torch.Size) -> Any:
+        """Convert targets of rows in a tensor of shape (..., K, B) for :meth:`step`."""
+
+    def step(self, x: Tensor, target: Any) -> tuple[NDArray[Any], Tensor]:
+        """Write the gradients, and return losses (K,) and outputs (K, B, ...).
+
+        The next call overwrites losses and outputs.
+        """
+
+    def evaluate(self, x: Tensor, target: Any) -> NDArray[Any]:
+        """Return losses (K,) in evaluation mode, for targets that are not prepared."""
+
+
+def pass_key(net: TableNet, table: TensorTable) -> Hashable | None:
+    """Return a key that is equal for networks that a stacked pass can compute together.
 
     Parameters
     ----------
     net : TableNet
-        Initialized.
+        Initialized net.
     table : TensorTable
-        Rows that it is trained on.
+        Rows that the net is trained on.
 
     Returns
     -------
     hashable or None
+        None for a network that cannot be stacked.
     """
-    layers = _chain_of(net, table)
+    layers = _chain_for_table(net, table)
     if layers is not None:
         sizes = tuple((type(layer), _sizes(layer)) for layer in layers)
         return "chain", sizes, type(net.criterion_)
-    return _kind_of_module(net)
+    return _module_key(net)
 
 
-def are_transposed(net: Any) -> list[bool]:
-    """Which weights of a network :func:`stacked_pass` wants transposed.
+def is_stored_transposed(net: TableNet) -> list[bool]:
+    """Return for each weight whether :func:`stacked_pass` takes it transposed.
 
     Parameters
     ----------
     net : TableNet
-        That has a :func:`kind_of_pass`.
+        Net with a :func:`pass_key`.
 
     Returns
     -------
     list of bool
-        In the order of its parameters.
+        One entry for each parameter of the module, in their order.
     """
-    layers = _layers_of_chain(net)
+    layers = _chain_of(net)
     if layers is not None:
         return transposed_weights(layers)
     return [False for _ in net.module_.parameters()]
 
 
 def stacked_pass(
-    nets: list[Any],
+    nets: list[TableNet],
     generators: list[torch.Generator],
     weights: list[Tensor],
     gradients: list[Tensor],
     buffers: list[Tensor],
-) -> Any:
-    """The two passes of networks of one :func:`kind_of_pass`.
+) -> StackedPass:
+    """Return the pass of networks of one :func:`pass_key`.
 
     Parameters
     ----------
     nets : list of TableNet
-        Of the slices.
+        Net of each member.
     generators : list of Generator
-        That each slice draws its random numbers from.
+        Generator of each member's random numbers.
     weights, gradients, buffers : list of Tensor
-        Blocks with the slices along the first axis, in the order of the parameters and
-        buffers of a network, transposed where :func:`are_transposed` says so. Gradients
-        are written, buffers may be.
+        Tensors with the members along the first axis, in the order of the parameters
+        and buffers of a module. Weights and gradients are transposed where
+        :func:`is_stored_transposed` says so. Gradients are written; a module may write
+        to its buffers.
 
     Returns
     -------
-    object
-        With ``prepared(target, shape)``, which brings the targets of rows, in a tensor
-        of that shape (..., K, B), into the form that ``step`` takes; ``step(x,
-        target)``, which gives losses, an array (K,), and outputs (K, B, ...) and leaves
-        the gradients in their blocks; and ``evaluate(x, target)``, which gives losses.
-        Losses and outputs hold until the next call.
+    StackedPass
     """
-    layers = [_layers_of_chain(net) for net in nets]
-    if all(its is not None for its in layers):
+    layers = [_chain_of(net) for net in nets]
+    chains = [chain for chain in layers if chain is not None]
+    if len(chains) == len(layers):
         criterion = nets[0].criterion_
-        return StackedChain(layers, generators, weights, gradients, criterion)
+        return StackedChain(chains, generators, weights, gradients, criterion)
     return _StackedModule(nets, generators, weights, gradients, buffers)
 
 
-def _layers_of_chain(net: Any) -> list[Any] | None:
-    return None if loss_of(net.criterion_) is None else layers_of(net.module_)
+def _chain_of(net: TableNet) -> list[nn.Module] | None:
+    """Return the layers of a chain whose passes are explicit."""
+    has_loss = stacked_loss_of(net.criterion_) is not None
+    return layers_of(net.module_) if has_loss else None
 
 
-def _chain_of(net: Any, table: TensorTable) -> list[nn.Module] | None:
-    """The layers of a chain that is written out, for this table."""
-    loss = loss_of(net.criterion_)
-    if loss is None or not isinstance(table.y, Tensor) or not loss.takes(table.y):
+def _chain_for_table(net: TableNet, table: TensorTable) -> list[nn.Module] | None:
+    """Return the layers of a chain whose passes are explicit for a table."""
+    loss = stacked_loss_of(net.criterion_)
+    if loss is None or not isinstance(table.y, Tensor) or not loss.accepts(table.y):
         return None
     return known_layers(net.module_, net.criterion_, table.X)
 
 
-def _sizes(layer: nn.Module) -> Any:
+def _sizes(layer: nn.Module) -> Hashable:
     if isinstance(layer, nn.Linear):
         return (*layer.weight.shape, layer.bias is not None)
     if isinstance(layer, PeriodicEmbedding):
@@ -121,11 +150,11 @@ def _sizes(layer: nn.Module) -> Any:
     return getattr(layer, "approximate", None)
 
 
-# -- any other network -----------------------------------------------------------------
+# -- networks that are no chain of known layers ----------------------------------------
 
 
-class _Masked(nn.Module):
-    """Dropout by a mask that is drawn outside: each slice has its own generator."""
+class _MaskedDropout(nn.Module):
+    """Dropout by a given mask, which is drawn from the generator of each member."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,34 +169,35 @@ def _dropouts_of(module: nn.Module) -> list[tuple[str, nn.Dropout]]:
     return [(name, m) for name, m in found if m.p > 0.0]
 
 
-def _mask_shapes(net: Any, x: Tensor) -> list[tuple[str, torch.Size]] | None:
-    """Dropout layers in the order of their use, with the shape of what comes in.
+def _mask_shapes(net: TableNet, x: Tensor) -> list[tuple[str, torch.Size]] | None:
+    """Return the dropout layers in the order of their calls, with their input shapes.
 
-    None if one of them is used twice, or not at all.
+    None if a dropout layer is called twice or not at all.
     """
     module = copy.deepcopy(net.module_).train()
-    seen: list[tuple[str, torch.Size]] = []
+    called: list[tuple[str, torch.Size]] = []
     dropouts = _dropouts_of(module)
     for name, layer in dropouts:
         layer.register_forward_pre_hook(
-            lambda _, args, name=name: seen.append((name, args[0].shape))
+            lambda _, args, name=name: called.append((name, args[0].shape))
         )
     with torch.random.fork_rng(devices=[]):
         module(x)
-    return seen if len(seen) == len(dropouts) == len(dict(seen)) else None
+    is_once = len(called) == len(dropouts) == len(dict(called))
+    return called if is_once else None
 
 
-def _kind_of_module(net: Any) -> Hashable | None:
+def _module_key(net: TableNet) -> Hashable | None:
     module, criterion = net.module_, net.criterion_
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    is_usual = (
+    is_supported = (
         isinstance(criterion, nn.Module)
         and not any(True for _ in criterion.parameters())
         and all(p.requires_grad and p.is_cpu for p in module.parameters())
         and bool(tensors)
         and not isinstance(module, torch.jit.ScriptModule)
     )
-    if not is_usual:
+    if not is_supported:
         return None
     options = {k: repr(v) for k, v in vars(criterion).items() if k[:1] != "_"}
     buffers = [b.tolist() for b in criterion.buffers()]
@@ -180,34 +210,30 @@ def _kind_of_module(net: Any) -> Hashable | None:
     )
 
 
-# Rows that networks are tried on, and how far a loss may be off.
-_N_TRIED = 8
-_ROUNDING = 1e-4
+def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
+    """Whether a stacked pass gives the result of a separate one, up to rounding.
 
-
-def can_be_passed(net: Any, table: TensorTable) -> bool:
-    """Whether two of a network at once do what it does alone, to rounding.
-
-    They do not where the way of the data depends on the data, or on random numbers that
-    are not those of a dropout layer. It is tried on a few rows.
+    It does not if the operations depend on the values of the data, or on random numbers
+    other than those of a dropout layer. A stack of two copies of the network is
+    compared with the network on a few rows; chains of known layers need no comparison.
 
     Parameters
     ----------
     net : TableNet
-        That has a :func:`kind_of_pass`.
+        Net with a :func:`pass_key`.
     table : TensorTable
-        Rows that it is trained on.
+        Rows that the net is trained on.
 
     Returns
     -------
     bool
     """
-    if _chain_of(net, table) is not None:
+    if _chain_for_table(net, table) is not None:
         return True
-    x, target = table.rows(slice(0, _N_TRIED))
-    twin = copy.copy(net)
-    vars(twin)["module_"] = copy.deepcopy(net.module_).train()
-    tensors = [list(twin.module_.parameters()), list(twin.module_.buffers())]
+    x, target = table.rows(slice(0, _N_COMPARED))
+    clone = copy.copy(net)
+    clone.__dict__["module_"] = copy.deepcopy(net.module_).train()
+    tensors = [list(clone.module_.parameters()), list(clone.module_.buffers())]
     weights, buffers = ([torch.stack([t.detach()] * 2) for t in ts] for ts in tensors)
     gradients = [torch.empty_like(w) for w in weights]
     state = torch.get_rng_state()
@@ -215,23 +241,23 @@ def can_be_passed(net: Any, table: TensorTable) -> bool:
     for generator in generators:
         generator.set_state(state)
     try:
-        stacked = _StackedModule([twin] * 2, generators, weights, gradients, buffers)
+        stacked = _StackedModule([clone] * 2, generators, weights, gradients, buffers)
         with torch.no_grad():
             losses, _ = stacked.step(*_doubled((x, target)))
         with torch.random.fork_rng(devices=[]):
-            outputs = twin.module_(x.clone())
-            loss = twin.get_loss(outputs, target)
-            loss.backward()
-    except Exception:  # whatever a module of somebody else's does not bear
+            outputs = clone.module_(x.clone())
+            loss = clone.get_loss(outputs, target)
+            loss.backward()  # type: ignore[no-untyped-call]
+    except Exception:  # a user's module may raise anything that vmap causes
         return False
     pairs = [(torch.as_tensor(losses[0]), loss.detach())]
     pairs += [
-        (ours[0], p.grad if p.grad is not None else torch.zeros_like(p))
-        for ours, p in zip(gradients, twin.module_.parameters(), strict=True)
+        (gradient[0], p.grad if p.grad is not None else torch.zeros_like(p))
+        for gradient, p in zip(gradients, clone.module_.parameters(), strict=True)
     ]
     return all(
-        bool(torch.allclose(ours, its, rtol=_ROUNDING, atol=1e-6))
-        for ours, its in pairs
+        bool(torch.allclose(stacked, separate, rtol=_RTOL, atol=_ATOL))
+        for stacked, separate in pairs
     )
 
 
@@ -240,11 +266,17 @@ def _doubled(rows: Any) -> Any:
 
 
 class _StackedModule:
-    """Any network that ``torch.func`` can pass, for all slices."""
+    """Passes of any module that ``torch.func`` supports, for all members.
+
+    Parameters
+    ----------
+    nets, generators, weights, gradients, buffers
+        As in :func:`stacked_pass`.
+    """
 
     def __init__(
         self,
-        nets: list[Any],
+        nets: list[TableNet],
         generators: list[torch.Generator],
         weights: list[Tensor],
         gradients: list[Tensor],
@@ -260,23 +292,24 @@ class _StackedModule:
         self.gradients = dict(zip(names, gradients, strict=True))
         names = [name for name, _ in self.module.named_buffers()]
         self.buffers = dict(zip(names, buffers, strict=True))
-        self.masked: dict[str, _Masked] = {}
+        self.dropouts: dict[str, _MaskedDropout] = {}
         for name, _ in _dropouts_of(self.module):
-            self.masked[name] = _Masked()
-            parent, _, own = name.rpartition(".")
-            setattr(self.module.get_submodule(parent), own, self.masked[name])
-        self.shapes: dict[torch.Size, list[tuple[str, torch.Size]]] = {}
+            self.dropouts[name] = _MaskedDropout()
+            parent, _, attribute = name.rpartition(".")
+            setattr(self.module.get_submodule(parent), attribute, self.dropouts[name])
+        self.mask_shapes: dict[torch.Size, list[tuple[str, torch.Size]]] = {}
 
     def _masks(self, x: Tensor) -> dict[str, Tensor]:
-        if not self.masked:
+        """Draw the dropout masks of all members, in the order of the layers' calls."""
+        if not self.dropouts:
             return {}
         shape = x.shape[1:]
-        if shape not in self.shapes:
+        if shape not in self.mask_shapes:
             found = _mask_shapes(self.nets[0], x[0])
             if found is None:
                 raise ValueError("A dropout layer is used twice or not at all.")
-            self.shapes[shape] = found
-        masks = {n: x.new_empty(len(x), *its) for n, its in self.shapes[shape]}
+            self.mask_shapes[shape] = found
+        masks = {n: x.new_empty(len(x), *s) for n, s in self.mask_shapes[shape]}
         for k, (net, generator) in enumerate(
             zip(self.nets, self.generators, strict=True)
         ):
@@ -294,32 +327,32 @@ class _StackedModule:
         target: Any,
     ) -> tuple[Tensor, Tensor]:
         for name, mask in masks.items():
-            self.masked[name].mask = mask
+            self.dropouts[name].mask = mask
         output = functional_call(self.module, (weights, buffers), (x,))
         loss: Tensor = self.get_loss(output, target)
         first = output[0] if isinstance(output, (tuple, list)) else output
         return loss, first
 
-    def prepared(self, target: Any, shape: torch.Size) -> Any:
-        """Targets as ``step`` takes them."""
+    def prepare_target(self, target: Any, shape: torch.Size) -> Any:
+        """Return the targets unchanged."""
         return target
 
     def step(self, x: Tensor, target: Any) -> tuple[NDArray[Any], Tensor]:
-        """Losses and outputs; the gradients are left in their blocks."""
+        """Write the gradients, and return losses (K,) and outputs (K, B, ...)."""
         self.module.train()
-        passes = vmap(grad_and_value(self._loss, has_aux=True), randomness="error")
-        found, (losses, output) = passes(
+        compute = vmap(grad_and_value(self._loss, has_aux=True), randomness="error")
+        gradients, (losses, output) = compute(
             self.weights, self.buffers, self._masks(x), x, target
         )
-        for name, gradient in found.items():
+        for name, gradient in gradients.items():
             self.gradients[name].copy_(gradient)
         return losses.numpy(), output
 
     def evaluate(self, x: Tensor, target: Any) -> NDArray[Any]:
-        """Losses in evaluation mode."""
+        """Return losses (K,) in evaluation mode."""
         self.module.eval()
         losses, _ = vmap(self._loss, randomness="error")(
             self.weights, self.buffers, {}, x, target
         )
-        found: NDArray[Any] = losses.numpy()
-        return found
+        result: NDArray[Any] = losses.numpy()
+        return result

@@ -1,6 +1,7 @@
-"""A training of an estimator's net, prepared but not begun.
+"""Training plan of one estimator, and the contract between estimators and the engine.
 
-Between the two a search can take many of them together.
+An estimator prepares a training and the engine runs it. Because the two are separate,
+a search can collect the plans of many estimators and train their networks together.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["Trainable", "TrainingPlan", "TrainingRows", "trained_by"]
 
 
 class TrainingRows(NamedTuple):
-    """Rows that an estimator has validated, as its net is trained on them.
+    """Validated rows in the form in which a network is trained on them.
 
     Parameters
     ----------
@@ -36,13 +37,14 @@ class TrainingRows(NamedTuple):
     y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
         Class codes, or targets in the units of training.
     weights : ndarray of shape (n_samples,) or None
-        Positive.
+        Positive sample weights.
     n_outputs : int
-        Width that the output should have.
+        Number of outputs that the network needs.
     is_partial : bool
-        Whether they are for one epoch at a constant rate, without early stopping.
+        Whether the rows are for ``partial_fit``: one epoch at a constant learning rate,
+        without early stopping.
     numbers : ndarray of shape (n_samples,)
-        Which rows of the caller's data these are.
+        Row numbers in the data that the user passed.
     """
 
     X: np.ndarray
@@ -53,7 +55,149 @@ class TrainingRows(NamedTuple):
     numbers: np.ndarray
 
 
-# Who trains a plan, if it can; if not, or if there is nobody, the plan runs by itself.
+class Trainable(Protocol):
+    """Contract between an estimator and the engine that trains its network.
+
+    ``_fit`` is all of ``fit``. To train the networks of several estimators together,
+    the engine calls the parts of ``_fit`` instead: for each estimator
+    ``_check_parameters``, ``_training_rows`` and ``_plan``; then it trains the networks
+    of all plans; then, for each estimator, ``_finish``.
+
+    Attributes
+    ----------
+    max_epochs : int
+        Number of epochs of a training.
+    lr_schedule : str, callable or None
+        Learning rate schedule. The range test runs fewer steps where the training has
+        one, because it is at its highest learning rate for only part of the time.
+    nonfinite_reports_ : list of NonFiniteReport
+        Failed steps of the training, set by ``_finish``.
+    """
+
+    max_epochs: int
+    lr_schedule: Any
+    nonfinite_reports_: list[NonFiniteReport]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters of the estimator by name, as in scikit-learn.
+
+        Estimators of one class can be trained together if their parameters differ only
+        in numbers that a stack keeps for each member (learning rate, ...).
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to include the parameters of nested estimators.
+
+        Returns
+        -------
+        dict of str to object
+        """
+
+    def rows_per_batch(self, n_rows: int) -> int:
+        """Return the batch size for a table.
+
+        Parameters
+        ----------
+        n_rows : int
+            Number of rows of the table, including rows that are held out.
+
+        Returns
+        -------
+        int
+        """
+
+    def _init_callback_context(self, *, max_subtasks: int | None) -> Any:
+        """Start the root task of scikit-learn's callback protocol.
+
+        Parameters
+        ----------
+        max_subtasks : int or None
+            Number of epochs, if it is known.
+
+        Returns
+        -------
+        sklearn.callback.CallbackContext
+        """
+
+    def _check_parameters(self) -> None:
+        """Check the parameters of the estimator.
+
+        Raises
+        ------
+        ValueError or TypeError
+            If a parameter is invalid. The message names the first one.
+        """
+
+    def _training_rows(self, X: Any, y: Any, **fit_params: Any) -> TrainingRows:
+        """Validate the data and convert it to the form that the training uses.
+
+        This sets the attributes that describe the data (``n_features_in_``, ...). For
+        other estimators of the same kind on the same rows, the engine copies these
+        attributes instead of calling this method again.
+
+        Parameters
+        ----------
+        X, y : object
+            Data as given to ``fit``.
+        **fit_params : object
+            Further arguments of ``fit``, such as ``sample_weight``.
+
+        Returns
+        -------
+        TrainingRows
+        """
+
+    def _plan(
+        self,
+        rows: TrainingRows,
+        fold: Any = None,
+        table_of: TrainingPlan | None = None,
+    ) -> TrainingPlan:
+        """Build the network and everything else that the training needs.
+
+        Parameters
+        ----------
+        rows : TrainingRows
+            Rows to train on.
+        fold : ValidationFold or None, default=None
+            Rows to hold out for early stopping, instead of a random split.
+        table_of : TrainingPlan or None, default=None
+            Plan for the same rows and the same kind of module. The new plan shares its
+            table, and the module is not called to find the shape of its output.
+
+        Returns
+        -------
+        TrainingPlan
+        """
+
+    def _finish(self, plan: TrainingPlan) -> None:
+        """Check the trained network and set the fitted attributes.
+
+        Parameters
+        ----------
+        plan : TrainingPlan
+            Plan whose network has been trained.
+
+        Raises
+        ------
+        NonFiniteTrainingError
+            If the outputs for the training rows are not finite.
+        """
+
+    def _fit(self, X: Any, y: Any, **fit_params: Any) -> None:
+        """Run all of ``fit``.
+
+        Parameters
+        ----------
+        X, y : object
+            Data as given to ``fit``.
+        **fit_params : object
+            Further arguments of ``fit``, such as ``sample_weight``.
+        """
+
+
+# Function that trains plans instead of `TrainingPlan.run`, if one is set.
 _trainer: ContextVar[Callable[[TrainingPlan], bool] | None] = ContextVar(
     "trainer", default=None
 )
@@ -61,12 +205,13 @@ _trainer: ContextVar[Callable[[TrainingPlan], bool] | None] = ContextVar(
 
 @contextlib.contextmanager
 def trained_by(trainer: Callable[[TrainingPlan], bool]) -> Iterator[None]:
-    """Let somebody else train what is fitted inside the block.
+    """Train the plans that are run inside the block with a given function.
 
     Parameters
     ----------
     trainer : callable
-        Trains a plan and returns True, or leaves it as it was and returns False.
+        Function that trains a plan and returns True, or leaves the plan unchanged and
+        returns False. A plan that is left unchanged trains by its own loop.
     """
     token = _trainer.set(trainer)
     try:
@@ -77,26 +222,29 @@ def trained_by(trainer: Callable[[TrainingPlan], bool]) -> Iterator[None]:
 
 @dataclass
 class TrainingPlan:
-    """A training of an estimator's net: all is prepared, and nothing begun.
+    """Prepared training of an estimator's net.
 
     Parameters
     ----------
     net : TableNet
-        Initialized, or trained before.
+        Net that is initialized, or has been trained before.
     table : TensorTable
-        Rows and targets as the net takes them.
+        Rows and targets as tensors.
     best : BestWeights or None
-        What keeps the best epoch on rows that are held out, if that is wanted.
+        Callback that keeps the weights of the best epoch on held-out rows; None without
+        early stopping.
     split : callable
-        Indices of the rows to train on and of those held out, by a seed.
+        Function of a seed that returns the indices of the training rows and of the
+        held-out rows.
     split_seed : int
-        That seed.
+        Seed to call ``split`` with.
     random_states : tuple
-        Of torch's generators, where initialization has left them.
+        States of torch's generators (CPU, GPU) after the initialization of the net.
     num_threads : int or "auto"
-        Threads to train with.
+        Number of threads to train with.
     is_partial : bool
-        One epoch at a constant rate, without early stopping.
+        Whether to train for one epoch at a constant learning rate, without early
+        stopping.
     """
 
     net: TableNet
@@ -110,26 +258,27 @@ class TrainingPlan:
 
     @property
     def batch_size(self) -> int:
-        """Rows in a full batch."""
+        """Number of rows in a full batch."""
         return min(int(self.net.batch_size), len(self.table))
 
-    def _parted(self, seed: int) -> tuple[TensorTable, TensorTable]:
-        """The rows to train on, which need no copy, and those that are held out."""
+    def _split_table(self, seed: int) -> tuple[TensorTable, TensorTable]:
+        """Return the training rows as a view and the held-out rows as a copy."""
         train, valid = self.split(seed)
         return self.table.view(train), self.table.subset(valid)
 
     def run(self, tasks: EpochTasks | None = None) -> None:
-        """Train the net by itself, and show a bar if it is verbose.
+        """Train the net, and show a progress bar if it is verbose.
 
         Parameters
         ----------
         tasks : EpochTasks or None, default=None
-            Who else is to hear of each epoch.
+            Further listener that is notified of each epoch.
         """
         net = self.net
         verbose = net.verbose == 1 and not self.is_partial
         with progress("Training", net.max_epochs, "epochs", verbose=verbose):
-            # Before the best epoch, which ends the training once there is no better.
+            # The listeners come before the callback that keeps the best epoch, because
+            # that one ends the training by an exception when patience is exhausted.
             listeners = [("epoch_bar", EpochBar())] if is_shown() else []
             if tasks is not None:
                 listeners.append(("epoch_tasks", tasks))
@@ -140,16 +289,16 @@ class TrainingPlan:
             try:
                 self._run()
             finally:
-                mine = [callback for _, callback in listeners]
-                net.callbacks_ = [c for c in net.callbacks_ if c[1] not in mine]
+                added = [callback for _, callback in listeners]
+                net.callbacks_ = [c for c in net.callbacks_ if c[1] not in added]
 
     def _run(self) -> None:
         net, best = self.net, self.best
         n_flops = 3.0 * net.flops_per_row_ * self.batch_size
         try:
             if best is not None:
-                net._split_seed_ = self.split_seed  # a backup may bring another one
-                net.train_split = lambda _: self._parted(net._split_seed_)
+                net._split_seed_ = self.split_seed  # restoring a backup may change it
+                net.train_split = lambda _: self._split_table(net._split_seed_)
                 net.callbacks_.append(("best_weights", best.initialize()))
             with (
                 resumed(self.random_states, net.device),
@@ -161,39 +310,5 @@ class TrainingPlan:
                 else:
                     net.fit(self.table)
         finally:
-            net.train_split = None  # it holds rows
+            net.train_split = None  # the closure holds the training rows
             net.callbacks_ = [c for c in net.callbacks_ if c[1] is not best]
-
-
-class Trainable(Protocol):
-    """Contract between an estimator and the engine that trains its network.
-
-    ``_fit`` is the whole of ``fit``. To train the networks of several estimators
-    together, the engine calls its parts instead: ``_check_parameters``,
-    ``_training_rows`` and ``_plan``, then trains the plans, then ``_finish``.
-    """
-
-    nonfinite_reports_: list[NonFiniteReport]
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters of the estimator by name, as in scikit-learn."""
-
-    def rows_per_batch(self, n_rows: int) -> int:
-        """Batch size for a table of ``n_rows`` rows."""
-
-    def _check_parameters(self) -> None:
-        """Raise ``ValueError`` or ``TypeError`` for the first invalid parameter."""
-
-    def _training_rows(self, X: Any, y: Any, **params: Any) -> TrainingRows:
-        """Validate the data and bring it into the form of training."""
-
-    def _plan(
-        self, rows: TrainingRows, fold: Any = None, like: TrainingPlan | None = None
-    ) -> TrainingPlan:
-        """Build the network and everything else that the training needs."""
-
-    def _finish(self, plan: TrainingPlan) -> None:
-        """Check the trained network and set the fitted attributes."""
-
-    def _fit(self, X: Any, y: Any, **params: Any) -> None:
-        """Run all of ``fit``."""

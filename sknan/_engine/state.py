@@ -1,9 +1,9 @@
-"""Weights, gradients and moments of the slices of a stack, a row for each slice."""
+"""Weights, gradients and moments of the members of a stack, with one row per member."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -11,110 +11,158 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sknan._engine.optimizer_step import (
-    group_of_step,
     is_decay_decoupled,
-    numbers_of,
-    step_alike,
+    kernel_key,
+    unit_step_group,
+    write_unit_steps,
 )
-from sknan._engine.passes import are_transposed, stacked_pass
+from sknan._engine.passes import is_stored_transposed, stacked_pass
+from sknan._engine.table_net import TableNet
 
-__all__ = ["Rates", "Stack"]
+__all__ = ["Stack", "StackMember", "StepFactors"]
 
-# The optimizers' kernels round the numbers at the end of a tensor, which do not fill a
-# vector, otherwise than the rest: so none of a slice's may lie there.
-_ALIGNED = 16
+# The vectorized kernels of the optimizers round the last numbers of a tensor, which do
+# not fill a vector, differently from the rest. Rows are padded to a multiple of this
+# length so that none of these numbers belongs to a member.
+_ALIGNMENT = 16
 
 
-class Rates(NamedTuple):
-    """What a step multiplies by, one number for each slice: (K, 1).
+class StackMember(Protocol):
+    """Network in a stack.
 
-    ``rate`` is the learning rate, ``decay`` what a decoupled decay leaves of the
-    weights, or else the weight decay; None if no slice has any.
+    Attributes
+    ----------
+    net : TableNet
+        Initialized net.
+    group : dict of str to object
+        Parameter group of its optimizer.
+    generator : Generator
+        Generator of its random numbers.
+    """
+
+    net: TableNet
+    group: dict[str, Any]
+    generator: torch.Generator
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Initial weights."""
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """Initial buffers."""
+
+
+_Member = TypeVar("_Member", bound=StackMember)
+
+
+class StepFactors(NamedTuple):
+    """Learning rate and weight decay of a step, one number for each member.
+
+    Parameters
+    ----------
+    rate : Tensor of shape (n_members, 1)
+        Learning rates.
+    decay : Tensor of shape (n_members, 1) or None
+        Factor that multiplies the weights if weight decay is decoupled, else the weight
+        decay; None if no member has any.
     """
 
     rate: Tensor
     decay: Tensor | None
 
 
-class Stack:
-    """The slices that are still trained: what they have for numbers, and their steps.
+class Stack(Generic[_Member]):
+    """Tensors of the networks that are still trained, and their steps.
 
     Parameters
     ----------
-    slices : list of object
-        With ``net``, ``group`` (the parameter group of its optimizer), ``generator``,
-        ``weights`` and ``buffers`` each.
+    members : list of StackMember
+        Networks of one :func:`~sknan._engine.passes.pass_key` and one
+        :func:`~sknan._engine.optimizer_step.optimizer_key`.
 
     Attributes
     ----------
-    slices : list of object
-        Those that are left.
+    members : list of StackMember
+        Members that have not been removed.
+    buffers : list of Tensor
+        Buffers of the modules, with the members along the first axis.
     """
 
-    def __init__(self, slices: list[Any]) -> None:
-        self._transposed = are_transposed(slices[0].net)
-        blocks = _stacked([self._turn(its.weights) for its in slices])
+    def __init__(self, members: list[_Member]) -> None:
+        self._is_transposed = is_stored_transposed(members[0].net)
+        blocks = _stacked([self._transposed(member.weights) for member in members])
         self._shapes = [block.shape[1:] for block in blocks]
         self._size = sum(shape.numel() for shape in self._shapes)
-        rows = _rows(len(slices), self._size, blocks[0])
-        torch.cat([block.flatten(1) for block in blocks], 1, out=rows[:, : self._size])
-        nothing = torch.zeros_like(rows)
-        buffers = _stacked([its.buffers for its in slices])
-        self._take(slices, [rows, nothing, nothing.clone()], buffers)
+        length = -(-self._size // _ALIGNMENT) * _ALIGNMENT
+        weights = blocks[0].new_zeros(len(members), length)
+        torch.cat([b.flatten(1) for b in blocks], 1, out=weights[:, : self._size])
+        moments = [torch.zeros_like(weights) for _ in range(2)]
+        buffers = _stacked([member.buffers for member in members])
+        self._set(members, weights, moments, buffers)
 
-    def _turn(self, weights: list[Tensor]) -> list[Tensor]:
-        """Weights of a slice as the pass wants them, or back again."""
+    def _transposed(self, weights: list[Tensor]) -> list[Tensor]:
+        """Convert the weights of a member to the layout of the stack, or back."""
         return [
-            weight.t() if is_turned else weight
-            for weight, is_turned in zip(weights, self._transposed, strict=True)
+            weight.t() if is_transposed else weight
+            for weight, is_transposed in zip(weights, self._is_transposed, strict=True)
         ]
 
-    def _take(
-        self, slices: list[Any], rows: list[Tensor], buffers: list[Tensor]
+    def _set(
+        self,
+        members: list[_Member],
+        weights: Tensor,
+        moments: list[Tensor],
+        buffers: list[Tensor],
     ) -> None:
-        """Begin, or go on, with these slices, their weights and moments."""
-        self.slices = slices
+        """Set the members and their tensors, and allocate the working memory."""
+        self.members = members
         self.buffers = buffers
-        self._weights, *moments = rows
-        # Products are left in tensors of their own: a result must lie in one piece.
-        gradients = [self._weights.new_empty(len(slices), *s) for s in self._shapes]
+        self._weights, self._moments = weights, moments
+        # Products are written to separate tensors: a result must be contiguous.
+        gradients = [weights.new_empty(len(members), *s) for s in self._shapes]
         self._gradients = [gradient.flatten(1) for gradient in gradients]
-        self._gradient, self._step = (torch.zeros_like(self._weights) for _ in range(2))
-        self._filled = self._gradient[:, : self._size]
-        # Small ones that numpy reads and writes: it takes a tenth of torch's time.
-        self._norms = self._weights.new_empty(len(slices))
-        self._coefficients = self._weights.new_empty(len(slices), 1)
+        self._gradient, self._step = (torch.zeros_like(weights) for _ in range(2))
+        self._unpadded_gradient = self._gradient[:, : self._size]
+        # Small tensors that share memory with numpy arrays: numpy reads and writes them
+        # in a tenth of the time that torch takes.
+        self._norms = weights.new_empty(len(members))
+        self._coefficients = weights.new_empty(len(members), 1)
         self._count = torch.zeros(())
-        self._found_norms = self._norms.numpy()
-        self._given_coefficients = self._coefficients.numpy()[:, 0]
-        self._given_count = self._count.numpy()
-        self._is_decoupled = is_decay_decoupled(slices[0].group)
-        self._decays = np.array([its.group["weight_decay"] for its in slices])
-        parts = [self._step, self._gradient, *moments]
-        alike: dict[Hashable, list[int]] = {}
-        for k, its in enumerate(slices):
-            alike.setdefault(numbers_of(its.group), []).append(k)
-        self._alike = [
-            (
-                group_of_step(slices[own[0]].group),
-                [
-                    [part.view(-1)] if len(alike) == 1 else [part[k] for k in own]
-                    for part in parts
-                ],
-            )
-            for own in alike.values()
-        ]
-        self._moments = moments
-        self._passes = stacked_pass(
-            [its.net for its in slices],
-            [its.generator for its in slices],
-            self._blocks(self._weights),
+        self._norms_array = self._norms.numpy()
+        self._coefficients_array = self._coefficients.numpy()[:, 0]
+        self._count_array = self._count.numpy()
+        self._is_decoupled = is_decay_decoupled(members[0].group)
+        self._decays = np.array([member.group["weight_decay"] for member in members])
+        self._kernel_calls = self._calls_of_kernels()
+        self._pass = stacked_pass(
+            [member.net for member in members],
+            [member.generator for member in members],
+            self._blocks(weights),
             gradients,
             buffers,
         )
 
+    def _calls_of_kernels(self) -> list[tuple[dict[str, Any], list[list[Tensor]]]]:
+        """Return group and tensors of each kernel call of a step."""
+        parts = [self._step, self._gradient, *self._moments]
+        numbers_by_key: dict[Hashable, list[int]] = {}
+        for k, member in enumerate(self.members):
+            numbers_by_key.setdefault(kernel_key(member.group), []).append(k)
+        is_single = len(numbers_by_key) == 1
+        return [
+            (
+                unit_step_group(self.members[numbers[0]].group),
+                [
+                    [part.view(-1)] if is_single else [part[k] for k in numbers]
+                    for part in parts
+                ],
+            )
+            for numbers in numbers_by_key.values()
+        ]
+
     def _blocks(self, rows: Tensor) -> list[Tensor]:
-        """The weights that rows hold, (K, *shape) each."""
+        """Return views of padded rows with the shapes of the weights, (K, *shape)."""
         sizes = [shape.numel() for shape in self._shapes]
         blocks = torch.split(rows[:, : self._size], sizes, 1)
         return [
@@ -123,106 +171,153 @@ class Stack:
         ]
 
     def keep(self, numbers: Sequence[int]) -> None:
-        """Let all other slices go."""
+        """Remove all other members.
+
+        Parameters
+        ----------
+        numbers : sequence of int
+            Positions of the members that remain.
+        """
         index = torch.tensor(numbers)
-        rows = [part[index] for part in (self._weights, *self._moments)]
+        weights, *moments = (part[index] for part in (self._weights, *self._moments))
         buffers = [block[index] for block in self.buffers]
-        self._take([self.slices[k] for k in numbers], rows, buffers)
+        self._set([self.members[k] for k in numbers], weights, moments, buffers)
 
     def weights_of(self, k: int) -> list[Tensor]:
-        """A copy of the weights and buffers of one slice."""
-        weights = self._turn([block[k] for block in self._blocks(self._weights)])
+        """Return a copy of the weights and buffers of a member.
+
+        Parameters
+        ----------
+        k : int
+            Position of the member.
+
+        Returns
+        -------
+        list of Tensor
+        """
+        weights = self._transposed([block[k] for block in self._blocks(self._weights)])
         return [t.clone() for t in (*weights, *(block[k] for block in self.buffers))]
 
-    def prepared(self, target: Any, shape: torch.Size) -> Any:
-        """Targets of rows (..., K, B) as :meth:`forward_backward` takes them."""
-        return self._passes.prepared(target, shape)
+    def prepare_target(self, target: Any, shape: torch.Size) -> Any:
+        """Convert targets to the form that :meth:`forward_backward` uses.
+
+        Parameters
+        ----------
+        target : Tensor or tuple of Tensor
+            Targets of the rows.
+        shape : torch.Size
+            Shape (..., K, B) of the tensor of row numbers.
+
+        Returns
+        -------
+        Tensor or tuple of Tensor
+        """
+        return self._pass.prepare_target(target, shape)
 
     def forward_backward(
         self, x: Tensor, target: Any
     ) -> tuple[NDArray[Any], NDArray[Any], Tensor]:
-        """Losses, gradient norms and outputs; they hold until the next call.
+        """Compute losses, gradient norms and outputs, which the next call overwrites.
 
         Parameters
         ----------
         x : Tensor of shape (K, B, ...)
             Inputs.
         target : Tensor or tuple of Tensor
-            :meth:`prepared`.
+            Result of :meth:`prepare_target`.
+
+        Returns
+        -------
+        losses, norms : ndarray of shape (K,)
+            Losses and gradient norms.
+        output : Tensor of shape (K, B, ...)
+            Outputs of the networks.
         """
-        losses, output = self._passes.step(x, target)
-        torch.cat(self._gradients, 1, out=self._filled)
+        losses, output = self._pass.step(x, target)
+        torch.cat(self._gradients, 1, out=self._unpadded_gradient)
         torch.linalg.vector_norm(self._gradient, dim=1, out=self._norms)
-        return losses, self._found_norms, output
+        return losses, self._norms_array, output
 
     def evaluate(self, x: Tensor, target: Any) -> list[float]:
-        """Losses in evaluation mode."""
-        losses: list[float] = self._passes.evaluate(x, target).tolist()
+        """Return the losses in evaluation mode.
+
+        Parameters
+        ----------
+        x : Tensor of shape (K, B, ...)
+            Inputs.
+        target : Tensor or tuple of Tensor
+            Targets of shape (K, B, ...).
+
+        Returns
+        -------
+        list of float
+        """
+        losses: list[float] = self._pass.evaluate(x, target).tolist()
         return losses
 
     def clip(self, coefficients: NDArray[np.float64]) -> None:
-        """Multiply the gradients of each slice by a number of its own."""
-        self._given_coefficients[:] = coefficients
+        """Multiply the gradient of each member by a number.
+
+        Parameters
+        ----------
+        coefficients : ndarray of shape (K,)
+            Factor of each member.
+        """
+        self._coefficients_array[:] = coefficients
         self._gradient.mul_(self._coefficients)
 
     def _column(self, numbers: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(numbers).to(self._weights.dtype).unsqueeze(-1)
 
-    def rates(self, rates: NDArray[np.float64]) -> list[Rates]:
-        """What :meth:`step` takes.
+    def step_factors(self, learning_rates: NDArray[np.float64]) -> list[StepFactors]:
+        """Return the arguments of :meth:`step` for consecutive steps.
 
         Parameters
         ----------
-        rates : ndarray of shape (n_steps, n_slices)
-            Learning rate of each slice at each step.
+        learning_rates : ndarray of shape (n_steps, K)
+            Learning rate of each member at each step.
 
         Returns
         -------
-        list of Rates
+        list of StepFactors
         """
-        columns = self._column(rates).unbind()
+        columns = self._column(learning_rates).unbind()
         if not self._decays.any():
-            return [Rates(column, None) for column in columns]
-        decays = np.broadcast_to(self._decays, rates.shape).copy()
+            return [StepFactors(column, None) for column in columns]
+        decays = np.broadcast_to(self._decays, learning_rates.shape).copy()
         if self._is_decoupled:
-            decays = 1.0 - rates * decays
-        return list(map(Rates, columns, self._column(decays).unbind()))
+            decays = 1.0 - learning_rates * decays
+        return list(map(StepFactors, columns, self._column(decays).unbind()))
 
-    def step(self, rates: Rates, n_steps: int) -> None:
-        """One step of the optimizer.
+    def step(self, factors: StepFactors, n_steps: int) -> None:
+        """Make one step of the optimizer.
 
         Parameters
         ----------
-        rates : Rates
-            Of this step.
+        factors : StepFactors
+            Learning rates and weight decays of the step.
         n_steps : int
-            Number of this step, from 1.
+            Number of the step, from 1.
         """
-        if rates.decay is not None:
+        if factors.decay is not None:
             if self._is_decoupled:
-                self._weights.mul_(rates.decay)
+                self._weights.mul_(factors.decay)
             else:
-                self._gradient.addcmul_(self._weights, rates.decay)
-        # What the optimizer makes of nothing at a rate of one is its step.
-        self._given_count[()] = n_steps
-        for group, lists in self._alike:
-            step_alike(group, self._count, lists)
-        self._weights.addcmul_(self._step, rates.rate)
+                self._gradient.addcmul_(self._weights, factors.decay)
+        self._count_array[()] = n_steps
+        for group, lists in self._kernel_calls:
+            write_unit_steps(group, self._count, lists)
+        self._weights.addcmul_(self._step, factors.rate)
 
     def are_finite(self) -> list[bool]:
-        """Whether the weights, and the buffers, of each slice are finite."""
+        """Return for each member whether its weights and buffers are finite."""
         floats = [b.flatten(1) for b in self.buffers if b.is_floating_point()]
         sums = [rows.sum(1) for rows in (self._weights, *floats)]
         finite: list[bool] = torch.isfinite(torch.stack(sums)).all(0).tolist()
         return finite
 
 
-def _rows(n_slices: int, size: int, like: Tensor) -> Tensor:
-    """A row of zeros for each slice, at least so long."""
-    return like.new_zeros(n_slices, -(-size // _ALIGNED) * _ALIGNED)
-
-
 def _stacked(tensors: list[list[Tensor]]) -> list[Tensor]:
-    """Tensors of each slice, stacked with those of the others."""
+    """Stack corresponding tensors of all members."""
     columns = zip(*tensors, strict=True)
     return [torch.stack([t.detach() for t in column]) for column in columns]

@@ -1,4 +1,4 @@
-"""One training of many networks, whose steps are taken together."""
+"""Training of a stack: the epochs of many networks that take their steps together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -14,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sknan._engine.ledger import StepLedger, has_sound_schedule
-from sknan._engine.member import Slice
-from sknan._engine.optimizer_step import kind_of_step
-from sknan._engine.passes import can_be_passed, kind_of_pass
+from sknan._engine.ledger import StepLedger, is_schedule_valid
+from sknan._engine.member import Member
+from sknan._engine.optimizer_step import optimizer_key
+from sknan._engine.passes import does_stacking_agree, pass_key
 from sknan._engine.plan import TrainingPlan
 from sknan._engine.state import Stack
 from sknan._utils.progress import advance, is_shown
@@ -25,26 +26,28 @@ from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.nets._batching import TensorBatches, TensorTable
 
-__all__ = ["shape_of", "train_as_stack", "train_stack"]
+__all__ = ["plan_key", "train_as_stack", "train_stack"]
 
-# -- which trainings may lie in one stack ----------------------------------------------
+# Bytes of prepared targets. Batches up to this size are prepared and judged together.
+_SPAN_SIZE = 2**20
 
 
-def shape_of(plan: TrainingPlan) -> Hashable | None:
-    """What trainings of one stack have in common; None for one that goes alone.
+def plan_key(plan: TrainingPlan) -> Hashable | None:
+    """Return a key that is equal for plans that may share a stack.
 
     Parameters
     ----------
     plan : TrainingPlan
-        Prepared, and not begun.
+        Plan of a training that has not begun.
 
     Returns
     -------
     hashable or None
+        None for a plan that must be run separately.
     """
     net, table = plan.net, plan.table
-    # Whoever is to see or shape single steps needs them.
-    is_usual = (
+    # Callbacks, other ways of clipping and LBFGS need to see or change single steps.
+    is_supported = (
         not plan.is_partial
         and net.verbose < 2
         and net.device == "cpu"
@@ -54,99 +57,104 @@ def shape_of(plan: TrainingPlan) -> Hashable | None:
         and not net.compile
         and isinstance(table.X, Tensor)
     )
-    step = kind_of_step(net.optimizer_) if is_usual else None
-    if step is None or len({p.dtype for p in net.module_.parameters()}) > 1:
+    key_of_step = optimizer_key(net.optimizer_) if is_supported else None
+    if key_of_step is None or len({p.dtype for p in net.module_.parameters()}) > 1:
         return None
-    kind = kind_of_pass(net, table)
-    if kind is None:
+    key_of_pass = pass_key(net, table)
+    if key_of_pass is None:
         return None
-    n_train, n_valid = len(table), 0
-    if plan.best is not None:
-        train, valid = plan.split(plan.split_seed)
-        n_train, n_valid = len(train), len(valid)
-    n_steps = len(_bounds(n_train, net.batch_size)) * net.max_epochs
-    if not has_sound_schedule(net, n_steps):
+    n_train, n_valid = _n_rows(plan)
+    n_steps = len(_batch_bounds(n_train, net.batch_size)) * net.max_epochs
+    if not is_schedule_valid(net, n_steps):
         return None
     return (
-        kind,
-        step,
+        key_of_pass,
+        key_of_step,
         (n_train, n_valid, net.batch_size, net.max_epochs),
         tuple((leaf.dtype, leaf.shape[1:]) for leaf in tree_leaves((table.X, table.y))),
     )
 
 
-def _bounds(n_rows: int, batch_size: int) -> list[tuple[int, int]]:
-    """First and last row of each batch of an epoch."""
-    nothing = torch.zeros(n_rows)
-    table = TensorTable(nothing, nothing)
+def _n_rows(plan: TrainingPlan) -> tuple[int, int]:
+    """Return the numbers of training rows and held-out rows."""
+    if plan.best is None:
+        return len(plan.table), 0
+    train, valid = plan.split(plan.split_seed)
+    return len(train), len(valid)
+
+
+def _batch_bounds(n_rows: int, batch_size: int) -> list[tuple[int, int]]:
+    """Return start and stop of each batch of an epoch."""
+    empty = torch.zeros(n_rows)
+    table = TensorTable(empty, empty)
     return TensorBatches(table, batch_size, merge_lone_row=True).bounds()
-
-
-# -- the training ----------------------------------------------------------------------
 
 
 def train_stack(
     plans: list[TrainingPlan], sources: list[Hashable]
 ) -> list[Callable[[], None] | None]:
-    """Train networks of one :func:`shape_of` together.
+    """Train the networks of several plans together.
 
     Parameters
     ----------
     plans : list of TrainingPlan
-        Prepared, and not begun.
+        Plans of one :func:`plan_key`, whose trainings have not begun.
     sources : list of hashable
-        Equal for plans whose tables hold the same rows, which are then kept once.
+        Keys that are equal for plans whose tables hold the same rows. The stack holds
+        these rows once.
 
     Returns
     -------
     list of callable or None
-        For each that is trained, what shows the warnings of its training. None if a
-        step of it has failed or might have: its plan is as it was, to be run by itself.
+        For each network that is trained, a function that issues the warnings of its
+        training. None if a step has failed or might have failed: the plan is unchanged
+        then, and is to be run separately.
     """
-    if not can_be_passed(plans[0].net, plans[0].table):
+    if not does_stacking_agree(plans[0].net, plans[0].table):
         return [None] * len(plans)
     tables, offsets = _distinct_tables(plans, sources)
     n_flops = 3.0 * plans[0].net.flops_per_row_ * plans[0].batch_size * len(plans)
-    run = _Run(plans, tables, offsets)
+    training = _StackTraining(plans, tables, offsets)
     with (
         torch.no_grad(),
         threads_for(n_flops, plans[0].num_threads),
-        # A module may raise where one slice is not finite, and so end all. Those that
-        # are not done are trained one by one then, and the one to blame raises again.
+        # A module may raise because one member is not finite, which ends the training
+        # of all. The unfinished members are then trained separately, and the member
+        # that caused the exception raises it again.
         contextlib.suppress(RuntimeError),
     ):
-        run.train()
-    advance(len(run.done) - run.n_reported)
-    done = {id(its.plan): its.warn for its in run.done}
-    return [done.get(id(plan)) for plan in plans]
+        training.run()
+    advance(len(training.finished) - training.n_reported)
+    warn_by_plan = {id(member.plan): member.warn for member in training.finished}
+    return [warn_by_plan.get(id(plan)) for plan in plans]
 
 
 def train_as_stack(plan: TrainingPlan) -> bool:
-    """Train a network as a stack of one, which takes its steps with less ado.
+    """Train one network as a stack of one, which has less overhead in each step.
 
     Parameters
     ----------
     plan : TrainingPlan
-        Prepared, and not begun.
+        Plan of a training that has not begun.
 
     Returns
     -------
     bool
-        Whether it is trained; if not, it is as it was.
+        Whether the network is trained. If not, the plan is unchanged.
     """
-    if shape_of(plan) is None:
+    if plan_key(plan) is None:
         return False
-    (show_warnings,) = train_stack([plan], [0])
-    if show_warnings is None:
+    (warn,) = train_stack([plan], [0])
+    if warn is None:
         return False
-    show_warnings()
+    warn()
     return True
 
 
 def _distinct_tables(
     plans: list[TrainingPlan], sources: list[Hashable]
 ) -> tuple[list[TensorTable], list[int]]:
-    """Tables without those that come again, and where the rows of each plan begin."""
+    """Return the tables without repetitions, and the row offset of each plan."""
     tables: list[TensorTable] = []
     starts: dict[Hashable, int] = {}
     offsets = []
@@ -160,12 +168,26 @@ def _distinct_tables(
     return tables, offsets
 
 
-# Bytes of the targets that are prepared at a time.
-_SPAN = 2**20
+class _StackTraining:
+    """Epochs of a stack.
 
+    Parameters
+    ----------
+    plans : list of TrainingPlan
+        Plans of one :func:`plan_key`.
+    tables : list of TensorTable
+        Distinct tables of the plans.
+    offsets : list of int
+        For each plan, the number of rows that precede its table when the tables are
+        joined.
 
-class _Run:
-    """The epochs of a stack."""
+    Attributes
+    ----------
+    finished : list of Member
+        Members that have reached the end of their training.
+    n_reported : float
+        Number of trainings (the sum of fractions) that the progress bar has counted.
+    """
 
     def __init__(
         self,
@@ -176,77 +198,76 @@ class _Run:
         X, self.y = _joined([table.rows(slice(None)) for table in tables])
         self.X = X.numpy()
         net = plans[0].net
-        n_train = len(tables[0])
-        if plans[0].best is not None:
-            n_train = len(plans[0].split(plans[0].split_seed)[0])
-        self.bounds = _bounds(n_train, net.batch_size)
+        self.n_train, _ = _n_rows(plans[0])
+        self.bounds = _batch_bounds(self.n_train, net.batch_size)
         self.n_epochs = net.max_epochs
-        n_steps = len(self.bounds) * self.n_epochs
         self.stack = Stack(
-            [Slice(plan, offset) for plan, offset in zip(plans, offsets, strict=True)]
+            [Member(plan, offset) for plan, offset in zip(plans, offsets, strict=True)]
         )
+        n_steps = len(self.bounds) * self.n_epochs
         self.ledger = StepLedger([plan.net for plan in plans], n_steps)
-        self.n_train = n_train
         row = torch.zeros(1, 1, 1, dtype=torch.int64)
-        target = self.stack.prepared(self._targets(row), row.shape)
+        target = self.stack.prepare_target(self._targets(row), row.shape)
         self.target_bytes = sum(leaf.nbytes for leaf in tree_leaves(target))
-        self.places: dict[int, tuple[Tensor, NDArray[Any]]] = {}
+        # Memory for the inputs of a batch, by batch size, as tensor and as array.
+        self.inputs: dict[int, tuple[Tensor, NDArray[Any]]] = {}
         self.n_steps = 0
-        self.done: list[Slice] = []
+        self.finished: list[Member] = []
         self.n_reported = 0.0
 
-    def train(self) -> None:
-        """Train all slices to their end."""
+    def run(self) -> None:
+        """Train all members until they end or fail."""
         self.start = time.perf_counter()
         for _ in range(self.n_epochs):
             self._train_epoch()
-            if not self.stack.slices:
+            if not self.stack.members:
                 return
-        self._let_go(range(len(self.stack.slices)))
+        self._finish(range(len(self.stack.members)))
 
-    def _let_go(self, numbers: Sequence[int]) -> None:
-        """Slices that are at their end."""
+    def _finish(self, numbers: Sequence[int]) -> None:
+        """Finish the members at these positions."""
         seconds = time.perf_counter() - self.start
         for k in numbers:
-            its = self.stack.slices[k]
+            member = self.stack.members[k]
             clipping = {"n_steps": self.n_steps, **self.ledger.clipping_of(k)}
-            its.finish(self.stack.weights_of(k), seconds, clipping)
-            self.done.append(its)
+            member.finish(self.stack.weights_of(k), seconds, clipping)
+            self.finished.append(member)
 
     def _train_epoch(self) -> None:
-        orders = self._orders()
+        orders = self._row_orders()
         for span in self._spans(len(orders)):
-            x, output, rates, kept = self._train_span(orders, span)
+            x, output, learning_rates, kept = self._train_span(orders, span)
             if not kept:
                 return
             if len(kept) < len(orders):
                 orders = orders[kept]
-        self._end_epoch(x, output, rates)
+        self._end_epoch(x, output, learning_rates)
 
-    def _orders(self) -> Tensor:
-        """Rows of an epoch, (K, n_train), in the order that each slice draws.
+    def _row_orders(self) -> Tensor:
+        """Return the rows of an epoch in the random order of each member, (K, n_train).
 
-        Slices whose generators are in one state, as in a search of rates, draw once.
+        Members whose generators have the same state have the same order, which is drawn
+        once. This is the case in a search over learning rates.
         """
         drawn: dict[bytes, tuple[Tensor, Tensor]] = {}
         orders = []
-        for its in self.stack.slices:
-            state = its.generator.get_state().numpy().tobytes()
+        for member in self.stack.members:
+            state = member.generator.get_state().numpy().tobytes()
             if state in drawn:
                 order, after = drawn[state]
-                its.generator.set_state(after)
+                member.generator.set_state(after)
             else:
-                order = torch.randperm(self.n_train, generator=its.generator)
-                drawn[state] = order, its.generator.get_state()
-            orders.append(its.train.index_select(0, order))
+                order = torch.randperm(self.n_train, generator=member.generator)
+                drawn[state] = order, member.generator.get_state()
+            orders.append(member.train.index_select(0, order))
         return torch.stack(orders)
 
-    def _spans(self, n_slices: int) -> list[list[tuple[int, int]]]:
-        """Batches whose targets are prepared, and that are judged, together."""
-        n_bytes = n_slices * self.target_bytes
+    def _spans(self, n_members: int) -> list[list[tuple[int, int]]]:
+        """Return spans: consecutive batches that are prepared, and judged, together."""
+        n_bytes = n_members * self.target_bytes
         spans: list[list[tuple[int, int]]] = []
         for start, stop in self.bounds:
-            if spans and (stop - spans[-1][0][0]) * n_bytes <= _SPAN:
+            if spans and (stop - spans[-1][0][0]) * n_bytes <= _SPAN_SIZE:
                 spans[-1].append((start, stop))
             else:
                 spans.append([(start, stop)])
@@ -255,29 +276,38 @@ class _Run:
     def _train_span(
         self, orders: Tensor, span: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor, np.ndarray, list[int]]:
-        """Some steps; the last of them, and the slices that are left.
+        """Make the steps of a span, and remove the members that may have failed.
 
-        A slice that the guard would have stopped goes on to the end of the span:
-        nobody sees what becomes of it.
+        A member that fails is trained to the end of the span, and then removed with all
+        its results.
+
+        Returns
+        -------
+        x, output : Tensor of shape (K, B, ...)
+            Inputs and outputs of the last batch.
+        learning_rates : ndarray of shape (K,)
+            Learning rates of the last step.
+        kept : list of int
+            Positions of the members that remain.
         """
         stack, ledger = self.stack, self.ledger
-        n_slices, n_steps = len(stack.slices), len(span)
-        losses, norms = np.empty((2, n_steps, n_slices))
-        coefficients = np.ones((n_steps, n_slices))
-        rates = ledger.rates(self.n_steps, n_steps)
-        steps = zip(self._batches(orders, span), stack.rates(rates), strict=True)
-        for i, ((x, target), own_rates) in enumerate(steps):
+        n_members, n_steps = len(stack.members), len(span)
+        losses, norms = np.empty((2, n_steps, n_members))
+        coefficients = np.ones((n_steps, n_members))
+        rates = ledger.learning_rates(self.n_steps, n_steps)
+        steps = zip(self._batches(orders, span), stack.step_factors(rates), strict=True)
+        for i, ((x, target), factors) in enumerate(steps):
             losses[i], norms[i], output = stack.forward_backward(x, target)
-            clipping = ledger.coefficients_of(norms[i])
+            clipping = ledger.clip_coefficients(norms[i])
             if clipping is not None:
                 coefficients[i] = clipping
                 stack.clip(clipping)
             self.n_steps += 1
-            stack.step(own_rates, self.n_steps)
+            stack.step(factors, self.n_steps)
         n_rows = np.array([stop - start for start, stop in span])
-        is_refused = ledger.take(losses, norms, coefficients, n_rows)
-        kept = np.flatnonzero(~is_refused).tolist()
-        if len(kept) < n_slices:
+        may_have_failed = ledger.record(losses, norms, coefficients, n_rows)
+        kept = np.flatnonzero(~may_have_failed).tolist()
+        if len(kept) < n_members:
             self._keep(kept)
             return x[kept], output[kept], rates[-1][kept], kept
         return x, output, rates[-1], kept
@@ -285,102 +315,106 @@ class _Run:
     def _batches(
         self, orders: Tensor, span: list[tuple[int, int]]
     ) -> Iterator[tuple[Tensor, Any]]:
-        """Inputs, in memory that the next batch of that size takes, and targets."""
+        """Yield inputs and targets; batches of one size share the memory of inputs."""
         sizes = [stop - start for start, stop in span]
-        (first, _), n_slices = span[0], len(orders)
-        for size, alike in itertools.groupby(sizes):
-            n_steps = len(list(alike))
+        (first, _), n_members = span[0], len(orders)
+        for size, batches in itertools.groupby(sizes):
+            n_steps = len(list(batches))
             rows = orders[:, first : first + n_steps * size]
-            rows = rows.view(n_slices, n_steps, size).transpose(0, 1).contiguous()
+            rows = rows.view(n_members, n_steps, size).transpose(0, 1).contiguous()
             first += n_steps * size
-            target = self.stack.prepared(self._targets(rows), rows.shape)
-            if size not in self.places:
-                place = np.empty((n_slices, size, *self.X.shape[1:]), self.X.dtype)
-                self.places[size] = torch.from_numpy(place), place
-            x, place = self.places[size]
-            for own_rows, own_target in zip(
+            target = self.stack.prepare_target(self._targets(rows), rows.shape)
+            if size not in self.inputs:
+                array = np.empty((n_members, size, *self.X.shape[1:]), self.X.dtype)
+                self.inputs[size] = torch.from_numpy(array), array
+            x, array = self.inputs[size]
+            for rows_of_step, target_of_step in zip(
                 rows.numpy(), _unbound(target, n_steps), strict=True
             ):
-                self.X.take(own_rows, 0, place, "clip")  # "raise" takes a detour
-                yield x, own_target
+                # With "raise" instead of "clip", numpy buffers the output.
+                self.X.take(rows_of_step, 0, array, "clip")
+                yield x, target_of_step
 
     def _targets(self, rows: Tensor) -> Any:
-        """Targets of rows (..., K, B)."""
+        """Return the targets of rows (..., K, B)."""
         flat = rows.flatten()
         return tree_map(
             lambda leaf: leaf.index_select(0, flat).view(*rows.shape, *leaf.shape[1:]),
             self.y,
         )
 
-    def _end_epoch(self, x: Tensor, output: Tensor, rates: np.ndarray) -> None:
-        """Verify, validate, log, and let go what fails or is at its end."""
+    def _end_epoch(self, x: Tensor, output: Tensor, learning_rates: np.ndarray) -> None:
+        """Verify, validate and log all members; remove those that fail or end."""
         stack = self.stack
-        are_collapsed = _might_be_collapsed(x, output)
+        are_collapsed = _may_be_collapsed(x, output)
         valid_losses = self._valid_losses()
         are_finite = stack.are_finite()
-        entries = self.ledger.end_epoch(self.n_train, rates, valid_losses)
+        rows = self.ledger.end_epoch(self.n_train, learning_rates, valid_losses)
         remaining: list[int] = []
         ended: list[int] = []
-        for k, its in enumerate(stack.slices):
+        for k, member in enumerate(stack.members):
             if not are_finite[k] or are_collapsed[k]:
                 continue
-            its.history.append(entries[k])
-            goes_on = its.keeps(lambda k=k: stack.weights_of(k))
-            (remaining if goes_on else ended).append(k)
-        self._let_go(ended)
-        self._report(entries)
-        if len(remaining) < len(stack.slices):
+            continues = member.end_epoch(rows[k], partial(stack.weights_of, k))
+            (remaining if continues else ended).append(k)
+        self._finish(ended)
+        self._report(rows)
+        if len(remaining) < len(stack.members):
             self._keep(remaining)
 
-    def _report(self, entries: list[dict[str, Any]]) -> None:
-        """Show how many trainings an epoch makes up, and the best of them."""
+    def _report(self, rows: list[dict[str, Any]]) -> None:
+        """Advance the progress bar by an epoch, and show the lowest training loss."""
         if not is_shown():
             return
-        share = len(entries) / self.n_epochs
+        share = len(rows) / self.n_epochs
         self.n_reported += share
-        best = min(entries, key=lambda entry: entry["train_loss"])
+        best = min(rows, key=itemgetter("train_loss"))
         advance(share, train_loss=best["train_loss"], lr=best["lr"])
 
     def _keep(self, numbers: list[int]) -> None:
-        """Let all other slices go."""
+        """Remove all other members."""
         if not numbers:
-            self.stack.slices = []
+            self.stack.members = []
             return
-        self.places.clear()
+        self.inputs.clear()
         self.stack.keep(numbers)
         self.ledger.keep(numbers)
 
     def _valid_losses(self) -> list[float] | None:
-        slices = self.stack.slices
-        if slices[0].plan.best is None:
+        """Return the losses on held-out rows, if there are any."""
+        members = self.stack.members
+        if members[0].plan.best is None:
             return None
-        rows = torch.stack([its.valid for its in slices])
+        rows = torch.stack([member.valid for member in members])
         x = torch.from_numpy(self.X[rows.numpy()])
         return self.stack.evaluate(x, self._targets(rows))
 
 
 def _unbound(target: Any, n_steps: int) -> Sequence[Any]:
-    """Targets of each step."""
+    """Return the targets of each step."""
     if isinstance(target, Tensor):
         return target.unbind()
     return [tree_map(itemgetter(i), target) for i in range(n_steps)]
 
 
 def _joined(rows: list[tuple[Any, Any]]) -> Any:
-    """Rows of several tables, one after the other."""
+    """Concatenate the rows of several tables."""
     leaves = iter([torch.cat(c) for c in zip(*map(tree_leaves, rows), strict=True)])
     return tree_map(lambda _: next(leaves), rows[0])
 
 
-def _might_be_collapsed(x: Tensor, output: Tensor) -> list[bool]:
-    """Of which slices the guard would look closer: one answer for all rows."""
+def _may_be_collapsed(x: Tensor, output: Tensor) -> list[bool]:
+    """Return for each member whether it gives one output for different rows.
+
+    The guard of a separate training then finds out whether the network has collapsed.
+    """
     if output.shape[1] < 2:
         return [False] * len(output)
-    found = _is_alike(output) & ~_is_alike(x)
-    are_collapsed: list[bool] = found.tolist()
-    return are_collapsed
+    are_collapsed = _has_equal_rows(output) & ~_has_equal_rows(x)
+    result: list[bool] = are_collapsed.tolist()
+    return result
 
 
-def _is_alike(rows: Tensor) -> Tensor:
-    """Whether all rows of a slice are the same: (K,)."""
+def _has_equal_rows(rows: Tensor) -> Tensor:
+    """Whether all rows of a member are equal: (K,)."""
     return torch.eq(rows, rows[:, :1]).flatten(1).all(1)

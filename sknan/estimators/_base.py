@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sknan._engine.listeners import EpochTasks
 from sknan._engine.plan import TrainingPlan, TrainingRows
-from sknan._engine.range_test._test import range_test
+from sknan._engine.range_test import range_test
 from sknan._engine.table_net import TableNet
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
@@ -312,7 +312,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         self,
         rows: TrainingRows,
         fold: ValidationFold | None = None,
-        like: TrainingPlan | None = None,
+        table_of: TrainingPlan | None = None,
     ) -> TrainingPlan:
         """Return the plan of a training on these rows.
 
@@ -323,7 +323,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         fold : ValidationFold or None, default=None
             Validation rows for early stopping, used if there are enough rows for one
             fold. None draws ``validation_fraction`` of the rows at random.
-        like : TrainingPlan or None, default=None
+        table_of : TrainingPlan or None, default=None
             Plan of an estimator of the same kind on the same rows. Its table is shared,
             which saves a copy and a trial of the module.
 
@@ -345,11 +345,11 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
                 net = self._update_net(per_row=per_row)
             else:
                 net = self._build_net(rows.X, rows.n_outputs, per_row=per_row)
-            if like is None:
+            if table_of is None:
                 table = self._table(net, rows)
             else:
-                table = like.table
-                net.flops_per_row_ = like.net.flops_per_row_
+                table = table_of.table
+                net.flops_per_row_ = table_of.net.flops_per_row_
             states = random_states(device)
         stops_early = self._stops_early(rows)
         return TrainingPlan(

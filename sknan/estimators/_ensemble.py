@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from sknan._engine.together import Job, Outcome, train_together
+from sknan._engine.jobs import Job, JobOutcome, train_together
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.progress import call_in_workers, progress
 from sknan._utils.stacklevel import stacklevel_of_caller
@@ -177,7 +177,7 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         return hasattr(self, "estimators_")
 
 
-def _show_warnings(outcomes: list[Outcome]) -> None:
+def _show_warnings(outcomes: list[JobOutcome]) -> None:
     """Show each warning of the networks once, and one summary of all recoveries."""
     shown = set()
     recoveries: list[DivergenceWarning] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sknan._engine.range_test._test import LearningRateRange
+from sknan._engine.range_test import LearningRateRange
 from sknan.inspection._plotting import (
     COLOURS,
     INK,

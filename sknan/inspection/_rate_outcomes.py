@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sknan._engine.range_test._test import LearningRateRange
+from sknan._engine.range_test import LearningRateRange
 
 __all__ = [
     "Fate",

@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
-from sknan._engine.range_test._test import LearningRateRange, range_test
+from sknan._engine.range_test import LearningRateRange, range_test
 from sknan.estimators._base import StableNetBase
 
 __all__ = ["LearningRateRange", "find_learning_rate"]

@@ -17,7 +17,7 @@ import cloudpickle
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
-from sknan._engine.together import Job, train_together
+from sknan._engine.jobs import Job, train_together
 from sknan._utils.progress import advance
 from sknan.estimators._base import StableNetBase
 from sknan.exceptions import DivergenceWarning

@@ -9,7 +9,7 @@ from sklearn.exceptions import DataConversionWarning
 from torch import nn
 
 from sknan import DivergenceWarning, StableNetClassifier, StableNetRegressor
-from sknan._engine.together import Job, stack_key, train_together
+from sknan._engine.jobs import Job, job_key, train_together
 from sknan._engine.training import train_as_stack
 
 
@@ -361,7 +361,7 @@ def test_what_may_lie_in_one_stack_has_one_key(tables):
     job, *_ = jobs_of(StableNetClassifier, tables, RATES)
 
     def key(**params):
-        return stack_key(
+        return job_key(
             job._replace(estimator=clone(job.estimator).set_params(**params))
         )
 
@@ -371,7 +371,7 @@ def test_what_may_lie_in_one_stack_has_one_key(tables):
     assert key() != key(batch_size=16)
     assert key(callbacks=[object()]) is None
     assert key(verbose=2) is None
-    assert key() != stack_key(job._replace(X=job.X[:50]))
+    assert key() != job_key(job._replace(X=job.X[:50]))
 
 
 def test_memory_limits_how_many_are_trained_at_once(tables):

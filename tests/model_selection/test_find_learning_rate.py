@@ -21,10 +21,10 @@ from sknan import (
     StableNetRegressor,
     find_learning_rate,
 )
+from sknan._engine.jobs import Job, train_together
 from sknan._engine.plan import TrainingRows
-from sknan._engine.range_test._test import _result
 from sknan._engine.range_test.curves import RateCurves, _drawn_rows
-from sknan._engine.together import Job, train_together
+from sknan._engine.range_test.run import _result
 
 WAYS = [StableNetClassifier, StableNetRegressor]
 FEW = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]

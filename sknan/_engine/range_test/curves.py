@@ -1,4 +1,4 @@
-"""Short trainings from one start, each at a constant rate of its own."""
+"""Loss curves of short trainings from one start, each at a constant learning rate."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from skorch.callbacks import Callback
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from sknan._engine.passes import can_be_passed
-from sknan._engine.plan import TrainingPlan, TrainingRows
-from sknan._engine.state import Rates, Stack
-from sknan._engine.training import shape_of
+from sknan._engine.passes import does_stacking_agree
+from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
+from sknan._engine.state import Stack, StepFactors
+from sknan._engine.training import plan_key
 from sknan._utils.progress import advance, advance_to, is_shown
 from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_map
@@ -28,29 +28,30 @@ from sknan.nets._batching import TensorTable
 
 __all__ = ["RateCurves", "curves_at_rates", "flops_per_step"]
 
-# Held out of the rows of a test: this share, this many at most, and none of fewer rows.
-_HELD_OUT = 0.2
-_MOST_HELD_OUT = 1024
-_LEAST_ROWS_TO_HOLD_OUT = 50
+# Share of the rows that is held out, the largest number of held-out rows, and the
+# number of rows below which none are held out.
+_HELD_OUT_SHARE = 0.2
+_MAX_HELD_OUT = 1024
+_MIN_ROWS_TO_HOLD_OUT = 50
 
-# How often the loss on held-out rows is looked at.
+# Number of times that the loss on held-out rows is computed after the start.
 _N_CHECKS = 20
 
 # Bytes of weights, gradients and moments in one stack.
-_MOST_BYTES = 2**29
+_MAX_BYTES = 2**29
 
 
 class RateCurves(NamedTuple):
-    """Losses of short trainings; NaN from the step on at which one has failed.
+    """Losses of short trainings; NaN from the first step that failed.
 
     Parameters
     ----------
     losses : ndarray of shape (n_rates, n_seeds, n_steps)
-        Of each step's batch, before the step.
+        Loss of each step's batch before the step.
     valid_losses : ndarray of shape (n_rates, n_seeds, n_checks)
-        On held-out rows; without any columns if there are none.
+        Loss on held-out rows; without columns if no rows are held out.
     valid_steps : ndarray of shape (n_checks,)
-        Steps taken before each of these.
+        Number of steps before each check on held-out rows.
     """
 
     losses: np.ndarray
@@ -59,87 +60,90 @@ class RateCurves(NamedTuple):
 
 
 def curves_at_rates(
-    estimator: Any,
+    estimator: Trainable,
     rows: TrainingRows,
     rates: np.ndarray,
     seeds: list[int],
     n_steps: int,
 ) -> RateCurves:
-    """Train at each rate, from each of some starts.
+    """Train at each learning rate, from each of several starts.
 
     Parameters
     ----------
     estimator : Trainable
-        That has validated the rows; it is left as it is.
+        Estimator that has validated the rows. It is not changed.
     rows : TrainingRows
-        Of the whole table.
+        Rows of the whole table.
     rates : ndarray of shape (n_rates,)
-        Constant ones.
+        Constant learning rates.
     seeds : list of int
-        Of initial weights, rows and batches; all rates of a seed have the same.
+        Seeds of initial weights, rows and batches, which all learning rates share.
     n_steps : int
-        Steps of each training.
+        Number of steps of each training.
 
     Returns
     -------
     RateCurves
     """
-    batch_size = min(estimator.rows_per_batch(len(rows.X)), len(rows.X))
-    found = []
-    steps: list[int] = []
+    batch_size = _batch_size(estimator, rows)
+    curves = []
+    checks: list[int] = []
     for seed in seeds:
         rng = np.random.RandomState(seed)
         train, valid = _drawn_rows(rows, n_steps * batch_size, rng)
-        plan = _trial(estimator, train, seed, n_steps)
+        plan = _constant_rate_plan(estimator, train, seed, n_steps)
         held_out = None
         if valid is not None:
-            held_out = _trial(estimator, valid, seed, n_steps).table
-        trainings = _Trainings(plan, held_out, n_steps, seed)
-        found.append(trainings.run(rates))
-        advance_to(n_steps * len(found))
-        steps = trainings.checks
+            held_out = _constant_rate_plan(estimator, valid, seed, n_steps).table
+        trainings = _ConstantRateTrainings(plan, held_out, n_steps, seed)
+        curves.append(trainings.run(rates))
+        advance_to(n_steps * len(curves))
+        checks = trainings.checks
     losses, valid_losses = (
-        np.stack([own[i] for own in found], axis=1) for i in range(2)
+        np.stack(parts, axis=1) for parts in zip(*curves, strict=True)
     )
-    return RateCurves(losses, valid_losses, np.array(steps))
+    return RateCurves(losses, valid_losses, np.array(checks))
 
 
-def flops_per_step(estimator: Any, rows: TrainingRows) -> float:
-    """Floating-point operations of one step.
+def flops_per_step(estimator: Trainable, rows: TrainingRows) -> float:
+    """Return the number of floating-point operations of one step.
 
     Parameters
     ----------
     estimator : Trainable
-        That has validated the rows.
+        Estimator that has validated the rows. It is not changed.
     rows : TrainingRows
-        Of the whole table.
+        Rows of the whole table.
 
     Returns
     -------
     float
     """
-    few = _some(rows, np.arange(min(32, len(rows.X))))
-    per_row: float = _trial(estimator, few, 0, 1).net.flops_per_row_
-    n_rows: int = min(estimator.rows_per_batch(len(rows.X)), len(rows.X))
-    return 3.0 * per_row * n_rows
+    few = _selected(rows, np.arange(min(32, len(rows.X))))
+    per_row: float = _constant_rate_plan(estimator, few, 0, 1).net.flops_per_row_
+    return 3.0 * per_row * _batch_size(estimator, rows)
+
+
+def _batch_size(estimator: Trainable, rows: TrainingRows) -> int:
+    return min(estimator.rows_per_batch(len(rows.X)), len(rows.X))
 
 
 def _drawn_rows(
-    rows: TrainingRows, n_most: int, rng: np.random.RandomState
+    rows: TrainingRows, n_train: int, rng: np.random.RandomState
 ) -> tuple[TrainingRows, TrainingRows | None]:
-    """Rows to train on, and rows held out, if there are enough to tell rates apart."""
+    """Draw at most ``n_train`` training rows, and held-out rows if there are enough."""
     n_rows = len(rows.X)
     order = rng.permutation(n_rows)
     n_valid = 0
-    if n_rows >= _LEAST_ROWS_TO_HOLD_OUT:
-        n_valid = min(int(_HELD_OUT * n_rows), _MOST_HELD_OUT)
-    train = np.sort(order[n_valid : n_valid + n_most])
+    if n_rows >= _MIN_ROWS_TO_HOLD_OUT:
+        n_valid = min(int(_HELD_OUT_SHARE * n_rows), _MAX_HELD_OUT)
+    train = np.sort(order[n_valid : n_valid + n_train])
     if not n_valid:
-        return _some(rows, train), None
-    return _some(rows, train), _some(rows, np.sort(order[:n_valid]))
+        return _selected(rows, train), None
+    return _selected(rows, train), _selected(rows, np.sort(order[:n_valid]))
 
 
-def _some(rows: TrainingRows, index: np.ndarray) -> TrainingRows:
+def _selected(rows: TrainingRows, index: np.ndarray) -> TrainingRows:
     weights = None if rows.weights is None else rows.weights[index]
     return rows._replace(
         X=rows.X[index],
@@ -150,16 +154,19 @@ def _some(rows: TrainingRows, index: np.ndarray) -> TrainingRows:
     )
 
 
-def _trial(estimator: Any, rows: TrainingRows, seed: int, n_steps: int) -> TrainingPlan:
-    """A training like that of the estimator, but plain: nothing changes its rate."""
+def _constant_rate_plan(
+    estimator: Trainable, rows: TrainingRows, seed: int, n_steps: int
+) -> TrainingPlan:
+    """Return the plan of the estimator's training without schedule and callbacks."""
     trial = copy.copy(estimator)
     vars(trial).pop("net_", None)
-    batch_size = min(estimator.rows_per_batch(len(rows.X)), len(rows.X))
     vars(trial).update(
         lr=1.0,
         lr_schedule=None,
         warmup=0.0,
-        max_epochs=math.ceil(n_steps / math.ceil(len(rows.X) / batch_size)),
+        max_epochs=math.ceil(
+            n_steps / math.ceil(len(rows.X) / _batch_size(estimator, rows))
+        ),
         early_stopping=False,
         on_nonfinite="raise",
         callbacks=None,
@@ -168,31 +175,52 @@ def _trial(estimator: Any, rows: TrainingRows, seed: int, n_steps: int) -> Train
         warm_start=False,
         random_state=seed,
     )
-    plan: TrainingPlan = trial._plan(rows)
-    return plan
+    return trial._plan(rows)
 
 
-class _Curve:
-    """A slice of the stack."""
+class _RateMember:
+    """Member of a stack that is trained at a constant learning rate.
+
+    Parameters
+    ----------
+    plan : TrainingPlan
+        Plan that all members share.
+    number : int
+        Position of the learning rate.
+    rate : float
+        Learning rate.
+    """
 
     def __init__(self, plan: TrainingPlan, number: int, rate: float) -> None:
-        self.net: Any = plan.net
+        self.net = plan.net
         self.number = number
         self.rate = rate
-        self.group = self.net.optimizer_.param_groups[0]
+        self.group: dict[str, Any] = self.net.optimizer_.param_groups[0]
         self.generator = torch.Generator()
         self.generator.set_state(plan.random_states[0])
         self.weights: list[Tensor] = list(self.net.module_.parameters())
         self.buffers: list[Tensor] = list(self.net.module_.buffers())
 
-    def coefficient(self, norm: float) -> float:
-        """By what the gradients are to be multiplied."""
-        most = self.net.clip_norm
-        return 1.0 if most is None or norm <= most else most / norm
+    def clip_coefficient(self, norm: float) -> float:
+        """Return the factor that brings a gradient to the norm limit."""
+        limit = self.net.clip_norm
+        return 1.0 if limit is None or norm <= limit else limit / norm
 
 
-class _Trainings:
-    """Trainings at several rates from one start, on the same batches."""
+class _ConstantRateTrainings:
+    """Trainings at several learning rates from one start, on the same batches.
+
+    Parameters
+    ----------
+    plan : TrainingPlan
+        Plan of a training.
+    held_out : TensorTable or None
+        Held-out rows.
+    n_steps : int
+        Number of steps of each training.
+    seed : int
+        Seed of the batches.
+    """
 
     def __init__(
         self,
@@ -211,123 +239,138 @@ class _Trainings:
             self.checks = sorted({0, *(math.ceil(n_steps * share) for share in shares)})
 
     def run(self, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Losses of each rate by step, and on held-out rows."""
+        """Return the losses of each learning rate, by step and on held-out rows."""
         n_rates = len(rates)
         self.losses = np.full((n_rates, self.n_steps), np.nan, np.float32)
         self.valid_losses = np.full((n_rates, len(self.checks)), np.nan, np.float32)
-        size = self._slices_per_stack()
+        size = self._members_per_stack()
         numbers = np.arange(n_rates)
         is_stacked = size > 1 and self._run_stacks(
             [numbers[i : i + size] for i in range(0, n_rates, size)], rates
         )
         if not is_stacked:
             for number in numbers:
-                self._run_alone(int(number), float(rates[number]))
+                self._run_separately(int(number), float(rates[number]))
                 advance(self.n_steps / n_rates)
         return self.losses, self.valid_losses
 
-    def _slices_per_stack(self) -> int:
+    def _members_per_stack(self) -> int:
+        """Return the number of networks in a stack; 1 if they cannot be stacked."""
         plan = self.plan
-        if shape_of(plan) is None or not can_be_passed(plan.net, plan.table):
+        if plan_key(plan) is None or not does_stacking_agree(plan.net, plan.table):
             return 1
         n_weights: int = sum(p.numel() for p in plan.net.module_.parameters())
-        return max(1, _MOST_BYTES // (16 * n_weights))
+        return max(1, _MAX_BYTES // (16 * n_weights))
 
-    # -- together ------------------------------------------------------------------
+    # -- in stacks -----------------------------------------------------------------
 
-    def _run_stacks(self, shares: list[np.ndarray], rates: np.ndarray) -> bool:
-        """Whether they could be run: a module may raise where a weight is infinite."""
+    def _run_stacks(self, groups: list[np.ndarray], rates: np.ndarray) -> bool:
+        """Train in stacks; False if a module raises, as for an infinite weight."""
         net = self.plan.net
-        n_flops = 3.0 * net.flops_per_row_ * self.plan.batch_size * len(shares[0])
+        n_flops = 3.0 * net.flops_per_row_ * self.plan.batch_size * len(groups[0])
         with torch.no_grad(), threads_for(n_flops, self.plan.num_threads):
-            for numbers in shares:
+            for numbers in groups:
+                members = [_RateMember(self.plan, n, rates[n]) for n in numbers]
                 try:
-                    self._run_stack([_Curve(self.plan, n, rates[n]) for n in numbers])
+                    self._run_stack(members)
                 except RuntimeError:  # such as a LinAlgError
                     return False
         return True
 
-    def _run_stack(self, curves: list[Any]) -> None:
-        stack: Any = Stack(curves)
-        rates = _rates_of(stack)
+    def _run_stack(self, members: list[_RateMember]) -> None:
+        stack = Stack(members)
+        factors = _step_factors(stack)
         self._check(stack, 0)
         for i, batch in enumerate(self._batches()):
-            x, target = _repeated(batch, len(stack.slices))
-            target = stack.prepared(target, x.shape[:2])
-            losses, norms, _ = stack.forward_backward(x, target)
-            each_loss, whole = losses.tolist(), norms.tolist()
+            x, target = _repeated(batch, len(stack.members))
+            target = stack.prepare_target(target, x.shape[:2])
+            loss_array, norm_array, _ = stack.forward_backward(x, target)
+            losses, norms = loss_array.tolist(), norm_array.tolist()
             kept = [
                 k
-                for k, (loss, norm) in enumerate(zip(each_loss, whole, strict=True))
+                for k, (loss, norm) in enumerate(zip(losses, norms, strict=True))
                 if math.isfinite(loss) and norm < OVERFLOWS_SQUARED
             ]
             for k in kept:
-                self.losses[stack.slices[k].number, i] = each_loss[k]
+                self.losses[stack.members[k].number, i] = losses[k]
             if not kept:
                 return
             if is_shown():
-                best = min(kept, key=each_loss.__getitem__)
-                share = len(curves) / len(self.losses)
-                advance(share, train_loss=each_loss[best], lr=stack.slices[best].rate)
-            alive = stack.slices
+                best = min(kept, key=losses.__getitem__)
+                share = len(members) / len(self.losses)
+                advance(share, train_loss=losses[best], lr=stack.members[best].rate)
             coefficients = [
-                its.coefficient(n) for its, n in zip(alive, whole, strict=True)
+                member.clip_coefficient(norm)
+                for member, norm in zip(stack.members, norms, strict=True)
             ]
             if min(coefficients) < 1.0:
                 stack.clip(np.array(coefficients))
-            stack.step(rates, i + 1)
-            if len(kept) < len(whole):
+            stack.step(factors, i + 1)
+            if len(kept) < len(norms):
                 stack.keep(kept)
-                rates = _rates_of(stack)
+                factors = _step_factors(stack)
             self._check(stack, i + 1)
 
-    def _check(self, stack: Any, n_done: int) -> None:
-        """Loss on the held-out rows, if it is time for it."""
-        if self.held_out is None or n_done not in self.checks:
+    def _check(self, stack: Stack[_RateMember], n_steps: int) -> None:
+        """Compute the loss on held-out rows if it is due after this number of steps."""
+        if self.held_out is None or n_steps not in self.checks:
             return
-        place = self.checks.index(n_done)
-        rows = _repeated(self.held_out.rows(slice(None)), len(stack.slices))
+        column = self.checks.index(n_steps)
+        rows = _repeated(self.held_out.rows(slice(None)), len(stack.members))
         losses = stack.evaluate(*rows)
-        for its, loss in zip(stack.slices, losses, strict=True):
-            self.valid_losses[its.number, place] = loss
+        for member, loss in zip(stack.members, losses, strict=True):
+            self.valid_losses[member.number, column] = loss
 
     def _batches(self) -> Iterator[Any]:
-        """As many batches as steps; one pass over the rows goes on into the next."""
+        """Yield one batch for each step; a batch may span two passes over the rows."""
         table, size = self.plan.table, self.plan.batch_size
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.zeros(0, dtype=torch.int64)
         for _ in range(self.n_steps):
             if len(order) < size:
-                again = torch.randperm(len(table), generator=generator)
-                order = torch.cat([order, again])
+                next_pass = torch.randperm(len(table), generator=generator)
+                order = torch.cat([order, next_pass])
             yield table.rows(order[:size])
             order = order[size:]
 
-    # -- one by one ----------------------------------------------------------------
+    # -- separately ----------------------------------------------------------------
 
-    def _run_alone(self, number: int, rate: float) -> None:
+    def _run_separately(self, number: int, rate: float) -> None:
         net = copy.deepcopy(self.plan.net)
         net.set_params(lr=rate)
         self.losses[number] = self.valid_losses[number] = np.nan
-        log = _Log(self.losses[number], self.valid_losses[number], self)
-        net.callbacks_.append(("log", log))
+        recorder = _LossRecorder(self.losses[number], self.valid_losses[number], self)
+        net.callbacks_.append(("loss_recorder", recorder))
         with contextlib.suppress(NonFiniteTrainingError):
             dataclasses.replace(self.plan, net=net).run()
 
 
-class _Log(Callback):
-    """Write down the losses of a training that runs by itself."""
+class _LossRecorder(Callback):
+    """Callback that records the losses of a separate training.
+
+    Parameters
+    ----------
+    losses : ndarray of shape (n_steps,)
+        Array to write the loss of each step to.
+    valid_losses : ndarray of shape (n_checks,)
+        Array to write the losses on held-out rows to.
+    trainings : _ConstantRateTrainings
+        Held-out rows, and the steps at which their loss is due.
+    """
 
     def __init__(
-        self, losses: np.ndarray, valid_losses: np.ndarray, trainings: _Trainings
+        self,
+        losses: np.ndarray,
+        valid_losses: np.ndarray,
+        trainings: _ConstantRateTrainings,
     ) -> None:
         self.losses = losses
         self.valid_losses = valid_losses
         self.trainings = trainings
-        self.n_done = 0
+        self.n_recorded = 0
 
     def on_train_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
-        """Note the loss of the untrained network."""
+        """Record the loss of the untrained network."""
         self._check(net)
 
     def on_batch_end(
@@ -338,33 +381,36 @@ class _Log(Callback):
         loss: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Note the loss of a step."""
-        if not training or self.n_done == len(self.losses):
+        """Record the loss of a step."""
+        if not training or self.n_recorded == len(self.losses):
             return
-        self.losses[self.n_done] = float(loss.detach())
-        self.n_done += 1
+        self.losses[self.n_recorded] = float(loss.detach())
+        self.n_recorded += 1
         self._check(net)
 
     def _check(self, net: Any) -> None:
         checks, held_out = self.trainings.checks, self.trainings.held_out
-        if held_out is None or self.n_done not in checks:
+        if held_out is None or self.n_recorded not in checks:
             return
         x, target = held_out.rows(slice(None))
         net._set_training(False)
-        # A decomposition raises where a weight is not finite: the next step will tell.
+        # A decomposition raises where a weight is not finite. The next step fails then.
         with torch.no_grad(), contextlib.suppress(LinAlgError):
-            # A copy: the module may work in place.
+            # A copy, because the module may work in place.
             loss = float(net.get_loss(net.infer(x.clone()), target))
-            self.valid_losses[checks.index(self.n_done)] = loss
+            self.valid_losses[checks.index(self.n_recorded)] = loss
 
 
-def _rates_of(stack: Stack) -> Rates:
-    (rates,) = stack.rates(np.array([[its.rate for its in stack.slices]]))
-    return rates
+def _step_factors(stack: Stack[_RateMember]) -> StepFactors:
+    rates = np.array([[member.rate for member in stack.members]])
+    (factors,) = stack.step_factors(rates)
+    return factors
 
 
-def _repeated(rows: Any, n_slices: int) -> Any:
+def _repeated(rows: Any, n_members: int) -> Any:
+    """Return a contiguous copy of the rows for each member."""
+
     def repeated(leaf: Tensor) -> Tensor:
-        return leaf.expand(n_slices, *leaf.shape).contiguous()
+        return leaf.expand(n_members, *leaf.shape).contiguous()
 
     return tree_map(repeated, rows)

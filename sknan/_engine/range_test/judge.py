@@ -1,7 +1,7 @@
-"""What curves at many rates tell: which rates are stable, and which one to take.
+"""Judgment of a range test: stable learning rates, suggestion, confidence and reason.
 
-What counts is the loss at the end on rows that are held out: by that on the training
-rows, the rate that memorizes fastest would win.
+A learning rate is judged by its loss on held-out rows at the end of the test. The loss
+on training rows would favor the learning rate that memorizes fastest.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ import numpy as np
 
 from sknan._engine.range_test.curves import RateCurves
 
-__all__ = ["Judged", "counted", "suggested"]
+__all__ = ["Judgment", "counted", "suggest"]
 
-# The rate that is taken where a test cannot tell.
+# Suggestion where a test gives no information.
 _USUAL_RATE = 1e-3
 
-# A rate is stable if the loss falls by this share of the farthest fall. What is
-# suggested stays below the largest stable one by the margin.
-_KEPT_FALL = 0.5
+# A learning rate is stable if its loss falls by at least this share of the largest
+# fall. The suggestion is lower than the largest stable one by at least the margin.
+_STABLE_SHARE = 0.5
 _MARGIN = 2.0
 
-# Rates whose loss is this share of the fall above the lowest one count 1/e of the best.
+# The suggestion is a weighted mean. A learning rate whose loss exceeds the lowest one
+# by this share of the fall has 1/e of the weight of the best one.
 _TOLERANCE = 0.02
 
-# The end of a curve: its last fifth, or the last checks on held-out rows.
+# End of a curve: the last fifth of its steps, or the last checks on held-out rows.
 _END = 5
 _N_LAST_CHECKS = 3
 
-# Where all curves have ended after so many steps, it was not the rate.
-_FIRST_STEPS = 1
+# If all curves end within this number of steps, the learning rate is not the cause.
+_N_FIRST_STEPS = 1
 
-# A smaller fall (share of the first loss) is none.
+# Least fall, as a share of the first loss; a curve that falls less is flat.
 _LEAST_FALL = 0.01
 
-# Fewer held-out rows than a fifth of this leave some doubt.
+# With fewer rows in the table, of which a fifth is held out, confidence is not high.
 _ENOUGH_ROWS = 200
 
-# Suggestions of two starts that differ by more than these factors.
+# Ratio of the suggestions of two starts above which confidence is medium, or low.
 _FAR_APART = 3.0
 _VERY_FAR_APART = 10.0
 
@@ -68,36 +69,46 @@ _FLAT = (
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """Losses before and after the test, and what is stable.
+class Judgment:
+    """First and last losses of a range test, and the stable learning rates.
 
     Parameters
     ----------
     first : ndarray of shape (n_seeds,)
         Training loss of the first batch.
     train : ndarray of shape (n_rates, n_seeds)
-        Training loss at the end, infinite where a curve has ended.
-    first_valid, valid : ndarray of these shapes, or None
-        The same on held-out rows.
-    n_whole : int
-        So many of the rates, from the lowest, have no curve that has ended.
+        Training loss at the end; infinite where a curve ended early.
+    first_valid : ndarray of shape (n_seeds,) or None
+        Loss on held-out rows before the first step; None if there are no such rows.
+    valid : ndarray of shape (n_rates, n_seeds) or None
+        Loss on held-out rows at the end; infinite where a curve ended early.
     fastest : int or None
-        The rate of these with the lowest training loss.
+        Index of the learning rate with the lowest training loss among those below the
+        first one that has a curve that ended early. None if there are none.
     is_stable : ndarray of shape (n_rates,), bool
-        Whether a rate, and each below it, is stable.
+        Whether a learning rate, and each lower one, is stable.
     """
 
     first: np.ndarray
     train: np.ndarray
     first_valid: np.ndarray | None
     valid: np.ndarray | None
-    n_whole: int
     fastest: int | None
     is_stable: np.ndarray
 
     @classmethod
-    def of(cls, curves: RateCurves) -> Judged:
-        """What the curves come to."""
+    def of(cls, curves: RateCurves) -> Judgment:
+        """Judge curves.
+
+        Parameters
+        ----------
+        curves : RateCurves
+            Curves at learning rates in ascending order.
+
+        Returns
+        -------
+        Judgment
+        """
         losses = curves.losses.astype(np.float64)
         n_rates, _, n_steps = losses.shape
         train = _end(losses, max(1, n_steps // _END))
@@ -109,104 +120,112 @@ class Judged:
                 checks = curves.valid_losses.astype(np.float64)
                 valid = _end(checks, _N_LAST_CHECKS)
                 first_valid = np.nanmax(checks[:, :, 0], axis=0)
-        is_whole = np.isfinite(train).all(axis=1)
-        n_whole = n_rates if is_whole.all() else int(is_whole.argmin())
+        n_complete = _n_leading(np.isfinite(train).all(axis=1))
         is_stable = np.zeros(n_rates, dtype=bool)
-        if not n_whole:
-            return cls(first, train, first_valid, valid, 0, None, is_stable)
-        fastest = int(train[:n_whole].mean(axis=1).argmin())
-        lowest = train[:n_whole].min(axis=0)
-        limit = first - _KEPT_FALL * (first - lowest)
-        # Where nothing falls, what does not rise is stable.
+        if not n_complete:
+            return cls(first, train, first_valid, valid, None, is_stable)
+        fastest = int(train[:n_complete].mean(axis=1).argmin())
+        lowest = train[:n_complete].min(axis=0)
+        limit = first - _STABLE_SHARE * (first - lowest)
+        # Where no loss falls, a learning rate is stable if its loss does not rise.
         risen = first + 0.1 * np.abs(first)
         limit = np.where(lowest < first, limit, risen)
-        above = (train[fastest:n_whole] <= limit).all(axis=1)
-        n_above = len(above) if above.all() else int(above.argmin())
+        n_above = _n_leading((train[fastest:n_complete] <= limit).all(axis=1))
         is_stable[: fastest + n_above] = n_above > 0
-        return cls(first, train, first_valid, valid, n_whole, fastest, is_stable)
+        return cls(first, train, first_valid, valid, fastest, is_stable)
 
 
-def suggested(
+def _n_leading(values: np.ndarray) -> int:
+    """Return the number of true values before the first false one."""
+    return len(values) if values.all() else int(values.argmin())
+
+
+def suggest(
     rates: np.ndarray,
     curves: RateCurves,
-    judged: Judged,
+    judgment: Judgment,
     largest: float | None,
     n_rows: int,
 ) -> tuple[float, int, str]:
-    """Rate to take, level of confidence, and the reason for both.
+    """Return the suggested learning rate, the confidence in it, and the reason.
 
     Parameters
     ----------
     rates : ndarray of shape (n_rates,)
-        Ascending.
+        Learning rates in ascending order.
     curves : RateCurves
-        Theirs.
-    judged : Judged
-        Those curves.
+        Curves at these learning rates.
+    judgment : Judgment
+        Judgment of these curves.
     largest : float or None
-        Largest stable rate.
+        Largest stable learning rate.
     n_rows : int
-        Rows of the table.
+        Number of rows of the table.
 
     Returns
     -------
-    tuple of float, int and str
-        The level is 0, 1 or 2.
+    suggestion : float
+        Learning rate.
+    level : int
+        Confidence: 0 (low), 1 (medium) or 2 (high).
+    reason : str
+        Sentences for the user.
     """
-    if np.isnan(curves.losses[:, :, _FIRST_STEPS:]).all():
+    if np.isnan(curves.losses[:, :, _N_FIRST_STEPS:]).all():
         return _USUAL_RATE, 0, _ALL_ENDED
     if largest is None:
         return min(_USUAL_RATE, float(rates[0]) / _MARGIN), 0, _NONE_STABLE
-    most = largest / _MARGIN
-    allowed = np.flatnonzero(rates <= most * (1.0 + 1e-9))
+    limit = largest / _MARGIN
+    allowed = np.flatnonzero(rates <= limit * (1.0 + 1e-9))
     if not len(allowed):
-        return most, 0, _ONLY_LOWEST
-    usual = min(_USUAL_RATE, most)
-    if judged.valid is None or judged.first_valid is None:
+        return limit, 0, _ONLY_LOWEST
+    usual = min(_USUAL_RATE, limit)
+    if judgment.valid is None or judgment.first_valid is None:
         return usual, 0, f"{counted(n_rows, 'row')} {_CANNOT_TELL}"
-    first, last = judged.first_valid, judged.valid
+    first, last = judgment.first_valid, judgment.valid
     falls = first - last[allowed].min(axis=0)
     if (falls < _LEAST_FALL * np.abs(first)).any():
         return usual, 0, _FLAT
     mean = last.mean(axis=1)
-    rate = _centre(rates, mean, float(first.mean()), allowed)
-    each = [
-        _centre(rates, own, float(start), allowed)
-        for own, start in zip(last.T, first, strict=True)
+    suggestion = _center(rates, mean, float(first.mean()), allowed)
+    suggestion_by_start = [
+        _center(rates, losses, float(start), allowed)
+        for losses, start in zip(last.T, first, strict=True)
     ]
     best = int(allowed[mean[allowed].argmin()])
     reason = (
         f"The loss on held-out rows is lowest there: {mean[best]:.3g} in the end, from "
         f"{first.mean():.3g}."
     )
-    doubts = list(_doubts_of_starts(each)) + list(
-        _doubts_of_edges(rates, mean, best, int(allowed[-1]), largest)
+    doubts = list(_doubts_about_starts(suggestion_by_start)) + list(
+        _doubts_about_edges(rates, mean, best, int(allowed[-1]), largest)
     )
     if n_rows < _ENOUGH_ROWS:
         doubts.append((1, f"There are few rows, {n_rows}, to judge by."))
     level = min([2, *(level for level, _ in doubts)])
-    return rate, level, " ".join([reason, *(text for _, text in doubts)])
+    return suggestion, level, " ".join([reason, *(text for _, text in doubts)])
 
 
 def _end(losses: np.ndarray, n_last: int) -> np.ndarray:
-    """Mean of the last ones of each curve, infinite if it has ended before."""
+    """Return the mean of each curve's last losses; infinite if it ended early."""
     means: np.ndarray = losses[:, :, -n_last:].mean(axis=2)
     return np.where(np.isfinite(means), means, np.inf)
 
 
-def _doubts_of_starts(each: list[float]) -> Iterator[tuple[int, str]]:
-    """What each start by itself would suggest."""
-    if len(each) == 1:
+def _doubts_about_starts(suggestions: list[float]) -> Iterator[tuple[int, str]]:
+    """Yield confidence levels and reasons, given the suggestion of each start alone."""
+    if len(suggestions) == 1:
         yield 1, "There was one start only."
-    ratio = max(each) / min(each)
-    if ratio > _FAR_APART:
-        level = 0 if ratio > _VERY_FAR_APART else 1
-        yield level, f"The starts disagree: {min(each):.2g} to {max(each):.2g}."
+    least, most = min(suggestions), max(suggestions)
+    if most / least > _FAR_APART:
+        level = 0 if most / least > _VERY_FAR_APART else 1
+        yield level, f"The starts disagree: {least:.2g} to {most:.2g}."
 
 
-def _doubts_of_edges(
+def _doubts_about_edges(
     rates: np.ndarray, losses: np.ndarray, best: int, last: int, largest: float
 ) -> Iterator[tuple[int, str]]:
+    """Yield confidence levels and reasons if the best rate is at an edge."""
     if best == 0:
         yield 0, "It is the lowest rate tried: try lower ones."
     if best == last and largest == rates[-1]:
@@ -215,10 +234,13 @@ def _doubts_of_edges(
         yield 1, f"It is at the edge of what is stable, {largest:.3g}."
 
 
-def _centre(
+def _center(
     rates: np.ndarray, losses: np.ndarray, first: float, allowed: np.ndarray
 ) -> float:
-    """Mean of the logarithms of the best rates, so that noise moves it but little."""
+    """Return the weighted geometric mean of the best learning rates.
+
+    A mean depends less on the noise of single curves than the best learning rate.
+    """
     capped = np.minimum(losses, first + abs(first))
     padded = np.pad(capped, 1, mode="edge")
     smooth = ((padded[:-2] + 2.0 * padded[1:-1] + padded[2:]) / 4.0)[allowed]
@@ -228,4 +250,17 @@ def _centre(
 
 
 def counted(n: int, noun: str) -> str:
+    """Return a number with its noun in the singular or plural.
+
+    Parameters
+    ----------
+    n : int
+        Number of things.
+    noun : str
+        Noun in the singular, which takes an s in the plural.
+
+    Returns
+    -------
+    str
+    """
     return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -1,0 +1,325 @@
+"""Training jobs of many estimators, run in stacks where their networks have one shape.
+
+A search, an ensemble or a range test has many jobs: an estimator and the data to fit it
+on. Small networks keep a processor busy with overhead rather than with arithmetic.
+Networks that differ only in numbers (learning rate, weight decay, clipping, dropout,
+schedule, seed, rows) can therefore take each step together: their weights are one
+tensor with the networks along its first axis, and so are their inputs, gradients and
+moments. Every quantity that is one number in a single training (loss, gradient norm,
+learning rate, clip coefficient) is one number for each network, so that no network
+influences another.
+
+A network whose step fails, or might fail, leaves the stack. It is trained again from
+its start by the code that ``fit`` runs, with the guard.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
+from sknan._engine.training import plan_key, train_stack
+from sknan._utils.progress import advance
+from sknan.nets._chain import layers_of
+
+__all__ = ["Job", "JobOutcome", "job_key", "train_together"]
+
+# Parameters in which the members of one stack may differ.
+_PER_MEMBER = frozenset(
+    {
+        "lr",
+        "weight_decay",
+        "clip_norm",
+        "lr_schedule",
+        "warmup",
+        "random_state",
+        "n_iter_no_change",
+        "max_recoveries",
+        "module__dropout",
+        "optimizer__betas",
+        "optimizer__dampening",
+        "optimizer__momentum",
+    }
+)
+
+# Bytes of a stack above which it is slower than two stacks of half the size.
+_CACHE_SIZE = 2**23
+
+
+class Job(NamedTuple):
+    """Call ``estimator.fit(X, y, **fit_params)`` that is to be made.
+
+    Parameters
+    ----------
+    estimator : Trainable
+        Unfitted estimator that is used for this job only.
+    X, y : object
+        Data to fit the estimator on.
+    fit_params : dict of str to object
+        Further arguments of ``fit``.
+    """
+
+    estimator: Trainable
+    X: Any
+    y: Any
+    fit_params: dict[str, Any]
+
+
+class JobOutcome(NamedTuple):
+    """Fitted estimator or error of a job.
+
+    Parameters
+    ----------
+    estimator : Trainable or None
+        Estimator in the state that ``fit`` leaves; None if there is an error.
+    error : Exception or None
+        Exception that ``fit`` would have raised.
+    seconds : float
+        Time of the job; for a job in a stack, its share of the stack's time.
+    is_stacked : bool
+        Whether the network was trained in a stack to its end.
+    warnings : list of WarningMessage
+        Warnings that ``fit`` would have issued.
+    """
+
+    estimator: Trainable | None
+    error: Exception | None
+    seconds: float
+    is_stacked: bool
+    warnings: list[warnings.WarningMessage]
+
+
+def job_key(job: Job) -> Hashable | None:
+    """Return a key that is equal for jobs that may share a stack.
+
+    The key is derived from parameters and data alone, without building a network.
+
+    Parameters
+    ----------
+    job : Job
+        Job that has not begun.
+
+    Returns
+    -------
+    hashable or None
+        None for a job that must be run separately.
+    """
+    params = job.estimator.get_params(deep=False)
+    if params["callbacks"] or params["verbose"] > 1 or params["device"] != "cpu":
+        return None
+    common = {name: v for name, v in params.items() if name not in _PER_MEMBER}
+    shape = getattr(job.X, "shape", None)
+    key = (type(job.estimator), shape, frozenset(common.items()))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def train_together(jobs: list[Job], max_memory: int | None = None) -> list[JobOutcome]:
+    """Run jobs, with networks of one shape trained in stacks.
+
+    Parameters
+    ----------
+    jobs : list of Job
+        Jobs to run. Those of different :func:`job_key` are never in one stack.
+    max_memory : int or None, default=None
+        Bytes that the weights, moments and activations of a stack may take. None
+        limits a stack only by the size of the processor's cache.
+
+    Returns
+    -------
+    list of JobOutcome
+        Outcomes in the order of the jobs.
+    """
+    runs = [_JobRun(job) for job in jobs]
+    validated: dict[Hashable, _ValidatedRows] = {}
+    for run in runs:
+        run.prepare(validated)
+    groups: dict[Hashable, list[_JobRun]] = defaultdict(list)
+    for run in runs:
+        key = None if run.plan is None else plan_key(run.plan)
+        if key is not None:
+            groups[key].append(run)
+    for group in groups.values():
+        _train_group(group, max_memory)
+    for run in runs:
+        run.finish()
+        if not run.is_stacked:  # a stack has reported progress itself
+            advance(1, run.n_recoveries)
+    return [run.outcome() for run in runs]
+
+
+@dataclass
+class _ValidatedRows:
+    """Rows that one estimator has validated, for all jobs of the same key and rows.
+
+    Parameters
+    ----------
+    rows : TrainingRows
+        Validated rows.
+    attributes : dict of str to object
+        Attributes that the validation has set on the estimator.
+    warnings : list of WarningMessage
+        Warnings that the validation has issued.
+    plan : TrainingPlan or None
+        Plan of the first job, whose table the others share. None for a module other
+        than a chain of known layers: a call of such a module may have side effects, so
+        that it has to be called in each job.
+    """
+
+    rows: TrainingRows
+    attributes: dict[str, Any]
+    warnings: list[warnings.WarningMessage]
+    plan: TrainingPlan | None = None
+
+
+class _JobRun:
+    """State of a job between its start and its outcome.
+
+    Parameters
+    ----------
+    job : Job
+        Job to run.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.plan: TrainingPlan | None = None
+        self.error: Exception | None = None
+        self.seconds = 0.0
+        # Function that issues the warnings of a stacked training; None before it.
+        self.warn: Callable[[], None] | None = None
+        self.warnings: list[warnings.WarningMessage] = []
+
+    def prepare(self, validated: dict[Hashable, _ValidatedRows]) -> None:
+        """Check data and parameters, and build the network.
+
+        Parameters
+        ----------
+        validated : dict of hashable to _ValidatedRows
+            Rows that have been validated before; new ones are added.
+        """
+        if hasattr(self.job.estimator, "_skl_callbacks"):
+            return  # scikit-learn's callbacks follow a whole fit
+        self._run(lambda: self._prepare(validated))
+
+    def _prepare(self, validated: dict[Hashable, _ValidatedRows]) -> None:
+        estimator, X, y, fit_params = self.job
+        other_params = dict(fit_params)
+        fold = other_params.pop("fold", None)
+        kind = job_key(self.job)
+        key = None if kind is None else (kind, self.source)
+        estimator._check_parameters()
+        checked = validated.get(key)
+        if checked is None:
+            checked = _validate(estimator, X, y, other_params)
+            if key is not None:
+                validated[key] = checked
+        vars(estimator).update(checked.attributes)
+        for w in checked.warnings:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+        self.plan = estimator._plan(checked.rows, fold, checked.plan)
+        if checked.plan is None and layers_of(self.plan.net.module_) is not None:
+            checked.plan = self.plan
+
+    @property
+    def source(self) -> Hashable:
+        """Key that is equal for jobs on the same rows."""
+        job = self.job
+        weights = id(job.fit_params.get("sample_weight"))
+        return id(job.X), id(job.y), weights
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the network was trained in a stack to its end."""
+        return self.warn is not None
+
+    @property
+    def n_recoveries(self) -> int:
+        """Number of failed steps that the training recovered from."""
+        return 0 if self.error else len(self.job.estimator.nonfinite_reports_)
+
+    def finish(self) -> None:
+        """Train the network unless a stack has done so, and finish the estimator."""
+        if self.error is None:
+            self._run(self._finish)
+
+    def _finish(self) -> None:
+        estimator, X, y, fit_params = self.job
+        if self.plan is None:
+            estimator._fit(X, y, **fit_params)
+            return
+        if self.warn is None:
+            self.plan.run()
+        else:
+            self.warn()
+        estimator._finish(self.plan)
+
+    def _run(self, action: Callable[[], None]) -> None:
+        """Call a function; record its time, its warnings and its exception."""
+        start = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                action()
+            except Exception as error:
+                self.error = error
+        self.warnings += caught
+        self.seconds += time.perf_counter() - start
+
+    def outcome(self) -> JobOutcome:
+        """Return the fitted estimator or the error."""
+        fitted = None if self.error is not None else self.job.estimator
+        return JobOutcome(
+            fitted, self.error, self.seconds, self.is_stacked, self.warnings
+        )
+
+
+def _validate(
+    estimator: Trainable, X: Any, y: Any, fit_params: dict[str, Any]
+) -> _ValidatedRows:
+    before = set(vars(estimator))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rows = estimator._training_rows(X, y, **fit_params)
+    attributes = {name: v for name, v in vars(estimator).items() if name not in before}
+    return _ValidatedRows(rows, attributes, caught)
+
+
+def _train_group(runs: list[_JobRun], max_memory: int | None) -> None:
+    """Train the networks of one key in stacks of a good size."""
+    plans = [run.plan for run in runs if run.plan is not None]
+    n_stacks = math.ceil(len(runs) / _members_per_stack(plans[0], max_memory))
+    for i in range(n_stacks):
+        stack = runs[i::n_stacks]
+        if len(stack) < 2:
+            continue
+        start = time.perf_counter()
+        finished = train_stack(plans[i::n_stacks], [run.source for run in stack])
+        share = (time.perf_counter() - start) / len(stack)
+        for run, warn in zip(stack, finished, strict=True):
+            run.warn = warn
+            run.seconds += share
+
+
+def _members_per_stack(plan: TrainingPlan, max_memory: int | None) -> int:
+    """Return the best number of networks in a stack, at least 1."""
+    limit = _CACHE_SIZE if max_memory is None else min(_CACHE_SIZE, max_memory)
+    return max(1, int(limit // _bytes_per_member(plan)))
+
+
+def _bytes_per_member(plan: TrainingPlan) -> int:
+    """Return the bytes of weights, moments and activations of one network."""
+    module = plan.net.module_
+    n_weights = sum(p.numel() for p in module.parameters())
+    widths = [p.shape[0] for p in module.parameters() if p.ndim > 1]
+    n_activations = plan.batch_size * (plan.table.X.shape[1] + 3 * sum(widths))
+    return 4 * int(7 * n_weights + n_activations)

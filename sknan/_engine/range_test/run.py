@@ -1,0 +1,117 @@
+"""Range test: short trainings at many learning rates, and the judgment of their curves.
+
+Every learning rate starts from the same weights and takes the same batches. The usual
+sweep instead raises the learning rate in the course of one training, so that the loss
+at one learning rate depends on all lower ones. Here a curve shows the effect of one
+learning rate alone, and where it ends early, the others continue.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sknan._engine.plan import Trainable, TrainingRows
+from sknan._engine.range_test.curves import RateCurves, curves_at_rates, flops_per_step
+from sknan._engine.range_test.judge import Judgment, suggest
+from sknan._engine.range_test.learning_rate_range import LearningRateRange
+from sknan._utils.progress import progress
+
+__all__ = ["DEFAULT_RATES", "range_test"]
+
+DEFAULT_RATES = tuple(float(f"{10 ** (k / 3):.3g}") for k in range(-15, 4))
+
+# Number of steps of each training: the least of this number, the number of steps of the
+# real training, and the number for which all trainings stay within this total of
+# floating-point operations (some seconds on one core).
+_N_STEPS = 200
+_MAX_FLOPS = 1.5e11
+
+# Lower limits of the number of steps, the second one for large networks.
+_MIN_STEPS = 20
+_MIN_STEPS_WITHIN_FLOPS = 60
+
+_LEVELS = ("low", "medium", "high")
+
+
+def range_test(
+    estimator: Trainable,
+    rows: TrainingRows,
+    seed: int,
+    *,
+    rates: ArrayLike | None = None,
+    n_seeds: int = 2,
+    n_steps: int | str = "auto",
+    verbose: int | bool = 0,
+) -> LearningRateRange:
+    """Train for a short time at each learning rate, and suggest one.
+
+    Parameters
+    ----------
+    estimator : Trainable
+        Estimator that has validated the rows. It is not changed.
+    rows : TrainingRows
+        Rows of the whole table.
+    seed : int
+        Seed of the test.
+    rates : array-like of float or None, default=None
+        Learning rates in ascending order; None for :data:`DEFAULT_RATES`.
+    n_seeds : int, default=2
+        Number of starts (initial weights and batches) at each learning rate.
+    n_steps : int or "auto", default="auto"
+        Number of steps of each training.
+    verbose : int or bool, default=0
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    LearningRateRange
+    """
+    tested = np.asarray(DEFAULT_RATES if rates is None else rates, dtype=np.float64)
+    rng = np.random.RandomState(seed)
+    seeds = [int(s) for s in rng.randint(np.iinfo(np.int32).max, size=n_seeds)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the real training issues its own warnings
+        if n_steps == "auto":
+            n_steps = _n_steps(estimator, rows, len(tested) * n_seeds)
+        total = int(n_steps) * n_seeds
+        with progress("Range test", total, "steps", verbose=verbose):
+            curves = curves_at_rates(estimator, rows, tested, seeds, int(n_steps))
+    return _result(tested, curves, len(rows.X))
+
+
+def _n_steps(estimator: Trainable, rows: TrainingRows, n_trainings: int) -> int:
+    n_steps = _N_STEPS
+    if not rows.is_partial:
+        n_batches = -(-len(rows.X) // estimator.rows_per_batch(len(rows.X)))
+        real = n_batches * estimator.max_epochs
+        if estimator.lr_schedule not in (None, "constant"):
+            # A falling learning rate gets as far as half the steps at its maximum.
+            real //= 2
+        n_steps = max(_MIN_STEPS, min(n_steps, real))
+    n_flops = max(flops_per_step(estimator, rows), 1.0) * n_trainings
+    limit = max(_MIN_STEPS_WITHIN_FLOPS, int(_MAX_FLOPS // n_flops))
+    return min(n_steps, limit)
+
+
+def _result(rates: np.ndarray, curves: RateCurves, n_rows: int) -> LearningRateRange:
+    judgment = Judgment.of(curves)
+    stable = rates[judgment.is_stable]
+    largest = float(stable[-1]) if len(stable) else None
+    fastest = None
+    if largest is not None and judgment.fastest is not None:
+        fastest = float(rates[judgment.fastest])
+    suggestion, level, reason = suggest(rates, curves, judgment, largest, n_rows)
+    return LearningRateRange(
+        suggestion=float(f"{suggestion:.2g}"),
+        confidence=_LEVELS[level],
+        reason=reason,
+        largest_stable=largest,
+        fastest=fastest,
+        rates=rates,
+        losses=curves.losses,
+        valid_losses=curves.valid_losses,
+        valid_steps=curves.valid_steps,
+    )
