@@ -1,4 +1,4 @@
-"""Which rows and columns of a batch are to blame."""
+"""Search for the rows and columns of a batch that are to blame."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def table(n_rows=8, n_columns=3):
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=12))
-def test_rows_are_those_with_a_float_that_is_not_finite(values):
+def test_nonfinite_rows_agree_with_the_definition(values):
     expected = tuple(i for i, v in enumerate(values) if not math.isfinite(v))
     column = torch.tensor(values)
     assert nonfinite_rows(column, len(values)) == expected
@@ -38,20 +38,20 @@ def test_rows_are_those_with_a_float_that_is_not_finite(values):
     assert nonfinite_rows({"a": (wide, [torch.ones(3)])}, len(values)) == expected
 
 
-def test_numbers_that_are_no_rows_are_not_looked_at():
+def test_data_without_rows_are_ignored():
     nan = torch.tensor(math.nan)
     data = (nan, torch.full((3,), math.nan), torch.arange(4), None, "text")
     assert nonfinite_rows(data, 4) == ()
     assert nonfinite_rows(None, 4) == ()
 
 
-def test_rows_of_nested_data_are_those_of_any_leaf():
+def test_a_row_of_nested_data_is_bad_if_any_tensor_is():
     first, second = torch.ones(4, 2), torch.ones(4)
     first[1, 0], second[3] = math.nan, -math.inf
     assert nonfinite_rows((first, {"b": second}), 4) == (1, 3)
 
 
-def test_some_rows_are_cut_from_every_leaf_that_has_them():
+def test_rows_are_selected_from_each_tensor_that_has_them():
     data = {"a": torch.arange(4), "b": (torch.ones(4, 2), torch.arange(2)), "c": 5}
     cut = sliced(data, slice(1, 3), 4)
     assert cut["a"].tolist() == [1, 2]
@@ -62,7 +62,7 @@ def test_some_rows_are_cut_from_every_leaf_that_has_them():
 
 
 @given(st.sets(st.integers(0, 9)))
-def test_a_batch_without_rows_holds_all_others_in_order(rows):
+def test_removing_rows_keeps_the_others_in_order(rows):
     batch = torch.arange(10), {"x": torch.arange(10.0)[:, None]}
     left = without_rows(batch, tuple(rows), 10)
     expected = [i for i in range(10) if i not in rows]
@@ -73,20 +73,20 @@ def test_a_batch_without_rows_holds_all_others_in_order(rows):
 @given(st.integers(1, 40), st.data())
 def test_bisection_finds_every_row_that_fails_by_itself(n_rows, data):
     bad = data.draw(st.sets(st.integers(0, n_rows - 1)))
-    n_looks = 0
+    n_calls = 0
 
     def is_finite(part):
-        nonlocal n_looks
-        n_looks += 1
+        nonlocal n_calls
+        n_calls += 1
         return not bad & set(range(n_rows)[part])
 
     assert rows_by_bisection(is_finite, n_rows) == tuple(sorted(bad))
-    # A path from the root to each of them.
+    # The search descends from the root to each bad row.
     depth = math.ceil(math.log2(n_rows)) + 1
-    assert n_looks <= 1 + 2 * len(bad) * depth
+    assert n_calls <= 1 + 2 * len(bad) * depth
 
 
-def test_bisection_finds_nothing_where_only_all_rows_together_fail():
+def test_bisection_finds_nothing_if_only_all_rows_together_fail():
     assert rows_by_bisection(lambda part: part != slice(0, 8), 8) == ()
     assert rows_by_bisection(lambda part: False, 0) == ()
 
@@ -98,13 +98,13 @@ def log_is_finite(copies):
     return torch.isfinite(torch.log(copies)).all(dim=1)
 
 
-def test_the_column_is_found_whose_usual_value_would_have_been_fine():
+def test_the_column_is_found_whose_median_repairs_the_row():
     inputs = table()
     inputs[5, 2] = -1.0
     assert columns_to_blame(inputs, 5, log_is_finite) == (2,)
 
 
-def test_a_huge_cell_beside_ordinary_ones_is_swapped_out_and_not_added_to():
+def test_a_huge_value_is_replaced_by_the_median_without_overflow():
     inputs = table()
     inputs[5, 0] = -3e38
 
@@ -115,13 +115,13 @@ def test_a_huge_cell_beside_ordinary_ones_is_swapped_out_and_not_added_to():
     assert columns_to_blame(inputs, 5, is_finite) == (0,)
 
 
-def test_no_column_is_blamed_where_two_of_them_fail():
+def test_no_column_is_blamed_if_two_columns_fail():
     inputs = table()
     inputs[5, :2] = -1.0
     assert columns_to_blame(inputs, 5, log_is_finite) == ()
 
 
-def test_no_column_is_blamed_where_most_of_them_would_do():
+def test_no_column_is_blamed_if_most_columns_repair_the_row():
     inputs = table()
     inputs[5] = -1.0
 
@@ -131,7 +131,7 @@ def test_no_column_is_blamed_where_most_of_them_would_do():
     assert columns_to_blame(inputs, 5, is_finite) == ()
 
 
-def test_one_answer_for_all_copies_is_no_column():
+def test_no_column_is_blamed_if_all_copies_fail_together():
     inputs = table()
     assert columns_to_blame(inputs, 5, lambda copies: False) == ()
 
@@ -149,11 +149,11 @@ def test_one_answer_for_all_copies_is_no_column():
     ],
     ids=["column", "row", "wide", "series", "codes", "dict", "nothing"],
 )
-def test_what_is_no_table_has_no_columns(inputs):
+def test_data_other_than_tables_have_no_columns(inputs):
     assert columns_to_blame(inputs, 0, log_is_finite) == ()
 
 
-def test_the_batch_is_left_as_it_is():
+def test_the_search_for_columns_leaves_the_batch_unchanged():
     inputs = table()
     inputs[5, 2] = -1.0
     before = inputs.clone()
@@ -190,14 +190,14 @@ def squared(outputs, target, inputs):
     return (outputs - target).square().mean()
 
 
-def test_rows_and_columns_of_a_forward_are_read_off_its_output():
+def test_rows_and_columns_of_a_failed_forward_pass_are_found():
     inputs = table()
     inputs[[2, 6], 0] = -1.0
     found = places("forward", inputs, torch.ones(8, 1), LogOfFirst(), squared)
     assert found == ((2, 6), (0,))
 
 
-def test_where_most_rows_fail_no_column_is_tried():
+def test_no_column_is_searched_for_if_most_rows_fail():
     inputs = -table()
     rows, columns = places("forward", inputs, torch.ones(8, 1), LogOfFirst(), squared)
     assert rows == tuple(range(8))
@@ -217,7 +217,7 @@ def test_rows_of_a_loss_are_found_by_bisection():
     assert found == ((0, 3), ())
 
 
-def test_rows_that_an_operation_has_shown_are_taken_as_they_are():
+def test_rows_of_the_failed_operation_are_kept():
     inputs = table()
     inputs[2, 0] = -1.0
     found = places(
@@ -235,7 +235,7 @@ class Factor(nn.Module):
         return torch.linalg.cholesky(torch.diag_embed(x)).sum(-1)
 
 
-def test_a_decomposition_that_raises_for_the_copies_has_no_column():
+def test_a_decomposition_that_raises_for_the_copies_gives_no_column():
     inputs = table()
     bad = inputs.clone()
     bad[2, 0] = -1.0
@@ -245,7 +245,7 @@ def test_a_decomposition_that_raises_for_the_copies_has_no_column():
     assert found == ((2,), ())
 
 
-def test_trying_columns_draws_no_number_that_training_would_draw():
+def test_the_search_for_columns_keeps_the_random_state():
     inputs = table()
     inputs[2, 0] = -1.0
     module = nn.Sequential(LogOfFirst(), nn.Dropout(0.5))

@@ -1,276 +1,282 @@
+"""Diagnosis of modules, skorch nets and estimators."""
+
 from __future__ import annotations
 
-import dataclasses
-import math
-import pickle
+import copy
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from diagnosis_helpers import (
+    X_BAD,
+    Y_BAD,
+    Attention,
+    Net,
+    NormalizedLog,
+    Recurrent,
+    found,
+    line_of,
+    table,
+)
+from skorch import NeuralNet, NeuralNetClassifier
 from torch import nn
 
-from sknan.diagnosis import NonFiniteReport, StepEvidence, examine_step
-
-LOWER_LR = "Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off."
-LOOK_IN_FORWARD = (
-    "Look in the module's forward for log, sqrt, division, exp, norm or a softmax "
-    "over nothing, and keep its argument inside the domain."
-)
-STABLE_LOSS = (
-    "Choose a loss that works on logits or in log space, such as "
-    "criterion='cross_entropy' or 'huber'."
-)
-CLEAN = (
-    "Clean and impute the inputs first: make_pipeline(NaNImputer(), SafeScaler(), net)."
-)
-MOVED = "the weights have moved {} times their size since the last good ones at lr=0.1"
+from sknan import DivergenceWarning, GuardedNet, StableNetClassifier, StableNetRegressor
+from sknan.diagnosis import diagnose
 
 
-class LogOfOutput(nn.Module):
-    """NaN for each row whose linear output is negative."""
+def test_an_error_unrelated_to_nonfinite_numbers_is_raised_unchanged():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        diagnose(nn.Linear(4, 1), F.mse_loss, table(), torch.ones(6, 1))
 
+
+def test_objects_that_are_not_nets_are_refused():
+    with pytest.raises(TypeError) as caught:
+        diagnose(nn.Linear(1, 1), X_BAD, Y_BAD)
+    assert str(caught.value) == (
+        "diagnose takes a module, a criterion, X and y, or an initialized net, X and "
+        "y, got Linear. Call initialize() or fit() first."
+    )
+    with pytest.raises(TypeError) as caught:
+        diagnose(X_BAD, Y_BAD)
+    assert str(caught.value) == (
+        "diagnose takes (module, criterion, X, y) or (net, X, y), got 2 arguments."
+    )
+    with pytest.raises(TypeError) as caught:
+        diagnose(nn.Linear, nn.MSELoss, X_BAD, Y_BAD)
+    assert str(caught.value) == (
+        "diagnose takes a network, got the class Linear. Pass an instance."
+    )
+
+
+# -- nets and estimators -------------------------------------------------------------
+
+
+class Encoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.linear = nn.Linear(2, 1, bias=False)
-        nn.init.constant_(self.linear.weight, 1.0)
+        self.linear = nn.Linear(3, 3)
 
-    def forward(self, X):
-        return torch.log(self.linear(X))
-
-
-class SquareRootOfOutput(LogOfOutput):
-    def forward(self, X):
-        return torch.sqrt(self.linear(X))
+    def forward(self, x):
+        return torch.log(x)
 
 
-def linear(weight=1.0):
-    module = nn.Linear(2, 1)
-    nn.init.constant_(module.weight, weight)
-    nn.init.zeros_(module.bias)
-    return module
+class TwoModules(NeuralNet):
+    def initialize_module(self):
+        super().initialize_module()
+        self.encoder_ = Encoder()
+        return self
+
+    def infer(self, x, **fit_params):
+        return self.module_(self.encoder_(x))
 
 
-def examined(module, X, y, criterion=nn.functional.mse_loss, relative_distance=0.0):
-    """The report of one real step of a plain torch loop."""
-    output = module(X)
-    loss = criterion(output, y)
-    loss.backward()
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
-    return examine_step(
-        StepEvidence(
-            inputs=X,
-            outputs=output,
-            loss=loss.item(),
-            gradient_norm=float(torch.stack([g.norm() for g in grads]).norm()),
-            named_parameters=list(module.named_parameters()),
-            relative_distance=relative_distance,
-            lr=0.1,
-            epoch=2,
-            batch=3,
-        )
-    )
+class TwoGuarded(GuardedNet):
+    infer = TwoModules.infer
+
+    def initialize_module(self):
+        super().initialize_module()
+        self.encoder_ = Encoder()
+        return self
 
 
-def test_nan_in_the_batch_is_blamed_on_the_data():
-    X, y = torch.ones(4, 2), torch.ones(4, 1)
-    X[1, 0], X[3, 0] = torch.nan, torch.inf
-    report = examined(linear(), X, y)
-    assert (report.phase, report.cause) == ("input", "data")
-    assert report.rows == (1, 3)
-    assert report.columns == (0,)
-    assert str(report) == (
-        "Non-finite input at epoch 2, batch 3. The batch holds 2 non-finite input "
-        f"values. To blame: rows 1, 3, column 0 of the batch. {CLEAN}"
-    )
+@pytest.mark.parametrize("kind", [TwoModules, TwoGuarded])
+def test_each_of_several_modules_is_reported_by_its_name(kind):
+    net = kind(nn.Linear, nn.MSELoss, module__in_features=3, module__out_features=1)
+    net.initialize()
+    X = table(row4=-1.0).numpy()
+    report = diagnose(net, X, np.ones((6, 1), dtype="float32"))
+    assert (report.phase, report.module) == ("forward", "encoder")
+    assert report.source == line_of(Encoder.forward, 1)
+    assert report.rows == (4,)
+    net.module_.weight.data.fill_(1e38)
+    report = diagnose(net, np.full((6, 3), 1e10, "float32"), np.ones((6, 1), "float32"))
+    assert (report.module, report.operation) == ("", "aten.addmm")
 
 
-def test_one_value_is_not_counted_in_the_plural():
-    X, y = torch.ones(4, 2), torch.ones(4, 1)
-    X[1, 0] = torch.nan
-    report = examined(linear(), X, y)
-    assert report.evidence == "The batch holds 1 non-finite input value."
-
-
-def test_nan_in_nested_inputs_is_found():
-    X = {"a": torch.ones(3, 2), "b": (torch.ones(3), [torch.full((3, 1), torch.nan)])}
-    report = examine_step(
-        StepEvidence(
-            inputs=X,
-            outputs=torch.ones(3, 1),
-            loss=1.0,
-            gradient_norm=1.0,
-            named_parameters=[],
-            relative_distance=0.0,
-            lr=0.1,
-            epoch=1,
-            batch=1,
-        )
-    )
-    assert (report.phase, report.cause) == ("input", "data")
-    assert report.evidence == "The batch holds 3 non-finite input values."
-    assert report.rows == (0, 1, 2)
-
-
-def test_whole_numbers_among_the_inputs_are_no_fault():
-    embedding = nn.Sequential(nn.Embedding(3, 2), LogOfOutput())
-    nn.init.constant_(embedding[0].weight, -1.0)
-    report = examined(embedding, torch.tensor([0, 1, 2]), torch.ones(3, 1))
-    assert (report.phase, report.cause) == ("forward", "activation")
-
-
-def test_non_finite_weights_are_blamed_on_the_learning_rate():
-    module = linear()
+def test_a_skorch_net_is_diagnosed_with_its_loss():
+    net = NeuralNetClassifier(
+        nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=1)), criterion=nn.NLLLoss
+    ).initialize()
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    assert diagnose(net, table().numpy(), labels) is None
     with torch.no_grad():
-        module.weight[0, 1] = torch.inf
-    report = examined(
-        module, torch.ones(4, 2), torch.ones(4, 1), relative_distance=math.inf
-    )
-    assert (report.phase, report.cause) == ("step", "learning_rate")
-    assert str(report) == (
-        "Training diverged at epoch 2, batch 3. 1 of 2 weight tensors are non-finite, "
-        f"first 'weight'; {MOVED.format('inf')}. {LOWER_LR}"
-    )
+        net.module_[0].weight.fill_(torch.nan)
+    report = diagnose(net, table().numpy(), labels)
+    assert report.module == "0"
+    with pytest.raises(TypeError, match=r"Call initialize\(\) or fit\(\) first"):
+        diagnose(NeuralNetClassifier(nn.Linear), table().numpy(), labels)
 
 
-def test_the_log_of_a_negative_number_is_blamed_on_the_forward():
-    X = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [-2.0, 0.0]])
-    report = examined(LogOfOutput(), X, torch.ones(3, 1))
-    assert (report.phase, report.cause, report.module) == ("forward", "activation", "")
-    assert str(report) == (
-        "Non-finite output at epoch 2, batch 3. 2 of 3 outputs are non-finite from "
-        f"finite inputs and weights. {LOOK_IN_FORWARD}"
-    )
+@pytest.mark.parametrize("kind", [StableNetRegressor, StableNetClassifier])
+def test_a_fitted_estimator_is_diagnosed_on_rows_that_break_it(kind):
+    class Log(nn.Module):
+        def __init__(self, n_features_in, n_outputs):
+            super().__init__()
+            self.linear = nn.Linear(n_features_in, n_outputs)
+
+        def forward(self, x):
+            return self.linear(torch.log(x))
+
+    X = table(40).numpy()
+    y = (X[:, 0] > 1.5).astype(int)
+    model = kind(Log, max_epochs=2, random_state=0).fit(X, y)
+    assert diagnose(model, X, y) is None
+    X[7, 1] = -1.0
+    report = diagnose(model, X, y)
+    assert (report.operation, report.rows, report.columns) == ("aten.log", (7,), (1,))
+    assert report.source == line_of(Log.forward, 1)
 
 
-def test_a_forward_that_fails_after_a_long_way_is_blamed_on_the_learning_rate():
-    X = -torch.ones(3, 2)
-    report = examined(LogOfOutput(), X, torch.ones(3, 1), relative_distance=12.0)
-    assert (report.phase, report.cause) == ("forward", "learning_rate")
-    assert str(report) == (
-        "Non-finite output at epoch 2, batch 3. 3 of 3 outputs are non-finite from "
-        f"finite inputs and weights; {MOVED.format('12')}. {LOWER_LR}"
-    )
+def test_a_report_on_an_estimator_uses_the_column_names_of_the_data():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(X_BAD, columns=["a", "b", "c"])
+    model = StableNetRegressor(NormalizedLog, max_epochs=2, random_state=0)
+    with pytest.warns(DivergenceWarning):
+        model.fit(frame, Y_BAD.ravel())
+    report = diagnose(model, frame, Y_BAD.ravel())
+    assert (report.phase, report.operation) == ("forward", "aten.log")
+    assert (report.rows, report.columns, report.rows_in) == ((5, 40), ("b",), "data")
+    finite = frame.drop(index=[5, 40])
+    assert diagnose(model, finite, np.delete(Y_BAD.ravel(), [5, 40])) is None
 
 
-def test_a_loss_that_overflows_is_blamed_on_the_loss():
-    report = examined(linear(1e15), torch.full((3, 2), 1e8), torch.ones(3, 1))
-    assert (report.phase, report.cause) == ("loss", "loss")
-    assert report.module == "criterion"
-    largest = float(torch.tensor(1e15) * torch.tensor(1e8) * 2)
-    assert str(report) == (
-        "Non-finite loss in 'criterion' at epoch 2, batch 3. The loss is inf for "
-        f"outputs of size up to {largest:.3g}. {STABLE_LOSS}"
-    )
+# -- nothing is changed --------------------------------------------------------------
 
 
-def test_a_gradient_that_fails_is_blamed_on_the_module_that_holds_it():
-    # The square root of 0 is 0, but its slope is infinite.
-    report = examined(SquareRootOfOutput(), torch.zeros(3, 2), torch.ones(3, 1))
-    assert (report.phase, report.cause) == ("backward", "activation")
-    assert report.module == "linear"
-    assert str(report) == (
-        "Non-finite gradient in 'linear' at epoch 2, batch 3. The loss is 1 but 1 of 1 "
-        f"gradients are non-finite, first that of 'linear.weight'. {LOOK_IN_FORWARD}"
-    )
+class Busy(nn.Module):
+    """A network with running statistics, random numbers and a counter."""
 
-
-def test_a_gradient_that_overflows_beside_a_huge_loss_is_to_be_clipped():
-    X, y = torch.full((3, 2), 1e14), torch.ones(3, 1)
-    report = examined(linear(1e-4), X, y, lambda output, _: output.mean() * 1e25)
-    loss = float((torch.tensor(1e-4) * 1e14 * 2) * 1e25)
-    assert (report.phase, report.cause) == ("backward", "gradient")
-    assert str(report) == (
-        f"Non-finite gradient at epoch 2, batch 3. The loss is {loss:.3g} but 1 of 2 "
-        "gradients are non-finite, first that of 'weight'. Clip the gradients with "
-        "clip_norm=1.0, scale inputs and targets, and choose an initialisation or a "
-        "cell that does not amplify."
-    )
-
-
-def test_a_finite_step_that_was_refused_has_exploded():
-    report = examined(
-        linear(), torch.ones(3, 2), torch.zeros(3, 1), relative_distance=7.0
-    )
-    assert (report.phase, report.cause) == ("step", "learning_rate")
-    assert str(report) == (
-        "Training diverged at epoch 2, batch 3. The loss has grown to 4 and stays "
-        f"there; {MOVED.format('7')}. {LOWER_LR}"
-    )
-
-
-def test_a_nan_distance_counts_as_a_long_way():
-    report = examined(
-        LogOfOutput(), -torch.ones(3, 2), torch.ones(3, 1), relative_distance=math.nan
-    )
-    assert report.cause == "learning_rate"
-
-
-def test_an_overflow_of_float16_is_blamed_on_the_precision():
-    module = linear(300.0).half()
-    X, y = torch.full((4, 2), 300.0).half(), torch.ones(4, 1).half()
-    report = examined(module, X, y)
-    assert report.cause == "precision"
-    assert report.action == "Use a wider dtype, such as float32."
-
-
-def test_outputs_that_are_tuples_with_other_things_are_looked_into():
-    report = examine_step(
-        StepEvidence(
-            inputs=torch.ones(2, 1),
-            outputs=(torch.ones(2, 1), None, {"attention": torch.tensor([math.nan])}),
-            loss=1.0,
-            gradient_norm=1.0,
-            named_parameters=[],
-            relative_distance=0.0,
-            lr=0.1,
-            epoch=1,
-            batch=1,
+    def __init__(self, n_features_in=3, n_outputs=1, is_fragile=False):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(n_features_in, 8),
+            nn.BatchNorm1d(8),
+            nn.Dropout(0.5),
+            nn.Tanh(),
+            nn.Linear(8, n_outputs),
         )
+        self.register_buffer("n_calls", torch.zeros(()))
+        self.is_fragile = is_fragile
+
+    def forward(self, x):
+        self.n_calls += 1
+        output = self.body(x)
+        return torch.log(output - 100) if self.is_fragile else output
+
+
+def everything(module):
+    """Return copies of weights, buffers and gradients, the modes, and hook counts."""
+    tensors = [*module.state_dict().values()]
+    tensors += [p.grad for p in module.parameters() if p.grad is not None]
+    modes = [part.training for part in module.modules()]
+    hooks = [
+        len(part._forward_hooks) + len(part._forward_pre_hooks)
+        for part in module.modules()
+    ]
+    return [t.clone() for t in tensors], modes, hooks
+
+
+def is_same(before, after):
+    return (
+        len(before[0]) == len(after[0])
+        and all(map(torch.equal, before[0], after[0]))
+        and before[1:] == after[1:]
     )
-    assert report.phase == "forward"
-    assert report.evidence == (
-        "1 of 3 outputs are non-finite from finite inputs and weights."
-    )
 
 
-def test_a_report_without_a_place_prints_without_one():
-    report = NonFiniteReport("backward", "gradient", "It is NaN.", "Clip it.")
-    assert report.place == ""
-    assert str(report) == "Non-finite gradient. It is NaN. Clip it."
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("is_fragile", [True, False])
+def test_diagnosing_a_module_changes_nothing(is_fragile, training):
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global state must be kept
+    X, y = table(16), torch.ones(16, 1)
+    module = Busy(is_fragile=is_fragile).train(training)
+    F.mse_loss(module.body(X), y).backward()
+    before, X_before = everything(module), X.clone()
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    report = diagnose(module, nn.MSELoss(), X, y)
+    assert (report is not None) == is_fragile
+    assert is_same(before, everything(module))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert torch.equal(X, X_before)
+    assert X.grad is None
+    assert not torch.is_anomaly_enabled()
+    assert not nn.modules.module._global_forward_hooks
+    assert not nn.modules.module._global_forward_pre_hooks
 
 
-@pytest.mark.parametrize(
-    ("phase", "what"),
-    [
-        ("input", "Non-finite input"),
-        ("forward", "Non-finite output"),
-        ("loss", "Non-finite loss"),
-        ("backward", "Non-finite gradient"),
-        ("step", "Training diverged"),
-    ],
-)
-def test_each_phase_prints_as_a_sentence(phase, what):
-    report = NonFiniteReport(
-        phase, "data", "So it is.", "Do it.", module="layer.0", epoch=1, batch=2
-    )
-    assert str(report) == f"{what} in 'layer.0' at epoch 1, batch 2. So it is. Do it."
+@pytest.mark.parametrize("is_fragile", [True, False])
+@pytest.mark.parametrize("kind", [NeuralNet, GuardedNet])
+def test_diagnosing_a_net_changes_nothing(kind, is_fragile):
+    torch.manual_seed(0)
+    X, y = table(16).numpy(), np.ones((16, 1), dtype="float32")
+    options = {"max_epochs": 2, "verbose": 0, "optimizer": torch.optim.Adam}
+    net = kind(Busy, nn.MSELoss, **options).fit(X, y)
+    net.module_.is_fragile = is_fragile
+    net.module_.eval()
+    before, history = everything(net.module_), copy.deepcopy(list(net.history))
+    moments = copy.deepcopy(net.optimizer_.state_dict())
+    state = torch.get_rng_state()
+    report = diagnose(net, X, y)
+    assert (report is not None) == is_fragile
+    assert is_same(before, everything(net.module_))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(net.history) == history
+    after = net.optimizer_.state_dict()
+    assert after["param_groups"] == moments["param_groups"]
+    for number, kept in moments["state"].items():
+        for name, value in kept.items():
+            assert torch.equal(after["state"][number][name], value)
 
 
-def test_a_report_cannot_be_changed():
-    report = NonFiniteReport("loss", "loss", "It is inf.", "Bound it.")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        report.phase = "step"
+def test_gradients_mode_and_random_state_are_kept():
+    torch.manual_seed(0)
+    module, criterion = NormalizedLog(), nn.MSELoss()
+    module.head.weight.grad = torch.ones(1, 3)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = torch.random.get_rng_state()
+    module.eval()
+    diagnose(module, criterion, X_BAD, Y_BAD)
+    assert not module.training
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(module.head.weight.grad, torch.ones(1, 3))
+    after = module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_reports_can_be_compared_hashed_and_pickled():
-    report = NonFiniteReport("loss", "loss", "It is inf.", "Bound it.", rows=(1, 2))
-    assert pickle.loads(pickle.dumps(report)) == report
-    assert len({report, dataclasses.replace(report)}) == 1
-    assert dataclasses.asdict(report)["rows"] == (1, 2)
+# -- finite steps --------------------------------------------------------------------
 
 
-def test_looking_changes_neither_weights_nor_gradients():
-    module = LogOfOutput()
-    X = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
-    examined(module, X, torch.ones(2, 1))
-    assert torch.equal(module.linear.weight, torch.ones(1, 2))
-    assert torch.isnan(module.linear.weight.grad).any()
+def test_diagnose_works_under_no_grad():
+    with torch.no_grad():
+        report = found(torch.sqrt, table(row1=0.0))
+        assert not torch.is_grad_enabled()
+    assert report.phase == "backward"
+
+
+FINITE = {
+    "linear": lambda: nn.Linear(3, 1),
+    "busy": Busy,
+    "rnn": lambda: Recurrent(nn.RNN),
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "attention": Attention,
+    "large": lambda: Net(lambda x: x * 1e15),
+}
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_a_finite_step_gives_no_report(name):
+    torch.manual_seed(0)
+    module = FINITE[name]()
+    assert diagnose(module, nn.MSELoss(), table(), torch.ones(6, 1)) is None
+    assert diagnose(module, nn.MSELoss(), table().numpy(), np.ones((6, 1))) is None
+
+
+def test_the_forward_pass_of_a_frozen_network_is_diagnosed():
+    module = Net(torch.log).requires_grad_(False)
+    assert diagnose(module, F.mse_loss, table(), torch.ones(6, 1)) is None
+    report = diagnose(module, F.mse_loss, table(row2=-1.0), torch.ones(6, 1))
+    assert report.operation == "aten.log"

@@ -1,0 +1,104 @@
+"""Saving, loading and reproducing a failed step."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import pytest
+import torch
+from diagnosis_helpers import X_BAD, Y_BAD, NormalizedLog
+from torch import nn
+
+from sknan import (
+    DivergenceWarning,
+    GuardedNet,
+    NonFiniteReport,
+    NonFiniteTrainingError,
+    StableNetRegressor,
+)
+from sknan.diagnosis import reproduce
+
+
+def error_of_fit(**options):
+    torch.manual_seed(0)
+    net = GuardedNet(
+        NormalizedLog,
+        nn.MSELoss,
+        on_nonfinite="raise",
+        train_split=None,
+        verbose=0,
+        **options,
+    )
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        net.fit(X_BAD, Y_BAD)
+    return caught.value
+
+
+def test_a_saved_report_reproduces_the_failure(tmp_path):
+    report = error_of_fit().report
+    report.save(tmp_path / "failure.pt")
+    loaded = NonFiniteReport.load(tmp_path / "failure.pt")
+    assert loaded == report
+    assert loaded.capsule.parameters["lr"] == 0.01
+    assert loaded.capsule.parameters["module"].endswith("NormalizedLog")
+    module = NormalizedLog()
+    state = torch.random.get_rng_state()
+    found = reproduce(loaded, module, nn.MSELoss())
+    assert torch.equal(state, torch.random.get_rng_state())
+    same = ("phase", "cause", "module", "operation", "source", "evidence")
+    for name in same:
+        assert getattr(found, name) == getattr(report, name)
+    assert found.rows_in == "batch"
+    batch = loaded.capsule.inputs.numpy()
+    assert {5, 40} >= set(report.rows)
+    assert (batch[list(found.rows), 1] <= 0).all()
+
+
+def test_the_file_is_a_weights_only_archive(tmp_path):
+    error_of_fit().report.save(tmp_path / "failure.pt")
+    contents = torch.load(tmp_path / "failure.pt", weights_only=True)
+    assert set(contents) == {"format", "report", "capsule"}
+
+
+def test_a_file_of_another_format_is_refused(tmp_path):
+    torch.save({"format": 99}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="is not a report of this version") as caught:
+        NonFiniteReport.load(tmp_path / "other.pt")
+    assert str(caught.value) == (
+        f"{tmp_path / 'other.pt'} is not a report of this version of sknan: its "
+        "format is 99, not 1."
+    )
+
+
+def test_a_report_without_a_capsule_cannot_be_saved_or_reproduced(tmp_path):
+    report = NonFiniteReport("loss", "loss", "It is inf.", "Bound it.")
+    with pytest.raises(ValueError, match="no capsule to save") as caught:
+        report.save(tmp_path / "failure.pt")
+    assert str(caught.value) == (
+        "The report has no capsule to save. Only the first report of a training and "
+        "the report of an error have one, and pickling removes it."
+    )
+    with pytest.raises(ValueError, match="no capsule"):
+        reproduce(report, NormalizedLog(), nn.MSELoss())
+
+
+def test_a_pickled_report_has_no_capsule():
+    report = error_of_fit().report
+    again = pickle.loads(pickle.dumps(report))
+    assert again == report
+    assert again.capsule is None
+    assert report.capsule is not None
+
+
+def test_only_the_first_report_of_a_training_has_a_capsule():
+    model = StableNetRegressor(
+        NormalizedLog, max_epochs=4, batch_size=16, random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)
+        model.fit(X_BAD, Y_BAD.ravel())
+    capsules = [r.capsule is not None for r in model.nonfinite_reports_]
+    assert len(capsules) > 2
+    assert capsules[0]
+    assert not any(capsules[1:])

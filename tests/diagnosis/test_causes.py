@@ -1,0 +1,247 @@
+"""Cause, evidence and action that a failed step is judged to have."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from sknan.diagnosis import StepEvidence, examine_step
+
+LOWER_LR = "Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off."
+
+
+LOOK_IN_FORWARD = (
+    "Look in the module's forward for log, sqrt, division, exp, norm or a softmax "
+    "over nothing, and keep its argument inside the domain."
+)
+
+
+STABLE_LOSS = (
+    "Choose a loss that works on logits or in log space, such as "
+    "criterion='cross_entropy' or 'huber'."
+)
+
+
+CLEAN = (
+    "Clean and impute the inputs first: make_pipeline(NaNImputer(), SafeScaler(), net)."
+)
+
+
+MOVED = "the weights have moved {} times their size since the last good ones at lr=0.1"
+
+
+class LogOfOutput(nn.Module):
+    """The output is NaN in each row in which the linear output is negative."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 1, bias=False)
+        nn.init.constant_(self.linear.weight, 1.0)
+
+    def forward(self, X):
+        return torch.log(self.linear(X))
+
+
+class SquareRootOfOutput(LogOfOutput):
+    def forward(self, X):
+        return torch.sqrt(self.linear(X))
+
+
+def linear(weight=1.0):
+    module = nn.Linear(2, 1)
+    nn.init.constant_(module.weight, weight)
+    nn.init.zeros_(module.bias)
+    return module
+
+
+def examined(module, X, y, criterion=nn.functional.mse_loss, relative_distance=0.0):
+    """Return the report on one step of a plain torch loop."""
+    output = module(X)
+    loss = criterion(output, y)
+    loss.backward()
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    return examine_step(
+        StepEvidence(
+            inputs=X,
+            outputs=output,
+            loss=loss.item(),
+            gradient_norm=float(torch.stack([g.norm() for g in grads]).norm()),
+            named_parameters=list(module.named_parameters()),
+            relative_distance=relative_distance,
+            lr=0.1,
+            epoch=2,
+            batch=3,
+        )
+    )
+
+
+def test_nan_in_the_batch_is_blamed_on_the_data():
+    X, y = torch.ones(4, 2), torch.ones(4, 1)
+    X[1, 0], X[3, 0] = torch.nan, torch.inf
+    report = examined(linear(), X, y)
+    assert (report.phase, report.cause) == ("input", "data")
+    assert report.rows == (1, 3)
+    assert report.columns == (0,)
+    assert str(report) == (
+        "Non-finite input at epoch 2, batch 3. The batch holds 2 non-finite input "
+        f"values. To blame: rows 1, 3, column 0 of the batch. {CLEAN}"
+    )
+
+
+def test_a_single_nonfinite_value_is_counted_in_the_singular():
+    X, y = torch.ones(4, 2), torch.ones(4, 1)
+    X[1, 0] = torch.nan
+    report = examined(linear(), X, y)
+    assert report.evidence == "The batch holds 1 non-finite input value."
+
+
+def test_nan_in_nested_inputs_is_found():
+    X = {"a": torch.ones(3, 2), "b": (torch.ones(3), [torch.full((3, 1), torch.nan)])}
+    report = examine_step(
+        StepEvidence(
+            inputs=X,
+            outputs=torch.ones(3, 1),
+            loss=1.0,
+            gradient_norm=1.0,
+            named_parameters=[],
+            relative_distance=0.0,
+            lr=0.1,
+            epoch=1,
+            batch=1,
+        )
+    )
+    assert (report.phase, report.cause) == ("input", "data")
+    assert report.evidence == "The batch holds 3 non-finite input values."
+    assert report.rows == (0, 1, 2)
+
+
+def test_integer_inputs_are_not_blamed():
+    embedding = nn.Sequential(nn.Embedding(3, 2), LogOfOutput())
+    nn.init.constant_(embedding[0].weight, -1.0)
+    report = examined(embedding, torch.tensor([0, 1, 2]), torch.ones(3, 1))
+    assert (report.phase, report.cause) == ("forward", "activation")
+
+
+def test_non_finite_weights_are_blamed_on_the_learning_rate():
+    module = linear()
+    with torch.no_grad():
+        module.weight[0, 1] = torch.inf
+    report = examined(
+        module, torch.ones(4, 2), torch.ones(4, 1), relative_distance=math.inf
+    )
+    assert (report.phase, report.cause) == ("step", "learning_rate")
+    assert str(report) == (
+        "Training diverged at epoch 2, batch 3. 1 of 2 weight tensors are non-finite, "
+        f"first 'weight'; {MOVED.format('inf')}. {LOWER_LR}"
+    )
+
+
+def test_the_log_of_a_negative_number_is_blamed_on_the_forward_pass():
+    X = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [-2.0, 0.0]])
+    report = examined(LogOfOutput(), X, torch.ones(3, 1))
+    assert (report.phase, report.cause, report.module) == ("forward", "activation", "")
+    assert str(report) == (
+        "Non-finite output at epoch 2, batch 3. 2 of 3 outputs are non-finite from "
+        f"finite inputs and weights. {LOOK_IN_FORWARD}"
+    )
+
+
+def test_a_failure_far_from_the_verified_weights_is_blamed_on_the_learning_rate():
+    X = -torch.ones(3, 2)
+    report = examined(LogOfOutput(), X, torch.ones(3, 1), relative_distance=12.0)
+    assert (report.phase, report.cause) == ("forward", "learning_rate")
+    assert str(report) == (
+        "Non-finite output at epoch 2, batch 3. 3 of 3 outputs are non-finite from "
+        f"finite inputs and weights; {MOVED.format('12')}. {LOWER_LR}"
+    )
+
+
+def test_an_overflowing_loss_is_blamed_on_the_loss():
+    report = examined(linear(1e15), torch.full((3, 2), 1e8), torch.ones(3, 1))
+    assert (report.phase, report.cause) == ("loss", "loss")
+    assert report.module == "criterion"
+    largest = float(torch.tensor(1e15) * torch.tensor(1e8) * 2)
+    assert str(report) == (
+        "Non-finite loss in 'criterion' at epoch 2, batch 3. The loss is inf for "
+        f"outputs of size up to {largest:.3g}. {STABLE_LOSS}"
+    )
+
+
+def test_a_nonfinite_gradient_is_blamed_on_the_module_with_the_weight():
+    # The square root of 0 is 0, but its derivative is infinite.
+    report = examined(SquareRootOfOutput(), torch.zeros(3, 2), torch.ones(3, 1))
+    assert (report.phase, report.cause) == ("backward", "activation")
+    assert report.module == "linear"
+    assert str(report) == (
+        "Non-finite gradient in 'linear' at epoch 2, batch 3. The loss is 1 but 1 of 1 "
+        f"gradients are non-finite, first that of 'linear.weight'. {LOOK_IN_FORWARD}"
+    )
+
+
+def test_an_overflowing_gradient_of_a_huge_loss_is_to_be_clipped():
+    X, y = torch.full((3, 2), 1e14), torch.ones(3, 1)
+    report = examined(linear(1e-4), X, y, lambda output, _: output.mean() * 1e25)
+    loss = float((torch.tensor(1e-4) * 1e14 * 2) * 1e25)
+    assert (report.phase, report.cause) == ("backward", "gradient")
+    assert str(report) == (
+        f"Non-finite gradient at epoch 2, batch 3. The loss is {loss:.3g} but 1 of 2 "
+        "gradients are non-finite, first that of 'weight'. Clip the gradients with "
+        "clip_norm=1.0, scale inputs and targets, and choose an initialisation or a "
+        "cell that does not amplify."
+    )
+
+
+def test_a_refused_finite_step_is_reported_as_diverged():
+    report = examined(
+        linear(), torch.ones(3, 2), torch.zeros(3, 1), relative_distance=7.0
+    )
+    assert (report.phase, report.cause) == ("step", "learning_rate")
+    assert str(report) == (
+        "Training diverged at epoch 2, batch 3. The loss has grown to 4 and stays "
+        f"there; {MOVED.format('7')}. {LOWER_LR}"
+    )
+
+
+def test_a_nan_distance_counts_as_far():
+    report = examined(
+        LogOfOutput(), -torch.ones(3, 2), torch.ones(3, 1), relative_distance=math.nan
+    )
+    assert report.cause == "learning_rate"
+
+
+def test_an_overflow_of_float16_is_blamed_on_the_precision():
+    module = linear(300.0).half()
+    X, y = torch.full((4, 2), 300.0).half(), torch.ones(4, 1).half()
+    report = examined(module, X, y)
+    assert report.cause == "precision"
+    assert report.action == "Use a wider dtype, such as float32."
+
+
+def test_nonfinite_numbers_in_nested_outputs_are_found():
+    report = examine_step(
+        StepEvidence(
+            inputs=torch.ones(2, 1),
+            outputs=(torch.ones(2, 1), None, {"attention": torch.tensor([math.nan])}),
+            loss=1.0,
+            gradient_norm=1.0,
+            named_parameters=[],
+            relative_distance=0.0,
+            lr=0.1,
+            epoch=1,
+            batch=1,
+        )
+    )
+    assert report.phase == "forward"
+    assert report.evidence == (
+        "1 of 3 outputs are non-finite from finite inputs and weights."
+    )
+
+
+def test_examining_a_step_changes_neither_weights_nor_gradients():
+    module = LogOfOutput()
+    X = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+    examined(module, X, torch.ones(2, 1))
+    assert torch.equal(module.linear.weight, torch.ones(1, 2))
+    assert torch.isnan(module.linear.weight.grad).any()
