@@ -1,4 +1,4 @@
-"""Find a learning rate by training at many of them at once."""
+"""Learning-rate finder: short trainings at many learning rates at once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sknan.estimators._base import StableNetBase
 
 __all__ = ["LearningRateRange", "find_learning_rate"]
 
-# Of fewer steps the end of a curve is not another place than its beginning.
-_LEAST_STEPS = 10
+# With fewer steps the end of a curve cannot be told from its beginning.
+_MIN_STEPS = 10
 
 
 def find_learning_rate(
-    estimator: Any,
+    estimator: StableNetBase | Pipeline,
     X: Any,
     y: Any,
     *,
@@ -30,62 +30,67 @@ def find_learning_rate(
     n_steps: int | str = "auto",
     verbose: int | bool = 0,
 ) -> LearningRateRange:
-    """Suggest a learning rate, with a reason, from short trainings at many of them.
+    """Suggest a learning rate from short trainings at many learning rates.
 
-    All rates are trained together as one stacked network, from the same weights, on the
-    same batches, each at its constant rate, and all of that again from another start. A
-    loss that is not finite ends the curve of its rate, and nothing else.
+    The trainings start from the same weights, use the same batches and keep their
+    learning rate constant. They run together as one stacked network, and are repeated
+    from other initial weights. A non-finite loss ends only the curve of its learning
+    rate.
 
     Parameters
     ----------
     estimator : StableNetClassifier, StableNetRegressor or Pipeline
-        To find a rate for; a pipeline ends in one of the two, and its transformers are
-        fitted first. It is cloned, and left as it is.
+        Estimator to find a learning rate for, or pipeline that ends in one. The
+        transformers of the pipeline are fitted first. The estimator is cloned and not
+        changed.
     X : array-like or DataFrame of shape (n_samples, n_features)
-        As ``estimator.fit`` takes it. Of a large table some rows are drawn.
+        Features, as in ``estimator.fit``. Only a random part of the rows of a large
+        table is used.
     y : array-like of shape (n_samples,) or (n_samples, n_targets)
         Labels or targets.
     sample_weight : array-like of shape (n_samples,) or None, default=None
         Weights of the rows.
     rates : array-like of float or None, default=None
-        Rates to try. None is three for each power of ten from 1e-5 to 10.
+        Learning rates to test. None is three for each power of ten from 1e-5 to 10.
     n_seeds : int, default=2
-        Starts that the test is repeated from.
+        Number of repetitions, each with other initial weights.
     n_steps : int or "auto", default="auto"
-        Steps of each training, at least 10. ``"auto"`` is 200, fewer if the estimator's
-        own training is shorter, and fewer, down to 60, for a large network.
+        Number of steps of each training, at least 10. ``"auto"`` is 200, or fewer if
+        the training of the estimator is shorter or the network is large (down to 60).
     verbose : int or bool, default=0
-        1 shows a bar in a terminal or a notebook, and nothing in a log.
+        Whether to show a bar in a terminal or a notebook.
 
     Returns
     -------
     LearningRateRange
-        ``suggestion``, ``confidence``, ``reason``, ``largest_stable``, ``fastest`` and
-        the curves; prints readably.
+        Object with the attributes ``suggestion``, ``confidence``, ``reason``,
+        ``largest_stable`` and ``fastest``, and with the curves.
 
     Raises
     ------
     TypeError
-        If ``estimator`` is, or ends in, none of this package's estimators.
+        If ``estimator`` neither is nor ends in a single network of this package.
     ValueError
-        If a parameter or the data are unusable.
+        If a parameter or the data are invalid.
 
     See Also
     --------
-    StableNetClassifier : With ``lr="auto"`` it runs this test in ``fit``.
+    StableNetClassifier : Runs this test in ``fit`` if ``lr="auto"``.
 
     Notes
     -----
-    The usual range test raises the rate step by step along one training: each rate
-    inherits what the ones before it have learnt, and the first NaN ends it all.
-    Here nothing is inherited, so that the curves can be compared as they stand. Rates
-    are judged by the loss at the end on a fifth of the rows that is held out, another
-    one for each start; the suggestion is the centre of the best ones, at most half of
-    the largest stable one. Fewer than 50 rows cannot tell rates apart: then it is 1e-3,
-    or half of the largest stable rate if that is lower. Callbacks, schedule and warm-up
-    are left out: the rate is the one at the top of a schedule.
+    The usual range test raises the learning rate step by step during one training. Each
+    learning rate then depends on what was learned before, and the first NaN ends the
+    test. Here the trainings are independent, so their curves can be compared.
 
-    With an integer ``random_state`` the suggestion is the one that ``lr="auto"`` takes.
+    Learning rates are compared by the final loss on a fifth of the rows that is held
+    out, which differs between repetitions. The suggestion is the center of the best
+    learning rates, and at most half of the largest stable one. Fewer than 50 rows are
+    too few to compare: the suggestion is then 1e-3, or half of the largest stable
+    learning rate if that is lower. Callbacks, schedule and warm-up are ignored: the
+    suggestion is the maximum of a schedule.
+
+    With an integer ``random_state`` the suggestion is the same as with ``lr="auto"``.
 
     Examples
     --------
@@ -106,10 +111,10 @@ def find_learning_rate(
             "estimator must be a StableNetClassifier, a StableNetRegressor or a "
             f"Pipeline that ends in one, got {type(net).__name__}."
         )
-    tried = _checked_rates(rates)
+    valid_rates = _validated_rates(rates)
     _check_at_least("n_seeds", n_seeds, 1)
     if n_steps != "auto":
-        _check_at_least("n_steps", n_steps, _LEAST_STEPS, " or 'auto'")
+        _check_at_least("n_steps", n_steps, _MIN_STEPS, " or 'auto'")
     if isinstance(estimator, Pipeline) and len(estimator.steps) > 1:
         X = clone(estimator[:-1]).fit_transform(X, y)
     trial = clone(net)
@@ -119,14 +124,14 @@ def find_learning_rate(
         trial,
         rows,
         seed,
-        rates=tried,
+        rates=valid_rates,
         n_seeds=n_seeds,
         n_steps=n_steps,
         verbose=verbose,
     )
 
 
-def _checked_rates(rates: Any) -> np.ndarray | None:
+def _validated_rates(rates: Any) -> np.ndarray | None:
     if rates is None:
         return None
     values = np.unique(np.asarray(rates, dtype=np.float64))
@@ -138,12 +143,12 @@ def _checked_rates(rates: Any) -> np.ndarray | None:
     return values
 
 
-def _check_at_least(name: str, value: Any, least: int, alternative: str = "") -> None:
+def _check_at_least(name: str, value: Any, minimum: int, alternative: str = "") -> None:
     is_integer = isinstance(value, numbers.Integral) and not isinstance(
         value, (bool, np.bool_)
     )
-    if not is_integer or value < least:
+    if not is_integer or value < minimum:
         raise ValueError(
             f"The {name!r} parameter of find_learning_rate must be an integer of at "
-            f"least {least}{alternative}, got {value!r}."
+            f"least {minimum}{alternative}, got {value!r}."
         )

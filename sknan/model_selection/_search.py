@@ -1,8 +1,9 @@
 """Searches that train all candidates on all folds together.
 
-They are scikit-learn's own searches, and take and give what those do. Where the
-estimator is a network of this package, or a pipeline that ends in one, its transformers
-are fitted once for each fold, and networks of one shape are trained as one.
+They are subclasses of scikit-learn's searches with the same parameters and results. If
+the estimator is a network of this package, or a pipeline that ends in one, the
+transformers are fitted once for each fold, and networks of the same shape are trained
+as one.
 """
 
 from __future__ import annotations
@@ -26,75 +27,80 @@ __all__ = ["BatchedGridSearchCV", "BatchedHalvingSearchCV", "BatchedRandomizedSe
 class BatchedGridSearchCV(BatchedSearchMixin, GridSearchCV):
     """Grid search that trains all candidates on all folds together.
 
-    scikit-learn's ``GridSearchCV``, with the same parameters and results. Transformers
-    are fitted once for each fold and each distinct setting of theirs, and networks of
-    one shape are trained as one.
+    The parameters and results are those of scikit-learn's ``GridSearchCV``.
+    Transformers are fitted once for each fold and each distinct setting of their
+    parameters, and networks of the same shape are trained as one.
 
     Parameters
     ----------
     estimator : estimator
-        A network of this package, or a pipeline that ends in one. With any other the
-        search is scikit-learn's.
+        Network of this package, or pipeline that ends in one. For any other estimator
+        the search is the same as scikit-learn's.
     param_grid : dict or list of dict
-        Names of parameters with lists of values to try, or several such grids.
+        Names of parameters with lists of values, or several such grids.
     scoring : str, callable, list, tuple or dict, default=None
-        One score or several, as in scikit-learn; None is that of the estimator.
+        One metric or several, as in scikit-learn. None uses the ``score`` method of
+        the estimator.
     n_jobs : int or None, default=None
-        Shares of the training that run side by side. None is 1, or as many as a
-        ``joblib.parallel_config`` says; its backend may be ``"dask"`` or ``"ray"``.
+        Number of workers, each of which trains a share of the candidates and folds.
+        None is 1, or the number set by ``joblib.parallel_config``, whose backend may
+        be ``"dask"`` or ``"ray"``.
     refit : bool, str or callable, default=True
-        Whether to fit the best candidate on all rows; the score to choose by where
-        there are several; or a function of ``cv_results_`` that gives the place of the
-        best.
+        Whether to fit the best candidate on all rows. With several metrics, the name of
+        the metric that decides. A callable takes ``cv_results_`` and returns the index
+        of the best candidate.
     cv : int, splitter, iterable or None, default=None
-        Folds, as in scikit-learn.
+        Cross-validation folds, as in scikit-learn.
     verbose : int, default=0
-        From 1 to 10, what scikit-learn prints, without the times of training and
-        scoring, and a bar over the trainings in a terminal or a notebook.
+        Level of detail, up to 10, of the lines that scikit-learn prints. The durations
+        in them do not include training and scoring. Above 0, a bar shows the number of
+        finished trainings in a terminal or a notebook.
     pre_dispatch : int, str or None, default="2*n_jobs"
-        As in scikit-learn, for estimators of others.
+        Number of jobs to dispatch, as in scikit-learn. It has no effect on networks of
+        this package.
     error_score : "raise" or float, default=np.nan
-        Score of a candidate whose ``fit`` raises.
+        Score of a candidate whose ``fit`` raises an exception. ``"raise"`` raises it.
     return_train_score : bool, default=False
-        Whether to score on the training parts as well.
+        Whether to score on the training parts too.
     max_memory : int or None, default=None
-        Bytes that the search may take on top of the data. None bounds it by number: at
-        most 512 trained networks at a time.
+        Number of bytes that the search may take in addition to the data. None limits
+        the number of trained networks in memory to 512 instead.
 
     Attributes
     ----------
     cv_results_ : dict of str to array
-        As in scikit-learn, with columns that tell of failed steps. ``n_recoveries`` is
-        the number of steps that failed and were rescued, over all folds;
-        ``diverged_at`` the earliest epoch with one, counted from 1; ``effective_lr``
-        the smallest rate that the guard ended at; each is masked where there is none,
-        and has a column for each fold (``split0_n_recoveries``). ``stacked`` is whether
-        the candidate was trained together with others on every fold.
-        ``mean_fit_time`` is its share of the time.
+        Results as in scikit-learn, with additional columns about failed steps.
+        ``n_recoveries`` is the number of steps that failed and were rescued, over all
+        folds. ``diverged_at`` is the earliest epoch with a failed step, counted from 1.
+        ``effective_lr`` is the smallest learning rate at the end of a training. These
+        three are masked where there is no value, and have a column for each fold
+        (``split0_n_recoveries``). ``stacked`` is whether the candidate was trained
+        together with others on every fold. ``mean_fit_time`` is the share of the
+        candidate in the duration of the training.
     best_estimator_ : estimator
-        The best candidate, fitted on all rows.
+        Best candidate, fitted on all rows.
     best_score_ : float
-        Its mean test score.
+        Mean test score of the best candidate.
     best_params_ : dict
-        Its parameters.
+        Parameters of the best candidate.
     best_index_ : int
-        Its place in ``cv_results_``.
+        Index of the best candidate in ``cv_results_``.
 
     Warns
     -----
     DivergenceWarning
-        Once, if any step of any candidate failed: how many candidates it was, which,
-        and whether the best is one of them.
+        Once, if a training step of any candidate failed. The message says how many
+        candidates diverged, which ones, and whether the best is one of them.
 
     See Also
     --------
-    BatchedRandomizedSearchCV : Draws candidates from distributions.
-    BatchedHalvingSearchCV : Drops weak candidates early.
+    BatchedRandomizedSearchCV : Search over random candidates.
+    BatchedHalvingSearchCV : Search that drops weak candidates early.
 
     Notes
     -----
-    Each candidate gets on each fold what ``clone(estimator).set_params(...)`` would get
-    there: the same transformed rows, initial weights and batches. Scores are those of
+    On each fold a candidate has the same transformed rows, initial weights and batches
+    as ``clone(estimator).set_params(...)`` would have. Its scores are equal to those of
     scikit-learn's search up to rounding.
 
     Examples
@@ -147,79 +153,84 @@ class BatchedGridSearchCV(BatchedSearchMixin, GridSearchCV):
 class BatchedRandomizedSearchCV(BatchedSearchMixin, RandomizedSearchCV):
     """Random search that trains all candidates on all folds together.
 
-    scikit-learn's ``RandomizedSearchCV``, with the same parameters and results; what is
-    done together is told at :class:`BatchedGridSearchCV`.
+    The parameters and results are those of scikit-learn's ``RandomizedSearchCV``.
+    Candidates are trained together as in :class:`BatchedGridSearchCV`.
 
     Parameters
     ----------
     estimator : estimator
-        A network of this package, or a pipeline that ends in one. With any other the
-        search is scikit-learn's.
+        Network of this package, or pipeline that ends in one. For any other estimator
+        the search is the same as scikit-learn's.
     param_distributions : dict or list of dict
-        Names of parameters with lists of values, or distributions with a method
-        ``rvs``, to draw from; or several such dicts.
+        Names of parameters with lists of values, or with distributions that have a
+        method ``rvs``, or several such dicts.
     n_iter : int, default=10
         Number of candidates.
     scoring : str, callable, list, tuple or dict, default=None
-        One score or several, as in scikit-learn; None is that of the estimator.
+        One metric or several, as in scikit-learn. None uses the ``score`` method of
+        the estimator.
     n_jobs : int or None, default=None
-        Shares of the training that run side by side. None is 1, or as many as a
-        ``joblib.parallel_config`` says; its backend may be ``"dask"`` or ``"ray"``.
+        Number of workers, each of which trains a share of the candidates and folds.
+        None is 1, or the number set by ``joblib.parallel_config``, whose backend may
+        be ``"dask"`` or ``"ray"``.
     refit : bool, str or callable, default=True
-        Whether to fit the best candidate on all rows; the score to choose by where
-        there are several; or a function of ``cv_results_`` that gives the place of the
-        best.
+        Whether to fit the best candidate on all rows. With several metrics, the name of
+        the metric that decides. A callable takes ``cv_results_`` and returns the index
+        of the best candidate.
     cv : int, splitter, iterable or None, default=None
-        Folds, as in scikit-learn.
+        Cross-validation folds, as in scikit-learn.
     verbose : int, default=0
-        From 1 to 10, what scikit-learn prints, without the times of training and
-        scoring, and a bar over the trainings in a terminal or a notebook.
+        Level of detail, up to 10, of the lines that scikit-learn prints. The durations
+        in them do not include training and scoring. Above 0, a bar shows the number of
+        finished trainings in a terminal or a notebook.
     pre_dispatch : int, str or None, default="2*n_jobs"
-        As in scikit-learn, for estimators of others.
+        Number of jobs to dispatch, as in scikit-learn. It has no effect on networks of
+        this package.
     random_state : int, RandomState or None, default=None
-        Seed of the draw.
+        Seed for drawing the candidates.
     error_score : "raise" or float, default=np.nan
-        Score of a candidate whose ``fit`` raises.
+        Score of a candidate whose ``fit`` raises an exception. ``"raise"`` raises it.
     return_train_score : bool, default=False
-        Whether to score on the training parts as well.
+        Whether to score on the training parts too.
     max_memory : int or None, default=None
-        Bytes that the search may take on top of the data. None bounds it by number: at
-        most 512 trained networks at a time.
+        Number of bytes that the search may take in addition to the data. None limits
+        the number of trained networks in memory to 512 instead.
 
     Attributes
     ----------
     cv_results_ : dict of str to array
-        As in scikit-learn, with columns that tell of failed steps. ``n_recoveries`` is
-        the number of steps that failed and were rescued, over all folds;
-        ``diverged_at`` the earliest epoch with one, counted from 1; ``effective_lr``
-        the smallest rate that the guard ended at; each is masked where there is none,
-        and has a column for each fold (``split0_n_recoveries``). ``stacked`` is whether
-        the candidate was trained together with others on every fold.
-        ``mean_fit_time`` is its share of the time.
+        Results as in scikit-learn, with additional columns about failed steps.
+        ``n_recoveries`` is the number of steps that failed and were rescued, over all
+        folds. ``diverged_at`` is the earliest epoch with a failed step, counted from 1.
+        ``effective_lr`` is the smallest learning rate at the end of a training. These
+        three are masked where there is no value, and have a column for each fold
+        (``split0_n_recoveries``). ``stacked`` is whether the candidate was trained
+        together with others on every fold. ``mean_fit_time`` is the share of the
+        candidate in the duration of the training.
     best_estimator_ : estimator
-        The best candidate, fitted on all rows.
+        Best candidate, fitted on all rows.
     best_score_ : float
-        Its mean test score.
+        Mean test score of the best candidate.
     best_params_ : dict
-        Its parameters.
+        Parameters of the best candidate.
     best_index_ : int
-        Its place in ``cv_results_``.
+        Index of the best candidate in ``cv_results_``.
 
     Warns
     -----
     DivergenceWarning
-        Once, if any step of any candidate failed: how many candidates it was, which,
-        and whether the best is one of them.
+        Once, if a training step of any candidate failed. The message says how many
+        candidates diverged, which ones, and whether the best is one of them.
 
     See Also
     --------
-    BatchedGridSearchCV : Tries all combinations.
-    BatchedHalvingSearchCV : Drops weak candidates early.
+    BatchedGridSearchCV : Search over all combinations.
+    BatchedHalvingSearchCV : Search that drops weak candidates early.
 
     Notes
     -----
-    Each candidate gets on each fold what ``clone(estimator).set_params(...)`` would get
-    there: the same transformed rows, initial weights and batches. Scores are those of
+    On each fold a candidate has the same transformed rows, initial weights and batches
+    as ``clone(estimator).set_params(...)`` would have. Its scores are equal to those of
     scikit-learn's search up to rounding.
 
     Examples
@@ -273,92 +284,97 @@ class BatchedRandomizedSearchCV(BatchedSearchMixin, RandomizedSearchCV):
 
 
 class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
-    """Grid search that drops weak candidates at rungs and trains the rest together.
+    """Grid search in rounds that drops weak candidates after each round.
 
-    scikit-learn's ``HalvingGridSearchCV``, with the same parameters and results: all
-    candidates start with few epochs or rows, the best third of them goes on with three
-    times as many, and so on. What is done together is told at
+    The parameters and results are those of scikit-learn's ``HalvingGridSearchCV``. All
+    candidates start with few epochs or rows. The best third of them is trained again
+    with three times as many, and so on. Candidates are trained together as in
     :class:`BatchedGridSearchCV`.
 
     Parameters
     ----------
     estimator : estimator
-        A network of this package, or a pipeline that ends in one. With any other the
-        search is scikit-learn's.
+        Network of this package, or pipeline that ends in one. For any other estimator
+        the search is the same as scikit-learn's.
     param_grid : dict or list of dict
-        Names of parameters with lists of values to try, or several such grids.
+        Names of parameters with lists of values, or several such grids.
     factor : int or float, default=3
-        One in so many candidates stays at each rung.
+        The number of candidates is divided by this factor after each round.
     resource : str, default="n_samples"
-        What grows from rung to rung: the number of rows, ``"epochs"`` for those of the
-        network, wherever in a pipeline it stands, or an integer parameter.
+        Resource that grows from round to round: the number of rows, ``"epochs"`` for
+        the ``max_epochs`` of the network at the end of the pipeline, or the name of an
+        integer parameter.
     max_resources : int or "auto", default="auto"
-        Its largest value; ``"auto"`` is all rows, or the network's ``max_epochs``.
+        Maximum of the resource. ``"auto"`` is all rows, or the ``max_epochs`` of the
+        network.
     min_resources : int, "exhaust" or "smallest", default="exhaust"
-        Its value at the first rung; ``"exhaust"`` is that from which the last rung
-        comes as near to the largest as it can.
+        Value of the resource in the first round. ``"exhaust"`` chooses it such that the
+        last round comes as close to the maximum as possible.
     aggressive_elimination : bool, default=False
-        Whether to repeat the first rung until few enough candidates are left.
+        Whether to repeat the first round until few enough candidates are left.
     cv : int, splitter, iterable or None, default=5
-        Folds, as in scikit-learn; the same ones at each call.
+        Cross-validation folds, as in scikit-learn. They must be the same at each call.
     scoring : str or callable, default=None
-        One score, as in scikit-learn; None is that of the estimator.
+        One metric, as in scikit-learn. None uses the ``score`` method of the estimator.
     refit : bool or callable, default=True
-        Whether to fit the best candidate on all rows, or a function of ``cv_results_``
-        that gives its place.
+        Whether to fit the best candidate on all rows. A callable takes ``cv_results_``
+        and returns the index of the best candidate.
     error_score : "raise" or float, default=np.nan
-        Score of a candidate whose ``fit`` raises.
+        Score of a candidate whose ``fit`` raises an exception. ``"raise"`` raises it.
     return_train_score : bool, default=True
-        Whether to score on the training parts as well.
+        Whether to score on the training parts too.
     random_state : int, RandomState or None, default=None
-        Seed of the choice of rows.
+        Seed for drawing the rows of each round.
     n_jobs : int or None, default=None
-        Shares of the training that run side by side. None is 1, or as many as a
-        ``joblib.parallel_config`` says; its backend may be ``"dask"`` or ``"ray"``.
+        Number of workers, each of which trains a share of the candidates and folds.
+        None is 1, or the number set by ``joblib.parallel_config``, whose backend may
+        be ``"dask"`` or ``"ray"``.
     verbose : int, default=0
-        From 1 to 10, what scikit-learn prints, without the times of training and
-        scoring, and a bar over the trainings in a terminal or a notebook.
+        Level of detail, up to 10, of the lines that scikit-learn prints. The durations
+        in them do not include training and scoring. Above 0, a bar shows the number of
+        finished trainings in a terminal or a notebook.
     max_memory : int or None, default=None
-        Bytes that the search may take on top of the data. None bounds it by number: at
-        most 512 trained networks at a time.
+        Number of bytes that the search may take in addition to the data. None limits
+        the number of trained networks in memory to 512 instead.
 
     Attributes
     ----------
     cv_results_ : dict of str to array
-        As in scikit-learn, with columns that tell of failed steps. ``n_recoveries`` is
-        the number of steps that failed and were rescued, over all folds;
-        ``diverged_at`` the earliest epoch with one, counted from 1; ``effective_lr``
-        the smallest rate that the guard ended at; each is masked where there is none,
-        and has a column for each fold (``split0_n_recoveries``). ``stacked`` is whether
-        the candidate was trained together with others on every fold.
-        ``mean_fit_time`` is its share of the time.
+        Results as in scikit-learn, with additional columns about failed steps.
+        ``n_recoveries`` is the number of steps that failed and were rescued, over all
+        folds. ``diverged_at`` is the earliest epoch with a failed step, counted from 1.
+        ``effective_lr`` is the smallest learning rate at the end of a training. These
+        three are masked where there is no value, and have a column for each fold
+        (``split0_n_recoveries``). ``stacked`` is whether the candidate was trained
+        together with others on every fold. ``mean_fit_time`` is the share of the
+        candidate in the duration of the training.
     best_estimator_ : estimator
-        The best candidate, fitted on all rows.
+        Best candidate, fitted on all rows.
     best_score_ : float
-        Its mean test score.
+        Mean test score of the best candidate.
     best_params_ : dict
-        Its parameters.
+        Parameters of the best candidate.
     best_index_ : int
-        Its place in ``cv_results_``.
+        Index of the best candidate in ``cv_results_``.
     n_candidates_ : list of int
-        Candidates at each rung.
+        Number of candidates in each round.
     n_resources_ : list of int
-        What each of them had.
+        Value of the resource in each round.
 
     Warns
     -----
     DivergenceWarning
-        Once, if any step of any candidate failed: how many candidates it was, which,
-        and whether the best is one of them.
+        Once, if a training step of any candidate failed. The message says how many
+        candidates diverged, which ones, and whether the best is one of them.
 
     See Also
     --------
-    BatchedGridSearchCV : Gives every candidate all there is.
+    BatchedGridSearchCV : Search that trains every candidate with all resources.
 
     Notes
     -----
-    Each candidate gets on each fold what ``clone(estimator).set_params(...)`` would get
-    there: the same transformed rows, initial weights and batches. Scores are those of
+    On each fold a candidate has the same transformed rows, initial weights and batches
+    as ``clone(estimator).set_params(...)`` would have. Its scores are equal to those of
     scikit-learn's search up to rounding.
 
     Examples
@@ -415,7 +431,10 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
         self.max_memory = max_memory
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
-        """Run the search, as :class:`BatchedGridSearchCV` does."""
+        """Run the search, and fit the best candidate on all rows.
+
+        See :meth:`BatchedGridSearchCV.fit`.
+        """
         search: Any = self
         given = search.resource, search.max_resources
         net = final_network(search.estimator)

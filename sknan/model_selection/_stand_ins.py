@@ -101,7 +101,7 @@ class SplitterStandIn:
     start : callable
         Function that is called with ``X``, ``y`` and the list of splits.
     needs_rows : bool
-        Whether somebody reads the training rows that scikit-learn indexes.
+        Whether callbacks read the training rows that scikit-learn indexes.
     """
 
     def __init__(
