@@ -1,4 +1,4 @@
-"""Transformers that make a table safe for a network."""
+"""Transformers that clean, impute and scale tables for neural networks."""
 
 from sknan.preprocessing._cleaner import TableCleaner
 from sknan.preprocessing._imputer import NaNImputer

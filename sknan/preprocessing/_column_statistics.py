@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,11 +72,9 @@ class ColumnStatistics(NamedTuple):
 
     def of_sparse(self, X: Any, known: NDArray[np.bool_]) -> Statistics:
         """Return the statistics of a CSC matrix with a mask of its known entries."""
-        n_zeros = X.shape[0] - np.diff(X.indptr)
-        parts = [slice(*ends) for ends in itertools.pairwise(X.indptr)]
         columns = (
-            (X.data[part][known[part]], int(n))
-            for part, n in zip(parts, n_zeros, strict=True)
+            (X.data[start:stop][known[start:stop]], X.shape[0] - (stop - start))
+            for start, stop in itertools.pairwise(X.indptr.tolist())
         )
         if self.strategy in ("auto", "mean"):
             found = [
@@ -84,21 +82,21 @@ class ColumnStatistics(NamedTuple):
                 for values, n in columns
             ]
             return RunningMeans(*map(np.array, zip(*found, strict=True)))
-        return np.array(list(self._of_sparse_columns(columns)))
+        return np.array(
+            [self._of_sparse_column(*column, j) for j, column in enumerate(columns)]
+        )
 
-    def _of_sparse_columns(
-        self, columns: Iterator[tuple[NDArray[Any], int]]
-    ) -> Iterator[float]:
-        for index, (values, n_zeros) in enumerate(columns):
-            if values.size + n_zeros == 0:
-                yield self.empty
-            elif self.strategy == "zero":
-                yield 0.0
-            elif self.strategy == "median":
-                yield median(values, n_zeros)
-            else:
-                zeros = np.zeros(n_zeros, dtype=values.dtype)
-                yield self._called(np.append(values, zeros), index)
+    def _of_sparse_column(
+        self, values: NDArray[Any], n_zeros: int, index: int
+    ) -> float:
+        if values.size + n_zeros == 0:
+            return self.empty
+        if self.strategy == "zero":
+            return 0.0
+        if self.strategy == "median":
+            return median(values, n_zeros)
+        zeros = np.zeros(n_zeros, dtype=values.dtype)
+        return self._called(np.append(values, zeros), index)
 
     def _called(self, values: NDArray[Any], index: int) -> float:
         """Return the result of a callable strategy for one column."""

@@ -124,13 +124,11 @@ class ImputerBase(SimpleImputer):
         dtype = self._output_dtype()
         if dtype is not None and X.dtype.kind in "iu":
             X = X.astype(np.float64)
-        cells = X.data if sparse.issparse(X) else X
-        unfit = unfit_cells(cells, dtype, everything=self._takes_nan())
+        unfit = unfit_cells(_entries(X), dtype, everything=self._takes_nan())
         if unfit.any():
             if in_fit:  # only `transform` may overwrite the table of the caller
                 X = X.copy()
-                cells = X.data if sparse.issparse(X) else X
-            cells[unfit] = self._marker()
+            _entries(X)[unfit] = self._marker()
         return X
 
     def _validate_numbers(self, X: Any, in_fit: bool) -> Any:
@@ -268,3 +266,8 @@ class ImputerBase(SimpleImputer):
         else:
             tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def _entries(X: Any) -> NDArray[Any]:
+    """Return the cells of a dense table, or the stored entries of a sparse one."""
+    return np.asarray(X.data) if sparse.issparse(X) else X

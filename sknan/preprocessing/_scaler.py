@@ -1,11 +1,12 @@
-"""Columns of a table brought to one scale, whatever stands in them: SafeScaler."""
+"""Robust scaling of columns with a soft bound on outliers."""
 
 from __future__ import annotations
 
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any, TypeGuard
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +17,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan._utils.validation import first_text_cell
+from sknan._utils.validation import already_valid_array, first_text_cell
 from sknan.preprocessing._kernels.blocks import KnownMask, PerColumn, blocks
 from sknan.preprocessing._kernels.column_means import midpoint
 from sknan.preprocessing._kernels.quantiles import bracketing_values, quantile_rank
@@ -32,8 +33,8 @@ __all__ = ["SafeScaler"]
 _MAX = float(np.finfo(np.float64).max)
 _TINY = float(np.finfo(np.float64).smallest_subnormal)
 
-# Up to here a center or scale can be subtracted from, or divide, any float64 without an
-# overflow: it is less than half the distance between the two largest float64.
+# Largest center or scale that can be subtracted from any float64, or divide it, without
+# an overflow: less than half the distance between the two largest float64 numbers.
 _HUGE = 2.0**969
 
 _BOUND_RANGE = (1e-30, 1e30)
@@ -48,33 +49,33 @@ class SafeScaler(
 ):
     r"""Scale by median and interquartile range, then bound outliers softly.
 
-    Every finite or infinite number comes out finite, however large, and the order of
+    Every number, however large or infinite, gives a finite result, and the order of the
     values within a column is kept. NaN stays NaN.
 
     Parameters
     ----------
     quantile_range : tuple of two floats, default=(25.0, 75.0)
-        Percentages between which the spread of a column is taken, from 0 to 100.
+        Percentiles, from 0 to 100, whose difference is the spread of a column.
 
     bound : float or None, default=3.0
-        Scaled values are bounded softly to ``(-bound, bound)``, from 1e-30 to 1e30.
-        Infinities become ``-bound`` and ``bound``. With None nothing is bounded but by
-        the output's dtype: what lies beyond its largest finite number, infinities
-        included, becomes that number, so that nothing infinite is passed on.
+        Soft bound of the scaled values, from 1e-30 to 1e30. All values are in
+        ``(-bound, bound)``, and infinities become ``-bound`` and ``bound``. With None
+        the scaled values are limited only by the dtype of the output: values beyond the
+        largest finite number, including infinities, become that number.
 
     copy : bool, default=True
-        If False, scale in place where possible: an array of float32 or float64 that can
-        be written to is overwritten by :meth:`transform`.
+        If False, :meth:`transform` overwrites the table where possible: if it is a
+        writeable array of float32 or float64.
 
     Attributes
     ----------
     center_ : ndarray of shape (n_features,), float64
-        Median of the finite values of each column; NaN where there is none.
+        Median of the finite values of each column; NaN for a column without any.
 
     scale_ : ndarray of shape (n_features,), float64
-        Spread between the quantiles; where they coincide, the range of the finite
-        values. 0 where the column is constant or holds no finite value. Capped at the
-        largest float64.
+        Difference between the two quantiles of each column. If they are equal, it is
+        the range of the finite values. It is 0 for a column that is constant or has no
+        finite value, and at most the largest float64.
 
     n_features_in_ : int
         Number of columns seen during ``fit``.
@@ -84,7 +85,7 @@ class SafeScaler(
 
     See Also
     --------
-    NaNImputer : Fills missing and infinite values; stands before the scaler.
+    NaNImputer : Fills missing and infinite values before the scaler.
     sklearn.preprocessing.RobustScaler : The same scaling, unbounded; no infinities.
 
     Notes
@@ -94,23 +95,25 @@ class SafeScaler(
     .. math:: z = \frac{x - m}{s}, \qquad
        y = \frac{z}{\sqrt{1 + (z / b)^2}} = \frac{b}{\sqrt{1 + (b / z)^2}}
 
-    (the last for positive :math:`z`). The bounding is the smooth clipping of RealMLP
-    [1]_. In its usual form, the first, the square overflows: in float32 every value
-    beyond about 5e19 comes out as 0, the median. The second form cannot overflow; and
-    as each of its steps rounds monotonously, larger values never come out smaller, by
-    not even the last digit. It is computed in the dtype of the table, as
-    :math:`1 / \sqrt{1 / b^2 + s^2 / (x - m)^2}` and to four units of the last place;
-    where the bound, a center, a spread or a spread times the bound is extreme for that
-    dtype (beyond 1e9, 1e18, 1e18 and 1e14 in float32) all columns take a longer way in
-    float64.
+    (the last form for positive :math:`z`). This is the smooth clipping of RealMLP [1]_.
+    In the first form, which is the usual one, the square overflows: in float32 every
+    value beyond about 5e19 becomes 0, the median. The second form cannot overflow. Each
+    of its steps rounds monotonically, so that a larger value never gives a smaller
+    result, not even in the last digit.
 
-    Quartiles are found in blocks of the table, by one pass that counts what lies
-    between values of a sample: exactly, and in little memory beside the table.
+    The result is computed in the dtype of the table, as
+    :math:`1 / \sqrt{1 / b^2 + s^2 / (x - m)^2}`, with an error of at most four units in
+    the last place. If the bound, a center, a spread or a spread times the bound is
+    extreme for that dtype (beyond 1e9, 1e18, 1e18 and 1e14 in float32), all columns are
+    computed in float64 by a slower method.
 
-    NaN and infinities take no part in the statistics. Quantiles are interpolated
-    linearly, as in :func:`numpy.nanpercentile`. A constant column becomes 0, also for
-    values that come up later; so does what comes up in a column that had no finite
-    value.
+    Quantiles are exact. They are found in one pass through blocks of the table, which
+    counts the values between two values of a sample, with little additional memory.
+    They are interpolated linearly, as in :func:`numpy.nanpercentile`. NaN and
+    infinities are ignored.
+
+    A column that was constant in ``fit`` becomes 0, even for other values in
+    :meth:`transform`. So does a column that had no finite value.
 
     References
     ----------
@@ -154,7 +157,7 @@ class SafeScaler(
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            Numbers; NaN and infinities are left out of the statistics.
+            Table of numbers. NaN and infinities are ignored.
 
         y : Ignored
             Present by convention.
@@ -167,17 +170,17 @@ class SafeScaler(
         Raises
         ------
         ValueError
-            If a parameter is out of its range or ``X`` holds text.
+            If a parameter is out of range or ``X`` contains text.
         """
         self._check_parameters()
         X_in = self._validate(X, reset=True)
         low, high = (percent / 100 for percent in self.quantile_range)
         known = KnownMask()
-        near = bracketing_values(X_in, (low, 0.5, high), known)
-        below, above, n_known = (array.tolist() for array in near)
+        bracketing = bracketing_values(X_in, (low, 0.5, high), known)
+        below, above, n_known = (array.tolist() for array in bracketing)
         self.center_ = np.array(list(map(midpoint, below[1], above[1])))
         self.scale_ = np.zeros(len(n_known))
-        for j in np.flatnonzero(near.n_known):
+        for j in np.flatnonzero(bracketing.n_known):
             first, third = (
                 _interpolate(
                     below[q][j], above[q][j], quantile_rank(fraction, n_known[j]) % 1
@@ -197,16 +200,19 @@ class SafeScaler(
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            Numbers, NaN and infinities.
+            Table of numbers, NaN and infinities.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            float32 if ``X`` is, else float64; NaN where ``X`` is NaN, finite elsewhere.
+            Scaled table: float32 if ``X`` is float32, else float64. It is NaN where
+            ``X`` is NaN, and finite elsewhere.
         """
         if not hasattr(self, "scale_"):
             check_is_fitted(self)
-        X_in = X if self._is_valid(X) else self._validate(X, reset=False)
+        X_in = already_valid_array(X, self)
+        if X_in is None:
+            X_in = self._validate(X, reset=False)
         bound = round_down(self.bound, X_in.dtype)
         direct = DirectScaling(
             self.center_,
@@ -215,17 +221,17 @@ class SafeScaler(
             X_in.dtype,
         )
         if direct.applies:
-            out = self._place_for(X_in)
+            out = self._output_for(X_in)
             direct.write(X_in, out)
             return out
 
-        # A column of huge numbers is divided by 4 throughout, which is exact there.
+        # A column of huge numbers is divided by 4, which is exact for such numbers.
         huge = np.maximum(np.abs(np.nan_to_num(self.center_)), self.scale_) > _HUGE
         shrink = np.where(huge, 0.25, 1.0)
         known = self.scale_ > 0
         center = np.where(known, self.center_, 0.0) * shrink
         scale = np.where(known, np.maximum(self.scale_ * shrink, _TINY), 1.0)
-        # Where no spread is known every deviation counts as 0.
+        # In a column without a spread every deviation counts as 0.
         farthest = np.where(known, np.inf, 0.0)
 
         def scaled(
@@ -234,26 +240,29 @@ class SafeScaler(
             shrink, center, scale, farthest = columns
             z = cells * shrink
             z -= center
-            np.clip(z, 0.0 - farthest, farthest, out=z)  # 0.0 - 0.0 has no sign
+            np.clip(z, 0.0 - farthest, farthest, out=z)  # -farthest could be -0.0
             z /= scale
-            out[...] = squash(z, bound) if self.bound is not None else _cap(z, bound)
+            out[...] = (
+                np.clip(z, -bound, bound) if self.bound is None else squash(z, bound)
+            )
 
         return self._map(scaled, X_in, (shrink, center, scale, farthest))
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:
-        """Undo :meth:`transform`, as far as what was bounded can be told apart.
+        """Undo :meth:`transform`, as far as the bounded values can be distinguished.
 
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            Scaled values.
+            Table of scaled values.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Values in the units of the data; always finite but for NaN. Values at or
-            beyond the bound become the lowest and largest finite number of the dtype; a
-            constant column becomes its constant, one that had no finite value 0.
+            Values in the units of the data, which are finite or NaN. Values at or
+            beyond the bound become the smallest or largest finite number of the dtype.
+            A constant column becomes its constant. A column that had no finite value
+            becomes 0.
         """
         check_is_fitted(self)
         X_in = _numbers(self, X, check_array)
@@ -274,10 +283,10 @@ class SafeScaler(
             z = cells.astype(np.float64)
             if self.bound is not None:
                 z = unsquash(z, bound)
-            # In halves, since the sum of two finite numbers may not be finite.
+            # Halves are added, since the sum of two finite numbers can overflow.
             half = np.clip(z, -farthest, farthest) * (scale * 0.5) + center * 0.5
             half = np.clip(half, -largest * 0.5, largest * 0.5)
-            # Infinite deviations are to be extremes, whatever the scale.
+            # Infinite deviations must become the largest numbers for every scale.
             beyond = np.isinf(z) & (scale > 0)
             out[...] = np.where(beyond, np.copysign(largest, z), half * 2.0)
 
@@ -303,25 +312,10 @@ class SafeScaler(
             )
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
-        def validate(X: ArrayLike, **options: Any) -> NDArray[Any]:
-            checked: NDArray[Any] = validate_data(self, X, reset=reset, **options)
-            return checked
+        return _numbers(self, X, partial(validate_data, self, reset=reset))
 
-        return _numbers(self, X, validate)
-
-    def _is_valid(self, X: Any) -> TypeGuard[NDArray[Any]]:
-        """Whether validation in ``transform`` would find nothing and change nothing."""
-        return (
-            type(X) is np.ndarray
-            and X.dtype in (np.float64, np.float32)
-            and X.ndim == 2
-            and len(X) > 0
-            and X.shape[1] == self.n_features_in_
-            and not hasattr(self, "feature_names_in_")
-        )
-
-    def _place_for(self, X: NDArray[Any]) -> NDArray[Any]:
-        """Where the output for ``X`` goes."""
+    def _output_for(self, X: NDArray[Any]) -> NDArray[Any]:
+        """Return the array for the output: ``X`` or a new one."""
         in_place = not self.copy and X.flags.writeable
         return X if in_place else np.empty_like(X, subok=False)
 
@@ -331,10 +325,10 @@ class SafeScaler(
         X: NDArray[Any],
         columns: Sequence[NDArray[Any]],
     ) -> NDArray[Any]:
-        """Have ``work`` write the output, block by block in the order of memory."""
-        out = self._place_for(X)
+        """Write the output by calling ``work`` for each block, in memory order."""
+        out = self._output_for(X)
         per_column = [PerColumn(values) for values in columns]
-        # What underflows is meant to round to 0; what overflows, to be bounded.
+        # Numbers that underflow become 0, and numbers that overflow are bounded.
         with np.errstate(under="ignore", over="ignore"):
             for block in blocks(X, out):
                 rows = [values.along(block) for values in per_column]
@@ -349,15 +343,11 @@ class SafeScaler(
 
 
 def _interpolate(low: float, high: float, weight: float) -> float:
-    """The point between two finite numbers: numpy's, and finite where that is not."""
+    """Interpolate between two finite numbers, finite even if numpy would overflow."""
     gap = high - low
     if not math.isfinite(gap):
         return low * (1 - weight) + high * weight
     return high - gap * (1 - weight) if weight >= 0.5 else low + gap * weight
-
-
-def _cap(z: NDArray[np.float64], largest: float) -> NDArray[np.float64]:
-    return np.clip(z, -largest, largest)
 
 
 def _is_number(value: Any) -> bool:
@@ -367,9 +357,9 @@ def _is_number(value: Any) -> bool:
 def _numbers(
     scaler: SafeScaler, X: ArrayLike, validate: Callable[..., NDArray[Any]]
 ) -> NDArray[Any]:
-    """``X`` as float32 or float64; text is refused by name of column and row."""
+    """Validate a table of float32 or float64; refuse text with its row and column."""
     try:
-        # Beyond float64 is infinite, and infinities are welcome.
+        # Numbers beyond float64 become infinite, which is allowed.
         with np.errstate(over="ignore"):
             return validate(
                 X,

@@ -1,4 +1,4 @@
-"""SafeScaler: any number in, a finite and ordered number out."""
+"""SafeScaler: every number gives a finite result, and the order is kept."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ tables = hnp.arrays(np.float64, shapes, elements=anything)
 bounds = st.sampled_from([3.0, 0.1, 5.0, 1e-30, 1e30, None])
 
 
-def refusal(error, function, *args):
+def message_of(error, function, *args):
     with pytest.raises(error) as caught:
         function(*args)
     return str(caught.value)
 
 
 def exact(x, center, scale, bound):
-    """The definition, with 700 digits."""
+    """Evaluate the definition with 700 digits."""
     with mp.workdps(700):
         z = (mpf(x) - mpf(center)) / mpf(scale)
         return z if bound is None else z / mp.sqrt(1 + (z / mpf(bound)) ** 2)
 
 
-# -- any number ----------------------------------------------------------------------
+# -- all numbers ---------------------------------------------------------------------
 
 
 @settings(deadline=None)
 @given(tables, bounds, st.sampled_from([np.float32, np.float64]))
-def test_every_number_comes_out_finite_and_bounded(table, bound, dtype):
+def test_every_result_is_finite_and_bounded(table, bound, dtype):
     with np.errstate(over="ignore"):
         table = table.astype(dtype)
     scaled = SafeScaler(bound=bound).fit_transform(table)
@@ -69,7 +69,7 @@ def test_every_number_comes_out_finite_and_bounded(table, bound, dtype):
     bounds,
     st.sampled_from([np.float32, np.float64]),
 )
-def test_a_larger_value_never_comes_out_smaller(column, bound, dtype):
+def test_a_larger_value_never_gives_a_smaller_result(column, bound, dtype):
     with np.errstate(over="ignore"):
         column = np.sort(column[~np.isnan(column)]).astype(dtype)
     assume(column.size)
@@ -79,7 +79,7 @@ def test_a_larger_value_never_comes_out_smaller(column, bound, dtype):
 
 @settings(deadline=None)
 @given(hnp.arrays(np.float64, st.integers(2, 9), elements=finite), bounds)
-def test_it_agrees_with_the_definition(column, bound):
+def test_the_result_agrees_with_the_definition(column, bound):
     scaler = SafeScaler(bound=bound).fit(column[:, None])
     center, scale = float(scaler.center_[0]), float(scaler.scale_[0])
     scaled = scaler.transform(column[:, None]).ravel()
@@ -91,18 +91,18 @@ def test_it_agrees_with_the_definition(column, bound):
         if abs(expected) > FLOAT64_MAX:
             assert abs(found) == FLOAT64_MAX
             continue
-        # The subtraction errs by half a unit of the larger part, which the division
-        # by the scale carries on; each other step by half a unit of its own.
+        # The subtraction has an error of half a unit of the larger operand, which is
+        # divided by the scale. Each other step adds an error of half a unit.
         lost = max(abs(x), abs(center)) * 2.0**-52
         lost_scaled = mpf(lost) / mpf(scale)
         assert abs(mpf(found) - expected) <= lost_scaled + 4e-16 * abs(expected) + TINY
 
 
 def quantile(known, q):
-    """The definition, in fractions: sums of floats overflow, parts of them vanish."""
-    place = (len(known) - 1) * Fraction(q)
-    below = known[math.floor(place)]
-    return below + (known[math.ceil(place)] - below) * (place - math.floor(place))
+    """Evaluate the definition in fractions, which neither overflow nor round."""
+    rank = (len(known) - 1) * Fraction(q)
+    below = known[math.floor(rank)]
+    return below + (known[math.ceil(rank)] - below) * (rank - math.floor(rank))
 
 
 @settings(deadline=None)
@@ -120,23 +120,24 @@ def test_center_and_scale_are_median_and_quartiles(table):
         tolerance = Fraction(1e-12) * max(abs(x) for x in known) + Fraction(TINY)
         assert abs(Fraction(center) - quantile(known, 0.5)) <= tolerance
         spread = quantile(known, 0.75) - quantile(known, 0.25)
-        # Quartiles that only rounding tells apart count as equal: then all the range.
+        # Quartiles that differ only by rounding may count as equal: then the scale is
+        # the range.
         choices = [spread] if spread > tolerance else [spread, known[-1] - known[0]]
         errors = [abs(Fraction(scale) - min(c, Fraction(FLOAT64_MAX))) for c in choices]
         assert min(errors) <= tolerance
 
 
-def test_far_values_are_not_folded_onto_the_median():
+def test_far_values_do_not_become_the_median():
     # x / sqrt(1 + (x / 3)**2) in float32 gives 0 from about 5e19 on.
     table = np.array([[0.0], [1.0], [-1.0], [2.0], [1e19], [1e20], [3e38]], np.float32)
     scaled = SafeScaler().fit(table[:4]).transform(table).ravel()
     assert (scaled[4:] > 2.99).all()
     with np.errstate(over="ignore"):
         squared = (table / np.float32(3)) ** 2
-    assert (table / np.sqrt(1 + squared))[-1] == 0  # the trap itself
+    assert (table / np.sqrt(1 + squared))[-1] == 0
 
 
-def test_one_cell_of_1e200_spoils_nothing():
+def test_one_cell_of_1e200_does_not_affect_the_others():
     table = np.arange(9.0)[:, None].copy()
     table[3] = 1e200
     scaled = SafeScaler().fit_transform(table)
@@ -151,7 +152,7 @@ def test_one_cell_of_1e200_spoils_nothing():
     assert np.isinf(robust[3])
 
 
-def test_infinities_go_to_the_bounds_and_nan_stays():
+def test_infinities_become_the_bounds_and_nan_stays_nan():
     scaler = SafeScaler(bound=5.0).fit([[1.0], [2.0], [3.0], [INF], [-INF], [NAN]])
     assert scaler.center_.tolist() == [2.0]
     scaled = scaler.transform([[INF], [-INF], [NAN], [2.0]]).ravel()
@@ -160,14 +161,14 @@ def test_infinities_go_to_the_bounds_and_nan_stays():
     assert scaled[3] == 0
 
 
-def test_without_a_bound_it_is_robust_scaler():
+def test_without_a_bound_it_agrees_with_robust_scaler():
     table = np.random.default_rng(0).normal(size=(40, 3))
-    ours = SafeScaler(bound=None).fit_transform(table)
-    np.testing.assert_allclose(ours, RobustScaler().fit_transform(table), rtol=1e-12)
+    scaled = SafeScaler(bound=None).fit_transform(table)
+    np.testing.assert_allclose(scaled, RobustScaler().fit_transform(table), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_without_a_bound_what_overflows_becomes_the_largest_number(dtype):
+def test_without_a_bound_numbers_that_overflow_become_the_largest_number(dtype):
     table = np.array([[0.0], [1e-30], [2e-30], [1e30], [INF]], dtype=dtype)
     scaler = SafeScaler(bound=None).fit(table[:3])
     scaled = scaler.transform(table)
@@ -175,10 +176,10 @@ def test_without_a_bound_what_overflows_becomes_the_largest_number(dtype):
     assert scaled[-1] == np.finfo(dtype).max
 
 
-# -- columns of one value, of two, of none -------------------------------------------
+# -- columns of no, one or two values ------------------------------------------------
 
 
-def test_indicator_columns_survive():
+def test_indicator_columns_are_scaled_by_their_range():
     table = np.zeros((20, 1))
     table[3] = 1.0  # both quartiles are 0
     scaled = SafeScaler().fit_transform(table)
@@ -196,7 +197,7 @@ def test_a_constant_column_becomes_zero(value):
     )
 
 
-def test_a_column_that_had_no_value_becomes_zero():
+def test_a_column_that_had_no_finite_value_becomes_zero():
     scaler = SafeScaler().fit([[NAN], [INF]])
     scaled = scaler.transform([[5.0], [NAN]]).ravel()
     assert scaled[0] == 0
@@ -207,7 +208,7 @@ def test_huge_and_tiny_spreads():
     table = np.array([[-FLOAT64_MAX, -TINY], [0.0, 0.0], [FLOAT64_MAX, TINY]])
     scaled = SafeScaler(quantile_range=(0.0, 100.0)).fit_transform(table)
     expected = 0.5 / math.sqrt(1 + (0.5 / 3) ** 2)
-    # The spread of the huge column is capped at the largest float64: half of the real.
+    # The spread of the huge column is the largest float64, half of its true value.
     assert scaled[2, 0] == pytest.approx(1 / math.sqrt(1 + 1 / 9))
     assert scaled[2, 1] == pytest.approx(expected)
     assert scaled[0].tolist() == (-scaled[2]).tolist()
@@ -218,10 +219,10 @@ def test_a_single_row():
     assert SafeScaler().fit_transform([[3.0, NAN]])[0, 0] == 0
 
 
-# -- back ----------------------------------------------------------------------------
+# -- inverse_transform ---------------------------------------------------------------
 
 
-def test_inverse_transform_returns_what_was_not_bounded_away():
+def test_inverse_transform_restores_values_within_the_bound():
     table = np.random.default_rng(0).normal(size=(50, 3)) * [1, 1e-5, 1e200] + 7
     table[:, 2] -= 7
     scaler = SafeScaler().fit(table)
@@ -237,12 +238,12 @@ def test_inverse_transform_is_finite_where_the_table_was(table, bound):
     assert not np.isnan(back[~np.isnan(table)]).any()
 
 
-# -- kinds of table ------------------------------------------------------------------
+# -- types of tables -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_order_in_memory_changes_nothing(order, dtype):
+def test_the_memory_layout_changes_nothing(order, dtype):
     table = np.random.default_rng(0).normal(size=(300, 50)).astype(dtype)
     plain = SafeScaler().fit_transform(table)
     other = SafeScaler().fit_transform(np.asarray(table, order=order))
@@ -252,7 +253,7 @@ def test_the_order_in_memory_changes_nothing(order, dtype):
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_blocks_do_not_show(order):
+def test_the_blocks_do_not_affect_the_result(order):
     table = np.asarray(np.random.default_rng(0).normal(size=(40_000, 3)), order=order)
     scaler = SafeScaler().fit(table)
     whole = scaler.transform(table)
@@ -260,7 +261,7 @@ def test_blocks_do_not_show(order):
     np.testing.assert_array_equal(whole, parts)
 
 
-def test_copy_says_whether_the_table_is_overwritten():
+def test_without_copy_the_table_is_overwritten():
     table = np.arange(6.0).reshape(3, 2)
     before = table.copy()
     scaled = SafeScaler().fit(table).transform(table)
@@ -294,37 +295,37 @@ def test_nullable_columns(dtype):
 
 @pytest.mark.parametrize("bound", [0, -1.0, NAN, INF, 1e31, "3", True])
 def test_a_bound_out_of_range_is_refused(bound):
-    message = refusal(ValueError, SafeScaler(bound=bound).fit, [[1.0]])
+    message = message_of(ValueError, SafeScaler(bound=bound).fit, [[1.0]])
     assert message.startswith("The 'bound' parameter of SafeScaler must be")
     assert message.endswith(f"Got {bound!r} instead.")
 
 
 @pytest.mark.parametrize("pair", [(75, 25), (25, 25), (-1, 50), (0, 101), 5, "ab"])
-def test_a_quantile_range_that_is_none_is_refused(pair):
+def test_an_invalid_quantile_range_is_refused(pair):
     scaler = SafeScaler(quantile_range=pair)
-    assert refusal(ValueError, scaler.fit, [[1.0]]) == (
+    assert message_of(ValueError, scaler.fit, [[1.0]]) == (
         "The 'quantile_range' parameter of SafeScaler must be two numbers with "
         f"0 <= low < high <= 100. Got {pair!r} instead."
     )
 
 
-def test_text_is_named_by_place():
-    frame = pd.DataFrame({"age": [3.0, 4.0], "colour": ["1", "red"]})
-    assert refusal(ValueError, SafeScaler().fit, frame) == (
-        "SafeScaler needs numbers, and X holds 'red' at row 1, column 'colour': could "
+def test_the_message_about_text_names_row_and_column():
+    frame = pd.DataFrame({"age": [3.0, 4.0], "color": ["1", "red"]})
+    assert message_of(ValueError, SafeScaler().fit, frame) == (
+        "SafeScaler needs numbers, and X holds 'red' at row 1, column 'color': could "
         "not convert string to float: 'red'. Encode text first, for example with "
         "skrub.TableVectorizer()."
     )
 
 
-def test_a_scaler_that_is_not_fitted_says_so():
+def test_an_unfitted_scaler_raises_not_fitted_error():
     with pytest.raises(NotFittedError):
         SafeScaler().transform([[1.0]])
     with pytest.raises(NotFittedError):
         SafeScaler().inverse_transform([[1.0]])
 
 
-# -- large tables, and the short way of ordinary columns -----------------------------
+# -- large tables, and direct scaling of ordinary columns ----------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -341,12 +342,12 @@ def test_ordinary_columns_are_exact_to_four_units(dtype, bound):
     ):
         for x, found in zip(table[:, j].tolist(), scaled[:, j].tolist(), strict=True):
             expected = exact(x, center, scale, bound)
-            # Five or six roundings of half a unit, of numbers of less digits at worst.
+            # Five or six roundings of half a unit each.
             assert abs(found - expected) <= 4 * float(np.spacing(dtype(abs(expected))))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_deviations_whose_ratio_has_no_finite_square_keep_their_size(dtype):
+def test_deviations_too_small_to_be_squared_are_scaled(dtype):
     tiny = np.finfo(dtype).tiny
     scaler = SafeScaler().fit(np.array([[-1.5], [-0.5], [0.5], [1.5]], dtype))
     positive = np.array([0.0, tiny, tiny**0.75, tiny**0.5, tiny**0.25], dtype)
@@ -366,16 +367,16 @@ def test_deviations_whose_ratio_has_no_finite_square_keep_their_size(dtype):
     ),
     st.sampled_from([3.0, 0.1, None]),
 )
-def test_order_is_kept_among_ordinary_float32(column, bound):
+def test_the_order_of_ordinary_float32_is_kept(column, bound):
     column = np.sort(column)[:, None]
     scaled = SafeScaler(bound=bound).fit(column[::2]).transform(column).ravel()
     assert (np.diff(scaled.astype(np.float64)) >= 0).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_tiny_deviations_keep_their_size_in_tables_of_any_length(dtype):
-    # The squares of some are lost; those of powers of two may be exact and yet too
-    # small to divide by.
+def test_tiny_deviations_are_scaled_in_tables_of_any_length(dtype):
+    # Some squares underflow. Squares of powers of two may be exact and yet too small
+    # as a divisor.
     lowest = int(math.log2(float(np.finfo(dtype).smallest_subnormal)))
     sizes = np.outer(2.0 ** np.arange(lowest, 2), [0.0, 1.0, 1.3, 1.999])
     column = np.sort(np.concatenate([sizes.ravel(), -sizes.ravel()])).astype(dtype)
@@ -398,15 +399,15 @@ def test_tiny_deviations_keep_their_size_in_tables_of_any_length(dtype):
     st.integers(-45, 45),
     st.sampled_from([3.0, 7.0]),
 )
-def test_order_is_kept_around_a_center_of_zero(dtype, cells, exponent, bound):
+def test_the_order_around_a_center_of_zero_is_kept(dtype, cells, exponent, bound):
     with np.errstate(over="ignore"):
         column = np.array(cells).astype(dtype)
     known = column[np.isfinite(column) & (column != 0)]
-    # Also bracketing_values of each, and numbers about as large as the spread.
+    # Adjacent numbers, and numbers of the size of the spread, are tested too.
     about = np.float64(2.0**exponent) * np.array([1e-20, 1e-9, 0.7, 1.0, 1e9, 1e20])
     known = np.concatenate([known, about.astype(dtype)])
-    near = np.nextafter(known, dtype(0))
-    column = np.sort(np.concatenate([known, near, -known, -near]))[:, None]
+    adjacent = np.nextafter(known, dtype(0))
+    column = np.sort(np.concatenate([known, adjacent, -known, -adjacent]))[:, None]
     scaler = SafeScaler(bound=bound).fit(2.0**exponent * np.array([[-1], [0], [1.0]]))
     scaled = scaler.transform(column).astype(np.float64)
     assert (np.diff(scaled, axis=0) >= 0).all()
@@ -416,7 +417,7 @@ def test_order_is_kept_around_a_center_of_zero(dtype, cells, exponent, bound):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("bound", [3.0, 7.0])  # 7 is no reciprocal of a float32
-def test_few_rows_come_out_as_many(dtype, order, bound):
+def test_few_rows_give_the_same_bits_as_many(dtype, order, bound):
     rng = np.random.default_rng(0)
     table = rng.normal(size=(60_000, 5)) * [1, 1e-3, 50, 1, 1] + [0, 1, 0, 0, 0]
     table[:, 2] = table[:, 2].round()  # the median, 0, is one of them
@@ -428,7 +429,7 @@ def test_few_rows_come_out_as_many(dtype, order, bound):
     few = np.vstack([scaler.transform(part) for part in np.array_split(table, 60)])
     n_threads = torch.get_num_threads()
     try:
-        for n in (1, 2):  # the blocks are larger with one
+        for n in (1, 2):  # the blocks are larger with one thread
             torch.set_num_threads(n)
             np.testing.assert_array_equal(scaler.transform(table), few)
     finally:
@@ -447,7 +448,9 @@ FARTHER = [(-399, -80), (0, -99), (399, 80), (380, 99)]
     ("dtype", "of_scale", "of_bound"),
     [(np.float32, *pair) for pair in FAR] + [(np.float64, *pair) for pair in FARTHER],
 )
-def test_columns_barely_ordinary_are_exact_to_four_units(dtype, of_scale, of_bound):
+def test_columns_at_the_limits_of_direct_scaling_are_exact_to_four_units(
+    dtype, of_scale, of_bound
+):
     scale, bound = 1.1 * 2.0**of_scale, 1.1 * 2.0**of_bound
     scaler = SafeScaler(bound=bound).fit(scale * np.array([[-1], [0], [1.0]]))
     largest = int(math.log2(float(np.finfo(dtype).max)))
@@ -460,7 +463,7 @@ def test_columns_barely_ordinary_are_exact_to_four_units(dtype, of_scale, of_bou
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_infinities_reach_bounds_that_are_no_reciprocals(dtype):
+def test_infinities_reach_every_bound_exactly(dtype):
     for bound in [*np.arange(0.25, 50, 0.25).tolist(), 0.1, math.pi, math.e * 1e3]:
         scaler = SafeScaler(bound=bound).fit([[1.0], [2.0], [3.0], [4.0]])
         highest, lowest = scaler.transform(np.array([[INF], [-INF]], dtype)).ravel()
@@ -468,11 +471,11 @@ def test_infinities_reach_bounds_that_are_no_reciprocals(dtype):
         assert float(highest) <= bound < float(np.nextafter(highest, dtype(INF)))
 
 
-def test_a_center_between_two_float32_keeps_its_digits():
+def test_a_center_between_two_float32_numbers_is_exact():
     center = 0.001 + 1e-11
     scaler = SafeScaler().fit([[center - 1.0], [center], [center + 1.0]])
-    near = np.float32(center)
-    column = np.array([near, np.nextafter(near, np.float32(1))])
+    nearest = np.float32(center)
+    column = np.array([nearest, np.nextafter(nearest, np.float32(1))])
     scaled = scaler.transform(column[:, None]).ravel()
     expected = [exact(float(x), center, scaler.scale_[0], 3.0) for x in column]
     np.testing.assert_allclose(scaled, np.array(expected, float), rtol=3e-7)
@@ -480,17 +483,17 @@ def test_a_center_between_two_float32_keeps_its_digits():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_the_statistics_of_large_tables_are_those_of_robust_scaler(dtype, order):
+def test_the_statistics_of_large_tables_agree_with_robust_scaler(dtype, order):
     rng = np.random.default_rng(0)
     table = rng.normal(size=(30_000, 4)) * [1, 1e-3, 50, 1]
     table[:, 3] = rng.integers(0, 6, len(table))
     table[rng.random(table.shape) < 0.1] = NAN
     table = np.array(table, dtype=dtype, order=order)
-    ours, theirs = SafeScaler().fit(table), RobustScaler().fit(table)
+    scaler, reference = SafeScaler().fit(table), RobustScaler().fit(table)
     # RobustScaler interpolates in the dtype of the table.
     tolerance = {"rtol": 4 * float(np.finfo(dtype).eps), "atol": 1e-6}
-    np.testing.assert_allclose(ours.center_, theirs.center_, **tolerance)
-    np.testing.assert_allclose(ours.scale_, theirs.scale_, **tolerance)
+    np.testing.assert_allclose(scaler.center_, reference.center_, **tolerance)
+    np.testing.assert_allclose(scaler.scale_, reference.scale_, **tolerance)
 
 
 def test_rare_ones_of_a_large_table_are_scaled_by_the_range():
@@ -508,7 +511,7 @@ def test_memory_maps_are_scaled(tmp_path):
     np.testing.assert_array_equal(scaled, SafeScaler().fit_transform(table))
 
 
-def test_a_row_alone_comes_out_as_within_its_table():
+def test_a_single_row_is_scaled_as_within_a_table():
     table = np.random.default_rng(0).normal(size=(5000, 7))
     scaler = SafeScaler().fit(table)
     whole = scaler.transform(table)
@@ -516,7 +519,7 @@ def test_a_row_alone_comes_out_as_within_its_table():
         np.testing.assert_array_equal(scaler.transform(table[[i]]), whole[[i]])
 
 
-def test_without_copy_a_table_with_gaps_is_overwritten():
+def test_without_copy_a_strided_table_is_overwritten():
     wide = np.arange(24.0).reshape(4, 6)
     before = wide.copy()
     table = wide[:, ::2]
