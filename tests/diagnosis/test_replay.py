@@ -95,8 +95,8 @@ def test_a_failure_in_a_scripted_or_compiled_module_has_phase_and_operation(wrap
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         report = diagnose(wrapped(Plain()), F.mse_loss, table(), torch.ones(6, 3))
-        report = diagnose(
+        finite = diagnose(
             wrapped(nn.Linear(3, 3)), F.mse_loss, table(), torch.ones(6, 3)
         )
     assert (report.phase, report.operation) == ("forward", "aten.log")
-    assert report is None
+    assert finite is None
