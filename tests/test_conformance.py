@@ -1,4 +1,4 @@
-"""scikit-learn's own checks of an estimator, on every one of ours, none excused."""
+"""Estimator checks of scikit-learn on every estimator, without expected failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ESTIMATORS = [
     SafeScaler(),
     StableNetEnsembleClassifier(n_estimators=2),
     StableNetEnsembleRegressor(n_estimators=2),
-    # Settings that take another way through the code.
+    # Settings that run other branches of the code.
     StableNetClassifier(optimizer="nadam", lr=0.005, max_epochs=25, clip_norm=None),
     StableNetRegressor(criterion="huber", max_epochs=50, early_stopping=True),
     NaNImputer(strategy="zero", add_indicator=True, keep_empty_features=True),

@@ -1,6 +1,6 @@
-"""A healthy training raises no alarm, and is the one without guard to the bit.
+"""Healthy trainings: no alarm, and results bitwise identical to those without guard.
 
-Twenty of the trainings of benchmarks/false_alarms.py.
+The trainings are twenty of benchmarks/false_alarms.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def benchmark_module():
     return module
 
 
-# Both doors, each kind of network and target, and two that decay pulls to zero.
+# Estimators and nets, each kind of network and target, and two networks that weight
+# decay shrinks to zero.
 NUMBERS = [*range(0, 200, 11), 26]
 
 
@@ -38,15 +39,15 @@ def test_a_healthy_training_raises_no_alarm(benchmark_module, number):
     assert outcome.differs == []
 
 
-def test_the_twenty_cover_both_doors_and_every_kind(benchmark_module):
+def test_the_trainings_cover_both_libraries_and_every_kind(benchmark_module):
     cases = [benchmark_module.drawn(number) for number in NUMBERS]
     assert {case.door for case in cases} == {"skorch", "scikit-learn"}
     assert {case.kind for case in cases} == set(benchmark_module.KINDS)
     assert {case.task for case in cases} == set(benchmark_module.TASKS)
 
 
-def test_a_network_that_decay_pulls_to_zero_has_not_collapsed():
-    # The target has nothing to do with the table, so that only the decay pulls.
+def test_a_network_that_weight_decay_shrinks_to_zero_has_not_collapsed():
+    # The target does not depend on the table, so that only weight decay has an effect.
     rng = np.random.default_rng(0)
     X = 0.01 * rng.normal(size=(120, 4)).astype(np.float32)
     y = np.arange(120) % 2
@@ -64,7 +65,7 @@ def test_a_network_that_decay_pulls_to_zero_has_not_collapsed():
     assert model.nonfinite_reports_ == []
 
 
-def test_a_network_that_a_high_rate_has_killed_still_has():
+def test_a_network_that_a_high_learning_rate_kills_has_collapsed():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 4)).astype(np.float32)
     model = StableNetClassifier(lr=30.0, max_epochs=20, random_state=0, clip_norm=None)

@@ -1,8 +1,9 @@
-"""Random trainings, of which none may end in a number that is not one.
+"""Random trainings, each of which must be finite or refused.
 
-Everything is drawn: the module from layers and fragile operations, the criterion, the
-optimizer and its rate, the dirt in the data, the door and the policy. A training either
-ends finite, or stops with an error of sknan's own, or with a word about a parameter.
+Everything is drawn at random: the module from layers and fragile operations, the
+criterion, the optimizer and its learning rate, the faults in the data, the class that
+trains and the policy of the guard. A training must either be finite, or stop with an
+error of sknan or with a message about data or parameters.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ from sknan import (
 
 N_BLOCKS, N_DRAWS = 10, 20
 
-# What the data or the number of rows forbid, in words.
-WORDS = (
+# Messages about data or a number of rows that the training does not allow.
+MESSAGES = (
     r"needs y of at least 0|needs at least 2 classes|Expected more than 1 value per "
     r"channel|than the number of members in each class"
 )
 
-# A training of some dozen steps that needs more forward passes than this never ends.
+# A training of a few dozen steps with more forward passes than this does not end.
 MOST_CALLS = 4000
 
 
 class Hang(BaseException):
-    """Past every handler of an Exception."""
+    """Error that no handler of ``Exception`` catches."""
 
 
 # -- modules -------------------------------------------------------------------------
 
 
 class Recurrent(nn.Module):
-    """The features, one after the other, as a series."""
+    """Recurrent layer over the features as a series."""
 
     def __init__(self, kind, width):
         super().__init__()
@@ -61,7 +62,7 @@ class Recurrent(nn.Module):
 
 
 class Attention(nn.Module):
-    """Rows whose features are all negative attend to nothing."""
+    """Attention in which rows of negative features have no keys."""
 
     def __init__(self, width):
         super().__init__()
@@ -84,7 +85,7 @@ class Operation(nn.Module):
 
 
 class Running(nn.Module):
-    """Batch normalisation by hand, whose spread may be 0 or that of one row."""
+    """Handwritten batch normalization, whose spread may be 0 or that of one row."""
 
     def __init__(self, width):
         super().__init__()
@@ -165,7 +166,7 @@ LAYERS = {
 
 
 class Drawn(nn.Module):
-    """A chain of the above."""
+    """Chain of the layers and operations above."""
 
     def __init__(self, n_features_in, n_outputs, chain=(), gain=1.0, is_flat=False):
         super().__init__()
@@ -200,7 +201,7 @@ class Drawn(nn.Module):
 
 
 class ByHand(nn.Module):
-    """A loss as people write it."""
+    """Loss written without care for numerical range."""
 
     def __init__(self, name="mape"):
         super().__init__()
@@ -268,7 +269,7 @@ OPTIMIZERS = {
 
 # -- data ----------------------------------------------------------------------------
 
-DIRT = (
+DAMAGE = (
     "nan", "inf", "huge", "constant", "twice", "large_target", "nan_target", "raw",
     "zero", "tiny", "huge_row", "constant_target",
 )  # fmt: skip
@@ -278,59 +279,60 @@ def table(rng, is_classification):
     n_rows, n_columns = int(rng.integers(2, 60)), int(rng.integers(1, 6))
     X = rng.normal(size=(n_rows, n_columns)).astype("float32")
     y = X.sum(1) + 0.1 * rng.normal(size=n_rows).astype("float32")
-    dirt = set(rng.choice(DIRT, size=rng.integers(0, 4), replace=False).tolist())
+    damage = set(rng.choice(DAMAGE, size=rng.integers(0, 4), replace=False).tolist())
     row, column = rng.integers(n_rows), rng.integers(n_columns)
     with np.errstate(over="ignore"):
-        if "raw" in dirt:
+        if "raw" in damage:
             X = X * rng.choice([1e3, 1e6, 1e12]).astype("float32") + np.float32(2000)
-        if "constant" in dirt:
+        if "constant" in damage:
             X[:, column] = rng.choice([0.0, 1.0, 1e6])
-        if "twice" in dirt:
+        if "twice" in damage:
             X[:, column] = X[:, 0]
-        if "zero" in dirt:
+        if "zero" in damage:
             X[row] = 0.0
-        if "tiny" in dirt:
+        if "tiny" in damage:
             X[:, column] = 1e-40
-        if "huge" in dirt:
+        if "huge" in damage:
             X[row, column] = rng.choice([1e30, -3.4e38, 1e20])
-        if "huge_row" in dirt:
+        if "huge_row" in damage:
             X[row] = 1e25
-        if "nan" in dirt:
+        if "nan" in damage:
             X[rng.random(X.shape) < 0.1] = np.nan
-        if "inf" in dirt:
+        if "inf" in damage:
             X[row, column] = rng.choice([np.inf, -np.inf])
-        if "large_target" in dirt:
+        if "large_target" in damage:
             y = (y * rng.choice([1e4, 1e12, 1e30])).astype("float32")
-        if "constant_target" in dirt and not is_classification:
+        if "constant_target" in damage and not is_classification:
             y[:] = rng.choice([0.0, 1.0])
-        if "nan_target" in dirt and rng.random() < 0.2:
+        if "nan_target" in damage and rng.random() < 0.2:
             y[row] = np.nan
     if is_classification:
-        return X, np.arange(n_rows) % 2 if n_rows < 4 else (y > 0).astype("int64"), dirt
-    return X, y.astype("float32"), dirt
+        codes = np.arange(n_rows) % 2 if n_rows < 4 else (y > 0).astype("int64")
+        return X, codes, damage
+    return X, y.astype("float32"), damage
 
 
 # -- trainings -----------------------------------------------------------------------
 
 
 def drawn(seed):
-    """Estimator, table, and what there is to say of it."""
+    """Return an estimator, a table with target, and a description."""
     rng = np.random.default_rng(seed)
 
     def one_of(things):
         return things[int(rng.integers(len(things)))]
 
     is_classification = rng.random() < 0.4
-    door = one_of(["skorch", "sklearn"])
+    library = one_of(["skorch", "sklearn"])
     losses = CLASS_LOSSES if is_classification else VALUE_LOSSES
-    loss = one_of(losses[door])
+    loss = one_of(losses[library])
     params = {}
     if rng.random() < 0.4:
         loss, params["criterion__name"] = ByHand, one_of(losses["by_hand"])
     n_parts = int(rng.integers(0, 4))
     names = [*LAYERS, *OPERATIONS]
     chain = tuple(one_of(names) for _ in range(n_parts))
-    # Up to a rate of 1 in half of the draws, up to 1e38 in the others.
+    # Learning rates up to 1 in half of the draws, up to 1e38 in the others.
     exponent = rng.uniform(-6, 0) if rng.random() < 0.5 else rng.uniform(0, 38)
     name = one_of(list(OPTIMIZERS))
     optimizer, options = OPTIMIZERS[name]
@@ -351,14 +353,14 @@ def drawn(seed):
         "module__gain": one_of([1.0, 1.0, 0.0, 30.0, 1e6]),
         "module__is_flat": bool(rng.random() < 0.4),
     }
-    X, y, dirt = table(rng, is_classification)
+    X, y, damage = table(rng, is_classification)
     n_outputs = 2 if is_classification else 1
-    if door == "skorch":
+    if library == "skorch":
         params |= {"module__n_features_in": X.shape[1], "module__n_outputs": n_outputs}
         kinds = [GuardedNet, GuardedNetRegressor]
         if is_classification:
             kinds = [GuardedNetClassifier]
-        elif rng.random() < 0.9:  # else it is broadcast, as it happens to people
+        elif rng.random() < 0.9:  # otherwise y is broadcast, a common mistake
             y = y[:, None]
         kind = one_of(kinds)
         options = {"iterator_train__shuffle": bool(rng.random() < 0.5)}
@@ -380,15 +382,15 @@ def drawn(seed):
         model = kind(criterion=loss, **params)
         if rng.random() < 0.8:
             model = make_pipeline(NaNImputer(), SafeScaler(), model)
-    said = {
-        "seed": seed, "kind": kind.__name__, "loss": loss, "dirt": dirt, "n": X.shape,
-        "optimizer_name": name, **params,
+    description = {
+        "seed": seed, "kind": kind.__name__, "loss": loss, "damage": damage,
+        "n": X.shape, "optimizer_name": name, **params,
     }  # fmt: skip
-    return model, X, y, said
+    return model, X, y, description
 
 
 def faults_of(model, X):
-    """What of a fitted model is not finite."""
+    """Return descriptions of all that is not finite in a fitted model."""
     last = model[-1] if hasattr(model, "steps") else model
     net = getattr(last, "net_", last)
     faults = [
@@ -420,37 +422,37 @@ def faults_of(model, X):
 
 
 def outcome_of(seed):
-    """How a training has ended in a word, and what is wrong with it."""
-    model, X, y, said = drawn(seed)
+    """Return the outcome of a training, its faults and its description."""
+    model, X, y, description = drawn(seed)
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        # torch's own words on spreads of one row, shapes that differ and the like.
+        # torch warns about spreads of one row and shapes that differ.
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", DivergenceWarning)
         try:
             model.fit(X, y)
         except SknanError as error:
-            return "refused", [] if str(error) else ["no message"], said
+            return "refused", [] if str(error) else ["no message"], description
         except Exception as error:
-            if isinstance(error, ValueError) and re.search(WORDS, str(error)):
-                return "told", [], said
-            return "raised", [f"raised {type(error).__name__}: {error}"], said
+            if isinstance(error, ValueError) and re.search(MESSAGES, str(error)):
+                return "invalid", [], description
+            return "raised", [f"raised {type(error).__name__}: {error}"], description
         except Hang:
-            return "hung", ["does not end"], said
-        return "fitted", faults_of(model, X), said
+            return "hung", ["does not end"], description
+        return "fitted", faults_of(model, X), description
 
 
 @pytest.mark.parametrize("block", range(N_BLOCKS))
-def test_no_training_ends_in_a_number_that_is_none(block):
-    words = []
+def test_every_training_is_finite_or_refused(block):
+    outcomes = []
     for seed in range(block * N_DRAWS, (block + 1) * N_DRAWS):
-        word, faults, said = outcome_of(seed)
-        assert not faults, f"{faults} of {said}"
-        words.append(word)
-    # Many are hopeless, and are to be refused; but not all.
-    assert words.count("fitted") >= N_DRAWS // 5
+        outcome, faults, description = outcome_of(seed)
+        assert not faults, f"{faults} of {description}"
+        outcomes.append(outcome)
+    # Many trainings are hopeless and must be refused, but not all.
+    assert outcomes.count("fitted") >= N_DRAWS // 5
 
 
-def test_the_same_seed_ends_the_same():
+def test_the_same_seed_gives_the_same_outcome():
     for seed in range(5):
         assert outcome_of(seed)[:2] == outcome_of(seed)[:2]

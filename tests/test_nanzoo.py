@@ -1,8 +1,8 @@
-"""Ways in which training goes non-finite in the wild, with our parts in their place.
+"""Trainings that become non-finite, with the fragile operation replaced by sknan's.
 
 Each case of the collection is a net that plain skorch trains into NaN, and a healthy
-variant of it. Here the one operation to blame is replaced by ours: nothing becomes
-non-finite any more, and the score is that of the healthy variant.
+variant of it. Here the operation at fault is replaced by that of sknan. The training is
+then finite, and the score is that of the healthy variant.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def zoo():
         sys.path.remove(str(SHARED))
 
 
-class Of(nn.Module):
-    """A function as a module."""
+class Apply(nn.Module):
+    """Module of a function."""
 
     def __init__(self, function):
         super().__init__()
@@ -46,7 +46,7 @@ class Of(nn.Module):
 
 
 def with_part(module, **parts):
-    """A constructor of ``module`` that then puts other parts in place."""
+    """Return a constructor of ``module`` that replaces some submodules."""
 
     def build(**given):
         net = module(**given)
@@ -58,7 +58,7 @@ def with_part(module, **parts):
 
 
 def part(name, function):
-    """Replace one submodule."""
+    """Return a remedy that replaces one submodule."""
     return lambda zoo, module: {"module": with_part(module, **{name: function})}
 
 
@@ -67,7 +67,7 @@ def bce_of_probabilities(p, y):
     return -(y * sf.log(p) + (1 - y) * sf.log(1 - p)).mean()
 
 
-def batch_standardise(norm_class):
+def batch_standardize(norm_class):
     class Safe(norm_class):
         def forward(self, h):
             if not self.training:
@@ -96,7 +96,7 @@ def weight_normed(zoo, module):
     return {"module": build}
 
 
-def softmax_of_ours(zoo, module):
+def safe_softmax(zoo, module):
     build = with_part(zoo.SoftmaxByHand, softmax=lambda: sa.SafeSoftmax(1))
     return {"module": build, "criterion": sl.ProbabilityNLLLoss}
 
@@ -105,31 +105,31 @@ def criterion(make):
     return lambda zoo, module: {"criterion": make}
 
 
-# What stands in for the operation to blame.
+# Replacement of the operation at fault.
 REMEDIES = {
-    "act_softmax_by_hand": softmax_of_ours,
+    "act_softmax_by_hand": safe_softmax,
     "act_attention_all_padded": lambda zoo, module: {
         "module": with_part(
             zoo.AttentionPool,
-            pool=lambda: Of(lambda score, pad: sf.softmax(score, 1, mask=~pad)),
+            pool=lambda: Apply(lambda score, pad: sf.softmax(score, 1, mask=~pad)),
         )
     },
     "act_log_of_relu": part("gate", lambda: nn.Sequential(nn.ReLU(), sa.SafeLog1p())),
     "act_naive_softplus": part("positive", sa.SafeSoftplus),
     "act_row_share_zero_sum": part(
-        "share", lambda: Of(lambda x: sf.divide(x, x.sum(1, keepdim=True)))
+        "share", lambda: Apply(lambda x: sf.divide(x, x.sum(1, keepdim=True)))
     ),
     "act_log1p_of_refund": part(
         "log",
-        lambda: Of(lambda x: torch.cat([sf.log1p(x[:, :1]), x[:, 1:]], 1)),
+        lambda: Apply(lambda x: torch.cat([sf.log1p(x[:, :1]), x[:, 1:]], 1)),
     ),
     "act_gem_pool_of_negatives": part(
-        "pool", lambda: Of(lambda h: sf.power(torch.relu(h).pow(3).mean(1), 1 / 3))
+        "pool", lambda: Apply(lambda h: sf.power(torch.relu(h).pow(3).mean(1), 1 / 3))
     ),
-    "loss_bce_by_hand": criterion(lambda: Of(bce_of_probabilities)),
+    "loss_bce_by_hand": criterion(lambda: Apply(bce_of_probabilities)),
     "loss_mape_zero_target": criterion(sl.MAPELoss),
     "loss_rmsle_negative_prediction": criterion(
-        lambda: Of(lambda p, y: sf.sqrt(sl.MSLELoss()(p, y)))
+        lambda: Apply(lambda p, y: sf.sqrt(sl.MSLELoss()(p, y)))
     ),
     "loss_negative_sigma": criterion(sl.GaussianNLLLoss),
     "loss_all_targets_ignored": criterion(sl.CrossEntropyLoss),
@@ -137,25 +137,25 @@ REMEDIES = {
     "loss_focal_gamma_below_one": criterion(lambda gamma=0.5: sl.FocalLoss(gamma)),
     "loss_rmse_perfect_batch": criterion(sl.RMSELoss),
     "arch_where_sqrt_trap": part(
-        "act", lambda: Of(lambda h: torch.where(h > 0, sf.sqrt(h), 0.1 * h))
+        "act", lambda: Apply(lambda h: torch.where(h > 0, sf.sqrt(h), 0.1 * h))
     ),
     "arch_std_of_last_lone_row": lambda zoo, module: {
         "module": with_part(
-            module, norm=lambda: batch_standardise(zoo.BatchStandardise)(32)
+            module, norm=lambda: batch_standardize(zoo.BatchStandardise)(32)
         )
     },
     "arch_std_plus_eps_dead_sensor": part("norm", sa.SafeStandardize),
     "arch_unit_norm_of_zero_row": part("norm", lambda: sa.SafeNormalize(1)),
     "arch_hypot_calm_wind": part(
-        "speed", lambda: Of(lambda uv: sf.hypot(uv[:, :1], uv[:, 1:]))
+        "speed", lambda: Apply(lambda uv: sf.hypot(uv[:, :1], uv[:, 1:]))
     ),
     "arch_weight_norm_zero_init": weight_normed,
 }
-# Where the operation was not all that was wrong: what else the healthy variant changes,
-# with whose data and settings the score is compared then.
-NOT_ALL = {
-    "act_softmax_by_hand": "inputs in the thousands, now standardised",
-    "act_naive_softplus": "inputs in the thousands, now standardised",
+# Cases in which the operation was not the only fault, with the other changes of the
+# healthy variant. Its data and settings are used for the score.
+OTHER_FAULTS = {
+    "act_softmax_by_hand": "inputs in the thousands, now standardized",
+    "act_naive_softplus": "inputs in the thousands, now standardized",
     "loss_log_cosh_overflow": "too few epochs for a target around 150",
     "arch_weight_norm_zero_init": "a layer of zeros, whose direction nothing can learn",
 }
@@ -173,19 +173,21 @@ def case_of(zoo, name):
     return {case.name: case for case in zoo.CASES}[name]
 
 
-def test_every_fragile_operation_of_the_collection_has_a_remedy(zoo):
+def test_every_fragile_operation_of_the_collection_has_a_replacement(zoo):
     fragile = {"activation", "loss", "architecture"}
     assert {c.name for c in zoo.CASES if c.category in fragile} == set(REMEDIES)
 
 
 @by_case
-def test_with_ours_in_its_place_training_stays_finite_and_ends_as_well(zoo, name):
+def test_training_with_the_replacement_is_finite_and_scores_as_the_healthy_variant(
+    zoo, name
+):
     case = case_of(zoo, name)
     fragile, healthy = case.make(), case.healthy()
     remedy = REMEDIES[name](zoo, fragile["module"])
     finite, found = train(fragile | remedy)
     assert finite
-    if name in NOT_ALL:
+    if name in OTHER_FAULTS:
         finite, found = train(healthy | remedy)
         assert finite
     _, expected = train(healthy)

@@ -40,7 +40,7 @@ def classes():
     X, y = make_classification(
         n_samples=240, n_features=6, n_informative=4, n_classes=3, random_state=0
     )
-    X[:, 5] = X[:, 5] > 0  # a mark of two values
+    X[:, 5] = X[:, 5] > 0  # an indicator column
     return X.astype(np.float32), np.array(["a", "b", "c"])[y]
 
 
@@ -62,13 +62,13 @@ def small_regressor(**changes):
     )
 
 
-# -- what is averaged ------------------------------------------------------------------
+# -- averages --------------------------------------------------------------------------
 
 
-def test_probabilities_are_the_mean_of_those_of_the_networks(classes):
+def test_probabilities_are_the_mean_over_the_networks(classes):
     X, y = classes
     model = small_classifier().fit(X, y)
-    each = [its.predict_proba(X) for its in model.estimators_]
+    each = [member.predict_proba(X) for member in model.estimators_]
     mean = model.predict_proba(X)
     np.testing.assert_allclose(mean, np.mean(each, axis=0), atol=1e-6)
     np.testing.assert_allclose(mean.sum(axis=1), 1.0, atol=1e-6)
@@ -78,21 +78,21 @@ def test_probabilities_are_the_mean_of_those_of_the_networks(classes):
     np.testing.assert_array_equal(model.predict_log_proba(X), np.log(mean))
 
 
-def test_predictions_are_the_mean_in_the_units_of_y(numbers):
+def test_predictions_are_the_mean_over_the_networks_in_the_units_of_y(numbers):
     X, y = numbers
     model = small_regressor().fit(X, y)
-    each = [its.predict(X) for its in model.estimators_]
+    each = [member.predict(X) for member in model.estimators_]
     np.testing.assert_allclose(model.predict(X), np.mean(each, axis=0), rtol=1e-12)
     assert model.predict(X).shape == y.shape
 
 
-def test_several_targets(numbers):
+def test_several_targets_can_be_predicted(numbers):
     X, y = numbers
     targets = np.column_stack([y, -y])
     assert small_regressor().fit(X, targets).predict(X).shape == targets.shape
 
 
-def test_the_mean_is_better_than_the_networks(classes, numbers):
+def test_the_mean_is_better_than_the_networks_on_average(classes, numbers):
     X, y = classes
     model = small_classifier().fit(X[:160], y[:160])
     losses = [log_loss(y[160:], m.predict_proba(X[160:])) for m in model.estimators_]
@@ -105,35 +105,16 @@ def test_the_mean_is_better_than_the_networks(classes, numbers):
     assert mean_squared_error(y[160:], model.predict(X[160:])) < np.mean(errors)
 
 
-def test_a_mean_of_the_largest_numbers_does_not_overflow():
+def test_the_mean_of_the_largest_floats_does_not_overflow():
     X = np.linspace(-1, 1, 40, dtype=np.float32).reshape(-1, 1)
     y = np.where(X[:, 0] > 0, 1.7e308, 1.6e308)
     assert np.isfinite(small_regressor().fit(X, y).predict(X)).all()
 
 
-# -- which rows each network holds out -------------------------------------------------
+# -- validation rows and batches -------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_rows", [5, 23, 100])
-def test_folds_are_of_one_size_and_never_overlap(n_rows):
-    parts = [ValidationFold(i, 5, seed=3).split(n_rows) for i in range(5)]
-    held = np.concatenate([valid for _, valid in parts])
-    assert len(set(held)) == len(held) == n_rows // 5 * 5
-    for train, valid in parts:
-        assert len(valid) == n_rows // 5
-        assert sorted([*train, *valid]) == list(range(n_rows))
-
-
-def test_folds_hold_each_class_in_proportion():
-    codes = np.repeat([0, 1, 2], [100, 50, 12])
-    np.random.default_rng(0).shuffle(codes)
-    for i in range(5):
-        train, valid = ValidationFold(i, 5, seed=0).split(len(codes), codes)
-        assert abs(np.bincount(codes[valid]) - [20, 10, 2.4]).max() <= 1
-        assert np.bincount(codes[train]).min() > 0
-
-
-def test_each_network_is_what_its_fit_without_the_others_gives(numbers):
+def test_each_network_equals_one_that_is_fitted_alone(numbers):
     X, y = numbers
     model = small_regressor().fit(X, y)
     for number, member in enumerate(model.estimators_):
@@ -144,16 +125,16 @@ def test_each_network_is_what_its_fit_without_the_others_gives(numbers):
         plan.run()
         alone._finish(plan)
         assert alone.best_epoch_ == member.best_epoch_
-        for mine, its in zip(
+        for stacked, single in zip(
             member.net_.module_.parameters(),
             alone.net_.module_.parameters(),
             strict=True,
         ):
-            # A stack rounds otherwise, by some last bits.
-            torch.testing.assert_close(mine, its, atol=1e-4, rtol=0.0)
+            # Operations of a stack differ in rounding.
+            torch.testing.assert_close(stacked, single, atol=1e-4, rtol=0.0)
 
 
-def test_a_sixth_network_holds_out_a_part_of_another_deal(classes):
+def test_a_sixth_network_holds_out_a_fold_of_another_partition(classes):
     X, y = classes
     model = small_classifier().set_params(n_estimators=6).fit(X, y)
     jobs = model._jobs(X, y, None)
@@ -163,16 +144,16 @@ def test_a_sixth_network_holds_out_a_part_of_another_deal(classes):
     assert len(model.estimators_) == 6
 
 
-def test_without_early_stopping_each_trains_on_all_rows(numbers):
+def test_without_early_stopping_each_network_trains_on_all_rows(numbers):
     X, y = numbers
     model = small_regressor(early_stopping=False).fit(X, y)
-    assert [its.best_epoch_ for its in model.estimators_] == [None] * 5
-    first, second = (its.predict(X[:3]) for its in model.estimators_[:2])
+    assert [member.best_epoch_ for member in model.estimators_] == [None] * 5
+    first, second = (member.predict(X[:3]) for member in model.estimators_[:2])
     assert (first != second).any()
 
 
 @pytest.mark.parametrize("n_rows", [2, 3, 5, 7])
-def test_a_handful_of_rows_is_enough(n_rows):
+def test_a_few_rows_are_enough(n_rows):
     X = np.arange(n_rows, dtype=float).reshape(-1, 1)
     assert np.isfinite(small_regressor().fit(X, X[:, 0]).predict(X)).all()
     model = small_classifier().fit(X, np.arange(n_rows) > 0)
@@ -191,11 +172,13 @@ def test_a_handful_of_rows_is_enough(n_rows):
         (100_000, 7, 7),
     ],
 )
-def test_batches_go_by_the_number_of_rows(n_rows, batch_size, expected):
+def test_the_automatic_batch_size_depends_on_the_number_of_rows(
+    n_rows, batch_size, expected
+):
     assert StableNetRegressor(batch_size=batch_size).rows_per_batch(n_rows) == expected
 
 
-def test_an_automatic_batch_is_the_one_of_that_size(numbers):
+def test_an_automatic_batch_size_equals_the_same_size_given(numbers):
     X, y = numbers
     options = {"max_epochs": 2, "random_state": 0}
     auto = StableNetRegressor(batch_size="auto", **options).fit(X, y)
@@ -206,7 +189,7 @@ def test_an_automatic_batch_is_the_one_of_that_size(numbers):
 # -- scikit-learn's conventions --------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_whatever_n_jobs(classes):
+def test_predictions_depend_on_the_seed_and_not_on_n_jobs(classes):
     X, y = classes
     one = small_classifier().fit(X, y).predict_proba(X)
     two = small_classifier().set_params(n_jobs=2).fit(X, y).predict_proba(X)
@@ -215,14 +198,14 @@ def test_the_same_seed_gives_the_same_whatever_n_jobs(classes):
     assert (one != other.predict_proba(X)).any()
 
 
-def test_it_is_the_same_after_pickling(classes):
+def test_a_pickled_ensemble_gives_the_same_predictions(classes):
     X, y = classes
     model = small_classifier().fit(X, y)
     again = pickle.loads(pickle.dumps(model))
     assert (again.predict_proba(X) == model.predict_proba(X)).all()
 
 
-def test_parameters_of_the_network_are_reached_by_their_names(numbers):
+def test_set_params_reaches_parameters_of_the_network(numbers):
     X, y = numbers
     model = small_regressor()
     model.set_params(estimator__lr=0.01, estimator__module__width=8)
@@ -231,7 +214,7 @@ def test_parameters_of_the_network_are_reached_by_their_names(numbers):
     assert model.estimators_[3].net_.module_.head.in_features == 8
 
 
-def test_names_of_columns_reach_the_message(classes):
+def test_messages_contain_column_names(classes):
     X, y = classes
     table = pd.DataFrame(X, columns=list("abcdef"))
     model = small_classifier().fit(table, y)
@@ -246,7 +229,7 @@ def test_names_of_columns_reach_the_message(classes):
     assert str(refusal.value) == message
 
 
-def test_weights_of_rows_reach_the_networks(numbers):
+def test_sample_weights_reach_the_networks(numbers):
     X, y = numbers
     weight = (np.arange(len(y)) < 120).astype(float)
     spoilt = np.where(weight > 0, y, 1e6)
@@ -262,7 +245,7 @@ def test_weights_of_rows_reach_the_networks(numbers):
         (StableNetEnsembleRegressor, "regressor"),
     ],
 )
-def test_the_default_network_is_the_one_that_is_documented(ensemble, name):
+def test_the_default_network_is_the_documented_one(ensemble, name):
     network = default_network(name)
     text = " ".join(ensemble.__doc__.split())
     stated = text.split(f"{type(network).__name__}( ")[1].split(")``")[0]
@@ -281,10 +264,10 @@ def test_columns_of_two_values_are_not_embedded(classes):
     assert embedding.columns.tolist() == [0, 1, 2, 3, 4]
 
 
-# -- when something is wrong -----------------------------------------------------------
+# -- errors and warnings ---------------------------------------------------------------
 
 
-def test_what_cannot_be_trained_is_an_error_that_names_the_network(numbers):
+def test_the_error_of_a_failed_training_names_the_network(numbers):
     X, y = numbers
     model = small_regressor(
         optimizer="sgd", lr=1e30, on_nonfinite="raise", early_stopping=False
@@ -296,26 +279,26 @@ def test_what_cannot_be_trained_is_an_error_that_names_the_network(numbers):
     ]
 
 
-def test_a_rescue_is_told_once_and_reported(numbers):
+def test_recoveries_give_one_warning_and_all_reports(numbers):
     X, y = numbers
     model = small_regressor(optimizer="sgd", lr=1e30, early_stopping=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(X, y)
-    (said,) = (w.message for w in caught if w.category is DivergenceWarning)
-    reports = [r for its in model.estimators_ for r in its.nonfinite_reports_]
+    (summary,) = (w.message for w in caught if w.category is DivergenceWarning)
+    reports = [r for member in model.estimators_ for r in member.nonfinite_reports_]
     assert model.nonfinite_reports_ == reports
     assert len(reports) >= 5
     first = model.estimators_[0]
     n_failed = len(first.nonfinite_reports_)
-    assert str(said) == (
+    assert str(summary) == (
         "5 of 5 networks were rescued in training. The first: Training failed "
         f"{'once' if n_failed == 1 else f'{n_failed} times'} and was rescued; it went "
         f"on with lr={first.effective_lr_:.3g} instead of lr=1e+30. First failure: "
         f"{reports[0]}"
     )
-    assert said.report is first.nonfinite_reports_[0]
-    assert model.effective_lr_ == min(its.effective_lr_ for its in model.estimators_)
+    assert summary.report is first.nonfinite_reports_[0]
+    assert model.effective_lr_ == min(m.effective_lr_ for m in model.estimators_)
     assert np.isfinite(model.predict(X)).all()
 
 
@@ -344,12 +327,12 @@ def test_a_rescue_is_told_once_and_reported(numbers):
         ),
     ],
 )
-def test_what_it_cannot_do_is_refused(model, message):
+def test_invalid_parameters_are_refused(model, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         model.fit([[0.0], [1.0]], [0, 1])
 
 
-def test_there_is_a_network_for_two_tasks_only():
+def test_an_unknown_kind_of_default_network_is_refused():
     message = "estimator must be 'classifier' or 'regressor', got 'ranker'."
     with pytest.raises(ValueError, match=f"^{message}$"):
         default_network("ranker")

@@ -1,4 +1,4 @@
-"""How StableNetClassifier and StableNetRegressor behave."""
+"""Behavior of StableNetClassifier and StableNetRegressor."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ LABELS = (X[:, 0] + X[:, 1] > 0).astype(int)
 VALUES = X[:, 0] - 2 * X[:, 1]
 
 FAST = {"max_epochs": 3, "random_state": 0}
-DOORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
-both = pytest.mark.parametrize(("door", "y"), DOORS, ids=["classifier", "regressor"])
+ESTIMATORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
+both = pytest.mark.parametrize(
+    ("Estimator", "y"), ESTIMATORS, ids=["classifier", "regressor"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +65,12 @@ def raw_scores(model, X):
 
 
 class Recorder(Callback):
-    """Keeps what each epoch ended with."""
+    """Callback that records losses, weights, learning rates and batch sizes."""
 
     def initialize(self):
         self.losses_ = []
         self.weights_ = []
-        self.rates_ = []
+        self.learning_rates_ = []
         return self
 
     def on_batch_begin(self, net, batch=None, training=None, **_):
@@ -78,10 +80,10 @@ class Recorder(Callback):
     def on_epoch_end(self, net, **_):
         self.losses_.append(net.history[-1].get("valid_loss"))
         self.weights_.append([p.detach().clone() for p in net.module_.parameters()])
-        self.rates_.append(net.history[-1, "lr"])
+        self.learning_rates_.append(net.history[-1, "lr"])
 
 
-# -- what comes back -----------------------------------------------------------------
+# -- outputs -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ class Recorder(Callback):
     [["no", "yes"], [False, True], [-3, 7], [1.0, 2.0], np.array(["b", "é"], object)],
     ids=str,
 )
-def test_labels_come_back_as_they_were(names):
+def test_predicted_labels_have_the_values_and_dtype_of_y(names):
     names = np.asarray(names)
     y = names[LABELS]
     model = StableNetClassifier(lr=0.01, max_epochs=40, random_state=0).fit(X, y)
@@ -111,36 +113,36 @@ def test_labels_come_back_as_they_were(names):
     ],
     ids=["string", "category", "list", "polars"],
 )
-def test_labels_may_come_in_any_container(y):
+def test_y_can_be_any_container_of_labels(y):
     model = StableNetClassifier(lr=0.01, max_epochs=40, random_state=0).fit(X, y)
     assert model.classes_.tolist() == ["no", "yes"]
     assert np.mean(model.predict(X) == np.asarray(y)) > 0.9
 
 
-def test_the_order_and_the_names_of_classes_change_nothing():
+def test_the_names_of_classes_do_not_change_the_network():
     plain = StableNetClassifier(**FAST).fit(X, LABELS)
     named = StableNetClassifier(**FAST).fit(X, np.array(["a", "b"])[LABELS])
     np.testing.assert_array_equal(plain.predict_proba(X), named.predict_proba(X))
 
 
-def test_probabilities_are_one_row_per_sample_and_sum_to_one():
+def test_probabilities_have_a_row_per_sample_and_sum_to_one():
     y = np.digitize(X[:, 0], [-0.5, 0.5])
     model = StableNetClassifier(**FAST).fit(X, y)
     proba = model.predict_proba(X)
     assert proba.shape == (60, 3)
     assert proba.dtype == np.float32
-    # A softmax of three terms is right to a few units of float32's last place.
+    # Rounding errors of a softmax with three terms.
     np.testing.assert_allclose(proba.sum(axis=1), 1.0, atol=1e-6)
     np.testing.assert_array_equal(model.predict(X), model.classes_[proba.argmax(1)])
     np.testing.assert_allclose(model.predict_log_proba(X), np.log(proba), rtol=1e-6)
 
 
-def test_log_probabilities_of_the_surest_network_are_finite():
-    sure = nn.Linear(4, 2)
+def test_log_probabilities_of_zero_probabilities_are_finite():
+    certain = nn.Linear(4, 2)
     with torch.no_grad():
-        sure.weight.copy_(torch.tensor([[1e4, 0, 0, 0], [-1e4, 0, 0, 0]]))
+        certain.weight.copy_(torch.tensor([[1e4, 0, 0, 0], [-1e4, 0, 0, 0]]))
     model = StableNetClassifier(
-        sure, lr=1e-30, max_epochs=1, clip_norm=None, random_state=0
+        certain, lr=1e-30, max_epochs=1, clip_norm=None, random_state=0
     ).fit(X, LABELS)
     assert (model.predict_proba(X) == 0).any()
     assert np.isfinite(model.predict_log_proba(X)).all()
@@ -149,7 +151,7 @@ def test_log_probabilities_of_the_surest_network_are_finite():
 @pytest.mark.parametrize(
     ("shape", "n_targets"), [((60,), 1), ((60, 1), 1), ((60, 2), 2), ((60, 3), 3)]
 )
-def test_the_shape_of_the_target_comes_back(shape, n_targets):
+def test_predictions_have_the_shape_of_the_target(shape, n_targets):
     y = np.column_stack([VALUES * (j + 1) for j in range(n_targets)]).reshape(shape)
     model = StableNetRegressor(lr=0.01, max_epochs=60, random_state=0).fit(X, y)
     assert model.predict(X).shape == shape
@@ -157,7 +159,7 @@ def test_the_shape_of_the_target_comes_back(shape, n_targets):
     assert model.score(X, y) > 0.9
 
 
-def test_a_column_and_a_vector_are_one_target():
+def test_a_column_and_a_vector_give_the_same_predictions():
     flat = StableNetRegressor(**FAST).fit(X, VALUES)
     column = StableNetRegressor(**FAST).fit(X, VALUES[:, None])
     np.testing.assert_array_equal(flat.predict(X), column.predict(X)[:, 0])
@@ -174,12 +176,12 @@ def test_a_column_and_a_vector_are_one_target():
         (bool, np.float32),
     ],
 )
-def test_the_precision_of_the_target_comes_back(dtype, expected):
+def test_the_dtype_of_predictions_follows_that_of_the_target(dtype, expected):
     y = np.round(np.abs(VALUES) * 3).astype(dtype)
     assert StableNetRegressor(**FAST).fit(X, y).predict(X).dtype == expected
 
 
-def test_integers_beyond_float32_come_back_in_float64():
+def test_predictions_for_integers_beyond_float32_are_float64():
     y = 10**12 + np.round(VALUES * 100).astype(np.int64)
     model = StableNetRegressor(lr=0.01, max_epochs=60, random_state=0).fit(X, y)
     assert model.predict(X).dtype == np.float64
@@ -196,22 +198,22 @@ def test_the_units_of_the_target_do_not_matter(scale, offset):
     model = clone(plain).fit(X, y)
     predicted = model.predict(X)
     assert np.isfinite(predicted).all()
-    # Compared in units of training: r2 itself overflows at 1e300. The offset costs y up
-    # to 1e-7 of its spread, which training magnifies.
+    # Compared in standardized units, since r2 overflows at 1e300. Adding the offset
+    # changes y by up to 1e-7 of its spread, and training amplifies the difference.
     reference = plain.fit(X, VALUES).predict(X)
     np.testing.assert_allclose((predicted - offset) / scale, reference, atol=0.05)
 
 
-def test_a_constant_target_is_predicted_exactly_enough():
+def test_a_constant_target_is_predicted_closely():
     for value in (0.0, 5.0, -1e30, 1e300):
         model = StableNetRegressor(**FAST).fit(X, np.full(60, value))
         predicted = model.predict(X)
         assert np.isfinite(predicted).all()
-        # What was standardised by 1 leaves the untrained network's output, about 1.
+        # The scale of a constant is 1, and the output of an untrained network about 1.
         assert np.abs(predicted - value).max() <= max(3.0, abs(value) * 1e-6)
 
 
-def test_targets_of_both_signs_at_the_edge_of_float64_are_learnt():
+def test_targets_of_both_signs_near_the_largest_float64_are_learned():
     y = np.where(LABELS, 1.7e308, -1.7e308)
     model = StableNetRegressor(lr=0.01, max_epochs=40, random_state=0).fit(X, y)
     predicted = model.predict(X)
@@ -231,7 +233,7 @@ def test_poisson_predictions_are_positive_and_in_units_of_counts():
     assert 0.8 < predicted.mean() / counts.mean() < 1.2
 
 
-def test_torchs_own_poisson_loss_answers_in_counts_too():
+def test_the_poisson_loss_of_torch_gives_the_same_counts():
     counts = np.random.default_rng(0).poisson(np.exp(1 + X[:, 0]))
     named = StableNetRegressor(criterion="poisson", **FAST).fit(X, counts)
     torchs = StableNetRegressor(criterion=nn.PoissonNLLLoss, **FAST).fit(X, counts)
@@ -241,7 +243,7 @@ def test_torchs_own_poisson_loss_answers_in_counts_too():
 @pytest.mark.parametrize(
     "criterion", ["mse", "mae", "huber", "squared_error", "absolute_error", nn.MSELoss]
 )
-def test_every_loss_for_numbers_learns(criterion):
+def test_every_regression_loss_learns(criterion):
     model = StableNetRegressor(
         criterion=criterion, lr=0.01, max_epochs=60, random_state=0
     )
@@ -258,7 +260,7 @@ def test_a_binary_loss_gives_two_columns_of_probabilities():
     assert model.score(X, np.where(LABELS, "yes", "no")) > 0.9
 
 
-def test_modules_that_end_in_probabilities_are_taken_at_their_word():
+def test_outputs_that_are_probabilities_are_not_transformed():
     sigmoid = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid())
     log_softmax = nn.Sequential(nn.Linear(4, 2), nn.LogSoftmax(dim=1))
     for module, criterion in ((sigmoid, nn.BCELoss), (log_softmax, nn.NLLLoss)):
@@ -270,18 +272,18 @@ def test_modules_that_end_in_probabilities_are_taken_at_their_word():
 
 
 @both
-def test_nothing_can_be_asked_before_fit(door, y):
+def test_predict_before_fit_raises(Estimator, y):
     with pytest.raises(NotFittedError) as caught:
-        door().predict(X)
+        Estimator().predict(X)
     assert str(caught.value) == (
-        f"This {door.__name__} instance is not fitted yet. Call 'fit' with appropriate "
-        "arguments before using this estimator."
+        f"This {Estimator.__name__} instance is not fitted yet. Call 'fit' with "
+        "appropriate arguments before using this estimator."
     )
 
 
 @both
-def test_the_fitted_attributes_are_the_documented_ones(door, y):
-    model = door(**FAST).fit(pd.DataFrame(X, columns=list("abcd")), y)
+def test_fitted_attributes_have_the_documented_values(Estimator, y):
+    model = Estimator(**FAST).fit(pd.DataFrame(X, columns=list("abcd")), y)
     assert model.n_iter_ == 3
     assert model.best_epoch_ is None
     assert model.nonfinite_reports_ == []
@@ -296,21 +298,21 @@ def test_the_fitted_attributes_are_the_documented_ones(door, y):
 
 
 @both
-def test_a_row_is_predicted_alike_alone_and_among_others(door, y):
-    model = door(**FAST).fit(X, y)
+def test_the_prediction_of_a_row_does_not_depend_on_other_rows(Estimator, y):
+    model = Estimator(**FAST).fit(X, y)
     whole = raw_scores(model, X)
     single = np.concatenate([raw_scores(model, X[i : i + 1]) for i in range(60)])
-    # The order of the sums in a matrix product depends on its shape.
+    # The order of summation in a matrix product depends on its shape.
     np.testing.assert_allclose(single, whole, rtol=1e-4, atol=1e-6)
 
 
 @both
-def test_a_table_of_several_batches_is_predicted_like_its_parts(door, y):
-    model = door(**FAST).fit(X, y)
+def test_a_table_of_several_batches_has_the_predictions_of_its_parts(Estimator, y):
+    model = Estimator(**FAST).fit(X, y)
     long = np.random.default_rng(1).normal(size=(2**18 + 1, 4))
     scores = raw_scores(model, long)
     assert len(scores) == len(long)
-    # As above; and no row of the border between two batches is lost or doubled.
+    # These rows include the border between two batches.
     for part in (slice(0, 3), slice(2**18 - 2, 2**18 + 1)):
         np.testing.assert_allclose(
             scores[part], raw_scores(model, long[part]), rtol=1e-4, atol=1e-6
@@ -323,8 +325,8 @@ def test_dropout_is_off_at_predict():
 
 
 @both
-def test_predict_leaves_its_input_alone(door, y):
-    model = door(
+def test_predict_does_not_change_its_input(Estimator, y):
+    model = Estimator(
         nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2 if y is LABELS else 1)),
         **FAST,
     )
@@ -350,7 +352,7 @@ def test_outputs_that_overflow_are_refused():
 
 
 @pytest.mark.parametrize("criterion", ["mse", "poisson"])
-def test_predictions_far_away_stay_finite(criterion):
+def test_predictions_far_outside_the_training_data_are_finite(criterion):
     y = np.abs(VALUES) * (1e300 if criterion == "mse" else 1)
     model = StableNetRegressor(nn.Linear(4, 1), criterion=criterion, **FAST).fit(X, y)
     predicted = model.predict(X * 1e30)
@@ -369,27 +371,27 @@ def test_predictions_far_away_stay_finite(criterion):
         max_size=6,
     )
 )
-def test_any_table_ends_in_finite_answers_or_in_our_own_error(cells):
+def test_any_table_gives_finite_predictions_or_an_error_of_sknan(cells):
     table = X[:24].copy()
     for row, column, value in cells:
         table[row, column] = value
     model = StableNetRegressor(max_epochs=2, random_state=0, module__width=8)
     limit = np.finfo(np.float32).max
-    is_fit_for_float32 = bool((np.abs(table) <= limit).all())
+    fits_float32 = bool((np.abs(table) <= limit).all())
     try:
         predicted = fit_quietly(model, table, VALUES[:24]).predict(table)
     except NonFiniteDataError:
-        assert not is_fit_for_float32
+        assert not fits_float32
     except NonFiniteTrainingError:
-        assert np.abs(table).max() > 1e15  # nothing short of this overflows the network
+        assert np.abs(table).max() > 1e15  # smaller values do not overflow the network
     else:
-        assert is_fit_for_float32
+        assert fits_float32
         assert np.isfinite(predicted).all()
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.floats(width=64), min_size=24, max_size=24))
-def test_any_target_ends_in_finite_answers_or_in_our_own_error(values):
+def test_any_target_gives_finite_predictions_or_an_error_of_sknan(values):
     model = StableNetRegressor(max_epochs=2, random_state=0, module__width=8)
     try:
         predicted = fit_quietly(model, X[:24], np.array(values)).predict(X)
@@ -401,7 +403,7 @@ def test_any_target_ends_in_finite_answers_or_in_our_own_error(values):
 
 
 def fit_quietly(model, X, y):
-    """Fit, whether or not it needs a rescue, which is not the question here."""
+    """Fit the model and ignore warnings about recoveries."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
         return model.fit(X, y)
@@ -425,88 +427,94 @@ def fit_quietly(model, X, y):
     ],
     ids=["list", "pandas", "nullable", "polars", "fortran", "view", "big", "tensor"],
 )
-def test_any_container_of_numbers_gives_the_same_model(door, y, make):
-    model = door(**FAST).fit(make(X), y)
+def test_any_container_of_numbers_gives_the_same_model(Estimator, y, make):
+    model = Estimator(**FAST).fit(make(X), y)
     np.testing.assert_array_equal(
-        raw_scores(model, make(X)), raw_scores(door(**FAST).fit(X, y), X)
+        raw_scores(model, make(X)), raw_scores(Estimator(**FAST).fit(X, y), X)
     )
 
 
-def test_integers_and_flags_are_numbers():
+def test_integers_and_booleans_are_numbers():
     table = pd.DataFrame({"n": np.arange(60) % 7, "flag": LABELS.astype(bool)})
     model = StableNetClassifier(lr=0.02, max_epochs=60, random_state=0)
     assert model.fit(table, LABELS).score(table, LABELS) == 1.0
 
 
 @both
-def test_a_table_that_cannot_be_written_to_is_fine(door, y):
+def test_a_read_only_table_is_accepted(Estimator, y):
     table = X.astype(np.float32)
     table.flags.writeable = False
-    door(**FAST).fit(table, y).predict(table)
+    Estimator(**FAST).fit(table, y).predict(table)
 
 
 @both
-def test_tiny_tables_can_be_learnt(door, y):
+def test_tiny_tables_can_be_learned(Estimator, y):
     for n in (2, 3, 5):
         target = np.arange(n) % 2 if y is LABELS else y[:n]
-        model = door(**FAST).fit(X[:n], target)
+        model = Estimator(**FAST).fit(X[:n], target)
         assert np.isfinite(raw_scores(model, X)).all()
-    model = door(early_stopping=True, **FAST).fit(X[:4], [0, 1, 0, 1])
+    model = Estimator(early_stopping=True, **FAST).fit(X[:4], [0, 1, 0, 1])
     assert np.isfinite(raw_scores(model, X)).all()
 
 
-def test_a_class_of_one_row_can_be_held_out_or_not():
+def test_a_class_of_one_row_does_not_prevent_early_stopping():
     y = LABELS.copy()
     y[:1] = 2
     model = StableNetClassifier(early_stopping=True, **FAST).fit(X, y)
     assert model.predict_proba(X).shape == (60, 3)
 
 
-# -- weights of rows and classes -----------------------------------------------------
+# -- sample and class weights --------------------------------------------------------
 
 
 @both
-def test_a_weight_of_zero_is_like_leaving_the_row_out(door, y):
+def test_a_weight_of_zero_equals_removing_the_row(Estimator, y):
     weight = (np.arange(60) % 3 > 0).astype(float)
     kept = weight > 0
-    weighted = door(**FAST).fit(X, y, sample_weight=weight)
-    assert same_weights(weighted, door(**FAST).fit(X[kept], y[kept]))
+    weighted = Estimator(**FAST).fit(X, y, sample_weight=weight)
+    assert same_weights(weighted, Estimator(**FAST).fit(X[kept], y[kept]))
 
 
 @both
-def test_a_whole_weight_is_like_repeating_the_row(door, y):
-    # All rows in one batch: with several, other rows would meet in them.
+def test_an_integer_weight_equals_repeating_the_row(Estimator, y):
+    # In one batch: with several, the batches would contain different rows.
     weight = np.arange(60) % 3
     rows = np.repeat(np.arange(60), weight)
-    weighted = door(batch_size=200, **FAST).fit(X, y, sample_weight=weight)
-    assert same_weights(weighted, door(batch_size=200, **FAST).fit(X[rows], y[rows]))
+    weighted = Estimator(batch_size=200, **FAST).fit(X, y, sample_weight=weight)
+    assert same_weights(
+        weighted, Estimator(batch_size=200, **FAST).fit(X[rows], y[rows])
+    )
 
 
 @both
-def test_only_the_proportions_of_weights_matter(door, y):
+def test_only_the_proportions_of_weights_matter(Estimator, y):
     weight = np.random.default_rng(0).uniform(0.5, 2, size=60)
-    model = door(batch_size=16, **FAST).fit(X, y, weight)
-    # Powers of two are exact.
-    assert same_weights(model, door(batch_size=16, **FAST).fit(X, y, weight * 2**40))
-    assert same_weights(model, door(batch_size=16, **FAST).fit(X, y, weight * 2**-40))
-    assert not same_weights(model, door(batch_size=16, **FAST).fit(X, y))
+    model = Estimator(batch_size=16, **FAST).fit(X, y, weight)
+    # Multiplication by a power of two is exact.
+    assert same_weights(
+        model, Estimator(batch_size=16, **FAST).fit(X, y, weight * 2**40)
+    )
+    assert same_weights(
+        model, Estimator(batch_size=16, **FAST).fit(X, y, weight * 2**-40)
+    )
+    assert not same_weights(model, Estimator(batch_size=16, **FAST).fit(X, y))
 
 
 @both
-def test_equal_weights_are_no_weights(door, y):
-    model = door(batch_size=16, **FAST).fit(X, y, np.full(60, 7.0))
-    assert same_weights(model, door(batch_size=16, **FAST).fit(X, y))
+def test_equal_weights_have_no_effect(Estimator, y):
+    model = Estimator(batch_size=16, **FAST).fit(X, y, np.full(60, 7.0))
+    assert same_weights(model, Estimator(batch_size=16, **FAST).fit(X, y))
 
 
-def test_weights_draw_the_prediction_to_their_rows():
-    y = np.where(np.arange(60) % 2, 1.0, -1.0)  # nothing to learn but the mean
+def test_predictions_move_toward_rows_of_large_weight():
+    y = np.where(np.arange(60) % 2, 1.0, -1.0)  # only the mean can be learned
     model = StableNetRegressor(lr=0.01, max_epochs=40, random_state=0)
     high = model.fit(X, y, np.where(y > 0, 20.0, 1.0)).predict(X).mean()
     low = model.fit(X, y, np.where(y > 0, 1.0, 20.0)).predict(X).mean()
     assert low < 0 < high
 
 
-def test_a_class_weight_is_a_weight_of_its_rows():
+def test_a_class_weight_equals_a_weight_of_its_rows():
     by_dict = StableNetClassifier(class_weight={0: 1, 1: 3}, batch_size=16, **FAST)
     by_rows = StableNetClassifier(batch_size=16, **FAST)
     assert same_weights(
@@ -514,28 +522,30 @@ def test_a_class_weight_is_a_weight_of_its_rows():
     )
 
 
-def test_balanced_classes_count_alike():
+def test_balanced_classes_have_equal_influence():
     y = (np.arange(60) < 6).astype(int)
     plain = StableNetClassifier(module__depth=0, lr=0.05, max_epochs=60, random_state=0)
     balanced = clone(plain).set_params(class_weight="balanced")
     noise = np.zeros_like(X)
-    noise[:, 0] = np.arange(60) % 2  # two kinds of row, so that none has collapsed
+    noise[:, 0] = (
+        np.arange(60) % 2
+    )  # two distinct rows, so that the network does not seem collapsed
     assert plain.fit(noise, y).predict_proba(noise)[:, 1].mean() < 0.2
     assert 0.4 < balanced.fit(noise, y).predict_proba(noise)[:, 1].mean() < 0.6
 
 
-def test_balanced_classes_count_a_weight_as_repetitions():
-    # As in scikit-learn, where compute_class_weight takes the sample weights.
+def test_balanced_class_weights_treat_a_weight_as_repetitions():
+    # As in scikit-learn, where compute_class_weight has a sample_weight parameter.
     weight = 1 + (np.arange(60) % 3)
     rows = np.repeat(np.arange(60), weight)
     model = StableNetClassifier(class_weight="balanced", batch_size=200, **FAST)
     weighted = clone(model).fit(X, LABELS, sample_weight=weight).predict_proba(X)
     repeated = model.fit(X[rows], LABELS[rows]).predict_proba(X)
-    # Three thirds and one whole may differ in the last place of float32.
+    # Three thirds and one whole may differ by rounding.
     np.testing.assert_allclose(weighted, repeated, rtol=1e-5)
 
 
-def test_weights_and_early_stopping_go_together():
+def test_weights_can_be_combined_with_early_stopping():
     weight = np.random.default_rng(0).uniform(0.1, 3, size=60)
     model = StableNetClassifier(early_stopping=True, **FAST).fit(X, LABELS, weight)
     assert all(math.isfinite(row["valid_loss"]) for row in model.net_.history)
@@ -545,28 +555,28 @@ def test_weights_and_early_stopping_go_together():
 
 
 @both
-def test_one_seed_gives_one_model_to_the_bit(door, y):
+def test_the_same_seed_gives_bitwise_identical_weights(Estimator, y):
     params = {"batch_size": 16, "early_stopping": True, "module__dropout": 0.2}
-    first = door(**params, **FAST).fit(X, y)
-    torch.rand(7)  # whatever happened outside in between
-    second = door(**params, **FAST).fit(X, y)
+    first = Estimator(**params, **FAST).fit(X, y)
+    torch.rand(7)  # random numbers drawn elsewhere have no effect
+    second = Estimator(**params, **FAST).fit(X, y)
     assert same_weights(first, second)
     assert not same_weights(first, second.set_params(random_state=1).fit(X, y))
 
 
 @both
-def test_the_generators_of_the_caller_are_left_as_they_were(door, y):
+def test_global_random_generators_do_not_change(Estimator, y):
     torch.manual_seed(3)
-    np.random.seed(3)  # noqa: NPY002 - the old global generator is the question
+    np.random.seed(3)  # noqa: NPY002 - the test is about the global generator
     state, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    model = door(early_stopping=True, module__dropout=0.2, **FAST).fit(X, y)
+    model = Estimator(early_stopping=True, module__dropout=0.2, **FAST).fit(X, y)
     model.predict(X)
     model.partial_fit(X, y)
     assert torch.equal(torch.get_rng_state(), state)
     np.testing.assert_array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
 
 
-def test_a_generator_as_seed_goes_on():
+def test_a_generator_as_seed_advances_between_fits():
     generator = np.random.RandomState(0)
     model = StableNetRegressor(max_epochs=1, random_state=generator)
     first = copy.deepcopy(model.fit(X, VALUES))
@@ -582,10 +592,10 @@ def test_without_a_seed_models_differ():
 
 
 @both
-def test_the_best_epoch_is_restored(door, y):
+def test_the_best_epoch_is_restored(Estimator, y):
     noisy = y if y is VALUES else np.random.default_rng(0).permutation(y)
     recorder = Recorder()
-    model = door(
+    model = Estimator(
         lr=0.03,
         lr_schedule="constant",
         batch_size=8,
@@ -604,8 +614,8 @@ def test_the_best_epoch_is_restored(door, y):
     assert set(recorder.rows_) <= set(range(1, 9))
 
 
-def test_the_later_of_two_equal_epochs_is_kept_and_patience_counts_from_the_first():
-    # At this rate no weight moves by a bit: every epoch is as good as the first.
+def test_the_last_of_equal_epochs_is_kept_and_patience_counts_from_the_first():
+    # At this learning rate no weight changes: all epochs are equal.
     model = StableNetRegressor(
         lr=1e-30,
         weight_decay=0.0,
@@ -638,7 +648,7 @@ def test_auto_stops_early_from_500_rows_on():
         assert ("valid_loss" in model.net_.history[-1]) == stops
 
 
-def test_the_hold_out_keeps_the_share_of_classes():
+def test_the_validation_split_keeps_the_proportions_of_classes():
     y = (np.arange(60) < 12).astype(int)
 
     class Shares(Callback):
@@ -652,12 +662,12 @@ def test_the_hold_out_keeps_the_share_of_classes():
     assert shares.share_ == pytest.approx(0.2)
 
 
-# -- going on ------------------------------------------------------------------------
+# -- continued training --------------------------------------------------------------
 
 
 @both
-def test_a_warm_start_goes_on_where_the_last_fit_ended(door, y):
-    model = door(warm_start=True, lr=0.01, max_epochs=20, random_state=0).fit(X, y)
+def test_a_warm_start_continues_where_the_last_fit_ended(Estimator, y):
+    model = Estimator(warm_start=True, lr=0.01, max_epochs=20, random_state=0).fit(X, y)
     before = weights_of(model)
     loss = model.net_.history[-1, "train_loss"]
     model.set_params(lr=1e-30, weight_decay=0.0, max_epochs=1).fit(X, y)
@@ -668,8 +678,8 @@ def test_a_warm_start_goes_on_where_the_last_fit_ended(door, y):
 
 
 @both
-def test_a_fit_without_warm_start_begins_anew(door, y):
-    model = door(**FAST).fit(X, y)
+def test_a_fit_without_warm_start_starts_from_scratch(Estimator, y):
+    model = Estimator(**FAST).fit(X, y)
     first = weights_of(model)
     model.fit(X, y)
     assert model.n_iter_ == 3
@@ -677,32 +687,32 @@ def test_a_fit_without_warm_start_begins_anew(door, y):
 
 
 @both
-def test_the_optimizer_is_kept_only_for_going_on(door, y):
-    assert not door(**FAST).fit(X, y).net_.optimizer_.state
-    assert door(warm_start=True, **FAST).fit(X, y).net_.optimizer_.state
+def test_the_optimizer_state_is_kept_only_for_continued_training(Estimator, y):
+    assert not Estimator(**FAST).fit(X, y).net_.optimizer_.state
+    assert Estimator(warm_start=True, **FAST).fit(X, y).net_.optimizer_.state
     classes = {"classes": [0, 1]} if y is LABELS else {}
-    assert door(**FAST).partial_fit(X, y, **classes).net_.optimizer_.state
+    assert Estimator(**FAST).partial_fit(X, y, **classes).net_.optimizer_.state
 
 
-def test_a_warm_start_takes_a_vector_after_a_column():
+def test_a_warm_start_accepts_a_vector_after_a_column():
     model = StableNetRegressor(warm_start=True, **FAST).fit(X, VALUES[:, None])
     assert model.predict(X).shape == (60, 1)
     assert model.fit(X, VALUES).predict(X).shape == (60,)
 
 
 @both
-def test_partial_fit_is_one_epoch_at_the_full_rate(door, y):
+def test_partial_fit_is_one_epoch_at_the_full_learning_rate(Estimator, y):
     classes = {"classes": [0, 1]} if y is LABELS else {}
     recorder = Recorder()
-    model = door(lr=0.01, warmup=0.5, callbacks=[recorder], random_state=0)
+    model = Estimator(lr=0.01, warmup=0.5, callbacks=[recorder], random_state=0)
     for n in range(1, 41):
         model.partial_fit(X, y, **classes)
         assert model.n_iter_ == n
-    assert recorder.rates_ == [0.01] * 40
+    assert recorder.learning_rates_ == [0.01] * 40
     assert model.score(X, y) > 0.9
 
 
-def test_partial_fit_knows_classes_that_have_not_come_yet():
+def test_partial_fit_knows_classes_that_have_not_occurred_yet():
     model = StableNetClassifier(random_state=0)
     model.partial_fit(X[:1], ["b"], classes=["c", "a", "b"])
     assert model.classes_.tolist() == ["a", "b", "c"]
@@ -711,7 +721,7 @@ def test_partial_fit_knows_classes_that_have_not_come_yet():
     assert np.isfinite(model.predict_proba(X)).all()
 
 
-def test_partial_fit_goes_on_after_fit():
+def test_partial_fit_continues_after_fit():
     model = StableNetRegressor(lr=0.01, max_epochs=20, random_state=0).fit(X, VALUES)
     before = model.score(X, VALUES)
     for _ in range(20):
@@ -731,7 +741,7 @@ def test_partial_fit_keeps_the_units_of_the_first_call():
 
 
 class Wide(nn.Module):
-    """Takes the number of columns and of outputs, as the default network does."""
+    """Module with parameters for the number of columns and of outputs."""
 
     def __init__(self, n_features_in, n_outputs, width=5):
         super().__init__()
@@ -748,7 +758,7 @@ def make_wide(n_features_in, width=5):
     return Wide(n_features_in, 2, width)
 
 
-def test_the_sizes_of_a_module_are_filled_in():
+def test_sizes_are_passed_to_a_module_that_has_parameters_for_them():
     model = StableNetClassifier(Wide, **FAST).fit(X, np.arange(60) % 3)
     assert model.net_.module_.sizes == (4, 3, 5)
     model = StableNetRegressor(Wide, module__width=9, **FAST).fit(X, X[:, :2])
@@ -761,14 +771,14 @@ def test_the_sizes_of_a_module_are_filled_in():
     assert model.net_.module_.sizes == (4, 1, 5)
 
 
-def test_the_default_network_takes_its_parameters_through_the_prefix():
+def test_prefixed_parameters_reach_the_default_network():
     model = StableNetRegressor(module__depth=3, module__activation="gelu", **FAST)
     network = model.fit(X, VALUES).net_.module_
     assert isinstance(network, TabularMLP)
     assert sum(isinstance(layer, nn.GELU) for layer in network.modules()) == 3
 
 
-def test_a_module_given_as_an_instance_is_left_as_it_was():
+def test_a_module_given_as_an_instance_does_not_change():
     module = nn.Linear(4, 2)
     before = [p.detach().clone() for p in module.parameters()]
     model = StableNetClassifier(module, lr=0.1, max_epochs=20, random_state=0)
@@ -787,7 +797,7 @@ def test_training_starts_from_the_weights_of_an_instance():
     assert torch.equal(model.net_.module_.weight, module.weight)
 
 
-def test_criterion_and_optimizer_given_as_objects_are_left_as_they_were():
+def test_a_criterion_given_as_an_instance_does_not_change():
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
     model = StableNetClassifier(criterion=criterion, optimizer=torch.optim.Adam, **FAST)
     model.fit(X, LABELS, np.arange(60))
@@ -818,15 +828,15 @@ class Convolution(nn.Module):
 
 
 @both
-def test_tables_of_three_dimensions_go_to_a_module_of_ones_own(door, y):
+def test_a_custom_module_accepts_tables_of_three_dimensions(Estimator, y):
     series = np.random.default_rng(0).normal(size=(60, 2, 6))
     y = (series[:, 0].mean(axis=1) > 0).astype(int) if y is LABELS else series[:, 0, 0]
-    model = door(Convolution, **FAST).fit(series, y)
+    model = Estimator(Convolution, **FAST).fit(series, y)
     assert model.predict(series).shape == (60,)
 
 
 class WithExtras(nn.Module):
-    """Returns its hidden layer beside the output."""
+    """Module that returns the output and its hidden layer."""
 
     def __init__(self):
         super().__init__()
@@ -851,7 +861,7 @@ def test_the_first_of_several_outputs_is_the_prediction():
 
 
 @pytest.mark.parametrize("n", [17, 33, 49, 50])
-def test_batch_normalisation_meets_no_batch_of_one(n):
+def test_no_batch_has_a_single_row(n):
     module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
     recorder = Recorder()
     model = StableNetClassifier(module, batch_size=16, callbacks=[recorder], **FAST)
@@ -862,7 +872,7 @@ def test_batch_normalisation_meets_no_batch_of_one(n):
 
 
 class FirstColumn(nn.Module):
-    """A linear model of one column, blind to the others."""
+    """Linear model of the first column only."""
 
     def __init__(self, n_outputs):
         super().__init__()
@@ -872,10 +882,10 @@ class FirstColumn(nn.Module):
         return self.head(X[:, :1])
 
 
-def test_rows_that_a_module_cannot_tell_apart_are_no_collapse():
+def test_rows_that_a_module_cannot_distinguish_are_not_a_collapse():
     table = X[:34].copy()
     table[:, 0] = np.arange(34) % 2
-    # The last batch of an epoch has two rows, which often agree in the first column.
+    # The last batch of an epoch has two rows, which are often equal in that column.
     model = StableNetRegressor(
         FirstColumn, batch_size=16, lr=0.1, max_epochs=20, random_state=0
     ).fit(table, table[:, 0])
@@ -887,7 +897,7 @@ def test_rows_that_a_module_cannot_tell_apart_are_no_collapse():
 # -- callbacks, device, verbosity ----------------------------------------------------
 
 
-def test_callbacks_see_the_net():
+def test_callbacks_are_called_with_the_net():
     recorder = Recorder()
     model = StableNetRegressor(callbacks=[recorder], **FAST).fit(X, VALUES)
     assert len(recorder.weights_) == 3
@@ -918,35 +928,35 @@ def test_verbose_prints_a_line_per_epoch(capsys):
     assert capsys.readouterr().out == ""
     StableNetRegressor(verbose=2, **FAST).fit(X, VALUES)
     table = capsys.readouterr().out.splitlines()
-    assert len(table) == 5  # head and rule
+    assert len(table) == 5  # header and rule
     assert "train_loss" in table[0]
 
 
 @both
-def test_the_device_can_be_chosen(door, y):
-    on_cpu = door(device="cpu", **FAST).fit(X, y)
+def test_the_device_can_be_chosen(Estimator, y):
+    on_cpu = Estimator(device="cpu", **FAST).fit(X, y)
     assert next(on_cpu.net_.module_.parameters()).device.type == "cpu"
-    automatic = door(device="auto", **FAST).fit(X, y)
+    automatic = Estimator(device="auto", **FAST).fit(X, y)
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert next(automatic.net_.module_.parameters()).device.type == expected
     assert isinstance(raw_scores(automatic, X), np.ndarray)
 
 
-# -- schedules and clips reach the training ------------------------------------------
+# -- schedules and clipping ----------------------------------------------------------
 
 
 def test_the_schedule_is_followed():
     recorder = Recorder()
     model = StableNetRegressor(lr=0.01, max_epochs=10, callbacks=[recorder])
     model.set_params(random_state=0).fit(X, VALUES)
-    # One step an epoch: what is told of an epoch is the rate that it ran at.
+    # With one step per epoch, the history contains the learning rate of that step.
     middles = (np.arange(10) + 0.5) / 10
     expected = 0.01 * (1 + np.cos(np.pi * middles)) / 2
-    np.testing.assert_allclose(recorder.rates_, expected, rtol=1e-12)
+    np.testing.assert_allclose(recorder.learning_rates_, expected, rtol=1e-12)
     model.set_params(lr_schedule="constant").fit(X, VALUES)
-    assert recorder.rates_ == [0.01] * 10
+    assert recorder.learning_rates_ == [0.01] * 10
     model.set_params(lr_schedule=lambda progress: 0.5).fit(X, VALUES)
-    assert recorder.rates_ == [0.005] * 10
+    assert recorder.learning_rates_ == [0.005] * 10
 
 
 @pytest.mark.parametrize(
@@ -970,13 +980,15 @@ def test_a_clip_above_every_gradient_changes_nothing():
     assert same_weights(wide.fit(X, VALUES), none.fit(X, VALUES))
 
 
-# -- rescue --------------------------------------------------------------------------
+# -- recovery ------------------------------------------------------------------------
 
 
 @both
 @pytest.mark.parametrize("lr", [1e4, 1e15, 1e30, 1e300])
-def test_an_absurd_rate_is_rescued_and_said_so(door, y, lr):
-    model = door(lr=lr, max_epochs=40, batch_size=16, random_state=0)
+def test_training_recovers_from_an_absurd_learning_rate_with_a_warning(
+    Estimator, y, lr
+):
+    model = Estimator(lr=lr, max_epochs=40, batch_size=16, random_state=0)
     with pytest.warns(DivergenceWarning) as caught:
         model.fit(X, y)
     assert model.effective_lr_ < lr
@@ -989,7 +1001,7 @@ def test_an_absurd_rate_is_rescued_and_said_so(door, y, lr):
     assert np.isfinite(raw_scores(model, X)).all()
 
 
-def test_the_warning_points_at_the_line_that_called_fit():
+def test_the_warning_points_to_the_line_that_called_fit():
     model = StableNetRegressor(lr=1e30, max_epochs=5, batch_size=16, random_state=0)
     with pytest.warns(DivergenceWarning) as caught:
         model.fit(X, VALUES)
@@ -997,8 +1009,8 @@ def test_the_warning_points_at_the_line_that_called_fit():
 
 
 @both
-def test_on_nonfinite_raise_raises_with_the_report(door, y):
-    model = door(lr=1e30, on_nonfinite="raise", max_epochs=5, batch_size=16)
+def test_on_nonfinite_raise_raises_with_the_report(Estimator, y):
+    model = Estimator(lr=1e30, on_nonfinite="raise", max_epochs=5, batch_size=16)
     with pytest.raises(NonFiniteTrainingError) as caught:
         model.set_params(random_state=0).fit(X, y)
     report = caught.value.report
@@ -1020,7 +1032,7 @@ def test_a_collapsed_network_is_flagged_and_restarted(cancer):
 
 
 class LogOfColumn(nn.Module):
-    """The log of a column that holds zeros."""
+    """Logarithm of a column that contains zeros."""
 
     def __init__(self):
         super().__init__()
@@ -1030,8 +1042,8 @@ class LogOfColumn(nn.Module):
         return self.head(torch.log(X[:, :1].clamp(min=0)))
 
 
-class OverOwnLength(LogOfColumn):
-    """A weight of zeros, divided by its length."""
+class DividedByNorm(LogOfColumn):
+    """Weight of zeros, divided by its norm."""
 
     def __init__(self):
         super().__init__()
@@ -1041,10 +1053,10 @@ class OverOwnLength(LogOfColumn):
         return self.head(X @ (self.direction / self.direction.norm())[:, None])
 
 
-def test_a_module_beyond_rescue_ends_in_an_error_that_names_the_place():
+def test_a_module_that_cannot_be_repaired_gives_an_error_that_names_the_line():
     with pytest.raises(NonFiniteTrainingError) as caught:
         StableNetRegressor(
-            OverOwnLength, max_recoveries=3, max_epochs=10, random_state=0
+            DividedByNorm, max_recoveries=3, max_epochs=10, random_state=0
         ).fit(X, VALUES)
     report = caught.value.report
     assert (report.phase, report.cause) == ("forward", "architecture")
@@ -1055,7 +1067,7 @@ def test_a_module_beyond_rescue_ends_in_an_error_that_names_the_place():
     )
 
 
-def test_a_module_that_fails_for_most_rows_learns_with_its_operations_repaired():
+def test_a_module_that_fails_for_most_rows_learns_with_repaired_operations():
     model = StableNetRegressor(LogOfColumn, max_epochs=10, random_state=0)
     with pytest.warns(DivergenceWarning):
         model.fit(X, VALUES)
@@ -1068,21 +1080,21 @@ def test_a_module_that_fails_for_most_rows_learns_with_its_operations_repaired()
         assert np.isfinite(model.predict(X)).all()
 
 
-def never_a_number(output, target):
+def nan_loss(output, target):
     return (output - target).square().mean() * torch.nan
 
 
 @pytest.mark.filterwarnings("ignore::sknan.DivergenceWarning")
 @pytest.mark.parametrize("policy", ["recover", "skip"])
-def test_a_training_without_a_single_step_is_no_success(policy):
+def test_a_training_without_a_single_step_raises(policy):
     model = StableNetRegressor(
-        nn.Linear(4, 1), criterion=never_a_number, on_nonfinite=policy, **FAST
+        nn.Linear(4, 1), criterion=nan_loss, on_nonfinite=policy, **FAST
     )
     with pytest.raises(NonFiniteTrainingError):
         model.fit(X, VALUES)
 
 
-def test_a_rare_bad_row_is_left_out_and_said_so():
+def test_a_rare_bad_row_is_skipped_and_reported():
     table = np.abs(X) + 0.5
     table[7, 0] = 0.0
     model = StableNetRegressor(
@@ -1096,7 +1108,7 @@ def test_a_rare_bad_row_is_left_out_and_said_so():
     assert reports[0].recovery == (
         "The step was taken without the rows to blame, clipped to norm 1."
     )
-    # What the module makes of the row afterwards is kept inside its domain.
+    # In prediction, the operation is kept inside its domain for this row.
     with pytest.warns(UserWarning, match="computed again") as caught:
         prediction = model.predict(table)
     assert np.isfinite(prediction).all()
@@ -1108,7 +1120,7 @@ def test_a_rare_bad_row_is_left_out_and_said_so():
     )
 
 
-# -- it learns -----------------------------------------------------------------------
+# -- quality -------------------------------------------------------------------------
 
 
 def test_the_defaults_learn_real_tables(cancer):
@@ -1123,10 +1135,10 @@ def test_the_defaults_learn_real_tables(cancer):
 
 
 class Stop(Exception):
-    """What a searcher raises to end a trial."""
+    """Error by which a search ends a trial."""
 
 
-def test_the_error_of_a_callback_is_not_replaced_by_what_the_guard_has_to_say():
+def test_the_error_of_a_callback_is_not_replaced_by_a_message_of_the_guard():
     class StopWhenRescued(Callback):
         def on_epoch_end(self, net, **kwargs):
             if net.nonfinite_reports_:
@@ -1141,9 +1153,9 @@ def test_the_error_of_a_callback_is_not_replaced_by_what_the_guard_has_to_say():
 
 
 @both
-def test_a_network_is_freed_with_its_estimator(door, y):
+def test_a_network_is_freed_with_its_estimator(Estimator, y):
     X = np.random.default_rng(0).normal(size=(len(y), 3))
-    model = door(max_epochs=1).fit(X, y)
+    model = Estimator(max_epochs=1).fit(X, y)
     network = weakref.ref(model.net_.module_)
     del model
     gc.collect()

@@ -1,4 +1,4 @@
-"""Predicting: batches that fit memory, and a short way that refuses what is refused."""
+"""Prediction: batches that fit into memory, and the short path of validation."""
 
 from __future__ import annotations
 
@@ -35,16 +35,18 @@ LABELS = (VALUES > 0).astype(int)
 MANY = RNG.normal(size=(5000, 3)).astype(np.float32)
 NAMES = ["a", "b", "c"]
 
-DOORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
-both = pytest.mark.parametrize(("door", "y"), DOORS, ids=["classifier", "regressor"])
+ESTIMATORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
+both = pytest.mark.parametrize(
+    ("Estimator", "y"), ESTIMATORS, ids=["classifier", "regressor"]
+)
 
 
 def regressor(module=None, **params):
     return StableNetRegressor(module, max_epochs=1, random_state=0, **params)
 
 
-class Listed(nn.Module):
-    """Repeats its input, and keeps a list of how many rows came at a time."""
+class Widening(nn.Module):
+    """Module that repeats its input and records the number of rows in each call."""
 
     def __init__(self, n_features_in, n_copies=1):
         super().__init__()
@@ -63,36 +65,36 @@ class Listed(nn.Module):
 
 @both
 @pytest.mark.parametrize("width", [8, 2048])
-def test_several_batches_are_predicted_like_one(door, y, width):
-    model = door(module__width=width, max_epochs=1, random_state=0).fit(X, y)
-    method = "predict_proba" if door is StableNetClassifier else "predict"
+def test_several_batches_have_the_predictions_of_one(Estimator, y, width):
+    model = Estimator(module__width=width, max_epochs=1, random_state=0).fit(X, y)
+    method = "predict_proba" if Estimator is StableNetClassifier else "predict"
     whole = getattr(model, method)(MANY)
-    model.net_.batch_size = len(MANY)  # a batch of this size has been trained on
+    model.net_.batch_size = len(MANY)  # batches of this size are possible in training
     at_once = getattr(model, method)(MANY)
     np.testing.assert_allclose(whole, at_once, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_copies", [1, 100, 1000])
-def test_as_many_rows_come_at_a_time_as_the_widest_tensor_allows(n_copies):
-    model = regressor(Listed, module__n_copies=n_copies).fit(X, VALUES)
+def test_the_widest_tensor_limits_the_rows_per_forward_pass(n_copies):
+    model = regressor(Widening, module__n_copies=n_copies).fit(X, VALUES)
     rows = model.net_.module_.rows
     rows.clear()
     model.predict(np.tile(MANY, (200, 1)))
     tried, *rest = rows
-    assert tried < 100  # to find out how wide it is
+    assert tried < 100  # a trial finds the width of the widest tensor
     assert sum(rest) == 200 * len(MANY)
     assert max(rest) == _VALUES_PER_FORWARD // (3 * n_copies)
 
 
-def test_the_weights_of_a_layer_are_no_width():
+def test_the_weights_of_a_layer_do_not_count_as_width():
     module = nn.Sequential(nn.Linear(3, 512), nn.Linear(512, 512), nn.Linear(512, 1))
     net = regressor(module).fit(X, VALUES).net_
     n_rows = net._rows_per_forward(torch.from_numpy(MANY))
     assert n_rows == _VALUES_PER_FORWARD // 512
 
 
-def test_a_batch_of_the_size_of_training_is_never_cut():
-    model = regressor(Listed, module__n_copies=10_000, batch_size=512).fit(X, VALUES)
+def test_batches_of_prediction_are_at_least_as_large_as_in_training():
+    model = regressor(Widening, module__n_copies=10_000, batch_size=512).fit(X, VALUES)
     rows = model.net_.module_.rows
     for n_rows, expected in ((512, [512]), (1024, [1024]), (1025, [512, 512, 1])):
         rows.clear()
@@ -100,8 +102,8 @@ def test_a_batch_of_the_size_of_training_is_never_cut():
         assert rows[-len(expected) :] == expected
 
 
-def test_rows_that_are_not_finite_are_counted_over_all_batches():
-    class Overflows(Listed):
+def test_non_finite_rows_are_counted_over_all_batches():
+    class Overflows(Widening):
         def forward(self, X):
             huge = torch.where(X[:, :1] > 100, 1e38, 0.0)
             return super().forward(X) + huge.double().exp().float()
@@ -120,7 +122,7 @@ def test_rows_that_are_not_finite_are_counted_over_all_batches():
 
 
 def test_a_row_in_a_later_batch_is_repaired():
-    class Root(Listed):
+    class Root(Widening):
         def forward(self, X):
             return super().forward(X) + X[:, :1].sqrt() ** 0.0001
 
@@ -142,15 +144,15 @@ def test_a_row_in_a_later_batch_is_repaired():
 
 
 @both
-def test_a_part_left_in_training_mode_makes_no_difference(door, y):
-    model = door(module__dropout=0.5, max_epochs=1, random_state=0).fit(X, y)
+def test_a_submodule_in_training_mode_makes_no_difference(Estimator, y):
+    model = Estimator(module__dropout=0.5, max_epochs=1, random_state=0).fit(X, y)
     before = model.predict(X)
     model.net_.module_.hidden[2].train()
     np.testing.assert_array_equal(model.predict(X), before)
 
 
-def test_the_answer_is_no_memory_of_the_network():
-    class Remembers(nn.Module):
+def test_predictions_do_not_share_memory_with_the_network():
+    class Buffered(nn.Module):
         def __init__(self):
             super().__init__()
             self.linear = nn.Linear(3, 2)
@@ -159,33 +161,33 @@ def test_the_answer_is_no_memory_of_the_network():
         def forward(self, X):
             return self.linear(X).softmax(1) if self.training else self.kept[: len(X)]
 
-    model = StableNetClassifier(Remembers, criterion="probability_nll", max_epochs=1)
+    model = StableNetClassifier(Buffered, criterion="probability_nll", max_epochs=1)
     model.fit(X, LABELS)
     model.predict_proba(X)[:] = 7.0
     np.testing.assert_allclose(model.predict_proba(X), 0.5)
 
 
 @both
-def test_a_fit_that_was_refused_leaves_nothing_fitted(door, y):
-    model = door()
+def test_an_estimator_is_not_fitted_after_a_refused_fit(Estimator, y):
+    model = Estimator()
     with pytest.raises(ValueError, match="NaN"):
         model.fit(np.where(X > 0, X, np.nan), y)
-    for ask in (check_is_fitted, lambda model: model.predict(X)):
+    for call in (check_is_fitted, lambda model: model.predict(X)):
         with pytest.raises(NotFittedError) as caught:
-            ask(model)
+            call(model)
         assert str(caught.value) == (
-            f"This {door.__name__} instance is not fitted yet. Call 'fit' with "
+            f"This {Estimator.__name__} instance is not fitted yet. Call 'fit' with "
             "appropriate arguments before using this estimator."
         )
 
 
-# -- what validation would do --------------------------------------------------------
+# -- the short path of validation ----------------------------------------------------
 
 FRAME = pd.DataFrame(X, columns=NAMES)
 
 
-class WithMeta(np.ndarray):
-    """An array of a class of its own."""
+class ArraySubclass(np.ndarray):
+    """Array of a subclass."""
 
 
 INPUTS = {
@@ -194,25 +196,25 @@ INPUTS = {
     "float16": X.astype(np.float16),
     "big-endian": X.astype(">f8"),
     "integers": np.arange(6).reshape(2, 3),
-    "flags": np.ones((2, 3), dtype=bool),
+    "booleans": np.ones((2, 3), dtype=bool),
     "objects": X.astype(object),
     "text": np.array([["a", "b", "c"]]),
     "complex": X.astype(complex),
     "one row": X[:1],
     "no row": X[:0],
-    "a column less": X[:, :2],
-    "a column more": np.hstack([X, X]),
+    "one column fewer": X[:, :2],
+    "twice the columns": np.hstack([X, X]),
     "a vector": X[0],
     "a number": np.float64(1.0),
     "three dimensions": X[None],
     "strided": X[::2, ::-1],
     "Fortran": np.asfortranarray(X),
     "read-only": np.broadcast_to(X[:1], (5, 3)),
-    "a class of its own": X.view(WithMeta),
+    "array subclass": X.view(ArraySubclass),
     "masked": np.ma.masked_array(X, X > 0),
     "lists": X.tolist(),
     "sparse": sparse.csr_matrix(X),
-    "holes": np.where(X > 0, X, np.nan),
+    "with NaN": np.where(X > 0, X, np.nan),
     "infinite": np.where(X > 0, X, np.inf),
     "huge": np.where(X > 0, X.astype(float), 1e300),
     "frame": FRAME,
@@ -220,13 +222,15 @@ INPUTS = {
     "frame of two kinds": FRAME.astype({"a": np.float64}),
     "frame of float16": FRAME.astype({"a": np.float16}),
     "frame with integers": FRAME.assign(a=1),
-    "frame with flags": FRAME.assign(a=True),
+    "frame with booleans": FRAME.assign(a=True),
     "frame with text": FRAME.assign(a="x"),
     "frame with dates": FRAME.assign(a=pd.Timestamp(0)),
-    "frame with holes": FRAME.where(FRAME > 0),
+    "frame with NaN": FRAME.where(FRAME > 0),
     "nullable frame": FRAME.astype("Float64"),
     "nullable column": FRAME.astype({"a": "Float64"}),
-    "nullable column with holes": FRAME.assign(a=pd.array([None] * 60, "Float64")),
+    "nullable column with missing values": FRAME.assign(
+        a=pd.array([None] * 60, "Float64")
+    ),
     "sparse column": FRAME.assign(a=pd.arrays.SparseArray(X[:, 0])),
     "sparse frame": FRAME.astype(pd.SparseDtype("float64")),
     "arrow column": FRAME.astype({"a": "double[pyarrow]"}),
@@ -239,15 +243,17 @@ INPUTS = {
     "names of numpy": FRAME.set_axis(
         pd.Index([np.str_(name) for name in NAMES], dtype=object), axis=1
     ),
-    "a name twice": FRAME[["a", "b", "b"]],
-    "two levels": FRAME.set_axis(pd.MultiIndex.from_product([["t"], NAMES]), axis=1),
-    "a frame less": FRAME[["a", "b"]],
+    "duplicate name": FRAME[["a", "b", "b"]],
+    "column index of two levels": FRAME.set_axis(
+        pd.MultiIndex.from_product([["t"], NAMES]), axis=1
+    ),
+    "frame of two columns": FRAME[["a", "b"]],
     "a series": FRAME["a"],
 }
 
 
 def outcome(function, *args, **options):
-    """Result, or class and message of the error, and what was warned of."""
+    """Return the result or the class and message of the error, and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -259,7 +265,7 @@ def outcome(function, *args, **options):
 
 @pytest.mark.parametrize("seen", [X, FRAME], ids=["array", "frame"])
 @pytest.mark.parametrize("name", INPUTS)
-def test_the_short_way_takes_what_validation_returns_as_it_is(seen, name):
+def test_the_short_path_returns_the_result_of_full_validation(seen, name):
     scaler = SafeScaler().fit(seen)
     short = already_valid_array(INPUTS[name], scaler)
     if short is None:
@@ -285,15 +291,26 @@ def test_the_short_way_takes_what_validation_returns_as_it_is(seen, name):
 @pytest.mark.parametrize(
     ("seen", "names"),
     [
-        (X, ["float32", "float64", "one row", "strided", "read-only", "holes", "huge"]),
+        (
+            X,
+            [
+                "float32",
+                "float64",
+                "one row",
+                "strided",
+                "read-only",
+                "with NaN",
+                "huge",
+            ],
+        ),
         (
             FRAME,
-            ["frame", "frame of two kinds", "frame of one row", "frame with holes"],
+            ["frame", "frame of two kinds", "frame of one row", "frame with NaN"],
         ),
     ],
     ids=["array", "frame"],
 )
-def test_the_short_way_is_taken(seen, names):
+def test_plain_tables_take_the_short_path(seen, names):
     scaler = SafeScaler().fit(seen)
     assert all(already_valid_array(INPUTS[name], scaler) is not None for name in names)
 
@@ -311,13 +328,13 @@ def test_the_short_way_is_taken(seen, names):
     ],
     ids=lambda model: type(model).__name__,
 )
-def test_both_ways_end_alike_to_the_letter(model, name):
+def test_both_paths_give_the_same_results_and_messages(model, name):
     table = INPUTS[name]
     if type(table) is not np.ndarray or not table.ndim:
         return
     method = model.transform if isinstance(model, NaNImputer) else model.predict
     short, warned = outcome(method, table)
-    long, warned_too = outcome(method, table.view(WithMeta))
+    long, warned_too = outcome(method, table.view(ArraySubclass))
     assert warned == warned_too
     if isinstance(long, tuple):
         assert short == long
@@ -326,7 +343,7 @@ def test_both_ways_end_alike_to_the_letter(model, name):
         np.testing.assert_array_equal(short, long)
 
 
-def test_a_pipeline_fitted_on_names_says_so_when_they_are_missing_or_other():
+def test_a_pipeline_fitted_on_names_checks_them_at_predict():
     pipeline = make_pipeline(NaNImputer(), SafeScaler(), regressor())
     pipeline.fit(FRAME, VALUES)
     expected = pipeline.predict(FRAME)
@@ -345,17 +362,17 @@ def test_a_pipeline_fitted_on_names_says_so_when_they_are_missing_or_other():
 
 
 @pytest.mark.parametrize("marker", [np.nan, pd.NA, -1])
-def test_the_tags_of_the_imputer_are_those_of_scikit_learns(marker):
-    ours = get_tags(NaNImputer(missing_values=marker))
-    theirs = get_tags(SimpleImputer(missing_values=marker))
-    assert ours.input_tags == theirs.input_tags
-    assert ours.target_tags == theirs.target_tags
+def test_the_tags_of_the_imputer_equal_those_of_scikit_learn(marker):
+    tags = get_tags(NaNImputer(missing_values=marker))
+    expected = get_tags(SimpleImputer(missing_values=marker))
+    assert tags.input_tags == expected.input_tags
+    assert tags.target_tags == expected.target_tags
 
 
 # -- imports -------------------------------------------------------------------------
 
 
-def test_importing_brings_nothing_heavy_beside_torch_scikit_learn_and_skorch():
+def test_import_loads_no_large_package_except_torch_scikit_learn_and_skorch():
     code = (
         "import sys, torch, sklearn, skorch; before = set(sys.modules); import sknan; "
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
@@ -363,6 +380,6 @@ def test_importing_brings_nothing_heavy_beside_torch_scikit_learn_and_skorch():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    brought = set(done.stdout.split()) - sys.stdlib_module_names
-    assert "sknan" in brought
-    assert brought <= {"sknan", "torch", "sklearn", "skorch", "tqdm"}
+    loaded = set(done.stdout.split()) - sys.stdlib_module_names
+    assert "sknan" in loaded
+    assert loaded <= {"sknan", "torch", "sklearn", "skorch", "tqdm"}

@@ -1,4 +1,4 @@
-"""What the estimators refuse, each with its whole message: what, where, what to do."""
+"""Complete messages for input and parameters that the estimators refuse."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ PREFIXES = (
     "optimizer__...."
 )
 
-DOORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
-both = pytest.mark.parametrize(("door", "y"), DOORS, ids=["classifier", "regressor"])
+ESTIMATORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
+both = pytest.mark.parametrize(
+    ("Estimator", "y"), ESTIMATORS, ids=["classifier", "regressor"]
+)
 
 
 def classifier(**params):
@@ -52,15 +54,15 @@ def damaged(value):
 
 
 def refusal(error, function, *args, **params):
-    """Message of the error that a call ends in, which must be of this very class."""
+    """Return the message of the error that the call raises, of exactly this class."""
     with pytest.raises(error) as caught:
         function(*args, **params)
     assert type(caught.value) is error
     return str(caught.value)
 
 
-class NoBatch(nn.Module):
-    """Forgets the batch: its output has one row, whatever came in."""
+class OneRow(nn.Module):
+    """Module whose output always has one row."""
 
     def __init__(self):
         super().__init__()
@@ -83,14 +85,16 @@ class NoBatch(nn.Module):
         (1e39, "3 values beyond float32"),
     ],
 )
-def test_cells_that_are_not_finite_are_named_by_column_and_row(door, y, value, found):
-    assert refusal(NonFiniteDataError, door().fit, damaged(value), y) == (
+def test_the_message_names_columns_and_rows_of_non_finite_cells(
+    Estimator, y, value, found
+):
+    assert refusal(NonFiniteDataError, Estimator().fit, damaged(value), y) == (
         f"X contains {found} in 2 of 3 columns: 0 (1, first at row 3), 1 (2, first at "
-        f"row 2). {IMPUTE.format(door.__name__)}"
+        f"row 2). {IMPUTE.format(Estimator.__name__)}"
     )
 
 
-def test_kinds_of_damage_are_counted_apart_and_columns_called_by_name():
+def test_the_message_counts_kinds_separately_and_names_columns():
     table = pd.DataFrame(damaged(np.nan), columns=["age", "pay", "size"])
     table.loc[7, "pay"] = -np.inf
     table.loc[8, "size"] = 1e300
@@ -102,7 +106,7 @@ def test_kinds_of_damage_are_counted_apart_and_columns_called_by_name():
 
 
 @pytest.mark.parametrize("missing", [None, pd.NA])
-def test_missing_cells_of_nullable_columns_are_named_too(missing):
+def test_the_message_names_missing_cells_of_nullable_columns(missing):
     table = pd.DataFrame({"age": [1, 2, missing, 4], "pay": [1.0, 2, 3, 4]})
     table = table.astype({"age": "Int64"})
     assert refusal(NonFiniteDataError, classifier().fit, table, [0, 1, 0, 1]) == (
@@ -111,7 +115,7 @@ def test_missing_cells_of_nullable_columns_are_named_too(missing):
     )
 
 
-def test_a_message_about_a_wide_table_stays_short():
+def test_the_message_about_a_wide_table_is_short():
     table = np.full((3, 40), np.nan)
     columns = ", ".join(f"{j} (3, first at row 0)" for j in range(8))
     assert refusal(NonFiniteDataError, classifier().fit, table, [0, 1, 0]) == (
@@ -120,7 +124,7 @@ def test_a_message_about_a_wide_table_stays_short():
     )
 
 
-def test_a_table_of_more_dimensions_is_told_by_index():
+def test_the_message_gives_an_index_for_more_than_two_dimensions():
     table = np.zeros((6, 2, 2))
     table[4, 1, 0] = np.nan
     model = classifier(module=nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
@@ -132,16 +136,16 @@ def test_a_table_of_more_dimensions_is_told_by_index():
 
 @both
 @pytest.mark.parametrize("method", ["predict", "predict_proba"])
-def test_predict_refuses_what_fit_refuses(door, y, method):
-    model = door(max_epochs=1, random_state=0).fit(X, y)
+def test_predict_refuses_what_fit_refuses(Estimator, y, method):
+    model = Estimator(max_epochs=1, random_state=0).fit(X, y)
     if hasattr(model, method):
         assert refusal(NonFiniteDataError, getattr(model, method), damaged(np.nan)) == (
             "X contains 3 NaN values in 2 of 3 columns: 0 (1, first at row 3), 1 (2, "
-            f"first at row 2). {IMPUTE.format(door.__name__)}"
+            f"first at row 2). {IMPUTE.format(Estimator.__name__)}"
         )
 
 
-def test_a_refused_table_is_left_as_it_was():
+def test_a_refused_table_does_not_change():
     table = damaged(np.nan)
     before = table.copy()
     refusal(NonFiniteDataError, classifier().fit, table, LABELS)
@@ -149,31 +153,32 @@ def test_a_refused_table_is_left_as_it_was():
 
 
 @both
-def test_an_empty_table_is_refused(door, y):
-    assert refusal(ValueError, door().fit, X[:0], y[:0]) == (
+def test_an_empty_table_is_refused(Estimator, y):
+    assert refusal(ValueError, Estimator().fit, X[:0], y[:0]) == (
         "Found array with 0 sample(s) (shape=(0, 3)) while a minimum of 2 is required "
-        f"by {door.__name__}."
+        f"by {Estimator.__name__}."
     )
-    assert refusal(ValueError, door().fit, X[:, :0], y) == (
+    assert refusal(ValueError, Estimator().fit, X[:, :0], y) == (
         "Found array with 0 feature(s) (shape=(12, 0)) while a minimum of 1 is "
-        f"required by {door.__name__}."
+        f"required by {Estimator.__name__}."
     )
 
 
 @both
-def test_a_single_row_is_refused(door, y):
-    assert refusal(ValueError, door().fit, X[:1], y[:1]) == (
+def test_a_single_row_is_refused(Estimator, y):
+    assert refusal(ValueError, Estimator().fit, X[:1], y[:1]) == (
         "Found array with 1 sample(s) (shape=(1, 3)) while a minimum of 2 is required "
-        f"by {door.__name__}."
+        f"by {Estimator.__name__}."
     )
 
 
 @both
 @pytest.mark.parametrize("width", [2, 4])
-def test_another_number_of_columns_at_predict_is_refused(door, y, width):
-    model = door(max_epochs=1, random_state=0).fit(X, y)
+def test_a_different_number_of_columns_at_predict_is_refused(Estimator, y, width):
+    model = Estimator(max_epochs=1, random_state=0).fit(X, y)
     assert refusal(ValueError, model.predict, np.ones((2, width))) == (
-        f"X has {width} features, but {door.__name__} is expecting 3 features as input."
+        f"X has {width} features, but {Estimator.__name__} is expecting 3 features as "
+        "input."
     )
 
 
@@ -192,23 +197,23 @@ def test_renamed_and_reordered_columns_at_predict_are_refused():
 
 
 @both
-def test_text_in_a_column_is_named_by_cell(door, y):
+def test_the_message_names_the_first_cell_of_text(Estimator, y):
     table = pd.DataFrame(X, columns=["a", "b", "c"]).astype(object)
     table.loc[4, "b"] = "red"
     advice = (
-        f"but {door.__name__} needs numbers. Encode it first: "
-        f"sknan.tabular_pipeline({door.__name__}()) does, or "
+        f"but {Estimator.__name__} needs numbers. Encode it first: "
+        f"sknan.tabular_pipeline({Estimator.__name__}()) does, or "
         "sklearn.preprocessing.OneHotEncoder()."
     )
-    assert refusal(ValueError, door().fit, table, y) == (
+    assert refusal(ValueError, Estimator().fit, table, y) == (
         f"X contains text, first 'red' at row 4, column 'b', {advice}"
     )
-    assert refusal(ValueError, door().fit, table.to_numpy(), y) == (
+    assert refusal(ValueError, Estimator().fit, table.to_numpy(), y) == (
         f"X contains text, first 'red' at row 4, column 1, {advice}"
     )
 
 
-def test_numbers_written_as_text_are_taken():
+def test_numbers_stored_as_text_are_accepted():
     table = pd.DataFrame(X).astype(object)
     table.iloc[4, 1] = "0.5"
     number = table.astype(float)
@@ -218,7 +223,7 @@ def test_numbers_written_as_text_are_taken():
     )
 
 
-def test_more_than_two_dimensions_need_a_module_of_ones_own():
+def test_more_than_two_dimensions_need_a_custom_module():
     assert refusal(ValueError, classifier().fit, X[:, :, None], LABELS) == (
         "Found array with dim 3, while dim <= 2 is required by StableNetClassifier."
     )
@@ -228,36 +233,36 @@ def test_more_than_two_dimensions_need_a_module_of_ones_own():
 
 
 @both
-def test_a_missing_target_is_refused(door, y):
-    assert refusal(ValueError, door().fit, X, None) == (
-        f"{door.__name__} requires y to be passed, but the target y is None."
+def test_a_missing_target_is_refused(Estimator, y):
+    assert refusal(ValueError, Estimator().fit, X, None) == (
+        f"{Estimator.__name__} requires y to be passed, but the target y is None."
     )
 
 
 @both
-def test_targets_of_another_length_are_refused(door, y):
-    assert refusal(ValueError, door().fit, X, y[:5]) == (
+def test_targets_of_a_different_length_are_refused(Estimator, y):
+    assert refusal(ValueError, Estimator().fit, X, y[:5]) == (
         "Found input variables with inconsistent numbers of samples: [12, 5]"
     )
 
 
 @both
 @pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "inf")])
-def test_targets_that_are_not_finite_are_named_by_row(door, y, value, kind):
+def test_the_message_names_rows_of_non_finite_targets(Estimator, y, value, kind):
     bad = y.astype(float)
     bad[[3, 7]] = value
-    assert refusal(NonFiniteDataError, door().fit, X, bad) == (
+    assert refusal(NonFiniteDataError, Estimator().fit, X, bad) == (
         f"y contains 2 {kind} values at rows 3, 7. {DROP_ROWS}"
     )
     bad = y.astype(float)
     bad[3] = value
-    assert refusal(NonFiniteDataError, door().fit, X, bad) == (
+    assert refusal(NonFiniteDataError, Estimator().fit, X, bad) == (
         f"y contains 1 {kind} value at row 3. {DROP_ROWS}"
     )
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
-def test_missing_labels_among_strings_are_named_by_row(missing):
+def test_the_message_names_the_first_missing_label(missing):
     labels = np.array(["yes", "no"] * 6, dtype=object)
     labels[[4, 6]] = missing
     assert refusal(NonFiniteDataError, classifier().fit, X, labels) == (
@@ -265,14 +270,14 @@ def test_missing_labels_among_strings_are_named_by_row(missing):
     )
 
 
-def test_missing_values_in_a_nullable_target_are_named_by_row():
+def test_the_message_names_rows_of_a_nullable_target():
     target = pd.Series([pd.NA, *range(11)], dtype="Int64")
     assert refusal(NonFiniteDataError, regressor().fit, X, target) == (
         f"y contains 1 NaN value at row 0. {DROP_ROWS}"
     )
 
 
-def test_several_targets_are_named_by_column():
+def test_the_message_names_columns_of_several_targets():
     targets = np.column_stack([VALUES, VALUES])
     targets[9, 1] = np.inf
     assert refusal(NonFiniteDataError, regressor().fit, X, targets) == (
@@ -286,7 +291,7 @@ def test_a_target_of_three_dimensions_is_refused():
     )
 
 
-def test_counts_beyond_float32_cannot_be_learnt_unscaled():
+def test_counts_beyond_float32_are_refused_if_they_are_not_standardized():
     counts = np.full(12, 1e300)
     assert refusal(
         NonFiniteDataError, regressor(criterion="poisson").fit, X, counts
@@ -304,7 +309,7 @@ def test_negative_counts_are_refused():
     )
 
 
-def test_text_as_a_number_to_predict_is_named_by_row():
+def test_the_message_names_the_row_of_text_in_a_numeric_target():
     target = np.array(["1.5", "2", "high", "3"] * 3, dtype=object)
     assert refusal(ValueError, regressor().fit, X, target) == (
         "y contains text, first 'high' at row 2, but StableNetRegressor needs numbers. "
@@ -322,7 +327,7 @@ def test_a_single_class_is_refused(label, shown):
     )
 
 
-def test_numbers_are_no_labels():
+def test_continuous_numbers_are_not_labels():
     assert refusal(ValueError, classifier().fit, X, VALUES) == (
         "Unknown label type: continuous. Maybe you are trying to fit a classifier, "
         "which expects discrete classes on a regression target with continuous values."
@@ -339,7 +344,7 @@ def test_a_module_too_wide_for_the_classes_is_refused():
     )
 
 
-def test_a_module_that_drops_the_column_of_logits_is_refused():
+def test_a_module_without_a_column_of_logits_is_refused():
     flat = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
     assert refusal(ValueError, classifier(module=flat).fit, X, LABELS) == (
         "The module's output has shape (12,), but 2 classes need one logit each: "
@@ -366,14 +371,14 @@ def test_a_binary_loss_needs_one_logit():
     )
 
 
-def test_a_module_that_forgets_the_batch_is_refused():
-    assert refusal(ValueError, classifier(module=NoBatch).fit, X, LABELS) == (
+def test_a_module_that_does_not_return_one_row_per_sample_is_refused():
+    assert refusal(ValueError, classifier(module=OneRow).fit, X, LABELS) == (
         "The module must return a tensor with one row per sample, got (1, 2) for 12 "
         "samples."
     )
 
 
-def test_a_module_for_other_columns_says_what_it_was_given():
+def test_the_error_of_a_module_gets_a_note_with_the_shape_of_x():
     with pytest.raises(RuntimeError) as caught:
         classifier(module=nn.Linear(7, 2)).fit(X, LABELS)
     assert caught.value.__notes__ == [
@@ -381,14 +386,14 @@ def test_a_module_for_other_columns_says_what_it_was_given():
     ]
 
 
-def test_a_name_is_no_module():
+def test_a_name_is_not_a_module():
     assert refusal(ValueError, classifier(module="mlp").fit, X, LABELS) == (
         "module must be a torch.nn.Module class or instance, a function that returns "
         "one, or None, got 'mlp'."
     )
 
 
-def test_weights_that_are_not_finite_to_begin_with_are_refused():
+def test_non_finite_initial_weights_are_refused():
     module = nn.Linear(3, 2)
     with torch.no_grad():
         module.weight[0, 0] = torch.nan
@@ -416,7 +421,7 @@ def test_a_loss_of_probabilities_refuses_logits():
     )
 
 
-def test_a_softmax_before_a_loss_of_logits_is_pointed_out():
+def test_a_softmax_before_a_loss_of_logits_gives_a_warning():
     model = classifier(module=nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=1)))
     with pytest.warns(UserWarning, match="are probabilities") as caught:
         model.fit(X, LABELS)
@@ -512,7 +517,7 @@ def test_unknown_optimizers_are_refused():
     )
 
 
-def test_a_number_is_no_optimizer():
+def test_a_number_is_not_an_optimizer():
     assert refusal(ValueError, classifier(optimizer=3).fit, X, LABELS) == (
         "optimizer must be a name or a class of torch.optim, got 3."
     )
@@ -532,14 +537,14 @@ def test_unknown_schedules_are_refused():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_device_that_is_not_there_is_refused():
+def test_an_unavailable_device_is_refused():
     assert refusal(ValueError, classifier(device="cuda").fit, X, LABELS) == (
         "device='cuda' is not available here. Use device='cpu', or device='auto' for "
         "the GPU if there is one."
     )
 
 
-def test_a_name_that_is_no_device_is_refused():
+def test_an_unknown_device_is_refused():
     assert refusal(ValueError, classifier(device="gpu").fit, X, LABELS) == (
         "device must be a torch device such as 'cpu' or 'cuda', or 'auto', got 'gpu'."
     )
@@ -583,7 +588,7 @@ WRONG_VALUES = [
 
 
 @pytest.mark.parametrize(("name", "value", "rule"), WRONG_VALUES)
-def test_a_parameter_out_of_its_range_is_refused_in_fit(name, value, rule):
+def test_invalid_values_of_parameters_are_refused_in_fit(name, value, rule):
     model = StableNetRegressor(**{name: value})
     assert refusal(ValueError, model.fit, X, VALUES) == (
         f"The {name!r} parameter of StableNetRegressor must be {rule}, got {value!r}."
@@ -603,7 +608,7 @@ def test_a_parameter_out_of_its_range_is_refused_in_fit(name, value, rule):
         ("lr", 1),
     ],
 )
-def test_numbers_and_flags_of_numpy_are_taken(name, value):
+def test_numbers_and_booleans_of_numpy_are_accepted(name, value):
     regressor(**{name: value}).fit(X, VALUES)
 
 
@@ -630,9 +635,9 @@ GUARD_MESSAGES = {
 
 @both
 @pytest.mark.parametrize("name", GUARD_MESSAGES)
-def test_a_parameter_of_the_guard_is_checked_in_fit(door, y, name):
+def test_parameters_of_the_guard_are_checked_in_fit(Estimator, y, name):
     value, message = GUARD_MESSAGES[name]
-    assert refusal(ValueError, door(**{name: value}).fit, X, y) == message
+    assert refusal(ValueError, Estimator(**{name: value}).fit, X, y) == message
 
 
 def test_an_unknown_parameter_is_refused_by_the_constructor():
@@ -659,7 +664,7 @@ def test_an_unknown_parameter_is_refused_by_set_params():
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"),
+    ("name", "suggested"),
     [
         ("learning_rate", "lr"),
         ("epochs", "max_epochs"),
@@ -667,9 +672,9 @@ def test_an_unknown_parameter_is_refused_by_set_params():
         ("hidden_layer_sizes", "module__width"),
     ],
 )
-def test_the_names_of_other_libraries_are_understood(name, ours):
+def test_parameter_names_of_other_libraries_get_a_suggestion(name, suggested):
     assert refusal(TypeError, StableNetClassifier, **{name: 3}) == (
-        f"StableNetClassifier has no parameter {name!r}. Did you mean {ours!r}? "
+        f"StableNetClassifier has no parameter {name!r}. Did you mean {suggested!r}? "
         f"{PREFIXES}"
     )
 
@@ -708,7 +713,7 @@ def test_parameters_for_an_instance_are_refused():
 
 
 def test_a_second_learning_rate_is_refused():
-    # It would train at one rate and report the other as effective_lr_.
+    # Training would use one learning rate and effective_lr_ would be the other.
     assert refusal(ValueError, classifier(optimizer__lr=3.0).fit, X, LABELS) == (
         "StableNetClassifier got optimizer__lr: the learning rate is its parameter lr."
     )
@@ -726,8 +731,8 @@ def test_a_hold_out_of_all_rows_is_refused():
 
 
 @both
-def test_weights_that_make_no_sense_are_refused(door, y):
-    fit = door(max_epochs=1).fit
+def test_invalid_sample_weights_are_refused(Estimator, y):
+    fit = Estimator(max_epochs=1).fit
     ones = np.ones(12)
     assert refusal(ValueError, fit, X, y, np.ones(5)) == (
         "sample_weight must have shape (12,), one weight per row, got (5,)."
@@ -754,7 +759,7 @@ def test_weights_that_leave_one_class_are_refused():
     )
 
 
-def test_class_weights_that_make_no_sense_are_refused():
+def test_invalid_class_weights_are_refused():
     assert refusal(ValueError, classifier(class_weight="balance").fit, X, LABELS) == (
         "The 'class_weight' parameter of StableNetClassifier must be a dict, "
         "'balanced' or None, got 'balance'."
@@ -769,10 +774,10 @@ def test_balanced_classes_need_all_labels_at_once():
     )
 
 
-# -- going on ------------------------------------------------------------------------
+# -- continued training --------------------------------------------------------------
 
 
-def test_partial_fit_must_know_the_classes():
+def test_partial_fit_needs_the_classes():
     assert refusal(ValueError, classifier().partial_fit, X, LABELS) == (
         "classes must be passed on the first call to partial_fit: all labels that may "
         "occur in any call."
@@ -786,20 +791,20 @@ def test_partial_fit_must_know_the_classes():
     )
 
 
-def test_partial_fit_refuses_other_classes_than_at_first():
+def test_partial_fit_refuses_classes_that_differ_from_the_first_call():
     model = classifier().partial_fit(X, LABELS, [0, 1])
     assert refusal(ValueError, model.partial_fit, X, LABELS, [0, 1, 2]) == (
         "classes=[0, 1, 2] differ from those of the first call to partial_fit, [0, 1]."
     )
 
 
-def test_nan_is_no_class():
+def test_nan_is_not_a_class():
     assert refusal(
         NonFiniteDataError, classifier().partial_fit, X, LABELS, [0, 1, np.nan]
     ) == ("classes contains 1 NaN value at row 2. A label must be finite.")
 
 
-def test_a_warm_start_refuses_other_classes():
+def test_a_warm_start_refuses_different_classes():
     model = classifier(warm_start=True).fit(X, LABELS)
     assert refusal(ValueError, model.fit, X, LABELS * 2) == (
         "warm_start=True continues training with the classes of the first fit, [0, 1], "
@@ -807,7 +812,7 @@ def test_a_warm_start_refuses_other_classes():
     )
 
 
-def test_a_warm_start_refuses_other_columns():
+def test_a_warm_start_refuses_a_different_number_of_columns():
     model = classifier(warm_start=True).fit(X, LABELS)
     assert refusal(ValueError, model.fit, X[:, :2], LABELS) == (
         "X has 2 features, but StableNetClassifier is expecting 3 features as input."
@@ -818,7 +823,7 @@ def test_a_warm_start_refuses_other_columns():
     )
 
 
-def test_a_refused_warm_start_leaves_the_model_as_it_was():
+def test_a_refused_warm_start_does_not_change_the_model():
     model = classifier(warm_start=True).fit(X, LABELS)
     before = model.predict_proba(X)
     refusal(ValueError, model.fit, X, LABELS * 2)

@@ -1,4 +1,4 @@
-"""From raw tables to predictions in one call: tabular_pipeline."""
+"""Behavior of tabular_pipeline on raw tables."""
 
 import datetime
 import json
@@ -63,7 +63,7 @@ def messy():
 
 
 @pytest.mark.parametrize("kind", ["classifier", "regressor"])
-def test_a_messy_frame_is_fitted_and_predicted(kind):
+def test_a_messy_frame_gives_finite_predictions(kind):
     X, y = messy()
     model = tiny(kind).fit(X, y)
     output = model.predict_proba(X) if kind == "classifier" else model.predict(X)
@@ -75,7 +75,7 @@ def test_a_messy_frame_is_fitted_and_predicted(kind):
     assert list(model["net"].feature_names_in_) == list(names)
 
 
-def test_columns_are_found_by_name_and_read_as_in_fit():
+def test_columns_are_found_by_name_and_converted_as_in_fit():
     X, y = messy()
     model = tiny().fit(X, y)
     expected = model.predict_proba(X)
@@ -86,7 +86,7 @@ def test_columns_are_found_by_name_and_read_as_in_fit():
     assert np.isfinite(model.predict_proba(changed)).all()
 
 
-def test_arrays_lists_and_polars_are_taken():
+def test_arrays_lists_and_polars_are_accepted():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(N, 3)), rng.integers(0, 2, size=N)
     names = ["x0", "x1", "x2"]
@@ -96,7 +96,7 @@ def test_arrays_lists_and_polars_are_taken():
         np.testing.assert_array_equal(other, first)
 
 
-def test_rows_of_several_types_are_read_column_by_column():
+def test_rows_of_several_types_are_converted_column_by_column():
     rows = [[i, "red" if i % 3 else None, f"{i}.5", i % 2 == 0] for i in range(N)]
     first, *others = (
         TableCleaner().fit_transform(table)
@@ -109,7 +109,7 @@ def test_rows_of_several_types_are_read_column_by_column():
         pd.testing.assert_frame_equal(other, first)
 
 
-def test_pickle_clone_and_search():
+def test_the_pipeline_can_be_pickled_cloned_and_searched():
     X, y = messy()
     model = tiny().fit(X, y)
     copy = pickle.loads(pickle.dumps(model))
@@ -120,13 +120,13 @@ def test_pickle_clone_and_search():
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
-def test_any_estimator_can_stand_at_the_end():
+def test_any_estimator_can_be_the_last_step():
     X, y = messy()
     model = tabular_pipeline(LogisticRegression(max_iter=1000)).fit(X, y)
     assert np.isfinite(model.predict_proba(X)).all()
 
 
-def test_sentinels_can_be_given_or_left():
+def test_sentinels_can_be_given_or_kept():
     X, y = messy()
     kept = tiny(sentinels=None).fit(X, y)
     assert kept["clean"].transform(X)["age"].min() == -999
@@ -163,7 +163,7 @@ def test_sentinels_can_be_given_or_left():
         ),
     ],
 )
-def test_a_table_unlike_that_of_fit_is_refused(change, message):
+def test_a_table_that_does_not_match_that_of_fit_is_refused(change, message):
     X, y = messy()
     model = tiny().fit(X, y)
     with pytest.raises(ValueError, match=r"X |olumn|estimator") as caught:
@@ -224,7 +224,7 @@ LEVELS = (
         ),
     ],
 )
-def test_a_parameter_out_of_its_range_is_refused_at_once(parameters, error, message):
+def test_invalid_parameters_are_refused_at_construction(parameters, error, message):
     with pytest.raises(error) as caught:
         tabular_pipeline(**parameters)
     assert str(caught.value) == message
@@ -272,13 +272,13 @@ def test_a_parameter_out_of_its_range_is_refused_at_once(parameters, error, mess
         ),
     ],
 )
-def test_what_is_no_table_is_refused(X, error, message):
+def test_an_input_that_is_not_a_table_is_refused(X, error, message):
     with pytest.raises(error) as caught:
         tabular_pipeline().fit(X, [0, 1, 0])
     assert str(caught.value) == message
 
 
-def test_sentinels_of_a_column_that_is_not_there_are_refused():
+def test_sentinels_of_an_unknown_column_are_refused():
     X, y = messy()
     with pytest.raises(ValueError, match="Name columns of X") as caught:
         tiny(sentinels={"ago": [-999]}).fit(X, y)
@@ -287,11 +287,11 @@ def test_sentinels_of_a_column_that_is_not_there_are_refused():
     )
 
 
-# -- cells that mean something else ----------------------------------------------------
+# -- sentinels and column types --------------------------------------------------------
 
 
 def cleaned(cells, later=None, **parameters):
-    """What a column is read as, in fit or later; and the cleaner."""
+    """Return the cleaned column, of fit or of a later table, and the cleaner."""
     X = pd.DataFrame({"x": cells, "n": np.arange(len(cells))})
     cleaner = TableCleaner(**parameters).fit(X)
     if later is not None:
@@ -302,98 +302,98 @@ def cleaned(cells, later=None, **parameters):
 DIGITS = [str(i) for i in range(20, 80)]
 
 
-def test_words_among_numbers_are_kept_beside_them():
-    read, cleaner = cleaned([*DIGITS, "refused", "<5"])
+def test_words_among_numbers_become_a_column_of_their_own():
+    result, cleaner = cleaned([*DIGITS, "refused", "<5"])
     assert cleaner.kinds_["x"] == "numbers and words"
-    assert list(read.columns) == ["x", "x_word"]
+    assert list(result.columns) == ["x", "x_word"]
     assert list(cleaner.get_feature_names_out()) == ["x", "x_word", "n"]
-    assert read["x"].tolist()[:60] == list(map(float, DIGITS))
-    assert read["x"].isna().tolist() == [False] * 60 + [True] * 2
-    assert read["x_word"].tolist()[60:] == ["refused", "<5"]
-    assert read["x_word"][:60].isna().all()
+    assert result["x"].tolist()[:60] == list(map(float, DIGITS))
+    assert result["x"].isna().tolist() == [False] * 60 + [True] * 2
+    assert result["x_word"].tolist()[60:] == ["refused", "<5"]
+    assert result["x_word"][:60].isna().all()
 
 
-def test_the_column_of_words_takes_no_name_that_is_taken():
+def test_the_column_of_words_gets_an_unused_name():
     X = pd.DataFrame({"x": [*DIGITS, "refused"], "x_word": 1.0})
-    read = TableCleaner().fit_transform(X)
-    assert list(read.columns) == ["x", "x_word_", "x_word"]
+    result = TableCleaner().fit_transform(X)
+    assert list(result.columns) == ["x", "x_word_", "x_word"]
 
 
-def test_text_of_fewer_numbers_is_a_column_of_levels():
-    read, cleaner = cleaned(["1", "2", "red"] * 20)
+def test_text_with_fewer_numbers_is_categorical():
+    result, cleaner = cleaned(["1", "2", "red"] * 20)
     assert cleaner.kinds_["x"] == "categories"
-    assert set(read["x"]) == {"1", "2", "red"}
+    assert set(result["x"]) == {"1", "2", "red"}
 
 
 def test_sentinels_among_digits_are_found():
-    read, cleaner = cleaned([*DIGITS, *["-999"] * 6, "?", "N/A"])
+    result, cleaner = cleaned([*DIGITS, *["-999"] * 6, "?", "N/A"])
     assert cleaner.kinds_["x"] == "numbers"
     assert cleaner.sentinels_ == {"x": ["?", "N/A", -999.0]}
-    assert read["x"].isna().tolist() == [False] * 60 + [True] * 8
+    assert result["x"].isna().tolist() == [False] * 60 + [True] * 8
     later = cleaner.transform(pd.DataFrame({"x": [-999, 21], "n": 0}))["x"]
     assert later.isna().tolist() == [True, False]
 
 
 def test_sentinels_among_dates_and_durations_are_found():
     days = pd.date_range("2020", periods=60).strftime("%Y-%m-%d").tolist()
-    read, _ = cleaned([*days, *["9999-12-31"] * 6])
-    assert read["x"].isna().sum() == 6
-    read, cleaner = cleaned(pd.to_timedelta([-999] * 6 + list(range(60)), unit="s"))
+    result, _ = cleaned([*days, *["9999-12-31"] * 6])
+    assert result["x"].isna().sum() == 6
+    result, cleaner = cleaned(pd.to_timedelta([-999] * 6 + list(range(60)), unit="s"))
     assert cleaner.sentinels_ == {"x": [-999.0]}
-    assert read["x"].isna().sum() == 6
+    assert result["x"].isna().sum() == 6
 
 
 @pytest.mark.parametrize("word", ["?", "N/A", "unknown", " Missing ", "", None])
-def test_a_word_for_missing_that_comes_later_is_missing(word):
-    read, _ = cleaned(["red", "blue", "green"] * 20, [word, "red", "new"])
-    assert read["x"].isna().tolist() == [True, False, False]
+def test_a_word_for_missing_that_occurs_after_fit_is_missing(word):
+    result, _ = cleaned(["red", "blue", "green"] * 20, [word, "red", "new"])
+    assert result["x"].isna().tolist() == [True, False, False]
 
 
-def test_a_word_that_is_a_level_in_fit_stays_one():
-    # Twice is too seldom to stand for missing.
-    read, _ = cleaned(["red", "blue"] * 30 + ["unknown"] * 2, ["unknown", "?"])
-    assert read["x"].isna().tolist() == [False, True]
+def test_a_word_that_is_a_category_in_fit_remains_one():
+    # Two occurrences are too few for a sentinel.
+    result, _ = cleaned(["red", "blue"] * 30 + ["unknown"] * 2, ["unknown", "?"])
+    assert result["x"].isna().tolist() == [False, True]
     countries = ["DE", "FR", "IT", "ES"] * 15
     for cells in (countries, [*countries, "NA"]):
-        read, _ = cleaned(cells, ["NA", "?"])
-        assert read["x"].isna().tolist() == [False, True]
+        result, _ = cleaned(cells, ["NA", "?"])
+        assert result["x"].isna().tolist() == [False, True]
 
 
-def test_without_sentinels_nothing_is_one():
-    read, _ = cleaned(["red", "?", "unknown"] * 20, sentinels=None)
-    assert set(read["x"]) == {"red", "?", "unknown"}
+def test_without_sentinels_no_value_is_one():
+    result, _ = cleaned(["red", "?", "unknown"] * 20, sentinels=None)
+    assert set(result["x"]) == {"red", "?", "unknown"}
     names = tabular_pipeline(sentinels=None)[:2].fit(
         pd.DataFrame({"x": ["red", "?", "NA"] * 20})
     )
     assert list(names.get_feature_names_out()) == ["x_?", "x_NA", "x_red"]
 
 
-def test_sentinels_that_are_given_count_whatever_the_type_of_the_cells():
-    read, _ = cleaned([*DIGITS, "-1"], sentinels=[-1])
-    assert read["x"].isna().sum() == 1
-    read, _ = cleaned(["a", "b", "-1"] * 20, sentinels=[-1])
-    assert read["x"].isna().sum() == 20
+def test_given_sentinels_apply_to_cells_of_any_type():
+    result, _ = cleaned([*DIGITS, "-1"], sentinels=[-1])
+    assert result["x"].isna().sum() == 1
+    result, _ = cleaned(["a", "b", "-1"] * 20, sentinels=[-1])
+    assert result["x"].isna().sum() == 20
     days = pd.date_range("2020-01-01", periods=60)
-    read, _ = cleaned(days, sentinels={"x": [datetime.date(2020, 1, 2)]})
-    assert read["x"].isna().sum() == 1
+    result, _ = cleaned(days, sentinels={"x": [datetime.date(2020, 1, 2)]})
+    assert result["x"].isna().sum() == 1
 
 
-def test_flags_may_come_as_words_or_numbers_later():
+def test_booleans_can_be_words_or_numbers_after_fit():
     flags = [True, False, None] * 20
     for later in (["True", "False", "?"], [1, 0, None], [True, False, None]):
-        read, _ = cleaned(flags, later)
-        np.testing.assert_array_equal(read["x"], [1.0, 0.0, np.nan])
+        result, _ = cleaned(flags, later)
+        np.testing.assert_array_equal(result["x"], [1.0, 0.0, np.nan])
 
 
 @pytest.mark.parametrize(
     "form",
     ["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%y", "%d %b %Y", "%B %d, %Y", "%Y-%m-%d %I:%M %p"],
 )
-def test_dates_of_many_forms_are_read(form):
+def test_dates_of_many_formats_are_parsed(form):
     days = pd.date_range("2020-01-01", periods=100)
-    read, cleaner = cleaned(days.strftime(form))
+    result, cleaner = cleaned(days.strftime(form))
     assert cleaner.kinds_["x"] == "dates"
-    assert (read["x"] == days).all()
+    assert (result["x"] == days).all()
 
 
 # -- with scikit-learn -----------------------------------------------------------------
@@ -407,7 +407,7 @@ def test_the_cleaner_passes_the_checks_of_scikit_learn():
 
 
 @pytest.mark.parametrize("container", ["pandas", "polars", "default"])
-def test_the_output_is_of_the_kind_asked_for(container):
+def test_set_output_chooses_the_container(container):
     X, _ = messy()
     steps = tabular_pipeline()[:-1].set_output(transform=container)
     out = steps.fit_transform(X)
@@ -418,7 +418,7 @@ def test_the_output_is_of_the_kind_asked_for(container):
         assert list(out.columns) == list(steps.get_feature_names_out())
 
 
-def test_a_batched_search_over_the_pipeline_is_the_plain_one():
+def test_a_batched_search_over_the_pipeline_equals_the_plain_one():
     X, y = messy()
     net = StableNetClassifier(max_epochs=3, random_state=0)
     grid = {"net__lr": [1e-3, 1e-2], "impute__strategy": ["median", "zero"]}
@@ -469,8 +469,8 @@ def test_a_pipeline_without_an_imputer_says_which_column_is_missing():
     )
 
 
-def test_rows_keep_their_place_whatever_the_index():
-    # A split leaves labels in disorder, by which rows were once looked up.
+def test_rows_keep_their_position_for_any_index():
+    # After a split, the labels of the index are not in order.
     table = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": ["x", "y", "x", "y"]})
     shuffled = table.iloc[[3, 1, 0, 2]]
     model = tabular_pipeline()
@@ -488,26 +488,28 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 def real_tables():
     listed = DATA / "datasets.json"
     found = json.loads(listed.read_text())["datasets"] if listed.exists() else []
-    return {its["name"]: its for its in found} or {"none": None}
+    return {table["name"]: table for table in found} or {"none": None}
 
 
 @pytest.mark.parametrize("reading", ["as described", "as it comes"])
 @pytest.mark.parametrize("name", real_tables())
-def test_a_real_table_is_read_fitted_and_predicted_without_a_warning(name, reading):
-    its = real_tables()[name]
-    if its is None:
+def test_a_real_table_is_fitted_and_predicted_without_a_warning(name, reading):
+    entry = real_tables()[name]
+    if entry is None:
         pytest.skip("the real tables are not at shared/data/")
     if reading == "as it comes":
-        table = pd.read_csv(DATA / its["file"])
+        table = pd.read_csv(DATA / entry["file"])
     else:
-        words = ["", *its["na_values"]]
-        table = pd.read_csv(DATA / its["file"], keep_default_na=False, na_values=words)
-        categories = [c for c in its["categorical_columns"] if c != its["target"]]
+        words = ["", *entry["na_values"]]
+        table = pd.read_csv(
+            DATA / entry["file"], keep_default_na=False, na_values=words
+        )
+        categories = [c for c in entry["categorical_columns"] if c != entry["target"]]
         table = table.astype(dict.fromkeys(categories, "category"))
-    table = table.dropna(subset=its["target"])
+    table = table.dropna(subset=entry["target"])
     table = table.sample(min(len(table), 600), random_state=0)
-    y = table.pop(its["target"])
-    is_regression = its["task"] == "regression"
+    y = table.pop(entry["target"])
+    is_regression = entry["task"] == "regression"
     network = StableNetRegressor if is_regression else StableNetClassifier
     model = tabular_pipeline(network(max_epochs=1, random_state=0), random_state=0)
     model.fit(table.iloc[::2], y.iloc[::2])

@@ -1,4 +1,4 @@
-"""Columns of every odd kind, and of another kind at predict time."""
+"""Columns of unusual and random types, also of other types at predict time."""
 
 import contextlib
 import datetime
@@ -38,18 +38,18 @@ COLUMNS = {
     "sparse": pd.arrays.SparseArray(np.zeros(N)),
     "objects": [object()] * N,
     "two zones": [pd.Timestamp("2020", tz="UTC"), pd.Timestamp("2020")] * 20,
-    "own text": [f"{i} {i * 7}" for i in range(N)],
+    "distinct text": [f"{i} {i * 7}" for i in range(N)],
     "no date": [pd.NaT] * N,
     "string": pd.array(["a", None] * 20, dtype="string"),
     "nullable": pd.array([1.5, None] * 20, dtype="Float64"),
-    "flags and words": [True, "x"] * 20,
+    "booleans and words": [True, "x"] * 20,
     "durations": pd.to_timedelta([1, None] * 20, unit="s"),
     "two formats": ["2020-01-05 10:00", "31/12/2020"] * 20,
 }
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_any_column_gives_finite_predictions_whatever_it_becomes(name):
+def test_any_column_gives_finite_predictions_even_if_its_type_changes(name):
     rng = np.random.default_rng(0)
     X = pd.DataFrame({name: COLUMNS[name], "number": rng.normal(size=N)})
     model = tabular_pipeline(random_state=0).set_params(net__estimator__max_epochs=1)
@@ -60,15 +60,15 @@ def test_any_column_gives_finite_predictions_whatever_it_becomes(name):
         assert np.isfinite(model.predict_proba(changed)).all()
 
 
-# -- tables at random ------------------------------------------------------------------
+# -- random tables ---------------------------------------------------------------------
 
-SANE = {
+REGULAR = {
     "floats": st.floats(-1e3, 1e3),
     "wide floats": st.floats(),
     "singles": st.floats(width=32),
     "integers": st.integers(-1000, 1000),
     "huge integers": st.integers(),
-    "flags": st.booleans(),
+    "booleans": st.booleans(),
     "letters": st.sampled_from(["red", "blue", "NA", "unknown"]),
     "text": st.text(max_size=4),
     "digits": st.integers(-99, 99).map(str),
@@ -95,8 +95,8 @@ DTYPES = st.sampled_from(
 
 
 def columns(kind, n_rows):
-    """Cells of one kind, some of which may be anything, and a type to bring them to."""
-    cells = st.lists(SANE[kind], min_size=n_rows, max_size=n_rows)
+    """Strategy for cells of one kind, damage to some of them, and a dtype."""
+    cells = st.lists(REGULAR[kind], min_size=n_rows, max_size=n_rows)
     damage = st.dictionaries(st.integers(0, n_rows - 1), DAMAGE, max_size=2)
     return st.tuples(cells, damage, DTYPES)
 
@@ -106,7 +106,7 @@ def frame_of(drawn):
     for i, (cells, damage, dtype) in drawn.items():
         cells = [damage.get(j, cell) for j, cell in enumerate(cells)]
         column = pd.Series(cells, dtype=object)
-        # Not every cell is of every type.
+        # Not every cell can be converted to every dtype.
         wrong = contextlib.suppress(TypeError, ValueError, ArithmeticError)
         with wrong, np.errstate(all="ignore"):
             column = column.astype(dtype) if dtype else column.infer_objects()
@@ -120,9 +120,9 @@ def tables(kinds, n_rows):
     )
 
 
-KIND = st.sampled_from(list(SANE))
+KIND = st.sampled_from(list(REGULAR))
 
-# To fit, and to predict: of the same kinds, and of others.
+# Tables to fit and to predict, of the same kinds and of other kinds.
 TABLES = st.lists(st.tuples(KIND, KIND), min_size=1, max_size=3).flatmap(
     lambda pairs: st.tuples(
         tables([first for first, _ in pairs], 12),
@@ -132,27 +132,27 @@ TABLES = st.lists(st.tuples(KIND, KIND), min_size=1, max_size=3).flatmap(
 )
 
 
-def is_refused_by_us(error):
-    """Whether a message is ours, not one from inside numpy, pandas or torch."""
+def is_refused_by_sknan(error):
+    """Whether sknan raised the error, and not numpy, pandas or torch."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    is_ours = Path(last.filename).is_relative_to(Path(sknan.__file__).parent)
-    return is_ours and isinstance(error, (ValueError, TypeError))
+    is_of_sknan = Path(last.filename).is_relative_to(Path(sknan.__file__).parent)
+    return is_of_sknan and isinstance(error, (ValueError, TypeError))
 
 
-def check_it_ends_finite(train, *others):
+def check_predictions_are_finite(train, *others):
     net = StableNetClassifier(max_epochs=1, batch_size=8, random_state=0)
     model = tabular_pipeline(net, random_state=0)
     try:
         model.fit(train, np.arange(len(train)) % 2)
     except Exception as error:
-        if not is_refused_by_us(error):
+        if not is_refused_by_sknan(error):
             raise
         return
     for table in (train, *others):
         try:
             output = model.predict_proba(table)
         except Exception as error:
-            if not is_refused_by_us(error):
+            if not is_refused_by_sknan(error):
                 raise
         else:
             assert np.isfinite(output).all()
@@ -160,9 +160,9 @@ def check_it_ends_finite(train, *others):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(TABLES)
-def test_pandas_tables_of_anything_end_finite_or_with_our_own_message(drawn):
+def test_random_pandas_tables_give_finite_predictions_or_an_error_of_sknan(drawn):
     train, *others = map(frame_of, drawn)
-    check_it_ends_finite(train, *others)
+    check_predictions_are_finite(train, *others)
 
 
 @settings(
@@ -181,8 +181,8 @@ def test_pandas_tables_of_anything_end_finite_or_with_our_own_message(drawn):
         excluded_dtypes=[pl.List, pl.Array, pl.Struct],
     )
 )
-def test_polars_tables_of_anything_end_finite_or_with_our_own_message(table):
-    check_it_ends_finite(table, table.reverse().head(3))
+def test_random_polars_tables_give_finite_predictions_or_an_error_of_sknan(table):
+    check_predictions_are_finite(table, table.reverse().head(3))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What an audit says that tabular_pipeline does, it does."""
+"""Effects of tabular_pipeline that the remedies of an audit promise."""
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,8 @@ def rng():
     return np.random.default_rng(0)
 
 
-def some(values, others, n=10):
-    """A column of which the first cells are others."""
+def replaced(values, others, n=10):
+    """Return the values with the first cells replaced."""
     cells = list(values)
     cells[:n] = list(others) * (n // len(others))
     return cells
@@ -26,24 +26,24 @@ DAYS = pd.date_range("2020-01-01", periods=N)
 NORMAL = rng().normal(size=N).tolist()
 LEVELS = rng().choice(["red", "blue", "green"], size=N).tolist()
 
-# By kind, a column of which it is said.
+# A column for each kind of finding whose remedy names the pipeline.
 COLUMNS = {
     "empty": [np.nan] * N,
-    "missing": some(NORMAL, [np.nan]),
-    "infinite": some(NORMAL, [np.inf]),
-    "beyond float32": some(NORMAL, [1e300]),
+    "missing": replaced(NORMAL, [np.nan]),
+    "infinite": replaced(NORMAL, [np.inf]),
+    "beyond float32": replaced(NORMAL, [1e300]),
     "numbers as text": DIGITS,
     "dates as text": DAYS.strftime("%d.%m.%Y").tolist(),
-    "mixed types": some(LEVELS, [1]),
+    "mixed types": replaced(LEVELS, [1]),
     "written numbers": [f"${value}.50" for value in DIGITS],
-    "sentinel": some(rng().integers(20, 90, size=N).tolist(), [-999]),
+    "sentinel": replaced(rng().integers(20, 90, size=N).tolist(), [-999]),
     "lone outlier": [1e6, *NORMAL[1:]],
     "heavy tail": np.exp(6 * rng().normal(size=N)).tolist(),
     "scale": [1e6 * value for value in NORMAL],
-    "missing goes with the target": some(NORMAL, [np.nan], n=60),
-    "missing category": some(LEVELS, [None]),
-    "word for missing": some(LEVELS, ["?"]),
-    "numbers and words": some(DIGITS, ["refused"]),
+    "missing goes with the target": replaced(NORMAL, [np.nan], n=60),
+    "missing category": replaced(LEVELS, [None]),
+    "word for missing": replaced(LEVELS, ["?"]),
+    "numbers and words": replaced(DIGITS, ["refused"]),
     "codes": [f"{int(digits):05d}" for digits in DIGITS],
     "times as text": [f"{hour % 24:02d}:30" for hour in range(N)],
     "many levels": [f"level {i % 50}" for i in range(N)],
@@ -51,7 +51,7 @@ COLUMNS = {
     "constant": [3.0] * N,
 }
 
-# The columns that are made of one, before scaling and after.
+# Columns into which the pipeline converts one column.
 DATES = ["x_year", "x_month", "x_day", "x_total_seconds"]
 OUTCOMES = {
     "empty": [],
@@ -89,13 +89,13 @@ def target():
     return y
 
 
-def test_every_remedy_that_names_the_pipeline_is_held_against_it():
+def test_every_remedy_that_names_the_pipeline_is_tested():
     named = {k for k, r in REMEDIES["X"].items() if "tabular_pipeline" in r.action}
     assert named == set(COLUMNS)
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_the_audit_finds_it(kind):
+def test_the_audit_finds_each_kind(kind):
     X = pd.DataFrame({"x": COLUMNS[kind], "n": NORMAL[::-1]})
     found = audit(X, target())
     about = [finding for finding in found if "x" in finding.columns]
@@ -103,7 +103,7 @@ def test_the_audit_finds_it(kind):
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_nothing_is_left_that_breaks_a_training(kind):
+def test_the_pipeline_removes_all_values_that_break_a_training(kind):
     out, _ = prepared(kind)
     assert np.isfinite(out.to_numpy()).all()
     assert (out.abs() < 10).all(axis=None)
@@ -111,13 +111,13 @@ def test_nothing_is_left_that_breaks_a_training(kind):
 
 
 @pytest.mark.parametrize("kind", OUTCOMES)
-def test_the_columns_are_those_that_it_says(kind):
+def test_the_output_columns_are_those_of_the_remedy(kind):
     out, _ = prepared(kind)
     assert sorted(out.columns) == sorted(OUTCOMES[kind])
 
 
 @pytest.mark.parametrize("kind", ["missing", "infinite", "beyond float32", "sentinel"])
-def test_the_median_is_filled_in(kind):
+def test_missing_values_are_replaced_by_the_median(kind):
     _, steps = prepared(kind)
     known = pd.Series(COLUMNS[kind])[10:]
     filled = steps[:3].transform(pd.DataFrame({"x": COLUMNS[kind], "n": NORMAL}))
@@ -125,7 +125,7 @@ def test_the_median_is_filled_in(kind):
     assert filled["missingindicator_x"].tolist() == [1.0] * 10 + [0.0] * (N - 10)
 
 
-def test_sentinels_are_left_unless_they_are_looked_for():
+def test_sentinels_are_kept_with_sentinels_none():
     out, _ = prepared("sentinel", sentinels=None)
     assert list(out.columns) == ["x"]
     out, _ = prepared("word for missing", sentinels=None)
@@ -133,7 +133,7 @@ def test_sentinels_are_left_unless_they_are_looked_for():
 
 
 @pytest.mark.parametrize("kind", ["written numbers", "times as text", "many levels"])
-def test_levels_are_columns_of_0_and_1_up_to_max_levels_and_else_letters(kind):
+def test_categories_are_indicator_columns_up_to_max_levels_and_otherwise_letters(kind):
     n_levels = len(set(COLUMNS[kind]))
     out, steps = prepared(kind, max_levels=n_levels)
     assert sorted(out.columns) == sorted(f"x_{level}" for level in set(COLUMNS[kind]))
@@ -144,19 +144,19 @@ def test_levels_are_columns_of_0_and_1_up_to_max_levels_and_else_letters(kind):
     assert f"more than {max_levels} " in REMEDIES["X"]["many levels"].action
 
 
-def test_numbers_that_are_constant_become_0():
+def test_constant_numbers_become_0():
     out, _ = prepared("constant")
     assert (out["x"] == 0).all()
 
 
-def test_columns_are_scaled_and_what_is_far_out_is_bounded():
+def test_columns_are_scaled_and_outliers_are_bounded():
     out, _ = prepared("scale")
     assert out["x"].abs().median() < 1
     out, _ = prepared("lone outlier")
     assert out["x"].max() == out["x"][0] < 10
 
 
-def test_the_regressor_answers_in_the_units_of_y():
+def test_predictions_are_in_the_units_of_y():
     y = 1e6 + 1e4 * np.array(NORMAL)
     X = pd.DataFrame({"x": NORMAL})
     net = StableNetRegressor(max_epochs=50, random_state=0)
