@@ -1,7 +1,8 @@
-"""Modules over :mod:`sknan.functional`, for use in any network.
+"""Modules that apply the functions of :mod:`sknan.functional`, without parameters.
 
-Two families: safe ones, whose value and slope are finite at the edge of their domain,
-and bounded ones, whose output has a stated range. None has weights.
+Safe activations have finite values and gradients at the edge of their domain. Bounded
+activations have an output in a given range. None has weights. An activation of one
+tensor returns a tensor of the same shape and dtype.
 """
 
 from __future__ import annotations
@@ -43,86 +44,53 @@ __all__ = [
 
 
 class _Activation(nn.Module):
-    """A function of tensors, with its parameters in the repr."""
+    """Base class of activations, with the parameters in the repr."""
 
     def extra_repr(self) -> str:
-        """Parameters as they are written in the constructor."""
+        """Return the parameters as they are passed to the constructor."""
         shown = {k: v for k, v in vars(self).items() if not k.startswith("_")}
         shown.pop("training")
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
-# -- safe: element by element --------------------------------------------------------
+class _Elementwise(_Activation):
+    """Base class of activations that apply one function to each element."""
 
-
-class SafeLog(_Activation):
-    """Logarithm that is finite for zero, negative and infinite numbers.
-
-    See :func:`sknan.functional.log`.
-
-    Shape
-    -----
-    (*) to (*).
-    """
+    _function: staticmethod[[Tensor], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logarithm of ``x``."""
-        return sf.log(x)
+        """Apply the function to each element of ``x``."""
+        return self._function(x)
 
 
-class SafeLog1p(_Activation):
-    """Logarithm of 1 + x that is finite at -1 and below.
+class SafeLog(_Elementwise):
+    """Logarithm that is finite everywhere; see :func:`sknan.functional.log`."""
 
-    See :func:`sknan.functional.log1p`.
-
-    Shape
-    -----
-    (*) to (*).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logarithm of 1 + ``x``."""
-        return sf.log1p(x)
+    _function = staticmethod(sf.log)
 
 
-class SafeExp(_Activation):
-    """Exponential that does not overflow.
+class SafeLog1p(_Elementwise):
+    """Logarithm of 1 + x, finite everywhere; see :func:`sknan.functional.log1p`."""
 
-    See :func:`sknan.functional.exp`.
-
-    Shape
-    -----
-    (*) to (*).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Exponential of ``x``."""
-        return sf.exp(x)
+    _function = staticmethod(sf.log1p)
 
 
-class SafeExpm1(_Activation):
-    """Exponential minus 1 that does not overflow.
+class SafeExp(_Elementwise):
+    """Exponential without overflow; see :func:`sknan.functional.exp`."""
 
-    See :func:`sknan.functional.expm1`.
-
-    Shape
-    -----
-    (*) to (*).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Exponential of ``x``, minus 1."""
-        return sf.expm1(x)
+    _function = staticmethod(sf.exp)
 
 
-class SafeSqrt(_Activation):
-    """Square root whose slope at zero is 0, and whose value below it too.
+class SafeExpm1(_Elementwise):
+    """Exponential minus 1 without overflow; see :func:`sknan.functional.expm1`."""
 
-    See :func:`sknan.functional.sqrt`.
+    _function = staticmethod(sf.expm1)
 
-    Shape
-    -----
-    (*) to (*).
+
+class SafeSqrt(_Elementwise):
+    """Square root that is 0 with gradient 0 at zero and below.
+
+    See :func:`sknan.functional.sqrt`. The output is not negative.
 
     Examples
     --------
@@ -134,129 +102,55 @@ class SafeSqrt(_Activation):
     tensor([0.0000, 0.2500])
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Square root of ``x``."""
-        return sf.sqrt(x)
+    _function = staticmethod(sf.sqrt)
 
 
-class SafeRsqrt(_Activation):
-    """Reciprocal square root that is finite at zero and below.
+class SafeRsqrt(_Elementwise):
+    """Reciprocal square root, finite everywhere; see :func:`sknan.functional.rsqrt`."""
 
-    See :func:`sknan.functional.rsqrt`.
-
-    Shape
-    -----
-    (*) to (*).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """One over the square root of ``x``."""
-        return sf.rsqrt(x)
+    _function = staticmethod(sf.rsqrt)
 
 
-class SafeReciprocal(_Activation):
-    """One over x, and 0 for zero.
+class SafeReciprocal(_Elementwise):
+    """Reciprocal that is 0 for zero; see :func:`sknan.functional.reciprocal`."""
 
-    See :func:`sknan.functional.reciprocal`.
-
-    Shape
-    -----
-    (*) to (*).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """One over ``x``."""
-        return sf.reciprocal(x)
+    _function = staticmethod(sf.reciprocal)
 
 
-class SafeLogit(_Activation):
-    """Inverse of the sigmoid that is finite at 0 and 1 and outside.
+class SafeLogit(_Elementwise):
+    """Inverse sigmoid, finite everywhere; see :func:`sknan.functional.logit`."""
 
-    See :func:`sknan.functional.logit`.
-
-    Shape
-    -----
-    (*) to (*).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logit of ``x``."""
-        return sf.logit(x)
+    _function = staticmethod(sf.logit)
 
 
-class SafeLogSigmoid(_Activation):
-    """Logarithm of the sigmoid that is finite at minus infinity.
+class SafeLogSigmoid(_Elementwise):
+    """Finite logarithm of the sigmoid; see :func:`sknan.functional.log_sigmoid`."""
 
-    See :func:`sknan.functional.log_sigmoid`.
-
-    Shape
-    -----
-    (*) to (*).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logarithm of the sigmoid of ``x``."""
-        return sf.log_sigmoid(x)
+    _function = staticmethod(sf.log_sigmoid)
 
 
-class SafeSoftplus(_Activation):
-    """Softplus that is finite at infinity.
+class SafeSoftplus(_Elementwise):
+    """Softplus, finite at infinity; see :func:`sknan.functional.softplus`."""
 
-    See :func:`sknan.functional.softplus`.
-
-    Shape
-    -----
-    (*) to (*), not negative.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Softplus of ``x``."""
-        return sf.softplus(x)
+    _function = staticmethod(sf.softplus)
 
 
-class SafeAtanh(_Activation):
-    """Inverse hyperbolic tangent that is finite at -1 and 1 and outside.
+class SafeAtanh(_Elementwise):
+    """Finite inverse hyperbolic tangent; see :func:`sknan.functional.atanh`."""
 
-    See :func:`sknan.functional.atanh`.
-
-    Shape
-    -----
-    (*) to (*).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Inverse hyperbolic tangent of ``x``."""
-        return sf.atanh(x)
+    _function = staticmethod(sf.atanh)
 
 
-class SafeAsin(_Activation):
-    """Inverse sine with a finite slope at -1 and 1.
+class SafeAsin(_Elementwise):
+    """Inverse sine with finite gradient; see :func:`sknan.functional.asin`."""
 
-    See :func:`sknan.functional.asin`.
-
-    Shape
-    -----
-    (*) to (*), in [-pi/2, pi/2].
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Inverse sine of ``x``."""
-        return sf.asin(x)
+    _function = staticmethod(sf.asin)
 
 
-class SafeAcos(_Activation):
-    """Inverse cosine with a finite slope at -1 and 1.
+class SafeAcos(_Elementwise):
+    """Inverse cosine with finite gradient; see :func:`sknan.functional.acos`."""
 
-    See :func:`sknan.functional.acos`.
-
-    Shape
-    -----
-    (*) to (*), in [0, pi].
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Inverse cosine of ``x``."""
-        return sf.acos(x)
+    _function = staticmethod(sf.acos)
 
 
 class SafePower(_Activation):
@@ -267,11 +161,7 @@ class SafePower(_Activation):
     Parameters
     ----------
     exponent : float
-        Finite.
-
-    Shape
-    -----
-    (*) to (*).
+        Finite exponent.
     """
 
     def __init__(self, exponent: float) -> None:
@@ -279,19 +169,20 @@ class SafePower(_Activation):
         self.exponent = exponent
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` to the power."""
+        """Return ``x`` to the power of the exponent."""
         return sf.power(x, self.exponent)
 
 
 class SafeDivide(_Activation):
-    """Quotient that is 0 where nothing is divided by.
+    """Quotient that is 0 where the denominator is zero.
 
     See :func:`sknan.functional.divide`.
 
     Parameters
     ----------
     eps : float or None, default=None
-        Sizes of the denominator up to this one count as zero; None chooses by dtype.
+        Largest absolute value of a denominator that counts as zero; None depends on the
+        dtype.
 
     Shape
     -----
@@ -303,55 +194,52 @@ class SafeDivide(_Activation):
         self.eps = eps
 
     def forward(self, numerator: Tensor, denominator: Tensor) -> Tensor:
-        """Quotient of the two."""
+        """Divide the numerator by the denominator."""
         return sf.divide(numerator, denominator, eps=self.eps)
 
 
-# -- safe: over a dimension ----------------------------------------------------------
-
-
-class SafeSoftmax(_Activation):
-    """Softmax that has a value for infinite logits.
-
-    See :func:`sknan.functional.softmax`.
-
-    Parameters
-    ----------
-    dim : int, default=-1
-        Dimension that sums to 1.
-    eps : float, default=0.0
-        Added to the denominator, in units of the largest term.
-
-    Shape
-    -----
-    (*) to (*), in [0, 1].
-    """
+class _Softmax(_Activation):
+    """Base class of softmax activations."""
 
     def __init__(self, dim: int = -1, *, eps: float = 0.0) -> None:
         super().__init__()
         self.dim = dim
         self.eps = eps
 
+
+class SafeSoftmax(_Softmax):
+    """Softmax that is defined for infinite logits.
+
+    See :func:`sknan.functional.softmax`. The output is in [0, 1].
+
+    Parameters
+    ----------
+    dim : int, default=-1
+        Dimension that sums to 1.
+    eps : float, default=0.0
+        Term added to the denominator, in units of its largest term.
+    """
+
     def forward(self, x: Tensor) -> Tensor:
-        """Softmax of ``x``."""
+        """Compute the softmax of ``x``."""
         return sf.softmax(x, self.dim, eps=self.eps)
 
 
-class MaskedSoftmax(_Activation):
-    """Softmax over the elements that a mask lets in; zeros where it lets in none.
+class MaskedSoftmax(_Softmax):
+    """Softmax over the elements that a mask includes; zeros if it includes none.
 
     See :func:`sknan.functional.softmax`.
 
     Parameters
     ----------
     dim : int, default=-1
-        Dimension that sums to 1, or to 0 where everything is masked.
+        Dimension that sums to 1, or to 0 if all its elements are excluded.
     eps : float, default=0.0
-        Added to the denominator, in units of the largest term.
+        Term added to the denominator, in units of its largest term.
 
     Shape
     -----
-    (*) and a mask of bool, broadcast to it, to (*), in [0, 1]. True takes part.
+    (*) and a mask of bool, broadcast to it, to (*), in [0, 1]. True includes.
 
     Examples
     --------
@@ -363,29 +251,20 @@ class MaskedSoftmax(_Activation):
             [0.0000, 0.0000, 0.0000]])
     """
 
-    def __init__(self, dim: int = -1, *, eps: float = 0.0) -> None:
-        super().__init__()
-        self.dim = dim
-        self.eps = eps
-
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Softmax of the elements of ``x`` where ``mask`` is True."""
+        """Compute the softmax of the elements of ``x`` where ``mask`` is True."""
         return sf.softmax(x, self.dim, mask=mask, eps=self.eps)
 
 
 class SafeLogSoftmax(_Activation):
-    """Logarithm of the softmax, finite for infinite logits.
+    """Logarithm of the softmax that is finite for infinite logits.
 
-    See :func:`sknan.functional.log_softmax`.
+    See :func:`sknan.functional.log_softmax`. The output is not positive.
 
     Parameters
     ----------
     dim : int, default=-1
         Dimension whose exponentials sum to 1.
-
-    Shape
-    -----
-    (*) to (*), not positive.
     """
 
     def __init__(self, dim: int = -1) -> None:
@@ -393,69 +272,57 @@ class SafeLogSoftmax(_Activation):
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logarithm of the softmax of ``x``."""
+        """Compute the logarithm of the softmax of ``x``."""
         return sf.log_softmax(x, self.dim)
 
 
-class SafeNormalize(_Activation):
-    """Vectors brought to length 1; a vector of zeros stays one.
-
-    See :func:`sknan.functional.normalize`.
-
-    Parameters
-    ----------
-    dim : int, default=-1
-        Dimension that makes a vector.
-    eps : float or None, default=None
-        Length up to which a vector counts as zero; None chooses by dtype.
-
-    Shape
-    -----
-    (*) to (*), in [-1, 1].
-    """
+class _Scaling(_Activation):
+    """Base class of activations that divide by a length or a standard deviation."""
 
     def __init__(self, dim: int = -1, *, eps: float | None = None) -> None:
         super().__init__()
         self.dim = dim
         self.eps = eps
 
+
+class SafeNormalize(_Scaling):
+    """Vectors scaled to length 1; a zero vector stays zero.
+
+    See :func:`sknan.functional.normalize`. The output is in [-1, 1].
+
+    Parameters
+    ----------
+    dim : int, default=-1
+        Dimension of a vector.
+    eps : float or None, default=None
+        Largest length that counts as zero; None depends on the dtype.
+    """
+
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` over its length."""
+        """Divide ``x`` by its length."""
         return sf.normalize(x, self.dim, eps=self.eps)
 
 
-class SafeStandardize(_Activation):
-    """Deviations from the mean in standard deviations; 0 where nothing varies.
+class SafeStandardize(_Scaling):
+    """Deviations from the mean in standard deviations; 0 if all elements are equal.
 
     See :func:`sknan.functional.standardize`.
 
     Parameters
     ----------
     dim : int, default=-1
-        Dimension to take together.
+        Dimension to reduce.
     eps : float or None, default=None
-        Standard deviation up to which nothing counts as varying; None chooses by dtype.
-
-    Shape
-    -----
-    (*) to (*).
+        Largest standard deviation that counts as zero; None depends on the dtype.
     """
 
-    def __init__(self, dim: int = -1, *, eps: float | None = None) -> None:
-        super().__init__()
-        self.dim = dim
-        self.eps = eps
-
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` less its mean, over its standard deviation."""
+        """Subtract the mean of ``x`` and divide by the standard deviation."""
         return sf.standardize(x, self.dim, eps=self.eps)
 
 
-# -- bounded -------------------------------------------------------------------------
-
-
-class _Between(_Activation):
-    """An activation whose output lies between two numbers."""
+class _Bounded(_Activation):
+    """Base class of activations whose output is between two bounds."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
@@ -466,34 +333,30 @@ class _Between(_Activation):
         self.low = low
         self.high = high
 
-    def _spread(self, share: Tensor, dtype: torch.dtype) -> Tensor:
-        """From [0, 1] to [low, high]."""
-        # Two products: the distance alone may be more than the dtype holds.
+    def _rescaled(self, share: Tensor, dtype: torch.dtype) -> Tensor:
+        """Map [0, 1] to [low, high]."""
+        # Two products, because high - low may exceed the range of the dtype.
         y = self.low * (1.0 - share) + self.high * share
         return narrow(within(y, self.low, self.high), dtype)
 
 
-class BoundedSigmoid(_Between):
-    r"""Sigmoid stretched to a range, :math:`l + (h - l)\,\sigma(x)`.
+class BoundedSigmoid(_Bounded):
+    r"""Sigmoid scaled to a range, :math:`l + (h - l)\,\sigma(x)`.
 
-    For outputs that have a least and a greatest value: shares, grades, probabilities
-    that must not reach 0 or 1.
+    It is for outputs with a smallest and a largest possible value: fractions, grades,
+    probabilities that must not reach 0 or 1.
 
     Parameters
     ----------
     low : float, default=0.0
-        Least output.
+        Smallest output.
     high : float, default=1.0
-        Greatest output.
+        Largest output.
 
     Raises
     ------
     ValueError
         If the bounds are not finite or not in order.
-
-    Shape
-    -----
-    (*) to (*), in [low, high].
 
     Examples
     --------
@@ -507,55 +370,47 @@ class BoundedSigmoid(_Between):
         super().__init__(low, high)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sigmoid of ``x``, stretched."""
+        """Compute the scaled sigmoid of ``x``."""
         wide, _ = widen(x)
-        return self._spread(torch.sigmoid(wide), x.dtype)
+        return self._rescaled(torch.sigmoid(wide), x.dtype)
 
 
-class BoundedTanh(_Between):
-    r"""Hyperbolic tangent stretched to a range, :math:`c + w \tanh(x)`.
+class BoundedTanh(_Bounded):
+    r"""Hyperbolic tangent scaled to a range, :math:`c + w \tanh(x)`.
 
     :math:`c` is the middle of the range and :math:`w` half its width.
 
     Parameters
     ----------
     low : float, default=-1.0
-        Least output.
+        Smallest output.
     high : float, default=1.0
-        Greatest output.
+        Largest output.
 
     Raises
     ------
     ValueError
         If the bounds are not finite or not in order.
-
-    Shape
-    -----
-    (*) to (*), in [low, high].
     """
 
     def __init__(self, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(low, high)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Hyperbolic tangent of ``x``, stretched."""
+        """Compute the scaled hyperbolic tangent of ``x``."""
         wide, _ = widen(x)
-        return self._spread(0.5 + 0.5 * torch.tanh(wide), x.dtype)
+        return self._rescaled(0.5 + 0.5 * torch.tanh(wide), x.dtype)
 
 
 class SmoothClip(_Activation):
-    r"""Bend large numbers to a limit on both sides, :math:`x / \sqrt{1 + (x / l)^2}`.
+    r"""Smooth clipping to a limit on both sides, :math:`x / \sqrt{1 + (x / l)^2}`.
 
-    See :func:`sknan.functional.smooth_clip`.
+    See :func:`sknan.functional.smooth_clip`. The output is in [-limit, limit].
 
     Parameters
     ----------
     limit : float, default=3.0
-        Positive; :math:`l`.
-
-    Shape
-    -----
-    (*) to (*), in [-limit, limit].
+        Positive limit of the absolute value, :math:`l`.
     """
 
     def __init__(self, limit: float = 3.0) -> None:
@@ -563,26 +418,22 @@ class SmoothClip(_Activation):
         self.limit = limit
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x``, bent."""
+        """Clip ``x`` smoothly."""
         return sf.smooth_clip(x, self.limit)
 
 
 class SoftClamp(_Activation):
-    """Clamp that keeps a slope outside of its bounds.
+    """Smooth clamp to two bounds, with a gradient outside of them.
 
-    See :func:`sknan.functional.soft_clamp`.
+    See :func:`sknan.functional.soft_clamp`. The output is in [low, high].
 
     Parameters
     ----------
     low, high : float or None
-        Bounds; None for none on that side.
+        Bounds; None for no bound on that side.
     width : float or None, default=None
-        Distance from a bound at which the bend begins; None is a quarter of the
-        distance between the bounds, or 1 with one bound only.
-
-    Shape
-    -----
-    (*) to (*), in [low, high].
+        Distance from a bound at which the clamping begins. None is a quarter of the
+        distance between the bounds, or 1 if there is only one bound.
     """
 
     def __init__(
@@ -594,5 +445,5 @@ class SoftClamp(_Activation):
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x``, bent."""
+        """Clamp ``x`` smoothly."""
         return sf.soft_clamp(x, self.low, self.high, width=self.width)

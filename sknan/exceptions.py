@@ -1,13 +1,13 @@
-"""The errors and warnings that sknan raises.
+"""Errors and warnings of sknan.
 
 ::
 
     SknanError
     ├── NonFiniteDataError      (a ValueError)          X or y, before training
     └── NonFiniteTrainingError  (a FloatingPointError)  loss, gradient, weight, output
-    DivergenceWarning           (a ConvergenceWarning)  training was rescued
+    DivergenceWarning           (a ConvergenceWarning)  training was recovered
 
-Every message says what was found, where, and what to do.
+A message states what was found, where, and what to do.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ class SknanError(Exception):
 
 
 class NonFiniteDataError(SknanError, ValueError):
-    """``X`` or ``y`` holds NaN, infinities or values that overflow float32.
+    """Error for NaN, infinities or values beyond float32 in ``X`` or ``y``.
 
-    Raised before any training, so that no work is lost.
+    It is raised before training starts.
     """
 
 
 class NonFiniteTrainingError(SknanError, FloatingPointError):
-    """A loss, gradient, weight or output went non-finite and could not be rescued.
+    """Error for a non-finite loss, gradient, weight or output without recovery.
 
     Parameters
     ----------
     message : str
-        What was found, where, and what to do.
+        Text that states what was found, where, and what to do.
     report : NonFiniteReport or None, default=None
-        The failed step: phase, cause, place and remedy.
+        Report on the failed step: phase, cause, place and remedy.
 
     Attributes
     ----------
     report : NonFiniteReport or None
-        As given.
+        Report on the failed step.
     """
 
     def __init__(self, message: str, report: Any = None) -> None:
@@ -56,25 +56,25 @@ class NonFiniteTrainingError(SknanError, FloatingPointError):
         self.report = report
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception.__reduce__ passes only the message: a worker process would lose the
-        # report on the way home.
+        # Exception.__reduce__ pickles only the message, so that an error from a worker
+        # process would lose its report.
         return type(self), (str(self), self.report)
 
 
 class DivergenceWarning(ConvergenceWarning):
-    """Training went non-finite or exploded, and was rescued.
+    """Warning for a training that became non-finite or diverged, and was recovered.
 
     Parameters
     ----------
     message : str
-        What was found, where, and what was done.
+        Text that states what was found, where, and what was done.
     report : NonFiniteReport or None, default=None
-        The first failed step.
+        Report on the first failed step.
 
     Attributes
     ----------
     report : NonFiniteReport or None
-        As given.
+        Report on the first failed step.
     """
 
     def __init__(self, message: str, report: Any = None) -> None:
