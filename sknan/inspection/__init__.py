@@ -6,10 +6,7 @@ from sknan.inspection._audit._table_audit import TableAudit
 from sknan.inspection._audit_display import AuditDisplay
 from sknan.inspection._learning_rate_display import LearningRateDisplay
 from sknan.inspection._rate_outcomes import LearningRateCurve
-from sknan.inspection._report._report import (
-    HTMLReport,
-    report,
-)
+from sknan.inspection._report._page import HTMLReport, report
 from sknan.inspection._training_display import TrainingDisplay
 from sknan.nets._curves import TrainingCurves
 from sknan.preprocessing._tables.sentinels import suspected_sentinels, table_sentinels

@@ -1,4 +1,4 @@
-"""A picture of what is wrong with a table."""
+"""Display of missing cells and scales in the columns of a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from sknan.inspection._audit._run import audit
 from sknan.inspection._audit._table_audit import TableAudit
 from sknan.inspection._plotting import (
-    COLOURS,
+    COLORS,
     INK,
     as_text,
     axes_of,
@@ -24,26 +24,26 @@ __all__ = ["AuditDisplay"]
 
 _SIGNS = {"breaks training": "✖", "hurts": "▲", "notice": "•"}
 _SHARES = {
-    "missing": {"color": COLOURS[0]},
-    "infinite": {"color": COLOURS[1], "hatch": "///"},
-    "beyond_float32": {"color": COLOURS[2], "hatch": "xxx"},
+    "missing": {"color": COLORS[0]},
+    "infinite": {"color": COLORS[1], "hatch": "///"},
+    "beyond_float32": {"color": COLORS[2], "hatch": "xxx"},
 }
 
 
 class AuditDisplay:
-    """What is missing in each column of a table, and how large its values are.
+    """Missing cells and range of values in each column of a table.
 
     Parameters
     ----------
     found : TableAudit
-        Of :func:`sknan.audit`.
+        Result of :func:`sknan.audit`.
 
     Attributes
     ----------
     ax_ : ndarray of Axes of shape (2,)
-        Shares of cells, and scales.
+        Axes of the shares of cells, and of the scales.
     figure_ : Figure
-        Theirs.
+        Figure of these axes.
 
     See Also
     --------
@@ -51,10 +51,11 @@ class AuditDisplay:
 
     Notes
     -----
-    Above, the share of cells that are missing, infinite or beyond float32. Below, for
-    each column of numbers the middle half as a bar, the median as a stroke and the
-    extremes as a line, sentinels left out; on a scale that is logarithmic on both sides
-    of 0. Signs before the names tell how bad the worst finding of the column is.
+    The upper panel shows the share of cells that are missing, infinite or beyond
+    float32. The lower panel shows each column of numbers without its sentinels: a bar
+    from the first to the third quartile, a stroke at the median, and a line between the
+    extremes. Its scale is logarithmic on both sides of 0 if the values span a wide
+    range. The sign before a name is the severity of the worst finding in the column.
 
     Examples
     --------
@@ -75,18 +76,18 @@ class AuditDisplay:
     def from_data(
         cls, X: Any, y: Any = None, *, max_columns: int = 25, ax: Any = None
     ) -> AuditDisplay:
-        """Audit a table, and draw.
+        """Audit a table and draw the result.
 
         Parameters
         ----------
         X : DataFrame, array, sparse matrix or list of rows, (n_samples, n_features)
-            As of :func:`sknan.audit`.
+            Table, as for :func:`sknan.audit`.
         y : Series, array-like of shape (n_samples,) or str, default=None
-            The target, or its name.
+            Target, or name of the column that is the target.
         max_columns : int, default=25
-            As of :meth:`plot`.
+            Number of columns to draw; see :meth:`plot`.
         ax : Axes, array-like of Axes or None, default=None
-            As of :meth:`plot`.
+            Axes to draw on; see :meth:`plot`.
 
         Returns
         -------
@@ -98,16 +99,16 @@ class AuditDisplay:
     def from_audit(
         cls, found: TableAudit, *, max_columns: int = 25, ax: Any = None
     ) -> AuditDisplay:
-        """Draw an audit.
+        """Draw the result of an audit.
 
         Parameters
         ----------
         found : TableAudit
-            Of :func:`sknan.audit`.
+            Result of :func:`sknan.audit`.
         max_columns : int, default=25
-            As of :meth:`plot`.
+            Number of columns to draw; see :meth:`plot`.
         ax : Axes, array-like of Axes or None, default=None
-            As of :meth:`plot`.
+            Axes to draw on; see :meth:`plot`.
 
         Returns
         -------
@@ -116,20 +117,20 @@ class AuditDisplay:
         return cls(found).plot(ax, max_columns=max_columns)
 
     def plot(self, ax: Any = None, *, max_columns: int = 25) -> AuditDisplay:
-        """Draw.
+        """Draw both panels.
 
         Parameters
         ----------
         ax : Axes, array-like of Axes or None, default=None
-            One for each of the two panels, or one to be divided; None makes a figure.
+            Axes of the two panels, or one axes to divide. None makes a figure.
         max_columns : int, default=25
-            Of a wider table, so many: those with the worst findings, then those with
-            the most missing cells.
+            Largest number of columns to draw. In a wider table they are those with the
+            worst findings, then those with the most missing cells.
 
         Returns
         -------
         AuditDisplay
-            Itself.
+            The display itself.
 
         Raises
         ------
@@ -138,7 +139,7 @@ class AuditDisplay:
         ValueError
             If the table has no column, or the number of axes is wrong.
         """
-        columns = self._shown(max_columns)
+        columns = self._columns(max_columns)
         height = 0.5 + 0.21 * len(columns)
         has_shares = any(c[name] for c in columns for name in _SHARES)
         has_shares = has_shares or any(c["sentinels"] for c in columns)
@@ -147,22 +148,23 @@ class AuditDisplay:
         places = np.arange(len(columns))
         _draw_shares(shares, columns, places)
         _draw_scales(scales, columns, places)
-        for its in (shares, scales):
-            its.set_ylim(len(columns) - 0.4, -0.6)
-            its.set_yticks(places, [_called(column) for column in columns], fontsize=8)
-            its.grid(axis="x", alpha=0.25)
+        names = [_name_of(column) for column in columns]
+        for panel in (shares, scales):
+            panel.set_ylim(len(columns) - 0.4, -0.6)
+            panel.set_yticks(places, names, fontsize=8)
+            panel.grid(axis="x", alpha=0.25)
         if not has_shares:
             shares.set(yticks=[], xticks=[], xlabel="")
             words = {"ha": "center", "va": "center", "fontsize": 8, "color": INK}
             place = shares.transAxes
             shares.text(0.5, 0.5, "no cell is missing", transform=place, **words)
-        self._say_what_the_signs_mean(scales, columns)
+        self._label_scales(scales, columns)
         self.ax_ = np.array([shares, scales], dtype=object)
         self.figure_ = shares.figure
         return self
 
-    def _shown(self, max_columns: int) -> Sequence[dict[str, Any]]:
-        """Which columns, in the order of the table."""
+    def _columns(self, max_columns: int) -> Sequence[dict[str, Any]]:
+        """Return the columns to draw in the order of the table."""
         columns = list(self.found.statistics)
         if not columns:
             raise ValueError("The table has no columns: there is nothing to show.")
@@ -170,28 +172,26 @@ class AuditDisplay:
             return columns
         severities = list(_SIGNS)
 
-        def badness(place: int) -> tuple[int, float]:
-            column = columns[place]
-            severity = column["severity"]
-            rank = severities.index(severity) if severity else len(severities)
-            return rank, -sum(column[share] for share in _SHARES)
+        def rank(i: int) -> tuple[int, float]:
+            severity = columns[i]["severity"]
+            place = severities.index(severity) if severity else len(severities)
+            return place, -sum(columns[i][share] for share in _SHARES)
 
-        kept = sorted(sorted(range(len(columns)), key=badness)[:max_columns])
-        return [columns[place] for place in kept]
+        kept = sorted(sorted(range(len(columns)), key=rank)[:max_columns])
+        return [columns[i] for i in kept]
 
-    def _say_what_the_signs_mean(
-        self, ax: Any, columns: Sequence[dict[str, Any]]
-    ) -> None:
+    def _label_scales(self, ax: Any, columns: Sequence[dict[str, Any]]) -> None:
+        """Label the axis, and explain the signs before the names."""
         used = {column["severity"] for column in columns}
         parts = [f"{sign} {name}" for name, sign in _SIGNS.items() if name in used]
         n_left = len(self.found.statistics) - len(columns)
         if n_left:
-            parts.append(f"{n_left} columns with less to say are left out")
-        label = "value, sentinels left out"
+            parts.append(f"{n_left} columns with fewer findings are not shown")
+        label = "value (without sentinels)"
         ax.set_xlabel("\n".join([label, "   ".join(parts)]) if parts else label)
 
 
-def _called(column: dict[str, Any]) -> str:
+def _name_of(column: dict[str, Any]) -> str:
     sign = _SIGNS.get(column["severity"], "")
     return f"{sign} {as_text(column['column'], 24)}".strip()
 
@@ -214,7 +214,7 @@ def _draw_shares(
         text = "  ".join(filter(None, texts if sentinels else texts[:1]))
         where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
         ax.annotate(text, (total, place), fontsize=7, color=INK, **where)
-    # Room for the number beside the longest bar.
+    # Leave room for the number to the right of the longest bar.
     ax.set_xlim(0.0, max(1.15 * float(left.max()), 0.05) if left.any() else 1.0)
     ax.set_xlabel("share of cells")
     legend_above(ax, handles, labels)
@@ -242,40 +242,38 @@ def _draw_scales(
     ]
     if scale_for([sizes]) == "log":
         ax.set_xscale("symlog", linthresh=float(np.quantile(sizes, 0.1)))
-    bar = {"height": 0.6, "edgecolor": INK, "linewidth": 0.4, "color": COLOURS[3]}
-    over = ax.get_yaxis_transform()
+    bar = {"height": 0.6, "edgecolor": INK, "linewidth": 0.4, "color": COLORS[3]}
+    transform = ax.get_yaxis_transform()
     for place, column, is_one in zip(places, columns, is_number, strict=True):
         if not is_one:
-            words = f"{column['holds']}, {column['n_levels']} different"
-            text = {"fontsize": 7, "style": "italic", "va": "center", "color": INK}
-            ax.text(0.02, place, words, transform=over, **text)
+            text = f"{column['holds']}, {column['n_levels']} distinct"
+            style = {"fontsize": 7, "style": "italic", "va": "center", "color": INK}
+            ax.text(0.02, place, text, transform=transform, **style)
             continue
         low, q1, median, q3, high = (float(column[name]) for name in names)
         ax.plot([low, high], [place, place], color=INK, linewidth=0.8, zorder=1)
         ax.barh(place, q3 - q1, left=q1, zorder=2, **bar)
         ax.plot(median, place, "|", color=INK, markersize=7, zorder=3)
-    _set_ends(ax, columns, is_number)
-    _thin_out(ax)
+    numeric = [c for c, is_one in zip(columns, is_number, strict=True) if is_one]
+    _set_limits(ax, numeric)
+    _thin_out_ticks(ax)
 
 
-def _set_ends(
-    ax: Any, columns: Sequence[dict[str, Any]], is_number: Sequence[bool]
-) -> None:
-    """Show all values, with room on both sides as wide as it looks."""
-    known = [its for its, is_one in zip(columns, is_number, strict=True) if is_one]
-    if not known:
+def _set_limits(ax: Any, numeric: Sequence[dict[str, Any]]) -> None:
+    """Show all values, with margins that are equal on the transformed scale."""
+    if not numeric:
         ax.set_xticks([])
         return
-    ends = [min(its["low"] for its in known), max(its["high"] for its in known)]
+    ends = [min(c["low"] for c in numeric), max(c["high"] for c in numeric)]
     scale = ax.xaxis.get_transform()
     low, high = scale.transform(np.array(ends, dtype=float))
-    room = 0.04 * (high - low) or 0.5
+    margin = 0.04 * (high - low) or 0.5
     inverse = scale.inverted()
-    ax.set_xlim(*inverse.transform(np.array([low - room, high + room])))
+    ax.set_xlim(*inverse.transform(np.array([low - margin, high + margin])))
 
 
-def _thin_out(ax: Any) -> None:
-    """Few enough ticks that their labels stay apart."""
+def _thin_out_ticks(ax: Any) -> None:
+    """Remove ticks until their labels do not overlap."""
     ticks = ax.get_xticks()
     low, high = ax.get_xlim()
     inside = [tick for tick in ticks if low <= tick <= high]

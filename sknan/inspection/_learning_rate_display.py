@@ -1,15 +1,15 @@
-"""A picture of what became of each learning rate."""
+"""Display of loss or score over the learning rate, with the outcome at each rate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from sknan._engine.range_test import LearningRateRange
 from sknan.inspection._plotting import (
-    COLOURS,
+    COLORS,
     INK,
     as_text,
     axes_of,
@@ -18,8 +18,8 @@ from sknan.inspection._plotting import (
     style_of,
 )
 from sknan.inspection._rate_outcomes import (
-    Fate,
     LearningRateCurve,
+    RateOutcome,
     curves_of_range,
     curves_of_search,
     name_of_metric,
@@ -29,64 +29,73 @@ from sknan.inspection._rate_outcomes import (
 
 __all__ = ["LearningRateDisplay"]
 
-# From what nobody knows to the worst; a rate is shaded by the worst of its candidates.
-_FATES: tuple[Fate, ...] = ("", "stable", "unstable", "rescued", "diverged")
+# Outcomes from unknown to worst. A rate is shaded by the worst of its candidates.
+_OUTCOMES: tuple[RateOutcome, ...] = ("", "stable", "unstable", "rescued", "diverged")
 
-# Lightness and hatching tell the zones apart where colour does not.
+# Zones differ in lightness and hatching as well as in color.
 _ZONES: dict[str, dict[str, Any]] = {
-    "stable": {"facecolor": (COLOURS[4], 0.10)},
-    "unstable": {"facecolor": (COLOURS[3], 0.25), "hatch": ".."},
-    "rescued": {"facecolor": (COLOURS[1], 0.25), "hatch": "//"},
-    "diverged": {"facecolor": (COLOURS[2], 0.35), "hatch": "xx"},
+    "stable": {"facecolor": (COLORS[4], 0.10)},
+    "unstable": {"facecolor": (COLORS[3], 0.25), "hatch": ".."},
+    "rescued": {"facecolor": (COLORS[1], 0.25), "hatch": "//"},
+    "diverged": {"facecolor": (COLORS[2], 0.35), "hatch": "xx"},
 }
 
-# Of more curves, single ones are not told apart.
-_FEW = 6
+# More curves are drawn in gray, except for the best one.
+_MAX_STYLED = 6
 
-# So many times the spread of the better half stays on the picture.
+# The axis reaches this many times the spread of the better half of the values beyond
+# that half. The spread counts as at least this share of the best value.
 _SPREAD = 4.0
-_LEAST_SPREAD = 0.25
+_MIN_SPREAD = 0.25
+
+_CHOSEN: dict[str, Any] = {"color": INK, "linestyle": (0, (6, 2)), "linewidth": 1.2}
 
 
 class LearningRateDisplay:
-    """Loss or score over the learning rate, with what became of each rate.
+    """Loss or score over the learning rate, with the outcome of training at each rate.
 
-    Make it with :meth:`from_range` or :meth:`from_search`.
+    Created by :meth:`from_range` or :meth:`from_search`.
 
     Parameters
     ----------
     curves : sequence of LearningRateCurve
-        One or more.
+        One or more curves.
     value_name : str
-        What they show.
+        Label of the vertical axis.
     greater_is_better : bool, default=False
-        Whether that is a score.
+        Whether the values are scores rather than losses.
     chosen : float or None, default=None
-        Rate that was suggested, or the best one.
+        Suggested or best learning rate, which is marked by a vertical line.
     chosen_name : str, default="suggestion"
-        Which of the two.
+        Name of this line in the legend.
 
     Attributes
     ----------
     ax_ : Axes
-        What it is drawn on.
+        Axes of the display.
     figure_ : Figure
-        Its figure.
+        Figure of these axes.
 
     See Also
     --------
-    sknan.find_learning_rate : Short trainings at many rates.
-    sknan.BatchedGridSearchCV : A search that tells what became of each candidate.
+    sknan.find_learning_rate : Short trainings at many learning rates.
+    sknan.BatchedGridSearchCV : A search that reports the outcome of each candidate.
 
     Notes
     -----
-    Zones: *stable*, the loss fell and no step failed; *unstable* (of a range test), it
-    did not fall as far, and no step failed; *rescued*, a step failed and training went
-    on, maybe at a lower rate, to which a thin line leads; *diverged*, there is no
-    model. A rate tried several times is shaded by the worst of them. scikit-learn's own
-    searches do not tell rescued from stable: only what has no score is shaded.
+    The background shows the outcome at each learning rate:
 
-    Values far off the better half lie off the scale, and are marked at the edge.
+    - *stable*: the loss fell, and no step failed;
+    - *unstable* (range test only): the loss fell less, and no step failed;
+    - *rescued*: a step failed, and training continued, possibly at a lower learning
+      rate, which a thin line connects to the point;
+    - *diverged*: there is no model.
+
+    A rate with several candidates shows the worst outcome among them. The searches of
+    scikit-learn do not record recoveries, so only rates without a score are shaded.
+
+    Values far from the better half of the values are off the scale. A marker at the
+    edge stands for each of them.
 
     Examples
     --------
@@ -120,15 +129,15 @@ class LearningRateDisplay:
     def from_range(
         cls, found: LearningRateRange, *, ax: Any = None
     ) -> LearningRateDisplay:
-        """Draw what a range test has found.
+        """Draw the result of a range test.
 
         Parameters
         ----------
         found : LearningRateRange
-            By ``find_learning_rate``, or ``learning_rate_range_`` of an estimator with
-            ``lr="auto"``.
+            Result of ``find_learning_rate``, or ``learning_rate_range_`` of an
+            estimator with ``lr="auto"``.
         ax : Axes or None, default=None
-            As of :meth:`plot`.
+            Axes to draw on. None makes a figure.
 
         Returns
         -------
@@ -160,14 +169,15 @@ class LearningRateDisplay:
         Parameters
         ----------
         search : search or mapping
-            Fitted, of this package or of scikit-learn; or its ``cv_results_``.
+            Fitted search of this package or of scikit-learn, or its ``cv_results_``.
         param : str or None, default=None
-            Name of the learning rate among the parameters; None for the one that is
-            ``lr`` or ends in ``__lr``.
+            Name of the learning rate among the parameters. None selects the parameter
+            named ``lr`` or ending in ``__lr``.
         metric : str or None, default=None
-            Which of several metrics; None for the one of ``refit``, else the first.
+            Name of the metric to draw. None selects the metric of ``refit``, or the
+            first if there is none.
         ax : Axes or None, default=None
-            As of :meth:`plot`.
+            Axes to draw on. None makes a figure.
 
         Returns
         -------
@@ -176,11 +186,11 @@ class LearningRateDisplay:
         Raises
         ------
         TypeError
-            If there is no ``cv_results_``.
+            If ``search`` has no ``cv_results_``.
         ValueError
-            If there is no such parameter or metric.
+            If the parameter or the metric does not exist.
         """
-        results = search if isinstance(search, Mapping) else results_of(search)
+        results = results_of(search)
         param = name_of_rate(results, param)
         metric = name_of_metric(results, metric, getattr(search, "refit", None))
         curves = curves_of_search(results, param, f"test_{metric}")
@@ -195,17 +205,17 @@ class LearningRateDisplay:
         ).plot(ax)
 
     def plot(self, ax: Any = None) -> LearningRateDisplay:
-        """Draw.
+        """Draw the curves.
 
         Parameters
         ----------
         ax : Axes or None, default=None
-            None makes a figure.
+            Axes to draw on. None makes a figure.
 
         Returns
         -------
         LearningRateDisplay
-            Itself.
+            The display itself.
 
         Raises
         ------
@@ -213,102 +223,104 @@ class LearningRateDisplay:
             If matplotlib is not installed.
         """
         (axes,) = axes_of(ax, [3.4], 6.4, "LearningRateDisplay.plot")
-        values = [its.values for its in self.curves]
+        values = [curve.values for curve in self.curves]
         axes.set_xscale("log")
         scale = "linear" if self.greater_is_better else scale_for(values)
         axes.set_yscale(scale)
         limits = _limits(values, self.greater_is_better, is_log=scale == "log")
-        found = self._draw_zones(axes)
-        if len(self.curves) > _FEW:
+        handles = self._draw_zones(axes)
+        if len(self.curves) > _MAX_STYLED:
             self._draw_many(axes)
         else:
-            for place, its in enumerate(self.curves):
-                _draw_curve(axes, its, style_of(place), is_only=len(self.curves) == 1)
+            is_only = len(self.curves) == 1
+            for i, curve in enumerate(self.curves):
+                _draw_curve(axes, curve, style_of(i), is_only=is_only)
         if limits is None:
             axes.set_yticks([])
         else:
             axes.set_ylim(*limits)
-        self._mark_the_edges(axes, limits or (0.0, 1.0))
+        self._mark_values_off_scale(axes, limits or (0.0, 1.0))
         if self.chosen is not None:
-            axes.axvline(self.chosen, color=INK, linestyle=(0, (6, 2)), linewidth=1.2)
-            axes.plot(
-                *([], []),
-                color=INK,
-                linestyle=(0, (6, 2)),
-                label=f"{self.chosen_name} {float(f'{self.chosen:.2g}'):g}",
-            )
+            label = f"{self.chosen_name} {float(f'{self.chosen:.2g}'):g}"
+            axes.axvline(self.chosen, label=label, **_CHOSEN)
         axes.set(xlabel="learning rate", ylabel=self.value_name)
         axes.grid(alpha=0.25)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-        legend_above(axes, list(found.values()), list(found))
+            handles.setdefault(label, handle)
+        legend_above(axes, list(handles.values()), list(handles))
         self.ax_, self.figure_ = axes, axes.figure
         return self
 
     def _draw_zones(self, ax: Any) -> dict[str, Any]:
-        """Shade them; handles for the legend by label."""
+        """Shade adjacent rates of the same outcome; return legend handles by label."""
         zones: dict[str, Any] = {}
-        worst: dict[float, Fate] = {}
-        for its in self.curves:
-            for rate, fate in zip(its.rates.tolist(), its.fates, strict=True):
-                worst[rate] = max(worst.get(rate, ""), fate, key=_FATES.index)
+        worst: dict[float, RateOutcome] = {}
+        for curve in self.curves:
+            for rate, outcome in zip(curve.rates.tolist(), curve.fates, strict=True):
+                worst[rate] = max(worst.get(rate, ""), outcome, key=_OUTCOMES.index)
         rates = np.array(sorted(worst))
         edges = np.log10(rates)
         step = np.diff(edges).mean() / 2 if len(rates) > 1 else 0.5
         middle = (edges[1:] + edges[:-1]) / 2
         edges = 10 ** np.concatenate([[edges[0] - step], middle, [edges[-1] + step]])
         ax.set_xlim(edges[0], edges[-1])
-        are_one = all(its.fates == self.curves[0].fates for its in self.curves)
+        are_same = all(curve.fates == self.curves[0].fates for curve in self.curves)
         first = 0
         for last in range(len(rates)):
-            fate = worst[rates[first]]
-            is_end = last + 1 == len(rates) or worst[rates[last + 1]] != fate
+            outcome = worst[rates[first]]
+            is_end = last + 1 == len(rates) or worst[rates[last + 1]] != outcome
             if not is_end:
                 continue
-            if fate:
-                label = fate if are_one or fate == "stable" else f"some {fate}"
+            if outcome:
+                is_plain = are_same or outcome == "stable"
+                label = outcome if is_plain else f"some {outcome}"
                 ends = edges[first], edges[last + 1]
-                zones[label] = _shade(ax, ends, **_ZONES[fate])
+                zones[label] = _shade(ax, ends, **_ZONES[outcome])
             first = last + 1
         return zones
 
     def _draw_many(self, ax: Any) -> None:
-        """All in grey, and the one with the best value."""
+        """Draw the curve with the best value in black and the others in gray."""
         sign = 1.0 if self.greater_is_better else -1.0
-        tops = [_top(sign * its.values) for its in self.curves]
+        known = [np.isfinite(curve.values) for curve in self.curves]
+        tops = [
+            (sign * curve.values)[mask].max(initial=-np.inf)
+            for curve, mask in zip(self.curves, known, strict=True)
+        ]
         best = int(np.argmax(tops))
-        for place, its in enumerate(self.curves):
-            if place != best:
-                others = f"{len(self.curves) - 1} others"
-                ax.plot(
-                    *(its.rates, its.values), color="0.45", linewidth=0.7, label=others
-                )
-        its = self.curves[best]
-        _draw_curve(ax, its, {**style_of(0), "linewidth": 2.2}, is_only=False)
+        others = {"color": "0.45", "linewidth": 0.7}
+        label = f"{len(self.curves) - 1} others"
+        for i, curve in enumerate(self.curves):
+            if i != best:
+                ax.plot(curve.rates, curve.values, label=label, **others)
+        style = {**style_of(0), "linewidth": 2.2}
+        _draw_curve(ax, self.curves[best], style, is_only=False)
 
-    def _mark_the_edges(self, ax: Any, limits: tuple[float, float]) -> None:
-        """What lies off the scale, and what has no value at all."""
+    def _mark_values_off_scale(self, ax: Any, limits: tuple[float, float]) -> None:
+        """Mark values beyond the limits, and missing values, at the edge."""
         low, high = limits
         over = ax.get_xaxis_transform()
         style = {"linestyle": "none", "color": INK, "transform": over, "zorder": 4}
-        for its in self.curves:
+        for curve in self.curves:
             marks = [
-                ("^", 0.97, its.values > high, "off the scale"),
-                ("v", 0.03, its.values < low, "off the scale"),
-                ("x", 0.03, ~np.isfinite(its.values), "no value"),
+                ("^", 0.97, curve.values > high, "off the scale"),
+                ("v", 0.03, curve.values < low, "off the scale"),
+                ("x", 0.03, ~np.isfinite(curve.values), "no value"),
             ]
-            for marker, y, where, label in marks:
-                rates = its.rates[where]
+            for marker, y, mask, label in marks:
+                rates = curve.rates[mask]
                 if len(rates):
-                    ax.plot(
-                        *(rates, np.full(len(rates), y)), marker, label=label, **style
-                    )
+                    y_values = np.full(len(rates), y)
+                    ax.plot(rates, y_values, marker, label=label, **style)
 
 
 def _shade(
     ax: Any, ends: tuple[float, float], *, facecolor: Any, hatch: str | None = None
 ) -> Any:
-    """A zone; its hatching apart, since SVG makes it as pale as the face."""
+    """Shade a zone and return legend handles for it.
+
+    The hatching is a separate patch, because SVG applies the opacity of the face to it.
+    """
     face = ax.axvspan(*ends, facecolor=facecolor, edgecolor="none", zorder=0)
     if hatch is None:
         return face
@@ -316,20 +328,17 @@ def _shade(
     return face, ax.axvspan(*ends, hatch=hatch, **style)
 
 
-def _top(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.max()) if len(known) else -np.inf
-
-
 def _draw_curve(
-    ax: Any, its: LearningRateCurve, style: dict[str, Any], *, is_only: bool
+    ax: Any, curve: LearningRateCurve, style: dict[str, Any], *, is_only: bool
 ) -> None:
-    ax.plot(its.rates, its.values, label=as_text(its.name), **style)
-    is_rescued = np.array([fate == "rescued" for fate in its.fates])
+    """Draw a curve; the only one also with its spread and its effective rates."""
+    rates, values, spread = curve.rates, curve.values, curve.spread
+    ax.plot(rates, values, label=as_text(curve.name), **style)
+    is_rescued = np.array([outcome == "rescued" for outcome in curve.fates])
     hollow = {"markerfacecolor": "white", "markeredgecolor": style["color"]}
     ax.plot(
-        its.rates[is_rescued],
-        its.values[is_rescued],
+        rates[is_rescued],
+        values[is_rescued],
         style["marker"],
         markersize=6,
         zorder=3,
@@ -337,42 +346,36 @@ def _draw_curve(
     )
     if not is_only:
         return
-    if its.spread is not None:
-        low, high = its.values - its.spread, its.values + its.spread
-        ax.fill_between(its.rates, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
-    if its.effective_lr is None:
+    if spread is not None:
+        area = {"color": COLORS[0], "alpha": 0.2, "linewidth": 0}
+        ax.fill_between(rates, values - spread, values + spread, **area)
+    if curve.effective_lr is None:
         return
     left = ax.get_xlim()[0]
-    label = "rate it went on with"
-    for place in np.flatnonzero(is_rescued & np.isfinite(its.effective_lr)):
-        rate, value = its.rates[place], its.values[place]
-        went_on = max(float(its.effective_lr[place]), left)
-        ax.plot([went_on, rate], [value, value], color=INK, linewidth=0.7, zorder=1)
-        ax.plot(
-            *(went_on, value),
-            "<",
-            color=INK,
-            markersize=4,
-            label=label,
-        )
+    for i in np.flatnonzero(is_rescued & np.isfinite(curve.effective_lr)):
+        lowered, value = max(float(curve.effective_lr[i]), left), values[i]
+        line = {"color": INK, "linewidth": 0.7, "zorder": 1}
+        ax.plot([lowered, rates[i]], [value, value], **line)
+        label = "rate after recovery"
+        ax.plot(lowered, value, "<", color=INK, markersize=4, label=label)
 
 
 def _limits(
     values: Sequence[np.ndarray], greater_is_better: bool, *, is_log: bool
 ) -> tuple[float, float] | None:
-    """Of the vertical axis: all but what lies far off the better half."""
-    every = np.concatenate([np.ravel(v) for v in values])
-    every = every[np.isfinite(every)]
-    if not len(every):
+    """Return limits of the vertical axis that omit values far from the better half."""
+    pooled = np.concatenate([np.ravel(v) for v in values])
+    pooled = pooled[np.isfinite(pooled)]
+    if not len(pooled):
         return None
     if is_log:
-        every = np.log10(every)
-    signed = np.sort(every if greater_is_better else -every)[::-1]
+        pooled = np.log10(pooled)
+    signed = np.sort(pooled if greater_is_better else -pooled)[::-1]
     half = signed[: (len(signed) + 1) // 2]
-    least_spread = _LEAST_SPREAD * (1.0 if is_log else abs(half[0]))
-    spread = max(half[0] - half[-1], least_spread, 1e-12)
-    least = max(signed[-1], half[-1] - _SPREAD * spread)
-    margin = 0.08 * max(signed[0] - least, 1e-12)
-    ends = np.array([least - margin, signed[0] + margin])
+    min_spread = _MIN_SPREAD * (1.0 if is_log else abs(half[0]))
+    spread = max(half[0] - half[-1], min_spread, 1e-12)
+    worst = max(signed[-1], half[-1] - _SPREAD * spread)
+    margin = 0.08 * max(signed[0] - worst, 1e-12)
+    ends = np.array([worst - margin, signed[0] + margin])
     low, high = ends if greater_is_better else -ends[::-1]
     return (10**low, 10**high) if is_log else (float(low), float(high))

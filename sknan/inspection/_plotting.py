@@ -1,4 +1,4 @@
-"""What the displays share: matplotlib, axes, and styles that survive without colour."""
+"""Axes, legends and styles of the displays, distinguishable without color."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "INK",
     "as_text",
     "axes_of",
@@ -19,28 +19,31 @@ __all__ = [
     "style_of",
 ]
 
-# Dark enough on white and light enough on black; the report turns it into the colour of
-# the page's text.
+# Color of text and frames. The report replaces it by the text color of the page.
 INK = "#010203"
 
-# Of Okabe and Ito, "Color Universal Design" (2008), in an order in which neighbours
-# differ in grey; without the yellow, which is lost on white.
-COLOURS = ("#0072b2", "#e69f00", "#d55e00", "#56b4e9", "#009e73", "#cc79a7")
+# Palette of Okabe and Ito, "Color Universal Design" (2008), in an order in which
+# adjacent colors differ in gray. Yellow is omitted, since it is invisible on white.
+COLORS = ("#0072b2", "#e69f00", "#d55e00", "#56b4e9", "#009e73", "#cc79a7")
 
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
-# Values that span more than this factor are shown on a logarithmic scale.
+# Ratio of the largest to the smallest value from which a scale is logarithmic.
 _WIDE = 30.0
 
 
 def pyplot(what: str) -> Any:
-    """``matplotlib.pyplot``, or a message that says how to get it.
+    """Import and return ``matplotlib.pyplot``.
 
     Parameters
     ----------
     what : str
-        Who asks.
+        Name of the caller, for the error message.
+
+    Returns
+    -------
+    module
 
     Raises
     ------
@@ -58,18 +61,18 @@ def pyplot(what: str) -> Any:
 
 
 def axes_of(ax: Any, heights: Sequence[float], width: float, what: str) -> list[Any]:
-    """One axes for each panel, below one another.
+    """Return one axes for each of several panels, from top to bottom.
 
     Parameters
     ----------
     ax : Axes, array-like of Axes or None
-        None makes a figure; a single axes is divided where there are several panels.
+        Axes to draw on. None makes a figure. A single axes is divided into panels.
     heights : sequence of float
-        Of the panels, in inches.
+        Height of each panel in inches.
     width : float
-        Of a new figure.
+        Width of a new figure in inches.
     what : str
-        Who asks.
+        Name of the caller, for error messages.
 
     Returns
     -------
@@ -80,7 +83,7 @@ def axes_of(ax: Any, heights: Sequence[float], width: float, what: str) -> list[
     ImportError
         If matplotlib is not installed.
     ValueError
-        If the number of axes is not that of the panels.
+        If the number of axes differs from the number of panels.
     """
     plt = pyplot(what)
     n_panels = len(heights)
@@ -103,8 +106,8 @@ def axes_of(ax: Any, heights: Sequence[float], width: float, what: str) -> list[
         figure = given[0].figure
         if grid is None:
             raise ValueError(
-                f"{what} has {n_panels} panels and cannot divide an axes that is no "
-                "subplot. Pass ax=None or one axes for each panel."
+                f"{what} has {n_panels} panels and cannot divide an axes that is not "
+                "a subplot. Pass ax=None or one axes for each panel."
             )
         parts = grid.subgridspec(n_panels, 1, height_ratios=heights)
         return [figure.add_subplot(parts[i]) for i in range(n_panels)]
@@ -114,36 +117,36 @@ def axes_of(ax: Any, heights: Sequence[float], width: float, what: str) -> list[
     )
 
 
-def style_of(place: int) -> dict[str, Any]:
-    """Colour, line and marker of a curve among a few, each pair told apart in grey."""
+def style_of(i: int) -> dict[str, Any]:
+    """Return color, line and marker of the i-th curve, distinguishable in gray."""
     return {
-        "color": INK if place == 0 else COLOURS[(place - 1) % len(COLOURS)],
-        "linestyle": _LINES[place % len(_LINES)],
-        "marker": _MARKERS[place % len(_MARKERS)],
+        "color": INK if i == 0 else COLORS[(i - 1) % len(COLORS)],
+        "linestyle": _LINES[i % len(_LINES)],
+        "marker": _MARKERS[i % len(_MARKERS)],
         "markersize": 4,
         "linewidth": 1.5,
     }
 
 
 def scale_for(values: Sequence[Any]) -> str:
-    """``"log"`` where values above 0 span a wide range and none is below."""
+    """Return ``"log"`` if values span a wide range and none is negative."""
     parts = [np.ravel(v) for v in values]
-    every = np.concatenate(parts) if parts else np.array([])
-    every = every[np.isfinite(every)]
-    above = every[every > 0]
-    is_wide = len(above) > 1 and above.max() / above.min() > _WIDE
-    return "log" if is_wide and every.min() >= 0 else "linear"
+    pooled = np.concatenate(parts) if parts else np.array([])
+    pooled = pooled[np.isfinite(pooled)]
+    positive = pooled[pooled > 0]
+    is_wide = len(positive) > 1 and positive.max() / positive.min() > _WIDE
+    return "log" if is_wide and pooled.min() >= 0 else "linear"
 
 
 def as_text(value: Any, n_most: int = 40) -> str:
-    """A name as it stands, neither read as a formula nor too long for a legend."""
+    """Return a name that is cut to length and not read as a formula."""
     text = " ".join(str(value).split())
     text = text if len(text) <= n_most else text[: n_most - 1] + "…"
     return text.replace("$", r"\$")
 
 
 def legend_above(ax: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend that covers no curve: above the axes, as many columns as fit."""
+    """Draw a legend above the axes with as many columns as fit."""
     if not handles:
         return
     longest = max(map(len, labels))

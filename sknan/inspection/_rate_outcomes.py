@@ -1,4 +1,4 @@
-"""What became of each learning rate, read off a range test or a search."""
+"""Curves over the learning rate, with the outcome of training at each rate."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from sknan._engine.range_test import LearningRateRange
 
 __all__ = [
-    "Fate",
     "LearningRateCurve",
+    "RateOutcome",
     "curves_of_range",
     "curves_of_search",
     "name_of_metric",
@@ -20,70 +20,84 @@ __all__ = [
     "results_of",
 ]
 
-Fate = Literal["", "stable", "unstable", "rescued", "diverged"]
+RateOutcome = Literal["", "stable", "unstable", "rescued", "diverged"]
 
 
 @dataclass(frozen=True, eq=False)
 class LearningRateCurve:
-    """Loss or score at each of some rates, all else being equal.
+    """Loss or score at several learning rates, with all other settings equal.
 
     Parameters
     ----------
     name : str
-        What the curve is called in a legend.
+        Name of the curve in a legend.
     rates : ndarray of shape (n_rates,)
-        Ascending.
+        Learning rates in ascending order.
     values : ndarray of shape (n_rates,)
-        Loss or score; NaN where there is none.
+        Loss or score at each rate; NaN where there is none.
     fates : tuple of {"", "stable", "unstable", "rescued", "diverged"}
-        What became of each; "" where nobody knows.
+        Outcome of training at each rate; "" where it is unknown.
     spread : ndarray of shape (n_rates,) or None, default=None
         Standard deviation over the folds.
     effective_lr : ndarray of shape (n_rates,) or None, default=None
-        Rate at which the guard ended; NaN where nobody knows.
+        Learning rate at the end of training, which the guard may have lowered; NaN
+        where it is unknown.
     """
 
     name: str
     rates: np.ndarray
     values: np.ndarray
-    fates: tuple[Fate, ...]
+    fates: tuple[RateOutcome, ...]
     spread: np.ndarray | None = None
     effective_lr: np.ndarray | None = None
 
 
 def curves_of_range(found: LearningRateRange) -> list[LearningRateCurve]:
-    """Losses at the end of a range test, on held-out rows first."""
+    """Return the losses at the end of a range test, those on held-out rows first.
+
+    Parameters
+    ----------
+    found : LearningRateRange
+        Result of the range test.
+
+    Returns
+    -------
+    list of LearningRateCurve
+    """
     frame = found.to_frame()
-    fates = tuple(_fate_in_range(row) for row in frame.itertuples())
+    outcomes = tuple(_outcome_in_range(row) for row in frame.itertuples())
     losses = [
         ("held-out rows", frame["valid_loss"].to_numpy(float)),
         ("training rows", frame["train_loss"].to_numpy(float)),
     ]
     return [
-        LearningRateCurve(name, found.rates, loss, fates)
+        LearningRateCurve(name, found.rates, loss, outcomes)
         for name, loss in losses
         if found.valid_losses.size or name == "training rows"
     ]
 
 
-def _fate_in_range(row: Any) -> Fate:
+def _outcome_in_range(row: Any) -> RateOutcome:
     if row.is_stable:
         return "stable"
     return "diverged" if isinstance(row.ended_at, (int, np.integer)) else "unstable"
 
 
 def results_of(search: Any) -> Mapping[str, Any]:
+    """Return ``cv_results_`` of a search, or a mapping as it is."""
+    if isinstance(search, Mapping):
+        return search
     results = getattr(search, "cv_results_", None)
     if results is None:
         raise TypeError(
             "from_search draws a fitted search or its cv_results_, and "
             f"{type(search).__name__} has no cv_results_. Fit it first."
         )
-    found: Mapping[str, Any] = results
-    return found
+    return dict(results)
 
 
 def name_of_rate(results: Mapping[str, Any], param: str | None) -> str:
+    """Return the name of the learning rate among the parameters of a search."""
     names = [key[6:] for key in results if key.startswith("param_")]
     rates = [name for name in names if name.rpartition("__")[2] == "lr"]
     if param is None and len(rates) == 1:
@@ -100,6 +114,7 @@ def name_of_rate(results: Mapping[str, Any], param: str | None) -> str:
 
 
 def name_of_metric(results: Mapping[str, Any], metric: Any, refit: Any) -> str:
+    """Return the metric that is asked for, else the one of refit, else the first."""
     names = [key[10:] for key in results if key.startswith("mean_test_")]
     if metric is None and isinstance(refit, str):
         metric = refit
@@ -114,30 +129,44 @@ def name_of_metric(results: Mapping[str, Any], metric: Any, refit: Any) -> str:
 def curves_of_search(
     results: Mapping[str, Any], param: str, value: str
 ) -> list[LearningRateCurve]:
-    """One curve for each setting of the other parameters."""
+    """Return one curve for each setting of the other parameters.
+
+    Parameters
+    ----------
+    results : mapping
+        ``cv_results_`` of a search.
+    param : str
+        Name of the learning rate.
+    value : str
+        Name of the score, such as ``"test_score"``.
+
+    Returns
+    -------
+    list of LearningRateCurve
+    """
     groups: dict[str, dict[float, int]] = {}
-    for place, candidate in enumerate(results["params"]):
+    for i, candidate in enumerate(results["params"]):
         if param not in candidate:
             continue
         others = {name: v for name, v in candidate.items() if name != param}
         name = ", ".join(
             f"{name.rpartition('__')[2]}={_shown(v)}" for name, v in others.items()
         )
-        # A halving search comes back to a candidate with more resources: the last.
-        groups.setdefault(name, {})[float(candidate[param])] = place
+        # A halving search repeats candidates with more resources. The last one counts.
+        groups.setdefault(name, {})[float(candidate[param])] = i
     curves = []
     rates = _column(results, "effective_lr")
     recoveries = _column(results, "n_recoveries")
-    for name, places in groups.items():
-        order = [places[rate] for rate in sorted(places)]
+    for name, indices in groups.items():
+        order = [indices[rate] for rate in sorted(indices)]
         mean = np.asarray(results[f"mean_{value}"], dtype=float)[order]
         counts = [None if recoveries is None else recoveries[i] for i in order]
         curves.append(
             LearningRateCurve(
                 name or value.removeprefix("test_"),
-                np.array(sorted(places)),
+                np.array(sorted(indices)),
                 mean,
-                tuple(map(_fate_in_search, mean, counts)),
+                tuple(map(_outcome_in_search, mean, counts)),
                 np.asarray(results[f"std_{value}"], dtype=float)[order],
                 None if rates is None else rates[order],
             )
@@ -152,7 +181,7 @@ def _shown(value: Any) -> str:
 
 
 def _column(results: Mapping[str, Any], name: str) -> np.ndarray | None:
-    """A column of the search's, NaN where it is masked."""
+    """Return a column of the results with NaN where it is masked, or None."""
     if name not in results:
         return None
     column = np.ma.asarray(results[name])
@@ -160,7 +189,7 @@ def _column(results: Mapping[str, Any], name: str) -> np.ndarray | None:
     return filled
 
 
-def _fate_in_search(mean: float, n_recoveries: float | None) -> Fate:
+def _outcome_in_search(mean: float, n_recoveries: float | None) -> RateOutcome:
     if not np.isfinite(mean):
         return "diverged"
     if n_recoveries is None:

@@ -1,4 +1,4 @@
-"""A picture of one training, of a few, or of many."""
+"""Display of loss, score, learning rate and gradient norm by epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sknan.inspection._plotting import (
-    COLOURS,
+    COLORS,
     INK,
     as_text,
     axes_of,
@@ -25,8 +25,8 @@ __all__ = ["TrainingDisplay"]
 _PANELS = ("loss", "score", "rate", "gradient norm")
 _HEIGHTS = {"loss": 2.3, "score": 1.5, "rate": 1.3, "gradient norm": 1.3}
 
-# Of more trainings, single ones are not told apart.
-_FEW = 6
+# More trainings are drawn in gray with their median.
+_MAX_STYLED = 6
 
 _MARKER_OF = {
     "learning_rate": "v",
@@ -40,33 +40,34 @@ _MARKER_OF = {
 
 
 class TrainingDisplay:
-    """How trainings went: loss, score, rate and gradients, with each recovery.
+    """Loss, score, learning rate and gradient norm by epoch, with each recovery.
 
-    Make it with :meth:`from_estimator` or :meth:`from_estimators`.
+    Created by :meth:`from_estimator` or :meth:`from_estimators`.
 
     Parameters
     ----------
     curves : sequence of TrainingCurves
-        One for each training.
+        Curves of each training.
 
     Attributes
     ----------
     ax_ : ndarray of Axes of shape (n_panels,)
-        The panels, from the top.
+        Axes of the panels, from top to bottom.
     figure_ : Figure
-        Theirs.
+        Figure of these axes.
 
     See Also
     --------
     sknan.LearningRateDisplay : Loss or score over the learning rate.
-    sknan.report : All that is known of a training, as a page.
+    sknan.report : Data, training and result of a model on one page.
 
     Notes
     -----
-    One training shows the loss on training and held-out rows, and in each panel a line
-    where a step failed, with the cause as a marker. Up to six show one loss each, on
-    held-out rows where all have some. More are drawn in grey, rescued ones apart, with
-    their median. Lines and markers differ beside the colours.
+    A single training shows the loss on training and held-out rows. A dotted line in
+    each panel marks an epoch in which a step failed, and a marker shows the cause. Two
+    to six trainings show one loss each, on held-out rows if all have some. More
+    trainings are drawn in gray with their median, and those with recoveries are
+    dashed. Lines and markers differ as well as colors.
 
     Examples
     --------
@@ -76,7 +77,7 @@ class TrainingDisplay:
     >>> net = StableNetClassifier(max_epochs=5, random_state=0).fit(X, y)
     >>> display = TrainingDisplay.from_estimator(net)
     >>> [ax.get_ylabel() for ax in display.ax_]
-    ['loss', 'rate', 'gradient norm']
+    ['loss', 'learning rate', 'gradient norm']
     """
 
     ax_: np.ndarray
@@ -94,18 +95,19 @@ class TrainingDisplay:
         panels: Sequence[str] | None = None,
         ax: Any = None,
     ) -> TrainingDisplay:
-        """Draw the training of one fitted model, of an ensemble each network's.
+        """Draw the training of a fitted model, or of each network of an ensemble.
 
         Parameters
         ----------
         estimator : estimator, net, ensemble, Pipeline or search
-            Fitted, and ending in a StableNet or GuardedNet estimator.
+            Fitted model that is, or ends in, a StableNet or GuardedNet estimator.
         name : str or None, default=None
-            None for the name of its class, or a number for each network.
+            Name of the model in the legend. None uses the name of its class, or a
+            number for each network of an ensemble.
         panels : sequence of str or None, default=None
-            As of :meth:`plot`.
+            Panels to draw; see :meth:`plot`.
         ax : Axes, array-like of Axes or None, default=None
-            As of :meth:`plot`.
+            Axes to draw on; see :meth:`plot`.
 
         Returns
         -------
@@ -113,8 +115,8 @@ class TrainingDisplay:
         """
         networks = networks_of(estimator)
         if len(networks) == 1:
-            (own,) = networks
-            networks = {name or own: networks[own]}
+            (class_name,) = networks
+            networks = {name or class_name: networks[class_name]}
         elif name is not None:
             networks = {f"{name}, {key}": each for key, each in networks.items()}
         return cls.from_estimators(networks, panels=panels, ax=ax)
@@ -132,11 +134,12 @@ class TrainingDisplay:
         Parameters
         ----------
         estimators : mapping of str to estimator, or sequence of estimators
-            As of :meth:`from_estimator`; the keys are their names.
+            Fitted models, as for :meth:`from_estimator`. The keys of a mapping are
+            their names in the legend.
         panels : sequence of str or None, default=None
-            As of :meth:`plot`.
+            Panels to draw; see :meth:`plot`.
         ax : Axes, array-like of Axes or None, default=None
-            As of :meth:`plot`.
+            Axes to draw on; see :meth:`plot`.
 
         Returns
         -------
@@ -151,20 +154,20 @@ class TrainingDisplay:
     def plot(
         self, ax: Any = None, *, panels: Sequence[str] | None = None
     ) -> TrainingDisplay:
-        """Draw.
+        """Draw the panels.
 
         Parameters
         ----------
         ax : Axes, array-like of Axes or None, default=None
-            One for each panel, or one to be divided; None makes a figure.
+            One axes for each panel, or one axes to divide. None makes a figure.
         panels : sequence of {"loss", "score", "rate", "gradient norm"} or None, \
 default=None
-            What to show; None for all that is known.
+            Panels to draw. None draws all for which there are values.
 
         Returns
         -------
         TrainingDisplay
-            Itself.
+            The display itself.
 
         Raises
         ------
@@ -173,33 +176,34 @@ default=None
         ValueError
             If there is nothing to show, or a panel or the number of axes is wrong.
         """
-        pyplot("TrainingDisplay.plot")
-        shown = self._shown(panels)
+        pyplot("TrainingDisplay.plot")  # An ImportError comes before a ValueError.
+        shown = self._panels(panels)
         heights = [_HEIGHTS[panel] for panel in shown]
         axes = axes_of(ax, heights, 6.4, "TrainingDisplay.plot")
-        for panel, its in zip(shown, axes, strict=True):
+        for panel, panel_ax in zip(shown, axes, strict=True):
             if panel == "loss":
-                self._draw_loss(its)
+                self._draw_loss(panel_ax)
             else:
-                self._draw_lines(its, panel)
-            its.set_ylabel(self._label(panel))
-            its.grid(alpha=0.25)
-            its.xaxis.get_major_locator().set_params(integer=True)
-            its.margins(x=0.02)
-            if its is not axes[-1]:
-                its.tick_params(labelbottom=False)
-        for its in axes[1:]:
-            its.sharex(axes[0])
+                self._draw_lines(panel_ax, panel)
+            panel_ax.set_ylabel(self._label(panel))
+            panel_ax.grid(alpha=0.25)
+            panel_ax.xaxis.get_major_locator().set_params(integer=True)
+            panel_ax.margins(x=0.02)
+            if panel_ax is not axes[-1]:
+                panel_ax.tick_params(labelbottom=False)
+        for panel_ax in axes[1:]:
+            panel_ax.sharex(axes[0])
         axes[-1].set_xlabel("epoch")
-        handles, labels = self._legend(axes[0], shown)
-        legend_above(axes[0], handles, labels)
+        if len(self.curves) > 1 or "loss" in shown:
+            handles: dict[str, Any] = {}
+            for handle, label in zip(*axes[0].get_legend_handles_labels(), strict=True):
+                handles.setdefault(label, handle)
+            legend_above(axes[0], list(handles.values()), list(handles))
         self.ax_ = np.array(axes, dtype=object)
         self.figure_ = axes[0].figure
         return self
 
-    # -- what there is to draw -------------------------------------------------------
-
-    def _shown(self, panels: Sequence[str] | None) -> list[str]:
+    def _panels(self, panels: Sequence[str] | None) -> list[str]:
         if not self.curves:
             raise ValueError("curves is empty: there is no training to show.")
         known = [panel for panel in _PANELS if any(self._lines(panel))]
@@ -208,171 +212,153 @@ default=None
         for panel in panels:
             if panel not in known:
                 raise ValueError(
-                    f"panels must be some of {', '.join(map(repr, known))}, which is "
-                    f"known of these trainings, got {panel!r}."
+                    f"panels must be among {', '.join(map(repr, known))}, the panels "
+                    f"with values for these trainings, got {panel!r}."
                 )
         return list(panels)
 
     def _lines(self, panel: str) -> list[tuple[TrainingCurves, np.ndarray]]:
-        """Each training that has such a line."""
-        lines = [(its, self._line(its, panel)) for its in self.curves]
-        return [(its, line) for its, line in lines if line is not None]
-
-    def _line(self, its: TrainingCurves, panel: str) -> np.ndarray | None:
-        if panel == "loss":
-            return its.valid_loss if self._shows_validation else its.train_loss
-        if panel == "score":
-            return its.score
-        return its.lr if panel == "rate" else its.grad_norm
+        """Return the trainings that have values for a panel, with these values."""
+        name = {
+            "loss": "valid_loss" if self._shows_validation else "train_loss",
+            "score": "score",
+            "rate": "lr",
+            "gradient norm": "grad_norm",
+        }[panel]
+        lines = [(training, getattr(training, name)) for training in self.curves]
+        return [(training, line) for training, line in lines if line is not None]
 
     @property
     def _shows_validation(self) -> bool:
-        """Whether the one loss of each of several trainings is that."""
+        """Whether the loss of several trainings is the one on held-out rows."""
         return len(self.curves) > 1 and all(
-            its.valid_loss is not None for its in self.curves
+            training.valid_loss is not None for training in self.curves
         )
 
     def _label(self, panel: str) -> str:
         if panel == "loss" and len(self.curves) > 1:
             return "validation loss" if self._shows_validation else "training loss"
         if panel == "score":
-            names = {its.score_name for its in self.curves if its.score is not None}
+            names = {training.score_name for training, _ in self._lines(panel)}
             return as_text(names.pop(), 20) if len(names) == 1 else "score"
-        return panel
-
-    # -- drawing ---------------------------------------------------------------------
+        return "learning rate" if panel == "rate" else panel
 
     def _draw_loss(self, ax: Any) -> None:
         if len(self.curves) > 1:
             self._draw_lines(ax, "loss")
             return
-        (its,) = self.curves
-        losses = [("training", its.train_loss), ("validation", its.valid_loss)]
+        (training,) = self.curves
+        valid_loss, best_epoch = training.valid_loss, training.best_epoch
+        losses = [("training", training.train_loss), ("validation", valid_loss)]
         known = [(name, loss) for name, loss in losses if loss is not None]
-        for place, (name, loss) in enumerate(known):
-            style = {**style_of(place), "color": (INK, COLOURS[0])[place]}
-            ax.plot(its.epochs, loss, label=name, **_few_markers(style, len(loss)))
+        for i, (name, loss) in enumerate(known):
+            style = _few_markers(style_of(i), len(loss))
+            ax.plot(training.epochs, loss, label=name, **style)
         ax.set_yscale(scale_for([loss for _, loss in known]))
-        if its.best_epoch is not None and its.valid_loss is not None:
-            best = its.valid_loss[its.best_epoch - 1]
-            style = {"color": COLOURS[0], "markersize": 12, "linestyle": "none"}
-            ax.plot(its.best_epoch, best, "*", label="best epoch", **style)
-        self._mark_recoveries(ax, its)
+        if best_epoch is not None and valid_loss is not None:
+            best = valid_loss[best_epoch - 1]
+            style = {"color": COLORS[0], "markersize": 12, "linestyle": "none"}
+            ax.plot(best_epoch, best, "*", label="best epoch", **style)
+        _mark_recoveries(ax, training)
 
     def _draw_lines(self, ax: Any, panel: str) -> None:
         lines = self._lines(panel)
         ax.set_yscale(scale_for([line for _, line in lines]))
-        if len(self.curves) > _FEW:
+        if len(self.curves) > _MAX_STYLED:
             _draw_many(ax, lines)
             return
-        for place, (its, line) in enumerate(lines):
-            style = _few_markers(style_of(place), len(line))
-            ax.plot(its.epochs, line, label=as_text(its.name), **style)
+        for i, (training, line) in enumerate(lines):
+            style = _few_markers(style_of(i), len(line))
+            ax.plot(training.epochs, line, label=as_text(training.name), **style)
             if len(self.curves) > 1:
-                _mark_on_line(ax, its, line, style["color"])
+                _mark_on_line(ax, training, line, style["color"])
             else:
-                _lines_at_recoveries(ax, its)
+                _lines_at_recoveries(ax, training)
         if panel == "gradient norm":
             _draw_threshold(ax, lines)
 
-    def _mark_recoveries(self, ax: Any, its: TrainingCurves) -> None:
-        """A line at each epoch in which a step failed, and its cause at the top."""
-        _lines_at_recoveries(ax, its)
-        counts = Counter(its.recoveries)
-        at_epoch: Counter[int] = Counter()
-        for (epoch, cause), count in sorted(counts.items()):
-            # Two causes of one epoch stand below each other.
-            y = 0.95 - 0.09 * at_epoch[epoch]
-            at_epoch[epoch] += 1
-            over = ax.get_xaxis_transform()
-            ax.plot(
-                *(epoch, y),
-                _MARKER_OF.get(cause, "d"),
-                transform=over,
-                color=COLOURS[2],
-                markeredgecolor=INK,
-                markersize=7,
-                zorder=4,
-                label=f"recovery: {cause.replace('_', ' ')}",
-            )
-            if count > 1:
-                where = {"xytext": (6, -3), "textcoords": "offset points"}
-                text = {"fontsize": 7, "color": INK}
-                ax.annotate(f"{count}x", (epoch, y), xycoords=over, **where, **text)
-
-    def _legend(self, ax: Any, shown: list[str]) -> tuple[list[Any], list[str]]:
-        """Each label once; of many trainings, how many were rescued."""
-        found: dict[str, Any] = {}
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-        if len(self.curves) == 1 and "loss" not in shown:
-            return [], []
-        return list(found.values()), list(found)
-
 
 def _few_markers(style: dict[str, Any], n_points: int) -> dict[str, Any]:
-    """A marker on some ten points, and on the only one."""
+    """Restrict the markers of a curve to about ten points."""
     return {**style, "markevery": max(1, n_points // 10)}
 
 
-def _lines_at_recoveries(ax: Any, its: TrainingCurves) -> None:
-    for epoch in sorted({epoch for epoch, _ in its.recoveries}):
-        ax.axvline(epoch, color=COLOURS[2], linewidth=0.8, linestyle=":", zorder=1)
+def _lines_at_recoveries(ax: Any, training: TrainingCurves) -> None:
+    for epoch in sorted({epoch for epoch, _ in training.recoveries}):
+        ax.axvline(epoch, color=COLORS[2], linewidth=0.8, linestyle=":", zorder=1)
 
 
-def _mark_on_line(ax: Any, its: TrainingCurves, line: np.ndarray, color: str) -> None:
-    """Recoveries on the curve that they belong to."""
-    for epoch, cause in sorted(set(its.recoveries)):
-        ax.plot(
-            *(epoch, line[epoch - 1]),
-            _MARKER_OF.get(cause, "d"),
-            color=color,
-            markeredgecolor=INK,
-            markersize=8,
-            zorder=4,
-            label=f"recovery: {cause.replace('_', ' ')}",
-        )
+def _mark_recoveries(ax: Any, training: TrainingCurves) -> None:
+    """Draw a line at each epoch in which a step failed, with its cause at the top."""
+    _lines_at_recoveries(ax, training)
+    counts = Counter(training.recoveries)
+    n_causes: Counter[int] = Counter()
+    transform = ax.get_xaxis_transform()
+    for (epoch, cause), count in sorted(counts.items()):
+        # Markers of several causes in one epoch are drawn below each other.
+        y = 0.95 - 0.09 * n_causes[epoch]
+        n_causes[epoch] += 1
+        style = {**_marker(cause), "color": COLORS[2], "markersize": 7}
+        ax.plot(epoch, y, transform=transform, **style)
+        if count > 1:
+            where = {"xytext": (6, -3), "textcoords": "offset points"}
+            text = {"fontsize": 7, "color": INK}
+            ax.annotate(f"{count}x", (epoch, y), xycoords=transform, **where, **text)
+
+
+def _mark_on_line(
+    ax: Any, training: TrainingCurves, line: np.ndarray, color: str
+) -> None:
+    """Mark the recoveries of a training on its curve."""
+    for epoch, cause in sorted(set(training.recoveries)):
+        ax.plot(epoch, line[epoch - 1], **_marker(cause), color=color, markersize=8)
+
+
+def _marker(cause: str) -> dict[str, Any]:
+    return {
+        "marker": _MARKER_OF.get(cause, "d"),
+        "linestyle": "none",
+        "markeredgecolor": INK,
+        "zorder": 4,
+        "label": f"recovery: {cause.replace('_', ' ')}",
+    }
 
 
 def _draw_many(ax: Any, lines: list[tuple[TrainingCurves, np.ndarray]]) -> None:
-    """Untouched ones grey, rescued ones dashed, and the median of all."""
-    n_rescued = sum(bool(its.recoveries) for its, _ in lines)
-    plain, rescued = f"{len(lines) - n_rescued} trainings", f"{n_rescued} rescued"
-    for its, line in sorted(lines, key=lambda pair: bool(pair[0].recoveries)):
-        is_rescued = bool(its.recoveries)
-        ax.plot(
-            its.epochs,
-            line,
-            color=COLOURS[2] if is_rescued else "0.55",
-            linestyle="--" if is_rescued else "-",
-            linewidth=1.0 if is_rescued else 0.7,
-            alpha=0.8,
-            label=rescued if is_rescued else plain,
-        )
-        points = sorted({epoch for epoch, _ in its.recoveries})
-        places = [line[epoch - 1] for epoch in points]
-        ax.plot(points, places, "x", color=COLOURS[2], markersize=4)
+    """Draw trainings without recoveries in gray, the others dashed, and the median."""
+    n_rescued = sum(bool(training.recoveries) for training, _ in lines)
+    plain: dict[str, Any] = {"color": "0.55", "linewidth": 0.7, "alpha": 0.8}
+    plain["label"] = f"{len(lines) - n_rescued} trainings"
+    rescued = {**plain, "color": COLORS[2], "linewidth": 1.0, "linestyle": "--"}
+    rescued["label"] = f"{n_rescued} rescued"
+    for training, line in sorted(lines, key=lambda pair: bool(pair[0].recoveries)):
+        style = rescued if training.recoveries else plain
+        ax.plot(training.epochs, line, **style)
+        epochs = sorted({epoch for epoch, _ in training.recoveries})
+        values = [line[epoch - 1] for epoch in epochs]
+        ax.plot(epochs, values, "x", color=COLORS[2], markersize=4)
     n_epochs = max(len(line) for _, line in lines)
-    whole = np.full((len(lines), n_epochs), np.nan)
-    for row, (_, line) in zip(whole, lines, strict=True):
+    padded = np.full((len(lines), n_epochs), np.nan)
+    for row, (_, line) in zip(padded, lines, strict=True):
         row[: len(line)] = line
-    # Where few are left, their median is another one's.
-    is_common = np.isfinite(whole).sum(axis=0) > len(lines) / 2
-    epochs = np.flatnonzero(is_common)
-    median = np.nanmedian(whole[:, epochs], axis=0)
-    ax.plot(epochs + 1, median, color=INK, linewidth=2.2, label="median")
+    # In epochs with few trainings the median would be that of a different group.
+    is_common = np.isfinite(padded).sum(axis=0) > len(lines) / 2
+    common = np.flatnonzero(is_common)
+    median = np.nanmedian(padded[:, common], axis=0)
+    ax.plot(common + 1, median, color=INK, linewidth=2.2, label="median")
 
 
 def _draw_threshold(ax: Any, lines: list[tuple[TrainingCurves, np.ndarray]]) -> None:
-    limits = {its.clip_norm for its, _ in lines if its.clip_norm is not None}
+    """Draw the norm at which gradients are clipped, if it is the same for all."""
+    limits = {training.clip_norm for training, _ in lines} - {None}
     if len(limits) == 1:
         (limit,) = limits
-        ax.margins(y=0.15)  # room for the word
-        # axhline would not make room for itself.
+        ax.margins(y=0.15)  # Leave room for the text.
+        # axhline would not extend the limits of the axis.
         ax.plot(
             *([0.0, 1.0], [limit, limit]),
             transform=ax.get_yaxis_transform(),
-            color=COLOURS[2],
+            color=COLORS[2],
             linestyle=(0, (6, 2)),
             linewidth=1.2,
         )

@@ -1,4 +1,4 @@
-"""The page of a report: what it says, that it is whole, and how it opens."""
+"""Contents of the HTML report, validity of its markup, and display in a browser."""
 
 from __future__ import annotations
 
@@ -89,24 +89,23 @@ def text_of(markup):
     return html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", markup, flags=re.S))
 
 
-# -- what it says --------------------------------------------------------------------
+# -- contents --------------------------------------------------------------------
 
 
-def test_it_tells_of_data_imputation_training_incidents_result_and_versions(
-    page, model, table
-):
-    text = text_of(page.read_text(encoding="utf-8"))
-    for heading in [
+def test_the_page_has_sections_from_data_to_versions(page, model, table):
+    markup = page.read_text(encoding="utf-8")
+    text = text_of(markup)
+    n_failed = len(model[-1].nonfinite_reports_)
+    assert re.findall(r"<h[12]>(.*?)</h[12]>", markup) == [
         "Training of StableNetClassifier in a Pipeline",
-        "What was in the data",
-        "What was imputed",
-        "How training went",
-        "Incidents: ",
-        "The result",
+        "Data",
+        "Imputation",
+        "Training",
+        f"Incidents: {n_failed}",
+        "Result",
         "Parameters",
         "Versions and seeds",
-    ]:
-        assert heading in text
+    ]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The network's output was not finite")
         score = model.score(*table)
@@ -117,7 +116,7 @@ def test_it_tells_of_data_imputation_training_incidents_result_and_versions(
     assert re.search(rf"torch\s+{re.escape(torch.__version__)}", text)
 
 
-def test_an_incident_is_shown_with_its_line_of_code_and_its_remedy(page, model):
+def test_an_incident_is_shown_with_its_source_line_and_remedy(page, model):
     first = model[-1].nonfinite_reports_[0]
     text = text_of(page.read_text(encoding="utf-8"))
     assert first.headline in text
@@ -130,7 +129,7 @@ def test_an_incident_is_shown_with_its_line_of_code_and_its_remedy(page, model):
     assert first.source.endswith(f":{shown[0]}")
 
 
-def test_what_the_data_say_is_never_markup(page):
+def test_text_from_the_data_is_escaped(page):
     markup = page.read_text(encoding="utf-8")
     assert "<script" not in markup
     assert "<b>of a refund" not in markup
@@ -138,7 +137,7 @@ def test_what_the_data_say_is_never_markup(page):
 
 
 class Tags(HTMLParser):
-    """Whether each element is closed, and what each refers to."""
+    """Parser that checks that elements are closed and collects links and ids."""
 
     def __init__(self):
         super().__init__()
@@ -159,7 +158,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_refers_to_nothing_outside(page):
+def test_the_page_is_well_formed_and_has_no_external_links(page):
     markup = page.read_text(encoding="utf-8")
     tags = Tags()
     tags.feed(markup)
@@ -172,21 +171,21 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(page):
     assert "@import" not in markup
 
 
-def test_a_search_is_told_with_its_candidates(search):
+def test_a_search_is_reported_with_its_candidates(search):
     found = report(search)
     text = text_of(found.to_html())
     assert f"Best mean score on the test folds: {search.best_score_:.4g}" in text
     assert "stablenetclassifier__lr=10000" in text
     assert "n recoveries" in text
-    assert "Its trainings were rescued" not in text
-    assert "What was in the data" not in text
+    assert "were rescued" not in text
+    assert "<h2>Data</h2>" not in found.to_html()
     assert str(found).startswith(
         "StableNetClassifier in a BatchedGridSearchCV over a Pipeline: 4 epochs, no "
         "step failed."
     )
 
 
-def test_a_winner_that_was_rescued_is_called_so(table):
+def test_recoveries_of_the_best_candidate_are_mentioned(table):
     net = StableNetClassifier(max_epochs=6, batch_size=16, random_state=0)
     pipeline = make_pipeline(NaNImputer(), SafeScaler(), net)
     with warnings.catch_warnings():
@@ -196,23 +195,22 @@ def test_a_winner_that_was_rescued_is_called_so(table):
         ).fit(*table)
     (rate,) = search.cv_results_["effective_lr"]
     assert (
-        "Its trainings were rescued, and the lowest rate that one of them went on with "
-        f"is {rate:.3g}: the score is not that of these parameters."
+        "Trainings of this candidate were rescued, and the lowest learning rate at "
+        f"which one of them continued is {rate:.3g}: the score is not that of these "
+        "parameters."
     ) in text_of(report(search).to_html())
 
 
-def test_without_matplotlib_the_page_says_where_pictures_are_missing(
-    model, monkeypatch
-):
+def test_without_matplotlib_the_page_has_a_hint_instead_of_figures(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     markup = report(model).to_html()
     assert "<svg" not in markup
     assert (
-        "Install matplotlib to see a picture here: pip install 'sknan[plot]'."
+        "Install matplotlib to see a figure here: pip install 'sknan[plot]'."
     ) in text_of(markup)
 
 
-def test_it_prints_shows_in_a_notebook_and_is_saved(model, tmp_path):
+def test_a_report_is_printed_displayed_and_saved(model, tmp_path):
     found = report(model)
     assert str(found) == repr(found)
     assert found._repr_html_() in found.to_html()
@@ -222,7 +220,7 @@ def test_it_prints_shows_in_a_notebook_and_is_saved(model, tmp_path):
     assert found.to_html() == report(model).to_html()
 
 
-def test_an_ensemble_is_told_network_by_network():
+def test_an_ensemble_is_reported_network_by_network():
     X, y = load_breast_cancer(return_X_y=True)
     network = StableNetClassifier(module__width=8, lr=1e4, max_epochs=3)
     ensemble = StableNetEnsembleClassifier(network, n_estimators=2, random_state=0)
@@ -245,7 +243,7 @@ def test_an_ensemble_is_told_network_by_network():
         report(StableNetEnsembleClassifier())
 
 
-def test_what_has_no_training_is_refused():
+def test_a_model_without_a_training_is_refused():
     with pytest.raises(NotFittedError):
         report(StableNetClassifier())
     with pytest.raises(TypeError, match="got LogisticRegression"):
@@ -260,7 +258,7 @@ def test_no_figure_is_left_open(model):
     assert plt.get_fignums() == before
 
 
-# -- beside scikit-learn's diagram ---------------------------------------------------
+# -- below scikit-learn's diagram ---------------------------------------------------
 
 
 def test_a_fitted_estimator_shows_its_training_below_the_diagram(model):
@@ -282,7 +280,7 @@ needs_chromium = pytest.mark.skipif(
     reason="there is no chromium (Debian: apt-get install chromium; .ci/run does)",
 )
 
-# Written into a copy of the page: what the browser has made of it.
+# Script that is inserted into a copy of the page and records what the browser shows.
 PROBE = """<script>addEventListener("load", () => {
   const root = document.documentElement, svg = [...document.querySelectorAll("svg")];
   const ink = getComputedStyle(document.querySelector(".sknan-report"));
@@ -295,13 +293,13 @@ PROBE = """<script>addEventListener("load", () => {
 
 
 def opened(page, tmp_path, width, *options):
-    """What chromium makes of a page, and what it writes to its console."""
+    """Return measures of a page opened in chromium, and the lines of its console."""
     assert CHROMIUM is not None
     inner = tmp_path / "page.html"
     markup = page.read_text(encoding="utf-8")
     inner.write_text(markup.replace("</head>", f"{PROBE}</head>"), encoding="utf-8")
     frame = tmp_path / "frame.html"
-    # Windows of chromium have a least width; a frame has none.
+    # Windows of chromium have a minimum width, but frames have none.
     frame.write_text(
         f'<body style="margin:0"><iframe src="page.html" style="border:0" '
         f'width="{width}" height="900"></iframe>'
@@ -330,7 +328,7 @@ def opened(page, tmp_path, width, *options):
 
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 400])
-def test_it_opens_without_errors_fetches_nothing_and_never_scrolls_sideways(
+def test_the_page_opens_without_errors_requests_or_horizontal_scrolling(
     page, tmp_path, width
 ):
     found, console = opened(page, tmp_path, width)
@@ -353,21 +351,21 @@ def test_a_console_error_would_be_seen(page, tmp_path):
 
 
 @needs_chromium
-def test_it_is_light_or_dark_as_the_browser_wishes(page, tmp_path):
+def test_the_page_follows_the_color_scheme_of_the_browser(page, tmp_path):
     (tmp_path / "light").mkdir()
     (tmp_path / "dark").mkdir()
     schemes = "--blink-settings=preferredColorScheme={}"
     dark, _ = opened(page, tmp_path / "dark", 800, schemes.format(0))
     light, _ = opened(page, tmp_path / "light", 800, schemes.format(1))
 
-    def lightness(colour):
-        return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+    def lightness(color):
+        return sum(map(int, re.findall(r"\d+", color)[:3])) / 3
 
     assert lightness(light["background"]) > 200 > 60 > lightness(light["color"])
     assert lightness(dark["color"]) > 200 > 60 > lightness(dark["background"])
 
 
-def test_a_page_for_a_folder_that_is_missing_is_refused_before_any_work(tmp_path):
+def test_a_missing_folder_is_refused_before_any_work(tmp_path):
     X = np.random.default_rng(0).normal(size=(60, 3))
     net = StableNetClassifier(max_epochs=1, random_state=0).fit(X, X[:, 0] > 0)
     path = tmp_path / "pages" / "net.html"

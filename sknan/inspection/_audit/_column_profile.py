@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sknan.inspection._audit._finding import Observation
 from sknan.inspection._audit._formatting import number, quoted, share
 from sknan.preprocessing._tables.numeric_sentinels import Sentinel, sample_rows
+from sknan.preprocessing._tables.typed_column import ColumnContent
 
 __all__ = ["MIN_ROWS", "ColumnProfile", "sampled"]
 
@@ -65,7 +66,7 @@ class ColumnProfile:
     label: Any
     name: str
     dtype: str
-    holds: str
+    holds: ColumnContent
     n_rows: int
     n_missing: int = 0
     n_infinite: int = 0

@@ -20,7 +20,11 @@ from sknan.inspection._audit._text import (
 )
 from sknan.preprocessing._tables.numeric_sentinels import sample_rows
 from sknan.preprocessing._tables.sentinels import find_sentinels
-from sknan.preprocessing._tables.typed_column import TypedColumn, types_in
+from sknan.preprocessing._tables.typed_column import (
+    ColumnContent,
+    TypedColumn,
+    types_in,
+)
 
 __all__ = ["as_text", "key_rows", "profile_column"]
 
@@ -80,7 +84,7 @@ def key_rows(n_rows: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n_rows - 1, _N_KEY_ROWS).astype(np.int64))
 
 
-def as_text(cells: pd.Series, holds: str) -> pd.Series:
+def as_text(cells: pd.Series, holds: ColumnContent) -> pd.Series:
     """Return cells as text, with missing cells as they are.
 
     Parameters
@@ -88,7 +92,7 @@ def as_text(cells: pd.Series, holds: str) -> pd.Series:
     cells : Series
         Cells of a column, or some of them.
     holds : str
-        What the column holds.
+        Content of the column.
 
     Returns
     -------

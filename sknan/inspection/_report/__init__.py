@@ -1,1 +1,1 @@
-"""HTML report of a training."""
+"""HTML report about a training."""

@@ -1,6 +1,6 @@
-"""Parts of the page of a report: elements, tables, pictures and their style.
+"""HTML elements, tables, figures and style of a report.
 
-Nothing is fetched: style and pictures stand in the page, and all text is escaped.
+The page includes its style and figures and loads nothing. All text is escaped.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import html
 import importlib.util
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from sknan.inspection._plotting import INK, pyplot
 
@@ -21,12 +23,12 @@ __all__ = [
     "drawn",
     "element",
     "page",
-    "picture",
     "section",
     "table",
+    "value_text",
 ]
 
-# Rows of a table that are shown at once.
+# Number of rows that a table shows before it is expanded.
 _N_ROWS = 20
 
 STYLE = """
@@ -63,23 +65,23 @@ STYLE = """
 
 
 def element(name: str, text: Any = "", css: str = "") -> str:
-    """An element around text, which is escaped."""
+    """Return an element with text, which is escaped."""
     kind = f' class="{css}"' if css else ""
     return f"<{name}{kind}>{html.escape(str(text))}</{name}>"
 
 
 def section(title: str, parts: Iterable[str]) -> str:
-    """A section of ready parts."""
+    """Return a section with a heading and parts in HTML."""
     return f"<section>{element('h2', title)}{''.join(parts)}</section>"
 
 
 def details(title: str, inside: str) -> str:
-    """What is shown on a click."""
+    """Return HTML that is shown after a click on its title."""
     return f"<details>{element('summary', title)}{inside}</details>"
 
 
 def table(rows: Sequence[Sequence[Any]], heads: Sequence[str] = ()) -> str:
-    """A table of text; without heads, the first of each row is its name."""
+    """Return a table of text. Without heads, the first cell of a row is its head."""
     if not rows:
         return ""
     head = "".join(element("th", name) for name in heads)
@@ -91,19 +93,12 @@ def table(rows: Sequence[Sequence[Any]], heads: Sequence[str] = ()) -> str:
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
-def picture(figure: Any, title: str) -> str:
-    """A figure as SVG in the colours of the page; closes it.
-
-    Parameters
-    ----------
-    figure : matplotlib Figure
-    title : str
-        What it shows, for who does not see it.
-    """
+def _picture(figure: Any, title: str) -> str:
+    """Return a matplotlib figure as SVG in the text color of the page, and close it."""
     plt = pyplot("report")
     text = io.StringIO()
     for ax in figure.axes:
-        _ink(ax)
+        _set_ink(ax)
     with plt.rc_context({"svg.fonttype": "none"}):
         figure.savefig(text, format="svg", transparent=True)
     plt.close(figure)
@@ -111,29 +106,29 @@ def picture(figure: Any, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
-    svg = _renamed(svg, title)
+    svg = _with_unique_ids(svg, title)
     svg = svg.replace(INK, "currentColor")
     label = html.escape(title, quote=True)
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
-def _renamed(svg: str, title: str) -> str:
-    """Names that no other figure of the page has, and the same ones each time."""
+def _with_unique_ids(svg: str, title: str) -> str:
+    """Replace ids by reproducible ones that no other figure of the page has."""
     used = dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     prefix = re.sub(r"\W+", "-", title.lower())
     new = {old: f"{prefix}-{number}" for number, old in enumerate(used)}
 
-    def name(found: re.Match[str]) -> str:
-        return f' id="{new[found[1]]}"' if found[1] in new else ""
+    def new_id(match: re.Match[str]) -> str:
+        return f' id="{new[match[1]]}"' if match[1] in new else ""
 
-    svg = re.sub(r'\sid="([^"]*)"', name, svg)
+    svg = re.sub(r'\sid="([^"]*)"', new_id, svg)
     return re.sub(
-        r'(href="#|url\(#)([^")]+)', lambda found: found[1] + new[found[2]], svg
+        r'(href="#|url\(#)([^")]+)', lambda match: match[1] + new[match[2]], svg
     )
 
 
-def _ink(ax: Any) -> None:
-    """Frame, ticks and labels in the ink that becomes the colour of the page's text."""
+def _set_ink(ax: Any) -> None:
+    """Draw frame, ticks and labels in the color that is replaced by the page's text."""
     ax.tick_params(which="both", color=INK, labelcolor=INK)
     for spine in ax.spines.values():
         spine.set_edgecolor(INK)
@@ -148,9 +143,9 @@ def _ink(ax: Any) -> None:
 
 
 def page(title: str, body: str) -> str:
-    """A whole document around the body."""
-    # The page around the report is of its colour too.
-    around = (
+    """Return a complete document with a body."""
+    # The margins of the page have the background color of the report.
+    style = (
         "html { color-scheme: light dark; background: #ffffff; } body { margin: 0; } "
         "@media (prefers-color-scheme: dark) { html { background: #15191e; } }"
     )
@@ -158,25 +153,41 @@ def page(title: str, body: str) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'
-        f"<title>{html.escape(title)}</title><style>{around}</style></head>"
+        f"<title>{html.escape(title)}</title><style>{style}</style></head>"
         f"<body>{body}</body></html>\n"
     )
 
 
-def drawn(draw: Any, title: str) -> str:
-    """A picture, or what it takes to see it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        words = "Install matplotlib to see a picture here: pip install 'sknan[plot]'."
-        return element("p", words, "quiet")
-    from matplotlib.figure import Figure
+def drawn(draw: Callable[[], Any], title: str) -> str:
+    """Return the figure of a display, or a hint to install matplotlib.
 
-    figure = draw().figure_
-    assert isinstance(figure, Figure)
-    return picture(figure, title)
+    Parameters
+    ----------
+    draw : callable
+        Returns a display.
+    title : str
+        Description of the figure for screen readers.
+
+    Returns
+    -------
+    str
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        text = "Install matplotlib to see a figure here: pip install 'sknan[plot]'."
+        return element("p", text, "quiet")
+    return _picture(draw().figure_, title)
 
 
 def cut_table(rows: list[Any], heads: Sequence[str] = ()) -> str:
-    """A table whose rest is shown on a click."""
+    """Return a table whose last rows are shown after a click."""
     first, others = rows[:_N_ROWS], rows[_N_ROWS:]
     rest = details(f"{len(others)} more", table(others, heads)) if others else ""
     return table(first, heads) + rest
+
+
+def value_text(value: Any) -> str:
+    """Return a value as text: floats with six digits, masked values as a dash."""
+    if value is np.ma.masked:
+        return "-"
+    is_float = isinstance(value, (float, np.floating))
+    return f"{value:.6g}" if is_float else str(value)
