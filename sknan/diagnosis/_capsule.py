@@ -108,12 +108,9 @@ def capture(
     return Capsule(
         inputs=_copied(batch[0]),
         target=_copied(batch[1]),
-        weights={
-            name: {key: _copied(value) for key, value in module.state_dict().items()}
-            for name, module in networks.items()
-        },
+        weights={name: _copied(m.state_dict()) for name, m in networks.items()},
         random_state=random_state.clone(),
         is_training=any(module.training for module in networks.values()),
-        parameters={name: _plain(value) for name, value in parameters.items()},
+        parameters=_plain(parameters),
         versions=dict(_VERSIONS),
     )

@@ -27,6 +27,7 @@ __all__ = ["diagnose", "reproduce"]
 
 
 def _as_tensors(data: Any, device: torch.device) -> Any:
+    """Return arrays and DataFrames as tensors, and tensors on the device."""
     if hasattr(data, "to_numpy"):
         data = data.to_numpy()
     if isinstance(data, np.ndarray):
@@ -89,11 +90,8 @@ class _Step:
 
     def examine(self) -> NonFiniteReport | None:
         """Run the step under observation; return a report if it is not finite."""
-        names, batch = (
-            ModuleNames(self.modules, self.criteria),
-            (self.inputs, self.target),
-        )
-        n_rows = len(tree_leaves(self.inputs)[0])
+        batch, n_rows = (self.inputs, self.target), len(tree_leaves(self.inputs)[0])
+        names = ModuleNames(self.modules, self.criteria)
         failed = replay(self.run, names, batch, n_rows)
         evidence = dataclasses.replace(self._evidence(), failed_operation=failed)
         if failed is None:
