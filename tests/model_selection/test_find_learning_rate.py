@@ -1,4 +1,4 @@
-"""The range test, and the rate that the estimators take from it."""
+"""Tests of the learning-rate finder and of ``lr="auto"``."""
 
 import pickle
 import re
@@ -26,7 +26,7 @@ from sknan._engine.plan import TrainingRows
 from sknan._engine.range_test.curves import RateCurves, _drawn_rows
 from sknan._engine.range_test.run import _result
 
-WAYS = [StableNetClassifier, StableNetRegressor]
+ESTIMATORS = [StableNetClassifier, StableNetRegressor]
 FEW = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 
 
@@ -36,23 +36,27 @@ def table():
     return (X - 0.5).astype(np.float32) * 3, y
 
 
-def target_for(door, y):
-    return np.where(y > 14, "high", "low") if door is StableNetClassifier else y
+def target_for(estimator_class, y):
+    return (
+        np.where(y > 14, "high", "low") if estimator_class is StableNetClassifier else y
+    )
 
 
-def small(door, **params):
-    return door(**{"module__width": 16, "random_state": 0, "max_epochs": 20, **params})
+def small(estimator_class, **params):
+    return estimator_class(
+        **{"module__width": 16, "random_state": 0, "max_epochs": 20, **params}
+    )
 
 
-# -- what it finds -------------------------------------------------------------------
+# -- curves and suggestion -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("door", WAYS)
+@pytest.mark.parametrize("estimator_class", ESTIMATORS)
 @pytest.mark.parametrize("batch_size", [16, 128])
-def test_the_suggestion_is_near_the_best_of_a_grid(door, batch_size):
+def test_the_suggestion_is_near_the_best_of_a_grid(estimator_class, batch_size):
     X, y = make_friedman1(1300, n_features=6, noise=1.0, random_state=0)
-    X, target = SafeScaler().fit_transform(X), target_for(door, y)
-    model = small(door, batch_size=batch_size)
+    X, target = SafeScaler().fit_transform(X), target_for(estimator_class, y)
+    model = small(estimator_class, batch_size=batch_size)
     found = find_learning_rate(model, X[:300], target[:300])
     assert found.suggestion <= found.largest_stable / 2
     rates = [found.suggestion, 1e-3, 1e-4, 1e-2, 1e-1]
@@ -64,31 +68,33 @@ def test_the_suggestion_is_near_the_best_of_a_grid(door, batch_size):
     assert scores[0] > scores[1]
 
 
-def test_a_table_in_raw_units_has_another_rate_than_a_scaled_one():
+def test_larger_units_give_a_lower_learning_rate():
     X, y = load_diabetes(return_X_y=True)  # columns of norm 1
     wide = find_learning_rate(small(StableNetRegressor), X * 300.0, y)
     narrow = find_learning_rate(small(StableNetRegressor), X * 3.0, y)
     assert wide.suggestion < narrow.suggestion
 
 
-def test_a_curve_that_ends_leaves_the_others_as_they_are(table):
+def test_a_diverged_curve_changes_no_other_curve(table):
     model = small(StableNetRegressor, optimizer="adam", clip_norm=None)
-    calm = find_learning_rate(model, *table, rates=FEW, n_steps=30)
-    wild = find_learning_rate(model, *table, rates=[*FEW, 1e15, 1e30], n_steps=30)
-    np.testing.assert_array_equal(wild.losses[: len(FEW)], calm.losses)
-    assert wild.suggestion == calm.suggestion
-    assert np.isfinite(wild.losses[-1, :, 0]).all()
-    assert np.isnan(wild.losses[-1, :, -1]).all()
-    frame = wild.to_frame()
+    stable = find_learning_rate(model, *table, rates=FEW, n_steps=30)
+    with_diverged = find_learning_rate(
+        model, *table, rates=[*FEW, 1e15, 1e30], n_steps=30
+    )
+    np.testing.assert_array_equal(with_diverged.losses[: len(FEW)], stable.losses)
+    assert with_diverged.suggestion == stable.suggestion
+    assert np.isfinite(with_diverged.losses[-1, :, 0]).all()
+    assert np.isnan(with_diverged.losses[-1, :, -1]).all()
+    frame = with_diverged.to_frame()
     assert frame["ended_at"].isna().tolist()[: len(FEW)] == [True] * len(FEW)
     assert frame["ended_at"].iloc[-1] == 2
     assert not frame["is_stable"].iloc[-1]
-    curves = wild.curves()
+    curves = with_diverged.curves()
     assert len(curves[curves["rate"] == 1e30]) == 2
-    assert "ended early, the first at rate " in str(wild)
+    assert "ended early, the first at rate " in str(with_diverged)
 
 
-def test_rates_of_one_start_share_their_first_loss_and_two_starts_do_not(table):
+def test_learning_rates_share_initial_weights_and_repetitions_do_not(table):
     found = find_learning_rate(small(StableNetRegressor), *table, rates=FEW, n_steps=20)
     assert found.losses.shape == (5, 2, 20)
     first = found.losses[:, :, 0]
@@ -98,23 +104,25 @@ def test_rates_of_one_start_share_their_first_loss_and_two_starts_do_not(table):
     assert found.valid_losses.shape == (5, 2, len(found.valid_steps))
 
 
-@pytest.mark.parametrize("door", WAYS)
-def test_trainings_one_by_one_find_what_the_stack_finds(door, table):
+@pytest.mark.parametrize("estimator_class", ESTIMATORS)
+def test_single_trainings_agree_with_the_stack(estimator_class, table):
     X, y = table
-    target = target_for(door, y)
-    stacked = find_learning_rate(small(door), X, target, rates=FEW, n_steps=40)
-    # A clip of each entry that never bites is one that the stack does not know.
-    alone = small(door, clip_value=1e6)
-    lone = find_learning_rate(alone, X, target, rates=FEW, n_steps=40)
-    assert lone.losses.shape == stacked.losses.shape
-    np.testing.assert_allclose(
-        lone.valid_losses[:, :, 0], stacked.valid_losses[:, :, 0], rtol=1e-5
+    target = target_for(estimator_class, y)
+    stacked = find_learning_rate(
+        small(estimator_class), X, target, rates=FEW, n_steps=40
     )
-    assert 1 / 3 < lone.suggestion / stacked.suggestion < 3
+    # The stack does not support clipping by value, even where nothing is clipped.
+    alone = small(estimator_class, clip_value=1e6)
+    single = find_learning_rate(alone, X, target, rates=FEW, n_steps=40)
+    assert single.losses.shape == stacked.losses.shape
+    np.testing.assert_allclose(
+        single.valid_losses[:, :, 0], stacked.valid_losses[:, :, 0], rtol=1e-5
+    )
+    assert 1 / 3 < single.suggestion / stacked.suggestion < 3
 
 
 class Square(nn.Module):
-    """Raises where a weight is not finite."""
+    """Module that raises if a weight is not finite."""
 
     def __init__(self, n_features_in, n_outputs):
         super().__init__()
@@ -126,7 +134,7 @@ class Square(nn.Module):
         return self.layer(X) @ root
 
 
-def test_a_decomposition_that_raises_ends_a_curve_and_not_the_test(table):
+def test_a_module_that_raises_ends_only_its_curve(table):
     X, y = table
     rates = [1e-3, 1e-2, 1e-1, 1e25]
     model = StableNetRegressor(Square, random_state=0, max_epochs=10)
@@ -136,20 +144,20 @@ def test_a_decomposition_that_raises_ends_a_curve_and_not_the_test(table):
     assert found.suggestion < 1.0
 
 
-def test_sample_weights_count(table):
+def test_sample_weights_are_used(table):
     X, y = table
     weights = np.where(np.arange(len(y)) < 300, 1.0, 0.0)
-    spoilt = y.copy()
-    spoilt[300:] = 1e6
+    with_outliers = y.copy()
+    with_outliers[300:] = 1e6
     model = small(StableNetRegressor)
     found = find_learning_rate(
-        model, X, spoilt, sample_weight=weights, rates=FEW, n_steps=20
+        model, X, with_outliers, sample_weight=weights, rates=FEW, n_steps=20
     )
     bare = find_learning_rate(model, X[:300], y[:300], rates=FEW, n_steps=20)
     assert found.suggestion == bare.suggestion
 
 
-def test_of_a_large_table_no_more_rows_are_taken_than_there_are_steps_for():
+def test_only_as_many_rows_are_drawn_as_the_steps_need():
     rows = TrainingRows(
         np.zeros((50_000, 2), np.float32), np.arange(50_000), None, 1, False,
         np.arange(50_000),
@@ -160,13 +168,13 @@ def test_of_a_large_table_no_more_rows_are_taken_than_there_are_steps_for():
     assert not set(train.y) & set(valid.y)
 
 
-# -- what it says --------------------------------------------------------------------
+# -- reason and confidence -----------------------------------------------------------
 
 TEN = np.logspace(-5, -0.5, 10)
 
 
 def result_of(ends, n_rows=400):
-    """Judgement of curves that go straight from 1 to an end; rates by seeds."""
+    """Judge linear loss curves from 1 to ``ends``, of shape (n_rates, n_seeds)."""
     ends = np.asarray(ends, dtype=np.float32)
     steps = np.linspace(0.0, 1.0, 21, dtype=np.float32)
     curves = 1.0 + (ends[:, :, None] - 1.0) * steps
@@ -175,11 +183,11 @@ def result_of(ends, n_rows=400):
     return _result(TEN, RateCurves(curves[:, :, :20], valid, np.arange(21)), n_rows)
 
 
-VALLEY = np.array([0.98, 0.95, 0.9, 0.7, 0.5, 0.3, 0.2, 0.3, 0.9, np.nan])
+WITH_MINIMUM = np.array([0.98, 0.95, 0.9, 0.7, 0.5, 0.3, 0.2, 0.3, 0.9, np.nan])
 
 
-def test_a_clear_valley_is_trusted():
-    found = result_of(np.c_[VALLEY, VALLEY])
+def test_a_clear_minimum_gives_high_confidence():
+    found = result_of(np.c_[WITH_MINIMUM, WITH_MINIMUM])
     assert (found.confidence, found.fastest) == ("high", TEN[6])
     assert found.largest_stable == TEN[7]
     assert found.suggestion == pytest.approx(TEN[6], rel=0.1)
@@ -222,14 +230,14 @@ REASONS = {
 
 
 @pytest.mark.parametrize(("ends", "answer", "reason"), REASONS.values(), ids=REASONS)
-def test_what_speaks_against_a_suggestion_is_said(ends, answer, reason):
+def test_the_reason_names_doubts_about_the_suggestion(ends, answer, reason):
     found = result_of(np.c_[ends, ends])
     assert (found.confidence, found.suggestion) == answer
     assert found.reason == reason
 
 
-def test_starts_that_disagree_are_not_trusted():
-    low, high = np.roll(VALLEY[:9], -4), VALLEY[:9]
+def test_disagreeing_repetitions_give_low_confidence():
+    low, high = np.roll(WITH_MINIMUM[:9], -4), WITH_MINIMUM[:9]
     ends = np.r_[np.c_[low, high], [[0.9, 0.9]]]
     ends = np.minimum(ends, 0.45)
     found = result_of(ends)
@@ -237,8 +245,8 @@ def test_starts_that_disagree_are_not_trusted():
     assert found.reason.endswith("The starts disagree: 0.0001 to 0.01.")
 
 
-def test_few_rows_are_not_trusted():
-    found = result_of(np.c_[VALLEY, VALLEY], n_rows=20)
+def test_very_few_rows_give_low_confidence():
+    found = result_of(np.c_[WITH_MINIMUM, WITH_MINIMUM], n_rows=20)
     assert (found.confidence, found.suggestion) == ("low", 1e-3)
     assert found.reason == (
         "20 rows cannot tell rates apart: the usual rate is taken, or half of the "
@@ -246,22 +254,22 @@ def test_few_rows_are_not_trusted():
     )
 
 
-def test_some_doubt_is_left_by_rather_few_rows():
-    found = result_of(np.c_[VALLEY, VALLEY], n_rows=90)
+def test_few_rows_give_medium_confidence():
+    found = result_of(np.c_[WITH_MINIMUM, WITH_MINIMUM], n_rows=90)
     assert found.confidence == "medium"
     assert found.reason.endswith("There are few rows, 90, to judge by.")
 
 
-# -- what it takes -------------------------------------------------------------------
+# -- arguments -----------------------------------------------------------------------
 
 
 def test_the_transformers_of_a_pipeline_are_fitted_first(table):
     X, y = table
-    holes = X.copy()
-    holes[::7, 2] = np.nan
+    with_missing = X.copy()
+    with_missing[::7, 2] = np.nan
     model = make_pipeline(NaNImputer(), SafeScaler(), small(StableNetRegressor))
-    found = find_learning_rate(model, holes, y, rates=FEW, n_steps=20)
-    filled = make_pipeline(NaNImputer(), SafeScaler()).fit_transform(holes)
+    found = find_learning_rate(model, with_missing, y, rates=FEW, n_steps=20)
+    filled = make_pipeline(NaNImputer(), SafeScaler()).fit_transform(with_missing)
     bare = find_learning_rate(model[-1], filled, y, rates=FEW, n_steps=20)
     np.testing.assert_array_equal(found.losses, bare.losses)
     assert not hasattr(model[0], "statistics_")
@@ -297,7 +305,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("params", "kind", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_what_it_cannot_use_is_refused(table, params, kind, message):
+def test_invalid_arguments_are_refused(table, params, kind, message):
     with pytest.raises(kind) as caught:
         find_learning_rate(
             **{"estimator": StableNetRegressor(), "X": table[0], "y": table[1]} | params
@@ -308,21 +316,21 @@ def test_what_it_cannot_use_is_refused(table, params, kind, message):
 # -- lr="auto" -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("door", WAYS)
-def test_auto_takes_the_suggestion(door, table):
+@pytest.mark.parametrize("estimator_class", ESTIMATORS)
+def test_auto_uses_the_suggestion(estimator_class, table):
     X, y = table
-    target = target_for(door, y)
-    model = small(door, lr="auto").fit(X, target)
+    target = target_for(estimator_class, y)
+    model = small(estimator_class, lr="auto").fit(X, target)
     found = find_learning_rate(model, X, target)
     assert model.lr == "auto"
     assert model.lr_ == model.effective_lr_ == found.suggestion
     np.testing.assert_array_equal(model.learning_rate_range_.losses, found.losses)
-    plain = small(door, lr=model.lr_).fit(X, target)
+    plain = small(estimator_class, lr=model.lr_).fit(X, target)
     assert plain.learning_rate_range_ is None
     np.testing.assert_array_equal(model.predict(X), plain.predict(X))
 
 
-def test_auto_is_repeatable_and_leaves_the_global_generators_alone(table):
+def test_auto_is_repeatable_and_does_not_change_the_global_generators(table):
     model = small(StableNetRegressor, lr="auto", max_epochs=3)
     state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first = clone(model).fit(*table)
@@ -341,7 +349,7 @@ def test_auto_survives_clone_and_pickle(table):
     assert str(back.learning_rate_range_) == str(model.learning_rate_range_)
 
 
-def test_auto_is_a_candidate_of_a_search(table):
+def test_auto_can_be_a_candidate_of_a_search(table):
     search = GridSearchCV(
         small(StableNetRegressor, max_epochs=5), {"lr": [1e-5, "auto"]}, cv=2
     ).fit(*table)
@@ -349,7 +357,7 @@ def test_auto_is_a_candidate_of_a_search(table):
     assert search.best_estimator_.lr_ > 1e-4
 
 
-def test_a_training_that_goes_on_keeps_the_rate_it_has(table):
+def test_a_continued_training_keeps_its_learning_rate(table):
     X, y = table
     warm = small(StableNetRegressor, lr="auto", warm_start=True, max_epochs=3)
     rate = warm.fit(X, y).lr_
@@ -362,15 +370,17 @@ def test_a_training_that_goes_on_keeps_the_rate_it_has(table):
     assert stream.effective_lr_ == rate
 
 
-@pytest.mark.parametrize("door", WAYS)
-def test_auto_on_a_handful_of_rows_is_cautious(door, table):
+@pytest.mark.parametrize("estimator_class", ESTIMATORS)
+def test_auto_with_eight_rows_is_cautious(estimator_class, table):
     X, y = table
-    model = small(door, lr="auto").fit(X[:8], target_for(door, y)[:8])
+    model = small(estimator_class, lr="auto").fit(
+        X[:8], target_for(estimator_class, y)[:8]
+    )
     assert model.learning_rate_range_.confidence == "low"
     assert 0 < model.lr_ <= 1e-3
 
 
-def test_auto_in_raw_units_of_any_size_ends_finite(table):
+def test_auto_with_huge_units_gives_finite_predictions(table):
     X, y = table
     model = small(StableNetRegressor, lr="auto", max_epochs=5)
     with pytest.warns(DivergenceWarning, match="started anew|was rescued"):
@@ -381,7 +391,7 @@ def test_auto_in_raw_units_of_any_size_ends_finite(table):
 
 
 @pytest.mark.parametrize("lr", ["Auto", 0, None, float("inf")])
-def test_any_other_rate_is_refused(table, lr):
+def test_other_values_of_lr_are_refused(table, lr):
     message = (
         "The 'lr' parameter of StableNetRegressor must be a finite number above 0 or "
         f"'auto', got {lr!r}."

@@ -1,4 +1,4 @@
-"""Searches that train together: what scikit-learn's give, and what they say more."""
+"""Tests of the searches that train their candidates together."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ from sknan.model_selection import (
     BatchedRandomizedSearchCV,
 )
 
-# Sums of floats come out a little differently when networks are trained together.
+# Sums of floats are rounded differently when networks are trained together.
 CLOSE = {"rtol": 0, "atol": 2e-3}
 
 
 @pytest.fixture(scope="module")
 def table():
-    """240 rows with holes, and a target that a small network learns."""
+    """240 rows with missing values, and a target that a small network learns."""
     X, y = load_breast_cancer(return_X_y=True, as_frame=True)
     X, y = X.iloc[:240, :8], y.iloc[:240]
     return X.mask(np.random.default_rng(0).random(X.shape) < 0.05), y
@@ -73,11 +73,11 @@ def pipeline(**params):
 RATES = {"net__lr": [1e-3, 1e-2, 3e-2]}
 
 
-def assert_same_results(ours, theirs):
-    """Every column of scikit-learn's is there and says the same; times are times."""
-    assert set(theirs.cv_results_) <= set(ours.cv_results_)
-    for name, column in theirs.cv_results_.items():
-        found = ours.cv_results_[name]
+def assert_same_results(batched, reference):
+    """Assert that all columns of scikit-learn are equal, except for durations."""
+    assert set(reference.cv_results_) <= set(batched.cv_results_)
+    for name, column in reference.cv_results_.items():
+        found = batched.cv_results_[name]
         if "_time" in name:
             assert np.isfinite(found).all()
         elif name == "params":
@@ -89,16 +89,16 @@ def assert_same_results(ours, theirs):
                 repr(value) for value in column.compressed()
             ]
         elif name.startswith("rank_"):
-            means = ours.cv_results_[name.replace("rank", "mean")]
+            means = batched.cv_results_[name.replace("rank", "mean")]
             expected = [1 + (means > mean).sum() for mean in means]
             np.testing.assert_array_equal(found, expected)
         elif name != "stacked":
             np.testing.assert_allclose(found, column, err_msg=name, **CLOSE)
-    assert ours.n_splits_ == theirs.n_splits_
-    assert ours.multimetric_ == theirs.multimetric_
+    assert batched.n_splits_ == reference.n_splits_
+    assert batched.multimetric_ == reference.multimetric_
 
 
-# -- the same as scikit-learn's ------------------------------------------------------
+# -- agreement with scikit-learn's searches ------------------------------------------
 
 
 SCORES = {"scoring": ["neg_log_loss", "roc_auc"], "refit": "neg_log_loss", "cv": 3}
@@ -127,37 +127,39 @@ SCORES = {"scoring": ["neg_log_loss", "roc_auc"], "refit": "neg_log_loss", "cv":
     ],
     ids=["pipeline", "nested", "replaced steps"],
 )
-def test_the_columns_are_those_of_grid_search(table, model, grid):
+def test_the_results_are_those_of_grid_search(table, model, grid):
     params = {**SCORES, "return_train_score": True}
     with warnings.catch_warnings():
-        # Raw units: some of the candidates above go without a scaler.
+        # Some of the candidates have no scaler, and diverge.
         warnings.simplefilter("ignore", DivergenceWarning)
-        ours = BatchedGridSearchCV(model, grid, **params).fit(*table)
-        theirs = GridSearchCV(model, grid, **params).fit(*table)
-    assert_same_results(ours, theirs)
-    assert repr(ours.best_params_) == repr(theirs.best_params_)
+        batched = BatchedGridSearchCV(model, grid, **params).fit(*table)
+        reference = GridSearchCV(model, grid, **params).fit(*table)
+    assert_same_results(batched, reference)
+    assert repr(batched.best_params_) == repr(reference.best_params_)
     np.testing.assert_allclose(
-        ours.predict_proba(table[0]), theirs.predict_proba(table[0]), atol=1e-6
+        batched.predict_proba(table[0]), reference.predict_proba(table[0]), atol=1e-6
     )
-    np.testing.assert_array_equal(ours.classes_, theirs.classes_)
-    np.testing.assert_array_equal(ours.feature_names_in_, theirs.feature_names_in_)
+    np.testing.assert_array_equal(batched.classes_, reference.classes_)
+    np.testing.assert_array_equal(
+        batched.feature_names_in_, reference.feature_names_in_
+    )
 
 
-def test_a_regressor_by_itself():
+def test_a_regressor_without_a_pipeline():
     X, y = load_diabetes(return_X_y=True)
     model = StableNetRegressor(module__width=8, max_epochs=3, random_state=0)
     grid = {"lr": [1e-3, 1e-2], "optimizer": ["adamw", "sgd"]}
-    ours = BatchedGridSearchCV(model, grid, cv=3).fit(X, y)
-    assert_same_results(ours, GridSearchCV(model, grid, cv=3).fit(X, y))
-    assert 0 <= ours.score(X, y) <= 1
+    batched = BatchedGridSearchCV(model, grid, cv=3).fit(X, y)
+    assert_same_results(batched, GridSearchCV(model, grid, cv=3).fit(X, y))
+    assert 0 <= batched.score(X, y) <= 1
 
 
-def test_candidates_drawn_from_distributions(table):
+def test_random_candidates_are_those_of_randomized_search(table):
     params = {"n_iter": 4, "random_state": 3, **SCORES}
     drawn = {"net__lr": [1e-3, 3e-3, 1e-2, 3e-2], "net__weight_decay": [0.0, 0.1]}
-    ours = BatchedRandomizedSearchCV(pipeline(), drawn, **params).fit(*table)
+    batched = BatchedRandomizedSearchCV(pipeline(), drawn, **params).fit(*table)
     assert_same_results(
-        ours, RandomizedSearchCV(pipeline(), drawn, **params).fit(*table)
+        batched, RandomizedSearchCV(pipeline(), drawn, **params).fit(*table)
     )
 
 
@@ -169,18 +171,18 @@ def test_candidates_drawn_from_distributions(table):
     ],
     ids=["rows", "epochs"],
 )
-def test_weak_candidates_are_dropped_as_scikit_learn_drops_them(table, params):
+def test_halving_drops_the_candidates_that_scikit_learn_drops(table, params):
     grid = {"net__lr": [1e-4, 1e-3, 1e-2, 3e-2]}
     params = {"cv": 2, "scoring": "roc_auc", **params}
-    ours = BatchedHalvingSearchCV(pipeline(), grid, **params).fit(*table)
-    theirs = HalvingGridSearchCV(pipeline(), grid, **params).fit(*table)
-    assert_same_results(ours, theirs)
-    assert ours.n_candidates_ == theirs.n_candidates_
-    assert ours.best_params_ == theirs.best_params_
-    assert len(ours.cv_results_["stacked"]) == sum(ours.n_candidates_)
+    batched = BatchedHalvingSearchCV(pipeline(), grid, **params).fit(*table)
+    reference = HalvingGridSearchCV(pipeline(), grid, **params).fit(*table)
+    assert_same_results(batched, reference)
+    assert batched.n_candidates_ == reference.n_candidates_
+    assert batched.best_params_ == reference.best_params_
+    assert len(batched.cv_results_["stacked"]) == sum(batched.n_candidates_)
 
 
-def test_epochs_are_a_resource_by_that_name(table):
+def test_epochs_can_be_the_resource(table):
     search = BatchedHalvingSearchCV(
         pipeline(max_epochs=9),
         {"net__lr": [1e-4, 1e-3, 1e-2, 3e-2]},
@@ -194,21 +196,23 @@ def test_epochs_are_a_resource_by_that_name(table):
     assert search.get_params()["max_resources"] == "auto"
 
 
-def test_estimators_of_others_are_searched_as_ever(table):
+def test_other_estimators_are_searched_by_scikit_learn(table):
     X, y = table[0].fillna(0), table[1]
     model, grid = LogisticRegression(max_iter=5000), {"C": [0.1, 1.0]}
-    ours = BatchedGridSearchCV(model, grid).fit(X, y)
-    assert set(ours.cv_results_) == set(GridSearchCV(model, grid).fit(X, y).cv_results_)
+    batched = BatchedGridSearchCV(model, grid).fit(X, y)
+    assert set(batched.cv_results_) == set(
+        GridSearchCV(model, grid).fit(X, y).cv_results_
+    )
 
 
-# The whole of it is `python -m benchmarks.search_suite`.
-def test_scikit_learns_own_tests_of_its_searches():
+# `python -m benchmarks.search_suite` runs all of them.
+def test_some_of_scikit_learns_own_tests_pass():
     chosen = (
         "test_no_refit or test_grid_search_groups or test_refit_callable "
         "or test_grid_search_failing_classifier or test_pickle or test_y_as_list "
         "or test_unsupported_sample_weight_scorer or test_grid_search_one_grid_point"
     )
-    # With all estimators taken for ours; for any other ours is nothing but the parent.
+    # All estimators are treated as networks of this package.
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.search_suite", "all", "-k", chosen],
         cwd=Path(__file__).resolve().parents[2],
@@ -219,13 +223,13 @@ def test_scikit_learns_own_tests_of_its_searches():
     assert " passed" in done.stdout
 
 
-# -- what reaches a candidate --------------------------------------------------------
+# -- input of the candidates ---------------------------------------------------------
 
 
-class Counting(TransformerMixin, BaseEstimator):
-    """Does nothing but count how often it is fitted."""
+class CountsFits(TransformerMixin, BaseEstimator):
+    """Transformer that counts how often it is fitted and changes nothing."""
 
-    fits: Counter[tuple[int, int]] = Counter()  # noqa: RUF012 - outlives clones
+    fits: Counter[tuple[int, int]] = Counter()  # noqa: RUF012 - shared by clones
 
     def __init__(self, setting=0):
         self.setting = setting
@@ -241,38 +245,37 @@ class Counting(TransformerMixin, BaseEstimator):
 
 @pytest.fixture
 def numbered(table):
-    """The table with the number of the row as its first column."""
+    """Table whose first column is the number of the row."""
     X = np.nan_to_num(table[0].to_numpy())
     X[:, 0] = np.arange(len(X))
-    Counting.fits.clear()
+    CountsFits.fits.clear()
     return X, table[1].to_numpy()
 
 
 def test_transformers_are_fitted_once_for_each_fold_and_setting(numbered):
-    model = Pipeline([("count", Counting()), ("scale", SafeScaler()), ("net", net())])
+    model = Pipeline([("count", CountsFits()), ("scale", SafeScaler()), ("net", net())])
     grid = {"count__setting": [0, 1], "net__lr": [1e-3, 1e-2], "net__clip_norm": [1, 9]}
     BatchedGridSearchCV(model, grid, cv=3, refit=False).fit(*numbered)
-    assert len(Counting.fits) == 6
-    assert set(Counting.fits.values()) == {1}
+    assert len(CountsFits.fits) == 6
+    assert set(CountsFits.fits.values()) == {1}
 
 
-def test_the_memory_of_a_pipeline_is_used(numbered, tmp_path):
-    # Cached by the source of the class, which a class of the tests has too.
-    model = Pipeline([("count", Counting()), ("net", net())], memory=str(tmp_path))
+def test_the_cache_of_a_pipeline_is_used(numbered, tmp_path):
+    model = Pipeline([("count", CountsFits()), ("net", net())], memory=str(tmp_path))
     search = BatchedGridSearchCV(model, {"net__lr": [1e-3, 1e-2]}, cv=3, refit=False)
     search.fit(*numbered)
     search.fit(*numbered)
-    assert sum(Counting.fits.values()) == 3
+    assert sum(CountsFits.fits.values()) == 3
 
 
-def fitted_on(model, X, y):
-    """How many of the rows to be scored on were trained on."""
+def overlap_with_training_rows(model, X, y):
+    """Count the scored rows that are training rows too."""
     seen = model[0].mean_
     return {"overlap": float(np.isin(X[:, 0], seen).sum()), "rows": len(X)}
 
 
-class Remembering(Counting):
-    """Remembers the numbers of the rows it was fitted on."""
+class RemembersRows(CountsFits):
+    """Transformer that remembers the numbers of its training rows."""
 
     def fit(self, X, y=None):
         self.mean_ = X[:, 0].copy()
@@ -280,16 +283,16 @@ class Remembering(Counting):
 
 
 @pytest.mark.parametrize("is_generator", [False, True])
-def test_random_folds_are_cut_once(numbered, is_generator):
+def test_random_folds_are_drawn_once(numbered, is_generator):
     X, y = numbered
     cv = ShuffleSplit(3, test_size=0.3)
     if is_generator:
         cv = ((train.tolist(), test) for train, test in cv.split(X))
-    model = make_pipeline(Remembering(), SafeScaler(), net())
+    model = make_pipeline(RemembersRows(), SafeScaler(), net())
     search = BatchedGridSearchCV(
         model,
         {"stablenetclassifier__lr": [1e-3, 1e-2]},
-        scoring=fitted_on,
+        scoring=overlap_with_training_rows,
         cv=cv,
         refit=False,
     ).fit(X, y)
@@ -303,11 +306,11 @@ def test_folds_may_be_masks(numbered):
     for train, test in KFold(3).split(X):
         masks.append((np.isin(np.arange(240), train), np.isin(np.arange(240), test)))
     grid = {"lr": [1e-3, 1e-2]}
-    ours = BatchedGridSearchCV(net(), grid, cv=masks).fit(X, y)
-    assert_same_results(ours, GridSearchCV(net(), grid, cv=KFold(3)).fit(X, y))
+    batched = BatchedGridSearchCV(net(), grid, cv=masks).fit(X, y)
+    assert_same_results(batched, GridSearchCV(net(), grid, cv=KFold(3)).fit(X, y))
 
 
-def test_groups_and_weights_without_routing(table):
+def test_groups_and_weights_are_passed_without_routing(table):
     X, y = table
     groups = np.arange(240) // 20
     weight = np.where(y == 1, 10.0, 1.0)
@@ -327,7 +330,7 @@ def test_groups_and_weights_without_routing(table):
 
 
 @pytest.mark.parametrize("scoring", ["accuracy", ["accuracy", "neg_log_loss"]])
-def test_scores_are_weighted_as_well(table, scoring):
+def test_scores_are_weighted(table, scoring):
     X, y = table[0].fillna(0.0) / 100, table[1]
     weight = np.where(y == 1, 10.0, 1.0)
     params = {"scoring": scoring, "refit": False, "return_train_score": True}
@@ -368,14 +371,14 @@ def test_weights_and_groups_are_routed(table):
         assert_same_results(*bare)
 
 
-def test_weights_that_nobody_asked_for_are_refused(table):
+def test_weights_that_were_not_requested_are_refused(table):
     with config_context(enable_metadata_routing=True):
         search = BatchedGridSearchCV(pipeline(), RATES)
         with pytest.raises(ValueError, match="sample_weight"):
             search.fit(*table, sample_weight=np.ones(240))
 
 
-def test_names_of_columns_reach_the_network(table):
+def test_the_network_sees_the_names_of_columns(table):
     model = pipeline().set_output(transform="pandas")
 
     def named(model, X, y):
@@ -389,17 +392,17 @@ def test_names_of_columns_reach_the_network(table):
 
 
 @pytest.mark.parametrize("seed", [0, np.random.RandomState(0)])
-def test_seeds_are_used_as_by_grid_search(table, seed):
-    # A RandomState is copied with the estimator: each candidate starts from the same.
+def test_seeds_are_used_as_in_grid_search(table, seed):
+    # `clone` copies a RandomState, so each candidate has the same initial state.
     model = pipeline(random_state=seed)
-    ours = BatchedGridSearchCV(model, RATES, **SCORES).fit(*table)
-    assert_same_results(ours, GridSearchCV(model, RATES, **SCORES).fit(*table))
+    batched = BatchedGridSearchCV(model, RATES, **SCORES).fit(*table)
+    assert_same_results(batched, GridSearchCV(model, RATES, **SCORES).fit(*table))
 
 
 # -- scores, choice, errors ----------------------------------------------------------
 
 
-def test_a_callable_gives_several_scores_and_another_chooses(table):
+def test_callables_can_score_and_choose(table):
     def scores(model, X, y):
         right = accuracy_score(y, model.predict(X))
         return {"right": right, "rate": model[-1].effective_lr_}
@@ -424,13 +427,13 @@ def test_a_candidate_that_cannot_be_fitted_gets_the_error_score(table):
     message = str(caught[0].message)
     assert "3 fits failed out of a total of 6." in message
     assert "The 'lr' parameter of StableNetClassifier must be" in message
-    assert "_check_parameters" in message  # where it failed, wherever that was
+    assert "_check_parameters" in message  # the traceback of the worker
     assert search.cv_results_["mean_test_score"][1] == -5.0
     assert search.cv_results_["n_recoveries"].tolist() == [0, None]
     assert search.best_params_ == {"net__lr": 1e-2}
 
 
-def test_errors_are_raised_where_that_is_asked_for(table):
+def test_errors_are_raised_if_error_score_is_raise(table):
     grid = {"net__lr": [1e-2, -1.0]}
     search = BatchedGridSearchCV(pipeline(), grid, error_score="raise")
     with pytest.raises(ValueError, match="The 'lr' parameter of StableNetClassifier"):
@@ -439,7 +442,7 @@ def test_errors_are_raised_where_that_is_asked_for(table):
     assert "_run" not in vars(search)
 
 
-def test_a_transformer_that_fails_fails_its_candidates(table):
+def test_a_failing_transformer_fails_only_its_candidates(table):
     grid = {"impute__strategy": ["mean", "no such strategy"], "net__lr": [1e-3, 1e-2]}
     search = BatchedGridSearchCV(pipeline(), grid, cv=3)
     with (
@@ -450,7 +453,7 @@ def test_a_transformer_that_fails_fails_its_candidates(table):
     assert np.isnan(search.cv_results_["mean_test_score"]).tolist() == [0, 0, 1, 1]
 
 
-def test_a_search_without_any_fit_says_so(table):
+def test_a_search_in_which_all_fits_fail_raises(table):
     search = BatchedGridSearchCV(pipeline(), {"net__lr": [-1.0]}, cv=3)
     with pytest.raises(ValueError, match="All the 3 fits failed"):
         search.fit(*table)
@@ -474,11 +477,11 @@ def test_memory_is_a_number_of_bytes(table, memory):
     assert str(caught.value) == message
 
 
-# -- shares --------------------------------------------------------------------------
+# -- shares and workers --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("params", [{"max_memory": 1}, {"n_jobs": 2}])
-def test_shares_of_any_size_give_the_same(table, params):
+def test_the_size_of_shares_does_not_change_the_results(table, params):
     grid = {**RATES, "impute__strategy": ["mean", "zero"]}
     whole = BatchedGridSearchCV(pipeline(), grid, **SCORES).fit(*table)
     parts = BatchedGridSearchCV(pipeline(), grid, **SCORES, **params).fit(*table)
@@ -502,7 +505,7 @@ def test_models_are_scored_where_they_were_trained(table, n_jobs):
 
 
 class Halving(BaseEstimator, TransformerMixin):
-    """Writes into what it is given."""
+    """Transformer that writes into its input."""
 
     def fit(self, X, y=None):
         return self
@@ -513,57 +516,61 @@ class Halving(BaseEstimator, TransformerMixin):
 
 
 @pytest.mark.parametrize("scoring", ["neg_log_loss", ["neg_log_loss", "roc_auc"]])
-def test_no_model_is_scored_on_what_another_has_written(table, scoring):
+def test_models_that_write_into_their_input_are_scored_on_the_original(table, scoring):
     X, y = table[0].fillna(0.0).to_numpy(), table[1]
     model = make_pipeline(Halving(), net())
     grid = {"stablenetclassifier__lr": [1e-3, 1e-2]}
     params = {"cv": 2, "scoring": scoring, "refit": False}
-    ours = BatchedGridSearchCV(model, grid, **params).fit(X, y)
-    theirs = GridSearchCV(model, grid, **params).fit(X, y)
-    assert_same_results(ours, theirs)
+    batched = BatchedGridSearchCV(model, grid, **params).fit(X, y)
+    reference = GridSearchCV(model, grid, **params).fit(X, y)
+    assert_same_results(batched, reference)
 
 
-def test_scores_on_the_training_parts(table):
+def test_training_scores_are_those_of_grid_search(table):
     params = {**SCORES, "return_train_score": True}
-    ours = BatchedGridSearchCV(pipeline(), RATES, n_jobs=2, **params).fit(*table)
-    theirs = GridSearchCV(pipeline(), RATES, **params).fit(*table)
+    batched = BatchedGridSearchCV(pipeline(), RATES, n_jobs=2, **params).fit(*table)
+    reference = GridSearchCV(pipeline(), RATES, **params).fit(*table)
     for name in ("neg_log_loss", "roc_auc"):
         for part in ("train", "test"):
             np.testing.assert_allclose(
-                ours.cv_results_[f"mean_{part}_{name}"],
-                theirs.cv_results_[f"mean_{part}_{name}"],
+                batched.cv_results_[f"mean_{part}_{name}"],
+                reference.cv_results_[f"mean_{part}_{name}"],
                 atol=1e-4,
             )
 
 
-def test_kernels_are_cut_both_ways(table):
+def test_precomputed_kernels_are_indexed_in_both_axes(table):
     X = table[0].fillna(0.0).to_numpy()
     kernel, y = X @ X.T, table[1]
     model = make_pipeline(KernelPCA(4, kernel="precomputed"), SafeScaler(), net())
     grid = {"stablenetclassifier__lr": [1e-3, 1e-2]}
     params = {**SCORES, "return_train_score": True}
-    ours = BatchedGridSearchCV(model, grid, **params).fit(kernel, y)
-    theirs = GridSearchCV(model, grid, **params).fit(kernel, y)
-    assert_same_results(ours, theirs)
+    batched = BatchedGridSearchCV(model, grid, **params).fit(kernel, y)
+    reference = GridSearchCV(model, grid, **params).fit(kernel, y)
+    assert_same_results(batched, reference)
 
 
-class Particular(Exception):
-    """Cannot be made again of its arguments, as unpickling does."""
+class UnpicklableError(Exception):
+    """Error that cannot be unpickled, since its arguments differ from its message."""
 
     def __init__(self, what, why):
         super().__init__(f"{what}: {why}")
 
 
-def refuse_slow(model, X, y):
+def raise_for_low_rates(model, X, y):
     if model[-1].lr < 5e-3:
-        raise Particular("too slow", model[-1].lr)
+        raise UnpicklableError("too slow", model[-1].lr)
     return 1.0
 
 
 @pytest.mark.parametrize("n_jobs", [None, 2])
-def test_a_scorer_that_raises(table, n_jobs):
+def test_errors_of_a_scorer_are_shown_with_their_traceback(table, n_jobs):
     search = BatchedGridSearchCV(
-        pipeline(), {"net__lr": [1e-3, 1e-2]}, scoring=refuse_slow, n_jobs=n_jobs, cv=2
+        pipeline(),
+        {"net__lr": [1e-3, 1e-2]},
+        scoring=raise_for_low_rates,
+        n_jobs=n_jobs,
+        cv=2,
     )
     with (
         pytest.warns(UserWarning, match="test scores are non-finite"),
@@ -571,18 +578,18 @@ def test_a_scorer_that_raises(table, n_jobs):
     ):
         search.fit(*table)
     np.testing.assert_array_equal(search.cv_results_["mean_test_score"], [np.nan, 1.0])
-    told = [str(w.message) for w in caught if "Scoring failed" in str(w.message)]
-    assert len(told) == 2
-    # Where it was raised, in whatever process.
-    assert 'raise Particular("too slow", model[-1].lr)' in told[0]
-    assert "too slow: 0.001" in told[0]
+    messages = [str(w.message) for w in caught if "Scoring failed" in str(w.message)]
+    assert len(messages) == 2
+    # The traceback names the line in the worker.
+    assert 'raise UnpicklableError("too slow", model[-1].lr)' in messages[0]
+    assert "too slow: 0.001" in messages[0]
     with pytest.raises(Exception, match=r"too slow: 0\.001") as raised:
         clone(search).set_params(error_score="raise").fit(*table)
-    # One that cannot leave its process is told by another.
-    assert raised.type is (Particular if n_jobs is None else RuntimeError)
+    # An error that cannot be pickled is replaced by a RuntimeError.
+    assert raised.type is (UnpicklableError if n_jobs is None else RuntimeError)
 
 
-def refuse(y, predicted):
+def raise_key_error(y, predicted):
     raise KeyError("no such measure")
 
 
@@ -593,15 +600,18 @@ def two_scores(model, X, y):
 @pytest.mark.parametrize(
     ("rates", "params"),
     [
-        ([1e-2], {"scoring": {"good": "accuracy", "bad": make_scorer(refuse)}}),
-        # The second one cannot be fitted.
+        (
+            [1e-2],
+            {"scoring": {"good": "accuracy", "bad": make_scorer(raise_key_error)}},
+        ),
+        # The second candidate cannot be fitted.
         ([1e-2, -1.0], {"scoring": two_scores, "return_train_score": True}),
         ([1e-2], {"scoring": lambda model, X, y: "a text"}),
-        ([1e-2], {"scoring": make_scorer(refuse), "error_score": "raise"}),
+        ([1e-2], {"scoring": make_scorer(raise_key_error), "error_score": "raise"}),
     ],
     ids=["one of two raises", "several in one", "a text", "raises"],
 )
-def test_scores_and_failures_are_those_of_grid_search(table, rates, params):
+def test_scores_and_warnings_are_those_of_grid_search(table, rates, params):
     found = []
     for kind in (GridSearchCV, BatchedGridSearchCV):
         search = kind(pipeline(), {"net__lr": rates}, cv=2, refit=False, **params)
@@ -611,42 +621,42 @@ def test_scores_and_failures_are_those_of_grid_search(table, rates, params):
                 results = search.fit(*table).cv_results_
             except (KeyError, ValueError) as error:
                 results = {"error": repr(error)}
-        told = {str(w.message).partition(":")[0] for w in caught}
-        found.append((results, told))
-    (theirs, expected), (ours, told) = found
-    assert told == expected
-    columns = [n for n in theirs if "test_" in n or "train_" in n or n == "error"]
+        messages = {str(w.message).partition(":")[0] for w in caught}
+        found.append((results, messages))
+    (reference, expected), (batched, messages) = found
+    assert messages == expected
+    columns = [n for n in reference if "test_" in n or "train_" in n or n == "error"]
     assert columns
     for name in columns:
         if name == "error":
-            assert ours[name] == theirs[name]
+            assert batched[name] == reference[name]
         else:
-            np.testing.assert_allclose(ours[name], theirs[name], atol=2e-3)
+            np.testing.assert_allclose(batched[name], reference[name], atol=2e-3)
 
 
-class Backend(Counting):
-    """Notes how many jobs it could start."""
+class CountsJobs(CountsFits):
+    """Transformer that records how many jobs it could start."""
 
-    seen: list[int] = []  # noqa: RUF012 - outlives clones
+    seen: list[int] = []  # noqa: RUF012 - shared by clones
 
     def fit(self, X, y=None):
         self.seen.append(joblib.effective_n_jobs(None))
         return self
 
 
-def test_the_backend_of_the_caller_is_that_of_transformers_and_refit(numbered):
-    Backend.seen.clear()
-    model = make_pipeline(Backend(), net())
+def test_transformers_and_refit_use_the_backend_of_the_caller(numbered):
+    CountsJobs.seen.clear()
+    model = make_pipeline(CountsJobs(), net())
     with joblib.parallel_config(backend="threading", n_jobs=3):
         BatchedGridSearchCV(
             model, {"stablenetclassifier__lr": [1e-3]}, cv=2, n_jobs=1
         ).fit(*numbered)
         assert joblib.effective_n_jobs(None) == 3
-    assert Backend.seen == [3, 3, 3]
+    assert CountsJobs.seen == [3, 3, 3]
 
 
-class KillsItsWorker(Counting):
-    """Ends the process it is fitted in, once, unless that is the one at home."""
+class KillsItsWorker(CountsFits):
+    """Transformer that kills its process once, unless it is the main process."""
 
     def __init__(self, marker, home, setting=0):
         self.marker = marker
@@ -664,7 +674,7 @@ class KillsItsWorker(Counting):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_cluster_that_loses_a_worker_finds_the_same(numbered, tmp_path):
+def test_a_cluster_that_loses_a_worker_gives_the_same_results(numbered, tmp_path):
     distributed = pytest.importorskip("distributed")
     marker = tmp_path / "killed"
     model = make_pipeline(KillsItsWorker(str(marker), os.getpid()), SafeScaler(), net())
@@ -678,19 +688,19 @@ def test_a_cluster_that_loses_a_worker_finds_the_same(numbered, tmp_path):
         distributed.Client(cluster),
         joblib.parallel_config(backend="dask"),
     ):
-        spread = BatchedGridSearchCV(model, grid, **SCORES).fit(*numbered)
+        distributed_search = BatchedGridSearchCV(model, grid, **SCORES).fit(*numbered)
     assert marker.exists()
-    assert_same_results(spread, alone)
+    assert_same_results(distributed_search, alone)
     for name in ("n_recoveries", "diverged_at", "effective_lr"):
         np.testing.assert_array_equal(
-            spread.cv_results_[name], alone.cv_results_[name], err_msg=name
+            distributed_search.cv_results_[name], alone.cv_results_[name], err_msg=name
         )
 
 
-# -- an object like any other --------------------------------------------------------
+# -- conventions of scikit-learn -----------------------------------------------------
 
 
-def test_a_fitted_search_is_pickled_and_an_unfitted_one_cloned(table):
+def test_searches_can_be_pickled_and_cloned(table):
     search = BatchedGridSearchCV(pipeline(), RATES, max_memory=10**9)
     assert clone(search).get_params()["max_memory"] == 10**9
     search.fit(*table)
@@ -699,7 +709,7 @@ def test_a_fitted_search_is_pickled_and_an_unfitted_one_cloned(table):
     assert clone(again).fit(*table).best_params_ == search.best_params_
 
 
-def test_the_results_are_a_frame(table):
+def test_the_results_can_be_a_data_frame(table):
     search = BatchedGridSearchCV(pipeline(), RATES, cv=2).fit(*table)
     results = pd.DataFrame(search.cv_results_)
     assert results["n_recoveries"].tolist() == [0, 0, 0]
@@ -709,29 +719,29 @@ def test_the_results_are_a_frame(table):
     assert results["stacked"].dtype == bool
 
 
-def test_a_search_with_a_way_of_its_own_is_scikit_learns(table):
+def test_a_subclass_that_overrides_run_search_is_searched_by_scikit_learn(table):
     class OneByOne(BatchedGridSearchCV):
         def _run_search(self, evaluate_candidates):
             for rate in (1e-3, 1e-2):
                 evaluate_candidates([{"net__lr": rate}])
 
     search = OneByOne(pipeline(), RATES, cv=2).fit(*table)
-    theirs = GridSearchCV(pipeline(), {"net__lr": [1e-3, 1e-2]}, cv=2).fit(*table)
-    assert_same_results(search, theirs)
+    reference = GridSearchCV(pipeline(), {"net__lr": [1e-3, 1e-2]}, cv=2).fit(*table)
+    assert_same_results(search, reference)
     assert "stacked" not in search.cv_results_
 
 
-def test_it_prints_what_grid_search_prints(table, capsys):
+def test_verbose_prints_the_lines_of_grid_search(table, capsys):
     printed = []
     for kind in (BatchedGridSearchCV, GridSearchCV):
         kind(pipeline(), RATES, cv=2, verbose=2).fit(*table)
         lines = capsys.readouterr().out.splitlines()
         printed.append([line.partition("total time")[0] for line in lines])
-    assert printed[0] == [line.replace(".", ".") for line in printed[1]]
+    assert printed[0] == printed[1]
 
 
-class Watching:
-    """A callback of scikit-learn that counts the tasks that end."""
+class CountsTasks:
+    """Callback of scikit-learn that counts the tasks that ended."""
 
     max_propagation_depth = None
 
@@ -751,15 +761,15 @@ class Watching:
         self.ended[context.task_name] += 1
 
 
-def test_callbacks_are_told_of_every_candidate_and_fold(table):
-    watching = Watching()
+def test_callbacks_are_notified_of_every_candidate_and_fold(table):
+    callback = CountsTasks()
     search = BatchedGridSearchCV(pipeline(), RATES, cv=2, refit=False)
-    search.set_callbacks(watching).fit(*table)
-    assert watching.ended["candidate-split-evaluation"] == 6
+    search.set_callbacks(callback).fit(*table)
+    assert callback.ended["candidate-split-evaluation"] == 6
 
 
-class SeesRows(Watching):
-    """Also notes how many rows each task trains on."""
+class CountsRows(CountsTasks):
+    """Callback that also counts the training rows of each task."""
 
     def __init__(self):
         super().__init__()
@@ -771,16 +781,16 @@ class SeesRows(Watching):
 
 
 def test_callbacks_see_the_rows_of_each_fold(table):
-    watching = SeesRows()
+    callback = CountsRows()
     search = BatchedGridSearchCV(pipeline(), RATES, cv=3, refit=False)
-    search.set_callbacks(watching).fit(*table)
-    assert watching.n_rows == {160: 9}
+    search.set_callbacks(callback).fit(*table)
+    assert callback.n_rows == {160: 9}
 
 
-class Rows(np.ndarray):
-    """A table that notes how many of its rows are copied at a time."""
+class RecordsCopies(np.ndarray):
+    """Array that records how many rows each indexing copies."""
 
-    copied: list[int] = []  # noqa: RUF012 - outlives views
+    copied: list[int] = []  # noqa: RUF012 - shared by views
 
     def __getitem__(self, key):
         found = super().__getitem__(key)
@@ -789,21 +799,26 @@ class Rows(np.ndarray):
         return found
 
 
-def test_no_candidate_costs_a_copy_of_the_table():
-    X = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32).view(Rows)
+def test_candidates_do_not_copy_the_table():
+    X = (
+        np.random.default_rng(0)
+        .normal(size=(300, 3))
+        .astype(np.float32)
+        .view(RecordsCopies)
+    )
     y = (np.asarray(X)[:, 0] > 0).astype(int)
     rates = {"lr": np.logspace(-4, -2, 20)}
-    Rows.copied.clear()
+    RecordsCopies.copied.clear()
     BatchedGridSearchCV(net(), rates, cv=3, refit=False).fit(X, y)
-    # Once for each fold, to train on; beside that rows to score on, and one.
-    assert [n for n in Rows.copied if n > 100] == [200] * 3
+    # The training rows are copied once for each fold. Test parts have 100 rows.
+    assert [n for n in RecordsCopies.copied if n > 100] == [200] * 3
 
 
-# -- truth about diverged candidates -------------------------------------------------
+# -- diverged candidates -------------------------------------------------------------
 
 
 def searched(grid, table, **params):
-    """A fitted search, and what it warned of before the best was fitted again."""
+    """Return a fitted search and its divergence warnings."""
     search = BatchedGridSearchCV(
         pipeline(**params), grid, cv=2, refit=False, scoring="accuracy"
     )
@@ -813,7 +828,7 @@ def searched(grid, table, **params):
     return search, [w for w in caught if issubclass(w.category, DivergenceWarning)]
 
 
-def test_one_warning_sums_up_and_names_a_best_that_was_rescued(table):
+def test_one_warning_summarizes_and_names_a_rescued_best_candidate(table):
     grid = {"net__lr": [1e-5, 1e4, 1e30]}
     search, (warning,) = searched(grid, table)
     results = search.cv_results_
@@ -838,7 +853,7 @@ def test_one_warning_sums_up_and_names_a_best_that_was_rescued(table):
     assert warning.filename == __file__
 
 
-def test_candidates_that_stop_for_good_are_told_apart(table):
+def test_candidates_that_could_not_be_rescued_are_counted(table):
     grid = {"net__on_nonfinite": ["recover", "raise"], "net__lr": [1e-2, 1e30]}
     search = BatchedGridSearchCV(pipeline(), grid, cv=2, refit=False)
     with (
@@ -862,7 +877,7 @@ def test_candidates_that_stop_for_good_are_told_apart(table):
     assert results["diverged_at"][failed].tolist() == [1]
 
 
-def test_candidates_that_differ_otherwise_are_named(table):
+def test_the_first_diverged_candidate_is_named(table):
     grid = {"net__optimizer": ["adamw", "sgd"]}
     _, (warning,) = searched(grid, table, lr=1e30)
     assert str(warning.message).startswith(
@@ -871,11 +886,11 @@ def test_candidates_that_differ_otherwise_are_named(table):
     )
 
 
-def test_a_search_without_failures_warns_of_nothing(table):
+def test_a_search_without_failed_steps_does_not_warn(table):
     assert searched(RATES, table)[1] == []
 
 
-def test_a_callable_refit_may_leave_rescued_candidates_out(table):
+def test_a_callable_refit_can_exclude_rescued_candidates(table):
     def best_of_the_untouched(results):
         scores = np.where(results["n_recoveries"] == 0, results["mean_test_score"], -1)
         return int(scores.argmax())
@@ -889,7 +904,7 @@ def test_a_callable_refit_may_leave_rescued_candidates_out(table):
     assert "best candidate" not in str(caught[0].message)
 
 
-def test_scores_in_a_search_of_scikit_learn_can_tell_too(table):
+def test_scorers_in_a_search_of_scikit_learn_can_count_recoveries(table):
     def scores(model, X, y):
         return {
             "accuracy": accuracy_score(y, model.predict(X)),
@@ -899,16 +914,19 @@ def test_scores_in_a_search_of_scikit_learn_can_tell_too(table):
     grid = {"net__lr": [1e-3, 1e30]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
-        theirs = GridSearchCV(pipeline(), grid, scoring=scores, refit="accuracy", cv=2)
-        theirs.fit(*table)
-        ours = BatchedGridSearchCV(pipeline(), grid, cv=2).fit(*table)
+        reference = GridSearchCV(
+            pipeline(), grid, scoring=scores, refit="accuracy", cv=2
+        )
+        reference.fit(*table)
+        batched = BatchedGridSearchCV(pipeline(), grid, cv=2).fit(*table)
     np.testing.assert_array_equal(
-        2 * theirs.cv_results_["mean_test_recoveries"], ours.cv_results_["n_recoveries"]
+        2 * reference.cv_results_["mean_test_recoveries"],
+        batched.cv_results_["n_recoveries"],
     )
 
 
-def test_other_warnings_are_told_once(table):
-    class Warns(Counting):
+def test_other_warnings_are_shown_once(table):
+    class Warns(CountsFits):
         def fit(self, X, y=None):
             warnings.warn("These rows look odd.", UserWarning, stacklevel=2)
             return self
@@ -924,13 +942,13 @@ def test_other_warnings_are_told_once(table):
     assert caught[0].filename == __file__
 
 
-def test_scorers_of_every_kind(table):
+def test_names_and_callables_can_be_scorers(table):
     scoring = {
         "accuracy": "accuracy",
         "gain": make_scorer(lambda y, p: float((y == p).sum()), greater_is_better=True),
     }
-    ours = BatchedGridSearchCV(
+    batched = BatchedGridSearchCV(
         pipeline(), RATES, scoring=scoring, refit="gain", cv=3
     ).fit(*table)
-    assert set(ours.scorer_) == {"accuracy", "gain"}
-    assert ours.score(*table) == (ours.predict(table[0]) == table[1]).sum()
+    assert set(batched.scorer_) == {"accuracy", "gain"}
+    assert batched.score(*table) == (batched.predict(table[0]) == table[1]).sum()

@@ -1,4 +1,4 @@
-"""The whole way: a damaged table, a pipeline, a search, a winner sent elsewhere."""
+"""Tests of whole workflows: damaged table, pipeline, search, best model elsewhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RATES = [1e-3, 1e-1, 1e4, 1e30]
 
 @pytest.fixture(scope="module")
 def damaged():
-    """Breast cancer with holes, infinities and outliers."""
+    """Breast cancer data with missing values, infinities and outliers."""
     X, y = load_breast_cancer(return_X_y=True, as_frame=True)
     damage = np.random.default_rng(0).random(X.shape)
     X = X.mask(damage < 0.12, X * 1e6).mask(damage < 0.11, np.inf).mask(damage < 0.10)
@@ -86,14 +86,14 @@ def searched(damaged):
         return search().fit(*damaged)
 
 
-def test_a_search_from_sensible_to_absurd_has_no_nan(searched):
+def test_a_search_with_sensible_and_absurd_learning_rates_gives_no_nan(searched):
     results = pd.DataFrame(searched.cv_results_)
     numbers = results.select_dtypes("number")
     assert np.isfinite(numbers.to_numpy()).all()
     assert searched.best_score_ > 0.93
 
 
-def test_absurd_candidates_are_flagged_and_not_silently_plausible(searched):
+def test_absurd_candidates_are_recognizable_in_the_results(searched):
     results = pd.DataFrame(searched.cv_results_)
     absurd = results["param_net__lr"].astype(float) >= 1e4
     assert (results.loc[absurd, "mean_test_recoveries"] >= 1).all()
@@ -104,7 +104,7 @@ def test_absurd_candidates_are_flagged_and_not_silently_plausible(searched):
     assert np.allclose(results.loc[sensible, "mean_test_rate"], 1e-3)
 
 
-def test_two_workers_find_what_one_finds_to_the_bit(searched, damaged):
+def test_two_workers_give_bitwise_the_same_results_as_one(searched, damaged):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
         other = search(n_jobs=2).fit(*damaged)
@@ -115,16 +115,18 @@ def test_two_workers_find_what_one_finds_to_the_bit(searched, damaged):
     np.testing.assert_array_equal(other.predict_proba(X), searched.predict_proba(X))
 
 
-def test_a_search_leaves_the_generators_of_the_caller_alone(damaged):
+def test_a_search_does_not_change_the_global_generators(damaged):
     torch.manual_seed(3)
-    np.random.seed(3)  # noqa: NPY002 - the old global generator is the question
+    np.random.seed(3)  # noqa: NPY002 - this test is about the global generator
     state, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     GridSearchCV(pipeline(max_epochs=2), {"net__lr": [1e-3]}, cv=2).fit(*damaged)
     assert torch.equal(torch.get_rng_state(), state)
     np.testing.assert_array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
 
 
-def test_the_winner_answers_alike_in_another_process(searched, damaged, tmp_path):
+def test_the_best_model_predicts_the_same_in_another_process(
+    searched, damaged, tmp_path
+):
     X, _ = damaged
     (tmp_path / "winner.pkl").write_bytes(pickle.dumps(searched.best_estimator_))
     X.to_pickle(tmp_path / "X.pkl")
@@ -139,7 +141,7 @@ def test_the_winner_answers_alike_in_another_process(searched, damaged, tmp_path
     subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], check=True)
 
 
-def test_a_search_can_choose_the_filling_and_the_module(damaged):
+def test_a_search_can_set_parameters_of_the_imputer_and_the_module(damaged):
     found = RandomizedSearchCV(
         pipeline(max_epochs=5),
         {
@@ -162,7 +164,7 @@ def test_a_search_can_choose_the_filling_and_the_module(damaged):
     }
 
 
-def test_a_candidate_that_cannot_be_built_says_so(damaged):
+def test_an_invalid_candidate_raises_an_error(damaged):
     grid = GridSearchCV(
         pipeline(), {"net__lr": [1e-3, -1.0]}, cv=2, error_score="raise"
     )
@@ -188,7 +190,7 @@ def test_weights_are_routed_through_pipeline_and_search(damaged):
     assert 0.5 < (plain == 1).mean() < 0.75
 
 
-def test_weights_that_nobody_asked_for_are_refused(damaged):
+def test_weights_that_were_not_requested_are_refused(damaged):
     X, y = damaged
     with config_context(enable_metadata_routing=True):
         grid = GridSearchCV(StableNetClassifier(), {"lr": [1e-3]}, cv=2)
@@ -196,17 +198,17 @@ def test_weights_that_nobody_asked_for_are_refused(damaged):
             grid.fit(X, y, sample_weight=np.ones(len(y)))
 
 
-def test_partial_fit_has_its_request_too():
+def test_partial_fit_has_a_metadata_request():
     with config_context(enable_metadata_routing=True):
         net = StableNetRegressor().set_partial_fit_request(sample_weight=True)
         request = net.get_metadata_routing()
     assert request.partial_fit.requests == {"sample_weight": True}
 
 
-# -- among scikit-learn's other parts ------------------------------------------------
+# -- together with other estimators of scikit-learn ----------------------------------
 
 
-def test_text_and_numbers_side_by_side():
+def test_a_table_of_text_and_numbers():
     table = pd.DataFrame(
         {
             "age": [20.0, np.nan, 40.0, np.inf] * 10,
@@ -226,7 +228,7 @@ def test_text_and_numbers_side_by_side():
         SafeScaler(),
         StableNetRegressor(lr=0.01, max_epochs=200, random_state=0),
     )
-    # The second row and the fourth look alike once filled: 0.6 is all there is.
+    # After imputation the second and the fourth row are equal: 0.6 is the maximum.
     assert model.fit(table, y).score(table, y) == pytest.approx(0.6, abs=1e-3)
 
 
