@@ -36,7 +36,8 @@ from sknan import GuardedNet
 from sknan._engine.table_net import TableNet
 from sknan.diagnosis import diagnose
 from sknan.nets.guard import Guard
-from sknan.nets.recovery._mending import StepRefused, explain
+from sknan.nets.recovery.explain import explain
+from sknan.nets.recovery.protocol import StepRefused
 from sknan.optim import clip_grad_norm
 
 N_FEATURES = 20

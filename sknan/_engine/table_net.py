@@ -19,7 +19,7 @@ from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._mixin import BATCH_METHODS
 from sknan.nets._nets import GuardedNet
-from sknan.nets.recovery._mending import output_repaired, without_output
+from sknan.nets.recovery.output_repair import output_repaired, without_output
 
 __all__ = ["TableNet"]
 
@@ -131,7 +131,10 @@ class TableNet(GuardedNet):
         is_recoverable = self.on_nonfinite == "recover" and self.guard_.has_budget
         if fault is not None or not is_recoverable:
             return fault
-        if not _is_collapsed(batch[0], step["y_pred"]) or self.guard_.has_shrunk:
+        if (
+            not _is_collapsed(batch[0], step["y_pred"])
+            or self.guard_.weights.has_shrunk
+        ):
             return None  # what decay has pulled to zero has not been flung there
         # A network that never could tell these rows apart has not collapsed.
         with self.guard_.first_weights():

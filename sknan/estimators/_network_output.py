@@ -15,7 +15,7 @@ from sknan._utils.threads import FlopCount
 from sknan.diagnosis._culprits import without_rows
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._chain import output_bound
-from sknan.nets.recovery._mending import rows_without_output, without_output
+from sknan.nets.recovery.output_repair import rows_without_output, without_output
 
 __all__ = ["check_finite_output", "trial_output"]
 

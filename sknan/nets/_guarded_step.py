@@ -14,21 +14,23 @@ from torch import Tensor
 
 from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import random_states
-from sknan.diagnosis._backward import sanitized_backward
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED, is_runaway
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._chain import LayerwisePass
-from sknan.nets.recovery._mending import (
+from sknan.nets.guard._guard import Guard
+from sknan.nets.recovery.explain import explain, explain_weights
+from sknan.nets.recovery.finite_operations import finite_step
+from sknan.nets.recovery.protocol import (
+    Answer,
+    Failure,
+    Step,
+    StepMode,
     StepRefused,
-    Trials,
-    explain,
-    explain_weights,
-    mend,
 )
-from sknan.nets.recovery.finite_operations import RepairedOperations
-from sknan.nets.recovery.raw_units import Conditioning, conditioned
+from sknan.nets.recovery.rate_trials import RateTrials
+from sknan.nets.recovery.raw_units import Conditioning
 from sknan.optim._clipping import clip_grad_norm, clip_grad_value, grad_norm
 from sknan.optim._learning_rates import scaled_rates
 
@@ -82,7 +84,7 @@ class GuardedTraining:
         self, net: Any, batches: Any, n_steps: int | None, *, is_fresh: bool
     ) -> None:
         self.net = net
-        self.guard = net.guard_
+        self.guard: Guard = net.guard_
         self.begin_epoch(batches, None)
         self.n_steps = 0
         self.rate: float | None = None
@@ -92,7 +94,7 @@ class GuardedTraining:
         self.conditioning: Conditioning | None = None
         table = getattr(batches, "dataset", None)
         has_table = is_fresh and isinstance(table, TensorTable)
-        self._raw_table = table if has_table else None
+        self.raw_table = table if has_table else None
         self._step_norm = self._step_loss = 0.0
         self.n_clipped = 0
         self.largest_norm = 0.0
@@ -145,7 +147,7 @@ class GuardedTraining:
             and is_runaway(self.guard.relative_distance())
         ):
             batches = self.latest_batches
-            goes_back = not batches or not Trials(self, batches[-1], {}).keep_up()
+            goes_back = not batches or not RateTrials(self, batches[-1], {}).keep_up()
         self.guard.end(goes_back=goes_back)
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,7 +156,7 @@ class GuardedTraining:
         return {
             **{name: getattr(self, name) for name in _KEPT},
             "latest_batches": list(self.latest_batches),
-            "may_scale_data": self._raw_table is not None,
+            "may_scale_data": self.raw_table is not None,
             "conditioning": conditioning and conditioning.state_dict(self.net.module_),
             "guard": self.guard.state_dict(),
         }
@@ -170,7 +172,7 @@ class GuardedTraining:
         vars(self).update({name: state[name] for name in _KEPT})
         self.latest_batches.extend(state["latest_batches"])
         if not state["may_scale_data"]:
-            self._raw_table = None
+            self.raw_table = None
         if state["conditioning"] is not None:
             self.conditioning = Conditioning.from_state_dict(
                 state["conditioning"], self.net.module_
@@ -181,7 +183,7 @@ class GuardedTraining:
         """Whether a training that was rolled back has come to anything."""
         if not self.guard.n_roll_backs or not self.latest_batches:
             return True
-        return Trials(self, self.latest_batches[-1], {}).has_learned()
+        return RateTrials(self, self.latest_batches[-1], {}).has_learned()
 
     def in_data(self, report: NonFiniteReport) -> NonFiniteReport:
         """The report with rows and columns as the caller knows them.
@@ -233,22 +235,22 @@ class GuardedTraining:
 
     def _recover(
         self, refused: StepRefused, batch: Any, fit_params: dict[str, Any]
-    ) -> dict[str, Any] | None:
-        """What :meth:`step` returns after all, or None to try again."""
-        failure = explain(self, refused, batch, fit_params)
-        if self._start_on_scaled_data(failure.report, batch, fit_params):
-            return None
-        step = mend(self, failure, batch, fit_params)
-        if step is not None:
-            return step
-        trials = Trials(self, batch, fit_params)
-        if self.guard.handle(failure.report, trials) == "skip":
-            self.net._zero_grad_optimizer()
-            return {**refused.step, "was_skipped": True}
-        return None
+    ) -> Step | None:
+        """Return the result of :meth:`step`, or None to attempt the batch again."""
+        explanation = explain(self, refused, batch, fit_params)
+        trials = RateTrials(self, batch, fit_params)
+        failure = Failure(
+            self.guard, trials, refused, explanation, explanation, batch, fit_params
+        )
+        for recovery in self.net._recoveries:
+            if recovery.applies(failure):
+                answer: Answer = recovery.attempt(self, failure, batch)
+                if answer is not None:
+                    return None if isinstance(answer, str) else answer
+        return self.guard.stop(failure.report)
 
     def attempt(
-        self, batch: Any, fit_params: dict[str, Any], mends: str | None = None
+        self, batch: Any, fit_params: dict[str, Any], mode: StepMode = "plain"
     ) -> dict[str, Any]:
         """Take one step, or raise.
 
@@ -257,8 +259,8 @@ class GuardedTraining:
         batch : tuple
         fit_params : dict
             Passed to the module's ``forward``.
-        mends : {"rows", "operations"} or None, default=None
-            What of a failed step has been mended.
+        mode : {"plain", "without_rows", "finite_operations"}, default="plain"
+            What is changed in a step that is repeated after a failure.
 
         Returns
         -------
@@ -274,9 +276,9 @@ class GuardedTraining:
         net, guard, conditioning = self.net, self.guard, self.conditioning
         accumulator = net.get_train_step_accumulator()
         guard.begin_step()
-        repairs = mends == "operations"
-        single = _repaired_step if repairs else type(net).train_step_single
-        layerwise = None if repairs or fit_params else self.layerwise
+        is_repaired = mode == "finite_operations"
+        single = finite_step if is_repaired else type(net).train_step_single
+        layerwise = None if is_repaired or fit_params else self.layerwise
         pieces = None if layerwise is None else [layerwise.gradients]
         is_random = layerwise is None or layerwise.is_random
         if is_random or self.random_states is None:
@@ -302,7 +304,7 @@ class GuardedTraining:
                     batch=batch,
                     training=True,
                 )
-            self._watch_and_clip(batch, step, fit_params, mends, pieces)
+            self._watch_and_clip(batch, step, fit_params, mode, pieces)
             if conditioning is not None:
                 conditioning.to_scaled()
             loss: Tensor = step["loss"]
@@ -339,7 +341,7 @@ class GuardedTraining:
         batch: Any,
         step: dict[str, Any],
         fit_params: dict[str, Any],
-        mends: str | None,
+        mode: StepMode,
         pieces: list[Tensor] | None,
     ) -> None:
         """Refuse a step that is not finite or has exploded; clip any other.
@@ -351,7 +353,7 @@ class GuardedTraining:
         if self.conditioning is not None:
             self.conditioning.scale_grads()
         loss, norm, parameters, grads = guard.look(step["loss"])
-        rescue_norm = guard.clip_norm(is_mended=mends is not None)
+        rescue_norm = guard.clip_norm(is_repeated=mode != "plain")
 
         def loss_of_batch() -> float:
             with torch.random.fork_rng(), torch.no_grad():
@@ -364,12 +366,12 @@ class GuardedTraining:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise StepRefused(step, loss, norm)
         is_short = net.clip_norm is not None or rescue_norm is not None
-        is_absurd = norm >= OVERFLOWS_SQUARED and self._raw_table is not None
+        is_absurd = norm >= OVERFLOWS_SQUARED and self.raw_table is not None
         if not is_short:
             is_absurd |= norm >= OVERFLOWS_SQUARED or guard.is_spike(loss, norm)
         if is_absurd or guard.has_exploded(loss, loss_of_batch):
             raise StepRefused(step, loss, norm, is_gradient_absurd=is_absurd)
-        if mends == "operations" and norm == 0.0:
+        if mode == "finite_operations" and norm == 0.0:
             raise StepRefused(step, loss, norm)  # nothing to learn is left of it
         guard.pass_step(loss)
         coefficient = self.clip(parameters, grads, norm, rescue_norm, pieces)
@@ -416,40 +418,3 @@ class GuardedTraining:
             if max_norm is not None:
                 norm *= clip_grad_norm(grads, max_norm, norm)
         return norm / before if before else 1.0
-
-    # -- another start ---------------------------------------------------------------
-
-    def _start_on_scaled_data(
-        self, report: NonFiniteReport, batch: Any, fit_params: dict[str, Any]
-    ) -> bool:
-        """Start again as if on standardised data, if raw ones may be to blame."""
-        if self._raw_table is None or not self.guard.may_start_anew(report):
-            return False
-        table, self._raw_table = self._raw_table, None  # once in a training
-        net = self.net
-        with torch.random.fork_rng():
-            conditioning = conditioned(
-                net.module_,
-                getattr(net, "criterion_", None),
-                unpack_data(batch),
-                (table.X, table.y),
-                lambda x: net.infer(x, **fit_params),
-            )
-        self.guard.restore_buffers()
-        if conditioning is None:
-            return False
-        with self.guard.starting_anew(report):
-            conditioning.reinterpret()
-        self.conditioning = conditioning
-        return True
-
-
-def _repaired_step(net: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
-    """Skorch's ``train_step_single``, with operations and slopes that are finite."""
-    net._set_training(True)
-    inputs, target = unpack_data(batch)
-    with RepairedOperations():
-        outputs = net.infer(inputs, **fit_params)
-        loss = net.get_loss(outputs, target, X=inputs, training=True)
-    sanitized_backward(loss)
-    return {"loss": loss, "y_pred": outputs}

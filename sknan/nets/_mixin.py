@@ -24,12 +24,13 @@ from sknan.nets._chain import LayerwisePass, layerwise_pass
 from sknan.nets._data import as_table, refuse_nonfinite_data
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets.guard._guard import Guard
-from sknan.nets.recovery._mending import (
-    Trials,
+from sknan.nets.recovery import RECOVERIES, Recovery
+from sknan.nets.recovery.output_repair import (
     output_repaired,
     rows_without_output,
     without_output,
 )
+from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.optim._adaptive_clipping import resolve_adaptive_clip
 from sknan.optim._fused_adam import step_with
 from sknan.optim._schedules import LearningRateSchedule
@@ -124,6 +125,8 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
     """
 
     guard_: Guard
+    # Answers to a failed step, tried in this order.
+    _recoveries: tuple[Recovery, ...] = RECOVERIES
     _training_: GuardedTraining | None
     _backup_: BackupAndRestore | None = None
     _epoch_loss_: float
@@ -440,7 +443,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
                     epoch=len(self.history),
                     batch=training.batch_number,
                 ),
-                Trials(training, batch, {}),
+                RateTrials(training, batch, {}),
             )
         epoch = len(self.history)
         n_recoveries = sum(report.epoch == epoch for report in self.guard_.reports)

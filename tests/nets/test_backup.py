@@ -573,12 +573,15 @@ def test_every_attribute_of_a_guard_is_kept_or_made_at_the_beginning():
     guard = Guard()
     made = {
         *("on_nonfinite", "max_recoveries", "parameters", "reports"),
-        *("_optimizers", "_buffers", "_first", "_snapshot", "_moments", "_watch"),
-        "_is_step_fragile",
+        *("_optimizers", "_buffers", "_weights", "_watch"),
+        *("_first_step_ratio", "_is_step_fragile"),
     }
     guard.begin([module], [torch.optim.SGD(module.parameters(), 0.1)])
     kept = {name for name in guard.state_dict() if name in vars(guard)}
     assert set(vars(guard)) == made | kept
+    weights = guard.weights
+    kept = {name for name in weights.state_dict() if name in vars(weights)}
+    assert set(vars(weights)) == {"_first", "_last", "_moments"} | kept
 
 
 # -- skorch's own checkpoints --------------------------------------------------------

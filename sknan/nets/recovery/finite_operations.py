@@ -19,14 +19,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from skorch.dataset import unpack_data
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sknan import functional
 from sknan._utils.tree import tree_leaves
+from sknan.diagnosis._backward import sanitized_backward
 from sknan.functional._domain import narrow, widen, within
 
-__all__ = ["RepairedOperations"]
+__all__ = ["RepairedOperations", "finite_step"]
 
 
 def _log_to(base_log: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -236,3 +238,14 @@ class RepairedOperations(TorchFunctionMode):
                 torch.nan_to_num_(out, nan=0.0)
             return out
         return _cut(out)
+
+
+def finite_step(net: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
+    """Run skorch's ``train_step_single`` with finite operations and gradients."""
+    net._set_training(True)
+    inputs, target = unpack_data(batch)
+    with RepairedOperations():
+        outputs = net.infer(inputs, **fit_params)
+        loss = net.get_loss(outputs, target, X=inputs, training=True)
+    sanitized_backward(loss)
+    return {"loss": loss, "y_pred": outputs}

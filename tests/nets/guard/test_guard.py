@@ -660,7 +660,7 @@ def test_weights_that_are_not_finite_to_begin_with_are_refused():
         PlainLoop(module, Guard())
     assert str(caught.value) == (
         "The network holds non-finite weights before the first step. Check its "
-        "initialisation, or the weights that were loaded into it."
+        "initialization, or the weights that were loaded into it."
     )
 
 

@@ -1,0 +1,23 @@
+"""Protocol of the trials that a guard runs before it answers a failed step."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["Trials"]
+
+
+class Trials(Protocol):
+    """Trials that a guard runs before it decides; they leave the training unchanged."""
+
+    def fails_on_last_weights(self) -> bool:
+        """Whether the failed batch also fails with the last verified weights."""
+
+    def loss_after(self, scale: float, n_steps: int) -> float:
+        """Return the loss after some steps from the last verified weights.
+
+        The learning rate is multiplied by ``scale``. A failed step gives inf.
+        """
+
+    def rates_at(self, scale: float) -> list[float]:
+        """Return ``scale`` times the present learning rate of each parameter group."""

@@ -1,0 +1,79 @@
+"""Amplification of gradients by a network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from skorch.dataset import unpack_data
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from sknan._utils.tree import tree_leaves, tree_map
+from sknan.optim._clipping import grad_norm
+
+__all__ = ["amplification_of", "is_rate_absurd"]
+
+# A network that makes gradients grow by more than this from output to input, or applies
+# a weight this often, is blamed before the rate is: an ordinary one shrinks them.
+_AMPLIFIES = 2.0
+_RECURS = 5
+
+
+def is_rate_absurd(net: Any) -> bool:
+    """Whether the rate is beyond what any ordinary network learns at."""
+    limit = {torch.optim.SGD: 1.0, torch.optim.LBFGS: 2.0}
+    return any(
+        float(group["lr"]) * net.guard_.lr_scale > limit.get(type(optimizer), 0.1)
+        for optimizer in net._all_optimizers()
+        for group in optimizer.param_groups
+    )
+
+
+def amplification_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> str:
+    """How the network makes gradients grow on their way down, in words; "" if not."""
+    inputs, _ = unpack_data(batch)
+    leaves = [
+        leaf.detach().clone().requires_grad_() if leaf.is_floating_point() else leaf
+        for leaf in tree_leaves(inputs)
+    ]
+    remaining = iter(leaves)
+    inputs = tree_map(
+        lambda leaf: next(remaining) if isinstance(leaf, Tensor) else leaf, inputs
+    )
+    with torch.random.fork_rng(), torch.enable_grad():
+        net._set_training(True)
+        try:
+            outputs = net.infer(inputs, **fit_params)
+        except LinAlgError:
+            return ""
+        output = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+        sources = [leaf for leaf in leaves if leaf.requires_grad]
+        if not sources or output.grad_fn is None:
+            return ""
+        n_uses = _uses_of_a_weight(output.grad_fn)
+        upstream = torch.randn_like(output)
+        grads = torch.autograd.grad(output, sources, upstream, allow_unused=True)
+    arrived = [g for g in grads if g is not None]
+    gain = float(grad_norm(arrived) / grad_norm([upstream])) if arrived else 0.0
+    if not gain <= _AMPLIFIES:
+        return f"amplifies gradients {gain:.3g} times from output to input"
+    if n_uses >= _RECURS:
+        return f"applies one weight {n_uses} times in a row"
+    return ""
+
+
+def _uses_of_a_weight(root: Any) -> int:
+    """How often the graph of a forward pass uses the weight that it uses most."""
+    n_uses: Counter[Any] = Counter()
+    stack, seen = [root], {root}
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            if node is None:
+                continue
+            n_uses[node] += 1
+            if node not in seen:
+                seen.add(node)
+                stack.append(node)
+    return max((n_uses[node] for node in seen if hasattr(node, "variable")), default=0)

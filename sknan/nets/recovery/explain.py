@@ -1,0 +1,243 @@
+"""Explanation of a failed step of a skorch net."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from skorch.dataset import get_len, unpack_data
+from torch import Tensor
+
+from sknan._utils.random_state import random_states, set_random_states
+from sknan.diagnosis._capsule import capture
+from sknan.diagnosis._causes import examine_step
+from sknan.diagnosis._culprits import places_to_blame
+from sknan.diagnosis._evidence import StepEvidence
+from sknan.diagnosis._failed_operation import FailedOperation
+from sknan.diagnosis._module_names import ModuleNames
+from sknan.diagnosis._replay import replay, trace_operations
+from sknan.diagnosis._report import NonFiniteReport
+from sknan.diagnosis._thresholds import HUGE, NARROW
+from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
+from sknan.nets.recovery.protocol import Explanation, StepRefused, Training
+
+__all__ = ["explain", "explain_weights", "loss_of", "with_random_states"]
+
+
+@contextlib.contextmanager
+def with_random_states(training: Training) -> Iterator[None]:
+    """Put the states of the failed forward pass in place, and the present ones back."""
+    device = training.net.device
+    present = random_states(device)
+    set_random_states(training.random_states, device)
+    try:
+        yield
+    finally:
+        set_random_states(present, device)
+
+
+def loss_of(net: Any, inputs: Any, target: Any, fit_params: Any) -> tuple[Any, Tensor]:
+    """Return output and loss of a batch in training mode."""
+    net._set_training(True)
+    outputs = net.infer(inputs, **fit_params)
+    return outputs, net.get_loss(outputs, target, X=inputs, training=True)
+
+
+def explain(
+    training: Training, refused: StepRefused, batch: Any, fit_params: dict[str, Any]
+) -> Explanation:
+    """Find what broke a step, and judge it.
+
+    Parameters
+    ----------
+    training : GuardedTraining
+        In the state of the failure; left in it.
+    refused : StepRefused
+        What its training step raised.
+    batch : tuple
+        That failed.
+    fit_params : dict
+        Passed to the module.
+
+    Returns
+    -------
+    Explanation
+    """
+    net, guard = training.net, training.guard
+    guard.weights.restore_buffers()
+    evidence = StepEvidence(
+        inputs=unpack_data(batch)[0],
+        outputs=refused.step.get("y_pred"),
+        loss=refused.loss,
+        gradient_norm=refused.norm,
+        named_parameters=list(net.get_all_learnable_params()),
+        relative_distance=guard.relative_distance(),
+        lr=net.effective_lr_,
+        epoch=len(net.history or ()),
+        batch=training.batch_number,
+        error=refused.error,
+        is_gradient_absurd=refused.is_gradient_absurd,
+    )
+    # The replay overwrites the gradients, which the report needs.
+    grads = [p.grad for _, p in evidence.named_parameters]
+    failed: FailedOperation | None = None
+    amplification = ""
+    if not guard.has_finite_weights():
+        if any(p.dtype in NARROW for p in guard.parameters):
+            with guard.last_weights():
+                failed = _find_in_optimizer(net, batch, fit_params)
+    elif not evidence.is_finite:
+        failed = _find_operation(training, batch, fit_params)
+        if refused.error is not None and failed is None:
+            raise refused.error  # nothing to do with numbers
+    is_huge = failed is not None and failed.largest >= HUGE
+    if (evidence.is_runaway or is_huge) and not is_rate_absurd(net):
+        with guard.first_weights():
+            amplification = amplification_of(net, batch, fit_params)
+    rows: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
+    guard.weights.restore_buffers()
+    if failed is not None and failed.phase != "step":
+        rows, columns = _places(net, evidence.outputs, failed, batch, fit_params)
+    guard.weights.restore_buffers()
+    for (_, parameter), grad in zip(evidence.named_parameters, grads, strict=True):
+        parameter.grad = grad
+    evidence = dataclasses.replace(
+        evidence,
+        failed_operation=failed,
+        amplification=amplification,
+        rows=rows,
+        columns=columns,
+    )
+    report = examine_step(evidence)
+    rows, report = report.rows, training.in_data(report)
+    if not guard.reports or guard.is_last:
+        names = [*net._modules, *net._criteria]
+        capsule = capture(
+            {name: getattr(net, f"{name}_") for name in names},
+            unpack_data(batch),
+            training.random_states[0],
+            net.get_params(deep=False),
+        )
+        report = dataclasses.replace(report, capsule=capsule)
+    return Explanation(evidence, report, rows)
+
+
+def explain_weights(training: Training, batch: Any) -> NonFiniteReport:
+    """Say which weight is not finite before training, and where it is used first.
+
+    Parameters
+    ----------
+    training : GuardedTraining
+    batch : tuple
+        Any.
+
+    Returns
+    -------
+    NonFiniteReport
+    """
+    net = training.net
+    training.random_states = random_states(net.device)
+    evidence = StepEvidence(
+        inputs=(),
+        outputs=(),
+        loss=math.nan,
+        gradient_norm=math.nan,
+        named_parameters=list(net.get_all_learnable_params()),
+        relative_distance=0.0,
+        lr=float(net.lr),
+        epoch=0,
+        batch=0,
+        failed_operation=_find_operation(training, batch, {}),
+    )
+    return examine_step(evidence)
+
+
+def _modules_of(net: Any) -> tuple[dict[str, Any], list[Any]]:
+    modules = {name: getattr(net, f"{name}_") for name in net._modules}
+    return modules, [getattr(net, f"{name}_") for name in net._criteria]
+
+
+def _find_operation(
+    training: Training, batch: Any, fit_params: Any
+) -> FailedOperation | None:
+    """Run the failed step again, forward and backward, under observation."""
+    net = training.net
+    inputs, target = unpack_data(batch)
+
+    def run() -> tuple[Any, Tensor]:
+        return loss_of(net, inputs, target, fit_params)
+
+    net.guard_.weights.restore_buffers()
+    net._zero_grad_optimizer()
+    with with_random_states(training):
+        failed = replay(
+            run, ModuleNames(*_modules_of(net)), (inputs, target), get_len(inputs)
+        )
+    net._zero_grad_optimizer()
+    return failed
+
+
+def _find_in_optimizer(net: Any, batch: Any, fit_params: Any) -> FailedOperation | None:
+    """The operation of an optimizer that makes a weight non-finite in one step.
+
+    Of an optimizer without a past, from the weights in place; those are put back.
+    """
+    inputs, target = unpack_data(batch)
+    optimizers = net._all_optimizers()
+    parameters = [p for o in optimizers for g in o.param_groups for p in g["params"]]
+    kept = [p.detach().clone() for p in parameters]
+    states = [optimizer.state for optimizer in optimizers]
+    try:
+        with torch.random.fork_rng():
+            net._zero_grad_optimizer()
+            _, loss = loss_of(net, inputs, target, fit_params)
+            loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in optimizers:
+            optimizer.state = type(optimizer.state)(dict)
+
+        def run() -> None:
+            for optimizer in optimizers:
+                optimizer.step()
+
+        return trace_operations(run)
+    finally:
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.state = state
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
+        net._zero_grad_optimizer()
+
+
+def _places(
+    net: Any,
+    outputs: Any,
+    failed: FailedOperation,
+    batch: Any,
+    fit_params: Any,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Rows to blame, and columns of the first of them."""
+
+    def forward_alone(inputs: Any) -> Any:
+        net._set_training(False)  # so that one row does not spoil the others
+        try:
+            return net.infer(inputs, **fit_params)
+        finally:
+            net._set_training(True)
+
+    net._set_training(True)
+    return places_to_blame(
+        failed.phase,
+        failed.rows,
+        unpack_data(batch),
+        outputs,
+        forward_alone,
+        lambda outputs, target, inputs: net.get_loss(
+            outputs, target, X=inputs, training=True
+        ),
+    )

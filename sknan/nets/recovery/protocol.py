@@ -1,0 +1,218 @@
+"""Types of a failed step, of a training that can recover, and of a recovery."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from sknan.diagnosis._evidence import StepEvidence
+from sknan.diagnosis._failed_operation import FailedOperation
+from sknan.diagnosis._report import NonFiniteReport
+from sknan.nets._batching import TensorTable
+from sknan.nets.guard._guard import Guard
+from sknan.nets.guard._trials import Trials
+from sknan.nets.recovery.raw_units import Conditioning
+
+__all__ = [
+    "Answer",
+    "Explanation",
+    "Failure",
+    "Recovery",
+    "Step",
+    "StepMode",
+    "StepRefused",
+    "Training",
+]
+
+# Loss and output of a step, as ``train_step`` returns them.
+Step = dict[str, Any]
+
+# What is changed when a failed step is taken again.
+StepMode = Literal["plain", "without_rows", "finite_operations"]
+
+# Result of a recovery: a step, "retry" to attempt the whole batch again, or None if the
+# next recovery must be tried.
+Answer = Step | Literal["retry"] | None
+
+
+class StepRefused(Exception):
+    """Refusal of a training step, raised in the optimizer's closure.
+
+    No weight has changed at that point, except in a step that overflowed inside the
+    optimizer.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        loss: float,
+        norm: float,
+        error: Exception | None = None,
+        *,
+        is_gradient_absurd: bool = False,
+    ) -> None:
+        super().__init__(f"loss {loss}, norm of the gradients {norm}")
+        self.step = step
+        self.loss = loss
+        self.norm = norm
+        self.error = error
+        self.is_gradient_absurd = is_gradient_absurd
+
+
+class Training(Protocol):
+    """Interface of a training under guard that the recoveries use.
+
+    Attributes
+    ----------
+    net : skorch net with GuardMixin
+        Net that is trained.
+    guard : Guard
+        Policy, budget and snapshots.
+    batch_number : int
+        Number of the present batch in its epoch, counted from 1.
+    random_states : tuple
+        States of the random generators before the latest forward pass.
+    latest_batches : deque
+        Batches of the latest steps.
+    raw_table : TensorTable or None
+        Training data, as long as a restart on standardized data is possible.
+    conditioning : Conditioning or None
+        Coordinates in which steps are taken after such a restart.
+    """
+
+    net: Any
+    guard: Guard
+    batch_number: int
+    random_states: Any
+    latest_batches: deque[Any]
+    raw_table: TensorTable | None
+    conditioning: Conditioning | None
+
+    def attempt(
+        self, batch: Any, fit_params: dict[str, Any], mode: StepMode = "plain"
+    ) -> Step:
+        """Take one step, or raise :class:`StepRefused`."""
+
+    def clip(
+        self,
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        norm: float,
+        rescue_norm: float | None,
+    ) -> float:
+        """Clip the gradients in place."""
+
+    def in_data(self, report: NonFiniteReport) -> NonFiniteReport:
+        """Return a report with the rows and columns of the training data."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Evidence of a refused step, the report on it, and the rows of the batch to blame.
+
+    The rows in the report are those of the training data, if these are known.
+    """
+
+    evidence: StepEvidence
+    report: NonFiniteReport
+    rows: tuple[int, ...]
+
+
+@dataclass
+class Failure:
+    """Failed step, and what the recoveries tried so far have found out about it.
+
+    Parameters
+    ----------
+    guard : Guard
+        Guard of the training.
+    trials : Trials
+        Trials of other weights and learning rates on the whole batch.
+    refused : StepRefused
+        First refusal of the step.
+    first, latest : Explanation
+        Explanations of the first refusal and of the latest attempt.
+    batch : tuple
+        Remaining rows of the batch.
+    fit_params : dict
+        Parameters of the module's ``forward``.
+    n_attempts : int, default=0
+        Number of repetitions of the step so far.
+    """
+
+    guard: Guard
+    trials: Trials
+    refused: StepRefused
+    first: Explanation
+    latest: Explanation
+    batch: Any
+    fit_params: dict[str, Any]
+    n_attempts: int = 0
+
+    @property
+    def report(self) -> NonFiniteReport:
+        """Report on the first refusal, which the guard records."""
+        return self.first.report
+
+    @property
+    def operation(self) -> FailedOperation | None:
+        """Operation that failed in a replay of the latest attempt, if any did."""
+        return self.latest.evidence.failed_operation
+
+    @cached_property
+    def _has_repeatable_cause(self) -> bool:
+        # Cached: what counts are the weights at the first refusal.
+        if self.report.phase in ("step", "input") or not self.guard.may_repeat:
+            return False
+        is_finite = self.first.evidence.is_finite
+        return not (is_finite and self.guard.needs_clip(self.report))
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the step may succeed with the same weights.
+
+        It cannot if the weights or the learning rate caused the failure, or if an
+        operation failed that would fail for any batch.
+        """
+        is_of_batch = self.operation is None or self.operation.is_of_batch
+        return self._has_repeatable_cause and is_of_batch
+
+
+class Recovery(Protocol):
+    """Answer to a failed step.
+
+    Attributes
+    ----------
+    says : str
+        Sentence that the report records.
+    """
+
+    @property
+    def says(self) -> str:
+        """Sentence that the report records."""
+
+    def applies(self, failure: Failure) -> bool:
+        """Whether this recovery is meant for a failure."""
+
+    def attempt(self, training: Training, failure: Failure, batch: Any) -> Answer:
+        """Try to recover.
+
+        Parameters
+        ----------
+        training : Training
+            Training in the state of the failure.
+        failure : Failure
+            Failed step.
+        batch : tuple
+            Whole batch of the failed step.
+
+        Returns
+        -------
+        dict, "retry" or None
+            Result of ``train_step``; "retry" to attempt the whole batch again; None to
+            try the next recovery.
+        """

@@ -1,0 +1,168 @@
+"""Trials of weights and learning rates on the latest batches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from skorch.dataset import unpack_data
+from torch import Tensor
+
+from sknan.nets.recovery.explain import loss_of, with_random_states
+from sknan.nets.recovery.protocol import StepRefused, Training
+from sknan.optim._clipping import grad_norm
+from sknan.optim._learning_rates import scaled_rates
+
+__all__ = ["RateTrials"]
+
+
+class RateTrials:
+    """What the guard may try out before it decides; of the weights none moves.
+
+    Parameters
+    ----------
+    training : GuardedTraining
+    batch : tuple
+        That failed.
+    fit_params : dict
+        Passed to the module.
+    """
+
+    def __init__(
+        self, training: Training, batch: Any, fit_params: dict[str, Any]
+    ) -> None:
+        self.training = training
+        self.net = training.net
+        self.batch = batch
+        self.fit_params = fit_params
+
+    def fails_on_last_weights(self) -> bool:
+        """Whether the batch fails with the last verified weights too."""
+        net = self.net
+        with net.guard_.last_weights(), with_random_states(self.training):
+            try:
+                _, norm = self._backward(self.batch)
+            except StepRefused:
+                return True
+            finally:
+                net._zero_grad_optimizer()
+        return math.isnan(norm)
+
+    def loss_after(self, scale: float, n_steps: int) -> float:
+        """Loss of the latest batches after some steps at a lower rate.
+
+        Parameters
+        ----------
+        scale : float
+            Factor of the learning rate.
+        n_steps : int
+            From the weights in place, with an optimizer without a past.
+
+        Returns
+        -------
+        float
+            inf if a step fails.
+        """
+        net, batches = self.net, [*self.training.latest_batches, self.batch]
+        optimizers = net._all_optimizers()
+        states = [optimizer.state for optimizer in optimizers]
+        try:
+            with net.guard_.last_weights(), torch.random.fork_rng():
+                for optimizer in optimizers:
+                    optimizer.state = type(optimizer.state)(dict)
+                factor = scale * net._schedule_factor()
+                with scaled_rates(optimizers, factor, net.guard_.rate_caps):
+                    for i in range(n_steps):
+                        self._take_step(batches[i % len(batches)])
+                with torch.no_grad():
+                    losses = [float(self._loss(b)[1]) for b in batches]
+        except StepRefused:
+            return math.inf
+        finally:
+            for optimizer, state in zip(optimizers, states, strict=True):
+                optimizer.state = state
+            net._zero_grad_optimizer()
+        mean = sum(losses) / len(losses)
+        return mean if math.isfinite(mean) else math.inf
+
+    def has_learned(self) -> bool:
+        """Whether the weights in place do better than the first ones did."""
+        try:
+            reached = self._mean_loss()
+            with self.net.guard_.first_weights():
+                return not reached >= self._mean_loss()
+        except StepRefused:
+            return True  # nothing to compare with
+
+    def keep_up(self) -> bool:
+        """Whether the weights in place do no worse than the last verified ones."""
+        guard = self.net.guard_
+        guard.begin_step()
+        try:
+            reached = self._mean_loss()
+            with guard.last_weights():
+                return reached <= self._mean_loss()
+        except StepRefused:
+            return False
+        finally:
+            guard.weights.restore_buffers()
+
+    def _mean_loss(self) -> float:
+        batches = [*self.training.latest_batches, self.batch]
+        with torch.random.fork_rng(), torch.no_grad():
+            losses = [float(self._loss(batch)[1]) for batch in batches]
+        return sum(losses) / len(losses)
+
+    def rates_at(self, scale: float) -> list[float]:
+        """What ``scale`` makes of the present rate of each parameter group."""
+        factor = scale * self.net._schedule_factor()
+        return [
+            float(group["lr"]) * factor
+            for optimizer in self.net._all_optimizers()
+            for group in optimizer.param_groups
+        ]
+
+    def _take_step(self, batch: Any) -> None:
+        net, conditioning = self.net, self.training.conditioning
+
+        def step_fn() -> Tensor:
+            loss, norm = self._backward(batch)
+            if not math.isfinite(norm):
+                raise StepRefused({}, float(loss.detach()), norm)
+            parameters = [p for p in net.guard_.parameters if p.grad is not None]
+            grads = [p.grad for p in parameters]
+            rescue_norm = net.guard_.clip_norm(is_repeated=False)
+            self.training.clip(parameters, grads, norm, rescue_norm)
+            if conditioning is not None:
+                conditioning.to_scaled()
+            return loss
+
+        try:
+            net._step_optimizer(step_fn)
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            raise StepRefused({}, math.nan, math.nan) from error
+        finally:
+            if conditioning is not None:
+                conditioning.to_raw()
+
+    def _loss(self, batch: Any) -> tuple[Any, Tensor]:
+        inputs, target = unpack_data(batch)
+        try:
+            return loss_of(self.net, inputs, target, self.fit_params)
+        except Exception as error:  # as a decomposition of NaN raises
+            raise StepRefused({}, math.nan, math.nan, error) from error
+
+    def _backward(self, batch: Any) -> tuple[Tensor, float]:
+        net = self.net
+        net._zero_grad_optimizer()
+        _, loss = self._loss(batch)
+        if not bool(torch.isfinite(loss.detach()).all()):
+            raise StepRefused({}, float(loss.detach()), math.nan)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.training.conditioning is not None:
+            self.training.conditioning.scale_grads()
+        grads = [p.grad for p in net.guard_.parameters if p.grad is not None]
+        return loss, float(grad_norm(grads))

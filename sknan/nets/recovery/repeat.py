@@ -1,0 +1,49 @@
+"""Repetition of a failed step on the remaining rows of its batch."""
+
+from __future__ import annotations
+
+from sknan.nets.recovery.explain import explain, with_random_states
+from sknan.nets.recovery.protocol import Failure, Step, StepMode, StepRefused, Training
+
+__all__ = ["MOST_REPETITIONS", "repeat_step"]
+
+# How often one step is repeated.
+MOST_REPETITIONS = 3
+
+
+def repeat_step(
+    training: Training, failure: Failure, mode: StepMode, recovery: str
+) -> Step | None:
+    """Take a failed step again, with the random states of its forward pass.
+
+    Parameters
+    ----------
+    training : Training
+        Training in the state of the failure.
+    failure : Failure
+        Failed step. If the repetition fails too, its explanation becomes the latest
+        one, except in the mode "finite_operations": no other repetition follows.
+    mode : {"plain", "without_rows", "finite_operations"}
+        What is changed in the step.
+    recovery : str
+        Sentence for the report.
+
+    Returns
+    -------
+    dict or None
+        Result of ``train_step``; None if the repetition failed.
+    """
+    failure.n_attempts += 1
+    training.guard.weights.restore_buffers()
+    training.guard.clear_half_written()
+    try:
+        with with_random_states(training):
+            step = training.attempt(failure.batch, failure.fit_params, mode)
+    except StepRefused as refused:
+        if mode != "finite_operations":
+            failure.latest = explain(
+                training, refused, failure.batch, failure.fit_params
+            )
+        return None
+    training.guard.record(failure.report, recovery)
+    return step
