@@ -17,7 +17,7 @@ from sknan._utils.tree import tree_leaves
 from sknan.losses._traits import traits_of
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._guarded_step import GuardedTraining
-from sknan.nets._mixin import BATCH_METHODS
+from sknan.nets._hooks import BATCH_METHODS
 from sknan.nets._nets import GuardedNet
 from sknan.nets.recovery.output_repair import output_repaired, without_output
 
@@ -46,7 +46,7 @@ class TableNet(GuardedNet):
     _is_versioned: ClassVar[bool] = False  # the estimator around it is
 
     # Whether a callback is told of each batch; looked up once an epoch.
-    _is_heard_in_epoch_ = True
+    _has_batch_listeners_ = True
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
@@ -86,9 +86,9 @@ class TableNet(GuardedNet):
     def _start_training(self, iterator: Any) -> None:
         super()._start_training(iterator)
         self._set_training(True)
-        self._is_heard_in_epoch_ = any(map(self._is_heard, BATCH_METHODS))
+        self._has_batch_listeners_ = any(map(self._has_listeners, BATCH_METHODS))
 
-    def _is_heard(self, method_name: str) -> bool:
+    def _has_listeners(self, method_name: str) -> bool:
         """Whether anybody has something to say when the net is notified."""
         return (
             type(self).notify is not NeuralNet.notify
@@ -104,7 +104,7 @@ class TableNet(GuardedNet):
         return int(batch[0].shape[0])
 
     def _notify_of_batch(self, method_name: str, **kwargs: Any) -> None:
-        if self._is_heard_in_epoch_:
+        if self._has_batch_listeners_:
             self.notify(method_name, **kwargs)
 
     def infer(self, x: Any, **fit_params: Any) -> Any:
@@ -113,7 +113,7 @@ class TableNet(GuardedNet):
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         # Whoever is told of a batch may put the network in another mode.
         training: Any = self._training_
-        if self._is_heard_in_epoch_ or not training.is_in_mode:
+        if self._has_batch_listeners_ or not training.is_in_mode:
             self._set_training(True)
         X, y = batch
         y_pred = self.infer(X, **fit_params)

@@ -1,4 +1,4 @@
-"""One training of a skorch net under guard, step by step."""
+"""Training of a skorch net under guard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._chain import LayerwisePass
 from sknan.nets.guard._guard import Guard
-from sknan.nets.recovery.explain import explain, explain_weights
+from sknan.nets.recovery.explain import explain, explain_weights, loss_of
 from sknan.nets.recovery.finite_operations import finite_step
 from sknan.nets.recovery.protocol import (
     Answer,
@@ -36,48 +36,55 @@ from sknan.optim._learning_rates import scaled_rates
 
 __all__ = ["GuardedTraining"]
 
-# Batches on which a lower rate is tried out.
+# Number of recent batches on which a lower learning rate is tested.
 _N_LATEST = 4
 
-# Numbers that live from epoch to epoch.
-_KEPT = ("n_steps", "rate", "n_clipped", "largest_norm")
+# Numbers that a resumed training needs.
+_SAVED = ("n_steps", "rate", "n_clipped", "largest_norm")
 
 
 class GuardedTraining:
-    """What lives from the beginning of a training of a net to its end.
+    """State of one training of a net, and its steps.
 
-    The order of one step, which a test holds: watch, recover, clip, schedule, log.
+    The order of one step is: check, recover, clip, schedule, log.
 
     Parameters
     ----------
     net : skorch net with GuardMixin
-        Initialized.
+        Initialized net.
     batches : iterable of tuple
-        Of the training.
+        Batches of the first epoch.
     n_steps : int or None
-        Its length, if known.
+        Number of steps of the training, if known.
     is_fresh : bool
-        Whether the weights are those of an initialisation, which a better one may
-        replace.
+        Whether the weights come from an initialization, so that training may restart.
 
     Attributes
     ----------
     n_steps : int
-        Steps taken.
+        Number of steps taken.
     rate : float or None
-        Learning rate of the latest one.
+        Learning rate of the latest step.
     batch_number : int
-        Of the batch at hand in its epoch, counted from 1.
+        Number of the present batch in its epoch, counted from 1.
+    random_states : tuple or None
+        States of the random generators before the latest forward pass.
+    latest_batches : deque
+        Batches of the latest steps.
+    raw_table : TensorTable or None
+        Training data, as long as a restart on standardized data is possible.
+    conditioning : Conditioning or None
+        Coordinates in which steps are taken after such a restart.
     n_clipped : int
-        Steps that were clipped.
+        Number of steps that were clipped.
     largest_norm : float
-        Of the gradients of any step, before clipping.
+        Largest gradient norm of any step, before clipping.
     norms : list of float
-        Norm of the gradients of each step of the epoch, before clipping.
+        Gradient norm of each step of the epoch, before clipping.
     coefficients : list of float
-        By what each of them was clipped; 1.0 for not at all.
+        Clipping coefficient of each step of the epoch; 1.0 for no clipping.
     layerwise : LayerwisePass or None
-        What takes the place of autograd in the steps of this epoch.
+        Pass that replaces autograd in the steps of this epoch.
     """
 
     def __init__(
@@ -107,14 +114,14 @@ class GuardedTraining:
             raise NonFiniteTrainingError(str(report), report) from None
 
     def begin_epoch(self, batches: Any, layerwise: LayerwisePass | None) -> None:
-        """Forget the norms of the epoch before, and look at the network anew.
+        """Clear the statistics of the previous epoch.
 
         Parameters
         ----------
         batches : iterable of tuple
-            Of the epoch.
+            Batches of the epoch.
         layerwise : LayerwisePass or None
-            What may take the place of autograd in it.
+            Pass that replaces autograd in the steps of the epoch.
         """
         self.batches = batches
         self.layerwise = layerwise
@@ -126,35 +133,38 @@ class GuardedTraining:
 
     @property
     def is_in_mode(self) -> bool:
-        """Whether each part of the network is in training mode."""
+        """Whether every submodule is in training mode."""
         return all(module.training for module in self._submodules)
 
-    def end(self, *, is_broken_off: bool) -> None:
-        """Leave the net with weights that anyone may use.
+    def end(self, *, is_interrupted: bool) -> None:
+        """End the training with usable weights in place.
 
         Parameters
         ----------
-        is_broken_off : bool
-            Whether training ended anywhere, as by Ctrl-C: the weights in place have
-            been looked at by nobody, and may be half written.
+        is_interrupted : bool
+            Whether training was interrupted, for example by Ctrl-C. The present weights
+            have then not been checked and may be incompletely written.
         """
         goes_back = self.conditioning is not None and self.conditioning.is_inconsistent
         if self.conditioning is not None and not goes_back:
             self.conditioning.to_raw()
         if (
-            is_broken_off
+            is_interrupted
             and not goes_back
             and is_runaway(self.guard.relative_distance())
         ):
             batches = self.latest_batches
-            goes_back = not batches or not RateTrials(self, batches[-1], {}).keep_up()
+            goes_back = (
+                not batches
+                or not RateTrials(self, batches[-1], {}).is_as_good_as_last()
+            )
         self.guard.end(goes_back=goes_back)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rest of the training depends on, between two epochs."""
+        """Return everything that a resumed training needs, between two epochs."""
         conditioning = self.conditioning
         return {
-            **{name: getattr(self, name) for name in _KEPT},
+            **{name: getattr(self, name) for name in _SAVED},
             "latest_batches": list(self.latest_batches),
             "may_scale_data": self.raw_table is not None,
             "conditioning": conditioning and conditioning.state_dict(self.net.module_),
@@ -162,14 +172,14 @@ class GuardedTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a training that was broken off, before the next epoch.
+        """Resume an interrupted training before the next epoch.
 
         Parameters
         ----------
         state : dict
-            Of a training of a twin of the net, whose weights are in place.
+            State of the training of an equal net, whose weights are in place.
         """
-        vars(self).update({name: state[name] for name in _KEPT})
+        vars(self).update({name: state[name] for name in _SAVED})
         self.latest_batches.extend(state["latest_batches"])
         if not state["may_scale_data"]:
             self.raw_table = None
@@ -180,23 +190,26 @@ class GuardedTraining:
         self.guard.load_state_dict(state["guard"])
 
     def has_learned(self) -> bool:
-        """Whether a training that was rolled back has come to anything."""
+        """Whether the loss is lower than at first, if training was rolled back."""
         if not self.guard.n_roll_backs or not self.latest_batches:
             return True
-        return RateTrials(self, self.latest_batches[-1], {}).has_learned()
+        return self._trials().has_learned()
+
+    def _trials(self) -> RateTrials:
+        return RateTrials(self, self.latest_batches[-1], {})
 
     def in_data(self, report: NonFiniteReport) -> NonFiniteReport:
-        """The report with rows and columns as the caller knows them.
+        """Return a report with the rows and columns of the training data.
 
         Parameters
         ----------
         report : NonFiniteReport
-            With those of the batch at hand.
+            Report with the rows and columns of the present batch.
 
         Returns
         -------
         NonFiniteReport
-            As it is where a data loader has drawn the batch.
+            The report itself if a data loader has drawn the batch.
         """
         if not isinstance(self.batches, TensorBatches) or self.batches.latest is None:
             return report
@@ -210,25 +223,25 @@ class GuardedTraining:
     # -- the step --------------------------------------------------------------------
 
     def step(self, batch: Any, fit_params: dict[str, Any]) -> dict[str, Any]:
-        """Take one step if it is finite; else recover, and try again or leave it out.
+        """Take one step, and recover if it fails.
 
         Parameters
         ----------
         batch : tuple
-            As the iterator yields it.
+            Inputs and targets.
         fit_params : dict
-            Passed to the module's ``forward``.
+            Parameters of the module's ``forward``.
 
         Returns
         -------
         dict
-            ``loss`` and ``y_pred``; with ``was_skipped`` true if no step was taken.
+            ``loss`` and ``y_pred``, and ``was_skipped`` = True if no step was taken.
         """
         while True:
             try:
                 return self.attempt(batch, fit_params)
             except StepRefused as refused:
-                with uncompiled(self.net):  # there is nothing to see in compiled code
+                with uncompiled(self.net):  # compiled code cannot be replayed
                     step = self._recover(refused, batch, fit_params)
                 if step is not None:
                     return step
@@ -251,14 +264,15 @@ class GuardedTraining:
 
     def attempt(
         self, batch: Any, fit_params: dict[str, Any], mode: StepMode = "plain"
-    ) -> dict[str, Any]:
+    ) -> Step:
         """Take one step, or raise.
 
         Parameters
         ----------
         batch : tuple
+            Inputs and targets.
         fit_params : dict
-            Passed to the module's ``forward``.
+            Parameters of the module's ``forward``.
         mode : {"plain", "without_rows", "finite_operations"}, default="plain"
             What is changed in a step that is repeated after a failure.
 
@@ -270,8 +284,8 @@ class GuardedTraining:
         Raises
         ------
         StepRefused
-            If it is not to be taken, before any weight has changed, or if it has left
-            weights that are not finite.
+            If the step fails. No weight has changed, unless the step has made weights
+            non-finite.
         """
         net, guard, conditioning = self.net, self.guard, self.conditioning
         accumulator = net.get_train_step_accumulator()
@@ -286,25 +300,25 @@ class GuardedTraining:
 
         def step_fn() -> Tensor:
             if conditioning is not None:
-                conditioning.to_raw()  # an optimizer may look more than once
+                conditioning.to_raw()  # an optimizer may call this repeatedly
             try:
-                if layerwise is not None:  # which overwrites the gradients
+                if layerwise is not None:  # it overwrites the gradients
                     step = layerwise.step(batch[0], batch[1], net.get_loss)
                 else:
                     net._zero_grad_optimizer()
                     step = single(net, batch, **fit_params)
-            except Exception as error:  # as a decomposition of NaN raises
+            except Exception as error:  # for example a decomposition of NaN
                 empty = {"loss": torch.tensor(math.nan), "y_pred": None}
                 raise StepRefused(empty, math.nan, math.nan, error) from error
             accumulator.store_step(step)
-            if net._is_heard_in_epoch_:
+            if net._has_batch_listeners_:
                 net.notify(
                     "on_grad_computed",
                     named_parameters=TeeGenerator(net.get_all_learnable_params()),
                     batch=batch,
                     training=True,
                 )
-            self._watch_and_clip(batch, step, fit_params, mode, pieces)
+            self._check_and_clip(batch, step, fit_params, mode, pieces)
             if conditioning is not None:
                 conditioning.to_scaled()
             loss: Tensor = step["loss"]
@@ -317,7 +331,7 @@ class GuardedTraining:
             except RuntimeError as error:
                 if "without overflow" not in str(error):
                     raise
-                # A rate at the end of float32, times its correction, is beyond it.
+                # The rate times its bias correction exceeds float32.
                 guard.may_overflow(factor, self._step_norm)
                 raise StepRefused(
                     accumulator.get_step(), self._step_loss, self._step_norm
@@ -325,10 +339,8 @@ class GuardedTraining:
         if conditioning is not None:
             conditioning.to_raw()
         taken: dict[str, Any] = accumulator.get_step()
-        if guard.may_overflow(factor, self._step_norm) and not (
-            guard.has_finite_weights()
-        ):
-            # Refused only now, but before anyone copies what it has left.
+        may_overflow = guard.may_overflow(factor, self._step_norm)
+        if may_overflow and not guard.has_finite_weights():
             raise StepRefused(taken, float(taken["loss"].detach()), self._step_norm)
         self.rate = float(net.lr) * factor
         self.latest_batches.append(batch)
@@ -336,7 +348,7 @@ class GuardedTraining:
         self.n_steps += 1
         return taken
 
-    def _watch_and_clip(
+    def _check_and_clip(
         self,
         batch: Any,
         step: dict[str, Any],
@@ -346,8 +358,8 @@ class GuardedTraining:
     ) -> None:
         """Refuse a step that is not finite or has exploded; clip any other.
 
-        Stands after the user's own callbacks, so that what they do to the gradients is
-        seen too, and before our clipping, which would spread a NaN.
+        This runs after the user's callbacks, which may change the gradients, and before
+        clipping, which would spread a NaN.
         """
         guard, net = self.guard, self.net
         if self.conditioning is not None:
@@ -358,10 +370,7 @@ class GuardedTraining:
         def loss_of_batch() -> float:
             with torch.random.fork_rng(), torch.no_grad():
                 inputs, target = unpack_data(batch)
-                net._set_training(True)
-                outputs = net.infer(inputs, **fit_params)
-                found = net.get_loss(outputs, target, X=inputs, training=True)
-                return float(found.item())
+                return float(loss_of(net, inputs, target, fit_params)[1].item())
 
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise StepRefused(step, loss, norm)
@@ -372,7 +381,7 @@ class GuardedTraining:
         if is_absurd or guard.has_exploded(loss, loss_of_batch):
             raise StepRefused(step, loss, norm, is_gradient_absurd=is_absurd)
         if mode == "finite_operations" and norm == 0.0:
-            raise StepRefused(step, loss, norm)  # nothing to learn is left of it
+            raise StepRefused(step, loss, norm)  # such a step teaches nothing
         guard.pass_step(loss)
         coefficient = self.clip(parameters, grads, norm, rescue_norm, pieces)
         self._step_norm, self._step_loss = norm * coefficient, loss
@@ -389,23 +398,23 @@ class GuardedTraining:
         rescue_norm: float | None,
         pieces: list[Tensor] | None = None,
     ) -> float:
-        """Clip in place.
+        """Clip the gradients in place.
 
         Parameters
         ----------
         parameters, grads : list of Tensor
             Weights that have a gradient, and their gradients.
         norm : float
-            Global norm of the gradients, finite.
+            Finite global norm of the gradients.
         rescue_norm : float or None
-            What the guard itself allows.
+            Largest norm that the guard allows.
         pieces : list of Tensor or None, default=None
-            The same gradients in fewer pieces, if they are so laid out.
+            The same gradients as fewer tensors, if their memory is contiguous.
 
         Returns
         -------
         float
-            By what the global norm has shrunk.
+            Norm after clipping, divided by the norm before.
         """
         net, before = self.net, norm
         if net.adaptive_clip_ is not None:

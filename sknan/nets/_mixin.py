@@ -1,41 +1,40 @@
-"""The guard inside skorch's training loop."""
+"""Mixin that guards the training loop of a skorch net."""
 
 from __future__ import annotations
 
 import math
 import numbers
-import warnings
 from typing import Any
 
-import numpy as np
 import torch
-from skorch.dataset import get_len, unpack_data
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+from skorch.dataset import get_len
 from torch.utils.data import DataLoader
 
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan._utils.stacklevel import stacklevel_of_caller
-from sknan.diagnosis._culprits import without_rows
 from sknan.diagnosis._report import NonFiniteReport
-from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._backup import BackupAndRestore
 from sknan.nets._batching import TensorBatches
 from sknan.nets._chain import LayerwisePass, layerwise_pass
 from sknan.nets._data import as_table, refuse_nonfinite_data
 from sknan.nets._guarded_step import GuardedTraining
+from sknan.nets._hooks import runs_only_known_code
+from sknan.nets._output import OutputMixin
+from sknan.nets._records import (
+    epoch_report,
+    no_step_error,
+    not_learned_error,
+    record_epoch,
+    warn_of_idle_clip,
+    warn_of_rescue,
+)
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery import RECOVERIES, Recovery
-from sknan.nets.recovery.output_repair import (
-    output_repaired,
-    rows_without_output,
-    without_output,
-)
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.optim._adaptive_clipping import resolve_adaptive_clip
 from sknan.optim._fused_adam import step_with
 from sknan.optim._schedules import LearningRateSchedule
 
-__all__ = ["BATCH_METHODS", "GuardMixin"]
+__all__ = ["GuardMixin"]
 
 
 def _check_positive(name: str, value: Any) -> None:
@@ -46,77 +45,58 @@ def _check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
 
 
-# A clip that had nothing to do in fewer steps may yet have.
-_LEAST_STEPS = 20
+# In a shorter training, a clip that was never needed gives no warning.
+_FEWEST_STEPS = 20
 
 
-# What callbacks may be told of a batch.
-BATCH_METHODS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
-
-# What skorch calls to take a step.
-_STEP_METHODS = ("notify", "infer", "get_loss", "train_step_single", *BATCH_METHODS)
-
-
-def _is_known(thing: Any, method_name: str) -> bool:
-    """Whether a method of a net or callback is skorch's or ours."""
-    method = getattr(thing, method_name, None)
-    package = (getattr(method, "__module__", None) or "").partition(".")[0]
-    return package in ("skorch", "sknan") and method_name not in vars(thing)
-
-
-def _times(reports: list[NonFiniteReport]) -> str:
-    return "once" if len(reports) == 1 else f"{len(reports)} times"
-
-
-# The mixin only ever stands before a skorch net, whose methods it calls.
-_SkorchNet: Any = object
-
-
-class GuardMixin(VersionedPickleMixin, _SkorchNet):
+class GuardMixin(VersionedPickleMixin, OutputMixin):
     """Guard, clip and schedule every training step of a skorch net.
 
-    Put it before any skorch net in the list of bases. By default only the guard is on:
-    each step's loss and gradients are looked at, a step that is not finite is not
-    taken, and training goes on from the last verified weights at a lower rate.
+    In the list of base classes the mixin must precede the skorch net. By default only
+    the guard is active: it checks loss and gradients of each step, refuses a step that
+    is not finite, and recovers.
 
     Parameters
     ----------
     *args, **kwargs
-        As of the skorch net.
+        Parameters of the skorch net.
     on_nonfinite : {"recover", "skip", "raise"}, default="recover"
-        What a non-finite or exploded step leads to. ``"recover"``: the last verified
-        weights come back, the optimizer's moments are cleared and the learning rate is
-        lowered; a batch that fails on verified weights is left out. ``"skip"``: the
-        batch is left out. ``"raise"``: ``NonFiniteTrainingError`` at once.
+        Answer to a non-finite or exploded step. ``"recover"`` repeats the step without
+        the rows or operations that failed, skips a batch that is to blame, or rolls
+        back to the last verified weights, clears the moments of the optimizer and
+        lowers the learning rate. ``"skip"`` skips the batch. ``"raise"`` raises
+        ``NonFiniteTrainingError`` at once.
     max_recoveries : int, default=10
-        Failed steps that one call of ``fit`` may survive; one more raises.
+        Number of roll backs and skipped batches that one call of ``fit`` may survive;
+        one more raises.
     clip_norm : float or None, default=None
         Largest global 2-norm of the gradients.
     clip_value : float or None, default=None
-        Largest size of an entry of the gradients.
+        Largest absolute value of an entry of the gradients.
     adaptive_clip : {"agc", "quantile", "zscore"}, callable or None, default=None
-        Clipping that finds its own threshold; see :mod:`sknan.optim`.
+        Clipping with an automatic threshold; see :mod:`sknan.optim`.
     lr_schedule : str, callable or None, default=None
         Factor of ``lr`` over the progress of training: ``"constant"``, ``"cosine"``,
         ``"one_cycle"``, ``"exponential"``, ``"step"``, ``"plateau"``, ``"coslog4"`` or
         a function of progress in [0, 1]; see :mod:`sknan.optim`.
     warmup : float or int, default=0.0
-        Share (float) or number (int) of the steps in which the rate rises to ``lr``.
+        Fraction (float) or number (int) of the steps in which the learning rate rises
+        to ``lr``.
 
     Attributes
     ----------
     nonfinite_reports_ : list of NonFiniteReport
-        Every failed step since the last ``fit``, in order.
+        Reports on all failed steps since the last ``fit``, in order.
     effective_lr_ : float
         ``lr`` times all reductions by the guard (the schedule is not counted).
 
     Raises
     ------
     NonFiniteDataError
-        If ``X`` or ``y`` holds NaN or infinities; data sets and iterators of one's own
-        are not read in advance.
+        If ``X`` or ``y`` contains NaN or infinities. User-defined data sets and
+        iterators are not read in advance.
     NonFiniteTrainingError
-        If a step fails and cannot or must not be rescued.
+        If a step fails and there is no recovery, or none is allowed.
 
     Warns
     -----
@@ -130,8 +110,8 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
     _training_: GuardedTraining | None
     _backup_: BackupAndRestore | None = None
     _epoch_loss_: float
-    # Whether anybody listens to what happens to a batch.
-    _is_heard_in_epoch_: bool = True
+    # Whether a callback or an overridden method is notified of each batch.
+    _has_batch_listeners_: bool = True
 
     def __init__(
         self,
@@ -159,7 +139,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
 
     @property
     def nonfinite_reports_(self) -> list[NonFiniteReport]:
-        """Every failed step since the last ``fit``, in order."""
+        """Reports on all failed steps since the last ``fit``, in order."""
         return list(self.guard_.reports)
 
     @property
@@ -168,7 +148,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         return float(self.lr) * self.guard_.lr_scale
 
     def on_train_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
-        """Let a backup bring back what it holds, before any callback begins."""
+        """Restore a backup, if there is one, before any callback begins."""
         super().on_train_begin(net, *args, **kwargs)
         backups = [c for _, c in self.callbacks_ if isinstance(c, BackupAndRestore)]
         self._backup_ = backups[0] if backups else None
@@ -185,49 +165,41 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         n_reports = len(self.guard_.reports)
         self._epochs_ahead_ = self.max_epochs if epochs is None else epochs
         n_done = 0 if self._backup_ is None else self._backup_.n_epochs_done
-        self._has_stopped_ = is_broken_off = False
+        self._has_stopped_ = is_interrupted = False
         try:
             super().fit_loop(X, y, self._epochs_ahead_ - n_done, **fit_params)
-        except Exception:  # a callback's too: nothing must take its place
+        except Exception:  # no other error may replace it
             self._has_stopped_ = True
             raise
         except KeyboardInterrupt:
-            is_broken_off = True
+            is_interrupted = True
             raise
         finally:
-            self._end_training(n_reports, is_broken_off=is_broken_off)
+            self._end_training(n_reports, is_interrupted=is_interrupted)
         return self
 
-    def _end_training(self, n_reports: int, *, is_broken_off: bool) -> None:
-        """Leave usable weights, and say what has happened."""
+    def _end_training(self, n_reports: int, *, is_interrupted: bool) -> None:
+        """Leave usable weights, and raise or warn if training has failed."""
         training, self._training_ = self._training_, None
         if training is None:
             return
-        is_over = not (is_broken_off or self._has_stopped_)
-        has_learned = not is_over or training.has_learned()
-        training.end(is_broken_off=is_broken_off)
+        is_complete = not (is_interrupted or self._has_stopped_)
+        has_learned = not is_complete or training.has_learned()
+        training.end(is_interrupted=is_interrupted)
         reports = self.guard_.reports[n_reports:]
-        if is_over and self._is_clip_idle(training):
+        if is_complete and self._is_clip_idle(training):
             self._warn_of_idle_clip(training)
         if not has_learned:
-            raise NonFiniteTrainingError(
-                f"Training failed {_times(reports)}, and what was rescued has learned "
-                "nothing: its loss is no better than that of the untrained network. "
-                f"First failure: {reports[0]}",
-                reports[0],
-            )
+            raise not_learned_error(reports)
         if self._has_stopped_ or not reports:
             return
         if training.n_steps:
-            self._warn_of_rescue(reports)
-        elif not is_broken_off:
-            raise NonFiniteTrainingError(
-                f"Not a single step could be taken. First failure: {reports[0]}",
-                reports[0],
-            )
+            warn_of_rescue(self, reports)
+        elif not is_interrupted:
+            raise no_step_error(reports)
 
     def _prepare_guard(self, *, is_new: bool) -> None:
-        """Check the parameters, and make what watches, clips and schedules."""
+        """Check the parameters, and create guard, clipper and schedule."""
         _check_positive("clip_norm", self.clip_norm)
         _check_positive("clip_value", self.clip_value)
         schedule = LearningRateSchedule(self.lr_schedule, self.warmup)
@@ -241,14 +213,14 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
             self.guard_.max_recoveries = guard.max_recoveries
         self.schedule_ = schedule
         self.schedule_.start(0)
-        # Weights that someone has trained before are not to be started anew.
+        # Weights that may have been trained before must not be replaced.
         self._is_fresh_ = is_new and not isinstance(self.module, torch.nn.Module)
         self._training_ = None
 
     def _begin_training(
         self, n_steps: int | None, batches: Any, layerwise: LayerwisePass | None = None
     ) -> None:
-        if not hasattr(self, "guard_"):  # a step by hand, without fit
+        if not hasattr(self, "guard_"):  # train_step was called without fit
             self._prepare_guard(is_new=True)
         training = GuardedTraining(self, batches, n_steps, is_fresh=self._is_fresh_)
         training.begin_epoch(batches, layerwise)
@@ -261,14 +233,14 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
 
     def _all_optimizers(self) -> list[torch.optim.Optimizer]:
         optimizers = [getattr(self, f"{name}_") for name in self._optimizers]
-        # Something else in an optimizer's place is the caller's business.
+        # The user is responsible for objects that only act as an optimizer.
         return [o for o in optimizers if isinstance(o, torch.optim.Optimizer)]
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
-        """Batches of a data set; parameters as in skorch.
+        """Return the batches of a data set; parameters as in skorch.
 
-        Arrays and tensors come as slices of whole tensors; whatever a data loader does
-        more (workers, samplers, collating, a data set of one's own) it still does.
+        Batches of arrays and tensors are slices of whole tensors. A data loader is used
+        for workers, samplers, collating and user-defined data sets.
         """
         prefix = "iterator_train" if training else "iterator_valid"
         options = self.get_params_for(prefix)
@@ -340,11 +312,11 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         self.history.record_batch(f"{prefix}_batch_size", rows)
 
     def _log_epoch(self, prefix: str, mean_loss: float) -> None:
-        """Leave the epoch's loss to skorch's callbacks, which average the batches'."""
+        """Do nothing: skorch's callbacks average the losses of the batches."""
 
     def _start_training(self, iterator: Any) -> None:
-        """Begin a training with its first epoch, which knows its length."""
-        if not hasattr(self, "schedule_"):  # an epoch by hand, without fit
+        """Begin a training with its first epoch, whose length is known."""
+        if not hasattr(self, "schedule_"):  # run_single_epoch without fit
             return
         if self._training_ is not None:
             self._training_.begin_epoch(iterator, self._layerwise_pass(iterator))
@@ -366,17 +338,11 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
             self._backup_.restore_training(self)
 
     def _layerwise_pass(self, iterator: Any) -> LayerwisePass | None:
-        """What may take the place of autograd in this epoch."""
+        """Return a pass that replaces autograd in this epoch, if there is one."""
         is_usual = (
             isinstance(iterator, TensorBatches)
             and (self._modules, self._criteria) == (["module"], ["criterion"])
-            # Others may do anything, such as to freeze a layer in mid-epoch.
-            and all(_is_known(self, name) for name in _STEP_METHODS)
-            and all(
-                _is_known(callback, name)
-                for _, callback in self.callbacks_
-                for name in BATCH_METHODS
-            )
+            and runs_only_known_code(self)
         )
         if not is_usual:
             return None
@@ -388,12 +354,12 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
             step_with(getattr(self, f"{name}_"), step_fn)
 
     def _follow_loss(self, loss: float) -> None:
-        """Tell a plateau schedule how the epoch went."""
+        """Pass the loss of an epoch to the schedule."""
         if hasattr(self, "schedule_"):
             self.schedule_.update(loss)
 
     def _rate_factor(self) -> float:
-        """What schedule and guard make of ``lr`` at this step."""
+        """Return the factor of ``lr`` at this step, by schedule and guard."""
         return self.guard_.lr_scale * self._schedule_factor()
 
     def _schedule_factor(self) -> float:
@@ -403,19 +369,19 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         return self.schedule_.factor(0 if training is None else training.n_steps)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Take one step if it is finite; else recover, and try again or leave it out.
+        """Take one step, and recover if it fails.
 
         Parameters
         ----------
         batch : tuple
-            As the iterator yields it.
+            Inputs and targets, as the iterator yields them.
         **fit_params
-            Passed to the module's ``forward``.
+            Parameters of the module's ``forward``.
 
         Returns
         -------
         dict
-            ``loss`` and ``y_pred``; with ``was_skipped`` true if no step was taken.
+            ``loss`` and ``y_pred``, and ``was_skipped`` = True if no step was taken.
         """
         if getattr(self, "_training_", None) is None:
             self._begin_training(None, [batch])
@@ -424,7 +390,7 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         return step
 
     def _end_training_epoch(self, batch: Any, step: dict[str, Any]) -> None:
-        """Verify the weights, keep them if good, and log what the guard saw."""
+        """Propose the weights for a roll back if they are usable, and log the epoch."""
         training = self._training_
         if training is None:
             return
@@ -432,78 +398,31 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         if fault is None:
             self.guard_.propose_weights()
         else:
-            self.guard_.handle(
-                NonFiniteReport(
-                    phase="step",
-                    cause="learning_rate",
-                    evidence=f"{fault} at lr={self.effective_lr_:.3g}.",
-                    action=(
-                        "Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off."
-                    ),
-                    epoch=len(self.history),
-                    batch=training.batch_number,
-                ),
-                RateTrials(training, batch, {}),
-            )
-        epoch = len(self.history)
-        n_recoveries = sum(report.epoch == epoch for report in self.guard_.reports)
-        self.history.record("n_recoveries", n_recoveries)
-        if training.norms:
-            self.history.record("grad_norm", float(np.median(training.norms)))
-        if training.norms and self._clips:
-            clipped = [c for c in training.coefficients if c < 1.0]
-            self.history.record("clip_share", len(clipped) / len(training.norms))
-            mean = float(np.mean(clipped)) if clipped else 1.0
-            self.history.record("clip_coefficient", mean)
-        if training.rate is not None:
-            self.history.record("lr", training.rate)
+            report = epoch_report(self, fault, training.batch_number)
+            self.guard_.handle(report, RateTrials(training, batch, {}))
+        record_epoch(self, training)
 
     def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
-        """What is wrong with the weights at the end of an epoch, in words."""
+        """Describe what is wrong with the weights at the end of an epoch, if it is."""
         if self.guard_.has_finite_weights():
             return None
         return "The last step of the epoch left non-finite weights"
 
-    @property
-    def _clips(self) -> bool:
-        options = (self.clip_norm, self.clip_value, self.adaptive_clip)
-        return any(option is not None for option in options)
-
     def _is_clip_idle(self, training: GuardedTraining) -> bool:
-        """Whether a clip that someone asked for never had anything to do."""
+        """Whether the user asked for a clip that changed no step."""
         is_asked_for = self.clip_norm is not None or self.clip_value is not None
         return (
             is_asked_for
-            and training.n_steps >= _LEAST_STEPS
-            and not (training.n_clipped)
+            and training.n_steps >= _FEWEST_STEPS
+            and not training.n_clipped
         )
 
     def _warn_of_idle_clip(self, training: GuardedTraining) -> None:
-        given = f"clip_norm={self.clip_norm!r}"
-        if self.clip_norm is None:
-            given = f"clip_value={self.clip_value!r}"
-        warnings.warn(
-            f"{given} never had an effect: the norm of the gradients was at most "
-            f"{training.largest_norm:.3g} in {training.n_steps} steps. Lower it to "
-            "bound what is unusual here, or leave it out.",
-            UserWarning,
-            stacklevel=stacklevel_of_caller(),
-        )
-
-    def _warn_of_rescue(self, reports: list[NonFiniteReport]) -> None:
-        was = "" if self.guard_.lr_scale == 1.0 else f" instead of lr={self.lr:.3g}"
-        warnings.warn(
-            DivergenceWarning(
-                f"Training failed {_times(reports)} and was rescued; it went on with "
-                f"lr={self.effective_lr_:.3g}{was}. First failure: {reports[0]}",
-                reports[0],
-            ),
-            stacklevel=stacklevel_of_caller(),
-        )
+        warn_of_idle_clip(self, training)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A module or criterion that was given as an instance is itself what is trained.
-        # Once is enough, and its place is among what skorch moves between devices.
+        # A module or criterion that was passed as an instance is trained itself. It is
+        # pickled once, as the attribute that skorch moves between devices.
         state = super().__getstate__()
         state["_training_"] = None
         for name in [*self._modules, *self._criteria]:
@@ -516,69 +435,3 @@ class GuardMixin(VersionedPickleMixin, _SkorchNet):
         for name in [*self._modules, *self._criteria]:
             if getattr(self, name, self) is None:
                 setattr(self, name, getattr(self, f"{name}_", None))
-
-    def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Loss of a batch that is not trained on; parameters as in skorch.
-
-        Rows for which the network has no output, since a decomposition of theirs does
-        not exist, are left out.
-        """
-        try:
-            step: dict[str, Any] = super().validation_step(batch, **fit_params)
-        except LinAlgError as error:
-            n_rows = get_len(unpack_data(batch)[0])
-            bad = rows_without_output(self, batch)
-            if len(bad) in (0, n_rows):
-                raise without_output(self, batch, error) from error
-            step = super().validation_step(
-                without_rows(batch, bad, n_rows), **fit_params
-            )
-        return step
-
-    def evaluation_step(self, batch: Any, training: bool = False) -> Any:
-        """Output for one batch; parameters as in skorch.
-
-        Under ``on_nonfinite="recover"`` a row whose output is not finite although its
-        input is comes from a second pass, in which each operation is kept inside its
-        domain; a warning counts such rows.
-        """
-        try:
-            outputs = super().evaluation_step(batch, training=training)
-        except LinAlgError as error:
-            raise without_output(self, batch, error) from error
-        if training or self.on_nonfinite != "recover":
-            return outputs
-        return output_repaired(self, unpack_data(batch)[0], outputs)
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Output of the module, made probabilities where the criterion tells how.
-
-        Parameters
-        ----------
-        X : array-like, Tensor, dict, list or Dataset
-            As in skorch.
-
-        Returns
-        -------
-        ndarray
-
-        Raises
-        ------
-        NonFiniteDataError
-            If an output is NaN or infinite and ``X`` is not finite.
-        NonFiniteTrainingError
-            If an output is NaN or infinite although ``X`` is finite.
-        """
-        output: np.ndarray = super().predict_proba(X)
-        # Minus infinity is the logit of what is ruled out.
-        bad = np.isnan(output) | np.isposinf(output)
-        if bad.any():
-            refuse_nonfinite_data(X, None)
-            rows = np.unique(np.argwhere(bad)[:, 0])
-            what = "NaN" if np.isnan(output).any() else "infinite"
-            raise NonFiniteTrainingError(
-                f"The network's output is {what} for {len(rows)} of {len(output)} "
-                f"rows, first row {rows[0]}, although X is finite. Is its range the "
-                "one seen in training? SafeScaler bounds it."
-            )
-        return output

@@ -1,8 +1,8 @@
-"""The skorch door: skorch's nets with a guard on every step.
+"""Guarded versions of skorch's nets.
 
 A skorch user changes one class name. Callbacks, history, ``module__...`` parameters,
 ``partial_fit``, ``save_params``, data sets, dict inputs and custom iterators behave as
-in skorch; what is new is listed in :class:`GuardMixin`.
+in skorch. :class:`GuardMixin` documents the additional parameters.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LOGITS_TO_NLL = (
 
 
 class GuardedNet(GuardMixin, NeuralNet):
-    """skorch's ``NeuralNet`` under guard; parameters of both, see :class:`GuardMixin`.
+    """Guarded version of skorch's ``NeuralNet``; see also :class:`GuardMixin`.
 
     Examples
     --------
@@ -55,11 +55,11 @@ class GuardedNet(GuardMixin, NeuralNet):
 
 
 class GuardedNetClassifier(GuardMixin, NeuralNetClassifier):
-    """skorch's ``NeuralNetClassifier`` under guard; see :class:`GuardMixin`."""
+    """Guarded version of skorch's ``NeuralNetClassifier``; see :class:`GuardMixin`."""
 
-    # skorch's classifier and regressor look their own name up in super(): where this
-    # class has been put in their place they would find themselves without end. Both
-    # methods below are theirs, with the base class called directly.
+    # skorch's classifier and regressor call super() with their class name. If that name
+    # is rebound to this class, as when it replaces skorch's in a test suite, the call
+    # recurses without end. The methods below copy skorch's and call the base class.
 
     def _init_net(
         self,
@@ -80,11 +80,11 @@ class GuardedNetClassifier(GuardMixin, NeuralNetClassifier):
         return NeuralNet.fit(self, X, y, **fit_params)
 
     def get_loss(self, y_pred: Any, y_true: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Loss of a batch; parameters as in skorch.
+        """Compute the loss of a batch; parameters as in skorch.
 
-        skorch's default criterion is ``NLLLoss`` of ``log(y_pred + eps)``, which takes
-        probabilities. A module that returns logits is NaN under it wherever a logit is
-        negative; here such outputs count as probability 0, and a warning says so.
+        skorch's default criterion is ``NLLLoss`` of ``log(y_pred + eps)``, whose input
+        are probabilities. Negative logits would give NaN. Here they count as
+        probability 0, and a warning says so.
         """
         is_nll = isinstance(self.criterion_, torch.nn.NLLLoss)
         if is_nll and isinstance(y_pred, Tensor):
@@ -97,11 +97,11 @@ class GuardedNetClassifier(GuardMixin, NeuralNetClassifier):
 
 
 class GuardedNetBinaryClassifier(GuardMixin, NeuralNetBinaryClassifier):
-    """skorch's ``NeuralNetBinaryClassifier`` under guard; see :class:`GuardMixin`."""
+    """Guarded ``NeuralNetBinaryClassifier`` of skorch; see :class:`GuardMixin`."""
 
 
 class GuardedNetRegressor(GuardMixin, NeuralNetRegressor):
-    """skorch's ``NeuralNetRegressor`` under guard; see :class:`GuardMixin`."""
+    """Guarded version of skorch's ``NeuralNetRegressor``; see :class:`GuardMixin`."""
 
     def _init_net(
         self,

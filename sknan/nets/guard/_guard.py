@@ -327,7 +327,7 @@ class Guard(StepChecks):
     def skip_batch(self, report: NonFiniteReport) -> None:
         """Skip a batch that is to blame, and change nothing else."""
         self._withdraw_step()
-        self.weights.restore_buffers()
+        self.weights.last.restore_buffers()
         self._n_skipped_batches += 1
         self._check_budget(report)
         self.record(report, BATCH_SKIPPED)
@@ -345,7 +345,7 @@ class Guard(StepChecks):
         """
         self.record(report, recovery)
         self._n_failed += 1
-        self.weights.restore_first()
+        self.weights.first.restore()
         yield
         self.weights.start_here()
         self._clear_moments()
@@ -359,7 +359,7 @@ class Guard(StepChecks):
         self._withdraw_step()
         ascending = ascends(self._optimizers)
         if ascending is not None:
-            self.weights.restore_first()
+            self.weights.first.restore()
             evidence = f"{report.evidence} {ascending}"
             action = "Leave out maximize, or return the score with its sign changed."
             self.stop(dataclasses.replace(report, evidence=evidence, action=action))
@@ -383,7 +383,9 @@ class Guard(StepChecks):
         if self.needs_clip(report):
             # The step was too long because the network amplifies its gradients. A
             # lower rate would shorten all steps, and clipping shortens only these.
-            self._rescue_norm = _CLIPPED_STEP * self.weights.norm() / (reach or 1.0)
+            self._rescue_norm = (
+                _CLIPPED_STEP * self.weights.last.size() / (reach or 1.0)
+            )
             return f"gradients are clipped to norm {self._rescue_norm:.3g}"
         if reach < _SMALLEST_RATE:
             return "no rate is low enough"
@@ -432,6 +434,8 @@ class Guard(StepChecks):
             Whether to restore the last verified weights. Weights that are not finite
             are replaced in any case.
         """
-        if self._weights is not None and (goes_back or not self._weights.is_finite()):
+        if self._weights is not None and (
+            goes_back or not self._weights.last.is_live_finite()
+        ):
             self._weights.restore()
         self._forget_tensors()

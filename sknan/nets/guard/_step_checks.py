@@ -76,7 +76,7 @@ class StepChecks:
         self.parameters = [
             p for module in modules for p in module.parameters() if p.requires_grad
         ]
-        if not self._weights.is_finite():
+        if not self._weights.last.is_live_finite():
             raise NonFiniteTrainingError(
                 "The network holds non-finite weights before the first step. Check its "
                 "initialization, or the weights that were loaded into it."
@@ -86,7 +86,7 @@ class StepChecks:
             action = "Lower weight_decay to 0.1 or less."
             report = NonFiniteReport("step", "learning_rate", decay, action)
             raise NonFiniteTrainingError(str(report), report)
-        self._buffers = group_small(self._weights.float_buffers())
+        self._buffers = group_small(self._weights.last.float_buffers())
         self._watch = LossWatch(n_steps, self._watch.reference)
         # Length of the first step that was longer than the norm of the weights,
         # divided by that norm.
@@ -193,7 +193,7 @@ class StepChecks:
 
     def begin_step(self) -> None:
         """Copy what a forward pass changes even if no step follows."""
-        self.weights.take_buffers()
+        self.weights.last.take_buffers()
 
     def pass_step(self, loss: float) -> None:
         """Accept a batch whose loss and gradient are finite with the present weights.
@@ -246,19 +246,19 @@ class StepChecks:
 
     def first_weights(self) -> contextlib.AbstractContextManager[None]:
         """Use the weights from the start of training inside the block."""
-        return self.weights.first_in_place()
+        return self.weights.first.swapped_in()
 
     def last_weights(self) -> contextlib.AbstractContextManager[None]:
         """Use the last verified weights inside the block."""
-        return self.weights.last_in_place()
+        return self.weights.last.swapped_in()
 
     def has_finite_weights(self) -> bool:
         """Whether weights, and the buffers that were finite at first, are finite."""
-        return self.weights.is_finite()
+        return self.weights.last.is_live_finite()
 
     def relative_distance(self) -> float:
         """Return the distance from the last snapshot, in multiples of its norm."""
-        return self.weights.relative_distance()
+        return self.weights.last.relative_distance()
 
     def clear_half_written(self) -> None:
         """Clear optimizer state that an interrupted step leaves inconsistent."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sknan.nets.guard._snapshots import OptimizerSnapshot, Snapshot
 
@@ -39,6 +38,8 @@ class VerifiedWeights:
 
     Attributes
     ----------
+    first, last : Snapshot
+        Weights from the start of training, and the last verified ones.
     n_steps : int
         Number of steps since the last snapshot.
     first_norm : float
@@ -52,119 +53,77 @@ class VerifiedWeights:
         modules: Sequence[nn.Module],
         optimizers: Sequence[torch.optim.Optimizer],
     ) -> None:
-        self._first = Snapshot(modules)
-        self._last = Snapshot(modules)
-        self._last.take_buffers()
+        self.first = Snapshot(modules)
+        self.last = Snapshot(modules)
+        self.last.take_buffers()
         self._moments = OptimizerSnapshot(optimizers)
         self.n_steps = 0
-        self.first_norm = self._last.size() or 1.0
+        self.first_norm = self.last.size() or 1.0
         self.is_proposed = False
         self._has_improved = True
-
-    def first_in_place(self) -> contextlib.AbstractContextManager[None]:
-        """Use the first weights inside the block, then the present ones again."""
-        return self._first.swapped_in()
-
-    def last_in_place(self) -> contextlib.AbstractContextManager[None]:
-        """Use the last verified weights inside the block, then the present ones."""
-        return self._last.swapped_in()
-
-    def is_finite(self) -> bool:
-        """Whether the weights, and the buffers that were finite at first, are."""
-        return self._last.is_live_finite()
-
-    def float_buffers(self) -> list[Tensor]:
-        """Return the buffers that were finite when training began."""
-        return self._last.float_buffers()
-
-    def relative_distance(self) -> float:
-        """Return the distance from the last snapshot, in multiples of its norm."""
-        return self._last.relative_distance()
 
     def growth_per_step(self) -> float:
         """Return the relative movement of one step, assuming that it compounds."""
         # An optimizer may move more than once before its first step is done.
         n_steps = max(self.n_steps, 1)
-        return float((1.0 + self.relative_distance()) ** (1.0 / n_steps) - 1)
-
-    def norm(self) -> float:
-        """Return the norm of the last verified weights."""
-        return self._last.size()
+        return float((1.0 + self.last.relative_distance()) ** (1.0 / n_steps) - 1)
 
     @property
     def has_shrunk(self) -> bool:
         """Whether the last verified weights have shrunk, for example by decay."""
-        return self._last.size() < _SHRUNK * self._first.size()
+        return self.last.size() < _SHRUNK * self.first.size()
 
     @property
     def is_last_trusted(self) -> bool:
         """Whether the last snapshot is a better place to go on from than the first."""
-        distance = self._first.relative_distance(self._last)
+        distance = self.first.relative_distance(self.last)
         return self._has_improved and distance <= _FAR_AWAY
-
-    # -- buffers ---------------------------------------------------------------------
-
-    def take_buffers(self) -> None:
-        """Copy the buffers before a forward pass, which may change them."""
-        self._last.take_buffers()
-
-    def restore_buffers(self) -> None:
-        """Restore the buffers from before the forward pass."""
-        self._last.restore_buffers()
-
-    # -- snapshots -------------------------------------------------------------------
 
     def accept(self) -> None:
         """Take a snapshot of the present weights and moments, which are verified."""
-        self._last.take()
+        self.last.take()
         self._moments.take()
         self.n_steps = 0
         self._has_improved = True
 
     def restore(self) -> None:
         """Restore the last verified weights and moments."""
-        self._last.restore()
+        self.last.restore()
         self._moments.restore()
 
     def restore_nonfinite(self) -> None:
         """Restore tensors that are not finite, and the buffers of the forward pass."""
-        self._last.restore_nonfinite()
-        self._last.restore_buffers()
-
-    def restore_first(self) -> None:
-        """Restore the weights from the start of training."""
-        self._first.restore()
+        self.last.restore_nonfinite()
+        self.last.restore_buffers()
 
     def roll_back(self, *, to_first: bool) -> None:
         """Restore the last verified weights, or the first ones in their place."""
         if to_first:
-            self._first.restore()
-            self._last.take()
-        self._last.restore()
+            self.first.restore()
+            self.last.take()
+        self.last.restore()
         self.n_steps = 0
         self._has_improved = False
 
     def start_here(self) -> None:
         """Make the present weights the first ones of the training."""
-        self._first.take()
-        self._last.take()
+        self.first.take()
+        self.last.take()
         self.n_steps = 0
         self.is_proposed = False
-
-    # -- saving ----------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that :meth:`load_state_dict` needs."""
         return {
             **{name: getattr(self, name) for name in _SAVED},
-            "first": self._first.state_dict(),
-            "last": self._last.state_dict(),
+            "first": self.first.state_dict(),
+            "last": self.last.state_dict(),
             "moments": self._moments.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from the state of the same modules and optimizers."""
         vars(self).update({name: state[name] for name in _SAVED})
-        self._first.load_state_dict(state["first"])
-        self._last.load_state_dict(state["last"])
+        self.first.load_state_dict(state["first"])
+        self.last.load_state_dict(state["last"])
         self._moments.load_state_dict(state["moments"])

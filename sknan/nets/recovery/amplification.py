@@ -15,14 +15,15 @@ from sknan.optim._clipping import grad_norm
 
 __all__ = ["amplification_of", "is_rate_absurd"]
 
-# A network that makes gradients grow by more than this from output to input, or applies
-# a weight this often, is blamed before the rate is: an ordinary one shrinks them.
+# The network, and not the learning rate, is to blame if it makes gradients grow by more
+# than this from output to input, or applies one weight this often. An ordinary network
+# shrinks gradients.
 _AMPLIFIES = 2.0
 _RECURS = 5
 
 
 def is_rate_absurd(net: Any) -> bool:
-    """Whether the rate is beyond what any ordinary network learns at."""
+    """Whether the learning rate is too high for any ordinary network."""
     limit = {torch.optim.SGD: 1.0, torch.optim.LBFGS: 2.0}
     return any(
         float(group["lr"]) * net.guard_.lr_scale > limit.get(type(optimizer), 0.1)
@@ -32,7 +33,7 @@ def is_rate_absurd(net: Any) -> bool:
 
 
 def amplification_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> str:
-    """How the network makes gradients grow on their way down, in words; "" if not."""
+    """Describe how the network amplifies gradients; return "" if it does not."""
     inputs, _ = unpack_data(batch)
     leaves = [
         leaf.detach().clone().requires_grad_() if leaf.is_floating_point() else leaf
@@ -65,7 +66,7 @@ def amplification_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> str:
 
 
 def _uses_of_a_weight(root: Any) -> int:
-    """How often the graph of a forward pass uses the weight that it uses most."""
+    """Return how often the graph of a forward pass uses its most frequent weight."""
     n_uses: Counter[Any] = Counter()
     stack, seen = [root], {root}
     while stack:

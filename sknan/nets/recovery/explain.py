@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 
-from sknan._utils.random_state import random_states, set_random_states
+from sknan._utils.random_state import random_states, resumed
 from sknan.diagnosis._capsule import capture
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import places_to_blame
@@ -25,19 +25,25 @@ from sknan.diagnosis._thresholds import HUGE, NARROW
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
 from sknan.nets.recovery.protocol import Explanation, StepRefused, Training
 
-__all__ = ["explain", "explain_weights", "loss_of", "with_random_states"]
+__all__ = [
+    "empty_states",
+    "explain",
+    "explain_weights",
+    "loss_of",
+]
 
 
 @contextlib.contextmanager
-def with_random_states(training: Training) -> Iterator[None]:
-    """Put the states of the failed forward pass in place, and the present ones back."""
-    device = training.net.device
-    present = random_states(device)
-    set_random_states(training.random_states, device)
+def empty_states(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
+    """Use optimizers without moments inside the block."""
+    states = [optimizer.state for optimizer in optimizers]
+    for optimizer in optimizers:
+        optimizer.state = type(optimizer.state)(dict)
     try:
         yield
     finally:
-        set_random_states(present, device)
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.state = state
 
 
 def loss_of(net: Any, inputs: Any, target: Any, fit_params: Any) -> tuple[Any, Tensor]:
@@ -50,25 +56,30 @@ def loss_of(net: Any, inputs: Any, target: Any, fit_params: Any) -> tuple[Any, T
 def explain(
     training: Training, refused: StepRefused, batch: Any, fit_params: dict[str, Any]
 ) -> Explanation:
-    """Find what broke a step, and judge it.
+    """Replay a failed step and judge it.
 
     Parameters
     ----------
-    training : GuardedTraining
-        In the state of the failure; left in it.
+    training : Training
+        Training in the state of the failure, which does not change.
     refused : StepRefused
-        What its training step raised.
+        Refusal of the step.
     batch : tuple
-        That failed.
+        Batch on which the step failed.
     fit_params : dict
-        Passed to the module.
+        Parameters of the module's ``forward``.
 
     Returns
     -------
     Explanation
+
+    Raises
+    ------
+    Exception
+        The exception of the step, if no non-finite number explains it.
     """
     net, guard = training.net, training.guard
-    guard.weights.restore_buffers()
+    guard.weights.last.restore_buffers()
     evidence = StepEvidence(
         inputs=unpack_data(batch)[0],
         outputs=refused.step.get("y_pred"),
@@ -93,17 +104,17 @@ def explain(
     elif not evidence.is_finite:
         failed = _find_operation(training, batch, fit_params)
         if refused.error is not None and failed is None:
-            raise refused.error  # nothing to do with numbers
+            raise refused.error
     is_huge = failed is not None and failed.largest >= HUGE
     if (evidence.is_runaway or is_huge) and not is_rate_absurd(net):
         with guard.first_weights():
             amplification = amplification_of(net, batch, fit_params)
     rows: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
-    guard.weights.restore_buffers()
+    guard.weights.last.restore_buffers()
     if failed is not None and failed.phase != "step":
         rows, columns = _places(net, evidence.outputs, failed, batch, fit_params)
-    guard.weights.restore_buffers()
+    guard.weights.last.restore_buffers()
     for (_, parameter), grad in zip(evidence.named_parameters, grads, strict=True):
         parameter.grad = grad
     evidence = dataclasses.replace(
@@ -128,13 +139,14 @@ def explain(
 
 
 def explain_weights(training: Training, batch: Any) -> NonFiniteReport:
-    """Say which weight is not finite before training, and where it is used first.
+    """Report which weight is not finite before training, and where it is used first.
 
     Parameters
     ----------
-    training : GuardedTraining
+    training : Training
+        Training that is about to begin.
     batch : tuple
-        Any.
+        Any batch.
 
     Returns
     -------
@@ -157,60 +169,47 @@ def explain_weights(training: Training, batch: Any) -> NonFiniteReport:
     return examine_step(evidence)
 
 
-def _modules_of(net: Any) -> tuple[dict[str, Any], list[Any]]:
-    modules = {name: getattr(net, f"{name}_") for name in net._modules}
-    return modules, [getattr(net, f"{name}_") for name in net._criteria]
-
-
 def _find_operation(
     training: Training, batch: Any, fit_params: Any
 ) -> FailedOperation | None:
-    """Run the failed step again, forward and backward, under observation."""
+    """Replay the failed step, forward and backward, and observe its operations."""
     net = training.net
     inputs, target = unpack_data(batch)
+    modules = {name: getattr(net, f"{name}_") for name in net._modules}
+    criteria = [getattr(net, f"{name}_") for name in net._criteria]
 
     def run() -> tuple[Any, Tensor]:
         return loss_of(net, inputs, target, fit_params)
 
-    net.guard_.weights.restore_buffers()
+    net.guard_.weights.last.restore_buffers()
     net._zero_grad_optimizer()
-    with with_random_states(training):
-        failed = replay(
-            run, ModuleNames(*_modules_of(net)), (inputs, target), get_len(inputs)
-        )
+    with resumed(training.random_states, net.device):
+        names = ModuleNames(modules, criteria)
+        failed = replay(run, names, (inputs, target), get_len(inputs))
     net._zero_grad_optimizer()
     return failed
 
 
 def _find_in_optimizer(net: Any, batch: Any, fit_params: Any) -> FailedOperation | None:
-    """The operation of an optimizer that makes a weight non-finite in one step.
+    """Return the operation of an optimizer that makes a weight non-finite in one step.
 
-    Of an optimizer without a past, from the weights in place; those are put back.
+    The step starts from the present weights, which it changes, with empty state.
     """
     inputs, target = unpack_data(batch)
     optimizers = net._all_optimizers()
-    parameters = [p for o in optimizers for g in o.param_groups for p in g["params"]]
-    kept = [p.detach().clone() for p in parameters]
-    states = [optimizer.state for optimizer in optimizers]
-    try:
-        with torch.random.fork_rng():
-            net._zero_grad_optimizer()
-            _, loss = loss_of(net, inputs, target, fit_params)
-            loss.backward()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng():
+        net._zero_grad_optimizer()
+        _, loss = loss_of(net, inputs, target, fit_params)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def run() -> None:
         for optimizer in optimizers:
-            optimizer.state = type(optimizer.state)(dict)
+            optimizer.step()
 
-        def run() -> None:
-            for optimizer in optimizers:
-                optimizer.step()
-
-        return trace_operations(run)
+    try:
+        with empty_states(optimizers):
+            return trace_operations(run)
     finally:
-        for optimizer, state in zip(optimizers, states, strict=True):
-            optimizer.state = state
-        with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
         net._zero_grad_optimizer()
 
 
@@ -221,10 +220,10 @@ def _places(
     batch: Any,
     fit_params: Any,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Rows to blame, and columns of the first of them."""
+    """Return the rows to blame, and the columns of the first of them."""
 
     def forward_alone(inputs: Any) -> Any:
-        net._set_training(False)  # so that one row does not spoil the others
+        net._set_training(False)  # batch statistics would mix the rows
         try:
             return net.infer(inputs, **fit_params)
         finally:

@@ -1,44 +1,57 @@
-"""Repair of predictions that are not finite, and errors about missing ones."""
+"""Repair of predictions that are not finite, and errors for those that remain."""
 
 from __future__ import annotations
 
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.tree import tree_leaves, tree_map
-from sknan.diagnosis._culprits import nonfinite_rows, rows_by_bisection, sliced
+from sknan.diagnosis._culprits import (
+    nonfinite_rows,
+    rows_by_bisection,
+    sliced,
+    without_rows,
+)
 from sknan.diagnosis._thresholds import HUGE
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.recovery.finite_operations import RepairedOperations
 
-__all__ = ["output_repaired", "rows_without_output", "without_output"]
+__all__ = [
+    "nonfinite_output_error",
+    "output_repaired",
+    "rows_with_output",
+    "rows_without_output",
+    "without_output",
+]
 
 
 def output_repaired(net: Any, inputs: Any, outputs: Any) -> Any:
-    """Outputs with those rows computed anew that are not finite for finite inputs.
+    """Recompute output rows that are not finite although their input is.
 
     Parameters
     ----------
     net : skorch net
-        In evaluation mode.
+        Net in evaluation mode.
     inputs, outputs : nested Tensor
-        Of one batch.
+        Inputs and outputs of one batch.
 
     Returns
     -------
     object
-        ``outputs`` themselves where nothing can be done; else nested as they are.
+        Outputs with the same nesting; ``outputs`` itself if no row can be repaired.
 
     Warns
     -----
     UserWarning
-        Counting the rows, if there are any.
+        If rows were recomputed. The message contains their number.
     """
     n_rows = get_len(inputs)
     rows = nonfinite_rows(outputs, n_rows)
@@ -46,9 +59,9 @@ def output_repaired(net: Any, inputs: Any, outputs: Any) -> Any:
         return outputs
     at = torch.tensor(rows)
     with torch.no_grad(), RepairedOperations():
-        anew = net.infer(sliced(inputs, at, n_rows))
-    found = [leaf for leaf in tree_leaves(anew) if leaf.is_floating_point()]
-    # What was cut to the range of its dtype, and went through, is no output.
+        recomputed = net.infer(sliced(inputs, at, n_rows))
+    found = [leaf for leaf in tree_leaves(recomputed) if leaf.is_floating_point()]
+    # A value of this size was clamped to the range of its dtype: it is no prediction.
     if any(not bool((leaf.abs() < HUGE).all()) for leaf in found):
         return outputs
     warnings.warn(
@@ -59,7 +72,7 @@ def output_repaired(net: Any, inputs: Any, outputs: Any) -> Any:
         UserWarning,
         stacklevel=stacklevel_of_caller(),
     )
-    repaired = iter(tree_leaves(anew))
+    repaired = iter(tree_leaves(recomputed))
 
     def put(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -73,13 +86,14 @@ def output_repaired(net: Any, inputs: Any, outputs: Any) -> Any:
 
 
 def rows_without_output(net: Any, batch: Any) -> tuple[int, ...]:
-    """Rows for which a network raises, such as a decomposition of theirs.
+    """Return the rows for which a network raises, for example in a decomposition.
 
     Parameters
     ----------
     net : skorch net
-        In evaluation mode.
+        Net in evaluation mode.
     batch : tuple
+        Inputs and targets.
 
     Returns
     -------
@@ -100,16 +114,16 @@ def rows_without_output(net: Any, batch: Any) -> tuple[int, ...]:
 
 
 def without_output(net: Any, batch: Any, error: Exception) -> NonFiniteTrainingError:
-    """The error that says for which rows a network has no output.
+    """Return the error that names the rows for which a network has no output.
 
     Parameters
     ----------
     net : skorch net
-        In evaluation mode.
+        Net in evaluation mode.
     batch : tuple
-        For which it has raised.
+        Inputs and targets for which the network raised.
     error : Exception
-        What it has raised.
+        Exception that it raised.
 
     Returns
     -------
@@ -122,4 +136,57 @@ def without_output(net: Any, batch: Any, error: Exception) -> NonFiniteTrainingE
         f"The network has no output for {len(rows) or n_rows} of {n_rows} rows{first}: "
         f"{str(error).splitlines()[0]} Keep the matrix away from the edge, for example "
         "by adding a small multiple of the identity."
+    )
+
+
+def rows_with_output(net: Any, batch: Any, error: Exception) -> Any:
+    """Return a batch without the rows for which the network has no output.
+
+    Parameters
+    ----------
+    net : skorch net
+        Net in evaluation mode.
+    batch : tuple
+        Inputs and targets for which the network raised.
+    error : Exception
+        Exception that it raised.
+
+    Returns
+    -------
+    tuple
+
+    Raises
+    ------
+    NonFiniteTrainingError
+        If the network has no output for any row, or for none of the rows alone.
+    """
+    n_rows = get_len(unpack_data(batch)[0])
+    bad = rows_without_output(net, batch)
+    if len(bad) in (0, n_rows):
+        raise without_output(net, batch, error) from error
+    return without_rows(batch, bad, n_rows)
+
+
+def nonfinite_output_error(
+    output: NDArray[Any], bad: NDArray[np.bool_]
+) -> NonFiniteTrainingError:
+    """Return the error for predictions that are not finite although the input is.
+
+    Parameters
+    ----------
+    output : ndarray of shape (n_rows, ...)
+        Predictions.
+    bad : ndarray of bool, same shape
+        Entries that are not finite.
+
+    Returns
+    -------
+    NonFiniteTrainingError
+    """
+    rows = np.unique(np.argwhere(bad)[:, 0])
+    kind = "NaN" if np.isnan(output).any() else "infinite"
+    return NonFiniteTrainingError(
+        f"The network's output is {kind} for {len(rows)} of {len(output)} rows, first "
+        f"row {rows[0]}, although X is finite. Is its range the one seen in training? "
+        "SafeScaler bounds it."
     )

@@ -9,7 +9,8 @@ import torch
 from skorch.dataset import unpack_data
 from torch import Tensor
 
-from sknan.nets.recovery.explain import loss_of, with_random_states
+from sknan._utils.random_state import resumed
+from sknan.nets.recovery.explain import empty_states, loss_of
 from sknan.nets.recovery.protocol import StepRefused, Training
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
@@ -18,15 +19,16 @@ __all__ = ["RateTrials"]
 
 
 class RateTrials:
-    """What the guard may try out before it decides; of the weights none moves.
+    """Trials that a guard runs before it decides; they leave the training unchanged.
 
     Parameters
     ----------
-    training : GuardedTraining
+    training : Training
+        Training of a net.
     batch : tuple
-        That failed.
+        Batch on which the step failed.
     fit_params : dict
-        Passed to the module.
+        Parameters of the module's ``forward``.
     """
 
     def __init__(
@@ -39,8 +41,8 @@ class RateTrials:
 
     def fails_on_last_weights(self) -> bool:
         """Whether the batch fails with the last verified weights too."""
-        net = self.net
-        with net.guard_.last_weights(), with_random_states(self.training):
+        net, states = self.net, self.training.random_states
+        with net.guard_.last_weights(), resumed(states, net.device):
             try:
                 _, norm = self._backward(self.batch)
             except StepRefused:
@@ -50,44 +52,43 @@ class RateTrials:
         return math.isnan(norm)
 
     def loss_after(self, scale: float, n_steps: int) -> float:
-        """Loss of the latest batches after some steps at a lower rate.
+        """Return the loss of the latest batches after some steps at a lower rate.
+
+        The steps start from the last verified weights, with empty optimizer state.
 
         Parameters
         ----------
         scale : float
             Factor of the learning rate.
         n_steps : int
-            From the weights in place, with an optimizer without a past.
+            Number of steps.
 
         Returns
         -------
         float
-            inf if a step fails.
+            Mean loss; inf if a step fails.
         """
         net, batches = self.net, [*self.training.latest_batches, self.batch]
         optimizers = net._all_optimizers()
-        states = [optimizer.state for optimizer in optimizers]
+        factor = scale * net._schedule_factor()
         try:
-            with net.guard_.last_weights(), torch.random.fork_rng():
-                for optimizer in optimizers:
-                    optimizer.state = type(optimizer.state)(dict)
-                factor = scale * net._schedule_factor()
+            with (
+                net.guard_.last_weights(),
+                torch.random.fork_rng(),
+                empty_states(optimizers),
+            ):
                 with scaled_rates(optimizers, factor, net.guard_.rate_caps):
                     for i in range(n_steps):
                         self._take_step(batches[i % len(batches)])
-                with torch.no_grad():
-                    losses = [float(self._loss(b)[1]) for b in batches]
+                mean = self._mean_loss()
         except StepRefused:
             return math.inf
         finally:
-            for optimizer, state in zip(optimizers, states, strict=True):
-                optimizer.state = state
             net._zero_grad_optimizer()
-        mean = sum(losses) / len(losses)
         return mean if math.isfinite(mean) else math.inf
 
     def has_learned(self) -> bool:
-        """Whether the weights in place do better than the first ones did."""
+        """Whether the present weights have a lower loss than the first ones."""
         try:
             reached = self._mean_loss()
             with self.net.guard_.first_weights():
@@ -95,8 +96,8 @@ class RateTrials:
         except StepRefused:
             return True  # nothing to compare with
 
-    def keep_up(self) -> bool:
-        """Whether the weights in place do no worse than the last verified ones."""
+    def is_as_good_as_last(self) -> bool:
+        """Whether the loss is no higher than with the last verified weights."""
         guard = self.net.guard_
         guard.begin_step()
         try:
@@ -106,16 +107,16 @@ class RateTrials:
         except StepRefused:
             return False
         finally:
-            guard.weights.restore_buffers()
+            guard.weights.last.restore_buffers()
 
     def _mean_loss(self) -> float:
         batches = [*self.training.latest_batches, self.batch]
         with torch.random.fork_rng(), torch.no_grad():
-            losses = [float(self._loss(batch)[1]) for batch in batches]
+            losses = [float(self._loss(batch)) for batch in batches]
         return sum(losses) / len(losses)
 
     def rates_at(self, scale: float) -> list[float]:
-        """What ``scale`` makes of the present rate of each parameter group."""
+        """Return ``scale`` times the present learning rate of each parameter group."""
         factor = scale * self.net._schedule_factor()
         return [
             float(group["lr"]) * factor
@@ -148,17 +149,17 @@ class RateTrials:
             if conditioning is not None:
                 conditioning.to_raw()
 
-    def _loss(self, batch: Any) -> tuple[Any, Tensor]:
+    def _loss(self, batch: Any) -> Tensor:
         inputs, target = unpack_data(batch)
         try:
-            return loss_of(self.net, inputs, target, self.fit_params)
-        except Exception as error:  # as a decomposition of NaN raises
+            return loss_of(self.net, inputs, target, self.fit_params)[1]
+        except Exception as error:  # for example a decomposition of NaN
             raise StepRefused({}, math.nan, math.nan, error) from error
 
     def _backward(self, batch: Any) -> tuple[Tensor, float]:
         net = self.net
         net._zero_grad_optimizer()
-        _, loss = self._loss(batch)
+        loss = self._loss(batch)
         if not bool(torch.isfinite(loss.detach()).all()):
             raise StepRefused({}, float(loss.detach()), math.nan)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sknan.nets.recovery.explain import explain, with_random_states
+from sknan._utils.random_state import resumed
+from sknan.nets.recovery.explain import explain
 from sknan.nets.recovery.protocol import Failure, Step, StepMode, StepRefused, Training
 
 __all__ = ["MOST_REPETITIONS", "repeat_step"]
@@ -34,10 +35,10 @@ def repeat_step(
         Result of ``train_step``; None if the repetition failed.
     """
     failure.n_attempts += 1
-    training.guard.weights.restore_buffers()
+    training.guard.weights.last.restore_buffers()
     training.guard.clear_half_written()
     try:
-        with with_random_states(training):
+        with resumed(training.random_states, training.net.device):
             step = training.attempt(failure.batch, failure.fit_params, mode)
     except StepRefused as refused:
         if mode != "finite_operations":

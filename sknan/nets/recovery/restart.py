@@ -36,7 +36,7 @@ class RestartOnStandardizedData:
                 (table.X, table.y),
                 lambda x: net.infer(x, **failure.fit_params),
             )
-        training.guard.weights.restore_buffers()
+        training.guard.weights.last.restore_buffers()
         if conditioning is None:
             return None
         with training.guard.restart(failure.report, self.says):

@@ -1,0 +1,120 @@
+"""History entries, warnings and errors of a guarded training."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan.diagnosis._report import NonFiniteReport
+from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
+from sknan.nets._guarded_step import GuardedTraining
+
+__all__ = [
+    "epoch_report",
+    "no_step_error",
+    "not_learned_error",
+    "record_epoch",
+    "warn_of_idle_clip",
+    "warn_of_rescue",
+]
+
+
+def record_epoch(net: Any, training: GuardedTraining) -> None:
+    """Write recoveries, gradient norms, clipping and learning rate into the history.
+
+    Parameters
+    ----------
+    net : skorch net with GuardMixin
+        Net at the end of an epoch.
+    training : GuardedTraining
+        Training of the net.
+    """
+    epoch, record = len(net.history), net.history.record
+    n_recoveries = sum(report.epoch == epoch for report in net.guard_.reports)
+    record("n_recoveries", n_recoveries)
+    if training.norms:
+        record("grad_norm", float(np.median(training.norms)))
+    options = (net.clip_norm, net.clip_value, net.adaptive_clip)
+    if training.norms and any(option is not None for option in options):
+        clipped = [c for c in training.coefficients if c < 1.0]
+        record("clip_share", len(clipped) / len(training.norms))
+        record("clip_coefficient", float(np.mean(clipped)) if clipped else 1.0)
+    if training.rate is not None:
+        record("lr", training.rate)
+
+
+def epoch_report(net: Any, fault: str, batch_number: int) -> NonFiniteReport:
+    """Return the report on weights that are unusable at the end of an epoch.
+
+    Parameters
+    ----------
+    net : skorch net with GuardMixin
+        Net at the end of an epoch.
+    fault : str
+        Sentence without its end that says what is wrong.
+    batch_number : int
+        Number of the last batch.
+
+    Returns
+    -------
+    NonFiniteReport
+    """
+    return NonFiniteReport(
+        phase="step",
+        cause="learning_rate",
+        evidence=f"{fault} at lr={net.effective_lr_:.3g}.",
+        action="Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off.",
+        epoch=len(net.history),
+        batch=batch_number,
+    )
+
+
+def _times(reports: list[NonFiniteReport]) -> str:
+    return "once" if len(reports) == 1 else f"{len(reports)} times"
+
+
+def not_learned_error(reports: list[NonFiniteReport]) -> NonFiniteTrainingError:
+    """Return the error for a rescued training that did not lower the loss."""
+    return NonFiniteTrainingError(
+        f"Training failed {_times(reports)}, and the rescued network has learned "
+        "nothing: its loss is no better than that of the untrained network. "
+        f"First failure: {reports[0]}",
+        reports[0],
+    )
+
+
+def no_step_error(reports: list[NonFiniteReport]) -> NonFiniteTrainingError:
+    """Return the error for a training in which every step failed."""
+    return NonFiniteTrainingError(
+        f"Not a single step could be taken. First failure: {reports[0]}", reports[0]
+    )
+
+
+def warn_of_rescue(net: Any, reports: list[NonFiniteReport]) -> None:
+    """Warn that training failed and went on."""
+    was = "" if net.guard_.lr_scale == 1.0 else f" instead of lr={net.lr:.3g}"
+    warnings.warn(
+        DivergenceWarning(
+            f"Training failed {_times(reports)} and was rescued; it went on with "
+            f"lr={net.effective_lr_:.3g}{was}. First failure: {reports[0]}",
+            reports[0],
+        ),
+        stacklevel=stacklevel_of_caller(),
+    )
+
+
+def warn_of_idle_clip(net: Any, training: GuardedTraining) -> None:
+    """Warn that no step was clipped although the user set a threshold."""
+    given = f"clip_norm={net.clip_norm!r}"
+    if net.clip_norm is None:
+        given = f"clip_value={net.clip_value!r}"
+    warnings.warn(
+        f"{given} never had an effect: the norm of the gradients was at most "
+        f"{training.largest_norm:.3g} in {training.n_steps} steps. Lower it to "
+        "bound what is unusual here, or leave it out.",
+        UserWarning,
+        stacklevel=stacklevel_of_caller(),
+    )
