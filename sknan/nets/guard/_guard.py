@@ -383,9 +383,8 @@ class Guard(StepChecks):
         if self.needs_clip(report):
             # The step was too long because the network amplifies its gradients. A
             # lower rate would shorten all steps, and clipping shortens only these.
-            self._rescue_norm = (
-                _CLIPPED_STEP * self.weights.last.size() / (reach or 1.0)
-            )
+            size = self.weights.last.size()
+            self._rescue_norm = _CLIPPED_STEP * size / (reach or 1.0)
             return f"gradients are clipped to norm {self._rescue_norm:.3g}"
         if reach < _SMALLEST_RATE:
             return "no rate is low enough"
@@ -434,8 +433,6 @@ class Guard(StepChecks):
             Whether to restore the last verified weights. Weights that are not finite
             are replaced in any case.
         """
-        if self._weights is not None and (
-            goes_back or not self._weights.last.is_live_finite()
-        ):
-            self._weights.restore()
+        if self.has_begun and (goes_back or not self.has_finite_weights()):
+            self.weights.restore()
         self._forget_tensors()

@@ -1,4 +1,4 @@
-"""When a loss or a gradient that is finite has gone astray."""
+"""Detection of losses and gradients that diverge although they are finite."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 
 __all__ = ["LossWatch", "LossWatches"]
 
-# A loss counts as exploded when it exceeds the untrained one by this factor ...
+# A loss has exploded if it exceeds the untrained loss by this factor ...
 _EXPLOSION = 10.0
-# ... for this many steps on end (fewer in a short training): a spike passes.
+# ... for this many consecutive steps (fewer in a short training). A spike is shorter.
 _PATIENCE = 16
 
-# Weights are only kept while the loss is below this multiple of the untrained one.
+# Weights are verified only while the loss is below this multiple of the untrained loss.
 _TRUSTED = 2.0
 
-# A gradient that is so many times the largest of late, and larger than any before, is a
-# fault; before so many steps the loss takes its place.
+# A gradient norm that is this many times the largest recent one, and larger than any
+# before, is a fault. In the first steps it is compared with the loss too.
 _SPIKE = 1e6
-_LEAST_HISTORY = 5
+_FEWEST_NORMS = 5
 
 
 def _exceeds(loss: float, reference: float, factor: float = _EXPLOSION) -> bool:
-    # Measured from the reference, so that it also holds for negative losses.
+    # The difference also works for negative losses.
     return loss - reference > (factor - 1.0) * max(abs(reference), 1e-6)
 
 
@@ -36,14 +36,15 @@ def _patience(n_steps: int | None) -> int:
 
 
 class LossWatch:
-    """Compare losses and gradients with those of the untrained network, and of late.
+    """Comparison of losses and gradients with untrained and recent ones.
 
     Parameters
     ----------
     n_steps : int or None
-        Length of the training, if known: a short one is judged sooner.
+        Number of steps of the training, if known. In a short training an explosion is
+        recognized sooner.
     reference : float, default=-inf
-        Loss of an untrained network of before.
+        Loss of the untrained network in a previous training.
     """
 
     def __init__(self, n_steps: int | None, reference: float = -math.inf) -> None:
@@ -55,37 +56,37 @@ class LossWatch:
         self._largest_norm = 1.0
 
     def forget(self) -> None:
-        """Begin anew after a failed step."""
+        """Forget the recent losses after a failed step."""
         self._recent.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been seen, as plain numbers."""
+        """Return the state as plain numbers."""
         return {**vars(self), "_recent": list(self._recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what another watch has seen."""
+        """Resume from the state of another watch."""
         recent = deque(state["_recent"], maxlen=self._recent.maxlen)
         vars(self).update({**state, "_recent": recent})
 
     def is_trusted(self, loss: float) -> bool:
-        """Whether weights with this loss may be worth going back to."""
+        """Whether the loss is low enough for a roll back to these weights."""
         return not _exceeds(loss, self.reference, _TRUSTED)
 
     def has_exploded(self, loss: float, untrained_loss: Callable[[], float]) -> bool:
-        """Whether a finite loss has left for good.
+        """Whether a finite loss has diverged.
 
-        Suspicion: each of the last steps' losses exceeds that of the untrained network
-        tenfold. Proof: so does this batch's loss exceed what the untrained weights give
-        on this very batch; otherwise the data are larger here, and the reference is
-        raised.
+        It is suspected if each of the recent losses exceeds the untrained loss tenfold.
+        It is confirmed if the loss of this batch exceeds tenfold the loss that the
+        untrained weights give for the same batch. If not, the data are larger here, and
+        the reference is raised.
 
         Parameters
         ----------
         loss : float
-            Finite loss of the step at hand.
+            Finite loss of the present step.
         untrained_loss : callable
-            Computes the loss of the same batch with the untrained weights; called only
-            on suspicion.
+            Function that computes the loss of the same batch with the untrained
+            weights. It is called only on suspicion.
 
         Returns
         -------
@@ -107,22 +108,23 @@ class LossWatch:
         return False
 
     def is_spike(self, loss: float, norm: float) -> bool:
-        """Whether a finite gradient is absurd beside those before it.
+        """Whether a finite gradient is absurdly large compared with the previous ones.
 
-        By a million times the largest of late, or at first the loss, at an ordinary
-        loss: no rate is to blame, and a step along it would fling the weights away.
+        This is so if the loss is ordinary and the norm exceeds a million times the
+        largest recent norm (in the first steps also the loss). The learning rate is
+        then not to blame, and a step along the gradient would ruin the weights.
 
         Parameters
         ----------
         loss, norm : float
-            Finite.
+            Finite loss and gradient norm.
 
         Returns
         -------
         bool
         """
         usual = self._usual_norm
-        if self._n_norms < _LEAST_HISTORY:
+        if self._n_norms < _FEWEST_NORMS:
             usual = max(usual, abs(loss), 1.0)
         is_ordinary = not self._has_loss or not _exceeds(loss, self.reference)
         is_absurd = norm > _SPIKE * usual > 0.0 and norm > self._largest_norm
@@ -135,16 +137,16 @@ class LossWatch:
 
 
 class LossWatches:
-    """A :class:`LossWatch` for each of many trainings that step together.
+    """Suspicions of :class:`LossWatch` for many trainings that step together.
 
-    They suspect what a single one would; who is suspected is to be watched alone.
+    A suspicion is confirmed by watching the training alone.
 
     Parameters
     ----------
     n_steps : int
-        Length of the trainings.
+        Number of steps of each training.
     n_trainings : int
-        How many there are.
+        Number of trainings.
     """
 
     def __init__(self, n_steps: int, n_trainings: int) -> None:
@@ -157,7 +159,7 @@ class LossWatches:
         self._bound = np.full(n_trainings, math.inf)
 
     def keep(self, index: NDArray[np.int64]) -> None:
-        """Let all other trainings go."""
+        """Drop all other trainings."""
         self._recent = self._recent[:, index]
         self._usual_norm = self._usual_norm[index]
         self._largest_norm = self._largest_norm[index]
@@ -165,16 +167,16 @@ class LossWatches:
         self._bound = self._bound[index]
 
     def may_have_exploded(self, losses: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Whether the loss of each may have left for good: the suspicion of one.
+        """Whether the loss of each training is suspected to have diverged.
 
         Parameters
         ----------
         losses : ndarray of shape (n_steps, n_trainings)
-            Of the next steps.
+            Losses of the next steps.
 
         Returns
         -------
-        ndarray of the same shape
+        ndarray of bool, same shape
         """
         self._begin(losses[0])
         suspects = self._exceeds(losses)
@@ -192,32 +194,32 @@ class LossWatches:
     def is_spike(
         self, losses: NDArray[np.float64], norms: NDArray[np.float64]
     ) -> NDArray[np.bool_]:
-        """Whether the gradient of each is absurd beside those before it.
+        """Whether the gradient of each training is absurdly large.
 
         Parameters
         ----------
         losses, norms : ndarray of shape (n_steps, n_trainings)
-            Of the next steps.
+            Losses and gradient norms of the next steps.
 
         Returns
         -------
-        ndarray of the same shape
+        ndarray of bool, same shape
         """
         self._begin(losses[0])
         is_absurd = ~self._exceeds(losses)
-        for step, (own_losses, own) in enumerate(zip(losses, norms, strict=True)):
+        for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             usual = self._usual_norm
-            if self._n_norms < _LEAST_HISTORY:
-                usual = np.maximum(usual, np.maximum(np.abs(own_losses), 1.0))
-            is_absurd[step] &= (own > _SPIKE * usual) & (usual > 0.0)
-            is_absurd[step] &= own > self._largest_norm
+            if self._n_norms < _FEWEST_NORMS:
+                usual = np.maximum(usual, np.maximum(np.abs(loss), 1.0))
+            is_absurd[step] &= (norm > _SPIKE * usual) & (usual > 0.0)
+            is_absurd[step] &= norm > self._largest_norm
             self._n_norms += 1
-            self._usual_norm = np.maximum(0.99 * self._usual_norm, own)
-            self._largest_norm = np.maximum(self._largest_norm, own)
+            self._usual_norm = np.maximum(0.99 * self._usual_norm, norm)
+            self._largest_norm = np.maximum(self._largest_norm, norm)
         return is_absurd
 
     def _begin(self, losses: NDArray[np.float64]) -> None:
-        """Take the first losses for those of the untrained networks."""
+        """Use the first losses as those of the untrained networks."""
         if not self._is_new:
             return
         self._is_new = False
@@ -225,6 +227,5 @@ class LossWatches:
         self._bound = (_EXPLOSION - 1.0) * np.maximum(np.abs(losses), 1e-6)
 
     def _exceeds(self, losses: NDArray[np.float64]) -> NDArray[np.bool_]:
-        # As `_exceeds` of a single number.
         exceeds: NDArray[np.bool_] = losses - self._reference > self._bound
         return exceeds

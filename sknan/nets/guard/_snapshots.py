@@ -1,4 +1,4 @@
-"""Copies of weights, buffers and optimizer states, to go back to."""
+"""Copies of weights, buffers and optimizer states for a roll back."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class Snapshot:
-    """Copy of the weights and buffers of some modules, kept on their device.
+    """Copy of the weights and buffers of modules, on their device.
 
     Parameters
     ----------
     modules : sequence of nn.Module
-        Tied tensors are kept once.
+        Modules to copy. Shared tensors are copied once.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -59,8 +59,8 @@ class Snapshot:
         self._kept = [tensor.detach().clone() for tensor in self._live]
         buffers = {id(b): b for module in modules for b in module.buffers()}
         self._buffers = list(buffers.values())
-        self._kept_buffers: list[Tensor] = []  # those before the latest forward pass
-        # A buffer may hold infinities by design, such as a causal attention mask.
+        self._kept_buffers: list[Tensor] = []  # before the latest forward pass
+        # A buffer may contain infinities by design, as a causal attention mask does.
         self._watched = [
             live
             for live, kept in zip(self._live, self._kept, strict=True)
@@ -76,22 +76,22 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Write the copy back."""
+        """Restore the copied state."""
         for live, kept in zip(self._live, self._kept, strict=True):
             live.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """The copy itself, for :meth:`load_state_dict`."""
+        """Return the copy, for :meth:`load_state_dict`."""
         return {"tensors": self._kept}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Overwrite the copy with that of a snapshot of a twin."""
+        """Overwrite the copy with the snapshot of equal modules."""
         for kept, tensor in zip(self._kept, state["tensors"], strict=True):
             kept.copy_(tensor)
 
     def take_buffers(self) -> None:
-        """Keep the buffers as they are before a forward pass, which may change them."""
+        """Copy the buffers before a forward pass, which may change them."""
         if not self._buffers:
             return
         with torch.no_grad():
@@ -102,20 +102,20 @@ class Snapshot:
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
-        """Write the buffers back as they were before the forward pass."""
+        """Restore the buffers from before the forward pass."""
         for live, kept in zip(self._buffers, self._kept_buffers, strict=True):
             live.copy_(kept)
 
     @torch.no_grad()
     def restore_nonfinite(self) -> None:
-        """Write the copy back where the present state is not finite."""
+        """Restore the tensors that are not finite at present."""
         for live, kept in zip(self._live, self._kept, strict=True):
             if not torch.isfinite(live).all():
                 live.copy_(kept)
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Put the copy in place inside the block, and the present state back after."""
+        """Use the copied state inside the block, then the present state again."""
         present = [live.detach().clone() for live in self._live]
         self.restore()
         try:
@@ -126,7 +126,7 @@ class Snapshot:
                     live.copy_(value)
 
     def float_buffers(self) -> list[Tensor]:
-        """The live buffers that were finite when the copy was first taken."""
+        """Return the live buffers that were finite when the copy was first taken."""
         ids = {id(b) for b in self._buffers if b.numel()}
         return [live for live in self._watched if id(live) in ids]
 
@@ -135,12 +135,12 @@ class Snapshot:
         return _is_finite(self._watched)
 
     def relative_distance(self, later: Snapshot | None = None) -> float:
-        """Distance of the weights from the copy, in multiples of the copy's size.
+        """Return the distance of weights from the copy, in multiples of its norm.
 
         Parameters
         ----------
         later : Snapshot or None, default=None
-            Whose weights; by default the present ones.
+            Snapshot with the weights to compare; None for the present weights.
         """
         pairs = [
             (now.detach(), kept)
@@ -152,30 +152,30 @@ class Snapshot:
             )
             if live.requires_grad
         ]
-        # Half precision has no room for a difference.
+        # A difference may overflow or round to 0 in half precision.
         moved = _norm([now.to(_wide(now.dtype)) - kept for now, kept in pairs])
         size = self.size()
         return moved / size if size else 0.0
 
     def size(self) -> float:
-        """2-norm of the kept weights, and no less than a hundredth for each of them."""
+        """Return the norm of the copied weights, at least that of weights of 0.01."""
         weights = [
             kept
             for live, kept in zip(self._live, self._kept, strict=True)
             if live.requires_grad
         ]
         n_weights = sum(weight.numel() for weight in weights)
-        # Weights that start at zero have no size of their own.
+        # Weights that start at zero would have norm 0.
         return max(_norm(weights), 1e-2 * math.sqrt(n_weights))
 
 
 class OptimizerSnapshot:
-    """Copy of what optimizers remember, such as moments and step counters.
+    """Copy of the state of optimizers, such as moments and step counters.
 
     Parameters
     ----------
     optimizers : sequence of Optimizer
-        As they are now.
+        Optimizers whose present state is copied.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -187,13 +187,13 @@ class OptimizerSnapshot:
         self._kept = [_copied(optimizer.state) for optimizer in self._optimizers]
 
     def restore(self) -> None:
-        """Write the copy back."""
+        """Restore the copied state."""
         for optimizer, kept in zip(self._optimizers, self._kept, strict=True):
             optimizer.state.clear()
             optimizer.state.update(_copied(kept))
 
     def state_dict(self) -> dict[str, Any]:
-        """The copy itself, with each parameter's number in place of it."""
+        """Return the copy, with the number of each parameter as its key."""
         return {
             "states": [
                 {
@@ -206,7 +206,7 @@ class OptimizerSnapshot:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Overwrite the copy with that of a snapshot of a twin."""
+        """Overwrite the copy with the snapshot of equal optimizers."""
         self._kept = [
             _copied(
                 {
@@ -224,7 +224,7 @@ def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _copied(state: Any) -> dict[Any, Any]:
-    """A state by parameter, which stays the key, with copies of what is kept for it."""
+    """Copy an optimizer state; the parameters remain its keys."""
     return {
         parameter: {
             name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)

@@ -1,12 +1,12 @@
-"""Run someone's code with its fragile operations replaced by finite ones.
+"""Replacement of fragile torch operations in user code by finite ones.
 
-A mode above autograd sees each operation of torch that the code calls. One that
-`sknan.functional` has is computed by that: torch's own value, to the bit (of spreads
-and angles within 4 units in the last place), wherever torch's value and slope are
-finite and no subnormal number goes in, and the value at the edge of the domain
-elsewhere.
-What any other operation makes non-finite from finite numbers is cut to the range of
-its dtype, with slope 0. An infinity that the code asks for, as in a mask, stays.
+A mode above autograd intercepts each torch operation that the code calls. Operations
+with a counterpart in `sknan.functional` are computed by the counterpart. Its value is
+bitwise identical to torch's (within 4 units in the last place for standard deviations
+and angles) wherever torch's value and derivative are finite and no input is subnormal;
+elsewhere it is the value at the edge of the domain. Values that any other operation
+makes non-finite from finite inputs are clamped to the range of the dtype, with
+derivative 0. Infinities that the code asks for, as in a mask, remain.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def _log_to(base_log: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def _divide(input: Any, other: Any) -> Tensor:
-    """The quotient where it and its slopes are finite, else that of `functional`."""
+    """Return the quotient where it and its derivatives are finite, else `divide`."""
     dtype = torch.result_type(input, other)
     if not dtype.is_floating_point:
         dtype = torch.get_default_dtype()
-    like = input if isinstance(input, Tensor) else other
+    device = (input if isinstance(input, Tensor) else other).device
     upper, lower = (
         x.to(dtype)
         if isinstance(x, Tensor)
-        else torch.as_tensor(x, dtype=dtype, device=like.device)
+        else torch.as_tensor(x, dtype=dtype, device=device)
         for x in (input, other)
     )
     with torch.no_grad():
@@ -59,15 +59,15 @@ def _divide(input: Any, other: Any) -> Tensor:
         is_sound |= upper.isnan() | lower.isnan()
     if bool(is_sound.all()):
         return upper / lower
-    theirs = upper.masked_fill(~is_sound, 0.0) / lower.masked_fill(~is_sound, 1.0)
-    ours = functional.divide(
+    sound = upper.masked_fill(~is_sound, 0.0) / lower.masked_fill(~is_sound, 1.0)
+    repaired = functional.divide(
         upper.masked_fill(is_sound, 0.0), lower.masked_fill(is_sound, 1.0)
     )
-    return torch.where(is_sound, theirs, ours.to(dtype))
+    return torch.where(is_sound, sound, repaired.to(dtype))
 
 
 def _divided_into(input: Tensor, other: Any) -> Tensor:
-    quotient: Tensor = functional.reciprocal(input) * other  # as torch does it
+    quotient: Tensor = functional.reciprocal(input) * other  # as in torch
     return quotient
 
 
@@ -86,21 +86,22 @@ def _log_softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     return functional.log_softmax(input if dtype is None else input.to(dtype), dim)
 
 
-def _with_implicit_dim(ours: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """As `torch.nn.functional` has it, which may be called without a dimension."""
+def _with_implicit_dim(softmax: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a version of softmax with an optional dimension, as in torch."""
 
     def function(
         input: Tensor, dim: Any = None, _stacklevel: int = 3, dtype: Any = None
     ) -> Tensor:
         if dim is None:
             dim = 0 if input.ndim in (0, 1, 3) else 1
-        return ours(input, dim, dtype)
+        return softmax(input, dim, dtype)
 
     return function
 
 
-_OURS: dict[Any, Callable[..., Any]] = {}
-_OURS_IN_PLACE: dict[Any, Callable[..., Any]] = {}
+# Finite counterparts of torch's functions and methods.
+_FINITE: dict[Any, Callable[..., Any]] = {}
+_FINITE_IN_PLACE: dict[Any, Callable[..., Any]] = {}
 _BY_NAME: dict[str, Callable[..., Any]] = {
     "log": functional.log,
     "log1p": functional.log1p,
@@ -136,31 +137,31 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "arctan2": functional.atan2,
     "logit": functional.logit,
 }
-for _name, _ours in _BY_NAME.items():
-    for _home in (torch, Tensor, F, torch.special, torch.linalg):
-        _theirs = getattr(_home, _name, None)
-        if _theirs is not None:
-            _OURS[_theirs] = _ours
-        # a /= b and a.log_() write into a what the other gives
+for _name, _finite in _BY_NAME.items():
+    for _owner in (torch, Tensor, F, torch.special, torch.linalg):
+        _original = getattr(_owner, _name, None)
+        if _original is not None:
+            _FINITE[_original] = _finite
+        # In-place versions, such as a /= b and a.log_().
         for _in_place in (f"{_name}_", _name.replace("__", "__i", 1)):
-            _theirs = getattr(_home, _in_place, None)
-            if _in_place != _name and _theirs is not None:
-                _OURS_IN_PLACE[_theirs] = _ours
-_OURS[F.softplus] = functional.softplus
-_OURS[F.softmax] = _with_implicit_dim(_softmax)
-_OURS[F.log_softmax] = _with_implicit_dim(_log_softmax)
-_SIGNATURES = {ours: inspect.signature(ours) for ours in _OURS.values()}
+            _original = getattr(_owner, _in_place, None)
+            if _in_place != _name and _original is not None:
+                _FINITE_IN_PLACE[_original] = _finite
+_FINITE[F.softplus] = functional.softplus
+_FINITE[F.softmax] = _with_implicit_dim(_softmax)
+_FINITE[F.log_softmax] = _with_implicit_dim(_log_softmax)
+_SIGNATURES = {finite: inspect.signature(finite) for finite in _FINITE.values()}
 
 
-def _takes(ours: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-    """Whether a call with these arguments means the same of ours."""
+def _accepts(finite: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Whether a finite function gives a call with these arguments the same meaning."""
     if any(isinstance(x, bool) for x in args):
-        return False  # torch.std(x, True) is not of a dimension
+        return False  # in torch.std(x, True) the flag is no dimension
     if any(isinstance(x, complex) or _is_complex(x) for x in (*args, *kwargs.values())):
         return False
     try:
-        _SIGNATURES[ours].bind(*args, **kwargs)
-    except TypeError:  # an option that only torch has
+        _SIGNATURES[finite].bind(*args, **kwargs)
+    except TypeError:  # an option of torch only
         return False
     return True
 
@@ -185,14 +186,14 @@ def _asks_for_infinity(given: Any) -> bool:
     return isinstance(given, float) and not math.isfinite(given)
 
 
-def _cut(x: Any) -> Any:
+def _clamped(x: Any) -> Any:
     if isinstance(x, (list, tuple)):
-        parts = [_cut(part) for part in x]
-        # A named tuple takes its parts one by one, a result of torch's as they are.
+        parts = [_clamped(part) for part in x]
+        # A named tuple takes separate arguments; a tuple of torch takes a sequence.
         return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return x
-    return torch.nan_to_num(x, nan=0.0)  # infinities become the largest number
+    return torch.nan_to_num(x, nan=0.0)  # infinities become the largest values
 
 
 def _works_in_place(func: Any) -> bool:
@@ -201,43 +202,42 @@ def _works_in_place(func: Any) -> bool:
 
 
 class RepairedOperations(TorchFunctionMode):
-    """Inside the block the operations of torch are finite wherever their input is.
+    """Mode in which torch's operations are finite wherever their input is.
 
-    Autograd sees only the finite operations. Differentiate with
-    ``sanitized_backward``: the gradient of a value that was clamped to the range may
-    still meet an infinity further up.
+    Autograd records only the finite operations. Use ``sanitized_backward`` for the
+    gradient: that of a clamped value may become infinite in an earlier operation.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Call the operation, or ours in its place."""
+        """Call the operation or its finite counterpart."""
         kwargs = kwargs or {}
         is_in_place = _works_in_place(func)
         given = [*args, *kwargs.values()]
         inputs = tree_leaves((args, kwargs))
-        if is_in_place:  # what goes in is gone afterwards
+        if is_in_place:  # the operation overwrites its input
             was_finite, had_nan = all(map(_is_finite, inputs)), _has_nan(inputs)
-        ours, ours_in_place = _OURS.get(func), _OURS_IN_PLACE.get(func)
-        if ours is not None and _takes(ours, args, kwargs):
-            out = ours(*args, **kwargs)
-        elif ours_in_place is not None and _takes(ours_in_place, args, kwargs):
-            out = args[0].copy_(ours_in_place(args[0].clone(), *args[1:], **kwargs))
+        finite, in_place = _FINITE.get(func), _FINITE_IN_PLACE.get(func)
+        if finite is not None and _accepts(finite, args, kwargs):
+            out = finite(*args, **kwargs)
+        elif in_place is not None and _accepts(in_place, args, kwargs):
+            out = args[0].copy_(in_place(args[0].clone(), *args[1:], **kwargs))
         else:
             out = func(*args, **kwargs)
         leaves = [x for x in tree_leaves(out) if x.is_floating_point()]
-        # What nothing goes into, or an infinity that is written out, was asked for.
+        # A result without inputs, or from an explicit infinity, is intended.
         if all(map(_is_finite, leaves)) or not inputs or _asks_for_infinity(given):
             return out
         if not is_in_place:
             was_finite, had_nan = all(map(_is_finite, inputs)), _has_nan(inputs)
         if had_nan or not (was_finite or _has_nan(leaves)):
-            return out  # a weight that is NaN, or infinities that are handed on
+            return out  # NaN or infinities were in the input
         if is_in_place:
             with torch.no_grad():
                 torch.nan_to_num_(out, nan=0.0)
             return out
-        return _cut(out)
+        return _clamped(out)
 
 
 def finite_step(net: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:

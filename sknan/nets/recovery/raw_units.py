@@ -1,16 +1,16 @@
-r"""Layers that learn as if inputs and targets were standardised, in their own weights.
+r"""Training steps in the coordinates of standardized data.
 
-Raw units are the commonest reason for a first step that goes wrong: a column of size
-1000 makes outputs and gradients a thousand times too large. Where a module hands its
-input to linear layers and to nothing else, or returns what a linear layer gives it,
-standardised data can be had without touching data or module: with
+Raw units are the most frequent reason for a first step that fails: a column of size
+1000 makes outputs and gradients a thousand times too large. If a module passes its
+input to linear layers only, or returns the output of a linear layer, it can train as if
+on standardized data, although neither data nor module change: with
 :math:`\hat x = (x - m) / s` and :math:`y = \mu + t \hat y`,
 
 .. math:: W = t W_s / s, \quad b = \mu + t b_s - W m,
 
-so that a step taken in :math:`W_s, b_s` and written back to :math:`W, b` is the step of
-a network on standardised data. Forward and backward passes, and every weight that
-anyone sees, are those of the network on raw ones.
+so that a step in :math:`W_s, b_s` that is written back to :math:`W, b` is the step of a
+network on standardized data. Forward and backward passes, and all visible weights, are
+those of the network on raw data.
 """
 
 from __future__ import annotations
@@ -28,38 +28,37 @@ from sknan.losses._traits import traits_of
 
 __all__ = ["Conditioning", "conditioned"]
 
-# Columns whose mean or spread is at least this large are raw.
+# Columns whose mean or standard deviation is at least this large are in raw units.
 _RAW = 10.0
 
-# Columns smaller than this are left as they are: they would get weights as large as
-# they are small.
+# Columns smaller than this are not scaled, because their weights would become large.
 _TINY = 1e-3
 
-# A spread of less than this share of the mean is rounding.
+# A standard deviation below this multiple of the mean is rounding error.
 _LEAST_SPREAD = 1e-6
 
-# Rows that mean and spread are taken from.
+# Number of rows from which mean and standard deviation are estimated.
 _MOST_ROWS = 10_000
 
 _OF_SHAPE = {"squeeze", "unsqueeze", "view", "reshape", "flatten", "ravel"}
 
 
 class _Uses(TorchFunctionMode):
-    """Note what the input is handed to, and which layer the output comes from."""
+    """Mode that records the uses of the input and the layer that gives the output."""
 
     def __init__(self, inputs: Tensor) -> None:
         super().__init__()
         self._inputs = inputs
         self._weight_of: dict[int, Tensor] = {}
         self._alive: list[Tensor] = []
-        self.weights: list[Tensor] = []  # one for each call of a linear layer
+        self.weights: list[Tensor] = []  # of each call of a linear layer
         self.first: list[Tensor] = []
         self.is_input_used_otherwise = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Call it."""
+        """Call the function and record the use of its arguments."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor):
@@ -81,20 +80,20 @@ class _Uses(TorchFunctionMode):
         return out
 
     def weight_of(self, output: Any) -> Tensor | None:
-        """Weight of the layer that an output comes from, if it is used only there."""
+        """Return the weight of the layer that gave an output, if used only once."""
         weight = self._weight_of.get(id(output))
         n_uses = sum(w is weight for w in self.weights)
         return weight if n_uses == 1 else None
 
 
 def _middle_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Robust mean and deviation of each column, in float64."""
+    """Return robust mean and standard deviation of each column, in float64."""
     sample = values[:: max(1, len(values) // _MOST_ROWS)].detach().double()
     levels = sample.new_tensor([0.159, 0.5, 0.841])
     low, middle, high = torch.quantile(sample, levels, dim=0)
     spread = (high - low) / 2
-    # Where the middle is constant the ends may not be; where they are too, or the mean
-    # takes up all digits, it is the mean that makes the column large.
+    # If the central quantiles are equal, the tails may still vary. If they do not, or
+    # the deviation is rounding error, the mean makes the column large.
     spread = torch.where(spread > 0, spread, sample.std(dim=0, correction=0))
     is_real = spread > _LEAST_SPREAD * middle.abs()
     spread = torch.where(is_real, spread, middle.abs().clamp_min(1.0))
@@ -107,7 +106,7 @@ def _middle_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class _Units:
-    """The units of what goes into a layer (shift, scale) and of what comes out."""
+    """Shift and scale of the inputs and outputs of a layer."""
 
     layer: nn.Linear
     shift: Tensor
@@ -117,22 +116,22 @@ class _Units:
 
 
 class Conditioning:
-    """Take the steps of some linear layers in the coordinates of standardised data.
+    """Change between raw and standardized coordinates of linear layers.
 
     Parameters
     ----------
     units : list
-        Of the layers.
+        Shift and scale of each layer.
     parameters : list of nn.Parameter
-        All of the network.
+        All parameters of the network.
     loss_scale : float
-        Of the loss on raw targets, in multiples of that on standardised ones.
+        Loss on raw targets, divided by the loss on standardized targets.
 
     Attributes
     ----------
     is_inconsistent : bool
-        Whether some layers are on raw and some on standardised data, for good if the
-        writing was interrupted.
+        Whether some layers are in raw and some in standardized coordinates. This is
+        temporary, unless a change was interrupted.
     """
 
     def __init__(
@@ -142,24 +141,25 @@ class Conditioning:
         self._parameters = parameters
         self._loss_scale = loss_scale
         self._is_scaled = False
-        # Ctrl-C may come between any two of the lines below.
+        # Ctrl-C may interrupt a change at any line.
         self.is_inconsistent = False
 
     def state_dict(self, module: nn.Module) -> dict[str, Any]:
-        """The units, with the place of each layer in the network instead of it."""
-        place = {id(part): i for i, part in enumerate(module.modules())}
-        units = [{**vars(u), "layer": place[id(u.layer)]} for u in self._units]
+        """Return the units, with the index of each layer in the network."""
+        index = {id(part): i for i, part in enumerate(module.modules())}
+        units = [{**vars(u), "layer": index[id(u.layer)]} for u in self._units]
         return {"units": units, "loss_scale": self._loss_scale}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], module: nn.Module) -> Conditioning:
-        """The conditioning that :meth:`state_dict` has described, of another network.
+        """Return a conditioning with a saved state, for another network.
 
         Parameters
         ----------
         state : dict
+            Result of :meth:`state_dict`.
         module : nn.Module
-            A network of the same layers.
+            Network with the same layers.
 
         Returns
         -------
@@ -171,13 +171,13 @@ class Conditioning:
 
     @torch.no_grad()
     def reinterpret(self) -> None:
-        """Take the weights in place for those on standardised data."""
+        """Interpret the present weights as weights for standardized data."""
         self._is_scaled = True
         self.to_raw()
 
     @torch.no_grad()
     def to_scaled(self) -> None:
-        """Put the weights on standardised data in place, for the optimizer."""
+        """Change the weights to standardized coordinates, for the optimizer."""
         self.is_inconsistent = True
         for u in self._units:
             if u.layer.bias is not None:
@@ -189,7 +189,7 @@ class Conditioning:
 
     @torch.no_grad()
     def to_raw(self) -> None:
-        """Put the weights on raw data in place."""
+        """Change the weights to raw coordinates."""
         if not self._is_scaled:
             return
         self.is_inconsistent = True
@@ -203,7 +203,7 @@ class Conditioning:
 
     @torch.no_grad()
     def scale_grads(self) -> None:
-        """Make the gradients those of the loss on standardised data."""
+        """Change the gradients to those of the loss on standardized data."""
         if self._loss_scale != 1.0:
             for parameter in self._parameters:
                 if parameter.grad is not None:
@@ -225,25 +225,26 @@ def conditioned(
     data: tuple[Any, Any],
     run: Callable[[Any], Any],
 ) -> Conditioning | None:
-    """What makes a network learn as if on standardised data, if its data are raw.
+    """Return coordinates in which a network trains as if on standardized data.
 
     Parameters
     ----------
     module : nn.Module
-        The network.
+        Network.
     criterion : object
-        Targets are only looked at for a loss of torch's that compares them with the
-        output as they are.
+        Loss. Targets are standardized only if the loss compares them with the output
+        and its unit is known.
     batch : (Tensor of shape (n_rows, n_columns), object)
-        Of anything else nothing is made.
+        Inputs and targets of a batch. Other inputs give None.
     data : (Tensor, object)
         All rows of inputs and targets.
     run : callable
-        Calls the module on a batch.
+        Function that calls the module on inputs.
 
     Returns
     -------
     Conditioning or None
+        None if the data are not in raw units or the network cannot be conditioned.
     """
     inputs = batch[0]
     if not isinstance(inputs, Tensor) or inputs.ndim != 2 or not inputs.numel():
@@ -253,7 +254,7 @@ def conditioned(
     try:
         with torch.no_grad(), _Uses(inputs) as uses:
             output = run(inputs)
-    except Exception:  # as a decomposition of this batch may raise
+    except Exception:  # for example a decomposition of this batch
         return None
     layers = {id(m.weight): m for m in module.modules() if isinstance(m, nn.Linear)}
 
