@@ -1,0 +1,81 @@
+"""Steps without the rows of a batch that are to blame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from failing_trainings import (
+    MLP,
+    LogOfFirst,
+    X,
+    Y,
+    fitted,
+    is_sound,
+    network_of,
+    with_bad_rows,
+)
+from torch import nn
+
+from sknan import DivergenceWarning, StableNetRegressor
+
+
+def test_rows_to_blame_are_left_out_and_named_as_those_of_the_data():
+    net = fitted(network_of(LogOfFirst, max_epochs=3), with_bad_rows())
+    assert is_sound(net)
+    reports = net.nonfinite_reports_
+    assert {row for report in reports for row in report.rows} == {7, 90}
+    assert {report.rows_in for report in reports} == {"data"}
+    assert net.effective_lr_ == 0.05
+    first = reports[0]
+    assert (first.phase, first.module, first.operation) == ("forward", "", "aten.log")
+    assert (first.rows, first.columns) == ((7,), (0,))
+    assert first.action == (
+        "Clean these columns, or use sknan.functional.log, whose value and gradient "
+        "stay finite."
+    )
+
+
+def test_columns_have_the_callers_names():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(with_bad_rows(), columns=["gain", "b", "c", "d"])
+    model = StableNetRegressor(LogOfFirst, max_epochs=3, random_state=0)
+    with pytest.warns(DivergenceWarning, match="row 7, column gain"):
+        model.fit(frame.drop(index=90), np.delete(Y, 90, axis=0).ravel())
+
+
+def test_rows_of_no_weight_do_not_shift_the_numbers():
+    weights = np.ones(128)
+    weights[:5] = 0.0
+    model = StableNetRegressor(LogOfFirst, max_epochs=2, random_state=0)
+    with pytest.warns(DivergenceWarning):
+        model.fit(with_bad_rows(), Y.ravel(), sample_weight=weights)
+    rows = {row for report in model.nonfinite_reports_ for row in report.rows}
+    assert rows == {7, 90}
+
+
+def test_a_data_loader_of_ones_own_gets_rows_of_the_batch():
+    data = torch.utils.data.TensorDataset(
+        torch.from_numpy(with_bad_rows()), torch.from_numpy(Y)
+    )
+    net = fitted(network_of(LogOfFirst, max_epochs=1), data, None)
+    assert {report.rows_in for report in net.nonfinite_reports_} == {"batch"}
+    assert "of the batch" in str(net.nonfinite_reports_[0])
+
+
+class Halves(nn.Module):
+    """Percentage error: 0/0 on a target of zero that is predicted to be zero."""
+
+    def forward(self, output, target):
+        return ((target - output).abs() / target.abs()).mean()
+
+
+def test_rows_that_break_the_loss_are_found_by_bisection():
+    targets = np.abs(Y) + 1.0
+    targets[[3, 50, 51]] = 0.0
+    net = fitted(network_of(MLP, Halves), X, targets)
+    rows = {row for report in net.nonfinite_reports_ for row in report.rows}
+    assert rows == {3, 50, 51}
+    first = net.nonfinite_reports_[0]
+    assert (first.phase, first.cause, first.module) == ("loss", "loss", "criterion")
+    assert is_sound(net)

@@ -1,0 +1,90 @@
+"""Explanations of failed steps in whole trainings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from failing_trainings import MLP, X, Y, fitted, is_sound, network_of
+from torch import nn
+
+from sknan import NonFiniteTrainingError
+
+
+class OwnNorm(nn.Module):
+    """Running statistics of a batch that may hold one row."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = MLP()
+        self.register_buffer("spread", torch.ones(4))
+
+    def forward(self, x):
+        if self.training:
+            spread = x.std(0)
+            with torch.no_grad():
+                self.spread.lerp_(spread, 0.1)
+        else:
+            spread = self.spread
+        return self.mlp(x / spread)
+
+
+def test_a_lone_row_is_left_out_and_poisons_no_buffer():
+    net = network_of(OwnNorm, batch_size=127)
+    with pytest.warns(UserWarning, match="degrees of freedom"):
+        fitted(net)
+    assert is_sound(net)
+    first = net.nonfinite_reports_[0]
+    assert (first.cause, first.operation) == ("architecture", "aten.std")
+
+
+class Count(nn.Module):
+    """A buffer alone goes NaN: a mean over nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = MLP()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x[x > 2.5].mean(), 0.1)
+        return self.mlp(x)
+
+
+def test_a_buffer_that_alone_goes_nan_is_seen_at_once():
+    net = fitted(network_of(Count, max_epochs=2))
+    assert is_sound(net)
+    first = net.nonfinite_reports_[0]
+    assert (first.phase, first.cause) == ("forward", "architecture")
+    assert first.operation == "aten.mean"
+    assert first.epoch == 1
+
+
+class Factor(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        matrices = torch.diag_embed(x * x)
+        return self.head(torch.linalg.cholesky(matrices).sum(-1))
+
+
+def test_a_decomposition_that_raises_is_a_failed_step_and_no_strange_error():
+    inputs = X.copy()
+    inputs[11, 2] = 0.0
+    net = fitted(network_of(Factor, lr=0.01, max_epochs=2), inputs)
+    first = net.nonfinite_reports_[0]
+    assert (first.cause, first.rows) == ("architecture", (11,))
+    assert first.operation == "aten.linalg_cholesky_ex"
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        net.predict(inputs)
+    assert str(caught.value).startswith(
+        "The network has no output for 1 of 16 rows, first row 11 of the batch: "
+        "linalg.cholesky: "
+    )
+
+
+def test_an_error_that_has_nothing_to_do_with_numbers_is_raised_as_it_is():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        network_of(MLP, module__d_in=5).fit(X, Y)

@@ -1,0 +1,105 @@
+"""Roll backs with a lower learning rate or with clipping."""
+
+from __future__ import annotations
+
+import torch
+from failing_trainings import MLP, fitted, is_sound, network_of, r2, refused
+from skorch.callbacks import Callback
+from torch import nn
+
+
+def test_a_rate_is_lowered_to_one_at_which_the_network_learns():
+    net = fitted(network_of(MLP, lr=1e4))
+    (report,) = net.nonfinite_reports_
+    assert report.cause == "learning_rate"
+    assert report.recovery.startswith(
+        "The last verified weights came back, and the rate is lowered "
+    )
+    assert 1e-3 < net.effective_lr_ < 2.0
+    assert r2(net) > 0.8
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        widths = [4] + [24] * 10
+        self.layers = nn.ModuleList(map(nn.Linear, widths, widths[1:]))
+        self.head = nn.Linear(24, 1)
+        for layer in [*self.layers, self.head]:
+            nn.init.normal_(layer.weight, std=0.4)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.head(x)
+
+
+def test_a_network_that_amplifies_is_clipped_at_the_rate_that_was_asked_for():
+    net = fitted(network_of(Deep, lr=0.1, max_epochs=30))
+    first = net.nonfinite_reports_[0]
+    assert first.cause == "gradient"
+    assert "gradients are clipped to norm" in first.recovery
+    assert net.effective_lr_ == 0.1
+    assert r2(net) > 0.5
+
+
+class Growing(Callback):
+    """A schedule with a factor above 1."""
+
+    def on_epoch_end(self, net, **_):
+        net.optimizer_.param_groups[0]["lr"] *= 3.0
+
+
+def test_no_scheduler_raises_the_rate_above_what_was_found_sound():
+    net = fitted(network_of(MLP, max_epochs=20, callbacks=[Growing()]))
+    assert is_sound(net)
+    assert r2(net) > 0.5
+    assert len(net.nonfinite_reports_) < 5
+
+
+def test_a_decay_that_explodes_by_itself_stops_before_the_first_step():
+    error = refused(network_of(MLP, lr=0.5, optimizer__weight_decay=10.0))
+    assert str(error) == (
+        "Training diverged. lr=0.5 times weight_decay=10 multiplies every weight by -4 "
+        "at each step, whatever the data. Lower weight_decay to 0.1 or less."
+    )
+
+
+def test_an_optimizer_that_climbs_the_loss_is_told_so():
+    error = refused(network_of(MLP, lr=0.5, optimizer__maximize=True, max_epochs=60))
+    assert "SGD climbs the loss: maximize=True." in str(error)
+    assert error.report.action == (
+        "Leave out maximize, or return the score with its sign changed."
+    )
+
+
+class Undone(Callback):
+    """Whatever was learned is taken back after each epoch."""
+
+    def on_epoch_end(self, net, **_):
+        with torch.no_grad():
+            net.module_.head.bias.fill_(5.0)
+
+
+def test_a_rescue_that_has_learned_nothing_is_an_error():
+    net = network_of(MLP, lr=1e30, max_epochs=2, callbacks=[Undone()])
+    error = refused(net)
+    assert str(error) == (
+        "Training failed once, and the rescued network has learned nothing: its loss "
+        "is no better than that of the untrained network. First failure: "
+        f"{net.nonfinite_reports_[0]}"
+    )
+
+
+class Units(nn.Module):
+    """A loss whose gradients are finite, and whose squares are not."""
+
+    def forward(self, output, target):
+        return 1e30 * (output - target).square().mean()
+
+
+def test_gradients_whose_squares_overflow_are_large_and_not_nan():
+    net = fitted(network_of(MLP, Units, optimizer=torch.optim.RMSprop, lr=0.01))
+    (report,) = net.nonfinite_reports_
+    assert (report.phase, report.cause) == ("backward", "gradient")
+    assert r2(net) > 0.8
