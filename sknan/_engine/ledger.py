@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sknan._engine.table_net import TableNet
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.nets.guard._loss_watch import LossWatches
-from sknan.optim._schedules import LearningRateSchedule
+from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
 __all__ = ["StepLedger", "is_schedule_valid"]
 

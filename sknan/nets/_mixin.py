@@ -32,7 +32,7 @@ from sknan.nets.recovery import RECOVERIES, Recovery
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.optim._adaptive_clipping import resolve_adaptive_clip
 from sknan.optim._fused_adam import step_with
-from sknan.optim._schedules import LearningRateSchedule
+from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
 __all__ = ["GuardMixin"]
 

@@ -1,4 +1,4 @@
-"""Gradient clipping and learning-rate schedules, for any torch loop."""
+"""Gradient clipping and learning-rate schedules for any torch training loop."""
 
 from sknan.optim._adaptive_clipping import (
     AGC,
@@ -15,9 +15,9 @@ from sknan.optim._clipping import (
     grad_norms,
     stable_grad_norm,
 )
+from sknan.optim._learning_rate_schedule import LearningRateSchedule
 from sknan.optim._schedules import (
     SCHEDULES,
-    LearningRateSchedule,
     Plateau,
     constant,
     cosine,

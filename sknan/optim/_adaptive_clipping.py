@@ -1,7 +1,7 @@
-"""Gradient clipping whose threshold follows the weights or the history of the norm.
+"""Gradient clipping with a threshold derived from the weights or from earlier norms.
 
-The clippers `AGC`, `QuantileClip` and `ZScoreClip` share one call,
-``clipper(parameters, grads, norm) -> coefficient``, and a ``reset()``.
+The clippers `AGC`, `QuantileClip` and `ZScoreClip` share the interface `AdaptiveClip`:
+``clipper(parameters, grads, norm) -> coefficient`` and ``reset()``.
 """
 
 from __future__ import annotations
@@ -36,34 +36,35 @@ __all__ = [
 
 
 class AdaptiveClip(Protocol):
-    """What an adaptive clipper does; any object with these methods will serve."""
+    """Interface of an adaptive clipper, which any object with these methods has."""
 
     def __call__(
         self, parameters: Sequence[Tensor], grads: Sequence[Tensor], norm: float
     ) -> float:
         """Clip in place and return norm after / norm before, exactly 1.0 for no change.
 
-        ``grads[i]`` is the gradient of ``parameters[i]``, ``norm`` their global norm.
-        With a non-finite norm nothing is clipped and nothing remembered.
+        ``grads[i]`` is the gradient of ``parameters[i]``, and ``norm`` is the global
+        norm of the gradients. If it is not finite, the call changes nothing.
         """
 
     def reset(self) -> None:
-        """Forget all norms seen."""
+        """Forget the norms of earlier steps."""
 
 
 @dataclass
 class AGC:
-    """Adaptive gradient clipping: each unit in proportion to its own weights.
+    """Adaptive gradient clipping of each unit in proportion to the norm of its weights.
 
     A unit is a row (all axes but the first) of a weight, or a whole vector or scalar.
-    Its gradient G is scaled to ``clipping * max(|W|, eps)`` if longer (2-norms).
+    If the 2-norm of its gradient exceeds ``clipping * max(|W|, eps)``, where ``|W|`` is
+    the 2-norm of its weights, the gradient is scaled to that norm.
 
     Parameters
     ----------
     clipping : float, default=0.01
-        Largest ratio of the norm of a unit's gradient to that of its weights.
+        Largest ratio of the norm of a unit's gradient to the norm of its weights.
     eps : float, default=1e-3
-        Least norm of the weights to reckon with, so that zero weights can grow.
+        Smallest norm of the weights that is assumed, so that zero weights can grow.
 
     Raises
     ------
@@ -72,8 +73,8 @@ class AGC:
 
     Notes
     -----
-    The call reads one number from the device. The paper leaves out the last layer;
-    hand over only the parameters to be clipped to do so.
+    The call reads one number from the device. The paper does not clip the last layer;
+    to follow it, pass only the parameters of the other layers.
 
     References
     ----------
@@ -94,7 +95,7 @@ class AGC:
         check_range("eps", self.eps)
 
     def reset(self) -> None:
-        """Do nothing: there is no history."""
+        """Do nothing, since there is no history."""
 
     @torch.no_grad()
     def __call__(
@@ -105,14 +106,14 @@ class AGC:
             return 1.0
         values = coalesced_values(grads)
         for weight, grad, value in zip(parameters, grads, values, strict=True):
-            # The values of a sparse gradient are those of the rows it has.
+            # A sparse gradient has values only for some rows of the weight.
             rows = weight[grad.indices().unbind()] if grad.is_sparse else weight
             if value.numel():
                 self._clip_units(rows, value, norm)
         after = float(grad_norm(grads))
         if not math.isfinite(after) or after == 0.0:
             after = stable_grad_norm(grads)
-        # A clipped norm below this is no rounding of the two ways to sum it up.
+        # A smaller difference is rounding: the norms are summed in different orders.
         return after / norm if after < norm * (1.0 - 1e-6) else 1.0
 
     def _clip_units(self, weight: Tensor, grad: Tensor, norm: float) -> None:
@@ -127,8 +128,9 @@ class AGC:
             )
             grad.mul_(torch.where(length > limit, limit / length, 1.0))
             return
-        # Scaled by its largest entry a unit's squares neither overflow nor underflow.
-        # A unit of zeros, or with a fault, has a NaN length and so is left alone.
+        # Divided by the largest entry of a unit, no square overflows or underflows. The
+        # length of a unit of zeros, or with a non-finite entry, is NaN, and the unit
+        # does not change.
         exact = grad.to(precise)
         peak = torch.linalg.vector_norm(exact, math.inf, dim=dims, keepdim=True)
         scaled = exact / peak
@@ -138,7 +140,7 @@ class AGC:
 
 
 class _HistoryClip:
-    """Clip the global norm to a threshold learnt from the norms of earlier steps."""
+    """Clip the global norm to a threshold learned from the norms of earlier steps."""
 
     def threshold(self, norm: float) -> float:
         raise NotImplementedError
@@ -154,7 +156,7 @@ class _HistoryClip:
             return 1.0
         threshold = self.threshold(norm)
         self.record(norm)
-        # A threshold of 0, after steps with no gradient, would stop learning for good.
+        # A threshold of 0, after steps without a gradient, would end all learning.
         return clip_grad_norm(grads, threshold, norm) if threshold > 0.0 else 1.0
 
 
@@ -165,12 +167,13 @@ class QuantileClip(_HistoryClip):
     Parameters
     ----------
     quantile : float, default=0.9
-        Between 0 and 1. The paper recommends 0.1, which clips nine steps in ten and so
-        nearly normalises; 0.9 leaves ordinary steps alone.
+        Quantile between 0 and 1. The paper recommends 0.1, which clips nine steps in
+        ten and so nearly normalizes the gradient; 0.9 does not clip ordinary steps.
     window : int, default=500
-        Number of latest norms remembered (the paper: all), at least ``min_history``.
+        Number of latest norms that are stored (all in the paper), at least
+        ``min_history``.
     min_history : int, default=20
-        Nothing is clipped before so many norms have been seen.
+        Number of norms from which on steps are clipped.
 
     Raises
     ------
@@ -179,8 +182,8 @@ class QuantileClip(_HistoryClip):
 
     Notes
     -----
-    Norms are remembered as they were before clipping; other than in the paper the
-    present one is not among those its threshold is taken from.
+    The stored norms are those before clipping. Unlike in the paper, the threshold of a
+    step does not depend on the norm of that step.
 
     References
     ----------
@@ -210,22 +213,22 @@ class QuantileClip(_HistoryClip):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all norms seen."""
+        """Forget the norms of earlier steps."""
         self._latest: deque[float] = deque()
         self._sorted: list[float] = []
 
     def threshold(self, norm: float) -> float:
-        """Largest norm allowed now, whatever ``norm``; inf before ``min_history``."""
+        """Return the largest allowed norm, inf before ``min_history`` norms."""
         if len(self._sorted) < self.min_history:
             return math.inf
-        place = (len(self._sorted) - 1) * self.quantile
-        below = int(place)
+        rank = (len(self._sorted) - 1) * self.quantile
+        below = int(rank)
         above = min(below + 1, len(self._sorted) - 1)
         low, high = self._sorted[below], self._sorted[above]
-        return low + (high - low) * (place - below)
+        return low + (high - low) * (rank - below)
 
     def record(self, norm: float) -> None:
-        """Remember a norm, unless it is NaN or inf."""
+        """Store a norm, unless it is NaN or inf."""
         if not math.isfinite(norm):
             return
         if len(self._latest) >= self.window:
@@ -236,20 +239,21 @@ class QuantileClip(_HistoryClip):
 
 @dataclass
 class ZScoreClip(_HistoryClip):
-    """Clip norms that are outliers against a moving mean and deviation (ZClip).
+    """Clip norms that are outliers from a moving mean and deviation (ZClip).
 
     A norm with ``z = (norm - mean) / std`` above ``z_threshold`` is clipped to
-    ``mean + std * z_threshold**2 / z``: the wilder, the nearer to the mean.
+    ``mean + std * z_threshold**2 / z``. The larger the outlier, the closer to the mean
+    is the clipped norm.
 
     Parameters
     ----------
     z_threshold : float, default=2.5
-        Deviations above the mean from which on a norm is an outlier.
+        Number of standard deviations above the mean from which on a norm is an outlier.
     alpha : float, default=0.97
         Weight of the past in the moving mean and variance, between 0 and 1.
     n_warmup : int, default=25
-        Number of norms whose mean and variance the moving ones start from; nothing is
-        clipped before.
+        Number of norms from which the moving mean and variance are initialized; steps
+        are clipped after them.
 
     Raises
     ------
@@ -258,9 +262,9 @@ class ZScoreClip(_HistoryClip):
 
     Notes
     -----
-    The moving values take in the clipped norms, as in the paper. Non-finite norms are
-    left out: in the authors' code one NaN makes the mean NaN, and the clipping stop,
-    for good.
+    The moving mean and variance are updated with the clipped norms, as in the paper.
+    Non-finite norms are ignored. In the authors' code a single NaN makes the mean NaN
+    and ends all clipping.
 
     References
     ----------
@@ -286,20 +290,20 @@ class ZScoreClip(_HistoryClip):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all norms seen."""
+        """Forget the norms of earlier steps."""
         self._first: list[float] = []
         self._mean = 0.0
         self._std = 0.0
 
     def threshold(self, norm: float) -> float:
-        """Largest norm allowed for this ``norm``; inf where it is no outlier."""
+        """Return the largest allowed norm, inf if ``norm`` is no outlier."""
         excess = norm - self._mean
         if len(self._first) < self.n_warmup or excess <= self.z_threshold * self._std:
             return math.inf
         return self._mean + self.z_threshold**2 * self._std * (self._std / excess)
 
     def record(self, norm: float) -> None:
-        """Take in a norm, clipped if an outlier, unless it is NaN or inf."""
+        """Update mean and variance with a norm, clipped if it is an outlier."""
         if not math.isfinite(norm):
             return
         if len(self._first) < self.n_warmup:
@@ -328,25 +332,25 @@ _ADAPTIVE_CLIPS: dict[str, type[AGC] | type[QuantileClip] | type[ZScoreClip]] = 
 def resolve_adaptive_clip(
     adaptive_clip: str | float | AdaptiveClip | None,
 ) -> AdaptiveClip | None:
-    """The clipper that an ``adaptive_clip`` option means.
+    """Return the clipper for a value of the parameter ``adaptive_clip``.
 
     Parameters
     ----------
     adaptive_clip : None, str, float or AdaptiveClip
-        None for none; "agc", "quantile" or "zscore" for these with their defaults; a
-        number for `AGC` with that ``clipping``; a clipper for a fresh copy of it.
+        None for no clipper; "agc", "quantile" or "zscore" for a clipper with default
+        parameters; a number for `AGC` with that ``clipping``; a clipper to be copied.
 
     Returns
     -------
     AdaptiveClip or None
-        Without any history, and shared with nobody.
+        New clipper without history.
 
     Raises
     ------
     ValueError
-        When the name is unknown, or the number not positive and finite.
+        When the name is unknown, or the number is not positive and finite.
     TypeError
-        When it is of another type.
+        When the parameter has another type.
 
     Examples
     --------

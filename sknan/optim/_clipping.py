@@ -1,9 +1,10 @@
-"""Gradient clipping that neither overflows nor spreads a fault.
+"""Gradient norms and gradient clipping that cannot overflow or spread a NaN.
 
-Clipping by the norm multiplies every gradient by one number: where a single entry is
-NaN, that number is NaN, and one fault becomes a fault everywhere. So the functions here
-take a norm that the caller has already looked at (`grad_norm`, and `stable_grad_norm`
-where its squares overflow), and scale so that no intermediate leaves the float range.
+Clipping by the norm multiplies every gradient by the same number. If a single entry is
+NaN, that number is NaN, and so is every gradient after clipping. The functions here
+therefore take a norm that the caller has computed and checked (by `grad_norm`, and by
+`stable_grad_norm` if squares overflow). They scale so that no intermediate result
+overflows.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ __all__ = [
 
 @torch.no_grad()
 def grad_norm(grads: Sequence[Tensor]) -> Tensor:
-    """Global 2-norm of gradients, left on their device.
+    """Return the global 2-norm of gradients, on their device.
 
     Parameters
     ----------
     grads : sequence of Tensor of any shapes, float
-        Dense or sparse (COO).
+        Dense gradients, or sparse ones in COO layout.
 
     Returns
     -------
     Tensor of shape ()
-        On the device of the first gradient; float64 if a gradient is, else float32.
-        NaN or inf where an entry is, 0 for no gradients. Also inf (or 0) where the
-        squares of finite entries overflow (or underflow): see `stable_grad_norm`.
+        Norm on the device of the first gradient: float64 if a gradient is float64, else
+        float32. It is NaN or inf if an entry is, and 0 for no gradients. It is also inf
+        (or 0) if squares of finite entries overflow (or underflow); see
+        `stable_grad_norm`.
 
     Examples
     --------
@@ -56,18 +58,18 @@ def grad_norm(grads: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def grad_norms(grads: Sequence[Tensor]) -> list[Tensor]:
-    """2-norm of each gradient, as :func:`grad_norm` gives that of all.
+    """Return the 2-norm of each gradient; see :func:`grad_norm` for the global norm.
 
     Parameters
     ----------
     grads : sequence of Tensor of any shapes, float
-        Dense or sparse (COO).
+        Dense gradients, or sparse ones in COO layout.
 
     Returns
     -------
     list of Tensor of shape ()
-        All on the device of the first gradient and of one dtype: float64 if a gradient
-        is, else float32.
+        Norms on the device of the first gradient, all of one dtype: float64 if a
+        gradient is float64, else float32.
     """
     if not grads:
         return []
@@ -84,20 +86,21 @@ def grad_norms(grads: Sequence[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def stable_grad_norm(grads: Sequence[Tensor]) -> float:
-    """Global 2-norm of gradients, right even where squares overflow or underflow.
+    """Return the global 2-norm of gradients, even if squares overflow or underflow.
 
-    Slower than `grad_norm`, with two host reads: for when that gives inf or 0.
+    It is slower than `grad_norm` and reads twice from the device. It is meant for
+    gradients for which `grad_norm` returns inf or 0.
 
     Parameters
     ----------
     grads : sequence of Tensor of any shapes, float
-        Dense or sparse (COO).
+        Dense gradients, or sparse ones in COO layout.
 
     Returns
     -------
     float
-        NaN or inf only where an entry is; 0 only where every entry is. A norm beyond
-        the float64 range is given as the largest float64.
+        Norm, which is NaN or inf only if an entry is, and 0 only if every entry is 0. A
+        norm beyond the range of float64 is returned as the largest float64.
 
     Examples
     --------
@@ -113,7 +116,7 @@ def stable_grad_norm(grads: Sequence[Tensor]) -> float:
     ]
     if not values:
         return 0.0
-    # The maximum norm of a tensor with NaN is NaN, and so is max() of a stack with NaN.
+    # The maximum norm and max() propagate NaN.
     peaks = [torch.linalg.vector_norm(g, math.inf).cpu() for g in values]
     peak = float(torch.stack(peaks).max())
     if peak == 0.0 or not math.isfinite(peak):
@@ -125,33 +128,33 @@ def stable_grad_norm(grads: Sequence[Tensor]) -> float:
 
 @torch.no_grad()
 def clip_grad_norm(grads: Sequence[Tensor], max_norm: float, norm: float) -> float:
-    """Scale gradients in place so that their norm, known already, is ``max_norm``.
+    """Scale gradients with a known norm in place, so that it becomes ``max_norm``.
 
     Parameters
     ----------
     grads : sequence of Tensor of any shapes, float
-        Changed in place, and only if ``norm > max_norm``.
+        Gradients, which are changed in place if ``norm > max_norm``.
     max_norm : float
-        Largest norm allowed, at least 0; inf clips nothing.
+        Largest allowed norm, at least 0; inf clips nothing.
     norm : float
-        Their global norm, finite. It may exceed the range of their dtype.
+        Finite global norm of the gradients. It may exceed the range of their dtype.
 
     Returns
     -------
     float
-        The coefficient, ``min(1, max_norm / norm)``.
+        Clipping coefficient ``min(1, max_norm / norm)``.
 
     Raises
     ------
     ValueError
-        When ``norm`` is NaN or inf, for then scaling would turn good entries into NaN
-        or 0; when ``max_norm`` is NaN or negative.
+        When ``norm`` is NaN or inf, since scaling would then turn finite entries into
+        NaN or 0, and when ``max_norm`` is NaN or negative.
 
     Notes
     -----
-    `torch.nn.utils.clip_grad_norm_` divides by ``norm + 1e-6``; here that is left out,
-    since ``norm > max_norm`` rules out a division by 0. The results differ by a
-    relative ``1e-6 / norm``, apart from rounding.
+    `torch.nn.utils.clip_grad_norm_` divides by ``norm + 1e-6``. This function divides
+    by ``norm``, which is greater than 0 if ``norm > max_norm``. Apart from rounding,
+    the results differ by a relative ``1e-6 / norm``.
 
     Examples
     --------
@@ -169,8 +172,8 @@ def clip_grad_norm(grads: Sequence[Tensor], max_norm: float, norm: float) -> flo
         )
     if norm <= max_norm:
         return 1.0
-    # The coefficient can be too small for the dtype though the product is not, as in
-    # 3e38 * 1e-42. Powers of two are exact, so that further factors cost no rounding.
+    # The coefficient can be too small for the dtype even if the product is not, as in
+    # 3e38 * 1e-42. It is split into factors; powers of two add no rounding error.
     mantissa, exponent = math.frexp(max_norm)
     norm_mantissa, norm_exponent = math.frexp(norm)
     exponent -= norm_exponent
@@ -188,10 +191,10 @@ def clip_grad_value(grads: Sequence[Tensor], clip_value: float) -> None:
     Parameters
     ----------
     grads : sequence of Tensor of any shapes, float
-        Changed in place. NaN stays NaN; infinities become the bounds, so look for them
-        first. A sparse gradient is coalesced.
+        Gradients, which are changed in place. NaN stays NaN, but infinities become the
+        bounds, so check for them before. A sparse gradient is coalesced.
     clip_value : float
-        Bound, at least 0.
+        Largest absolute value of an entry, at least 0.
 
     Raises
     ------
@@ -215,17 +218,17 @@ def clip_grad_value(grads: Sequence[Tensor], clip_value: float) -> None:
 
 
 def coalesced_values(grads: Sequence[Tensor]) -> list[Tensor]:
-    """The entries of each gradient; the values of a sparse one, coalesced in place.
+    """Return dense gradients, and the values of sparse ones, coalesced in place.
 
     Parameters
     ----------
     grads : sequence of Tensor
-        Dense, or sparse in COO layout.
+        Dense gradients, or sparse ones in COO layout.
 
     Returns
     -------
     list of Tensor
-        Views: what is written to them is written to the gradients.
+        Views of the entries: writing to them changes the gradients.
     """
     values = []
     for grad in grads:
@@ -242,11 +245,12 @@ def _scale(grads: Sequence[Tensor], factor: float) -> None:
     dtype = grads[0].dtype if grads else torch.float16
     is_uniform = all(g.dtype is dtype and g.is_cpu and not g.is_sparse for g in grads)
     if dtype.itemsize >= 4 and is_uniform:
-        # To the same bits, but a plain number is made a tensor again for each of them.
+        # The result is that of a plain number, but torch would make a tensor of it for
+        # each gradient.
         torch._foreach_mul_(list(grads), torch.scalar_tensor(factor, dtype=dtype))
         return
     values = [grad._values() if grad.is_sparse else grad for grad in grads]
-    # On CPU _foreach_mul_ rounds the factor to the dtype first: 1e-8 to 0 in float16.
+    # On CPU _foreach_mul_ first rounds the factor to the dtype: 1e-8 to 0 in float16.
     for value in values:
         if value.dtype.itemsize < 4:
             value.mul_(factor)

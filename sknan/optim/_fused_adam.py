@@ -1,8 +1,7 @@
-"""A step of torch's fused Adam without the Python around its kernel.
+"""Steps of torch's fused Adam and AdamW by a direct call of the kernel.
 
-Between ``step()`` and the kernel stand a profiler record, hooks, the grouping of
-tensors by device and a check of each option: for a small network they take twice as
-long as the kernel.
+``step()`` also records a profiler event, calls hooks, groups tensors by device and
+checks each option. For a small network this takes twice as long as the kernel.
 """
 
 from __future__ import annotations
@@ -16,29 +15,29 @@ from torch.optim import optimizer as torch_optimizer
 
 __all__ = ["adam_kernel", "step_with"]
 
-
 _ONE = torch.ones(())
 
 
-def step_with(optimizer: Any, closure: Callable[[], object]) -> None:
-    """``optimizer.step(closure)``, by the kernel alone where that does the same.
+def step_with(optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> None:
+    """Call ``optimizer.step(closure)``, or only the kernel if the result is the same.
 
-    It does for torch's Adam and AdamW, fused, on a CPU, without hooks and rarer
-    options, from the second step on.
+    The kernel is called for torch's fused Adam and AdamW on a CPU, without hooks and
+    rare options, from the second step on.
 
     Parameters
     ----------
     optimizer : Optimizer
-        Any.
+        Optimizer of any class.
     closure : callable
-        Without arguments; leaves the gradients with the parameters.
+        Function without arguments that computes the gradients of the parameters.
     """
     if not _has_plain_step(optimizer):
         optimizer.step(closure)
         return
     closure()
-    lists = [_lists_of(optimizer, group) for group in optimizer.param_groups]
-    if None in lists:
+    found = [_lists_of(optimizer, group) for group in optimizer.param_groups]
+    lists = [of_group for of_group in found if of_group is not None]
+    if len(lists) < len(found):
         optimizer.step()
         return
     for group, (*moved, counts) in zip(optimizer.param_groups, lists, strict=True):
@@ -50,7 +49,7 @@ def step_with(optimizer: Any, closure: Callable[[], object]) -> None:
 def _step_group(
     group: dict[str, Any], lists: list[list[Tensor]], counts: list[Tensor]
 ) -> None:
-    # To a plain number it would make a tensor for each.
+    # For a plain number torch would make a new tensor for each of the counters.
     torch._foreach_add_(counts, [_ONE] * len(counts))
     adam_kernel(group, group["lr"], lists, counts)
 
@@ -58,18 +57,18 @@ def _step_group(
 def adam_kernel(
     group: dict[str, Any], lr: float, lists: list[list[Tensor]], counts: list[Tensor]
 ) -> None:
-    """The step of Adam or AdamW itself.
+    """Call the kernel of Adam or AdamW.
 
     Parameters
     ----------
     group : dict of str to object
-        A parameter group of the optimizer.
+        Parameter group of the optimizer.
     lr : float
         Learning rate of the step.
     lists : list of list of Tensor
         Weights, gradients and the two moments.
     counts : list of Tensor
-        Number of the step, from 1, for each weight.
+        Number of the step, counted from 1, for each weight.
     """
     is_decoupled = group["decoupled_weight_decay"]
     kernel = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
@@ -92,11 +91,11 @@ def adam_kernel(
     )
 
 
-def _has_plain_step(optimizer: Any) -> bool:
-    """Whether the step of an optimizer is that of its class, and nobody listens."""
+def _has_plain_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the step is that of torch's Adam or AdamW, without hooks."""
     return (
         type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
-        # A scheduler of torch's puts its own step there, GradScaler its scale.
+        # torch's schedulers replace the step, and GradScaler sets its scale.
         and not vars(optimizer).keys() & {"step", "grad_scale", "found_inf"}
         and not optimizer._optimizer_step_pre_hooks
         and not optimizer._optimizer_step_post_hooks
@@ -105,21 +104,21 @@ def _has_plain_step(optimizer: Any) -> bool:
     )
 
 
-def _lists_of(optimizer: Any, group: dict[str, Any]) -> Any:
-    """What the kernel takes: weights, gradients, moments and counters of a group."""
+def _lists_of(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any]
+) -> list[list[Tensor]] | None:
+    """Return weights, gradients, both moments and step counters of a group.
+
+    The result is None if the kernel cannot be called directly.
+    """
     is_usual = group["fused"] and not (group["amsgrad"] or group["capturable"])
     if not is_usual or isinstance(group["lr"], Tensor):
         return None
     parameters = [p for p in group["params"] if p.grad is not None]
     grads = [p.grad for p in parameters]
-    states = [optimizer.state.get(p) for p in parameters]
+    states = [optimizer.state.get(p, {}) for p in parameters]
     is_one_kind = all(p.is_cpu and p.dtype is grads[0].dtype for p in parameters)
     if not all(states) or not is_one_kind or any(grad.is_sparse for grad in grads):
         return None
-    return (
-        parameters,
-        grads,
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
-        [state["step"] for state in states],
-    )
+    names = ("exp_avg", "exp_avg_sq", "step")
+    return [parameters, grads, *([s[name] for s in states] for name in names)]

@@ -1,4 +1,4 @@
-"""Learning rates of optimizers: scaled for a while, searched for by trial, refused."""
+"""Learning rates of optimizers: temporary scaling, search by trial, refusals."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ __all__ = ["ascends", "hopeless_decay", "longest_reach", "lower_scale", "scaled_
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
-# A search for a lower rate starts at this multiple of the present one, or lower ...
+# Multiple of the present learning rate at which the search for a lower one starts, at
+# the latest.
 _BACKOFF = 0.1
 
-# ... and ends at no more than this.
+# Largest multiple of the present learning rate that the search may return.
 _LEAST_BACKOFF = 0.5
 
-# So many factors are tried, while the lowest of them is the best.
+# Number of factors after which the search stops, even if the lowest one is the best.
 _MOST_TRIALS = 12
 
-# A decay below this is a matter of the rate, which can be lowered.
+# Weight decay from which on a lower learning rate is no remedy.
 _HOPELESS_DECAY = 1.0
 
 
@@ -31,18 +32,18 @@ def scaled_rates(
 ) -> Iterator[None]:
     """Multiply every learning rate by ``factor`` inside the block.
 
-    Schedule and back-off only ever act through this: the optimizer keeps the rate that
-    the user gave, so that neither a user's own scheduler nor ``set_params(lr=...)`` has
-    anything to undo.
+    The schedule and a roll back change learning rates only through this function. The
+    optimizer keeps the learning rate that the user gave, so that a user's scheduler and
+    ``set_params(lr=...)`` work as usual.
 
     Parameters
     ----------
     optimizers : sequence of Optimizer
-        Whose parameter groups are changed.
+        Optimizers whose parameter groups are changed.
     factor : float
-        1.0 changes nothing.
+        Factor of the learning rates; 1.0 changes nothing.
     caps : sequence of float, default=()
-        Largest rate of each parameter group, in order; empty for none.
+        Largest learning rate of each parameter group, in order; empty for no limits.
     """
     if factor == 1.0 and not caps:
         yield
@@ -61,16 +62,21 @@ def scaled_rates(
 
 
 def longest_reach(optimizers: Optimizers) -> float:
-    """How far a gradient of norm 1 can carry the weights in the end: rate and momentum.
+    """Return the largest total change of the weights by one gradient of norm 1.
+
+    It depends on the learning rate and on the momentum, which repeats the gradient in
+    later steps.
 
     Parameters
     ----------
     optimizers : sequence of Optimizer
-        Plain ones; those that divide by the gradient's size reach less.
+        Optimizers of a network. For those that divide by the size of the gradient the
+        result is an upper bound.
 
     Returns
     -------
     float
+        Norm of the change.
     """
     reaches = [
         float(group["lr"]) / (1.0 - min(float(group.get("momentum", 0.0)), 0.99))
@@ -83,25 +89,25 @@ def longest_reach(optimizers: Optimizers) -> float:
 def lower_scale(
     scale: float, growth: float, loss_at: Callable[[float], float]
 ) -> float:
-    """A factor of the rate at which training goes well, found by trial.
+    """Find by trial a lower factor of the learning rate with which training works.
 
     Parameters
     ----------
     scale : float
         Factor that was too high.
     growth : float
-        By how many times their size one step has moved the weights.
+        Distance that one step has moved the weights, relative to their size.
     loss_at : callable
-        Loss after some steps at a factor; inf if they fail.
+        Function of a factor that returns the loss after some steps; inf if they fail.
 
     Returns
     -------
     float
-        Of some dozen factors, a quarter or half a decade apart, the one with the least
-        loss.
+        Factor with the lowest loss among about a dozen, which are a quarter or half of
+        a power of ten apart.
     """
-    # A rate that in one step moves the weights by k times their size is about k times
-    # too high: one look brings even lr=1e30 down to earth.
+    # A learning rate that moves the weights by k times their size in one step is about
+    # k times too high. This first guess is useful even for lr=1e30.
     guess = scale * (min(_BACKOFF, 1.0 / growth) if growth else _BACKOFF)
     losses: dict[float, float] = {}
 
@@ -120,24 +126,25 @@ def lower_scale(
 
 
 def hopeless_decay(optimizers: Optimizers) -> str | None:
-    """Say so if weight decay alone makes the weights explode, at any useful rate.
+    """Return a message if weight decay alone makes the weights explode.
 
     Parameters
     ----------
     optimizers : sequence of Optimizer
-        SGD and AdamW; others divide the decay by the size of the gradient.
+        Optimizers of a network. Only SGD and AdamW are examined, since others divide
+        the decay by the size of the gradient.
 
     Returns
     -------
     str or None
-        A sentence with the numbers.
+        Sentence with the learning rate and the decay; None if there is no such decay.
     """
     for optimizer in optimizers:
         if not isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW)):
             continue
         for group in optimizer.param_groups:
             lr, decay = float(group["lr"]), float(group["weight_decay"])
-            # From 1 on it keeps the weights near zero wherever it does not explode.
+            # With a lower learning rate such a decay keeps the weights near 0.
             if decay >= _HOPELESS_DECAY and lr * decay > 2.0:
                 return (
                     f"lr={lr:.3g} times weight_decay={decay:.3g} multiplies every "
@@ -147,17 +154,17 @@ def hopeless_decay(optimizers: Optimizers) -> str | None:
 
 
 def ascends(optimizers: Optimizers) -> str | None:
-    """Say so if an optimizer is set to make the loss larger.
+    """Return a message if an optimizer maximizes the loss.
 
     Parameters
     ----------
     optimizers : sequence of Optimizer
-        Any.
+        Optimizers of a network.
 
     Returns
     -------
     str or None
-        A sentence.
+        Sentence with the name of the optimizer; None if all minimize the loss.
     """
     for optimizer in optimizers:
         if any(group.get("maximize") for group in optimizer.param_groups):

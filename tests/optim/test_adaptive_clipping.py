@@ -1,3 +1,5 @@
+"""Adaptive clippers, compared with the papers that define them."""
+
 from __future__ import annotations
 
 import copy
@@ -31,7 +33,7 @@ def units(tensor):
 
 
 def agc_by_the_paper(weight, grad, clipping, eps):
-    """Equation 3 of Brock et al., unit by unit in float64."""
+    """Evaluate equation 3 of Brock et al. for each unit in float64."""
     clipped = units(grad).clone()
     for unit, unit_grad in zip(units(weight), clipped, strict=True):
         limit = clipping * max(math.hypot(*unit.tolist()), eps)
@@ -66,7 +68,7 @@ def test_agc_agrees_with_the_paper_at_every_scale(scale, clipping):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e30])
-def test_agc_keeps_a_fault_in_its_own_unit(scale):
+def test_agc_does_not_spread_a_non_finite_entry_to_other_units(scale):
     weight = torch.ones(4, 2)
     grad = torch.tensor([[1.0, 2.0], [math.nan, 2.0], [math.inf, 2.0], [3.0, 4.0]])
     grad *= scale
@@ -143,7 +145,7 @@ HISTORY_CLIPS = [
 @pytest.mark.parametrize("prototype", HISTORY_CLIPS)
 @settings(deadline=None)
 @given(norms=st.lists(st.floats(min_value=0.0), max_size=40), after=st.floats(0.0, 1e3))
-def test_non_finite_norms_leave_no_trace(prototype, norms, after):
+def test_non_finite_norms_are_ignored(prototype, norms, after):
     with_faults, without = copy.deepcopy(prototype), copy.deepcopy(prototype)
     for norm in norms:
         with_faults.record(norm)
@@ -171,7 +173,7 @@ def test_a_spike_is_clipped_to_the_threshold(prototype):
 
 
 @pytest.mark.parametrize("prototype", HISTORY_CLIPS)
-def test_steps_without_gradient_do_not_stop_learning(prototype):
+def test_steps_without_a_gradient_do_not_stop_learning(prototype):
     clip = copy.deepcopy(prototype)
     for _ in range(5):
         assert clip([], [], 0.0) == 1.0
@@ -185,7 +187,7 @@ CLIPPERS = [AGC(), QuantileClip(min_history=2), ZScoreClip(n_warmup=2)]
 
 @pytest.mark.parametrize("clip", [copy.deepcopy(clip) for clip in CLIPPERS])
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
-def test_gradients_of_a_non_finite_norm_are_left_alone(clip, norm):
+def test_gradients_of_a_non_finite_norm_do_not_change(clip, norm):
     weight, grads = torch.ones(2), [torch.tensor([5.0, norm])]
     assert clip([weight], grads, norm) == 1.0
     np.testing.assert_array_equal(grads[0], [5.0, norm])
@@ -196,21 +198,21 @@ def pickled_and_back(thing):
 
 
 @pytest.mark.parametrize("prototype", CLIPPERS)
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled_and_back])
-def test_a_copy_goes_on_where_the_original_was(prototype, duplicate):
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, pickled_and_back])
+def test_a_copy_continues_like_the_original(prototype, make_copy):
     original = copy.deepcopy(prototype)
     weight = torch.ones(1)
     for norm in (1.0, 1.5, 1.1):
         original([weight], [torch.tensor([norm])], norm)
-    twin = duplicate(original)
-    assert twin == original
+    copied = make_copy(original)
+    assert copied == original
     for norm in (50.0, 2.0, 60.0):
-        grads, twin_grads = [torch.tensor([norm])], [torch.tensor([norm])]
-        assert twin([weight], twin_grads, norm) == original([weight], grads, norm)
-        assert torch.equal(twin_grads[0], grads[0])
+        grads, copied_grads = [torch.tensor([norm])], [torch.tensor([norm])]
+        assert copied([weight], copied_grads, norm) == original([weight], grads, norm)
+        assert torch.equal(copied_grads[0], grads[0])
 
 
-def test_names_and_numbers_mean_clippers():
+def test_names_and_numbers_give_clippers():
     assert resolve_adaptive_clip(None) is None
     assert resolve_adaptive_clip("agc") == AGC(clipping=0.01, eps=1e-3)
     assert resolve_adaptive_clip("quantile") == QuantileClip(0.9, 500, 20)
@@ -219,7 +221,7 @@ def test_names_and_numbers_mean_clippers():
     assert resolve_adaptive_clip(np.float32(0.5)) == AGC(clipping=0.5)
 
 
-def test_a_clipper_handed_over_is_left_alone():
+def test_a_clipper_given_as_parameter_does_not_change():
     given_clip = QuantileClip(quantile=0.5, min_history=1)
     given_clip.record(1.0)
     clip = resolve_adaptive_clip(given_clip)
@@ -228,7 +230,7 @@ def test_a_clipper_handed_over_is_left_alone():
     assert given_clip.threshold(9.0) == 1.0
 
 
-def test_an_unknown_name_is_answered_with_the_nearest_one():
+def test_the_message_about_an_unknown_name_suggests_the_closest_one():
     with pytest.raises(ValueError, match="Unknown") as caught:
         resolve_adaptive_clip("z-score")
     assert str(caught.value) == (
@@ -238,7 +240,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_one():
 
 
 @pytest.mark.parametrize("unfit", [True, [1.0], AGC])
-def test_what_is_no_clipper_is_refused(unfit):
+def test_an_object_that_is_no_clipper_is_refused(unfit):
     with pytest.raises(TypeError) as caught:
         resolve_adaptive_clip(unfit)
     assert str(caught.value) == (
@@ -277,7 +279,7 @@ def test_what_is_no_clipper_is_refused(unfit):
         ),
     ],
 )
-def test_clippers_refuse_options_out_of_range(make, options, message):
+def test_clippers_refuse_parameters_out_of_range(make, options, message):
     with pytest.raises(ValueError, match="must be") as caught:
         make(**options)
     assert str(caught.value) == message

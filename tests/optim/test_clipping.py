@@ -1,3 +1,5 @@
+"""Gradient norms and clipping for all floats, dense and sparse."""
+
 from __future__ import annotations
 
 import math
@@ -33,7 +35,7 @@ def tensors(rows, dtype=torch.float32):
 
 
 def exact_norm(grads):
-    """The definition, in float64 with hypot, which neither over- nor underflows."""
+    """Evaluate the definition in float64 by hypot, which does not overflow."""
     return math.hypot(*[x for grad in grads for x in grad.double().flatten().tolist()])
 
 
@@ -78,12 +80,12 @@ def test_the_stable_norm_of_finite_float64_entries_is_finite(rows):
         ([math.inf, math.nan], math.nan),
     ],
 )
-def test_a_norm_tells_of_every_non_finite_entry(norm, bad, expected):
+def test_a_norm_is_non_finite_if_an_entry_is(norm, bad, expected):
     grads = [torch.ones(3), torch.tensor([1.0, *bad, 1.0]), torch.tensor(2.0)]
     np.testing.assert_equal(float(norm(grads)), expected)
 
 
-def test_the_norms_of_all_make_up_the_norm():
+def test_the_norms_of_all_gradients_give_the_global_norm():
     grads = [torch.ones(4), torch.full((3, 3), 2.0, dtype=torch.float64)]
     norms = grad_norms([*grads, torch.zeros(0)])
     assert [norm.dtype for norm in norms] == [torch.float64] * 3
@@ -93,7 +95,7 @@ def test_the_norms_of_all_make_up_the_norm():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_scaling_rounds_each_entry_once_whatever_is_beside_it(dtype):
+def test_scaling_does_not_depend_on_the_other_gradients(dtype):
     torch.manual_seed(0)
     grads = [torch.randn(50, dtype=torch.float64).to(dtype) for _ in range(3)]
     alone = [grad * (0.3 / 7.0) for grad in grads]
@@ -106,7 +108,7 @@ def test_scaling_rounds_each_entry_once_whatever_is_beside_it(dtype):
         assert torch.equal(second, third)
 
 
-def test_the_norm_of_nothing_is_zero():
+def test_the_norm_of_no_entries_is_zero():
     assert torch.equal(grad_norm([]), torch.tensor(0.0))
     assert stable_grad_norm([]) == 0.0
     assert grad_norm([torch.zeros(0), torch.zeros(3, 0)]).item() == 0.0
@@ -123,7 +125,7 @@ def test_the_norm_of_nothing_is_zero():
         ([torch.float32, torch.float64], torch.float64),
     ],
 )
-def test_the_norm_is_taken_in_float32_or_better(dtypes, expected):
+def test_the_norm_is_computed_in_float32_or_float64(dtypes, expected):
     # 300 squared overflows float16.
     norm = grad_norm([torch.full((4,), 300.0, dtype=dtype) for dtype in dtypes])
     assert norm.dtype == expected
@@ -131,7 +133,7 @@ def test_the_norm_is_taken_in_float32_or_better(dtypes, expected):
     assert norm.item() == pytest.approx(600.0 * math.sqrt(len(dtypes)), rel=1e-6)
 
 
-def test_the_norm_does_not_become_part_of_a_graph():
+def test_the_norm_is_not_part_of_the_autograd_graph():
     grads = [torch.ones(2, requires_grad=True) * 2]
     assert not grad_norm(grads).requires_grad
 
@@ -160,7 +162,7 @@ def test_clipping_agrees_with_torch_in_the_ordinary_range(rows, max_norm):
 
 @settings(deadline=None)
 @given(lists_of(finite | st.sampled_from(EXTREMES)), st.floats(1e-3, 1e6))
-def test_clipping_is_right_for_all_finite_entries(rows, max_norm):
+def test_clipping_is_exact_for_all_finite_entries(rows, max_norm):
     grads = tensors(rows)
     before = [grad.double() for grad in grads]
     norm = stable_grad_norm(grads)
@@ -201,14 +203,14 @@ def test_low_precision_gradients_are_clipped_with_an_unrounded_factor(dtype):
 
 
 @pytest.mark.parametrize("max_norm", [5.0, 5.1, math.inf])
-def test_a_norm_that_is_allowed_changes_no_bit(max_norm):
+def test_an_allowed_norm_changes_nothing(max_norm):
     grads = [torch.tensor([3.0, 4.0, 1e-45, -0.0])]
     before = grads[0].clone()
     assert clip_grad_norm(grads, max_norm, 5.0) == 1.0
     assert torch.equal(grads[0].view(torch.int32), before.view(torch.int32))
 
 
-def test_a_largest_norm_of_zero_gives_zeros():
+def test_a_max_norm_of_zero_gives_zeros():
     grads = [torch.tensor([3.0, 4.0])]
     assert clip_grad_norm(grads, 0.0, 5.0) == 0.0
     assert torch.equal(grads[0], torch.zeros(2))
@@ -222,7 +224,7 @@ def test_a_sparse_gradient_is_clipped():
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
-def test_gradients_of_a_non_finite_norm_are_refused_and_left_alone(norm):
+def test_gradients_of_a_non_finite_norm_are_refused_and_do_not_change(norm):
     grads = [torch.tensor([1.0, 2.0])]
     with pytest.raises(ValueError, match="cannot be clipped") as caught:
         clip_grad_norm(grads, 1.0, norm)
@@ -262,6 +264,6 @@ def test_clipping_by_value_coalesces_a_sparse_gradient():
     assert torch.equal(grad.to_dense(), expected)
 
 
-def test_no_gradients_are_nothing_to_clip():
+def test_an_empty_list_of_gradients_can_be_clipped():
     clip_grad_value([], 1.0)
     assert clip_grad_norm([], 1.0, 0.0) == 1.0

@@ -1,3 +1,5 @@
+"""Steps by the kernel of Adam, compared with torch's optimizers."""
+
 import copy
 
 import pytest
@@ -48,7 +50,7 @@ def loss_of(module, seed):
 
 
 def train(step, kind, options, dtype=torch.float32, n_steps=5):
-    """Weights and optimizer after some steps, one of them without one gradient."""
+    """Train a module; one of the steps lacks the gradient of one parameter."""
     module = module_of(dtype)
     optimizer = optimizer_of(kind, options, module)
     for seed in range(n_steps):
@@ -65,14 +67,15 @@ def train(step, kind, options, dtype=torch.float32, n_steps=5):
     return module, optimizer
 
 
-def theirs(optimizer, closure):
+def torch_step(optimizer, closure):
     optimizer.step(closure)
 
 
-def assert_equal(ours, others):
-    for mine, its in zip(ours[0].parameters(), others[0].parameters(), strict=True):
-        assert torch.equal(mine, its)
-    states = [optimizer.state_dict()["state"] for _, optimizer in (ours, others)]
+def assert_equal(found, expected):
+    modules, optimizers = zip(found, expected, strict=True)
+    parameters = zip(*(module.parameters() for module in modules), strict=True)
+    assert all(torch.equal(*pair) for pair in parameters)
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
     assert states[0].keys() == states[1].keys()
     for number, state in states[1].items():
         for name, value in state.items():
@@ -81,18 +84,18 @@ def assert_equal(ours, others):
 
 @pytest.mark.parametrize(("kind", "options"), FUSED.values(), ids=FUSED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_kernel_alone_does_the_same_to_the_bit(kind, options, dtype):
+def test_the_kernel_alone_is_bitwise_identical(kind, options, dtype):
     assert_equal(
-        train(step_with, kind, options, dtype), train(theirs, kind, options, dtype)
+        train(step_with, kind, options, dtype), train(torch_step, kind, options, dtype)
     )
 
 
 @pytest.mark.parametrize(("kind", "options"), OTHERS.values(), ids=OTHERS)
-def test_any_other_optimizer_takes_its_own_step(kind, options):
-    assert_equal(train(step_with, kind, options), train(theirs, kind, options))
+def test_every_other_optimizer_uses_its_step_method(kind, options):
+    assert_equal(train(step_with, kind, options), train(torch_step, kind, options))
 
 
-def test_an_optimizer_that_looks_more_than_once_gets_its_closure():
+def test_an_optimizer_that_needs_several_evaluations_gets_the_closure():
     def run(step):
         module = module_of()
         optimizer = torch.optim.LBFGS(module.parameters(), max_iter=4)
@@ -108,7 +111,7 @@ def test_an_optimizer_that_looks_more_than_once_gets_its_closure():
         step(optimizer, closure)
         return losses
 
-    assert run(step_with) == run(theirs)
+    assert run(step_with) == run(torch_step)
     assert len(run(step_with)) > 1
 
 
@@ -135,21 +138,21 @@ def test_hooks_are_called():
         of_all.remove()
 
 
-def test_a_scheduler_of_torch_counts_the_steps(recwarn):
+def test_a_torch_scheduler_counts_the_steps(recwarn):
     module = module_of()
     optimizer = optimizer_of(torch.optim.AdamW, {}, module)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)
     for _ in range(3):
         step_with(optimizer, lambda: loss_of(module, 0).backward())
         scheduler.step()
-    assert not recwarn.list  # of a scheduler that was called before its optimizer
+    assert not recwarn.list  # torch warns if the scheduler steps before the optimizer
 
 
-def test_a_state_that_was_replaced_is_used():
+def test_a_loaded_state_is_used():
     module, optimizer = train(step_with, *FUSED["AdamW"])
-    twin = copy.deepcopy((module, optimizer))
-    twin[1].load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for each, its_optimizer in ((module, optimizer), twin):
-        its_optimizer.zero_grad()
-        step_with(its_optimizer, lambda each=each: loss_of(each, 9).backward())
-    assert_equal((module, optimizer), twin)
+    duplicate = copy.deepcopy((module, optimizer))
+    duplicate[1].load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for module_, optimizer_ in ((module, optimizer), duplicate):
+        optimizer_.zero_grad()
+        step_with(optimizer_, lambda module=module_: loss_of(module, 9).backward())
+    assert_equal((module, optimizer), duplicate)

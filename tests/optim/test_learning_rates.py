@@ -1,4 +1,4 @@
-"""Learning rates of optimizers: scaled for a while, searched for by trial, refused."""
+"""Learning rates of optimizers: temporary scaling, search by trial, refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rates(*optimizers):
 # -- scaling -------------------------------------------------------------------------
 
 
-def test_rates_are_scaled_inside_the_block_and_as_given_after_it():
+def test_learning_rates_are_scaled_inside_the_block_only():
     first, second = optimizer(n_groups=2), optimizer(torch.optim.Adam, lr=0.3)
     first.param_groups[1]["lr"] = 0.01
     with scaled_rates([first, second], 0.5):
@@ -39,14 +39,14 @@ def test_rates_are_scaled_inside_the_block_and_as_given_after_it():
     assert rates(first, second) == [0.1, 0.01, 0.3]
 
 
-def test_rates_come_back_after_an_error():
+def test_learning_rates_are_restored_after_an_error():
     one = optimizer()
     with pytest.raises(KeyboardInterrupt), scaled_rates([one], 0.5):
         raise KeyboardInterrupt
     assert rates(one) == [0.1]
 
 
-def test_a_factor_of_one_touches_nothing():
+def test_a_factor_of_one_changes_nothing():
     one = optimizer()
     rate = one.param_groups[0]["lr"] = torch.tensor(0.1)
     with scaled_rates([one], 1.0):
@@ -58,7 +58,7 @@ def test_a_factor_of_one_touches_nothing():
     st.floats(0.0, 10.0),
     st.data(),
 )
-def test_no_rate_exceeds_its_cap(given_rates, factor, data):
+def test_no_learning_rate_exceeds_its_cap(given_rates, factor, data):
     one = optimizer(n_groups=len(given_rates))
     for group, rate in zip(one.param_groups, given_rates, strict=True):
         group["lr"] = rate
@@ -70,13 +70,13 @@ def test_no_rate_exceeds_its_cap(given_rates, factor, data):
     assert rates(one) == given_rates
 
 
-def test_caps_of_groups_that_have_come_since_are_no_caps():
+def test_caps_for_another_number_of_groups_are_ignored():
     one = optimizer(n_groups=2)
     with scaled_rates([one], 1.0, [0.01]):
         assert rates(one) == [0.1, 0.1]
 
 
-def test_a_rate_that_is_a_tensor_stays_one():
+def test_a_learning_rate_that_is_a_tensor_stays_a_tensor():
     one = optimizer(torch.optim.Adam, lr=torch.tensor(0.1), capturable=False)
     with scaled_rates([one], 0.5, [0.02]):
         rate = one.param_groups[0]["lr"]
@@ -90,7 +90,7 @@ def test_a_rate_that_is_a_tensor_stays_one():
 # -- reach ---------------------------------------------------------------------------
 
 
-def test_momentum_reaches_further():
+def test_momentum_increases_the_reach():
     plain, heavy = optimizer(lr=0.2), optimizer(lr=0.1, momentum=0.9)
     assert longest_reach([plain]) == 0.2
     assert longest_reach([plain, heavy]) == pytest.approx(1.0)
@@ -102,7 +102,7 @@ def test_a_momentum_of_one_reaches_a_hundred_times_as_far():
     assert longest_reach([one]) == pytest.approx(10.0)
 
 
-def test_plain_descent_ends_where_its_reach_says():
+def test_gradient_descent_moves_as_far_as_its_reach():
     one = optimizer(lr=0.1, momentum=0.9)
     weight = one.param_groups[0]["params"][0]
     weight.grad = torch.tensor([1.0, 0.0])
@@ -113,11 +113,11 @@ def test_plain_descent_ends_where_its_reach_says():
     assert 1.0 - weight[0].item() == pytest.approx(longest_reach([one]), rel=1e-4)
 
 
-# -- a lower rate --------------------------------------------------------------------
+# -- a lower learning rate -----------------------------------------------------------
 
 
 def descent(curvature, n_steps=16):
-    """Loss of a parabola after some steps of plain descent at a factor of lr=1."""
+    """Return the loss of a parabola after some gradient steps, by the learning rate."""
 
     def loss_at(scale):
         w = 1.0
@@ -129,19 +129,19 @@ def descent(curvature, n_steps=16):
 
 
 @given(st.floats(1e-2, 1e30))
-def test_a_rate_is_found_at_which_a_parabola_is_descended(curvature):
-    # One step at lr=1 moves the weight by curvature times its size.
+def test_a_learning_rate_is_found_that_descends_a_parabola(curvature):
+    # A step with lr=1 moves the weight by `curvature` times its size.
     scale = lower_scale(4.0 / min(curvature, 4.0), curvature, descent(curvature))
     assert 0.05 < scale * curvature < 2.0
 
 
 @given(st.floats(1.0, 1e6), st.floats(0.0, 1e6))
-def test_it_is_lower_even_where_the_highest_rate_would_be_best(scale, growth):
+def test_the_scale_is_lower_even_if_the_highest_would_be_best(scale, growth):
     found = lower_scale(scale, growth, lambda s: -s)
     assert 0.0 < found <= scale / 2
 
 
-def test_the_number_of_trials_is_bounded_where_none_succeeds():
+def test_the_number_of_trials_is_bounded_if_none_succeeds():
     tried = []
 
     def fails(scale):
@@ -153,7 +153,7 @@ def test_the_number_of_trials_is_bounded_where_none_succeeds():
     assert len(tried) <= 14
 
 
-def test_where_lower_is_always_better_the_search_ends_too():
+def test_the_search_ends_if_lower_is_always_better():
     tried = []
 
     def falls(scale):
@@ -166,7 +166,7 @@ def test_where_lower_is_always_better_the_search_ends_too():
     assert len(set(tried)) == len(tried)
 
 
-def test_the_search_is_fine_to_a_quarter_of_a_decade():
+def test_the_search_finds_the_best_scale_to_a_quarter_of_a_decade():
     for best in (0.1, 0.03, 0.2):
         found = lower_scale(
             1.0, 1.0, lambda s, best=best: abs(math.log10(s) - math.log10(best))
@@ -174,10 +174,10 @@ def test_the_search_is_fine_to_a_quarter_of_a_decade():
         assert abs(math.log10(found) - math.log10(best)) <= 0.26
 
 
-# -- hopeless ------------------------------------------------------------------------
+# -- refusals ------------------------------------------------------------------------
 
 
-def test_a_decay_that_explodes_at_any_useful_rate_is_told_with_its_numbers():
+def test_a_decay_that_explodes_is_reported_with_its_numbers():
     assert hopeless_decay([optimizer(lr=0.5, weight_decay=10.0)]) == (
         "lr=0.5 times weight_decay=10 multiplies every weight by -4 at each step, "
         "whatever the data."
@@ -199,12 +199,12 @@ def test_a_decay_that_explodes_at_any_useful_rate_is_told_with_its_numbers():
         (torch.optim.Adagrad, 0.5, 10.0),
     ],
 )
-def test_a_decay_that_a_lower_rate_or_the_optimizer_copes_with_is_not(kind, lr, decay):
+def test_a_decay_is_not_reported_if_a_lower_learning_rate_helps(kind, lr, decay):
     assert hopeless_decay([optimizer(kind, lr=lr, weight_decay=decay)]) is None
 
 
 @given(st.floats(1e-3, 1e3), st.floats(1.0, 1e3))
-def test_it_is_right_about_what_the_weights_do(lr, decay):
+def test_the_weights_grow_exactly_if_the_decay_is_reported(lr, decay):
     one = optimizer(lr=lr, weight_decay=decay)
     weight = one.param_groups[0]["params"][0]
     weight.grad = torch.zeros(2)
@@ -216,7 +216,7 @@ def test_it_is_right_about_what_the_weights_do(lr, decay):
     assert grows <= is_hopeless or lr * decay == pytest.approx(2.0)
 
 
-def test_an_optimizer_that_climbs_is_told_by_its_name():
+def test_an_optimizer_that_maximizes_is_reported_by_name():
     assert ascends([optimizer()]) is None
     climbing = optimizer(torch.optim.Adam, maximize=True)
     assert ascends([optimizer(), climbing]) == "Adam climbs the loss: maximize=True."

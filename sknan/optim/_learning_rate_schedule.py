@@ -1,0 +1,212 @@
+"""Learning-rate factor of each training step: a warm-up, then a schedule."""
+
+from __future__ import annotations
+
+import copy
+import math
+import numbers
+from collections.abc import Callable
+
+from sknan._utils.validation import did_you_mean
+from sknan.optim._schedules import SCHEDULES, Plateau, constant
+
+__all__ = ["LearningRateSchedule"]
+
+# Attributes in which `Plateau` stores what it has learned.
+_PLATEAU_STATE = ("current", "best", "n_bad")
+
+
+class LearningRateSchedule:
+    """Factor of the learning rate in each training step: a warm-up, then a schedule.
+
+    Parameters
+    ----------
+    schedule : None, str, callable or Plateau, default=None
+        Schedule after the warm-up: None for a constant factor, a name from `SCHEDULES`
+        (with underscores or hyphens), or a function of the progress in [0, 1] that
+        returns a finite factor of at least 0.
+    warmup : float or int, default=0.0
+        Length of the warm-up, in which the factor rises linearly to 1: a float in
+        [0, 1) is a fraction of all steps, an int a number of steps.
+
+    Raises
+    ------
+    ValueError
+        When the name is unknown or ``warmup`` is out of range.
+    TypeError
+        When a parameter has another type.
+
+    Notes
+    -----
+    In step ``i`` of ``n`` warm-up steps the factor is ``(i + 1) / (n + 1)``. It is
+    never 0, which would waste a step, and it reaches 1 at the first step of the
+    schedule. ``one_cycle`` and ``coslog4`` start with a low factor and need no warm-up.
+
+    In step ``i`` of the ``n`` steps after the warm-up the progress is
+    ``(i + 0.5) / n``, the middle of the step. With its start, ``coslog4`` would waste
+    the first step with a factor of 0. With its end, ``coslog4`` and ``cosine`` would
+    waste the last step.
+
+    Examples
+    --------
+    >>> schedule = LearningRateSchedule("cosine", warmup=1)
+    >>> schedule.start(total_steps=5)
+    >>> [round(schedule.factor(step), 3) for step in range(5)]
+    [0.5, 0.962, 0.691, 0.309, 0.038]
+    """
+
+    def __init__(
+        self,
+        schedule: str | Callable[[float], float] | None = None,
+        warmup: float = 0.0,
+    ) -> None:
+        _check_warmup(warmup)
+        self.schedule = schedule
+        self.warmup = warmup
+        self._function = _resolve(schedule)
+        self.start(0)
+
+    def __repr__(self) -> str:
+        return f"LearningRateSchedule({self.schedule!r}, warmup={self.warmup!r})"
+
+    def start(self, total_steps: int) -> None:
+        """Start a training; losses passed to `update` before are forgotten.
+
+        Parameters
+        ----------
+        total_steps : int
+            Number of steps in the whole training. If it is 0, the factor after the
+            warm-up is 1, or the factor of the plateau.
+
+        Raises
+        ------
+        ValueError
+            When ``total_steps`` is negative.
+        """
+        if total_steps < 0:
+            raise ValueError(f"total_steps must be 0 or more, got {total_steps!r}.")
+        self.total_steps = int(total_steps)
+        is_count = isinstance(self.warmup, numbers.Integral)
+        n_warmup = self.warmup if is_count else round(self.warmup * self.total_steps)
+        self.warmup_steps = int(n_warmup)
+        if isinstance(self._function, Plateau):
+            self._function.reset()
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the factors depend on the losses passed to `update`."""
+        return isinstance(self._function, Plateau)
+
+    def factor(self, step: int) -> float:
+        """Return the factor of the learning rate in a step.
+
+        Parameters
+        ----------
+        step : int
+            Number of steps before this one. From ``total_steps`` on, the factor of the
+            last step is returned, but a warm-up continues to its end.
+
+        Returns
+        -------
+        float
+            Finite factor of at least 0.
+
+        Raises
+        ------
+        ValueError
+            When a callable returns a factor that is NaN, infinite or negative.
+        """
+        if step < self.warmup_steps:
+            ramp = (step + 1) / (self.warmup_steps + 1)
+            if isinstance(self._function, Plateau):
+                return ramp * self._function.current
+            return ramp
+        if isinstance(self._function, Plateau):
+            return self._function.current
+        n_steps = self.total_steps - self.warmup_steps
+        if n_steps <= 0:
+            return 1.0
+        index = min(step, self.total_steps - 1) - self.warmup_steps
+        progress = (index + 0.5) / n_steps
+        factor = float(self._function(progress))
+        if not 0.0 <= factor < math.inf:
+            name = getattr(self._function, "__qualname__", repr(self._function))
+            raise ValueError(
+                f"The lr_schedule {name} returned {factor!r} at progress {progress!r}. "
+                "Return a finite factor of 0 or more."
+            )
+        return factor
+
+    def update(self, monitored: float) -> None:
+        """Update a plateau with the monitored loss of an epoch.
+
+        Other schedules ignore the loss.
+
+        Parameters
+        ----------
+        monitored : float
+            Loss of the epoch, where lower is better. NaN and infinities count as no
+            improvement.
+        """
+        if isinstance(self._function, Plateau):
+            self._function.update(monitored)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the state of a plateau; other schedules depend only on the step."""
+        if not isinstance(self._function, Plateau):
+            return {}
+        return {name: getattr(self._function, name) for name in _PLATEAU_STATE}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from the state of another schedule of this kind, after `start`."""
+        vars(self._function).update(state)
+
+
+def _resolve(schedule: object) -> Callable[[float], float]:
+    """Return the function of a schedule, or a new plateau that shares no state."""
+    if schedule is None:
+        return constant
+    if isinstance(schedule, Plateau):
+        return copy.deepcopy(schedule)
+    if isinstance(schedule, str):
+        name = schedule.lower().replace("-", "_")
+        if name == "plateau":
+            return Plateau()
+        if name in SCHEDULES:
+            return SCHEDULES[name]
+        hint = did_you_mean(name, SCHEDULES)
+        known = ", ".join(repr(name) for name in sorted(SCHEDULES))
+        raise ValueError(
+            f"Unknown lr_schedule {schedule!r}.{hint} Known schedules: {known}."
+        )
+    # A class such as torch's CosineAnnealingLR is callable, too, but would make an
+    # object of the progress.
+    if callable(schedule) and not isinstance(schedule, type):
+        return schedule
+    found = (
+        f"the class {schedule.__name__}"
+        if isinstance(schedule, type)
+        else f"{schedule!r} of type {type(schedule).__name__}"
+    )
+    raise TypeError(
+        "lr_schedule must be None, a name or a function of the progress in [0, 1], "
+        f"got {found}."
+    )
+
+
+def _check_warmup(warmup: object) -> None:
+    if isinstance(warmup, bool) or not isinstance(warmup, numbers.Real):
+        raise TypeError(
+            "warmup must be a fraction of all steps (float) or a number of steps "
+            f"(int), got {warmup!r} of type {type(warmup).__name__}."
+        )
+    if isinstance(warmup, numbers.Integral):
+        if warmup < 0:
+            raise ValueError(
+                f"warmup as a number of steps must be 0 or more, got {warmup!r}."
+            )
+    elif not 0.0 <= float(warmup) < 1.0:
+        raise ValueError(
+            f"warmup as a fraction of all steps must be in [0, 1), got {warmup!r}. "
+            "Pass an int for a number of steps."
+        )

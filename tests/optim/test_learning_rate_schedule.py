@@ -1,0 +1,231 @@
+"""LearningRateSchedule: warm-up, schedule and their parameters."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sknan.optim import SCHEDULES, LearningRateSchedule, Plateau, cosine, one_cycle
+
+
+def halved(progress):
+    return 0.5
+
+
+def broken_in_the_middle(progress):
+    return math.nan if progress > 0.5 else 1.0
+
+
+def negative(progress):
+    return -progress
+
+
+def factors(schedule, total_steps, n_asked=None):
+    schedule.start(total_steps)
+    return [schedule.factor(i) for i in range(n_asked or total_steps)]
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(sorted(SCHEDULES)),
+    st.integers(1, 200),
+    st.integers(0, 50) | st.floats(0.0, 1.0, exclude_max=True),
+)
+def test_no_factor_is_zero_for_any_schedule_and_warmup(name, total_steps, warmup):
+    found = factors(LearningRateSchedule(name, warmup), total_steps, total_steps + 60)
+    assert all(0.0 < factor <= 1.0 for factor in found)
+
+
+@pytest.mark.parametrize("name", ["coslog4", "cosine"])
+def test_neither_the_first_nor_the_last_step_has_factor_zero(name):
+    found = factors(LearningRateSchedule(name), 50)
+    assert found[0] > 0.0
+    assert found[-1] > 0.0
+    assert found == [SCHEDULES[name]((i + 0.5) / 50) for i in range(50)]
+
+
+def test_the_schedule_starts_after_a_linear_warmup():
+    found = factors(LearningRateSchedule("cosine", warmup=4), 10)
+    assert found[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert found[4:] == [cosine((i + 0.5) / 6) for i in range(6)]
+
+
+def test_a_float_warmup_is_a_fraction_of_all_steps():
+    as_fraction = factors(LearningRateSchedule("cosine", warmup=0.2), 30)
+    assert as_fraction == factors(LearningRateSchedule("cosine", warmup=6), 30)
+
+
+def test_numpy_numbers_are_valid_warmups():
+    expected = factors(LearningRateSchedule("cosine", warmup=6), 30)
+    assert factors(LearningRateSchedule("cosine", np.int64(6)), 30) == expected
+    assert factors(LearningRateSchedule("cosine", np.float64(0.2)), 30) == expected
+
+
+@pytest.mark.parametrize("name", [None, *sorted(SCHEDULES)])
+def test_steps_beyond_the_total_hold_the_last_factor(name):
+    found = factors(LearningRateSchedule(name, warmup=2), 10, 30)
+    assert found[10:] == [found[9]] * 20
+
+
+def test_a_warmup_longer_than_the_training_continues_to_its_end():
+    found = factors(LearningRateSchedule("cosine", warmup=4), 2, 6)
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_without_a_number_of_steps_the_factor_is_one():
+    assert LearningRateSchedule("cosine").factor(3) == 1.0
+    assert factors(LearningRateSchedule("cosine", warmup=0.5), 0, 3) == [1.0] * 3
+
+
+def test_names_have_underscores_or_hyphens():
+    expected = factors(LearningRateSchedule(one_cycle), 9)
+    assert factors(LearningRateSchedule("one_cycle"), 9) == expected
+    assert factors(LearningRateSchedule("one-cycle"), 9) == expected
+
+
+def test_none_is_constant():
+    assert factors(LearningRateSchedule(), 3) == [1.0] * 3
+
+
+def test_a_function_of_the_progress_is_a_valid_schedule():
+    assert factors(LearningRateSchedule(halved, warmup=1), 3) == [0.5, 0.5, 0.5]
+
+
+def test_plateau_scales_the_warmup_and_is_reset_by_start():
+    schedule = LearningRateSchedule(Plateau(patience=0), warmup=1)
+    schedule.start(3)
+    schedule.update(math.nan)
+    assert [schedule.factor(i) for i in range(3)] == [0.25, 0.5, 0.5]
+    assert factors(schedule, 3) == [0.5, 1.0, 1.0]
+
+
+def test_a_plateau_given_as_parameter_does_not_change():
+    plateau = Plateau(patience=0)
+    LearningRateSchedule(plateau).update(math.nan)
+    assert plateau.current == 1.0
+
+
+def test_only_plateau_depends_on_the_loss():
+    schedule = LearningRateSchedule("cosine")
+    before = factors(schedule, 5)
+    for _ in range(20):
+        schedule.update(math.nan)
+    assert [schedule.factor(i) for i in range(5)] == before
+
+
+@pytest.mark.parametrize("schedule", [None, halved, Plateau(), *sorted(SCHEDULES)])
+@pytest.mark.parametrize(
+    "make_copy", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_a_copy_continues_like_the_original(schedule, make_copy):
+    original = LearningRateSchedule(schedule, warmup=0.1)
+    original.start(20)
+    for _ in range(7):
+        original.update(math.nan)
+    copied = make_copy(original)
+    assert [copied.factor(i) for i in range(25)] == [
+        original.factor(i) for i in range(25)
+    ]
+
+
+def test_the_message_about_an_unknown_name_suggests_the_closest_one():
+    with pytest.raises(ValueError, match="Unknown") as caught:
+        LearningRateSchedule("cosin")
+    assert str(caught.value) == (
+        "Unknown lr_schedule 'cosin'. Did you mean 'cosine'? Known schedules: "
+        "'constant', 'cosine', 'coslog4', 'exponential', 'one_cycle', 'plateau', "
+        "'step'."
+    )
+    with pytest.raises(ValueError, match="Unknown") as caught:
+        LearningRateSchedule("zzz")
+    assert str(caught.value) == (
+        "Unknown lr_schedule 'zzz'. Known schedules: 'constant', 'cosine', 'coslog4', "
+        "'exponential', 'one_cycle', 'plateau', 'step'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "found"),
+    [
+        (0.5, "0.5 of type float"),
+        (
+            torch.optim.lr_scheduler.CosineAnnealingLR,
+            "the class CosineAnnealingLR",
+        ),
+    ],
+)
+def test_an_object_that_is_no_schedule_is_refused(schedule, found):
+    with pytest.raises(TypeError) as caught:
+        LearningRateSchedule(schedule)
+    assert str(caught.value) == (
+        "lr_schedule must be None, a name or a function of the progress in [0, 1], "
+        f"got {found}."
+    )
+
+
+@pytest.mark.parametrize("warmup", [True, None, "0.1", 1j])
+def test_a_warmup_of_another_type_is_refused(warmup):
+    with pytest.raises(TypeError) as caught:
+        LearningRateSchedule("cosine", warmup)
+    assert str(caught.value) == (
+        "warmup must be a fraction of all steps (float) or a number of steps (int), "
+        f"got {warmup!r} of type {type(warmup).__name__}."
+    )
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1.0, math.nan, math.inf])
+def test_a_fraction_outside_zero_to_one_is_refused(warmup):
+    with pytest.raises(ValueError, match="warmup") as caught:
+        LearningRateSchedule("cosine", warmup)
+    assert str(caught.value) == (
+        f"warmup as a fraction of all steps must be in [0, 1), got {warmup!r}. "
+        "Pass an int for a number of steps."
+    )
+
+
+def test_a_negative_number_of_warmup_steps_is_refused():
+    with pytest.raises(ValueError, match="warmup") as caught:
+        LearningRateSchedule("cosine", -1)
+    assert str(caught.value) == (
+        "warmup as a number of steps must be 0 or more, got -1."
+    )
+
+
+def test_a_negative_total_is_refused():
+    with pytest.raises(ValueError, match="total_steps") as caught:
+        LearningRateSchedule().start(-1)
+    assert str(caught.value) == "total_steps must be 0 or more, got -1."
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name", "value", "progress"),
+    [
+        (broken_in_the_middle, "broken_in_the_middle", "nan", 0.75),
+        (negative, "negative", "-0.75", 0.75),
+    ],
+)
+def test_the_message_about_a_bad_factor_names_function_and_progress(
+    schedule, name, value, progress
+):
+    broken = LearningRateSchedule(schedule)
+    broken.start(2)
+    with pytest.raises(ValueError, match="lr_schedule") as caught:
+        broken.factor(1)
+    assert str(caught.value) == (
+        f"The lr_schedule {name} returned {value} at progress {progress}. Return a "
+        "finite factor of 0 or more."
+    )
+
+
+def test_the_repr_shows_the_parameters():
+    assert repr(LearningRateSchedule(Plateau(patience=2), warmup=3)) == (
+        "LearningRateSchedule(Plateau(factor=0.5, patience=2, threshold=0.0001, "
+        "min_factor=0.001), warmup=3)"
+    )
