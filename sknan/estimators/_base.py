@@ -46,6 +46,8 @@ from sknan.estimators._parameters import (
 )
 from sknan.estimators._validation_split import ValidationFold, split_rows
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.losses._registry import get_criterion
+from sknan.losses._traits import LossTraits, traits_of
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._training_facts import summary_as_html
@@ -126,12 +128,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         raise NotImplementedError
 
     def _encode_target(
-        self,
-        y: Any,
-        target: np.ndarray,
-        weights: np.ndarray | None,
-        *,
-        is_partial: bool,
+        self, y: Any, target: np.ndarray, weights: np.ndarray | None, is_partial: bool
     ) -> tuple[np.ndarray, int]:
         """Set the fitted attributes of the target.
 
@@ -141,7 +138,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         """
         raise NotImplementedError
 
-    def _continues(self, *, is_partial: bool) -> bool:
+    def _continues(self, is_partial: bool) -> bool:
         """Whether training continues with the present network."""
         return hasattr(self, "net_") and (is_partial or self.warm_start)
 
@@ -161,20 +158,16 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
                 f"{type(self).__name__} requires y to be passed, but the target y is "
                 "None."
             )
-        X_in = check_features(
-            self,
-            X,
-            reset=not self._continues(is_partial=is_partial),
-            min_samples=1 if is_partial else 2,
-        )
+        is_new = not self._continues(is_partial)
+        min_samples = 1 if is_partial else 2
+        X_in = check_features(self, X, reset=is_new, min_samples=min_samples)
         target = self._validate_target(y)
         check_consistent_length(X_in, target)
         weights = check_sample_weight(sample_weight, len(X_in))
-        class_weight = getattr(self, "class_weight", None)  # of a classifier
-        if class_weight is not None:
-            weights = apply_class_weight(
-                class_weight, target, weights, self, is_partial=is_partial
-            )
+        by_class = getattr(self, "class_weight", None)  # only classifiers have it
+        if by_class is not None:
+            owner = type(self).__name__
+            weights = apply_class_weight(by_class, target, weights, owner, is_partial)
         numbers = np.arange(len(X_in))
         if weights is not None:
             # A row of weight 0 must have no effect, not even on the batches.
@@ -184,7 +177,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
             X_in, target, weights, kept = merge_duplicate_rows(X_in, target, weights)
             numbers = numbers[kept]
         target, n_outputs = self._encode_target(
-            y, target, weights, is_partial=is_partial, **target_params
+            y, target, weights, is_partial, **target_params
         )
         return TrainingRows(X_in, target, weights, n_outputs, is_partial, numbers)
 
@@ -199,6 +192,11 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         return self.module is None and is_one_batch and is_per_row
 
     # -- the net -------------------------------------------------------------------
+
+    @property
+    def _loss_traits(self) -> LossTraits:
+        is_name = isinstance(self.criterion, str)
+        return traits_of(get_criterion(self.criterion) if is_name else self.criterion)
 
     def _build_criterion(self, *, per_row: bool) -> nn.Module:
         return resolve_criterion(
@@ -331,7 +329,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         -------
         TrainingPlan
         """
-        continues = self._continues(is_partial=rows.is_partial)
+        continues = self._continues(rows.is_partial)
         if not continues:
             self._rng = check_random_state(self.random_state)
         seed = int(self._rng.randint(np.iinfo(np.int32).max))

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from sknan._utils.validation import DROP_ROWS
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import (
+    LabelPredictionMixin,
     check_binary_output,
     check_class_output,
     class_probabilities,
 )
-from sknan.estimators._components import kind_of
-from sknan.estimators._label_prediction import LabelPredictionMixin
 from sknan.estimators._labels import encode_labels, list_labels, refuse_missing_labels
 from sknan.losses._traits import traits_of
 
@@ -275,11 +274,10 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         y: Any,
         target: np.ndarray,
         weights: np.ndarray | None,
-        *,
         is_partial: bool,
         classes: Any = None,
     ) -> tuple[np.ndarray, int]:
-        continues = self._continues(is_partial=is_partial)
+        continues = self._continues(is_partial)
         if is_partial:
             known = self._classes_of_stream(classes, continues=continues)
         else:
@@ -298,7 +296,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         codes = encode_labels(target, known)
         if not continues:
             self.classes_ = known
-        if not traits_of(kind_of(self.criterion)).is_binary:
+        if not self._loss_traits.is_binary:
             return codes, len(known)
         if len(known) > 2:
             raise ValueError(

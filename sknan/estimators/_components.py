@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from sknan._utils.validation import did_you_mean
-from sknan.losses._bounded import unbounded
 from sknan.losses._registry import (
     CLASSIFICATION_LOSSES,
     REGRESSION_LOSSES,
@@ -27,7 +26,6 @@ from sknan.nets._tabular_mlp import TabularMLP
 
 __all__ = [
     "CallableLoss",
-    "kind_of",
     "name_of",
     "resolve_criterion",
     "resolve_device",
@@ -90,31 +88,6 @@ def name_of(component: Any) -> str:
     if isinstance(component, str):
         return repr(component)
     return getattr(component, "__name__", None) or type(component).__name__
-
-
-def kind_of(criterion: Any) -> Any:
-    """Return the class or function of a criterion.
-
-    Parameters
-    ----------
-    criterion : str, type, nn.Module or callable
-        Criterion of an estimator.
-
-    Returns
-    -------
-    type or callable
-        Class of the loss with this name, of an instance, or of the loss inside a
-        bounded loss. A class or function is returned as it is.
-
-    Raises
-    ------
-    ValueError
-        If no loss has this name.
-    """
-    if isinstance(criterion, str):
-        return get_criterion(criterion)
-    inner = unbounded(criterion)
-    return type(inner) if isinstance(inner, nn.Module) else inner
 
 
 def _accepted(factory: Any) -> tuple[str, ...] | None:
@@ -238,8 +211,7 @@ def resolve_criterion(
     name = name_of(criterion)
     if isinstance(criterion, str):
         criterion = get_criterion(criterion)
-    kind = kind_of(criterion)
-    traits = traits_of(kind)
+    traits = traits_of(criterion)
     if traits.task not in (None, task):
         raise ValueError(
             f"criterion={name} is for {traits.task}, but {owner} does "

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator
 from sklearn.utils.class_weight import compute_class_weight
 
 from sknan._utils.validation import FLOAT64_MAX, check_finite
@@ -82,8 +81,7 @@ def apply_class_weight(
     class_weight: Any,
     labels: np.ndarray,
     weights: np.ndarray | None,
-    estimator: BaseEstimator,
-    *,
+    owner: str,
     is_partial: bool,
 ) -> np.ndarray:
     """Return the sample weights multiplied by the weight of each row's class.
@@ -96,8 +94,8 @@ def apply_class_weight(
         Labels of the rows.
     weights : ndarray of shape (n_samples,) or None
         Sample weights; None means 1 for each row.
-    estimator : estimator
-        Owner of the parameter, for messages.
+    owner : str
+        Class name of the estimator, for messages.
     is_partial : bool
         Whether the rows are those of one call of ``partial_fit``.
 
@@ -112,7 +110,7 @@ def apply_class_weight(
     """
     if class_weight != "balanced" and not isinstance(class_weight, dict):
         raise ValueError(
-            f"The 'class_weight' parameter of {type(estimator).__name__} must be a "
+            f"The 'class_weight' parameter of {owner} must be a "
             f"dict, 'balanced' or None, got {class_weight!r}."
         )
     if is_partial and class_weight == "balanced":

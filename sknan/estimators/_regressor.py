@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sknan._utils.validation import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
 from sknan.estimators._base import StableNetBase
-from sknan.estimators._components import kind_of, name_of
+from sknan.estimators._components import name_of
 from sknan.estimators._input import name_text_cell
 from sknan.estimators._target_scaling import (
     mean_and_scale,
@@ -21,7 +21,7 @@ from sknan.estimators._target_scaling import (
     standardize,
 )
 from sknan.losses._bounded import unbounded
-from sknan.losses._traits import LossTraits, predictions, traits_of
+from sknan.losses._traits import predictions
 
 __all__ = ["StableNetRegressor"]
 
@@ -273,10 +273,6 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         self._partial_fit(X, y, sample_weight)
         return self
 
-    @property
-    def _loss_traits(self) -> LossTraits:
-        return traits_of(kind_of(self.criterion))
-
     def _validate_target(self, y: Any) -> np.ndarray:
         """Return the targets as float64, or as float32 if they are float32."""
         remedy = " Pass numbers, or labels to StableNetClassifier."
@@ -320,15 +316,10 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
             )
 
     def _encode_target(
-        self,
-        y: Any,
-        target: np.ndarray,
-        weights: np.ndarray | None,
-        *,
-        is_partial: bool,
+        self, y: Any, target: np.ndarray, weights: np.ndarray | None, is_partial: bool
     ) -> tuple[np.ndarray, int]:
         shape, traits = target.shape[1:], self._loss_traits
-        if self._continues(is_partial=is_partial):
+        if self._continues(is_partial):
             if _n_targets(shape) != _n_targets(self._target_shape):
                 raise ValueError(
                     f"y has {_n_targets(shape)} target columns, but the first fit had "

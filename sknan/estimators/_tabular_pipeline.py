@@ -20,7 +20,10 @@ from sknan.preprocessing._scaler import SafeScaler
 
 __all__ = ["tabular_pipeline"]
 
-_KINDS = ("classifier", "regressor")
+_ENSEMBLES = {
+    "classifier": StableNetEnsembleClassifier,
+    "regressor": StableNetEnsembleRegressor,
+}
 
 
 def tabular_pipeline(
@@ -85,13 +88,15 @@ def tabular_pipeline(
     ['clean', 'encode', 'impute', 'scale', 'net']
     """
     if isinstance(estimator, str):
-        if estimator not in _KINDS:
+        if estimator not in _ENSEMBLES:
             raise ValueError(
                 "The 'estimator' parameter of tabular_pipeline must be 'classifier', "
                 f"'regressor' or an estimator. Got {estimator!r} instead."
-                f"{did_you_mean(estimator, _KINDS)}"
+                f"{did_you_mean(estimator, _ENSEMBLES)}"
             )
-        estimator = _default_estimator(estimator, random_state)
+        # All settings of the networks are parameters that are visible in the pipeline.
+        network = default_network(estimator)
+        estimator = _ENSEMBLES[estimator](network, random_state=random_state)
     elif isinstance(estimator, type) or not hasattr(estimator, "fit"):
         is_class = isinstance(estimator, type)
         hint = f" Pass an instance: {estimator.__name__}()." if is_class else ""
@@ -140,13 +145,3 @@ def tabular_pipeline(
             ("net", estimator),
         ]
     )
-
-
-def _default_estimator(kind: str, random_state: Any = None) -> Any:
-    """Return the default ensemble, with all its settings as visible parameters."""
-    ensemble = (
-        StableNetEnsembleClassifier
-        if kind == "classifier"
-        else StableNetEnsembleRegressor
-    )
-    return ensemble(default_network(kind), random_state=random_state)
