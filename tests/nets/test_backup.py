@@ -1,4 +1,4 @@
-"""Trainings that are killed, broken off or averaged, and what is left of them.
+"""Trainings that are killed, interrupted or averaged.
 
 Run as a script, this file is the process that is killed:
 ``python test_backup.py DOOR BACKUP RESULT``, or KILL or INTERRUPT in place of RESULT.
@@ -66,7 +66,7 @@ class Net(nn.Module):
 
 
 class Rough(nn.Sequential):
-    """Explodes on raw data, which the guard then conditions."""
+    """Network that explodes on raw data, until the guard conditions it."""
 
     def __init__(self):
         super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -91,7 +91,7 @@ class AtBatch(Callback):
 
 
 class PowerCutError(Exception):
-    """Ends a training without a chance to tidy up, as a kill does."""
+    """Ends a training without cleanup, as a kill does."""
 
 
 def cut_power(net):
@@ -172,7 +172,7 @@ def assert_same(first, second):
 
 
 def cut_and_resumed(build, path, *make_callbacks, at=4):
-    """The same training three times: whole, cut off in an epoch, and resumed."""
+    """Run the same training three times: whole, interrupted in an epoch, and resumed."""
 
     def callbacks():
         return [make() for make in make_callbacks]
@@ -202,7 +202,7 @@ def run_script(door, path, result):
 
 
 @pytest.mark.parametrize("door", ["skorch", "estimator, early stopping"])
-def test_a_killed_process_and_another_end_at_the_weights_of_one(door, tmp_path):
+def test_a_killed_and_resumed_process_ends_at_the_same_weights(door, tmp_path):
     path, result = tmp_path / "backup", tmp_path / "weights.pt"
     killed = run_script(door, path, "KILL")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -242,7 +242,7 @@ def test_a_resumed_training_is_the_one_that_was_cut_off(door, tmp_path):
     ],
     ids=lambda options: " ".join(options) + str(options.get("adaptive_clip", ""))[:9],
 )
-def test_schedules_optimizers_and_clips_go_on_where_they_were(options, tmp_path):
+def test_schedules_optimizers_and_clips_resume_their_state(options, tmp_path):
     def build(*callbacks):
         return skorch_door(*callbacks, **options)
 
@@ -251,7 +251,7 @@ def test_schedules_optimizers_and_clips_go_on_where_they_were(options, tmp_path)
     assert history_of(again) == history_of(whole)
 
 
-def test_a_generator_of_the_data_loader_goes_on_where_it_was(tmp_path):
+def test_a_generator_of_the_data_loader_resumes_its_state(tmp_path):
     def build(*callbacks):
         generator = torch.Generator().manual_seed(7)
         return skorch_door(*callbacks, iterator_train__generator=generator)
@@ -283,7 +283,7 @@ def test_a_generator_of_the_data_loader_goes_on_where_it_was(tmp_path):
     ],
     ids=["early stopping", "exponential", "steps", "plateau", "cycle", "frozen"],
 )
-def test_callbacks_of_skorch_go_on_where_they_were(make, tmp_path):
+def test_callbacks_of_skorch_resume_their_state(make, tmp_path):
     whole, again = cut_and_resumed(skorch_door, tmp_path / "backup", make)
     assert_same(state_of(again), state_of(whole))
     assert history_of(again) == history_of(whole)
@@ -298,13 +298,13 @@ class NoisyInputs(Callback):
             batch[0].mul_(factor).add_(random.gauss(0.0, 0.1))
 
 
-def test_the_generators_of_numpy_and_python_go_on_where_they_were(tmp_path):
+def test_the_generators_of_numpy_and_python_resume_their_state(tmp_path):
     whole, again = cut_and_resumed(skorch_door, tmp_path / "backup", NoisyInputs)
     assert_same(state_of(again), state_of(whole))
 
 
 class Average(Callback):
-    """A weight average as users write it, which can say what it knows."""
+    """A weight average as users write it, with a state."""
 
     def __init__(self, make=lambda module: AveragedModel(module)):
         self.make = make
@@ -328,7 +328,7 @@ def average_of(model):
     return found.average_
 
 
-def test_a_callback_with_a_state_of_its_own_goes_on_where_it_was(tmp_path):
+def test_a_callback_with_a_state_of_its_own_resumes_its_state(tmp_path):
     whole, again = cut_and_resumed(skorch_door, tmp_path / "backup", Average)
     assert_same(average_of(again).state_dict(), average_of(whole).state_dict())
 
@@ -344,7 +344,7 @@ RESCUES = {
 
 
 @pytest.mark.parametrize("name", RESCUES)
-def test_a_rescued_training_is_resumed_to_the_bit_too(name, tmp_path):
+def test_a_rescued_training_is_resumed_bitwise_too(name, tmp_path):
     def build(*callbacks):
         door = raw_data if name == "raw data" else skorch_door
         return door(*callbacks, **RESCUES[name])
@@ -393,7 +393,7 @@ def test_a_training_that_is_killed_twice_is_resumed_twice(tmp_path):
     assert_same(state_of(again), state_of(fit(*skorch_door())))
 
 
-def test_a_resumed_training_may_go_on_for_longer(tmp_path):
+def test_a_resumed_training_may_be_longer(tmp_path):
     path = tmp_path / "backup"
     options = {"lr_schedule": None}
     with pytest.raises(PowerCutError):
@@ -420,7 +420,7 @@ def test_a_backup_changes_nothing_and_serves_any_number_of_fits(door, tmp_path):
     assert_same(state_of(pickle.loads(pickle.dumps(model))), state_of(plain_model))
 
 
-def test_nothing_of_a_training_stays_in_the_callback_that_is_pickled(tmp_path):
+def test_a_pickled_callback_contains_no_training_state(tmp_path):
     model = fit(*estimator(BackupAndRestore(tmp_path / "backup")))
     kept = vars(pickle.loads(pickle.dumps(backup_of(model))))
     assert set(kept) - {"_last_of_epoch_"} == {
@@ -432,7 +432,7 @@ def test_nothing_of_a_training_stays_in_the_callback_that_is_pickled(tmp_path):
     assert kept["_found_"] is None
 
 
-def test_a_file_that_is_to_stay_lets_the_last_epoch_be_done_again(tmp_path):
+def test_a_kept_file_lets_the_last_epoch_be_trained_again(tmp_path):
     path = tmp_path / "backup"
     whole = fit(*skorch_door(BackupAndRestore(path, delete_checkpoint=False)))
     assert path.exists()
@@ -441,7 +441,7 @@ def test_a_file_that_is_to_stay_lets_the_last_epoch_be_done_again(tmp_path):
     assert_same(state_of(again), state_of(whole))
 
 
-def test_the_file_holds_tensors_and_plain_python_and_the_rest_is_refused(tmp_path):
+def test_the_file_contains_only_tensors_and_plain_python_objects(tmp_path):
     net, *data = skorch_door(
         BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
     )
@@ -670,7 +670,7 @@ class WeightsOfEpochs(Callback):
 
 
 @pytest.mark.parametrize("lr", [1e6, 1e20])
-def test_weights_that_were_flung_away_give_way_to_the_last_verified_ones(lr):
+def test_diverged_weights_are_replaced_by_the_last_verified_ones(lr):
     def fling(net):
         net.optimizer_.param_groups[0]["lr"] = lr
 
@@ -681,7 +681,7 @@ def test_weights_that_were_flung_away_give_way_to_the_last_verified_ones(lr):
     assert np.isfinite(net.predict(X)).all()
 
 
-def test_what_a_long_first_epoch_has_learnt_outlives_ctrl_c():
+def test_ctrl_c_keeps_the_progress_of_a_long_first_epoch():
     # Weights go further than their first size here, though no step was too large.
     inputs = np.random.default_rng(0).normal(size=(8000, 4)).astype("float32")
     y = 10 * inputs[:, :1] + 3
@@ -779,7 +779,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_weight_average_never_takes_in_a_nan(name):
+def test_a_weight_average_never_contains_a_nan(name):
     def exponential(module):
         average = get_ema_multi_avg_fn(0.9)
         return AveragedModel(module, multi_avg_fn=average, use_buffers=True)
@@ -806,7 +806,7 @@ def test_a_weight_average_never_takes_in_a_nan(name):
 
 
 class TrainUntilCtrlC(Callback):
-    """Say that training is going on."""
+    """Print a line when training has started."""
 
     def on_epoch_end(self, net, **kwargs):
         if len(net.history) == 3:

@@ -69,7 +69,7 @@ def fitted(values, patience=100):
         ([2.0, -math.inf, 3.0], 1),
     ],
 )
-def test_the_weights_of_the_best_epoch_come_back_the_later_of_equals(values, best):
+def test_the_weights_of_the_best_epoch_are_restored_the_later_of_equals(values, best):
     net, callback, weights = fitted(values)
     assert callback.best_epoch_ == best
     assert callback.best_score_ == values[best - 1]
@@ -94,7 +94,7 @@ def test_without_a_finite_epoch_the_last_weights_stay():
         ([1.0, 1.0, 1.0, 1.0], 2, 3),
     ],
 )
-def test_training_stops_when_patience_is_over(values, patience, n_epochs):
+def test_training_stops_when_patience_is_exhausted(values, patience, n_epochs):
     net, callback, weights = fitted(values, patience)
     assert len(net.history) == n_epochs
     finite = [value for value in values[:n_epochs] if math.isfinite(value)]
@@ -148,7 +148,7 @@ def test_patience_is_counted_from_the_start_of_each_training():
     assert len(net.history) == 5
 
 
-def test_running_statistics_come_back_with_the_weights():
+def test_running_statistics_are_restored_with_the_weights():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(16, 2)).astype("float32")
 

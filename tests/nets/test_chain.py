@@ -59,7 +59,7 @@ def assert_same_bits(module, criterion, X, y):
 
 
 @pytest.mark.parametrize("criterion", [CrossEntropyLoss(), MSELoss()])
-def test_embeddings_of_numbers_are_passed_to_the_bit(batch, criterion):
+def test_embeddings_of_numbers_are_passed_bitwise(batch, criterion):
     X, y = batch
     torch.manual_seed(0)
     module = TabularMLP(5, 3, width=7, dropout=0.3, n_frequencies=4)
@@ -67,7 +67,7 @@ def test_embeddings_of_numbers_are_passed_to_the_bit(batch, criterion):
     assert_same_bits(module, criterion, X, target)
 
 
-def test_an_embedding_after_other_layers_hands_its_gradient_on(batch):
+def test_an_embedding_after_other_layers_propagates_its_gradient(batch):
     X, y = batch
     torch.manual_seed(0)
     module = nn.Sequential(
@@ -86,7 +86,7 @@ def test_the_bound_of_an_embedding_holds(batch):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_loss_and_gradients_are_autograds_to_the_bit(batch, activation):
+def test_loss_and_gradients_are_autograds_bitwise(batch, activation):
     assert_same_bits(chain(activation()), CrossEntropyLoss(), *batch)
 
 
@@ -295,7 +295,7 @@ def test_a_criterion_with_weights_or_hooks_is_left_to_autograd(batch):
         assert layerwise_pass(chain(nn.ReLU()), criterion, batch[0]) is None
 
 
-def test_whoever_watches_operations_sees_those_of_autograd(batch):
+def test_a_dispatch_mode_sees_the_operations_of_autograd(batch):
     module, criterion, X = chain(nn.ReLU()), CrossEntropyLoss(), batch[0]
     handle = nn.modules.module.register_module_forward_hook(print)
     assert layerwise_pass(module, criterion, X) is None
@@ -324,7 +324,7 @@ def test_other_inputs_are_left_to_autograd(X):
 
 
 class Opaque(nn.Sequential):
-    """The same layers, in a ``forward`` that nobody looks into."""
+    """The same layers, in a ``forward`` that is not recognized."""
 
     def forward(self, X):
         for layer in self:

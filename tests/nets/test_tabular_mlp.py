@@ -74,7 +74,7 @@ def test_other_float_dtypes_pass(dtype):
     assert torch.isfinite(output).all()
 
 
-def test_a_nan_that_comes_in_goes_out_in_its_own_row_only():
+def test_a_nan_input_affects_only_its_row():
     torch.manual_seed(0)
     X = torch.zeros(3, 2)
     X[1, 0] = torch.nan
@@ -143,7 +143,7 @@ def test_the_embedding_is_what_its_formula_says():
     assert embed(X).shape == (6, 4 + 2 * 2)
 
 
-def test_all_columns_are_embedded_unless_told_otherwise():
+def test_all_columns_are_embedded_by_default():
     torch.manual_seed(0)
     assert PeriodicEmbedding(3).columns.tolist() == [0, 1, 2]
     assert repr(PeriodicEmbedding(3)) == (
@@ -198,7 +198,7 @@ def test_many_embeddings_can_be_passed_as_one():
     torch.testing.assert_close(together, each)
 
 
-def test_an_embedding_comes_first_if_asked_for():
+def test_an_embedding_precedes_the_first_layer():
     torch.manual_seed(0)
     module = TabularMLP(5, 2, width=4, n_frequencies=3, numeric_columns=[1, 2])
     embed = module.hidden[0]
