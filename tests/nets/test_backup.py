@@ -172,7 +172,7 @@ def assert_same(first, second):
 
 
 def cut_and_resumed(build, path, *make_callbacks, at=4):
-    """Run the same training three times: whole, interrupted in an epoch, and resumed."""
+    """Run the same training three times: whole, interrupted and resumed."""
 
     def callbacks():
         return [make() for make in make_callbacks]
