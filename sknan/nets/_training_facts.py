@@ -95,5 +95,5 @@ def summary_as_html(model: Any) -> str:
         for name, text in training_facts(model)
     )
     return (
-        f"<details><summary>How training went</summary><table>{rows}</table></details>"
+        f"<details><summary>Training summary</summary><table>{rows}</table></details>"
     )

@@ -265,10 +265,10 @@ def test_a_fitted_estimator_shows_its_training_below_the_diagram(model):
     net = model[-1]
     shown = net._repr_html_()
     assert "sk-top-container" in shown
-    assert "How training went" in shown
+    assert "Training summary" in shown
     assert "rescued" in shown
-    assert net._repr_mimebundle_()["text/html"].count("How training went") == 1
-    assert "How training went" not in StableNetClassifier()._repr_html_()
+    assert net._repr_mimebundle_()["text/html"].count("Training summary") == 1
+    assert "Training summary" not in StableNetClassifier()._repr_html_()
     with config_context(display="text"):
         assert not hasattr(net, "_repr_html_")
 
