@@ -114,7 +114,7 @@ def first_failed_node(loss: Tensor, tracer: OperationTracer) -> FailedOperation 
                 rows=bad_rows(~torch.isfinite(bad), tracer.n_rows),
                 largest=largest(g for g in given if g is not None),
                 dtype=bad.dtype,
-                is_of_dead_branch=number in tracer.nonfinite_nodes,
+                is_in_unused_branch=number in tracer.nonfinite_nodes,
             )
         )
 

@@ -36,7 +36,7 @@ _WITH_A_DOMAIN = (
 
 
 def examine_step(evidence: StepEvidence) -> NonFiniteReport:
-    """Judge a failed step by the evidence that is left of it.
+    """Return a report on a failed step, by the first rule that applies to it.
 
     The first of inputs, weights, outputs, loss and gradients that is not finite gives
     the phase. If all are finite, the step was refused because its loss exploded.
@@ -142,10 +142,10 @@ def _cause_of(failed: FailedOperation, *, amplifies: bool) -> Cause:
     name = failed.operation.removeprefix("aten.")
     is_of_architecture = (
         ("linalg" in name and "norm" not in name)  # a decomposition
-        or failed.is_of_dead_branch
-        or failed.is_of_too_few
-        or failed.is_of_buffer
-        or not failed.is_of_batch
+        or failed.is_in_unused_branch
+        or failed.has_too_few_elements
+        or failed.is_only_in_buffer
+        or not failed.depends_on_batch
         or (failed.phase == "backward" and name not in _WITH_A_DOMAIN)
     )
     return "architecture" if is_of_architecture else "activation"
@@ -244,7 +244,7 @@ def _blame_loss(evidence: StepEvidence) -> NonFiniteReport | None:
 def _blame_buffer(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if only a running statistic is not finite."""
     failed = evidence.failed_operation
-    if failed is None or not failed.is_of_buffer:
+    if failed is None or not failed.is_only_in_buffer:
         return None
     clause = f"The loss is {evidence.loss:.3g}, but a running statistic is not finite"
     return _refined_report(evidence, "forward", "architecture", clause)

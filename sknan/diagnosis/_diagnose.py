@@ -100,7 +100,7 @@ class _Step:
             if evidence.is_finite:
                 return None
         else:
-            if failed.is_of_buffer:  # the gradients do not depend on the buffer
+            if failed.is_only_in_buffer:  # the gradients do not depend on the buffer
                 evidence = dataclasses.replace(evidence, gradient_norm=math.nan)
             rows, columns = places_to_blame(
                 failed.phase,

@@ -11,7 +11,7 @@ from sknan.diagnosis._report import Phase
 
 __all__ = ["CRITERION", "FailedOperation"]
 
-# Stands for the criterion where a report names a module.
+# Name of the criterion in the field ``module`` of a report.
 CRITERION = "criterion"
 
 
@@ -37,13 +37,13 @@ class FailedOperation:
         Least and largest number of the last argument, such as a denominator.
     dtype : torch.dtype or None, default=None
         Dtype of the result.
-    is_of_batch : bool, default=True
+    depends_on_batch : bool, default=True
         Whether the arguments depend on the batch.
-    is_of_too_few : bool, default=False
+    has_too_few_elements : bool, default=False
         Whether the operation is a statistic of fewer elements than it needs.
-    is_of_buffer : bool, default=False
+    is_only_in_buffer : bool, default=False
         Whether only a buffer of the module is not finite because of the operation.
-    is_of_dead_branch : bool, default=False
+    is_in_unused_branch : bool, default=False
         Whether the value was not finite either, and did not contribute to the loss.
     weight : str or None, default=None
         Name of a weight among the arguments that was not finite before the step.
@@ -57,10 +57,10 @@ class FailedOperation:
     largest: float = 0.0
     domain: tuple[float, float] | None = None
     dtype: torch.dtype | None = None
-    is_of_batch: bool = True
-    is_of_too_few: bool = False
-    is_of_buffer: bool = False
-    is_of_dead_branch: bool = False
+    depends_on_batch: bool = True
+    has_too_few_elements: bool = False
+    is_only_in_buffer: bool = False
+    is_in_unused_branch: bool = False
     weight: str | None = None
 
     @property

@@ -102,13 +102,13 @@ class _Call:
     args: Any
     inputs: list[Tensor]
     keys: list[int]  # of the storages of the inputs
-    is_of_batch: bool
-    has_faults: bool  # whether an input is known not to be finite, by design or not
-    origin: _Origin | None  # the earliest among the inputs
+    depends_on_batch: bool
+    has_faults: bool  # whether an input is not finite, by design or not
+    origin: _Origin | None  # the earliest origin of an input
     had_nan: bool
 
 
-def _is_of_too_few(call: _Call, out: Tensor) -> bool:
+def _has_too_few_elements(call: _Call, out: Tensor) -> bool:
     """Whether an operation is a statistic of fewer elements than it needs."""
     sample = next((x for x in call.inputs if x.is_floating_point()), None)
     if sample is None:
@@ -168,9 +168,9 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.failed_decomposition: FailedOperation | None = None
         self._stop = stop
         self._nonfinite_weights = nonfinite_weights
-        self._latest: _Call | None = None  # that computed something
-        self._alive: list[Any] = []  # so that no storage is used twice
-        # By storage that is not finite; None for infinities by design.
+        self._latest: _Call | None = None  # the latest that is not a move
+        self._alive: list[Any] = []  # keeps torch from reusing storages
+        # Origin of each storage that is not finite; None for infinities by design.
         self._origins: dict[int, _Origin | None] = {}
         self._of_batch = {storage_key(t) for t in tree_leaves(batch)}
         self._finite: set[int] = set()  # storages that are finite as a whole
@@ -224,7 +224,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args,
             inputs,
             keys,
-            is_of_batch=kind.is_random or not self._of_batch.isdisjoint(keys),
+            depends_on_batch=kind.is_random or not self._of_batch.isdisjoint(keys),
             has_faults=bool(origins),
             origin=_earliest(origins),
             had_nan=bool(origins)
@@ -233,7 +233,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note_node(self, call: _Call) -> int:
         """Record the node of the graph that belongs to a call; return its number."""
-        # The node has been made just before.
+        # torch has created the node just before.
         number = torch._C._autograd._get_sequence_nr() - 1
         if number not in self.nodes:
             line = line_of_user(self._stop, is_of_node=True)
@@ -244,7 +244,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _follow(self, call: _Call, out: Tensor, number: int) -> None:
         """Record whether a result is finite, and what is to blame if it is not."""
         key = storage_key(out)
-        if call.is_of_batch:
+        if call.depends_on_batch:
             self._of_batch.add(key)
         if not is_inexact(out) or not out.numel():
             return
@@ -254,7 +254,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             is_whole = out._base is None and (
                 out.untyped_storage().nbytes() == out.numel() * out.itemsize
             )
-            if is_whole:  # nothing is left of the numbers that were there before
+            if is_whole:  # all former numbers are overwritten
                 self._origins.pop(key, None)
             if not (call.kind.is_view or call.kind.is_in_place):
                 self._finite.add(key)
@@ -303,8 +303,8 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             largest=largest(floats),
             domain=value_range(floats[-1]) if floats else None,
             dtype=out.dtype,
-            is_of_batch=call.is_of_batch,
-            is_of_too_few=_is_of_too_few(call, out),
+            depends_on_batch=call.depends_on_batch,
+            has_too_few_elements=_has_too_few_elements(call, out),
             weight=weight,
         )
 
@@ -317,7 +317,7 @@ def _earliest(origins: Any) -> _Origin | None:
 
 @contextlib.contextmanager
 def tracked_modules(names: ModuleNames, tracer: OperationTracer) -> Iterator[None]:
-    """Keep the tracer informed about which module is running.
+    """Update the tracer's stack of modules when a forward pass begins or ends.
 
     Parameters
     ----------

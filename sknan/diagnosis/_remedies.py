@@ -106,6 +106,6 @@ def action_for(cause: Cause, failed: FailedOperation, has_columns: bool) -> str:
         return f"Use sknan.{loss}."
     if cause in ("activation", "architecture", "loss") and function:
         return f"Use sknan.functional.{function}, whose value and gradient stay finite."
-    if cause == "architecture" and not failed.is_of_batch:
+    if cause == "architecture" and not failed.depends_on_batch:
         return "Choose another initialisation, or sknan.functional.normalize."
     return ACTIONS[cause]

@@ -56,7 +56,7 @@ def replay(
         for buffer in names.buffers:
             failed = tracer.origin_of(buffer)
             if failed is not None and not all_finite(buffer):
-                return dataclasses.replace(failed, is_of_buffer=True)
+                return dataclasses.replace(failed, is_only_in_buffer=True)
         return first_failed_node(loss, tracer)
 
 

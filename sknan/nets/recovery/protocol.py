@@ -178,8 +178,8 @@ class Failure:
         It cannot if the weights or the learning rate caused the failure, or if an
         operation failed that would fail for any batch.
         """
-        is_of_batch = self.operation is None or self.operation.is_of_batch
-        return self._has_repeatable_cause and is_of_batch
+        depends_on_batch = self.operation is None or self.operation.depends_on_batch
+        return self._has_repeatable_cause and depends_on_batch
 
 
 class Recovery(Protocol):
