@@ -1,9 +1,9 @@
-"""What an audit of a large table takes: time, and memory beside the table.
+"""Time and memory of an audit of a large table.
 
     python -m benchmarks.audit [--rows 1000000] [--columns 100] [--json FILE]
 
-One run for each kind of table. Memory is the most that numpy and Python had allocated
-beside the table, in columns of float64.
+Each kind of table is audited once for time and once for memory. Memory is the peak of
+what numpy and Python allocate in addition to the table, in columns of float64.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import pandas as pd
 
 from sknan import audit
 
-# Seconds for a million rows by a hundred columns, and columns of memory beside them.
-MOST_SECONDS = 15.0
-MOST_COLUMNS = 20.0
+# Limits for a million rows and a hundred columns: time in seconds, memory in columns.
+MAX_SECONDS = 15.0
+MAX_COLUMNS = 20.0
 
 
 def numbers(n_rows: int, n_columns: int) -> np.ndarray:
-    """Numbers in rows, one in a hundred missing, sentinels in one column of ten."""
+    """Return an array with 1 % missing values, and sentinels in every tenth column."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(n_rows, n_columns))
     for j in range(n_columns):
@@ -38,13 +38,13 @@ def numbers(n_rows: int, n_columns: int) -> np.ndarray:
 
 
 def frame_of_numbers(n_rows: int, n_columns: int) -> pd.DataFrame:
-    """The same, each column by itself."""
+    """Return the same numbers as a DataFrame with separate columns."""
     X = numbers(n_rows, n_columns)
     return pd.DataFrame({f"x{j}": X[:, j].copy() for j in range(n_columns)})
 
 
 def mixed_cells(n_rows: int, n_columns: int) -> dict[str, Any]:
-    """Columns of numbers, whole numbers, text of few and of many levels, and dates."""
+    """Return columns of floats, integers, text with few or many categories, dates."""
     rng = np.random.default_rng(0)
     names = np.array([f"name {i}" for i in range(10_000)], dtype=object)
     makers: list[Callable[[], Any]] = [
@@ -60,12 +60,12 @@ def mixed_cells(n_rows: int, n_columns: int) -> dict[str, Any]:
 
 
 def mixed_frame(n_rows: int, n_columns: int) -> pd.DataFrame:
-    """Of pandas."""
+    """Return mixed columns as a pandas DataFrame."""
     return pd.DataFrame(mixed_cells(n_rows, n_columns))
 
 
 def mixed_polars(n_rows: int, n_columns: int) -> Any:
-    """Of polars."""
+    """Return mixed columns as a polars DataFrame."""
     import polars as pl
 
     return pl.DataFrame(mixed_cells(n_rows, n_columns))
@@ -80,7 +80,7 @@ TABLES: dict[str, Callable[[int, int], Any]] = {
 
 
 def measure(make: Callable[[int, int], Any], n_rows: int, n_columns: int) -> dict:
-    """Seconds, columns of memory and findings of one audit."""
+    """Return seconds, columns of memory and number of findings of an audit."""
     X = make(n_rows, n_columns)
     y = np.random.default_rng(1).integers(0, 2, n_rows)
     start = time.perf_counter()
@@ -94,7 +94,7 @@ def measure(make: Callable[[int, int], Any], n_rows: int, n_columns: int) -> dic
 
 
 def main() -> None:
-    """Print the table."""
+    """Print one row for each kind of table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--columns", type=int, default=100)
@@ -105,7 +105,7 @@ def main() -> None:
     for name, make in TABLES.items():
         found = measure(make, options.rows, options.columns)
         results[name] = found
-        is_slow = found["s"] > MOST_SECONDS or found["columns"] > MOST_COLUMNS
+        is_slow = found["s"] > MAX_SECONDS or found["columns"] > MAX_COLUMNS
         print(
             f"{name:<18}{found['s']:>9.1f}{found['columns']:>9.1f}"
             f"{found['findings']:>10}{'  MISSED' if is_slow else ''}"

@@ -23,6 +23,7 @@ from sknan.inspection._plotting import (
 __all__ = ["AuditDisplay"]
 
 _SIGNS = {"breaks training": "✖", "hurts": "▲", "notice": "•"}
+_STATISTICS = ("low", "q1", "median", "q3", "high")
 _SHARES = {
     "missing": {"color": COLORS[0]},
     "infinite": {"color": COLORS[1], "hatch": "///"},
@@ -200,13 +201,11 @@ def _draw_shares(
     ax: Any, columns: Sequence[dict[str, Any]], places: np.ndarray
 ) -> None:
     left = np.zeros(len(columns))
-    handles, labels = [], []
     for name, style in _SHARES.items():
         share = np.array([column[name] for column in columns], dtype=float)
         if share.any():
             kind = {"height": 0.7, "edgecolor": INK, "linewidth": 0.4, **style}
-            handles.append(ax.barh(places, share, left=left, **kind))
-            labels.append(name.replace("_", " "))
+            ax.barh(places, share, left=left, label=name.replace("_", " "), **kind)
         left += share
     for place, (total, column) in enumerate(zip(left, columns, strict=True)):
         sentinels = ", ".join(_shown(value) for value in column["sentinels"])
@@ -217,7 +216,7 @@ def _draw_shares(
     # Leave room for the number to the right of the longest bar.
     ax.set_xlim(0.0, max(1.15 * float(left.max()), 0.05) if left.any() else 1.0)
     ax.set_xlabel("share of cells")
-    legend_above(ax, handles, labels)
+    legend_above(ax)
 
 
 def _shown(value: Any) -> str:
@@ -225,36 +224,31 @@ def _shown(value: Any) -> str:
     return as_text(f"{value:g}" if is_number else value, 12)
 
 
-def _is_known(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and math.isfinite(value)
+def _is_numeric(column: dict[str, Any]) -> bool:
+    values = [column[name] for name in _STATISTICS]
+    return all(isinstance(v, numbers.Real) and math.isfinite(v) for v in values)
 
 
 def _draw_scales(
     ax: Any, columns: Sequence[dict[str, Any]], places: np.ndarray
 ) -> None:
-    names = ("low", "q1", "median", "q3", "high")
-    is_number = [all(_is_known(column[name]) for name in names) for column in columns]
-    sizes = [
-        abs(float(column[name]))
-        for column, is_one in zip(columns, is_number, strict=True)
-        for name in ("q1", "median", "q3")
-        if is_one and column[name]
-    ]
+    numeric = [column for column in columns if _is_numeric(column)]
+    quartiles = [c[name] for c in numeric for name in ("q1", "median", "q3")]
+    sizes = [abs(float(value)) for value in quartiles if value]
     if scale_for([sizes]) == "log":
         ax.set_xscale("symlog", linthresh=float(np.quantile(sizes, 0.1)))
     bar = {"height": 0.6, "edgecolor": INK, "linewidth": 0.4, "color": COLORS[3]}
     transform = ax.get_yaxis_transform()
-    for place, column, is_one in zip(places, columns, is_number, strict=True):
-        if not is_one:
+    for place, column in zip(places, columns, strict=True):
+        if not _is_numeric(column):
             text = f"{column['holds']}, {column['n_levels']} distinct"
             style = {"fontsize": 7, "style": "italic", "va": "center", "color": INK}
             ax.text(0.02, place, text, transform=transform, **style)
             continue
-        low, q1, median, q3, high = (float(column[name]) for name in names)
+        low, q1, median, q3, high = (float(column[name]) for name in _STATISTICS)
         ax.plot([low, high], [place, place], color=INK, linewidth=0.8, zorder=1)
         ax.barh(place, q3 - q1, left=q1, zorder=2, **bar)
         ax.plot(median, place, "|", color=INK, markersize=7, zorder=3)
-    numeric = [c for c, is_one in zip(columns, is_number, strict=True) if is_one]
     _set_limits(ax, numeric)
     _thin_out_ticks(ax)
 

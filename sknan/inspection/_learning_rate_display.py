@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -94,8 +95,8 @@ class LearningRateDisplay:
     A rate with several candidates shows the worst outcome among them. The searches of
     scikit-learn do not record recoveries, so only rates without a score are shaded.
 
-    Values far from the better half of the values are off the scale. A marker at the
-    edge stands for each of them.
+    Values far from the better half of the values are off the scale, and are marked at
+    the edge.
 
     Examples
     --------
@@ -228,7 +229,7 @@ class LearningRateDisplay:
         scale = "linear" if self.greater_is_better else scale_for(values)
         axes.set_yscale(scale)
         limits = _limits(values, self.greater_is_better, is_log=scale == "log")
-        handles = self._draw_zones(axes)
+        zones = self._draw_zones(axes)
         if len(self.curves) > _MAX_STYLED:
             self._draw_many(axes)
         else:
@@ -245,9 +246,7 @@ class LearningRateDisplay:
             axes.axvline(self.chosen, label=label, **_CHOSEN)
         axes.set(xlabel="learning rate", ylabel=self.value_name)
         axes.grid(alpha=0.25)
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-        legend_above(axes, list(handles.values()), list(handles))
+        legend_above(axes, zones)
         self.ax_, self.figure_ = axes, axes.figure
         return self
 
@@ -265,18 +264,14 @@ class LearningRateDisplay:
         edges = 10 ** np.concatenate([[edges[0] - step], middle, [edges[-1] + step]])
         ax.set_xlim(edges[0], edges[-1])
         are_same = all(curve.fates == self.curves[0].fates for curve in self.curves)
-        first = 0
-        for last in range(len(rates)):
-            outcome = worst[rates[first]]
-            is_end = last + 1 == len(rates) or worst[rates[last + 1]] != outcome
-            if not is_end:
-                continue
+        outcomes = [worst[rate] for rate in sorted(worst)]
+        for outcome, group in groupby(range(len(outcomes)), outcomes.__getitem__):
+            indices = list(group)
             if outcome:
                 is_plain = are_same or outcome == "stable"
                 label = outcome if is_plain else f"some {outcome}"
-                ends = edges[first], edges[last + 1]
+                ends = edges[indices[0]], edges[indices[-1] + 1]
                 zones[label] = _shade(ax, ends, **_ZONES[outcome])
-            first = last + 1
         return zones
 
     def _draw_many(self, ax: Any) -> None:
@@ -336,14 +331,8 @@ def _draw_curve(
     ax.plot(rates, values, label=as_text(curve.name), **style)
     is_rescued = np.array([outcome == "rescued" for outcome in curve.fates])
     hollow = {"markerfacecolor": "white", "markeredgecolor": style["color"]}
-    ax.plot(
-        rates[is_rescued],
-        values[is_rescued],
-        style["marker"],
-        markersize=6,
-        zorder=3,
-        **hollow,
-    )
+    points = {"marker": style["marker"], "linestyle": "none", "markersize": 6, **hollow}
+    ax.plot(rates[is_rescued], values[is_rescued], zorder=3, **points)
     if not is_only:
         return
     if spread is not None:

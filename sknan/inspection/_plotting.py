@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,8 +130,7 @@ def style_of(i: int) -> dict[str, Any]:
 
 def scale_for(values: Sequence[Any]) -> str:
     """Return ``"log"`` if values span a wide range and none is negative."""
-    parts = [np.ravel(v) for v in values]
-    pooled = np.concatenate(parts) if parts else np.array([])
+    pooled = np.concatenate([np.array([]), *map(np.ravel, values)])
     pooled = pooled[np.isfinite(pooled)]
     positive = pooled[pooled > 0]
     is_wide = len(positive) > 1 and positive.max() / positive.min() > _WIDE
@@ -145,18 +144,28 @@ def as_text(value: Any, n_most: int = 40) -> str:
     return text.replace("$", r"\$")
 
 
-def legend_above(ax: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Draw a legend above the axes with as many columns as fit."""
+def legend_above(ax: Any, first: Mapping[str, Any] | None = None) -> None:
+    """Draw a legend above the axes, with each label once and as many columns as fit.
+
+    Parameters
+    ----------
+    ax : Axes
+        Axes with labeled curves.
+    first : mapping of str to handle, or None, default=None
+        Labels and handles that precede those of the axes.
+    """
+    handles = dict(first or {})
+    for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+        handles.setdefault(label, handle)
     if not handles:
         return
-    longest = max(map(len, labels))
-    n_columns = max(1, min(len(labels), 64 // (longest + 7)))
+    longest = max(map(len, handles))
     ax.legend(
-        handles,
-        labels,
+        list(handles.values()),
+        list(handles),
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
-        ncols=n_columns,
+        ncols=max(1, min(len(handles), 64 // (longest + 7))),
         frameon=False,
         fontsize=8,
         borderaxespad=0.2,

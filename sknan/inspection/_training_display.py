@@ -195,10 +195,7 @@ default=None
             panel_ax.sharex(axes[0])
         axes[-1].set_xlabel("epoch")
         if len(self.curves) > 1 or "loss" in shown:
-            handles: dict[str, Any] = {}
-            for handle, label in zip(*axes[0].get_legend_handles_labels(), strict=True):
-                handles.setdefault(label, handle)
-            legend_above(axes[0], list(handles.values()), list(handles))
+            legend_above(axes[0])
         self.ax_ = np.array(axes, dtype=object)
         self.figure_ = axes[0].figure
         return self
@@ -355,13 +352,9 @@ def _draw_threshold(ax: Any, lines: list[tuple[TrainingCurves, np.ndarray]]) -> 
         (limit,) = limits
         ax.margins(y=0.15)  # Leave room for the text.
         # axhline would not extend the limits of the axis.
-        ax.plot(
-            *([0.0, 1.0], [limit, limit]),
-            transform=ax.get_yaxis_transform(),
-            color=COLORS[2],
-            linestyle=(0, (6, 2)),
-            linewidth=1.2,
-        )
+        transform = ax.get_yaxis_transform()
+        style = {"color": COLORS[2], "linestyle": (0, (6, 2)), "linewidth": 1.2}
+        ax.plot([0.0, 1.0], [limit, limit], transform=transform, **style)
         where = {"xytext": (-2, 2), "textcoords": "offset points", "ha": "right"}
-        place = {"xycoords": ax.get_yaxis_transform(), "fontsize": 7, "color": INK}
-        ax.annotate(f"clip_norm={limit:g}", (1.0, limit), **where, **place)
+        text = {"xycoords": transform, "fontsize": 7, "color": INK}
+        ax.annotate(f"clip_norm={limit:g}", (1.0, limit), **where, **text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,6 @@ from sknan.inspection._audit._formatting import quantity
 from sknan.inspection._audit._leakage import observations_of_leakage
 from sknan.inspection._audit._table_audit import TableAudit, statistics_of
 from sknan.inspection._audit._tables import (
-    count_kinds,
     duplicated_rows,
     observations_in_table,
     size_in_words,
@@ -157,9 +157,10 @@ def audit(
 
 def _position_of(table: LazyTable, name: str) -> int:
     """Return the position of the column that is the target."""
-    labels = [] if table.labels is None else list(table.labels)
-    is_text = [isinstance(label, str) for label in labels]
-    positions = [j for j, label in enumerate(labels) if is_text[j] and label == name]
+    labels = {
+        j: label for j, label in enumerate(table.labels or []) if isinstance(label, str)
+    }
+    positions = [j for j, label in labels.items() if label == name]
     if len(positions) == 1:
         return positions[0]
     if positions:
@@ -167,7 +168,7 @@ def _position_of(table: LazyTable, name: str) -> int:
         raise ValueError(
             f"y={name!r} is the name of columns {places}. Pass the target itself."
         )
-    names = [label for j, label in enumerate(labels) if is_text[j]]
+    names = list(labels.values())
     hint = did_you_mean(name, names) if names else " X has no column names."
     raise ValueError(
         f"y={name!r} is not a column of X.{hint} Pass the name of a column, or the "
@@ -236,8 +237,13 @@ def _summary(
     findings: Sequence[Finding],
 ) -> str:
     """Describe the table and the target, and mention a sample or a lack of findings."""
-    kinds = f": {count_kinds(profiles)}" if profiles else ""
-    parts = [f"{size_in_words(table)}{kinds}."]
+    counts = Counter(profile.holds for profile in profiles).most_common()
+    kinds = ", ".join(
+        f"{count} empty" if kind == "nothing" else f"{count} of {kind}"
+        for kind, count in counts
+    )
+    size = size_in_words(table)
+    parts = [f"{size}: {kinds}." if kinds else f"{size}."]
     if targets:
         texts = "; ".join(target.text for target in targets[:3])
         more = f" and {len(targets) - 3} more" if len(targets) > 3 else ""

@@ -6,6 +6,7 @@ import html
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 import pandas as pd
@@ -28,6 +29,8 @@ _COLUMNS = [
     "by_pipeline",
 ]
 
+_NUMBERS = ("top_share", "low", "q1", "median", "q3", "high", "extent")
+
 # The columns of ``to_frame("columns")``, each with its value for a column of the table.
 _STATISTICS: dict[str, Callable[[ColumnProfile], Any]] = {
     "column": lambda profile: profile.label,
@@ -37,13 +40,7 @@ _STATISTICS: dict[str, Callable[[ColumnProfile], Any]] = {
     "infinite": lambda profile: profile.n_infinite / profile.n_rows,
     "beyond_float32": lambda profile: profile.n_beyond / profile.n_rows,
     "n_levels": lambda profile: profile.n_distinct,
-    "top_share": lambda profile: profile.top_share,
-    "low": lambda profile: profile.low,
-    "q1": lambda profile: profile.q1,
-    "median": lambda profile: profile.median,
-    "q3": lambda profile: profile.q3,
-    "high": lambda profile: profile.high,
-    "extent": lambda profile: profile.extent,
+    **{name: attrgetter(name) for name in _NUMBERS},
     "sentinels": lambda profile: [sentinel.value for sentinel in profile.sentinels],
 }
 

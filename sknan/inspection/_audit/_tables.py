@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,6 @@ from sknan.preprocessing._tables.typed_column import TypedColumn
 __all__ = [
     "DETECTORS",
     "codes_of",
-    "count_kinds",
     "duplicated_rows",
     "observations_in_table",
     "size_in_words",
@@ -41,6 +39,7 @@ _LARGE = 1e3
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 _Profiles = Sequence[ColumnProfile]
+_RowsAndHashes = tuple[NDArray[np.int64], NDArray[np.uint64]]
 
 
 def observations_in_table(
@@ -185,21 +184,6 @@ DETECTORS: tuple[Callable[[LazyTable, _Profiles], Iterator[Observation]], ...] =
 # -- duplicated rows -----------------------------------------------------------------
 
 
-class _Duplicates(NamedTuple):
-    """Rows that are equal to other rows.
-
-    Attributes
-    ----------
-    rows : ndarray of int
-        Positions of all such rows.
-    groups : ndarray
-        Hash of each of these rows.
-    """
-
-    rows: NDArray[np.int64]
-    groups: NDArray[np.uint64]
-
-
 def duplicated_rows(
     table: LazyTable, profiles: _Profiles, y: NDArray[Any] | None
 ) -> Iterator[Observation]:
@@ -218,35 +202,34 @@ def duplicated_rows(
     ------
     Observation
     """
-    found = _find_duplicates(table, profiles)
-    if found is None:
+    rows, groups = _find_duplicates(table, profiles)
+    if not rows.size:
         return
-    n_duplicates = found.rows.size - np.unique(found.groups).size
-    if not n_duplicates:
-        return
+    n_duplicates = rows.size - np.unique(groups).size
     detail = share(n_duplicates, table.n_rows)
     if y is not None:
-        pairs = pd.DataFrame({"group": found.groups, "y": y[found.rows]})
+        pairs = pd.DataFrame({"group": groups, "y": y[rows]})
         n_targets = pairs.groupby("group")["y"].nunique(dropna=False)
         n_differ = int((pairs["group"].map(n_targets) > 1).sum())
         if n_differ:
-            rows = quantity(n_differ, "row")
-            detail += f"; {rows} have a duplicate with another target"
+            differing = quantity(n_differ, "row")
+            detail += f"; {differing} have a duplicate with another target"
     yield Observation("duplicated rows", n_duplicates / table.n_rows, detail)
 
 
-def _find_duplicates(table: LazyTable, profiles: _Profiles) -> _Duplicates | None:
-    """Find rows that are equal in all columns.
+def _find_duplicates(table: LazyTable, profiles: _Profiles) -> _RowsAndHashes:
+    """Return rows that are equal to others in all columns, and the hash of each.
 
     Columns with the most distinct values are compared first, and each column is read
     only in rows that are equal so far. A column without repeated values therefore ends
-    the search. The result is None if the rows cannot be compared or if there are more
+    the search. The result is empty if the rows cannot be compared or if there are more
     rows than combinations of values.
     """
+    none = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
     if table.is_sparse or any(profile.holds == "nested" for profile in profiles):
-        return None
+        return none
     if math.prod(1.0 + profile.n_distinct for profile in profiles) <= table.n_rows:
-        return None
+        return none
     rows = np.arange(table.n_rows)
     groups = np.zeros(table.n_rows, dtype=np.uint64)
     order = sorted(
@@ -262,7 +245,7 @@ def _find_duplicates(table: LazyTable, profiles: _Profiles) -> _Duplicates | Non
             rows, groups = rows[equal], groups[equal]
         if not rows.size:
             break
-    return _Duplicates(rows, groups)
+    return rows, groups
 
 
 def _hashes(column: TypedColumn, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -282,22 +265,3 @@ def _hashes(column: TypedColumn, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
     bits[np.isnan(cells)] = 1
     # The low bits of integers in floating point are 0.
     return bits ^ (bits >> np.uint64(32))
-
-
-def count_kinds(profiles: _Profiles) -> str:
-    """Return the number of columns of each kind, as in ``"5 of numbers, 8 of text"``.
-
-    Parameters
-    ----------
-    profiles : sequence of ColumnProfile
-        Profiles of all columns.
-
-    Returns
-    -------
-    str
-    """
-    counts = Counter(profile.holds for profile in profiles)
-    return ", ".join(
-        f"{count} empty" if kind == "nothing" else f"{count} of {kind}"
-        for kind, count in counts.most_common()
-    )

@@ -267,11 +267,11 @@ def _in_words(label: Any, holds: str) -> str:
 
 
 def _add_rare_classes(target: Target, counts: NDArray[np.int64]) -> None:
-    is_rare = (counts > 1) & (counts < _N_FOLDS)
-    for kind, mask in (
-        ("single-member classes", counts == 1),
-        ("rare classes", is_rare),
-    ):
+    masks = {
+        "single-member classes": counts == 1,
+        "rare classes": (counts > 1) & (counts < _N_FOLDS),
+    }
+    for kind, mask in masks.items():
         found = np.flatnonzero(mask)
         if found.size:
             shown = ", ".join(target.labels[i] for i in found[:3])

@@ -85,7 +85,7 @@ class Categories(NamedTuple):
 
 
 def numbers_in(categories: Categories) -> NDArray[np.float64]:
-    """Return the number that each text stands for, or NaN where it is not a number."""
+    """Convert each text to a number, or to NaN if it is not a number."""
     parsed = pd.to_numeric(pd.Series(categories.texts, dtype=object), errors="coerce")
     return np.asarray(parsed.to_numpy(dtype=np.float64, na_value=np.nan))
 
