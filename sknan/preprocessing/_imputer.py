@@ -21,8 +21,7 @@ from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.validation import did_you_mean
 from sknan.preprocessing._conditional_method import AvailableUnless
-from sknan.preprocessing._filling import is_float_array
-from sknan.preprocessing._imputer_base import ImputerBase
+from sknan.preprocessing._imputer_base import ImputerBase, is_float_array
 
 __all__ = ["STRATEGIES", "NaNImputer"]
 

@@ -22,16 +22,10 @@ from sknan._utils.validation import (
     first_text_cell,
 )
 from sknan.preprocessing._column_statistics import ColumnStatistics, refuse_containers
-from sknan.preprocessing._filling import (
-    fill_floats,
-    fill_in_place,
-    is_float_array,
-    unfit_cells,
-)
-from sknan.preprocessing._kernels.blocks import KnownMask
+from sknan.preprocessing._kernels.blocks import KnownMask, fill
 from sknan.preprocessing._kernels.running_means import RunningMeans
 
-__all__ = ["ImputerBase"]
+__all__ = ["ImputerBase", "is_float_array"]
 
 # Strategies that also fill text. scikit-learn's code finds their statistics.
 _ANY_KIND = ("most_frequent", "constant")
@@ -124,7 +118,7 @@ class ImputerBase(SimpleImputer):
         dtype = self._output_dtype()
         if dtype is not None and X.dtype.kind in "iu":
             X = X.astype(np.float64)
-        unfit = unfit_cells(_entries(X), dtype, everything=self._takes_nan())
+        unfit = _unfit_cells(_entries(X), dtype, everything=self._takes_nan())
         if unfit.any():
             if in_fit:  # only `transform` may overwrite the table of the caller
                 X = X.copy()
@@ -219,13 +213,21 @@ class ImputerBase(SimpleImputer):
 
     def _filled(self, X: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[Any]:
         """Return the kept columns of a dense table of floats, filled."""
+        dtype = self._output_dtype() or X.dtype
         # With these strategies SimpleImputer's validation has made a copy, if needed.
         in_place = not self.copy or self.strategy in _ANY_KIND
         values = self.statistics_
         if not kept.all():
             X, values, in_place = X[:, kept], values[kept], True
-        dtype = self._output_dtype() or X.dtype
-        return fill_floats(X, values, self._known(), dtype, in_place=in_place)
+        values = _rounded(values, X.dtype).astype(dtype, copy=False)
+        if X.dtype == dtype:
+            out = X if in_place and X.flags.writeable else np.array(X, order="K")
+        else:
+            with np.errstate(over="ignore"):  # numbers that overflow are replaced below
+                out = X.astype(dtype, order="K", subok=False)
+        # The copy was just written, so reading it is faster than reading the original.
+        fill(out if X.dtype == dtype else X, values, self._known(), out)
+        return out
 
     def _filled_in_place(
         self, X: Any, missing: NDArray[np.bool_], kept: NDArray[np.bool_]
@@ -234,10 +236,14 @@ class ImputerBase(SimpleImputer):
         values = self.statistics_
         if not kept.all():
             X, values, missing = X[:, kept], values[kept], missing[:, kept]
-        # Selecting columns of a sparse mask may have removed its explicit zeros.
-        fill_in_place(
-            X, values, self._missing(X.data) if sparse.issparse(X) else missing
-        )
+        values = _rounded(values, X.dtype)
+        if sparse.issparse(X):
+            # Selecting columns of a sparse mask may have removed its explicit zeros.
+            missing = self._missing(X.data)
+            columns = np.repeat(np.arange(X.shape[1]), np.diff(X.indptr))
+            X.data[missing] = values[columns[missing]]
+        else:
+            np.copyto(X, values, where=missing)
         return X
 
     def _cast(self, filled: Any, X: Any) -> Any:
@@ -271,3 +277,55 @@ class ImputerBase(SimpleImputer):
 def _entries(X: Any) -> NDArray[Any]:
     """Return the cells of a dense table, or the stored entries of a sparse one."""
     return np.asarray(X.data) if sparse.issparse(X) else X
+
+
+def is_float_array(X: Any) -> bool:
+    """Return whether ``X`` is a dense array of floats."""
+    return isinstance(X, np.ndarray) and X.dtype.kind == "f"
+
+
+def _unfit_cells(
+    cells: NDArray[Any], dtype: np.dtype[Any] | None, *, everything: bool
+) -> NDArray[np.bool_]:
+    """Return the mask of the numbers that are too large for a dtype.
+
+    Parameters
+    ----------
+    cells : ndarray
+        Cells of any dtype.
+    dtype : dtype or None
+        Float dtype of the output; None for the dtype of the cells.
+    everything : bool
+        Whether all markers of missing values in a table of objects count as unfit, too:
+        None, NaN, ``pandas.NA`` and NaT.
+
+    Returns
+    -------
+    ndarray of bool
+    """
+    if cells.dtype.kind == "O":
+        largest = FLOAT64_MAX if dtype is None else float(np.finfo(dtype).max)
+        exceeds = np.frompyfunc(_exceeds, 2, 1)
+        with np.errstate(invalid="ignore"):  # a comparison with NaN is false
+            unfit = np.asarray(exceeds(cells, largest), dtype=bool)
+        return unfit | np.asarray(pd.isna(cells)) if everything else unfit
+    if cells.dtype.kind != "f":
+        return np.zeros(1, dtype=bool)
+    # Compared in the dtype of the cells. A larger limit would become infinite in that
+    # dtype, and no number exceeds infinity.
+    largest = float(np.finfo(cells.dtype).max)
+    if dtype is not None:
+        largest = min(largest, float(np.finfo(dtype).max))
+    return np.asarray(np.abs(cells) > cells.dtype.type(largest))
+
+
+def _exceeds(cell: Any, largest: float) -> bool:
+    return isinstance(cell, numbers.Real) and abs(float(cell)) > largest
+
+
+def _rounded(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Convert fill values to the dtype of a table, without an overflow."""
+    if dtype.kind == "f" and values.dtype.kind == "f" and dtype != values.dtype:
+        largest = float(np.finfo(dtype).max)
+        values = np.minimum(np.maximum(values, -largest), largest)
+    return values.astype(dtype, copy=False)

@@ -18,7 +18,7 @@ from sknan.preprocessing._tables.sentinels import (
     missing_words,
     sentinels_of,
 )
-from sknan.preprocessing._tables.typed_column import TypedColumn
+from sknan.preprocessing._tables.typed_column import TypedColumn, is_missing
 
 __all__ = ["ColumnSchema", "Kind", "learn_schemas"]
 
@@ -269,7 +269,7 @@ def _texts_of(column: TypedColumn) -> list[str | None]:
 
 def _text_of(cell: Any) -> str | None:
     """Return one text for a category, whether it is read as 3, 3.0 or "3"."""
-    if cell is None or cell is pd.NA or cell is pd.NaT or cell != cell:
+    if is_missing(cell):
         return None
     if isinstance(cell, (float, np.floating)) and float(cell).is_integer():
         return str(int(cell))

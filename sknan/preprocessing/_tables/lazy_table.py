@@ -167,10 +167,8 @@ def _of_array(X: NDArray[Any]) -> LazyTable:
 def _of_numbers(position: int, cells: NDArray[Any], n_zeros: int = 0) -> TypedColumn:
     kinds: dict[str, ColumnContent] = {"b": "flags", "c": "complex"}
     holds = kinds.get(cells.dtype.kind, "numbers")
-    name = column_name(position, None)
-    return TypedColumn(
-        position, position, name, str(cells.dtype), holds, cells, n_zeros
-    )
+    name, dtype = column_name(position, None), str(cells.dtype)
+    return TypedColumn(position, position, name, dtype, holds, cells, n_zeros)
 
 
 def _of_sparse(X: Any, reader: str) -> LazyTable:

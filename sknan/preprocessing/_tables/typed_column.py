@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["ColumnContent", "TypedColumn", "is_polars", "read_column", "types_in"]
+__all__ = ["ColumnContent", "TypedColumn", "is_missing", "read_column", "types_in"]
 
 ColumnContent = Literal[
     "numbers",
@@ -138,11 +138,9 @@ def _from_polars(series: Any) -> pd.Series:
     name = type(dtype).__name__ if not isinstance(dtype, type) else dtype.__name__
     if name in ("Categorical", "Enum"):
         return pd.Series(pd.Categorical(series.to_list()))
-    if name == "Boolean" and not series.null_count():
-        return pd.Series(series.to_numpy())
-    if dtype.is_numeric() and name not in ("Decimal", "Int128", "UInt128"):
-        return pd.Series(series.to_numpy())
-    if name in ("Date", "Datetime", "Duration"):
+    is_number = dtype.is_numeric() and name not in ("Decimal", "Int128", "UInt128")
+    is_full_flag = name == "Boolean" and not series.null_count()
+    if is_number or is_full_flag or name in ("Date", "Datetime", "Duration"):
         return pd.Series(series.to_numpy())
     return pd.Series(series.to_list(), dtype=object)
 
@@ -203,16 +201,16 @@ def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
     if holds == "numbers":
         return holds, np.fromiter(map(_as_float, series), np.float64, len(series))
     if holds == "complex":
-        return holds, np.array([np.nan if _is_na(c) else c for c in series])
+        return holds, np.array([np.nan if is_missing(c) else c for c in series])
     if holds in ("dates", "durations"):
         convert = pd.to_datetime if holds == "dates" else pd.to_timedelta
         try:
             converted = convert(series)
         except (ValueError, TypeError, OverflowError):
             return "objects", series  # mixed time zones, or out of range
-        return (
-            _cells_of(converted) if converted.dtype != object else ("objects", series)
-        )
+        if converted.dtype == object:
+            return "objects", series
+        return _cells_of(converted)
     return holds, series
 
 
@@ -257,13 +255,14 @@ def _kind_of(cls: type) -> str:
     return cls.__name__
 
 
-def _is_na(cell: Any) -> bool:
+def is_missing(cell: Any) -> bool:
+    """Return whether a cell is None, NA, NaT or NaN."""
     return cell is None or cell is pd.NA or cell is pd.NaT or cell != cell
 
 
 def _as_float(cell: Any) -> float:
     """Convert a cell to float64: infinite if it is too large, NaN if it is missing."""
-    if cell is None or cell is pd.NA or cell is pd.NaT:
+    if is_missing(cell):
         return np.nan
     try:
         return float(cell)
