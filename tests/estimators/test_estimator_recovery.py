@@ -1,0 +1,180 @@
+"""Recovery of the two estimators from failed steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_breast_cancer
+from torch import nn
+
+from sknan import (
+    DivergenceWarning,
+    NonFiniteTrainingError,
+    SafeScaler,
+    StableNetClassifier,
+    StableNetRegressor,
+)
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(60, 4))
+LABELS = (X[:, 0] + X[:, 1] > 0).astype(int)
+VALUES = X[:, 0] - 2 * X[:, 1]
+
+FAST = {"max_epochs": 3, "random_state": 0}
+ESTIMATORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
+both = pytest.mark.parametrize(
+    ("Estimator", "y"), ESTIMATORS, ids=["classifier", "regressor"]
+)
+
+
+@pytest.fixture(scope="module")
+def cancer():
+    X, y = load_breast_cancer(return_X_y=True)
+    return SafeScaler().fit_transform(X), y
+
+
+def weights_of(model):
+    return [p.detach().clone() for p in model.net_.module_.parameters()]
+
+
+def raw_scores(model, X):
+    proba = getattr(model, "predict_proba", None)
+    return model.predict(X) if proba is None else proba(X)
+
+
+@both
+@pytest.mark.parametrize("lr", [1e4, 1e15, 1e30, 1e300])
+def test_training_recovers_from_an_absurd_learning_rate_with_a_warning(
+    Estimator, y, lr
+):
+    model = Estimator(lr=lr, max_epochs=40, batch_size=16, random_state=0)
+    with pytest.warns(DivergenceWarning) as caught:
+        model.fit(X, y)
+    assert model.effective_lr_ < lr
+    assert model.nonfinite_reports_
+    assert len(caught) == 1
+    warning = caught[0].message
+    assert warning.report == model.nonfinite_reports_[0]
+    assert str(warning).endswith(f"First failure: {model.nonfinite_reports_[0]}")
+    assert all(torch.isfinite(w).all() for w in weights_of(model))
+    assert np.isfinite(raw_scores(model, X)).all()
+
+
+def test_the_warning_points_to_the_line_that_called_fit():
+    model = StableNetRegressor(lr=1e30, max_epochs=5, batch_size=16, random_state=0)
+    with pytest.warns(DivergenceWarning) as caught:
+        model.fit(X, VALUES)
+    assert caught[0].filename == __file__
+
+
+@both
+def test_on_nonfinite_raise_raises_with_the_report(Estimator, y):
+    model = Estimator(lr=1e30, on_nonfinite="raise", max_epochs=5, batch_size=16)
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        model.set_params(random_state=0).fit(X, y)
+    report = caught.value.report
+    assert str(caught.value) == str(report)
+    assert report.cause == "learning_rate"
+    assert report.epoch == 1
+
+
+def test_a_collapsed_network_is_flagged_and_restarted(cancer):
+    X, y = cancer
+    model = StableNetClassifier(
+        optimizer="sgd", lr=100.0, max_epochs=20, random_state=0
+    )
+    with pytest.warns(DivergenceWarning, match="The network has collapsed"):
+        model.fit(X, y)
+    assert model.effective_lr_ < 100.0
+    assert model.nonfinite_reports_[0].cause == "learning_rate"
+    assert model.score(X, y) > 0.9
+
+
+class LogOfColumn(nn.Module):
+    """Logarithm of a column that contains zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(1, 1)
+
+    def forward(self, X):
+        return self.head(torch.log(X[:, :1].clamp(min=0)))
+
+
+class DividedByNorm(LogOfColumn):
+    """Weight of zeros, divided by its norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.direction = nn.Parameter(torch.zeros(4))
+
+    def forward(self, X):
+        return self.head(X @ (self.direction / self.direction.norm())[:, None])
+
+
+def test_a_module_that_cannot_be_repaired_gives_an_error_that_names_the_line():
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        StableNetRegressor(
+            DividedByNorm, max_recoveries=3, max_epochs=10, random_state=0
+        ).fit(X, VALUES)
+    report = caught.value.report
+    assert (report.phase, report.cause) == ("forward", "architecture")
+    assert (report.module, report.operation) == ("", "aten.div")
+    assert report.source.startswith(__file__)
+    assert str(caught.value) == (
+        f"{report} Gave up after 3 recoveries (max_recoveries=3)."
+    )
+
+
+def test_a_module_that_fails_for_most_rows_learns_with_repaired_operations():
+    model = StableNetRegressor(LogOfColumn, max_epochs=10, random_state=0)
+    with pytest.warns(DivergenceWarning):
+        model.fit(X, VALUES)
+    report = model.nonfinite_reports_[0]
+    assert (report.cause, report.operation) == ("activation", "aten.log")
+    assert report.recovery == (
+        "The step was taken with its operations repaired, clipped to norm 1."
+    )
+    with pytest.warns(UserWarning, match="computed again"):
+        assert np.isfinite(model.predict(X)).all()
+
+
+def nan_loss(output, target):
+    return (output - target).square().mean() * torch.nan
+
+
+@pytest.mark.filterwarnings("ignore::sknan.DivergenceWarning")
+@pytest.mark.parametrize("policy", ["recover", "skip"])
+def test_a_training_without_a_single_step_raises(policy):
+    model = StableNetRegressor(
+        nn.Linear(4, 1), criterion=nan_loss, on_nonfinite=policy, **FAST
+    )
+    with pytest.raises(NonFiniteTrainingError):
+        model.fit(X, VALUES)
+
+
+def test_a_rare_bad_row_is_skipped_and_reported():
+    table = np.abs(X) + 0.5
+    table[7, 0] = 0.0
+    model = StableNetRegressor(
+        LogOfColumn, batch_size=6, max_epochs=3, max_recoveries=10, random_state=0
+    )
+    with pytest.warns(DivergenceWarning):
+        model.fit(table, VALUES)
+    reports = model.nonfinite_reports_
+    assert len(reports) == 3  # once an epoch
+    assert {(r.rows, r.rows_in, r.columns) for r in reports} == {((7,), "data", (0,))}
+    assert reports[0].recovery == (
+        "The step was taken without the rows to blame, clipped to norm 1."
+    )
+    # In prediction, the operation is kept inside its domain for this row.
+    with pytest.warns(UserWarning, match="computed again") as caught:
+        prediction = model.predict(table)
+    assert np.isfinite(prediction).all()
+    assert str(caught[0].message) == (
+        "The network's output was not finite for 1 of 60 rows, first row 7 of the "
+        "batch, although their input is; they were computed again with each operation "
+        "kept inside its domain. sknan.diagnosis.diagnose(net, X, y) names the "
+        "operation."
+    )

@@ -1,0 +1,420 @@
+"""Weights, randomness, early stopping, continued training and schedules."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.metrics import r2_score
+from skorch.callbacks import Callback
+
+from sknan import (
+    SafeScaler,
+    StableNetClassifier,
+    StableNetRegressor,
+)
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(60, 4))
+LABELS = (X[:, 0] + X[:, 1] > 0).astype(int)
+VALUES = X[:, 0] - 2 * X[:, 1]
+
+FAST = {"max_epochs": 3, "random_state": 0}
+ESTIMATORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
+both = pytest.mark.parametrize(
+    ("Estimator", "y"), ESTIMATORS, ids=["classifier", "regressor"]
+)
+
+
+@pytest.fixture(scope="module")
+def cancer():
+    X, y = load_breast_cancer(return_X_y=True)
+    return SafeScaler().fit_transform(X), y
+
+
+def weights_of(model):
+    return [p.detach().clone() for p in model.net_.module_.parameters()]
+
+
+def same_weights(first, second):
+    pairs = zip(weights_of(first), weights_of(second), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+class Recorder(Callback):
+    """Callback that records losses, weights, learning rates and batch sizes."""
+
+    def initialize(self):
+        self.losses_ = []
+        self.weights_ = []
+        self.learning_rates_ = []
+        return self
+
+    def on_batch_begin(self, net, batch=None, training=None, **_):
+        if training:
+            self.rows_ = [*getattr(self, "rows_", []), len(batch[0])]
+
+    def on_epoch_end(self, net, **_):
+        self.losses_.append(net.history[-1].get("valid_loss"))
+        self.weights_.append([p.detach().clone() for p in net.module_.parameters()])
+        self.learning_rates_.append(net.history[-1, "lr"])
+
+
+# -- sample and class weights ------------------------------------------------------
+
+
+@both
+def test_a_weight_of_zero_equals_removing_the_row(Estimator, y):
+    weight = (np.arange(60) % 3 > 0).astype(float)
+    kept = weight > 0
+    weighted = Estimator(**FAST).fit(X, y, sample_weight=weight)
+    assert same_weights(weighted, Estimator(**FAST).fit(X[kept], y[kept]))
+
+
+@both
+def test_an_integer_weight_equals_repeating_the_row(Estimator, y):
+    # In one batch: with several, the batches would contain different rows.
+    weight = np.arange(60) % 3
+    rows = np.repeat(np.arange(60), weight)
+    weighted = Estimator(batch_size=200, **FAST).fit(X, y, sample_weight=weight)
+    assert same_weights(
+        weighted, Estimator(batch_size=200, **FAST).fit(X[rows], y[rows])
+    )
+
+
+@both
+def test_only_the_proportions_of_weights_matter(Estimator, y):
+    weight = np.random.default_rng(0).uniform(0.5, 2, size=60)
+    model = Estimator(batch_size=16, **FAST).fit(X, y, weight)
+    # Multiplication by a power of two is exact.
+    assert same_weights(
+        model, Estimator(batch_size=16, **FAST).fit(X, y, weight * 2**40)
+    )
+    assert same_weights(
+        model, Estimator(batch_size=16, **FAST).fit(X, y, weight * 2**-40)
+    )
+    assert not same_weights(model, Estimator(batch_size=16, **FAST).fit(X, y))
+
+
+@both
+def test_equal_weights_have_no_effect(Estimator, y):
+    model = Estimator(batch_size=16, **FAST).fit(X, y, np.full(60, 7.0))
+    assert same_weights(model, Estimator(batch_size=16, **FAST).fit(X, y))
+
+
+def test_predictions_move_toward_rows_of_large_weight():
+    y = np.where(np.arange(60) % 2, 1.0, -1.0)  # only the mean can be learned
+    model = StableNetRegressor(lr=0.01, max_epochs=40, random_state=0)
+    high = model.fit(X, y, np.where(y > 0, 20.0, 1.0)).predict(X).mean()
+    low = model.fit(X, y, np.where(y > 0, 1.0, 20.0)).predict(X).mean()
+    assert low < 0 < high
+
+
+def test_a_class_weight_equals_a_weight_of_its_rows():
+    by_dict = StableNetClassifier(class_weight={0: 1, 1: 3}, batch_size=16, **FAST)
+    by_rows = StableNetClassifier(batch_size=16, **FAST)
+    assert same_weights(
+        by_dict.fit(X, LABELS), by_rows.fit(X, LABELS, np.where(LABELS, 3, 1))
+    )
+
+
+def test_balanced_classes_have_equal_influence():
+    y = (np.arange(60) < 6).astype(int)
+    plain = StableNetClassifier(module__depth=0, lr=0.05, max_epochs=60, random_state=0)
+    balanced = clone(plain).set_params(class_weight="balanced")
+    noise = np.zeros_like(X)
+    noise[:, 0] = (
+        np.arange(60) % 2
+    )  # two distinct rows, so that the network does not seem collapsed
+    assert plain.fit(noise, y).predict_proba(noise)[:, 1].mean() < 0.2
+    assert 0.4 < balanced.fit(noise, y).predict_proba(noise)[:, 1].mean() < 0.6
+
+
+def test_balanced_class_weights_treat_a_weight_as_repetitions():
+    # As in scikit-learn, where compute_class_weight has a sample_weight parameter.
+    weight = 1 + (np.arange(60) % 3)
+    rows = np.repeat(np.arange(60), weight)
+    model = StableNetClassifier(class_weight="balanced", batch_size=200, **FAST)
+    weighted = clone(model).fit(X, LABELS, sample_weight=weight).predict_proba(X)
+    repeated = model.fit(X[rows], LABELS[rows]).predict_proba(X)
+    # Three thirds and one whole may differ by rounding.
+    np.testing.assert_allclose(weighted, repeated, rtol=1e-5)
+
+
+def test_weights_can_be_combined_with_early_stopping():
+    weight = np.random.default_rng(0).uniform(0.1, 3, size=60)
+    model = StableNetClassifier(early_stopping=True, **FAST).fit(X, LABELS, weight)
+    assert all(math.isfinite(row["valid_loss"]) for row in model.net_.history)
+
+
+# -- randomness --------------------------------------------------------------------
+
+
+@both
+def test_the_same_seed_gives_bitwise_identical_weights(Estimator, y):
+    params = {"batch_size": 16, "early_stopping": True, "module__dropout": 0.2}
+    first = Estimator(**params, **FAST).fit(X, y)
+    torch.rand(7)  # random numbers drawn elsewhere have no effect
+    second = Estimator(**params, **FAST).fit(X, y)
+    assert same_weights(first, second)
+    assert not same_weights(first, second.set_params(random_state=1).fit(X, y))
+
+
+@both
+def test_global_random_generators_do_not_change(Estimator, y):
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002 - the test is about the global generator
+    state, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    model = Estimator(early_stopping=True, module__dropout=0.2, **FAST).fit(X, y)
+    model.predict(X)
+    model.partial_fit(X, y)
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
+
+
+def test_a_generator_as_seed_advances_between_fits():
+    generator = np.random.RandomState(0)
+    model = StableNetRegressor(max_epochs=1, random_state=generator)
+    first = copy.deepcopy(model.fit(X, VALUES))
+    assert not same_weights(first, model.fit(X, VALUES))
+
+
+def test_without_a_seed_models_differ():
+    first = StableNetRegressor(max_epochs=1).fit(X, VALUES)
+    assert not same_weights(first, StableNetRegressor(max_epochs=1).fit(X, VALUES))
+
+
+# -- early stopping ----------------------------------------------------------------
+
+
+@both
+def test_the_best_epoch_is_restored(Estimator, y):
+    noisy = y if y is VALUES else np.random.default_rng(0).permutation(y)
+    recorder = Recorder()
+    model = Estimator(
+        lr=0.03,
+        lr_schedule="constant",
+        batch_size=8,
+        max_epochs=30,
+        early_stopping=True,
+        validation_fraction=0.3,
+        callbacks=[recorder],
+        random_state=0,
+    ).fit(X, noisy)
+    best = int(np.argmin(recorder.losses_)) + 1
+    assert model.best_epoch_ == best
+    assert model.n_iter_ == len(recorder.losses_)
+    assert best < model.n_iter_
+    kept = zip(weights_of(model), recorder.weights_[best - 1], strict=True)
+    assert all(torch.equal(a, b) for a, b in kept)
+    assert set(recorder.rows_) <= set(range(1, 9))
+
+
+def test_the_last_of_equal_epochs_is_kept_and_patience_counts_from_the_first():
+    # At this learning rate no weight changes: all epochs are equal.
+    model = StableNetRegressor(
+        lr=1e-30,
+        weight_decay=0.0,
+        early_stopping=True,
+        n_iter_no_change=4,
+        max_epochs=50,
+        random_state=0,
+    ).fit(X, VALUES)
+    assert model.n_iter_ == 5
+    assert model.best_epoch_ == 5
+
+
+def test_held_out_rows_are_not_trained_on():
+    recorder = Recorder()
+    StableNetClassifier(
+        early_stopping=True,
+        validation_fraction=0.25,
+        batch_size=1000,
+        callbacks=[recorder],
+        **FAST,
+    ).fit(X, LABELS)
+    assert recorder.rows_ == [45, 45, 45]
+
+
+def test_auto_stops_early_from_500_rows_on():
+    many = np.random.default_rng(0).normal(size=(500, 4))
+    for n, stops in ((499, False), (500, True)):
+        model = StableNetRegressor(**FAST).fit(many[:n], many[:n, 0])
+        assert (model.best_epoch_ is not None) == stops
+        assert ("valid_loss" in model.net_.history[-1]) == stops
+
+
+def test_the_validation_split_keeps_the_proportions_of_classes():
+    y = (np.arange(60) < 12).astype(int)
+
+    class Shares(Callback):
+        def on_train_begin(self, net, X=None, y=None, **_):
+            self.share_ = float(X.y.double().mean())
+
+    shares = Shares()
+    StableNetClassifier(
+        early_stopping=True, validation_fraction=0.25, callbacks=[shares], **FAST
+    ).fit(X, y)
+    assert shares.share_ == pytest.approx(0.2)
+
+
+# -- continued training ------------------------------------------------------------
+
+
+@both
+def test_a_warm_start_continues_where_the_last_fit_ended(Estimator, y):
+    model = Estimator(warm_start=True, lr=0.01, max_epochs=20, random_state=0).fit(X, y)
+    before = weights_of(model)
+    loss = model.net_.history[-1, "train_loss"]
+    model.set_params(lr=1e-30, weight_decay=0.0, max_epochs=1).fit(X, y)
+    moved = zip(before, weights_of(model), strict=True)
+    assert all(torch.equal(a, b) for a, b in moved)
+    assert model.net_.history[-1, "train_loss"] <= loss
+    assert model.n_iter_ == 21
+
+
+@both
+def test_a_fit_without_warm_start_starts_from_scratch(Estimator, y):
+    model = Estimator(**FAST).fit(X, y)
+    first = weights_of(model)
+    model.fit(X, y)
+    assert model.n_iter_ == 3
+    assert all(torch.equal(a, b) for a, b in zip(first, weights_of(model), strict=True))
+
+
+@both
+def test_the_optimizer_state_is_kept_only_for_continued_training(Estimator, y):
+    assert not Estimator(**FAST).fit(X, y).net_.optimizer_.state
+    assert Estimator(warm_start=True, **FAST).fit(X, y).net_.optimizer_.state
+    classes = {"classes": [0, 1]} if y is LABELS else {}
+    assert Estimator(**FAST).partial_fit(X, y, **classes).net_.optimizer_.state
+
+
+def test_a_warm_start_accepts_a_vector_after_a_column():
+    model = StableNetRegressor(warm_start=True, **FAST).fit(X, VALUES[:, None])
+    assert model.predict(X).shape == (60, 1)
+    assert model.fit(X, VALUES).predict(X).shape == (60,)
+
+
+@both
+def test_partial_fit_is_one_epoch_at_the_full_learning_rate(Estimator, y):
+    classes = {"classes": [0, 1]} if y is LABELS else {}
+    recorder = Recorder()
+    model = Estimator(lr=0.01, warmup=0.5, callbacks=[recorder], random_state=0)
+    for n in range(1, 41):
+        model.partial_fit(X, y, **classes)
+        assert model.n_iter_ == n
+    assert recorder.learning_rates_ == [0.01] * 40
+    assert model.score(X, y) > 0.9
+
+
+def test_partial_fit_knows_classes_that_have_not_occurred_yet():
+    model = StableNetClassifier(random_state=0)
+    model.partial_fit(X[:1], ["b"], classes=["c", "a", "b"])
+    assert model.classes_.tolist() == ["a", "b", "c"]
+    assert model.predict_proba(X).shape == (60, 3)
+    model.partial_fit(X[1:3], ["c", "a"])
+    assert np.isfinite(model.predict_proba(X)).all()
+
+
+def test_partial_fit_continues_after_fit():
+    model = StableNetRegressor(lr=0.01, max_epochs=20, random_state=0).fit(X, VALUES)
+    before = model.score(X, VALUES)
+    for _ in range(20):
+        model.partial_fit(X, VALUES)
+    assert model.score(X, VALUES) > before
+    assert model.n_iter_ == 40
+
+
+def test_partial_fit_keeps_the_units_of_the_first_call():
+    model = StableNetRegressor(random_state=0).partial_fit(X, VALUES + 100)
+    mean = model.target_mean_.copy()
+    model.partial_fit(X[:5], VALUES[:5])
+    np.testing.assert_array_equal(model.target_mean_, mean)
+
+
+# -- schedules and clipping --------------------------------------------------------
+
+
+def test_the_schedule_is_followed():
+    recorder = Recorder()
+    model = StableNetRegressor(lr=0.01, max_epochs=10, callbacks=[recorder])
+    model.set_params(random_state=0).fit(X, VALUES)
+    # With one step per epoch, the history contains the learning rate of that step.
+    middles = (np.arange(10) + 0.5) / 10
+    expected = 0.01 * (1 + np.cos(np.pi * middles)) / 2
+    np.testing.assert_allclose(recorder.learning_rates_, expected, rtol=1e-12)
+    model.set_params(lr_schedule="constant").fit(X, VALUES)
+    assert recorder.learning_rates_ == [0.01] * 10
+    model.set_params(lr_schedule=lambda progress: 0.5).fit(X, VALUES)
+    assert recorder.learning_rates_ == [0.005] * 10
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"clip_norm": 1e-3},
+        {"clip_value": 1e-4},
+        {"adaptive_clip": "agc"},
+    ],
+    ids=str,
+)
+def test_clipping_changes_the_training(params):
+    plain = StableNetRegressor(optimizer="sgd", lr=0.1, clip_norm=100.0, **FAST)
+    clipped = clone(plain).set_params(**params).fit(X, VALUES)
+    assert not same_weights(plain.fit(X, VALUES), clipped)
+
+
+def test_a_clip_above_every_gradient_changes_nothing():
+    wide = StableNetRegressor(optimizer="sgd", lr=0.1, clip_norm=1e6, **FAST)
+    none = StableNetRegressor(optimizer="sgd", lr=0.1, clip_norm=None, **FAST)
+    assert same_weights(wide.fit(X, VALUES), none.fit(X, VALUES))
+
+
+# -- quality -----------------------------------------------------------------------
+
+
+def test_the_defaults_learn_real_tables(cancer):
+    X, y = cancer
+    assert (
+        StableNetClassifier(max_epochs=20, random_state=0).fit(X, y).score(X, y) > 0.97
+    )
+    X, y = load_diabetes(return_X_y=True)
+    X = SafeScaler().fit_transform(X)
+    model = StableNetRegressor(max_epochs=30, random_state=0).fit(X, y)
+    assert r2_score(y, model.predict(X)) > 0.45
+
+
+class Stop(Exception):
+    """Error by which a search ends a trial."""
+
+
+def test_the_error_of_a_callback_is_not_replaced_by_a_message_of_the_guard():
+    class StopWhenRescued(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            if net.nonfinite_reports_:
+                raise Stop
+
+    X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    model = StableNetClassifier(
+        lr=1e30, callbacks=[StopWhenRescued()], max_epochs=3, random_state=0
+    )
+    with pytest.raises(Stop):
+        model.fit(X, (X[:, 0] > 0).astype(int))
+
+
+@both
+def test_a_network_is_freed_with_its_estimator(Estimator, y):
+    X = np.random.default_rng(0).normal(size=(len(y), 3))
+    model = Estimator(max_epochs=1).fit(X, y)
+    network = weakref.ref(model.net_.module_)
+    del model
+    gc.collect()
+    assert network() is None
