@@ -1,3 +1,5 @@
+"""Tests of the activations against their functions."""
+
 from __future__ import annotations
 
 import copy
@@ -13,7 +15,7 @@ from sknan import functional as sf
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
-# Module, the function that it stands for, and its range if it has one.
+# Module, the same function, and its range if it has one.
 CASES = {
     "SafeLog": (activations.SafeLog(), sf.log, None),
     "SafeLog1p": (activations.SafeLog1p(), sf.log1p, None),
@@ -62,12 +64,12 @@ by_name = pytest.mark.parametrize("name", sorted(CASES))
 ONE_ARGUMENT = set(activations.__all__) - {"SafeDivide", "MaskedSoftmax"}
 
 
-def test_the_table_holds_every_activation():
+def test_the_table_contains_every_activation():
     assert set(CASES) == ONE_ARGUMENT
 
 
 @by_name
-def test_a_module_is_its_function(name):
+def test_a_module_equals_its_function(name):
     module, function, _ = CASES[name]
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(module(x), function(x), rtol=1e-6, atol=1e-6)
@@ -75,7 +77,7 @@ def test_a_module_is_its_function(name):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @by_name
-def test_value_and_slope_are_finite_and_in_range_at_the_extremes(name, dtype):
+def test_value_and_gradient_are_finite_and_in_range_for_extreme_inputs(name, dtype):
     module, _, bounds = CASES[name]
     largest = torch.finfo(dtype).max
     sizes = [0.0, 1e-30, 2.0**-149, 0.5, 1.0, 88.8, 1e4, 1e19, 1e30, largest, math.inf]
@@ -96,25 +98,25 @@ def test_value_and_slope_are_finite_and_in_range_at_the_extremes(name, dtype):
 
 
 @by_name
-def test_nan_is_not_hidden(name):
+def test_nan_gives_nan(name):
     x = torch.tensor([[1.0, torch.nan], [0.5, 0.25]])
     assert CASES[name][0](x)[0, 1].isnan()
     assert not CASES[name][0](x)[1].isnan().any()
 
 
 @by_name
-def test_derivatives_are_those_of_finite_differences(name):
+def test_derivatives_of_activations_agree_with_finite_differences(name):
     x = torch.tensor([[0.3, 0.7], [0.62, 0.11]], dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(CASES[name][0], x)
     assert torch.autograd.gradgradcheck(CASES[name][0], x)
 
 
 @by_name
-def test_an_activation_can_be_copied_pickled_and_scripted_into_one_graph(name):
+def test_an_activation_can_be_copied_pickled_and_compiled(name):
     module = CASES[name][0]
     x = torch.rand(3, 4) * 0.9
-    for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert torch.equal(again(x), module(x))
+    for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(copied(x), module(x))
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), module(x))
@@ -135,11 +137,11 @@ def test_an_activation_can_be_copied_pickled_and_scripted_into_one_graph(name):
         ),
     ],
 )
-def test_the_repr_is_how_it_is_written(module, expected):
+def test_the_repr_shows_the_constructor_call(module, expected):
     assert repr(module) == expected
 
 
-def test_a_quotient_and_a_masked_softmax_take_two_tensors():
+def test_a_quotient_and_a_masked_softmax_have_two_inputs():
     quotient = activations.SafeDivide()(torch.ones(2), torch.tensor([2.0, 0.0]))
     assert quotient.tolist() == [0.5, 0.0]
     coarse = activations.SafeDivide(eps=3.0)(torch.ones(2), torch.tensor([2.0, 4.0]))
@@ -149,8 +151,8 @@ def test_a_quotient_and_a_masked_softmax_take_two_tensors():
     assert weights.tolist() == [[0.5, 0.5], [0.0, 0.0]]
 
 
-def test_attention_over_nothing_but_padding_trains():
-    # Four of the sequences are empty: softmax over a row of -inf is NaN in torch.
+def test_attention_over_padding_only_has_a_finite_gradient():
+    # Four sequences are empty. torch's softmax over a row of -inf is NaN.
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(12, 5, 3, generator=generator)
     mask = torch.arange(5) < torch.tensor([0, 1, 5])[:, None].repeat(4, 1)
@@ -165,7 +167,7 @@ def test_attention_over_nothing_but_padding_trains():
 
 @pytest.mark.parametrize("cls", [activations.BoundedSigmoid, activations.BoundedTanh])
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, -1.0), (0.0, math.inf)])
-def test_bounds_out_of_order_are_refused(cls, low, high):
+def test_bounds_out_of_order_raise(cls, low, high):
     with pytest.raises(ValueError, match="low") as caught:
         cls(low, high)
     assert str(caught.value) == (

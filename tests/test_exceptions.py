@@ -1,3 +1,5 @@
+"""Tests of the errors and warnings."""
+
 from __future__ import annotations
 
 import copy
@@ -33,11 +35,11 @@ def fail_in_a_worker():
         (DivergenceWarning, (ConvergenceWarning, UserWarning)),
     ],
 )
-def test_each_error_is_also_what_others_already_catch(error, bases):
+def test_errors_are_subclasses_of_standard_errors(error, bases):
     assert all(issubclass(error, base) for base in bases)
 
 
-def test_a_training_error_is_no_data_error():
+def test_training_errors_and_data_errors_are_distinct():
     assert not issubclass(NonFiniteTrainingError, ValueError)
     assert not issubclass(NonFiniteDataError, FloatingPointError)
 
@@ -51,10 +53,10 @@ def test_every_public_error_can_be_imported_from_the_package():
 @pytest.mark.parametrize("error", [NonFiniteTrainingError, DivergenceWarning])
 @pytest.mark.parametrize("report", [REPORT, None])
 @pytest.mark.parametrize(
-    "again", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy]
+    "duplicate", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy]
 )
-def test_message_and_report_survive_copying_and_pickling(error, report, again):
-    copied = again(error("No good.", report))
+def test_message_and_report_are_copied_and_pickled(error, report, duplicate):
+    copied = duplicate(error("No good.", report))
     assert type(copied) is error
     assert str(copied) == "No good."
     assert copied.report == report
@@ -65,12 +67,12 @@ def test_the_report_is_optional(error):
     assert error("No good.").report is None
 
 
-def test_a_data_error_survives_pickling():
+def test_a_data_error_can_be_pickled():
     copied = pickle.loads(pickle.dumps(NonFiniteDataError("X contains 1 NaN value.")))
     assert str(copied) == "X contains 1 NaN value."
 
 
-def test_the_report_comes_home_from_a_worker_process():
+def test_the_report_is_kept_in_an_error_of_a_worker_process():
     with pytest.raises(NonFiniteTrainingError) as caught:
         Parallel(n_jobs=2, backend="multiprocessing")(
             [delayed(fail_in_a_worker)() for _ in range(2)]

@@ -110,16 +110,16 @@ def test_a_function_may_have_traits():
         StableNetClassifier(criterion=loss).fit(X, y > 50)
 
 
-TORCH_CLASSES = [cls for cls in sl.__dict__.values() if isinstance(cls, type)]
-TORCH_CLASSES = [
+CLASSES_OF_TORCH = [
     (base, cls)
-    for cls in TORCH_CLASSES
+    for cls in vars(sl).values()
+    if isinstance(cls, type)
     for base in cls.__mro__
     if base.__module__ == "torch.nn.modules.loss" and base.__name__ == cls.__name__
 ]
 
 
-@pytest.mark.parametrize(("of_torch", "cls"), TORCH_CLASSES)
+@pytest.mark.parametrize(("of_torch", "cls"), CLASSES_OF_TORCH)
 def test_a_loss_of_torch_has_the_traits_of_its_stable_form(of_torch, cls):
     expected, found = traits_of(cls), traits_of(of_torch)
     if of_torch is nn.KLDivLoss:
@@ -127,21 +127,21 @@ def test_a_loss_of_torch_has_the_traits_of_its_stable_form(of_torch, cls):
         return
     for name in ("output_kind", "is_binary", "unit_power", "target_domain", "infimum"):
         assert getattr(found, name) == getattr(expected, name), name
-    if of_torch is nn.BCEWithLogitsLoss:  # shares are targets of a regression too
+    if of_torch is nn.BCEWithLogitsLoss:  # a regression may have such targets too
         assert found.task is None
     else:
         assert found.task == expected.task
 
 
 def test_a_subclass_of_a_loss_of_torch_may_have_another_task_and_domain():
-    class Own(nn.PoissonNLLLoss):
+    class Rate(nn.PoissonNLLLoss):
         pass
 
     class Distance(nn.MSELoss):
         pass
 
     assert traits_of(nn.PoissonNLLLoss()).target_domain == "non-negative"
-    assert traits_of(Own()) == LossTraits()
+    assert traits_of(Rate()) == LossTraits()
     assert traits_of(Distance) == LossTraits(standardizes_target=True, unit_power=2)
 
 
@@ -153,7 +153,7 @@ def test_a_bounded_loss_has_the_traits_of_the_loss_inside():
     assert not traits_of(sl.BoundedLoss(sl.RMSELoss(), 0.0, 1.0)).is_per_row
 
 
-def test_anything_else_has_the_default_traits():
+def test_other_objects_have_the_default_traits():
     for criterion in (None, nn.TripletMarginLoss(), nn.TripletMarginLoss, len):
         assert traits_of(criterion) == LossTraits()
 

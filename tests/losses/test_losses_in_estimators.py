@@ -1,0 +1,144 @@
+"""Tests of the losses in estimators and in nets of skorch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from skorch import NeuralNetClassifier
+from torch import nn
+
+from sknan import GuardedNetClassifier, StableNetClassifier, StableNetRegressor
+from sknan import losses as sl
+from sknan.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES
+
+
+class Softmax(nn.Module):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.linear = nn.Linear(n_features_in, n_outputs)
+
+    def forward(self, x):
+        return torch.softmax(self.linear(x), dim=-1)
+
+
+class LogSoftmax(Softmax):
+    def forward(self, x):
+        return torch.log_softmax(self.linear(x), dim=-1)
+
+
+def blobs(n=120):
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 2, n)
+    X = generator.normal(size=(n, 4)) + 2.0 * y[:, None]
+    return X.astype(np.float32), y
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", sorted(CLASSIFICATION_LOSSES))
+def test_a_classifier_learns_with_each_named_loss(name, weighted):
+    X, y = blobs()
+    module = {"nll": LogSoftmax, "probability_nll": Softmax}.get(name)
+    model = StableNetClassifier(
+        module, criterion=name, lr=0.05, max_epochs=80, random_state=0
+    )
+    model.fit(X, y, sample_weight=np.ones(len(y)) * 2 if weighted else None)
+    assert model.score(X, y) > 0.95
+    np.testing.assert_allclose(model.predict_proba(X).sum(1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", sorted(REGRESSION_LOSSES))
+def test_a_regressor_learns_with_each_named_loss(name, weighted):
+    generator = np.random.default_rng(0)
+    X = generator.normal(size=(300, 3)).astype(np.float32)
+    y = np.exp(0.8 + 0.5 * X[:, 0] - 0.3 * X[:, 1])
+    given = {}
+    if name in ("kl_div", "cosine"):
+        y = np.column_stack([y, np.exp(X[:, 2])])
+        y = y / y.sum(1, keepdims=True)
+    if name == "kl_div":
+        given["criterion__from_logits"] = True
+    model = StableNetRegressor(
+        criterion=name, lr=0.02, max_epochs=40, random_state=0, **given
+    )
+    weight = generator.uniform(0.5, 2.0, len(y)) if weighted else None
+    predicted = model.fit(X, y, sample_weight=weight).predict(X)
+    assert predicted.shape == y.shape
+    last, known = np.atleast_2d(predicted.T)[-1], np.atleast_2d(y.T)[-1]
+    # Correlation and cosine do not determine the scale.
+    assert np.corrcoef(last, known)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("criterion", "found", "message"),
+    [
+        ("gamma", 0.0, "criterion='gamma' needs y above 0, but it is 0 at row 3."),
+        (
+            "tweedie",
+            -1.0,
+            "criterion='tweedie' needs y of at least 0, but it is -1 at row 3.",
+        ),
+    ],
+)
+def test_targets_outside_the_domain_of_a_loss_raise(criterion, found, message):
+    X = np.ones((8, 2), dtype=np.float32)
+    y = np.ones(8)
+    y[3] = found
+    with pytest.raises(ValueError, match="needs y") as caught:
+        StableNetRegressor(criterion=criterion).fit(X, y)
+    assert str(caught.value) == message
+
+
+def test_logits_for_a_loss_of_probabilities_raise():
+    X, y = blobs()
+    with pytest.raises(ValueError, match="probabilities") as caught:
+        StableNetClassifier(criterion="probability_nll", random_state=0).fit(X, y)
+    assert str(caught.value) == (
+        "Criterion ProbabilityNLLLoss needs probabilities, but the rows of the "
+        "module's output are not probabilities. Use criterion='cross_entropy', which "
+        "takes logits, or end the module with a softmax."
+    )
+
+
+@pytest.mark.parametrize(
+    "inner", [sl.CrossEntropyLoss(), sl.BCEWithLogitsLoss(), nn.CrossEntropyLoss()]
+)
+def test_a_classifier_learns_with_a_bounded_loss(inner):
+    X, y = blobs()
+    model = StableNetClassifier(
+        criterion=sl.BoundedLoss(inner, 0.0, 3.0), lr=0.05, random_state=0
+    )
+    weight = np.random.default_rng(0).uniform(0.5, 1.5, len(y))
+    assert model.fit(X, y, sample_weight=weight).score(X, y) > 0.95
+
+
+def test_a_regressor_with_a_bounded_loss_is_robust_to_outlying_targets():
+    generator = np.random.default_rng(0)
+    X = generator.normal(size=(300, 3)).astype(np.float32)
+    y = X[:, 0] - X[:, 1]
+    extreme = y.copy()
+    extreme[:5] = 500.0
+    criterion = sl.BoundedLoss(sl.HuberLoss(), 0.0, 2.0)
+    model = StableNetRegressor(
+        criterion=criterion, lr=0.01, max_epochs=60, random_state=0
+    )
+    with pytest.raises(ValueError, match="for regression"):
+        StableNetClassifier(criterion=criterion).fit(X, y > 0)
+    assert np.corrcoef(model.fit(X, extreme).predict(X)[5:], y[5:])[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("net", [NeuralNetClassifier, GuardedNetClassifier])
+@pytest.mark.parametrize(
+    ("module", "criterion"),
+    [
+        (nn.Linear(4, 2), sl.CrossEntropyLoss),
+        (Softmax(4, 2), sl.ProbabilityNLLLoss),
+    ],
+)
+def test_skorch_applies_the_nonlinearity_of_a_loss(net, module, criterion):
+    X, y = blobs()
+    fitted = net(module, criterion=criterion, lr=0.5, max_epochs=40, verbose=0)
+    fitted.fit(X, y)
+    np.testing.assert_allclose(fitted.predict_proba(X).sum(1), 1.0, rtol=1e-5)
+    assert fitted.score(X, y) > 0.9
