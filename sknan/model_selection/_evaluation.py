@@ -8,6 +8,7 @@ from typing import Any
 from sklearn.base import clone
 from sklearn.utils import Tags, get_tags
 
+from sknan._utils.progress import advance
 from sknan.estimators._base import StableNetBase
 from sknan.model_selection._pipelines import (
     FitInputRecorder,
@@ -117,6 +118,7 @@ class Evaluation:
                 self._X, self._y, self._pipelines, self._splits, tasks
             )
             self._ready = dict(enumerate(results, start=index))
+            advance(0, recoveries=0)  # the bar shows the number even if it is 0
         return self._ready.pop(index)
 
     def tags(self, index: int) -> Tags:
