@@ -77,9 +77,11 @@ class ShareTrainer:
         arguments = []
         for indices in np.array_split(order, n_shares):
             share = [tasks[i] for i in indices]
-            shared = {task.pipeline: pipelines[task.pipeline] for task in share}
-            rows = {task.split: splits[task.split] for task in share}
-            arguments.append((X, y, self._options, shared, rows, share, memory))
+            used_pipelines = {task.pipeline: pipelines[task.pipeline] for task in share}
+            used_splits = {task.split: splits[task.split] for task in share}
+            arguments.append(
+                (X, y, self._options, used_pipelines, used_splits, share, memory)
+            )
         found = call_in_workers(train_share, arguments, self._n_jobs)
         self._warn_once(message for _, messages, _ in found for message in messages)
         n_bytes = max(n for _, _, n in found)
