@@ -10,8 +10,8 @@ from torch import nn
 from sknan import DivergenceWarning, GuardedNetClassifier, StableNetClassifier
 from sknan.diagnosis import diagnose
 
-# torch's compiler warns itself of what it does, and hides that from its users in a way
-# that the rule "each warning is an error" of these tests undoes.
+# torch's compiler suppresses its own warnings in a way that has no effect if warnings
+# are errors, as they are in these tests.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
@@ -55,19 +55,19 @@ def test_a_compiled_network_learns_what_a_plain_one_does(fitted, table):
     np.testing.assert_allclose(
         fitted.net_.history[:, "train_loss"],
         plain.net_.history[:, "train_loss"],
-        rtol=1e-5,  # a compiler fuses and reorders
+        rtol=1e-5,  # compiled code fuses and reorders operations
     )
     np.testing.assert_allclose(
         fitted.predict_proba(table[0]), plain.predict_proba(table[0]), rtol=1e-5
     )
 
 
-def test_it_can_be_pickled(fitted, table):
+def test_a_compiled_network_can_be_pickled(fitted, table):
     twin = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_array_equal(twin.predict(table[0]), fitted.predict(table[0]))
 
 
-def test_a_failed_step_is_explained_as_if_nothing_were_compiled(table):
+def test_a_failed_step_of_a_compiled_network_is_explained(table):
     X, y = table[0].copy(), table[1]
     X[7, 0] = -200
     model = StableNetClassifier(
@@ -88,7 +88,7 @@ def test_a_failed_step_is_explained_as_if_nothing_were_compiled(table):
     assert diagnose(model, X, y).rows == (7,)
 
 
-def test_the_skorch_door_takes_compile_as_skorch_does(table):
+def test_guarded_nets_accept_compile_as_skorch_does(table):
     net = GuardedNetClassifier(
         Fragile,
         compile=True,

@@ -1,4 +1,4 @@
-"""skorch's loggers, with their real packages, write what the guard did."""
+"""skorch's loggers, with the real packages, record what the guard did."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ def stable(logger):
     )
 
 
-both = pytest.mark.parametrize("door", [guarded, stable])
+both = pytest.mark.parametrize("net_class", [guarded, stable])
 
 
-def fitted(door, logger):
+def fitted(net_class, logger):
     torch.manual_seed(0)
-    model = door(logger)
+    model = net_class(logger)
     with pytest.warns(DivergenceWarning):
         model.fit(X, Y)
     return getattr(model, "net_", model)
 
 
 def recoveries_of(net):
-    """Rescued steps of each epoch, by the reports."""
+    """Return the number of recoveries in each epoch, counted from the reports."""
     epochs = [report.epoch for report in net.nonfinite_reports_]
     assert epochs
     return [epochs.count(epoch) for epoch in range(1, N_EPOCHS + 1)]
 
 
 @both
-def test_tensorboard_draws_the_recoveries(door, tmp_path):
+def test_tensorboard_draws_the_recoveries(net_class, tmp_path):
     pytest.importorskip("tensorboard", reason="the package tensorboard is missing")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
-    net = fitted(door, TensorBoard(SummaryWriter(tmp_path)))
+    net = fitted(net_class, TensorBoard(SummaryWriter(tmp_path)))
     events = EventAccumulator(str(tmp_path)).Reload()
 
     def curve(name):
@@ -74,18 +74,18 @@ def test_tensorboard_draws_the_recoveries(door, tmp_path):
 
 
 @both
-def test_mlflow_keeps_the_recoveries(door, tmp_path, monkeypatch):
+def test_mlflow_keeps_the_recoveries(net_class, tmp_path, monkeypatch):
     mlflow = pytest.importorskip(
         "mlflow", reason="the package mlflow (or mlflow-skinny) is missing"
     )
-    # A recent MLflow writes plain files only for those who insist.
+    # A recent MLflow writes plain files only if this is set.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     client = mlflow.MlflowClient(tracking_uri=(tmp_path / "runs").as_uri())
     experiment = client.create_experiment(
         "sknan", artifact_location=(tmp_path / "artifacts").as_uri()
     )
     run = client.create_run(experiment)
-    net = fitted(door, MlflowLogger(run, client))
+    net = fitted(net_class, MlflowLogger(run, client))
     kept = client.get_metric_history(run.info.run_id, "n_recoveries")
     assert [(m.step, m.value) for m in kept] == list(
         enumerate(recoveries_of(net), start=1)
@@ -96,16 +96,16 @@ def test_mlflow_keeps_the_recoveries(door, tmp_path, monkeypatch):
 
 
 @both
-def test_weights_and_biases_keeps_the_recoveries(door, tmp_path, monkeypatch):
+def test_weights_and_biases_keeps_the_recoveries(net_class, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="the package wandb is missing")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     for folder in ("CACHE", "CONFIG", "DATA"):
         monkeypatch.setenv(f"WANDB_{folder}_DIR", str(tmp_path / folder.lower()))
     settings = wandb.Settings(silent=True, console="off")
     with wandb.init(mode="offline", dir=tmp_path, settings=settings) as run:
-        # What it shows of a run is the last value, unless asked for more.
+        # By default it shows only the last value of a run.
         run.define_metric("n_recoveries", summary="first,last,max")
-        net = fitted(door, WandbLogger(run, save_model=False))
+        net = fitted(net_class, WandbLogger(run, save_model=False))
         summary = dict(run.summary)
     recoveries = recoveries_of(net)
     shown = dict(summary["n_recoveries"])

@@ -1,4 +1,4 @@
-"""The skorch door: skorch's nets, and what a guard adds to them."""
+"""Guarded versions of skorch's nets."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ every_net = pytest.mark.parametrize("name", PAIRS)
 
 
 def built(name, guarded=True, **options):
-    ours, theirs, params, _ = PAIRS[name]
-    door = ours if guarded else theirs
+    guarded_class, skorch_class, params, _ = PAIRS[name]
+    net_class = guarded_class if guarded else skorch_class
     defaults = {"max_epochs": 3, "batch_size": 32, "lr": 0.05, "verbose": 0}
-    return door(Net, **{**defaults, **params, **options})
+    return net_class(Net, **{**defaults, **params, **options})
 
 
 def target(name):
@@ -119,13 +119,13 @@ class PoisonGradient(Callback):
             next(iter(named_parameters))[1].grad.view(-1)[0] = torch.nan
 
 
-# -- a healthy training is skorch's --------------------------------------------------
+# -- trainings without a failed step -------------------------------------------------
 
 
 @every_net
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize("kind", ["arrays", "tensors", "data set", "shuffled"])
-def test_a_healthy_training_is_skorchs_to_the_bit(name, optimizer, kind):
+def test_a_training_without_failures_is_bitwise_that_of_skorch(name, optimizer, kind):
     y = target(name)
     data = {
         "arrays": (X, y),
@@ -138,22 +138,20 @@ def test_a_healthy_training_is_skorchs_to_the_bit(name, optimizer, kind):
         options["iterator_train__shuffle"] = True
     elif kind != "arrays":
         options["train_split"] = None  # skorch cannot stratify by tensors
-    ours = fit_seeded(built(name, **options), *data)
-    theirs = fit_seeded(built(name, guarded=False, **options), *data)
-    assert same(weights_of(ours), weights_of(theirs))
-    assert same(
-        ours.module_.state_dict().values(), theirs.module_.state_dict().values()
-    )
+    net = fit_seeded(built(name, **options), *data)
+    plain = fit_seeded(built(name, guarded=False, **options), *data)
+    assert same(weights_of(net), weights_of(plain))
+    assert same(net.module_.state_dict().values(), plain.module_.state_dict().values())
     shared = ["train_loss"] + (
         [] if options.get("train_split", 1) is None else ["valid_loss"]
     )
     for key in shared:
-        assert ours.history[:, key] == theirs.history[:, key]
+        assert net.history[:, key] == plain.history[:, key]
     batches = (slice(None), "batches", slice(None), "train_loss")
-    assert ours.history[batches] == theirs.history[batches]
-    np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
-    assert ours.nonfinite_reports_ == []
-    assert ours.effective_lr_ == 0.05
+    assert net.history[batches] == plain.history[batches]
+    np.testing.assert_array_equal(net.predict(X), plain.predict(X))
+    assert net.nonfinite_reports_ == []
+    assert net.effective_lr_ == 0.05
 
 
 def test_a_shuffled_training_sees_every_row_once_an_epoch():
@@ -175,8 +173,8 @@ def test_a_shuffled_training_sees_every_row_once_an_epoch():
 def test_an_optimizer_that_calls_the_loss_many_times_is_guarded():
     options = {"optimizer": torch.optim.LBFGS, "lr": 0.1, "train_split": None}
     nets = [built("net", guarded, **options) for guarded in (True, False)]
-    ours, theirs = (fit_seeded(net, X, VALUES) for net in nets)
-    assert same(weights_of(ours), weights_of(theirs))
+    net, plain = (fit_seeded(net, X, VALUES) for net in nets)
+    assert same(weights_of(net), weights_of(plain))
     wild = built("net", **{**options, "lr": 1e30})
     with pytest.warns(DivergenceWarning):
         fit_seeded(wild, X, VALUES)
@@ -184,7 +182,7 @@ def test_an_optimizer_that_calls_the_loss_many_times_is_guarded():
 
 
 class Noisy(torch.utils.data.Dataset):
-    """A data set of one's own, which no whole-tensor batch may take apart."""
+    """User-defined data set, whose batches are no slices of tensors."""
 
     def __len__(self):
         return len(X)
@@ -203,13 +201,13 @@ class Noisy(torch.utils.data.Dataset):
     ],
     ids=["dict", "own data set", "subset", "tensor data set"],
 )
-def test_whatever_skorch_takes_is_trained_on(data):
+def test_every_data_set_that_skorch_accepts_is_trained_on(data):
     net = fit_seeded(built("net", train_split=None), *data)
-    theirs = fit_seeded(built("net", False, train_split=None), *data)
-    assert same(weights_of(net), weights_of(theirs))
+    plain = fit_seeded(built("net", False, train_split=None), *data)
+    assert same(weights_of(net), weights_of(plain))
 
 
-def test_options_of_the_data_loader_are_heeded():
+def test_options_of_the_data_loader_have_an_effect():
     lengths = []
 
     def collate(rows):
@@ -225,7 +223,7 @@ def test_options_of_the_data_loader_are_heeded():
     assert fit_seeded(net, X, VALUES).history[-1, "train_batch_count"] == 1
 
 
-def test_a_mixin_for_a_net_of_ones_own():
+def test_the_mixin_guards_a_user_defined_net():
     class Halved(NeuralNetRegressor):
         def get_loss(self, y_pred, y_true, *args, **kwargs):
             return super().get_loss(y_pred, y_true, *args, **kwargs) / 2
@@ -234,15 +232,15 @@ def test_a_mixin_for_a_net_of_ones_own():
         pass
 
     options = {"max_epochs": 2, "lr": 0.05, "verbose": 0}
-    ours = fit_seeded(GuardedHalved(Net, clip_norm=100.0, **options), X, VALUES)
+    net = fit_seeded(GuardedHalved(Net, clip_norm=100.0, **options), X, VALUES)
     assert same(
-        weights_of(ours), weights_of(fit_seeded(Halved(Net, **options), X, VALUES))
+        weights_of(net), weights_of(fit_seeded(Halved(Net, **options), X, VALUES))
     )
     with pytest.warns(DivergenceWarning):
         fit_seeded(GuardedHalved(Net, **{**options, "lr": 1e30}), X, VALUES)
 
 
-def test_parameters_save_and_load_as_in_skorch(tmp_path):
+def test_parameters_are_saved_and_loaded_as_in_skorch(tmp_path):
     net = fit_seeded(built("net"), X, VALUES)
     net.save_params(f_params=tmp_path / "net.pt", f_history=tmp_path / "net.json")
     twin = built("net").initialize()
@@ -270,11 +268,11 @@ def test_repr_and_messages_name_the_guarded_class(name):
     assert str(net) == repr(net)
 
 
-# -- one step: watch, recover, clip, schedule, log -----------------------------------
+# -- one step: check, recover, clip, schedule, log -----------------------------------
 
 
-def test_what_a_callback_does_to_the_gradients_is_seen_before_any_clip():
-    # One NaN, clipped by norm, would be in every weight after the step.
+def test_gradients_changed_by_a_callback_are_checked_before_clipping():
+    # Clipping by norm would spread one NaN to every weight.
     net = built(
         "net",
         callbacks=[("poison", PoisonGradient(steps=(2,)))],
@@ -291,7 +289,7 @@ def test_what_a_callback_does_to_the_gradients_is_seen_before_any_clip():
     assert len(net.history) == 3
 
 
-def test_the_gradient_norm_is_logged_as_it_was_before_the_clip():
+def test_the_history_has_the_gradient_norm_before_clipping():
     net = built("net", clip_norm=1e-4, train_split=None)
     fit_seeded(net, X, VALUES)
     assert min(net.history[:, "grad_norm"]) > 0.01
@@ -299,7 +297,7 @@ def test_the_gradient_norm_is_logged_as_it_was_before_the_clip():
     assert "clip_share" not in fit_seeded(built("net"), X, VALUES).history[-1]
 
 
-def test_a_step_is_no_longer_than_the_clip():
+def test_a_step_is_no_longer_than_the_clipping_threshold():
     net = built("net", lr=1.0, clip_norm=1e-3, batch_size=-1, max_epochs=1)
     net.initialize()
     before = torch.cat([w.flatten() for w in weights_of(net)])
@@ -308,7 +306,7 @@ def test_a_step_is_no_longer_than_the_clip():
     assert float((after - before).norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_schedule_and_warmup_set_the_rate_of_every_step():
+def test_schedule_and_warmup_set_the_learning_rate_of_every_step():
     rates = []
 
     class Spy(Callback):
@@ -327,7 +325,7 @@ def test_schedule_and_warmup_set_the_rate_of_every_step():
     assert len(rates) == 9
     assert rates[0] < rates[1] < rates[2]
     assert all(a > b for a, b in itertools.pairwise(rates[3:]))
-    # Only inside the step: a scheduler of the user's own finds the rate it set.
+    # The rate is scaled only inside the step, so that it does not disturb schedulers.
     assert net.optimizer_.param_groups[0]["lr"] == 0.1
     assert net.history[-1, "lr"] == rates[-1]
 
@@ -335,10 +333,10 @@ def test_schedule_and_warmup_set_the_rate_of_every_step():
 def test_a_scheduler_of_skorch_still_works():
     scheduler = LRScheduler(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
     net = built("net", callbacks=[scheduler], train_split=None)
-    theirs = built("net", False, callbacks=[scheduler], train_split=None)
+    plain = built("net", False, callbacks=[scheduler], train_split=None)
     assert same(
         weights_of(fit_seeded(net, X, VALUES)),
-        weights_of(fit_seeded(theirs, X, VALUES)),
+        weights_of(fit_seeded(plain, X, VALUES)),
     )
 
 
@@ -351,7 +349,7 @@ def test_a_schedule_needs_to_know_the_length():
             return iter([(torch.tensor(X), torch.tensor(VALUES))])
 
     net = built("net", iterator_train=Endless, train_split=None, max_epochs=2)
-    fit_seeded(net, X, VALUES)  # without a schedule any iterator will do
+    fit_seeded(net, X, VALUES)  # the length matters only for a schedule
     assert refusal(TypeError, net.set_params(lr_schedule="cosine").fit, X, VALUES) == (
         "lr_schedule='cosine' with warmup=0.0 needs to know the number of batches, but "
         "Endless has no length. Give the iterator a __len__, or leave both out."
@@ -364,12 +362,12 @@ def test_a_schedule_needs_to_know_the_length():
 @every_net
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 @pytest.mark.parametrize("lr", [1e4, 1e30])
-def test_an_absurd_rate_is_rescued(name, optimizer, lr):
+def test_a_training_at_an_absurd_learning_rate_is_rescued(name, optimizer, lr):
     net = built(name, lr=lr, optimizer=optimizer, max_epochs=10)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit_seeded(net, X, target(name))
-    # Adam's steps of 1e4 leave tanh saturated with a finite loss: no fault by itself.
+    # With Adam, steps of 1e4 saturate tanh and the loss stays finite: no failure.
     if optimizer is torch.optim.SGD or lr == 1e30:
         assert [w.category for w in caught] == [DivergenceWarning]
         assert caught[0].filename == __file__
@@ -378,7 +376,7 @@ def test_an_absurd_rate_is_rescued(name, optimizer, lr):
     assert np.isfinite(net.predict_proba(X)).all()
 
 
-def test_skip_leaves_the_batch_out_and_keeps_the_rate():
+def test_skip_skips_the_batch_and_keeps_the_learning_rate():
     poison = PoisonGradient(steps=(2, 5))
     net = built("net", on_nonfinite="skip", callbacks=[poison], train_split=None)
     with pytest.warns(DivergenceWarning, match="Training failed 2 times"):
@@ -396,7 +394,7 @@ def test_raise_raises_with_the_report_and_leaves_finite_weights():
     assert all(torch.isfinite(w).all() for w in weights_of(net))
 
 
-def test_a_fault_that_passes_costs_nothing_but_a_repetition():
+def test_a_temporary_fault_costs_only_a_repetition_of_the_step():
     poisoned = built("net", callbacks=[PoisonGradient(steps=(2,))], max_epochs=2)
     with pytest.warns(DivergenceWarning):
         fit_seeded(poisoned, X, VALUES)
@@ -407,7 +405,7 @@ def test_a_fault_that_passes_costs_nothing_but_a_repetition():
 
 
 class EverySecond:
-    """Stands in an optimizer's place: takes a step every second time."""
+    """Gradient accumulation: replaces an optimizer and takes every second step."""
 
     def __init__(self, optimizer):
         self.optimizer, self.n_calls = optimizer, 0
@@ -431,7 +429,7 @@ class Accumulating(GuardedNet):
         return self
 
 
-def test_what_stands_in_an_optimizers_place_is_left_to_itself():
+def test_an_object_that_replaces_the_optimizer_is_not_interfered_with():
     torch.manual_seed(0)
     net = Accumulating(
         Net, torch.nn.MSELoss, max_epochs=3, lr=0.1, train_split=None, verbose=0
@@ -450,7 +448,7 @@ def test_a_spent_budget_raises():
     assert len(net.nonfinite_reports_) == 4
 
 
-def test_a_new_fit_has_a_new_budget_and_partial_fit_goes_on():
+def test_a_new_fit_has_a_new_budget_and_partial_fit_continues():
     net = built("net", lr=1e30)
     with pytest.warns(DivergenceWarning):
         fit_seeded(net, X, VALUES)
@@ -466,7 +464,7 @@ def test_a_new_fit_has_a_new_budget_and_partial_fit_goes_on():
 
 
 class Interrupt(Callback):
-    """Press Ctrl-C in the middle of the second epoch, after damage was done."""
+    """Write NaN into a weight and interrupt the second epoch."""
 
     def on_grad_computed(self, net, named_parameters, **kwargs):
         if len(net.history) == 2:
@@ -482,7 +480,7 @@ def test_an_interrupted_training_leaves_finite_weights():
     assert np.isfinite(net.predict(X)).all()
 
 
-def test_a_step_by_hand_is_guarded_too():
+def test_train_step_without_fit_is_guarded_too():
     poison = PoisonGradient(steps=range(1, 4))
     net = built("net", callbacks=[poison]).initialize()
     before = weights_of(net)
@@ -494,7 +492,7 @@ def test_a_step_by_hand_is_guarded_too():
     assert not same(weights_of(net), before)
 
 
-def test_probabilities_for_logits_are_pointed_out():
+def test_logits_where_probabilities_are_expected_give_a_warning():
     net = GuardedNetClassifier(
         Net, module__n_outputs=2, max_epochs=2, verbose=0, lr=0.1
     )
@@ -523,7 +521,7 @@ def damaged():
     return table
 
 
-def test_holes_are_refused_before_training():
+def test_missing_values_are_refused_before_training():
     table = damaged()
     net = built("net")
     place = "in 2 of 4 columns: {} (1, first at row 3), {} (2, first at row 2). "
@@ -539,7 +537,7 @@ def test_holes_are_refused_before_training():
         assert message.startswith(("X contains 2 NaN", "X['X'] contains 2 NaN"))
 
 
-def test_a_target_with_holes_is_refused_before_training():
+def test_a_target_with_missing_values_is_refused_before_training():
     y = VALUES.copy()
     y[7] = np.nan
     assert refusal(NonFiniteDataError, built("net").fit, X, y) == (
@@ -548,7 +546,7 @@ def test_a_target_with_holes_is_refused_before_training():
     )
 
 
-def test_holes_at_predict_are_refused():
+def test_missing_values_at_predict_are_refused():
     net = fit_seeded(built("net"), X, VALUES)
     message = refusal(NonFiniteDataError, net.predict, damaged())
     assert message.startswith("X contains 2 NaN values and 1 inf value in 2 of 4")
@@ -562,13 +560,13 @@ def test_holes_at_predict_are_refused():
 
 @pytest.mark.parametrize("name", ["clip_norm", "clip_value"])
 @pytest.mark.parametrize("value", [0, -1.0, np.nan, "1", True])
-def test_a_clip_that_is_none_is_refused(name, value):
+def test_an_invalid_clipping_threshold_is_refused(name, value):
     assert refusal(ValueError, built("net", **{name: value}).fit, X, VALUES) == (
         f"{name} must be a number above 0 or None, got {value!r}."
     )
 
 
-# -- what is kept --------------------------------------------------------------------
+# -- memory --------------------------------------------------------------------------
 
 
 def test_no_second_copy_of_the_weights_outlives_the_training():

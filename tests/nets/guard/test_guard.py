@@ -21,7 +21,7 @@ REPORT = NonFiniteReport(
 
 
 class Trials:
-    """What a loop without skorch tries out for its guard."""
+    """Trials of a loop in plain torch."""
 
     def __init__(self, loop, X, y):
         self.loop, self.X, self.y = loop, X, y
@@ -47,12 +47,12 @@ class Trials:
 
 
 def failed(loop, report, seed=0):
-    """What the guard of a loop answers to a report of a failure on a sound batch."""
+    """Return the answer of the guard to a failure on a sound batch."""
     return loop.guard.handle(report, Trials(loop, *batch(seed)))
 
 
 class PlainLoop:
-    """The loop that somebody without skorch would write around a guard."""
+    """Training loop in plain torch with a guard."""
 
     def __init__(self, module, guard, optimizer=None, lr=0.1, n_steps=None, **options):
         self.module = module
@@ -135,7 +135,7 @@ def moments_of(optimizer):
 
 
 class CausalAttention(nn.Module):
-    """A buffer full of -inf, by design."""
+    """Module with a buffer of -inf, by design."""
 
     def __init__(self):
         super().__init__()
@@ -151,7 +151,7 @@ class CausalAttention(nn.Module):
 # snapshots
 
 
-def test_a_snapshot_brings_weights_buffers_and_counters_back():
+def test_a_snapshot_restores_weights_buffers_and_counters():
     module = network(batch_norm=True)
     snapshot = Snapshot([module])
     before = state_of(module)
@@ -180,7 +180,7 @@ def test_a_snapshot_is_a_copy():
     assert not is_same(moved, before)
 
 
-def test_only_what_is_not_finite_is_brought_back():
+def test_only_tensors_that_are_not_finite_are_restored():
     module = network()
     snapshot = Snapshot([module])
     before = state_of(module)
@@ -192,7 +192,7 @@ def test_only_what_is_not_finite_is_brought_back():
     assert torch.equal(module[0].bias, torch.full((8,), 5.0))
 
 
-def test_a_snapshot_swapped_in_leaves_no_trace_even_after_an_error():
+def test_present_weights_return_after_a_snapshot_was_in_place_even_on_errors():
     module = network(batch_norm=True)
     snapshot = Snapshot([module])
     first = state_of(module)
@@ -206,7 +206,7 @@ def test_a_snapshot_swapped_in_leaves_no_trace_even_after_an_error():
     assert is_same(state_of(module), moved)
 
 
-def test_a_mask_of_infinities_is_no_fault():
+def test_a_mask_of_infinities_is_no_failure():
     torch.manual_seed(0)
     module = CausalAttention()
     loop = PlainLoop(module, Guard())
@@ -219,27 +219,27 @@ def test_a_mask_of_infinities_is_no_fault():
     assert not loop.guard.has_finite_weights()
 
 
-def test_a_frozen_weight_of_infinity_is_no_fault():
+def test_a_frozen_infinite_weight_is_no_failure():
     module = network()
     module[0].bias.requires_grad_(False).fill_(torch.inf)
     assert Snapshot([module]).is_live_finite()
 
 
-def test_a_buffer_that_goes_nan_is_a_fault():
+def test_a_buffer_that_becomes_nan_is_a_failure():
     module = network(batch_norm=True)
     loop = PlainLoop(module, Guard())
     module[1].running_var[0] = torch.nan
     assert not loop.guard.has_finite_weights()
 
 
-def test_tied_weights_are_kept_once():
+def test_shared_weights_are_copied_once():
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     module[1].weight = module[0].weight
     snapshot = Snapshot([module, module])
     assert len(snapshot._kept) == 3
 
 
-def test_distance_is_measured_in_multiples_of_the_size():
+def test_distance_is_relative_to_the_norm():
     module = nn.Linear(2, 1)
     nn.init.constant_(module.weight, 3.0)
     nn.init.constant_(module.bias, 4.0)
@@ -264,7 +264,7 @@ def test_weights_that_start_at_zero_have_a_distance():
     assert snapshot.relative_distance() == pytest.approx(1.0 / (1e-2 * 2.0))
 
 
-# rates
+# learning rates
 
 
 def test_rates_are_scaled_inside_the_block_only():
@@ -279,14 +279,14 @@ def test_rates_are_scaled_inside_the_block_only():
     assert [g["lr"] for g in optimizer.param_groups] == [0.1, 1e-30]
 
 
-def test_rates_are_given_back_after_an_error():
+def test_rates_are_restored_after_an_error():
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
     with pytest.raises(RuntimeError, match="stop"), scaled_rates([optimizer], 0.5):
         raise RuntimeError("stop")
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
-def test_a_rate_that_is_a_tensor_is_scaled_and_given_back():
+def test_a_rate_that_is_a_tensor_is_scaled_and_restored():
     rate = torch.tensor(0.1)
     optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1))], lr=rate)
     with scaled_rates([optimizer], 0.5):
@@ -295,7 +295,7 @@ def test_a_rate_that_is_a_tensor_is_scaled_and_given_back():
     assert float(rate) == pytest.approx(0.1)
 
 
-# looking
+# the check of a step
 
 
 def test_loss_and_norm_are_read_before_any_step():
@@ -329,7 +329,7 @@ def test_a_float64_loss_beyond_float32_is_finite():
 
 
 class Buffers(nn.Module):
-    """Running numbers of any shape beside one weight."""
+    """Module with buffers of any shape and one weight."""
 
     def __init__(self, *buffers):
         super().__init__()
@@ -346,12 +346,12 @@ class Buffers(nn.Module):
         [torch.zeros(100, 100), torch.zeros(3), torch.zeros(3, dtype=torch.int64)],
     ],
 )
-def test_a_buffer_that_breaks_is_seen_and_a_large_one_is_not_broken(buffers):
+def test_nonfinite_buffers_are_found_and_large_ones_are_no_failure(buffers):
     module = Buffers(*(buffer.clone() for buffer in buffers))
     guard = PlainLoop(module, Guard()).guard
     for buffer in filter(torch.is_floating_point, module.buffers()):
         kept = buffer.clone()
-        # Their sum overflows, and none of them does.
+        # The sum overflows, but no entry does.
         buffer.fill_(torch.finfo(buffer.dtype).max)
         module.weight.grad = torch.ones(1)
         assert guard.look(torch.tensor(1.0))[1] == 1.0
@@ -370,7 +370,7 @@ def test_weights_without_a_gradient_are_left_out():
     assert math.isfinite(norm)
 
 
-# failing and recovering
+# recovery
 
 
 @pytest.mark.parametrize("policy", ["skip", "recover"])
@@ -382,7 +382,7 @@ def test_a_failed_step_touches_neither_weights_nor_moments(policy):
         loop.step(*batch(seed))
     loop.guard.propose_weights()
     loop.step(*batch(3))
-    # Weights verified and not moved since: a failure can only leave the batch out.
+    # The weights have not moved since they were verified, so the batch is to blame.
     loop.guard.propose_weights()
     X, y = batch(4)
     loop.guard.pass_step(loop.loss_of(X, y))
@@ -398,7 +398,7 @@ def test_a_failed_step_touches_neither_weights_nor_moments(policy):
 
 
 @pytest.mark.parametrize("policy", ["skip", "recover"])
-def test_running_statistics_that_a_failed_batch_has_poisoned_are_restored(policy):
+def test_running_statistics_are_restored_after_a_failed_batch(policy):
     module = network(batch_norm=True)
     loop = PlainLoop(module, Guard(policy))
     for seed in range(3):
@@ -428,9 +428,9 @@ def test_a_roll_back_returns_to_the_last_verified_weights():
     loop.step(*batch(0))
     verified = state_of(module)
     loop.guard.propose_weights()
-    loop.step(*batch(1))  # proves them: its loss and gradient with them are finite
+    loop.step(*batch(1))  # verifies them: loss and gradient are finite
     loop.step(*batch(2))
-    loop.guard.propose_weights()  # never proven
+    loop.guard.propose_weights()  # never verified
     assert failed(loop, REPORT) == "retry"
     assert is_same(state_of(module), verified)
     assert not optimizer.state
@@ -447,7 +447,7 @@ def test_without_verified_weights_a_roll_back_returns_to_the_first_ones():
     assert is_same(state_of(module), first)
 
 
-def test_weights_whose_loss_is_far_above_the_first_one_are_not_kept():
+def test_weights_with_a_loss_far_above_the_first_one_are_not_verified():
     module = network()
     first = state_of(module)
     loop = PlainLoop(module, Guard())
@@ -458,7 +458,7 @@ def test_weights_whose_loss_is_far_above_the_first_one_are_not_kept():
     assert is_same(state_of(module), first)
 
 
-def test_a_passing_fault_costs_one_report_and_the_batch_is_tried_again():
+def test_after_a_temporary_fault_the_batch_is_attempted_again():
     loop = PlainLoop(network(), Guard())
     loop.step(*batch(0))
     assert loop.step(*batch(1), poison=True) == "taken"
@@ -469,7 +469,7 @@ def test_a_passing_fault_costs_one_report_and_the_batch_is_tried_again():
     assert loop.guard.lr_scale < 1.0
 
 
-def test_a_batch_that_fails_on_verified_weights_too_is_left_out_and_nothing_else():
+def test_only_a_batch_that_fails_on_verified_weights_too_is_skipped():
     loop = PlainLoop(network(), Guard())
     loop.step(*batch(0))
     X, y = batch(1)
@@ -481,7 +481,7 @@ def test_a_batch_that_fails_on_verified_weights_too_is_left_out_and_nothing_else
     assert loop.step(*batch(2)) == "taken"
 
 
-def test_a_bad_first_batch_is_left_out_at_once():
+def test_a_bad_first_batch_is_skipped_at_once():
     loop = PlainLoop(network(), Guard())
     X, y = batch()
     X[0, 0] = torch.inf
@@ -509,7 +509,7 @@ def test_a_spent_budget_raises_with_the_report():
     assert loop.guard.has_finite_weights()
 
 
-def test_no_budget_raises_at_the_first_failure():
+def test_a_budget_of_zero_raises_at_the_first_failure():
     loop = PlainLoop(network(), Guard(max_recoveries=0))
     with pytest.raises(NonFiniteTrainingError) as caught:
         failed(loop, REPORT)
@@ -542,7 +542,7 @@ def test_the_policy_skip_keeps_weights_and_rate():
 
 
 @pytest.mark.parametrize("lr", [1e6, 1e15, 1e30, 1e38])
-def test_an_absurd_rate_comes_down_in_one_or_two_recoveries(lr):
+def test_an_absurd_rate_is_lowered_in_one_or_two_recoveries(lr):
     loop = PlainLoop(network(), Guard(), lr=lr)
     for _ in range(20):
         for seed in range(5):
@@ -564,14 +564,14 @@ def explode(loop, n_steps=60, X=None, y=None):
         loop.step(X, y)
 
 
-def linear_on_its_way_out(**options):
-    """A quadratic whose step overshoots: the loss grows steadily, and stays finite."""
+def diverging_linear(**options):
+    """Return a loop whose steps overshoot: the loss grows and stays finite."""
     torch.manual_seed(0)
     return PlainLoop(nn.Linear(3, 1), Guard(), lr=2.0, **options)
 
 
-def test_a_loss_that_explodes_without_overflow_is_recognised():
-    loop = linear_on_its_way_out()
+def test_a_loss_that_explodes_without_overflow_is_recognized():
+    loop = diverging_linear()
     explode(loop)
     report = loop.guard.reports[0]
     assert (report.phase, report.cause) == ("step", "learning_rate")
@@ -581,27 +581,27 @@ def test_a_loss_that_explodes_without_overflow_is_recognised():
     assert loop.losses[-1] < loop.losses[0]
 
 
-def test_a_short_training_is_judged_sooner():
-    long, short = linear_on_its_way_out(), linear_on_its_way_out(n_steps=30)
+def test_a_short_training_has_explosions_recognized_sooner():
+    long, short = diverging_linear(), diverging_linear(n_steps=30)
     explode(long)
     explode(short)
     assert short.guard.reports[0].batch < long.guard.reports[0].batch
 
 
-def test_an_exploding_negative_loss_is_recognised():
-    loop = linear_on_its_way_out(loss=lambda a, b: mse_loss(a, b) - 100.0)
+def test_an_exploding_negative_loss_is_recognized():
+    loop = diverging_linear(loss=lambda a, b: mse_loss(a, b) - 100.0)
     explode(loop)
     assert loop.guard.reports[0].phase == "step"
 
 
-def test_a_loss_that_falls_below_zero_without_end_is_no_fault():
+def test_a_loss_that_falls_to_minus_infinity_is_no_failure():
     loop = PlainLoop(network(), Guard(), loss=lambda a, b: -(1 + a**2).mean())
     explode(loop, 40)
     assert loop.losses[-1] < 100 * loop.losses[0] < 0.0
     assert loop.guard.reports == []
 
 
-def test_a_spike_of_the_loss_is_no_fault():
+def test_a_spike_of_the_loss_is_no_failure():
     loop = PlainLoop(network(), Guard(), lr=1e-5)
     for i in range(60):
         loop.step(*batch(i, scale=1e3 if i % 20 == 10 else 1.0))
@@ -609,7 +609,7 @@ def test_a_spike_of_the_loss_is_no_fault():
     assert loop.guard.reports == []
 
 
-def test_data_that_grow_along_a_sorted_table_are_no_fault():
+def test_data_that_grow_along_a_sorted_table_are_no_failure():
     loop = PlainLoop(network(), Guard(), lr=1e-6)
     for i in range(80):
         loop.step(*batch(i, scale=1.2**i))
@@ -630,7 +630,7 @@ def test_a_loss_of_zero_at_first_does_not_make_every_other_one_explode():
     assert loop.guard.reports == []
 
 
-def test_proving_an_explosion_leaves_weights_and_statistics_alone():
+def test_confirming_an_explosion_changes_neither_weights_nor_statistics():
     module = network(batch_norm=True)
     loop = PlainLoop(module, Guard(), lr=1e-6, n_steps=24)
     X, y = batch(0)
@@ -652,7 +652,7 @@ def test_proving_an_explosion_leaves_weights_and_statistics_alone():
 # beginning, ending, parameters
 
 
-def test_weights_that_are_not_finite_to_begin_with_are_refused():
+def test_initial_weights_that_are_not_finite_are_refused():
     module = network()
     with torch.no_grad():
         module[0].weight[0, 0] = torch.nan
@@ -664,7 +664,7 @@ def test_weights_that_are_not_finite_to_begin_with_are_refused():
     )
 
 
-def test_a_training_broken_off_with_nan_weights_ends_with_verified_ones():
+def test_a_training_interrupted_with_nan_weights_ends_with_verified_ones():
     module = network()
     loop = PlainLoop(module, Guard())
     loop.step(*batch(0))
@@ -687,7 +687,7 @@ def test_after_its_end_a_guard_holds_no_tensor():
     assert not loop.guard.has_begun
     assert loop.guard.parameters == []
     assert len(pickle.dumps(loop.guard)) < 2000
-    loop.guard.end()  # twice does no harm
+    loop.guard.end()  # a second call has no effect
 
 
 def test_a_second_training_has_a_new_budget_and_keeps_the_rate_and_the_reports():

@@ -1,4 +1,4 @@
-"""When a loss or a gradient that is finite has gone astray."""
+"""Detection of losses and gradients that diverge although they are finite."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def never():
 
 
 def steps_until_explosion(watch, losses, untrained=lambda: 1.0):
-    """At which of the losses the watch raises alarm, counted from 1."""
+    """Return the number of the loss that counts as exploded, counted from 1."""
     for number, loss in enumerate(losses, start=1):
         if watch.has_exploded(loss, untrained):
             return number
@@ -39,13 +39,13 @@ def test_a_loss_that_stays_ten_times_the_untrained_one_has_exploded():
     assert steps_until_explosion(watch, [1.0] + [50.0] * 20) == 17
 
 
-def test_a_short_training_is_judged_sooner():
+def test_an_explosion_is_recognized_sooner_in_a_short_training():
     assert steps_until_explosion(LossWatch(40), [1.0] + [50.0] * 20) == 6
     assert steps_until_explosion(LossWatch(1), [1.0] + [50.0] * 20) == 4
 
 
 @given(st.lists(losses, min_size=1, max_size=40))
-def test_nothing_that_stays_below_ten_times_the_first_loss_is_suspect(values):
+def test_a_loss_below_ten_times_the_first_one_is_never_suspected(values):
     first = abs(values[0]) + 1.0
     watch = LossWatch(None)
     watch.has_exploded(first, never)
@@ -53,22 +53,22 @@ def test_nothing_that_stays_below_ten_times_the_first_loss_is_suspect(values):
         assert not watch.has_exploded(math.fmod(value, 9.0 * first), never)
 
 
-def test_a_spike_passes():
+def test_a_short_spike_is_no_explosion():
     watch = LossWatch(None)
     values = ([1.0] * 3 + [1e20] * 15) * 3
     assert steps_until_explosion(watch, values, never) is None
 
 
-def test_data_that_are_larger_here_raise_the_reference():
+def test_larger_data_raise_the_reference():
     watch = LossWatch(40)
     assert steps_until_explosion(watch, [1.0] + [50.0] * 20, lambda: 40.0) is None
     assert watch.reference == 50.0
-    # From then on it takes ten times as much again.
+    # An explosion must exceed the new reference tenfold.
     assert steps_until_explosion(watch, [450.0] * 20, never) is None
     assert steps_until_explosion(watch, [600.0] * 20, lambda: 40.0) is not None
 
 
-def test_an_untrained_loss_that_is_not_finite_proves_nothing():
+def test_an_untrained_loss_that_is_not_finite_confirms_nothing():
     for before in (math.nan, math.inf):
         watch = LossWatch(40)
         found = steps_until_explosion(
@@ -77,7 +77,7 @@ def test_an_untrained_loss_that_is_not_finite_proves_nothing():
         assert found is None
 
 
-def test_negative_losses_are_measured_from_where_they_begin():
+def test_negative_losses_are_compared_by_difference():
     watch = LossWatch(40)
     assert steps_until_explosion(watch, [-5.0] + [30.0] * 20, never) is None
     watch = LossWatch(40)
@@ -91,7 +91,7 @@ def test_a_loss_that_begins_at_zero_may_become_an_ordinary_one():
     assert steps_until_explosion(watch, [0.0] + [0.5] * 20, lambda: 0.4) is None
 
 
-def test_after_a_failed_step_the_count_begins_anew():
+def test_counting_restarts_after_a_failed_step():
     watch = LossWatch(40)
     assert steps_until_explosion(watch, [1.0] + [50.0] * 4) is None
     watch.forget()
@@ -124,18 +124,18 @@ def test_a_gradient_a_million_times_the_usual_is_absurd():
     watch.has_exploded(1.0, never)
     assert not any(watch.is_spike(1.0, 2.0) for _ in range(10))
     assert watch.is_spike(1.0, 2.1e6)
-    # It leaves no mark on what counts as usual.
+    # A spike does not change the usual norm.
     assert watch.is_spike(1.0, 2.1e6)
 
 
-def test_the_first_gradients_are_measured_by_the_loss():
+def test_the_first_gradients_are_compared_with_the_loss():
     watch = LossWatch(None)
     assert not watch.is_spike(1e12, 1e15)
     watch = LossWatch(None)
     assert watch.is_spike(1.0, 1e7)
 
 
-def test_at_an_exploding_loss_a_large_gradient_is_no_fault_of_the_step():
+def test_a_large_gradient_at_an_exploding_loss_is_no_spike():
     watch = LossWatch(None)
     watch.has_exploded(1.0, never)
     for _ in range(10):
@@ -159,8 +159,8 @@ def test_gradients_that_vanish_make_no_later_one_a_spike(norm):
     assert not watch.is_spike(1.0, 1.0)
 
 
-def test_a_gradient_that_comes_back_after_a_long_rest_is_no_spike():
-    # As that of a hinge loss, once a batch has a row inside the margin again.
+def test_a_gradient_that_returns_after_many_zeros_is_no_spike():
+    # A hinge loss does this when a batch has a row inside the margin again.
     watch = LossWatch(None)
     watch.has_exploded(1.0, never)
     assert not any(watch.is_spike(1.0, 3.0) for _ in range(10))
@@ -168,11 +168,11 @@ def test_a_gradient_that_comes_back_after_a_long_rest_is_no_spike():
     assert not watch.is_spike(0.1, 2.9)
 
 
-# -- going on ------------------------------------------------------------------------
+# -- saved and joint watches ---------------------------------------------------------
 
 
 @given(st.lists(losses, max_size=30), st.lists(losses, min_size=1, max_size=30))
-def test_a_watch_that_was_written_down_goes_on_as_it_would_have(before, after):
+def test_a_saved_watch_continues_in_the_same_way(before, after):
     first, second = LossWatch(40), LossWatch(40)
     for loss in before:
         first.has_exploded(loss, lambda: 1.0)
@@ -187,7 +187,7 @@ def test_a_watch_that_was_written_down_goes_on_as_it_would_have(before, after):
 
 @settings(deadline=None)
 @given(st.data())
-def test_watches_side_by_side_suspect_what_a_single_one_does(data):
+def test_joint_watches_suspect_the_same_steps_as_a_single_one(data):
     n_steps = data.draw(st.integers(1, 200))
     n_trainings = data.draw(st.integers(1, 4))
     numbers = st.floats(1e-3, 1e12)
@@ -212,10 +212,10 @@ def test_watches_side_by_side_suspect_what_a_single_one_does(data):
             watch.has_exploded(loss, partial(_noted, asked, k))
         assert np.flatnonzero(suspects).tolist() == asked
         if asked or any(spikes):
-            return  # such a one is watched by itself from here on
+            return  # from here on it is watched alone
 
 
-def test_a_watch_that_is_let_go_leaves_the_others_as_they_were():
+def test_dropping_a_watch_does_not_change_the_others():
     rng = np.random.default_rng(0)
     losses, norms = rng.exponential(size=(2, 30, 3)) * 10.0 ** rng.integers(0, 3, 3)
     three, two = LossWatches(30, 3), LossWatches(30, 2)

@@ -20,7 +20,7 @@ from torch import nn
 from sknan import DivergenceWarning, StableNetRegressor
 
 
-def test_rows_to_blame_are_left_out_and_named_as_those_of_the_data():
+def test_rows_to_blame_are_dropped_and_reported_as_rows_of_the_data():
     net = fitted(network_of(LogOfFirst, max_epochs=3), with_bad_rows())
     assert is_sound(net)
     reports = net.nonfinite_reports_
@@ -36,7 +36,7 @@ def test_rows_to_blame_are_left_out_and_named_as_those_of_the_data():
     )
 
 
-def test_columns_have_the_callers_names():
+def test_columns_are_reported_by_name():
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(with_bad_rows(), columns=["gain", "b", "c", "d"])
     model = StableNetRegressor(LogOfFirst, max_epochs=3, random_state=0)
@@ -44,7 +44,7 @@ def test_columns_have_the_callers_names():
         model.fit(frame.drop(index=90), np.delete(Y, 90, axis=0).ravel())
 
 
-def test_rows_of_no_weight_do_not_shift_the_numbers():
+def test_row_numbers_count_rows_of_weight_zero():
     weights = np.ones(128)
     weights[:5] = 0.0
     model = StableNetRegressor(LogOfFirst, max_epochs=2, random_state=0)
@@ -54,7 +54,7 @@ def test_rows_of_no_weight_do_not_shift_the_numbers():
     assert rows == {7, 90}
 
 
-def test_a_data_loader_of_ones_own_gets_rows_of_the_batch():
+def test_with_a_user_defined_data_set_rows_are_those_of_the_batch():
     data = torch.utils.data.TensorDataset(
         torch.from_numpy(with_bad_rows()), torch.from_numpy(Y)
     )
@@ -64,13 +64,13 @@ def test_a_data_loader_of_ones_own_gets_rows_of_the_batch():
 
 
 class Halves(nn.Module):
-    """Percentage error: 0/0 on a target of zero that is predicted to be zero."""
+    """Percentage error, which is 0/0 if a target of zero is predicted exactly."""
 
     def forward(self, output, target):
         return ((target - output).abs() / target.abs()).mean()
 
 
-def test_rows_that_break_the_loss_are_found_by_bisection():
+def test_rows_with_a_nonfinite_loss_are_found_by_bisection():
     targets = np.abs(Y) + 1.0
     targets[[3, 50, 51]] = 0.0
     net = fitted(network_of(MLP, Halves), X, targets)

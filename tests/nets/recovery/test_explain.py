@@ -11,7 +11,7 @@ from sknan import NonFiniteTrainingError
 
 
 class OwnNorm(nn.Module):
-    """Running statistics of a batch that may hold one row."""
+    """Module with running statistics that fail for a batch of one row."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ class OwnNorm(nn.Module):
         return self.mlp(x / spread)
 
 
-def test_a_lone_row_is_left_out_and_poisons_no_buffer():
+def test_a_batch_of_one_row_is_skipped_and_leaves_the_buffers_finite():
     net = network_of(OwnNorm, batch_size=127)
     with pytest.warns(UserWarning, match="degrees of freedom"):
         fitted(net)
@@ -38,7 +38,7 @@ def test_a_lone_row_is_left_out_and_poisons_no_buffer():
 
 
 class Count(nn.Module):
-    """A buffer alone goes NaN: a mean over nothing."""
+    """Module in which only a buffer becomes NaN, by the mean of no value."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ class Count(nn.Module):
         return self.mlp(x)
 
 
-def test_a_buffer_that_alone_goes_nan_is_seen_at_once():
+def test_a_buffer_that_becomes_nan_is_reported_at_once():
     net = fitted(network_of(Count, max_epochs=2))
     assert is_sound(net)
     first = net.nonfinite_reports_[0]
@@ -70,7 +70,7 @@ class Factor(nn.Module):
         return self.head(torch.linalg.cholesky(matrices).sum(-1))
 
 
-def test_a_decomposition_that_raises_is_a_failed_step_and_no_strange_error():
+def test_a_decomposition_that_raises_is_a_failed_step():
     inputs = X.copy()
     inputs[11, 2] = 0.0
     net = fitted(network_of(Factor, lr=0.01, max_epochs=2), inputs)
@@ -85,6 +85,6 @@ def test_a_decomposition_that_raises_is_a_failed_step_and_no_strange_error():
     )
 
 
-def test_an_error_that_has_nothing_to_do_with_numbers_is_raised_as_it_is():
+def test_an_error_without_nonfinite_numbers_is_raised_unchanged():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         network_of(MLP, module__d_in=5).fit(X, Y)

@@ -1,4 +1,4 @@
-"""Operations of torch that are replaced, for a step, by ones that stay finite."""
+"""Finite replacements for torch operations."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def leaf(values, dtype=torch.float32):
 
 
 def slopes(outputs, *inputs):
-    """Gradients of the sum of the outputs, as a repaired step takes them."""
+    """Return the gradients of the sum of the outputs, as in a repaired step."""
     sanitized_backward(outputs.float().sum())
     return [x.grad for x in inputs]
 
 
 def positive(*shape, seed=0):
-    """Numbers between 0.1 and 0.9, where every function has a value and a slope."""
+    """Return numbers between 0.1 and 0.9, in the domain of every function."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(*shape, generator=generator) * 0.8 + 0.1
 
 
 # -- the same as torch ---------------------------------------------------------------
 
-# Each as people call it: function, method, operator; by position and by name.
+# Each is called as function, method and operator, by position and by name.
 TO_THE_BIT = {
     "log": lambda x, y: torch.log(x),
     "x.log": lambda x, y: x.log(),
@@ -131,19 +131,19 @@ def _divided_in_place(x, y):
 
 
 @pytest.mark.parametrize("name", TO_THE_BIT)
-def test_it_is_torchs_to_the_bit_where_torchs_is_finite(name):
+def test_values_are_bitwise_identical_to_torchs_where_those_are_finite(name):
     function = TO_THE_BIT[name]
-    ours, theirs = ([positive(4, 3), positive(4, 3, seed=1)] for _ in range(2))
-    for x in [*ours, *theirs]:
+    result, original = ([positive(4, 3), positive(4, 3, seed=1)] for _ in range(2))
+    for x in [*result, *original]:
         x.requires_grad_()
-    mine, yours = repaired(function, *ours), function(*theirs)
-    assert mine.dtype == yours.dtype
-    assert torch.equal(mine, yours)
-    sanitized_backward(mine.sum())
-    yours.sum().backward()
-    for x, y in zip(ours, theirs, strict=True):
+    values, expected = repaired(function, *result), function(*original)
+    assert values.dtype == expected.dtype
+    assert torch.equal(values, expected)
+    sanitized_backward(values.sum())
+    expected.sum().backward()
+    for x, y in zip(result, original, strict=True):
         if y.grad is not None and y.grad.isfinite().all():
-            # The slope of a product of several functions is rounded in another order.
+            # The derivative of a product of functions is rounded in a different order.
             torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-6)
 
 
@@ -162,11 +162,11 @@ SPREADS = {
 
 
 @pytest.mark.parametrize("name", SPREADS)
-def test_spreads_and_angles_are_torchs_within_four_units_in_the_last_place(name):
+def test_deviations_and_angles_are_torchs_within_four_units_in_the_last_place(name):
     x = positive(5, 4)
-    ours, theirs = repaired(SPREADS[name], x), SPREADS[name](x)
-    assert ours.shape == theirs.shape
-    torch.testing.assert_close(ours, theirs, rtol=4 * 2.0**-23, atol=0.0)
+    result, original = repaired(SPREADS[name], x), SPREADS[name](x)
+    assert result.shape == original.shape
+    torch.testing.assert_close(result, original, rtol=4 * 2.0**-23, atol=0.0)
 
 
 @given(
@@ -182,31 +182,31 @@ def test_powers_roots_and_quotients_are_torchs_over_many_magnitudes(x, y):
 
 
 @given(st.floats(width=32, allow_nan=False), st.floats(width=32, allow_nan=False))
-def test_a_quotient_is_torchs_wherever_its_value_and_slopes_are_finite(x, y):
+def test_a_quotient_is_torchs_wherever_value_and_derivatives_are_finite(x, y):
     upper, lower = leaf([x]), leaf([y])
     quotient = repaired(torch.div, upper, lower)
     reference = [upper.detach(), lower.detach()]
-    theirs = reference[0] / reference[1]
-    by_upper, by_lower = reference[1].reciprocal(), theirs / reference[1]
-    if all(bool(v.isfinite()) for v in (theirs, by_upper, by_lower)):
-        assert torch.equal(quotient.detach(), theirs)
+    original = reference[0] / reference[1]
+    by_upper, by_lower = reference[1].reciprocal(), original / reference[1]
+    if all(bool(v.isfinite()) for v in (original, by_upper, by_lower)):
+        assert torch.equal(quotient.detach(), original)
     elif math.isfinite(x) and math.isfinite(y):
         assert quotient.isfinite()
     for slope in slopes(quotient, upper, lower):
         assert slope.isfinite()
 
 
-def test_a_softmax_without_a_dimension_takes_the_one_that_torch_takes():
+def test_softmax_without_a_dimension_uses_the_same_one_as_torch():
     for shape in [(4,), (4, 3), (2, 3, 4), (2, 2, 3, 4)]:
         x = positive(*shape)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch deprecates it
-            theirs = F.softmax(x), F.log_softmax(x)
-        ours = repaired(F.softmax, x), repaired(F.log_softmax, x)
-        assert all(map(torch.equal, ours, theirs))
+            original = F.softmax(x), F.log_softmax(x)
+        result = repaired(F.softmax, x), repaired(F.log_softmax, x)
+        assert all(map(torch.equal, result, original))
 
 
-def test_whole_numbers_stay_whole_and_quotients_of_them_are_torchs():
+def test_results_for_integers_are_torchs():
     x = torch.arange(1, 7).reshape(2, 3)
     for function in (
         lambda v: v**2,
@@ -219,9 +219,9 @@ def test_whole_numbers_stay_whole_and_quotients_of_them_are_torchs():
         torch.exp,
         lambda v: (v > 2) / 2,
     ):
-        ours, theirs = repaired(function, x), function(x)
-        assert ours.dtype == theirs.dtype
-        assert torch.equal(ours, theirs)
+        result, original = repaired(function, x), function(x)
+        assert result.dtype == original.dtype
+        assert torch.equal(result, original)
     assert torch.equal(repaired(lambda v: v / 0, x), torch.zeros(2, 3))
 
 
@@ -242,23 +242,23 @@ def test_complex_numbers_are_torchs():
     assert torch.equal(repaired(lambda v: v / x, real), real / x)
 
 
-# The others are outside the range of a half.
+# Other values exceed the range of half precision.
 IN_HALF = [name for name in TO_THE_BIT if "small" not in name and "large" not in name]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", IN_HALF)
-def test_every_dtype_is_kept_and_within_one_unit_of_torchs(name, dtype):
+def test_results_keep_the_dtype_and_are_within_one_unit_of_torchs(name, dtype):
     function = TO_THE_BIT[name]
     x, y = positive(4, 3).to(dtype), positive(4, 3, seed=1).to(dtype)
-    ours, theirs = repaired(function, x, y), function(x, y)
-    assert ours.dtype == theirs.dtype
-    # Computed in float32 and rounded once, where torch may round more often.
-    unit = torch.finfo(ours.dtype).eps
+    result, original = repaired(function, x, y), function(x, y)
+    assert result.dtype == original.dtype
+    # The value is rounded once from float32; torch may round more often.
+    unit = torch.finfo(result.dtype).eps
     if name in ("x**inf", "floor"):
-        assert torch.equal(ours, theirs)
+        assert torch.equal(result, original)
     else:
-        torch.testing.assert_close(ours, theirs, rtol=2 * unit, atol=2 * unit)
+        torch.testing.assert_close(result, original, rtol=2 * unit, atol=2 * unit)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -275,10 +275,10 @@ def test_under_autocast_dtypes_are_torchs(dtype):
         lambda v: F.linear(v, v).std(0),
     ):
         with torch.autocast("cpu", dtype):
-            ours, theirs = repaired(function, x), function(x)
-        assert ours.dtype == theirs.dtype
-        unit = 4 * torch.finfo(ours.dtype).eps  # as many roundings
-        torch.testing.assert_close(ours, theirs, rtol=unit, atol=unit)
+            result, original = repaired(function, x), function(x)
+        assert result.dtype == original.dtype
+        unit = 4 * torch.finfo(result.dtype).eps  # as many roundings
+        torch.testing.assert_close(result, original, rtol=unit, atol=unit)
 
 
 # -- finite where torch is not -------------------------------------------------------
@@ -330,12 +330,12 @@ FRAGILE = {
 
 
 @pytest.mark.parametrize("name", FRAGILE)
-def test_extremes_have_finite_values_and_slopes(name):
+def test_extreme_inputs_have_finite_values_and_derivatives(name):
     pairs = itertools.combinations([0.0, 1e-40, 1.0, MAX, -MAX], 2)
     for values in [EXTREMES, *([v] for v in EXTREMES), *map(list, pairs)]:
         x = leaf(values)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the spread of one number
+            warnings.simplefilter("ignore", UserWarning)  # the deviation of one number
             y = repaired(FRAGILE[name], x)
         assert y.isfinite().all(), values
         (slope,) = slopes(repaired(lambda y: (y / MAX).sum(), y), x)
@@ -355,7 +355,7 @@ def test_any_finite_numbers_have_finite_values(values):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_cut_to_its_own_range(dtype):
+def test_half_precision_is_clamped_to_the_range_of_the_dtype(dtype):
     largest = torch.finfo(dtype).max
     x = torch.tensor([0.0, 1.0, -largest, largest], dtype=dtype)
     for function in (
@@ -373,7 +373,7 @@ def test_half_precision_is_cut_to_its_own_range(dtype):
     assert repaired(lambda v: module(v / 3), x).isfinite().all()
 
 
-def test_values_stand_at_the_edge_of_the_domain():
+def test_values_outside_the_domain_are_those_at_the_edge():
     x = torch.tensor([-1.0, 0.0])
     assert repaired(torch.log, x).tolist() == [torch.tensor(TINY).log().item()] * 2
     assert repaired(torch.sqrt, x).tolist() == [0.0, 0.0]
@@ -385,7 +385,7 @@ def test_values_stand_at_the_edge_of_the_domain():
     assert share.tolist() == [[0.5, 0.5]]
 
 
-def test_results_with_names_keep_them():
+def test_named_tuples_remain_named_tuples():
     matrix = torch.full((2, 2), 1e38)
     assert repaired(torch.linalg.eigh, matrix * 0 + 3e38).eigenvalues.isfinite().all()
     assert repaired(torch.linalg.slogdet, torch.zeros(2, 2)).logabsdet == -MAX
@@ -394,7 +394,7 @@ def test_results_with_names_keep_them():
     assert indices.dtype == torch.int64
 
 
-# -- what stays as it is -------------------------------------------------------------
+# -- unchanged values ----------------------------------------------------------------
 
 
 def test_nan_stays_nan():
@@ -407,7 +407,7 @@ def test_nan_stays_nan():
     assert in_place.isnan().tolist() == [True, False]
 
 
-def test_an_infinity_that_was_asked_for_stays():
+def test_an_explicit_infinity_remains():
     hidden = torch.tensor([True, False])
     x = torch.ones(2)
     for function in (
@@ -436,7 +436,7 @@ def test_an_infinity_that_was_asked_for_stays():
     assert torch.equal(repaired(assigned, x), torch.tensor([-math.inf, 1.0]))
 
 
-def test_attention_to_nothing_is_finite_with_finite_slopes():
+def test_fully_masked_attention_has_finite_values_and_gradients():
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(4, 2, batch_first=True)
     x = torch.randn(2, 3, 4, requires_grad=True)
@@ -455,16 +455,16 @@ def test_attention_to_nothing_is_finite_with_finite_slopes():
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
-def test_recurrences_keep_the_form_of_their_results(kind):
+def test_recurrent_layers_keep_the_structure_of_their_results(kind):
     torch.manual_seed(0)
     module, x = kind(2, 3), torch.randn(5, 1, 2)
-    ours, theirs = repaired(module, x), module(x)
-    assert torch.equal(ours[0], theirs[0])
+    result, original = repaired(module, x), module(x)
+    assert torch.equal(result[0], original[0])
     packed = nn.utils.rnn.pack_sequence([torch.randn(3, 2), torch.randn(2, 2)])
     assert torch.equal(repaired(module, packed)[0].data, module(packed)[0].data)
 
 
-def test_outside_the_block_torch_is_torch_again():
+def test_outside_the_block_torch_is_unchanged():
     x = torch.tensor([0.0])
     with pytest.raises(RuntimeError, match="no"), RepairedOperations():
         raise RuntimeError("no")
@@ -477,29 +477,30 @@ def test_blocks_may_be_nested():
         assert torch.cosh(torch.tensor(1e3)).isfinite()
 
 
-# -- slopes --------------------------------------------------------------------------
+# -- gradients -----------------------------------------------------------------------
 
 
-def test_sanitized_slopes_are_torchs_where_those_are_finite():
+def test_sanitized_gradients_are_torchs_where_those_are_finite():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     x = torch.randn(5, 3)
     module(x).square().mean().backward()
-    theirs = [p.grad.clone() for p in module.parameters()]
+    original = [p.grad.clone() for p in module.parameters()]
     module.zero_grad()
     sanitized_backward(module(x).square().mean())
     assert all(
-        torch.equal(p.grad, g) for p, g in zip(module.parameters(), theirs, strict=True)
+        torch.equal(p.grad, g)
+        for p, g in zip(module.parameters(), original, strict=True)
     )
 
 
-def test_only_the_entries_that_are_not_finite_have_no_slope():
+def test_only_entries_that_are_not_finite_have_gradient_zero():
     x = leaf([0.0, 4.0])
     sanitized_backward(torch.sqrt(x).sum())
     assert x.grad.tolist() == [0.0, 0.25]
 
 
-def test_no_hook_is_left_behind():
+def test_no_hook_remains():
     x = leaf([0.0, 4.0])
     y = torch.sqrt(x).sum()
     with pytest.raises(RuntimeError, match="scalar"):

@@ -1,4 +1,4 @@
-"""Layers that learn as if on standardised data, in their own weights."""
+"""Training steps in the coordinates of standardized data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sknan.nets.recovery.raw_units import Conditioning, conditioned
 SHIFT, SCALE = torch.tensor([2000.0, -50.0, 0.0]), torch.tensor([1e4, 20.0, 1.0])
 N_STEPS = 5
 
-# Sums of products in another order, and the mean taken out of numbers 2000 in size.
+# Products are summed in another order, and inputs of size 2000 are centered.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-3}
 
 
@@ -27,7 +27,7 @@ def standard_data(dtype=torch.float64, n_rows=200):
 
 
 def units(values):
-    """Median and half the width of the middle 68.2 %, as the module defines them."""
+    """Return the median and half the width of the middle 68.2 %, column by column."""
     levels = torch.tensor([0.159, 0.5, 0.841], dtype=torch.float64)
     low, middle, high = torch.quantile(values.double(), levels, dim=0)
     return middle.to(values), ((high - low) / 2).to(values)
@@ -42,7 +42,7 @@ def raw_data(dtype, is_raw):
     return X, y
 
 
-def standardised(X, y, is_raw, *, is_centred=(True, True)):
+def standardized(X, y, is_raw, *, is_centred=(True, True)):
     if is_raw in ("inputs", "both"):
         middle, spread = units(X)
         X = (X - middle * is_centred[0]) / spread
@@ -75,7 +75,7 @@ OPTIMIZERS = {
 
 
 def trained(module, optimizer, X, y, loss, conditioning=None):
-    """Some steps; the outputs after each."""
+    """Take some steps and return the outputs after each."""
     outputs = []
     for _ in range(N_STEPS):
         optimizer.zero_grad()
@@ -98,7 +98,7 @@ def conditioned_on(module, criterion, X, y):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("is_raw", ["inputs", "target", "both"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_steps_are_those_of_the_network_on_standardised_data(
+def test_steps_are_those_of_the_network_on_standardized_data(
     network, is_raw, optimizer, dtype
 ):
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def test_steps_are_those_of_the_network_on_standardised_data(
     module = copy.deepcopy(reference)
     X, y = raw_data(dtype, is_raw)
     has_bias = "no bias" not in network
-    X_standard, y_standard = standardised(X, y, is_raw, is_centred=(has_bias,) * 2)
+    X_standard, y_standard = standardized(X, y, is_raw, is_centred=(has_bias,) * 2)
     kind, options = OPTIMIZERS[optimizer]
     expected = trained(
         reference,
@@ -123,14 +123,14 @@ def test_steps_are_those_of_the_network_on_standardised_data(
         module, kind(module.parameters(), **options), X, y, F.mse_loss, conditioning
     )
     middle, spread = units(y)
-    for ours, theirs in zip(found, expected, strict=True):
+    for output, target in zip(found, expected, strict=True):
         if is_raw != "inputs":
-            theirs = theirs * spread + middle * has_bias
-        error = (ours - theirs).abs().max() / y.std()
+            target = target * spread + middle * has_bias
+        error = (output - target).abs().max() / y.std()
         assert error < TOLERANCES[dtype]
 
 
-def test_an_absolute_loss_is_scaled_by_its_own_power():
+def test_an_absolute_loss_is_scaled_by_the_power_of_its_unit():
     torch.manual_seed(0)
     reference = MLP().double()
     module = copy.deepcopy(reference)
@@ -138,7 +138,7 @@ def test_an_absolute_loss_is_scaled_by_its_own_power():
     expected = trained(
         reference,
         torch.optim.SGD(reference.parameters(), lr=0.05),
-        *standardised(X, y, "both"),
+        *standardized(X, y, "both"),
         F.l1_loss,
     )
     conditioning = conditioned_on(module, nn.L1Loss(), X, y)
@@ -166,7 +166,7 @@ def test_two_first_layers_are_both_conditioned():
     expected = trained(
         reference,
         torch.optim.Adam(reference.parameters(), lr=0.05),
-        *standardised(X, y, "inputs"),
+        *standardized(X, y, "inputs"),
         F.mse_loss,
     )
     conditioning = conditioned_on(module, nn.MSELoss(), X, y)
@@ -176,7 +176,7 @@ def test_two_first_layers_are_both_conditioned():
     torch.testing.assert_close(found[-1], expected[-1])
 
 
-def test_there_and_back_leaves_the_function_as_it_was():
+def test_changing_the_coordinates_twice_preserves_the_function():
     torch.manual_seed(0)
     module = MLP().double()
     X, y = raw_data(torch.float64, "both")
@@ -187,11 +187,11 @@ def test_there_and_back_leaves_the_function_as_it_was():
     conditioning.to_raw()
     torch.testing.assert_close(module(X), before)
     after = module(X)
-    conditioning.to_raw()  # already
+    conditioning.to_raw()  # no effect
     assert torch.equal(module(X), after)
 
 
-def test_in_scaled_weights_the_network_sees_standardised_data():
+def test_in_scaled_weights_the_network_sees_standardized_data():
     torch.manual_seed(0)
     module = MLP().double()
     X, y = raw_data(torch.float64, "both")
@@ -199,7 +199,7 @@ def test_in_scaled_weights_the_network_sees_standardised_data():
     conditioning = conditioned_on(module, nn.MSELoss(), X, y)
     conditioning.to_scaled()
     middle, spread = units(y)
-    output = module(standardised(X, y, "both")[0]) * spread + middle
+    output = module(standardized(X, y, "both")[0]) * spread + middle
     torch.testing.assert_close(output, before)
 
 
@@ -214,7 +214,7 @@ def test_frozen_weights_have_no_gradient_to_be_scaled():
     assert module.head.weight.grad.isfinite().all()
 
 
-def test_what_was_written_down_conditions_another_network_alike():
+def test_a_saved_state_conditions_an_equal_network_in_the_same_way():
     torch.manual_seed(0)
     first = MLP().double()
     second = copy.deepcopy(first)
@@ -233,7 +233,7 @@ def test_what_was_written_down_conditions_another_network_alike():
 
 
 def shifts_of(X, y=None, criterion=None):
-    """What the first layer takes for the mean of each column, and its spread."""
+    """Return the mean and deviation of each column that the first layer uses."""
     module = nn.Linear(X.shape[1], 1).double()
     y = torch.zeros(len(X), 1, dtype=torch.float64) if y is None else y
     conditioning = conditioned(module, criterion, (X[:8], y[:8]), (X, y), module)
@@ -247,7 +247,7 @@ def shifts_of(X, y=None, criterion=None):
     return module.weight.detach().flatten(), module.bias.item()
 
 
-def test_a_constant_column_is_scaled_by_its_size():
+def test_a_constant_column_is_scaled_by_the_absolute_value():
     X = torch.randn(50, 2, dtype=torch.float64)
     X[:, 1] = 5000.0
     scale, shift = shifts_of(X)
@@ -255,7 +255,7 @@ def test_a_constant_column_is_scaled_by_its_size():
     assert shift == pytest.approx(5000.0 + X[:, 0].quantile(0.5).item())
 
 
-def test_a_column_of_zeros_or_tiny_numbers_is_left_as_it_is():
+def test_a_column_of_zeros_or_tiny_numbers_is_not_scaled():
     X = torch.randn(50, 3, dtype=torch.float64)
     X[:, 0] *= 1e6
     X[:, 1] = 0.0
@@ -265,7 +265,7 @@ def test_a_column_of_zeros_or_tiny_numbers_is_left_as_it_is():
     assert scale[1:].tolist() == [1.0, 1.0]
 
 
-def test_an_outlier_does_not_count():
+def test_an_outlier_has_no_effect_on_the_scale():
     X = torch.randn(500, 1, dtype=torch.float64) * 100.0
     X[3] = 1e30
     scale, shift = shifts_of(X)
@@ -273,7 +273,7 @@ def test_an_outlier_does_not_count():
     assert abs(shift) < 20.0
 
 
-def test_a_column_that_is_mostly_constant_is_scaled_by_what_varies():
+def test_a_column_that_is_mostly_constant_is_scaled_by_the_other_values():
     X = torch.zeros(100, 1, dtype=torch.float64)
     X[:5] = 1e4
     scale, shift = shifts_of(X)
@@ -285,7 +285,7 @@ def test_columns_of_size_one_are_not_raw():
     assert shifts_of(torch.randn(50, 3, dtype=torch.float64) * 2.0 + 1.0) is None
 
 
-def test_infinities_among_all_rows_break_nothing():
+def test_infinities_in_the_data_have_no_effect():
     X = torch.randn(50, 2, dtype=torch.float64) * 1e4
     X[:40, 1] = torch.inf
     scale, _ = shifts_of(X)
@@ -293,7 +293,7 @@ def test_infinities_among_all_rows_break_nothing():
     assert scale[1] == 1.0
 
 
-# -- where nothing is made -----------------------------------------------------------
+# -- networks that cannot be conditioned ---------------------------------------------
 
 
 class Product(MLP):
@@ -307,7 +307,7 @@ class Cut(MLP):
 
 
 class Own(nn.Module):
-    """A product with a weight that is no layer's."""
+    """Product with a weight that belongs to no layer."""
 
     def __init__(self):
         super().__init__()
@@ -328,12 +328,12 @@ class Normalised(nn.Module):
 
 
 @pytest.mark.parametrize("network", [Product, Cut, Own, Normalised])
-def test_nothing_is_made_of_inputs_that_are_used_otherwise(network):
+def test_inputs_with_other_uses_are_not_conditioned(network):
     X, y = raw_data(torch.float64, "inputs")
     assert conditioned_on(network().double(), nn.MSELoss(), X, y) is None
 
 
-def test_the_shape_of_the_input_may_be_asked_for():
+def test_reading_the_shape_of_the_input_is_no_other_use():
     class Asking(MLP):
         def forward(self, x):
             assert x.shape[1] == 3
@@ -359,15 +359,15 @@ class Bounded(MLP):
         (MLP, None),
         (Bounded, nn.MSELoss()),
     ],
-    ids=["poisson", "ours", "function", "none", "bounded"],
+    ids=["poisson", "output", "function", "none", "bounded"],
 )
-def test_nothing_is_made_of_targets_that_are_not_compared(network, criterion):
+def test_targets_of_other_losses_are_not_conditioned(network, criterion):
     X, y = raw_data(torch.float64, "target")
     assert conditioned_on(network().double(), criterion, X, y) is None
 
 
 @pytest.mark.parametrize("criterion", [MSELoss(), HuberLoss(), nn.SmoothL1Loss()])
-def test_our_own_losses_that_compare_are_known(criterion):
+def test_losses_of_sknan_that_compare_are_known(criterion):
     X, y = raw_data(torch.float64, "target")
     assert conditioned_on(MLP().double(), criterion, X, y) is not None
 
@@ -410,14 +410,14 @@ def test_labels_and_shapes_that_do_not_match_have_no_unit():
     ],
     ids=["codes", "series", "empty", "dict"],
 )
-def test_nothing_is_made_of_what_is_no_table(inputs):
+def test_inputs_other_than_tables_are_not_conditioned(inputs):
     found = conditioned(
         nn.Linear(3, 1), nn.MSELoss(), (inputs, None), (inputs, None), F
     )
     assert found is None
 
 
-def test_nothing_is_made_of_a_batch_that_has_no_output():
+def test_a_network_that_raises_is_not_conditioned():
     class Factor(MLP):
         def forward(self, x):
             torch.linalg.cholesky(torch.diag_embed(x * 0))
@@ -427,7 +427,7 @@ def test_nothing_is_made_of_a_batch_that_has_no_output():
     assert conditioned_on(Factor().double(), nn.MSELoss(), X, y) is None
 
 
-def test_looking_leaves_the_weights_and_what_they_give():
+def test_the_examination_changes_neither_weights_nor_outputs():
     torch.manual_seed(0)
     module = MLP().double()
     before = copy.deepcopy(module.state_dict())

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class RootTrap(nn.Module):
-    """The branch not taken sends 0 * inf into the gradient."""
+    """Module with 0 * inf in the gradient of the branch that is not taken."""
 
     def __init__(self):
         super().__init__()
@@ -20,7 +20,7 @@ class RootTrap(nn.Module):
         return self.head(torch.where(h > 0, torch.sqrt(h), 0.1 * h))
 
 
-def test_a_trap_in_every_row_is_sprung_by_repairing_the_operation():
+def test_an_operation_that_fails_in_every_row_is_repaired():
     net = fitted(network_of(RootTrap, optimizer=torch.optim.Adam, lr=0.02))
     assert r2(net) > 0.8
     first = net.nonfinite_reports_[0]

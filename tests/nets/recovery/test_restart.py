@@ -16,7 +16,7 @@ class Rectified(MLP):
 SCALES = np.array([2000.0, 40.0, 1e6, 1.0], dtype="float32")
 
 
-def test_raw_inputs_are_learned_from_as_if_they_were_standardised():
+def test_a_network_learns_raw_inputs_as_if_they_were_standardized():
     raw = X * SCALES + np.array([1975.0, 0.0, 0.0, 0.0], dtype="float32")
     net = fitted(network_of(Rectified, max_epochs=30), raw)
     assert net.nonfinite_reports_[0].recovery == (
@@ -26,7 +26,7 @@ def test_raw_inputs_are_learned_from_as_if_they_were_standardised():
     assert r2(net, raw) > 0.9
 
 
-def test_raw_targets_are_too_where_the_loss_compares_them():
+def test_a_network_learns_raw_targets_as_if_they_were_standardized():
     raw = (Y * 2e5 + 3e5).astype("float32")
     net = fitted(network_of(Rectified, max_epochs=30), X, raw)
     assert net.nonfinite_reports_[0].recovery == (
@@ -36,13 +36,13 @@ def test_raw_targets_are_too_where_the_loss_compares_them():
 
 
 class Scaled(Rectified):
-    """The input is a physical quantity, and goes elsewhere too."""
+    """Module that uses its input outside linear layers too."""
 
     def forward(self, x):
         return super().forward(x) * x[:, :1].abs().sqrt()
 
 
-def test_an_input_that_is_used_otherwise_is_left_as_it_is():
+def test_no_restart_if_the_input_is_used_outside_linear_layers():
     raw = X * SCALES
     net = fitted(network_of(Scaled), raw)
     assert is_sound(net)
@@ -51,7 +51,7 @@ def test_an_input_that_is_used_otherwise_is_left_as_it_is():
     assert "Training started anew as if on standardised data." not in recoveries
 
 
-def test_weights_that_someone_has_trained_before_are_not_started_anew():
+def test_no_restart_if_the_weights_may_have_been_trained_before():
     raw = X * SCALES
     net = fitted(network_of(Rectified()), raw)
     assert net.nonfinite_reports_

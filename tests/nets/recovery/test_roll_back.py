@@ -8,7 +8,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 
-def test_a_rate_is_lowered_to_one_at_which_the_network_learns():
+def test_the_learning_rate_is_lowered_until_the_network_learns():
     net = fitted(network_of(MLP, lr=1e4))
     (report,) = net.nonfinite_reports_
     assert report.cause == "learning_rate"
@@ -34,7 +34,7 @@ class Deep(nn.Module):
         return self.head(x)
 
 
-def test_a_network_that_amplifies_is_clipped_at_the_rate_that_was_asked_for():
+def test_a_network_that_amplifies_gradients_is_clipped_at_an_unchanged_rate():
     net = fitted(network_of(Deep, lr=0.1, max_epochs=30))
     first = net.nonfinite_reports_[0]
     assert first.cause == "gradient"
@@ -44,20 +44,20 @@ def test_a_network_that_amplifies_is_clipped_at_the_rate_that_was_asked_for():
 
 
 class Growing(Callback):
-    """A schedule with a factor above 1."""
+    """Schedule with a factor above 1."""
 
     def on_epoch_end(self, net, **_):
         net.optimizer_.param_groups[0]["lr"] *= 3.0
 
 
-def test_no_scheduler_raises_the_rate_above_what_was_found_sound():
+def test_no_scheduler_raises_the_rate_above_the_largest_sound_one():
     net = fitted(network_of(MLP, max_epochs=20, callbacks=[Growing()]))
     assert is_sound(net)
     assert r2(net) > 0.5
     assert len(net.nonfinite_reports_) < 5
 
 
-def test_a_decay_that_explodes_by_itself_stops_before_the_first_step():
+def test_a_weight_decay_that_explodes_by_itself_is_refused():
     error = refused(network_of(MLP, lr=0.5, optimizer__weight_decay=10.0))
     assert str(error) == (
         "Training diverged. lr=0.5 times weight_decay=10 multiplies every weight by -4 "
@@ -65,7 +65,7 @@ def test_a_decay_that_explodes_by_itself_stops_before_the_first_step():
     )
 
 
-def test_an_optimizer_that_climbs_the_loss_is_told_so():
+def test_an_optimizer_that_maximizes_the_loss_is_reported():
     error = refused(network_of(MLP, lr=0.5, optimizer__maximize=True, max_epochs=60))
     assert "SGD climbs the loss: maximize=True." in str(error)
     assert error.report.action == (
@@ -74,7 +74,7 @@ def test_an_optimizer_that_climbs_the_loss_is_told_so():
 
 
 class Undone(Callback):
-    """Whatever was learned is taken back after each epoch."""
+    """Callback that undoes learning after each epoch."""
 
     def on_epoch_end(self, net, **_):
         with torch.no_grad():
@@ -92,13 +92,13 @@ def test_a_rescue_that_has_learned_nothing_is_an_error():
 
 
 class Units(nn.Module):
-    """A loss whose gradients are finite, and whose squares are not."""
+    """Loss with finite gradients whose squares overflow."""
 
     def forward(self, output, target):
         return 1e30 * (output - target).square().mean()
 
 
-def test_gradients_whose_squares_overflow_are_large_and_not_nan():
+def test_gradients_whose_squares_overflow_are_reported_as_large():
     net = fitted(network_of(MLP, Units, optimizer=torch.optim.RMSprop, lr=0.01))
     (report,) = net.nonfinite_reports_
     assert (report.phase, report.cause) == ("backward", "gradient")

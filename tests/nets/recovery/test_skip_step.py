@@ -8,7 +8,7 @@ from failing_trainings import LogOfFirst, fitted, network_of, refused, with_bad_
 
 
 @pytest.mark.parametrize("policy", ["skip", "raise"])
-def test_skip_and_raise_neither_repair_nor_leave_out_rows(policy):
+def test_skip_and_raise_neither_repair_operations_nor_drop_rows(policy):
     net = network_of(LogOfFirst, on_nonfinite=policy, max_recoveries=100, max_epochs=2)
     if policy == "raise":
         error = refused(net, with_bad_rows())
