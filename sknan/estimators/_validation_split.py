@@ -160,9 +160,7 @@ def random_split(
 def _rows_per_class(
     counts: np.ndarray, n_drawn: int, rng: np.random.RandomState
 ) -> np.ndarray:
-    """Return how many rows of each class to draw; classes that tie in rounding
-    are chosen at random.
-    """
+    """Return the number of rows to draw from each class; ties break at random."""
     exact = counts / counts.sum() * n_drawn
     rounded = np.floor(exact)
     n_missing = int(n_drawn - rounded.sum())

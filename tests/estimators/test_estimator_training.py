@@ -130,9 +130,8 @@ def test_balanced_classes_have_equal_influence():
     plain = StableNetClassifier(module__depth=0, lr=0.05, max_epochs=60, random_state=0)
     balanced = clone(plain).set_params(class_weight="balanced")
     noise = np.zeros_like(X)
-    noise[:, 0] = (
-        np.arange(60) % 2
-    )  # two distinct rows, so that the network does not seem collapsed
+    # With two distinct rows, the network does not seem collapsed.
+    noise[:, 0] = np.arange(60) % 2
     assert plain.fit(noise, y).predict_proba(noise)[:, 1].mean() < 0.2
     assert 0.4 < balanced.fit(noise, y).predict_proba(noise)[:, 1].mean() < 0.6
 
