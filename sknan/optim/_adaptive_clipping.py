@@ -140,7 +140,7 @@ class AGC:
 
 
 class _HistoryClip:
-    """Clip the global norm to a threshold learned from the norms of earlier steps."""
+    """Clipping of the global norm to a threshold learned from earlier norms."""
 
     def threshold(self, norm: float) -> float:
         raise NotImplementedError
@@ -162,7 +162,7 @@ class _HistoryClip:
 
 @dataclass
 class QuantileClip(_HistoryClip):
-    """Clip to a quantile of the norms of the latest steps (AutoClip).
+    """Clipping to a quantile of the norms of the latest steps (AutoClip).
 
     Parameters
     ----------
@@ -239,7 +239,7 @@ class QuantileClip(_HistoryClip):
 
 @dataclass
 class ZScoreClip(_HistoryClip):
-    """Clip norms that are outliers from a moving mean and deviation (ZClip).
+    """Clipping of norms that are outliers from a moving mean and deviation (ZClip).
 
     A norm with ``z = (norm - mean) / std`` above ``z_threshold`` is clipped to
     ``mean + std * z_threshold**2 / z``. The larger the outlier, the closer to the mean

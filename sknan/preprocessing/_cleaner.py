@@ -43,7 +43,7 @@ class CategoryEncoder(OneHotEncoder):
 class TableCleaner(
     VersionedPickleMixin, CallbackSupportMixin, TransformerMixin, BaseEstimator
 ):
-    """Read any table into a DataFrame of float64, dates and categories of text.
+    """Converter of any table to a DataFrame of float64, dates and categories of text.
 
     ``fit`` learns the type of each column and which of its values mean a missing value.
     ``transform`` finds the columns by their names and converts each to the type learned

@@ -42,7 +42,7 @@ def _cannot_stream(imputer: NaNImputer) -> str:
 
 
 class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
-    r"""Fill missing, infinite and overflowing values column by column.
+    r"""Imputer of missing, infinite and overflowing values, column by column.
 
     The parameters and the behavior are those of :class:`~sklearn.impute.SimpleImputer`.
     In addition, infinities and numbers too large for the output count as missing,

@@ -47,7 +47,7 @@ class SafeScaler(
     TransformerMixin,
     BaseEstimator,
 ):
-    r"""Scale by median and interquartile range, then bound outliers softly.
+    r"""Scaler by median and interquartile range, with a soft bound on outliers.
 
     Every number, however large or infinite, gives a finite result, and the order of the
     values within a column is kept. NaN stays NaN.

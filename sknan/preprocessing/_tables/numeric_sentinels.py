@@ -334,19 +334,19 @@ class _Evidence:
 
     @property
     def is_far(self) -> bool:
-        """Whether the value is farther from the others than they are spread."""
+        """Whether the gap to the others is large compared with their spread."""
         core = self.others.range_within(0.005)
         return self.is_alone and self.gap >= max(3 * self.spread, 0.5 * core)
 
     @property
     def is_convincing_code(self) -> bool:
-        """Whether the value is a code and, if short, farther than the others' range."""
+        """Whether it is a code; a short code must be farther than the others' range."""
         is_beyond = self.gap >= self.others.range_within(0)
         return self.code_type == "code" or bool(self.code_type and is_beyond)
 
     @property
     def is_unusual_negative(self) -> bool:
-        """Whether it is the only negative number, and a code or unusually frequent."""
+        """Whether it is the only negative value, and a code or unusually frequent."""
         if not (self.value < 0 <= self.others.values[0] and self.is_varied):
             return False
         around = self.others.count_around(self.value)

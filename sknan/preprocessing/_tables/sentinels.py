@@ -163,7 +163,7 @@ def table_sentinels(X: Any) -> list[list[Any]]:
 def sentinels_of(
     columns: Iterable[TypedColumn], read: Callable[[int], TypedColumn]
 ) -> list[list[Sentinel]]:
-    """Find the sentinels of each column, with the sentinels of the others in mind.
+    """Find the sentinels of each column, given the sentinels of the other columns.
 
     Parameters
     ----------
