@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -39,6 +40,11 @@ class Evaluation:
         Rows of each split.
     trainer : ShareTrainer
         Trainer of the tasks.
+
+    Attributes
+    ----------
+    indices : iterator of int
+        Indices of the tasks that have no stand-in yet.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class Evaluation:
             for pipeline, net in self._distinct_pipelines(estimator)
             for split in range(len(splits))
         ]
-        self._n_claimed = 0
+        self.indices = itertools.count()
         self._ready: dict[int, FitResult] = {}
 
     def _distinct_pipelines(
@@ -87,11 +93,6 @@ class Evaluation:
                 self._pipelines.append(model)
             found.append((known[key], net))
         return found
-
-    def claim_task(self) -> int:
-        """Return the index of the next task."""
-        self._n_claimed += 1
-        return self._n_claimed - 1
 
     def result(self, index: int, params: Mapping[str, Any]) -> FitResult:
         """Return the result of a task, once.

@@ -15,7 +15,7 @@ from sknan.estimators._base import StableNetBase
 
 __all__ = ["LearningRateRange", "find_learning_rate"]
 
-# With fewer steps the end of a curve cannot be told from its beginning.
+# With fewer steps a curve has too few points to compare its end with its beginning.
 _MIN_STEPS = 10
 
 

@@ -32,7 +32,7 @@ class PretrainedStandIn:
     def __init__(self, evaluation: Evaluation, results: list[FitResult]) -> None:
         self._evaluation = evaluation
         self._results = results
-        self._index = evaluation.claim_task()
+        self._index = next(evaluation.indices)
 
     def __sklearn_tags__(self) -> Tags:
         return self._evaluation.tags(self._index)
