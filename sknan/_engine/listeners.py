@@ -1,7 +1,7 @@
-"""Who hears of each epoch of an estimator's training: a bar, scikit-learn's callbacks.
+"""Listeners for the epochs of an estimator's training: progress bar, callbacks.
 
 scikit-learn 1.9 has a protocol by which callbacks follow a fit: a fit is a task, and
-each epoch a task within it (https://scikit-learn.org/stable/api/sklearn.callback.html).
+each epoch is a task within it (https://scikit-learn.org/stable/api/sklearn.callback.html).
 """
 
 from __future__ import annotations
@@ -9,32 +9,37 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from skorch.callbacks import Callback
 
+from sknan._engine.table_net import TableNet
 from sknan._utils.compiled import original_of
 from sknan._utils.progress import advance
-from sknan._utils.random_state import random_states
+from sknan._utils.random_state import random_states, set_random_states
+
+if TYPE_CHECKING:  # plan imports this module
+    from sknan._engine.plan import Trainable
 
 __all__ = ["EpochBar", "EpochTasks"]
 
-# What a bar shows of an epoch's row of the history.
+# Columns of the history that a progress bar shows.
 _SHOWN = ("train_loss", "valid_loss", "lr")
 
 
 class EpochBar(Callback):
-    """Move the bar by one at the end of each epoch."""
+    """Callback that advances the progress bar at the end of each epoch."""
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
-        """Begin where a backup goes on."""
+    def on_train_begin(
+        self, net: TableNet, X: Any = None, y: Any = None, **_: Any
+    ) -> None:
+        """Advance the bar by the epochs that a restored backup has done."""
         self.n_reports = 0
         if net._backup_ is not None:
             advance(net._backup_.n_epochs_done)
 
-    def on_epoch_end(self, net: Any, **_: Any) -> None:
-        """Count the epoch, and show how it went."""
+    def on_epoch_end(self, net: TableNet, **_: Any) -> None:
+        """Advance the bar by one epoch, and show its losses and recoveries."""
         row = net.history[-1]
         numbers = {name: row[name] for name in _SHOWN if name in row}
         n_reports = len(net.guard_.reports)
@@ -43,99 +48,111 @@ class EpochBar(Callback):
 
 
 class EpochTasks(Callback):
-    """Tell scikit-learn's callbacks of a fit and of each epoch.
+    """Callback that passes the tasks of a fit on to scikit-learn's callbacks.
 
-    They see the caller's own ``X`` and ``y``, and an estimator that predicts with the
-    weights of the epoch: a copy, which they may keep.
+    They receive the ``X`` and ``y`` that the user passed, and an estimator that
+    predicts with the weights of the epoch. It is a copy, which they may keep.
 
     Attributes
     ----------
     has_listeners : bool
-        Whether there is a callback to be told.
+        Whether the estimator has callbacks of scikit-learn.
     """
 
-    def begin(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None:
-        """The fit begins.
+    def begin(self, estimator: Trainable, X: Any, y: Any, sample_weight: Any) -> None:
+        """Begin the task of the fit.
 
         Parameters
         ----------
-        estimator : StableNetBase
-            Whose ``fit`` runs under scikit-learn's ``with_callbacks``.
+        estimator : Trainable
+            Estimator whose ``fit`` runs under scikit-learn's ``with_callbacks``.
         X, y : object
-            As given to it.
+            Data as given to ``fit``.
         sample_weight : object
-            As given to it, None included.
+            Sample weights as given to ``fit``, or None.
         """
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-        self.given = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
+        self.arguments = {
+            "estimator": estimator,
+            "X": X,
+            "y": y,
+            "metadata": metadata,
+        }
         self.has_listeners = hasattr(estimator, "_skl_callbacks")
         self.task = estimator._init_callback_context(max_subtasks=estimator.max_epochs)
-        self.task.call_on_fit_task_begin(**self.given)
+        self.task.call_on_fit_task_begin(**self.arguments)
         self.epoch: Any = None
 
     def end(self) -> None:
-        """The estimator is fitted."""
-        self.task.call_on_fit_task_end(**self.given, reconstruction_attributes={})
+        """End the task of the fit, when the estimator is fitted."""
+        self.task.call_on_fit_task_end(**self.arguments, reconstruction_attributes={})
 
-    def on_epoch_begin(self, net: Any, **_: Any) -> None:
-        """Begin the epoch's task."""
+    def on_epoch_begin(self, net: TableNet, **_: Any) -> None:
+        """Begin the task of the epoch."""
         self.epoch = self.task.subcontext(task_name="epoch")
-        with _drawn_aside(net):
+        with _kept_random_states(net):
             self.epoch.call_on_fit_task_begin(
-                **self.given,
-                reconstruction_attributes=lambda: _attributes(net, is_begun=True),
+                **self.arguments,
+                reconstruction_attributes=lambda: _fitted_attributes(
+                    net, n_epochs=len(net.history) - 1
+                ),
             )
 
-    def on_epoch_end(self, net: Any, **_: Any) -> None:
-        """End the epoch's task, and the training if a callback asks for that."""
+    def on_epoch_end(self, net: TableNet, **_: Any) -> None:
+        """End the task of the epoch, and the training if a callback requests it."""
         if self._end_epoch(net):
-            raise KeyboardInterrupt  # how a skorch callback ends the training
+            raise KeyboardInterrupt  # skorch ends the training in order
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
-        """End the task of an epoch that was broken off."""
+    def on_train_end(
+        self, net: TableNet, X: Any = None, y: Any = None, **_: Any
+    ) -> None:
+        """End the task of an epoch that was interrupted."""
         if self.epoch is not None:
             self._end_epoch(net)
 
-    def _end_epoch(self, net: Any) -> bool:
+    def _end_epoch(self, net: TableNet) -> bool:
         epoch, self.epoch = self.epoch, None
-        with _drawn_aside(net):
-            stops: bool = epoch.call_on_fit_task_end(
-                **self.given, reconstruction_attributes=lambda: _attributes(net)
+        with _kept_random_states(net):
+            is_stop_requested: bool = epoch.call_on_fit_task_end(
+                **self.arguments,
+                reconstruction_attributes=lambda: _fitted_attributes(
+                    net, n_epochs=len(net.history)
+                ),
             )
-        return stops
+        return is_stop_requested
 
 
 @contextlib.contextmanager
-def _drawn_aside(net: Any) -> Iterator[None]:
-    """Let what callbacks draw at random change nothing that the training draws."""
-    on_cpu, on_gpu = random_states(net.device)
+def _kept_random_states(net: TableNet) -> Iterator[None]:
+    """Restore the generators after callbacks, which may draw random numbers."""
+    states = random_states(net.device)
     try:
         yield
     finally:
-        torch.set_rng_state(on_cpu)
-        if on_gpu is not None:
-            torch.cuda.set_rng_state(on_gpu, net.device)
+        set_random_states(states, net.device)
 
 
-def _attributes(net: Any, *, is_begun: bool = False) -> dict[str, Any]:
-    """What makes an estimator one that was fitted up to here."""
-    twin = _twin_of(net, n_epochs=len(net.history) - is_begun)
+def _fitted_attributes(net: TableNet, n_epochs: int) -> dict[str, Any]:
+    """Return the fitted attributes of an estimator after this number of epochs."""
+    copied = _copy_for_prediction(net, n_epochs)
     return {
-        "net_": twin,
-        "n_iter_": len(twin.history),
+        "net_": copied,
+        "n_iter_": len(copied.history),
         "best_epoch_": None,
         "nonfinite_reports_": net.nonfinite_reports_,
         "effective_lr_": net.effective_lr_,
     }
 
 
-def _twin_of(net: Any, n_epochs: int) -> Any:
-    """A net that predicts as this one does now, and trains no more."""
-    twin = object.__new__(type(net))
-    vars(twin).update(vars(net))
+def _copy_for_prediction(net: TableNet, n_epochs: int) -> TableNet:
+    """Return a net that predicts with the present weights, and cannot be trained."""
+    copied: TableNet = object.__new__(type(net))
+    attributes = copied.__dict__
+    attributes.update(vars(net))
     for name in [*net._modules, *net._criteria]:
-        vars(twin)[f"{name}_"] = copy.deepcopy(original_of(vars(net)[f"{name}_"]))
-    vars(twin).update(
+        module = original_of(vars(net)[f"{name}_"])
+        attributes[f"{name}_"] = copy.deepcopy(module)
+    attributes.update(
         history_=type(net.history)(net.history.to_list()[:n_epochs]),
         callbacks=None,
         callbacks_=[],
@@ -143,4 +160,4 @@ def _twin_of(net: Any, n_epochs: int) -> Any:
         _training_=None,
         _backup_=None,
     )
-    return twin
+    return copied
