@@ -1,0 +1,167 @@
+"""Jobs: keys, outcomes, errors, warnings, and jobs that cannot share a stack."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from engine_helpers import (
+    LEARNING_RATES,
+    TABLES,
+    assert_close,
+    fitted_separately,
+    jobs_of,
+)
+from sklearn.base import clone
+from sklearn.exceptions import DataConversionWarning
+from torch import nn
+
+from sknan import DivergenceWarning, StableNetClassifier, StableNetRegressor
+from sknan._engine.jobs import Job, job_key, train_together
+
+
+def test_jobs_that_may_share_a_stack_have_equal_keys():
+    job, *_ = jobs_of(StableNetClassifier, LEARNING_RATES)
+
+    def key(**params):
+        return job_key(
+            job._replace(estimator=clone(job.estimator).set_params(**params))
+        )
+
+    assert key() == key(lr=1.0, weight_decay=1.0, clip_norm=None, random_state=7)
+    assert key(optimizer__betas=(0.5, 0.9)) == key(optimizer__betas=(0.9, 0.99))
+    assert key() != key(module__width=8)
+    assert key() != key(batch_size=16)
+    assert key(callbacks=[object()]) is None
+    assert key(verbose=2) is None
+    assert key() != job_key(job._replace(X=job.X[:50]))
+
+
+def test_predictions_equal_those_of_separate_fits():
+    jobs = jobs_of(StableNetClassifier, LEARNING_RATES)
+    estimators = fitted_separately(jobs)
+    for outcome, separate, job in zip(
+        train_together(jobs), estimators, jobs, strict=True
+    ):
+        np.testing.assert_allclose(
+            outcome.estimator.predict_proba(job.X),
+            separate.predict_proba(job.X),
+            rtol=0,
+            atol=1e-4,
+        )
+
+
+def test_an_outcome_holds_the_error_that_fit_would_raise():
+    X, y = TABLES[0]
+    broken = X.copy()
+    broken[3, 1] = np.nan
+    jobs = [
+        Job(StableNetRegressor(max_epochs=1), X, y, {}),
+        Job(StableNetRegressor(max_epochs=1), broken, y, {}),
+        Job(StableNetRegressor(max_epochs=1, lr=-1), X, y, {}),
+    ]
+    outcomes = train_together(jobs)
+    assert outcomes[0].error is None
+    assert outcomes[1].estimator is None
+    assert "NaN" in str(outcomes[1].error)
+    assert "'lr'" in str(outcomes[2].error)
+
+
+def test_an_outcome_holds_the_warnings_of_fit():
+    settings = [{"clip_norm": 1e6}, {"clip_norm": 0.1}]
+    outcomes = train_together(jobs_of(StableNetRegressor, settings))
+    assert "clip_norm=1000000.0 never had an effect" in str(
+        outcomes[0].warnings[0].message
+    )
+    assert not outcomes[2].warnings
+
+
+def test_jobs_on_the_same_rows_share_their_validation():
+    X, y = TABLES[0]
+    frame = pd.DataFrame(X, columns=list("abcde"))
+    column = (y > 0).astype(int)[:, None]
+    jobs = [
+        Job(StableNetClassifier(max_epochs=2, lr=lr, random_state=0), frame, column, {})
+        for lr in (1e-3, 1e-2, -1.0)
+    ]
+    *outcomes, refused = train_together(jobs)
+    for outcome in outcomes:
+        assert outcome.is_stacked
+        assert outcome.estimator.feature_names_in_.tolist() == list("abcde")
+        assert outcome.estimator.classes_.tolist() == [0, 1]
+        assert [w.category for w in outcome.warnings] == [DataConversionWarning]
+    with pytest.raises(ValueError, match="lr") as separate:
+        clone(jobs[2].estimator).fit(frame, column)
+    assert str(refused.error) == str(separate.value)
+
+
+def test_memory_limits_the_size_of_a_stack():
+    jobs = jobs_of(StableNetClassifier, LEARNING_RATES)
+    estimators = fitted_separately(jobs)
+    outcomes = train_together(jobs, max_memory=1)
+    assert not any(outcome.is_stacked for outcome in outcomes)
+    assert_close(outcomes, estimators)
+
+
+def test_the_state_of_the_global_generator_is_unchanged():
+    state = torch.get_rng_state()
+    train_together(jobs_of(StableNetClassifier, LEARNING_RATES))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- failures --------------------------------------------------------------------------
+
+
+def test_a_member_that_fails_late_does_not_change_the_others():
+    # Large enough to diverge, small enough to be accepted in the stack.
+    settings = [{"lr": 1e-3}, {"lr": 1e9}, {"lr": 1e-2}]
+    jobs = jobs_of(StableNetClassifier, settings, clip_norm=None, max_epochs=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)
+        estimators = fitted_separately(jobs)
+    outcomes = train_together(jobs)
+    stacked = [outcome.is_stacked for outcome in outcomes]
+    assert stacked == [True, True, False, False, True, True]
+    assert_close(outcomes, estimators)
+    assert outcomes[2].estimator.nonfinite_reports_
+    assert [w.category for w in outcomes[2].warnings] == [DivergenceWarning]
+
+
+def raising_late(progress):
+    if progress > 0.5:
+        raise RuntimeError("I am at my end")
+    return 1.0
+
+
+def test_a_schedule_that_raises_affects_its_own_job_only():
+    settings = [{"lr_schedule": "cosine"}, {"lr_schedule": raising_late}, {"lr": 1e-2}]
+    outcomes = train_together(jobs_of(StableNetClassifier, settings, TABLES[:1]))
+    assert [outcome.is_stacked for outcome in outcomes] == [True, False, True]
+    assert str(outcomes[1].error) == "I am at my end"
+
+
+class Whitened(nn.Module):
+    """Raises where a weight is not finite, because a decomposition does not exist."""
+
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.mix = nn.Linear(n_features_in, 3)
+        self.head = nn.Linear(3, n_outputs)
+
+    def forward(self, x):
+        h = self.mix(x)
+        root = torch.linalg.cholesky(torch.eye(3) + h.T @ h / len(h))
+        return self.head(torch.linalg.solve_triangular(root, h.T, upper=False).T)
+
+
+def test_a_module_that_raises_for_one_member_does_not_affect_the_others():
+    settings = [{"lr": 1e-3}, {"lr": 1e-2}, {"lr": 1e9}]
+    common = {"module": Whitened, "clip_norm": None, "on_nonfinite": "raise"}
+    jobs = jobs_of(StableNetClassifier, settings, TABLES[:1], **common)
+    with pytest.raises(Exception) as separate:  # noqa: PT011
+        clone(jobs[2].estimator).fit(jobs[2].X, jobs[2].y)
+    estimators = fitted_separately(jobs[:2])
+    *outcomes, diverged = train_together(jobs)
+    assert_close(outcomes, estimators)
+    assert type(diverged.error) is type(separate.value)

@@ -1,0 +1,141 @@
+"""Stacked passes of custom modules, other losses and all layers of a chain."""
+
+import numpy as np
+import pytest
+import torch
+from engine_helpers import (
+    LEARNING_RATES,
+    assert_close,
+    fitted_separately,
+    jobs_of,
+)
+from torch import nn
+
+from sknan import StableNetClassifier, StableNetRegressor
+from sknan._engine.jobs import train_together
+
+
+class Residual(nn.Module):
+    """Module with normalization, buffers, dropout and a parameter outside of layers."""
+
+    def __init__(self, n_features_in, n_outputs, p=0.2):
+        super().__init__()
+        # The gradient of a bias before the normalization would be only rounding error,
+        # which Adam turns into steps.
+        self.layer = nn.Linear(n_features_in, 16, bias=False)
+        self.batch_norm = nn.BatchNorm1d(16)
+        self.layer_norm = nn.LayerNorm(16)
+        self.drop_early, self.drop_late = nn.Dropout(p), nn.Dropout(p)
+        self.scale = nn.Parameter(torch.ones(16))
+        self.head = nn.Linear(16, n_outputs)
+
+    def forward(self, X):
+        hidden = torch.relu(self.batch_norm(self.layer(self.drop_early(X))))
+        hidden = hidden + self.drop_late(self.layer_norm(hidden * self.scale))
+        return self.head(hidden)
+
+
+class Convolution(nn.Module):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.convolution = nn.Conv1d(1, 4, 3, padding=1)
+        self.head = nn.Linear(4 * n_features_in, n_outputs)
+
+    def forward(self, X):
+        return self.head(torch.tanh(self.convolution(X[:, None])).flatten(1))
+
+
+STACKED = {
+    "residual": ({"module": Residual}, {}),
+    "convolution": ({"module": Convolution}, {}),
+    "early stopping": (
+        {
+            "module": Residual,
+            "early_stopping": True,
+            "n_iter_no_change": 1,
+            "max_epochs": 3,
+        },
+        {},
+    ),
+    "sample weights": ({}, {"sample_weight": np.arange(200) + 1.0}),
+    "weights, custom": ({"module": Residual}, {"sample_weight": np.arange(200) + 1.0}),
+}
+
+
+@pytest.mark.parametrize(("params", "fit_params"), STACKED.values(), ids=STACKED)
+@pytest.mark.parametrize("estimator_class", [StableNetClassifier, StableNetRegressor])
+def test_custom_modules_train_like_separate_fits(estimator_class, params, fit_params):
+    params = {"max_epochs": 1, **params}
+    jobs = [
+        job._replace(fit_params=fit_params)
+        for job in jobs_of(estimator_class, LEARNING_RATES, **params)
+    ]
+    estimators = fitted_separately(jobs)
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked for outcome in outcomes)
+    # Rounding errors grow from epoch to epoch. The size of a step of Adam does not
+    # depend on the size of the gradient, and among 16 000 gradients of a wide layer
+    # some are little more than rounding error.
+    is_small = params["max_epochs"] == 1 and "module" in params
+    assert_close(outcomes, estimators, atol=1e-5 if is_small else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("estimator_class", "criterion", "options"),
+    [
+        (StableNetRegressor, "huber", {}),
+        (StableNetRegressor, "gaussian_nll", {}),
+        (StableNetClassifier, "cross_entropy", {"criterion__label_smoothing": 0.1}),
+        (StableNetClassifier, "binary_cross_entropy", {}),
+    ],
+)
+def test_other_losses_train_like_separate_fits(estimator_class, criterion, options):
+    jobs = jobs_of(estimator_class, LEARNING_RATES, criterion=criterion, **options)
+    estimators = fitted_separately(jobs)
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked for outcome in outcomes)
+    assert_close(outcomes, estimators, atol=1e-5)
+
+
+class Branching(Convolution):
+    def forward(self, X):
+        output = super().forward(X)
+        return output if output.mean() > 0 else -output
+
+
+class FunctionalDropout(Convolution):
+    def forward(self, X):
+        return super().forward(nn.functional.dropout(X, 0.5, self.training))
+
+
+class TwiceDropped(Residual):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__(n_features_in, n_outputs)
+        self.drop_late = self.drop_early
+
+
+@pytest.mark.parametrize("module", [Branching, FunctionalDropout, TwiceDropped])
+def test_modules_that_vmap_cannot_reproduce_are_trained_separately(module):
+    jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=module)
+    estimators = fitted_separately(jobs)
+    outcomes = train_together(jobs)
+    assert not any(outcome.is_stacked for outcome in outcomes)
+    assert_close(outcomes, estimators)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "tanh"])
+def test_all_layers_and_batch_sizes_of_a_chain(activation):
+    # A last batch of another size, a loss on held-out rows, dropout in some members.
+    common = {
+        "module__activation": activation,
+        "module__width": 16,
+        "early_stopping": True,
+        "batch_size": 48,
+        "max_epochs": 4,
+    }
+    settings = [
+        {"lr": lr, "module__dropout": p, "random_state": seed}
+        for lr, p, seed in [(1e-3, 0.3, 0), (1e-2, 0.1, 0), (1e-3, 0.3, 1)]
+    ]
+    jobs = jobs_of(StableNetClassifier, settings, **common)
+    assert_close(train_together(jobs), fitted_separately(jobs))

@@ -1,0 +1,132 @@
+"""Training of stacks: comparison with separate fits, independence of members."""
+
+import pytest
+from engine_helpers import (
+    LEARNING_RATES,
+    TABLES,
+    assert_bitwise_equal,
+    assert_close,
+    fitted_separately,
+    jobs_of,
+    weights_of,
+)
+from sklearn.base import clone
+from torch import nn
+
+from sknan import StableNetClassifier, StableNetRegressor
+from sknan._engine.jobs import train_together
+from sknan._engine.training import train_as_stack
+
+CASES = {
+    "learning rates": (LEARNING_RATES, {}),
+    "decays": ([{"weight_decay": d} for d in (0.0, 0.1, 1.0)], {}),
+    "clips": ([{"clip_norm": c} for c in (None, 0.1, 1.0)], {}),
+    "schedules": (
+        [
+            {"lr_schedule": "one_cycle"},
+            {"lr_schedule": "plateau"},
+            {"lr_schedule": None, "warmup": 5},
+        ],
+        {"max_epochs": 6},
+    ),
+    "seeds": ([{"random_state": seed} for seed in range(3)], {}),
+    "dropout": (
+        [{"module__dropout": p, "lr": 1e-2} for p in (0.1, 0.5)],
+        {"module__activation": "silu"},
+    ),
+    "early stopping": (
+        [{"lr": lr, "n_iter_no_change": n} for lr, n in [(1e-1, 1), (1e-3, 9)]],
+        {"early_stopping": True, "max_epochs": 20},
+    ),
+    "embeddings": (
+        [{"random_state": seed, "module__dropout": 0.2} for seed in range(3)],
+        {"module__n_frequencies": 4, "early_stopping": True},
+    ),
+    "Adam": (LEARNING_RATES, {"optimizer": "adam", "weight_decay": 0.1}),
+    "betas": ([{"optimizer__betas": b} for b in [(0.5, 0.9), (0.9, 0.999)]], {}),
+    "SGD": (LEARNING_RATES, {"optimizer": "sgd", "weight_decay": 0.1}),
+    "momentum": (
+        [{"optimizer__momentum": m} for m in (0.0, 0.5, 0.9)],
+        {"optimizer": "sgd", "lr": 0.01},
+    ),
+    "Nesterov": (
+        LEARNING_RATES,
+        {
+            "optimizer": "sgd",
+            "optimizer__momentum": 0.9,
+            "optimizer__nesterov": True,
+        },
+    ),
+    "one batch": (LEARNING_RATES, {"batch_size": 512}),
+    "loss of torch": (LEARNING_RATES, {"criterion": "of torch"}),
+}
+
+
+@pytest.mark.parametrize(("settings", "common"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("estimator_class", [StableNetClassifier, StableNetRegressor])
+def test_a_stack_trains_like_separate_fits(estimator_class, settings, common):
+    if common.get("criterion") == "of torch":
+        is_classifier = estimator_class is StableNetClassifier
+        loss = nn.CrossEntropyLoss if is_classifier else nn.MSELoss
+        common = {**common, "criterion": loss}
+    jobs = jobs_of(estimator_class, settings, module__width=16, **common)
+    estimators = fitted_separately(jobs)
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked for outcome in outcomes)
+    assert_close(outcomes, estimators)
+
+
+@pytest.mark.parametrize("width", [1, 7, 37])
+def test_odd_widths(width):
+    jobs = jobs_of(StableNetClassifier, LEARNING_RATES, module__width=width)
+    estimators = fitted_separately(jobs)
+    assert_close(train_together(jobs), estimators)
+
+
+def test_a_custom_schedule_is_stacked():
+    settings = [
+        {"lr_schedule": lambda progress: 1.0 - progress, "lr": 1e-2},
+        *LEARNING_RATES,
+    ]
+    jobs = jobs_of(StableNetClassifier, settings)
+    estimators = fitted_separately(jobs)
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked for outcome in outcomes)
+    assert_close(outcomes, estimators)
+
+
+# Odd widths and batch sizes: a product rounds differently where its result does not
+# begin at a multiple of 64 bytes, and a vector may end within a member.
+@pytest.mark.parametrize(
+    "common",
+    [
+        {},
+        {"module__width": 7},
+        {"module__width": 37, "batch_size": 22},
+        {"module__depth": 1, "module__width": 21},
+        {"optimizer": "sgd", "optimizer__momentum": 0.9, "module__width": 5},
+        {"optimizer": "adam", "weight_decay": 0.1, "module__width": 9},
+    ],
+)
+@pytest.mark.parametrize("estimator_class", [StableNetClassifier, StableNetRegressor])
+def test_a_diverging_member_does_not_change_the_bits_of_others(estimator_class, common):
+    settings = [{"lr": 0.03 * 10.0**-k} for k in range(7)]
+    expected = train_together(jobs_of(estimator_class, settings, TABLES[:1], **common))
+    with_diverging = [*settings[:3], {"lr": 1e30}, *settings[3:]]
+    jobs = jobs_of(estimator_class, with_diverging, TABLES[:1], **common)
+    outcomes = train_together(jobs)
+    diverged = outcomes.pop(3)
+    for outcome, other in zip(outcomes, expected, strict=True):
+        assert outcome.is_stacked
+        assert_bitwise_equal(weights_of(outcome.estimator), weights_of(other.estimator))
+    assert not diverged.is_stacked
+
+
+@pytest.mark.parametrize("width", [7, 16])
+def test_a_stack_of_one_is_bitwise_identical_to_a_member_of_many(width):
+    jobs = jobs_of(StableNetClassifier, LEARNING_RATES, module__width=width)
+    for outcome, job in zip(train_together(jobs), jobs, strict=True):
+        plan = clone(job.estimator)._prepare(job.X, job.y)
+        assert train_as_stack(plan)
+        weights = plan.net.module_.state_dict().values()
+        assert_bitwise_equal(weights_of(outcome.estimator), weights)
