@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from skorch.callbacks import Callback
 
@@ -18,10 +18,7 @@ from sknan._utils.compiled import original_of
 from sknan._utils.progress import advance
 from sknan._utils.random_state import random_states, set_random_states
 
-if TYPE_CHECKING:  # plan imports this module
-    from sknan._engine.plan import Trainable
-
-__all__ = ["EpochBar", "EpochTasks"]
+__all__ = ["EpochBar", "EpochTasks", "SupportsCallbacks"]
 
 # Columns of the history that a progress bar shows.
 _SHOWN = ("train_loss", "valid_loss", "lr")
@@ -47,6 +44,31 @@ class EpochBar(Callback):
         self.n_reports = n_reports
 
 
+class SupportsCallbacks(Protocol):
+    """Estimator with scikit-learn's ``CallbackSupportMixin``.
+
+    Attributes
+    ----------
+    max_epochs : int
+        Number of epochs of a training.
+    """
+
+    max_epochs: int
+
+    def _init_callback_context(self, *, max_subtasks: int | None) -> Any:
+        """Start the root task of scikit-learn's callback protocol.
+
+        Parameters
+        ----------
+        max_subtasks : int or None
+            Number of epochs, if it is known.
+
+        Returns
+        -------
+        sklearn.callback.CallbackContext
+        """
+
+
 class EpochTasks(Callback):
     """Callback that passes the tasks of a fit on to scikit-learn's callbacks.
 
@@ -59,12 +81,14 @@ class EpochTasks(Callback):
         Whether the estimator has callbacks of scikit-learn.
     """
 
-    def begin(self, estimator: Trainable, X: Any, y: Any, sample_weight: Any) -> None:
+    def begin(
+        self, estimator: SupportsCallbacks, X: Any, y: Any, sample_weight: Any
+    ) -> None:
         """Begin the task of the fit.
 
         Parameters
         ----------
-        estimator : Trainable
+        estimator : SupportsCallbacks
             Estimator whose ``fit`` runs under scikit-learn's ``with_callbacks``.
         X, y : object
             Data as given to ``fit``.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-from sknan._engine.listeners import EpochBar, EpochTasks
+from sknan._engine.listeners import EpochBar, EpochTasks, SupportsCallbacks
 from sknan._engine.table_net import TableNet
 from sknan._utils.progress import is_shown, progress
 from sknan._utils.random_state import resumed
@@ -55,7 +55,7 @@ class TrainingRows(NamedTuple):
     numbers: np.ndarray
 
 
-class Trainable(Protocol):
+class Trainable(SupportsCallbacks, Protocol):
     """Contract between an estimator and the engine that trains its network.
 
     ``_fit`` is all of ``fit``. To train the networks of several estimators together,
@@ -65,8 +65,6 @@ class Trainable(Protocol):
 
     Attributes
     ----------
-    max_epochs : int
-        Number of epochs of a training.
     lr_schedule : str, callable or None
         Learning rate schedule. The range test runs fewer steps where the training has
         one, because it is at its highest learning rate for only part of the time.
@@ -74,7 +72,6 @@ class Trainable(Protocol):
         Failed steps of the training, set by ``_finish``.
     """
 
-    max_epochs: int
     lr_schedule: Any
     nonfinite_reports_: list[NonFiniteReport]
 
@@ -105,19 +102,6 @@ class Trainable(Protocol):
         Returns
         -------
         int
-        """
-
-    def _init_callback_context(self, *, max_subtasks: int | None) -> Any:
-        """Start the root task of scikit-learn's callback protocol.
-
-        Parameters
-        ----------
-        max_subtasks : int or None
-            Number of epochs, if it is known.
-
-        Returns
-        -------
-        sklearn.callback.CallbackContext
         """
 
     def _check_parameters(self) -> None:

@@ -1,19 +1,16 @@
-"""The guarded net inside an estimator."""
+"""Guarded net of an estimator: training on whole tables and prediction."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, ClassVar
 
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EpochTimer, PrintLog
-from torch import Tensor
+from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sknan._utils.tree import tree_leaves
 from sknan.losses._traits import traits_of
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._guarded_step import GuardedTraining
@@ -23,29 +20,29 @@ from sknan.nets.recovery.output_repair import output_repaired, without_output
 
 __all__ = ["TableNet"]
 
-# Values (about 4 MB of float32) in one batch of validation or prediction.
+# Number of values, about 4 MB of float32, in the input of a validation batch and in the
+# output of the widest linear layer for a prediction batch.
 _VALUES_PER_FORWARD = 2**20
 
-# So many rows are predicted at once without asking how wide the network is, and so many
-# are tried to find that out: a prime, by which few weights can be divided.
-_FEW_ROWS = 2**10
-_PROBED_ROWS = 31
+# Largest number of rows in a prediction batch. More rows are not faster.
+_ROWS_PER_FORWARD = 2**11
 
-# What the estimators clip to by default.
-_USUAL_CLIP = 1.0
+# Default of the estimators' parameter clip_norm.
+_DEFAULT_CLIP_NORM = 1.0
 
 
 class TableNet(GuardedNet):
-    """Guarded net that takes whole tables and logs epochs, not batches.
+    """Guarded net that is trained on whole tables and logs epochs instead of batches.
 
-    Targets may come as pairs (y, weight); the loss is then the weighted sum over the
-    batch by its number of rows. Weights average 1 over the training data, so that this
-    is the weighted mean in expectation, and exactly so in a full batch.
+    Targets may be pairs (y, weight). The loss of a batch is then the weighted sum of
+    the losses of its rows, divided by the number of rows. Since weights average 1 over
+    the training data, this is the weighted mean in expectation, and exactly so if one
+    batch holds all rows.
     """
 
-    _is_versioned: ClassVar[bool] = False  # the estimator around it is
+    _is_versioned: ClassVar[bool] = False  # the estimator that holds it is
 
-    # Whether a callback is told of each batch; looked up once an epoch.
+    # Whether anything is notified of each batch, determined once an epoch.
     _has_batch_listeners_ = True
 
     @property
@@ -56,8 +53,8 @@ class TableNet(GuardedNet):
         return callbacks
 
     def _is_clip_idle(self, training: GuardedTraining) -> bool:
-        # Nobody has asked for the default.
-        return self.clip_norm != _USUAL_CLIP and super()._is_clip_idle(training)
+        # A default that has no effect needs no warning.
+        return self.clip_norm != _DEFAULT_CLIP_NORM and super()._is_clip_idle(training)
 
     def get_iterator(self, dataset: TensorTable, training: bool = False) -> Any:
         if training:
@@ -81,7 +78,7 @@ class TableNet(GuardedNet):
         weighted: Tensor = (per_row * weight).mean()
         return weighted
 
-    # -- the step: skorch's, without what a table has no use for ---------------------
+    # -- skorch's training step, without the overhead that tables do not need ----------
 
     def _start_training(self, iterator: Any) -> None:
         super()._start_training(iterator)
@@ -89,7 +86,7 @@ class TableNet(GuardedNet):
         self._has_batch_listeners_ = any(map(self._has_listeners, BATCH_METHODS))
 
     def _has_listeners(self, method_name: str) -> bool:
-        """Whether anybody has something to say when the net is notified."""
+        """Whether a notification of this name has any effect."""
         return (
             type(self).notify is not NeuralNet.notify
             or getattr(type(self), method_name) is not getattr(NeuralNet, method_name)
@@ -111,7 +108,7 @@ class TableNet(GuardedNet):
         return self.module_(x, **fit_params)
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        # Whoever is told of a batch may put the network in another mode.
+        # A listener may have changed the mode of the network.
         training: Any = self._training_
         if self._has_batch_listeners_ or not training.is_in_mode:
             self._set_training(True)
@@ -135,8 +132,8 @@ class TableNet(GuardedNet):
             not _is_collapsed(batch[0], step["y_pred"])
             or self.guard_.weights.has_shrunk
         ):
-            return None  # what decay has pulled to zero has not been flung there
-        # A network that never could tell these rows apart has not collapsed.
+            return None  # weights that shrink to zero by weight decay have not diverged
+        # A network that gave one output before the training has not collapsed.
         with self.guard_.first_weights():
             untrained = self.evaluation_step((batch[0], None))
         if _is_collapsed(batch[0], untrained):
@@ -147,7 +144,7 @@ class TableNet(GuardedNet):
         )
 
     def _log_batch(self, prefix: str, loss: float, rows: int) -> None:
-        """Leave the single batches out: a history is pickled with the net."""
+        """Log nothing, because the history is pickled with the net."""
 
     def _log_epoch(self, prefix: str, mean_loss: float) -> None:
         self.history.record(f"{prefix}_loss", mean_loss)
@@ -156,14 +153,20 @@ class TableNet(GuardedNet):
             batches.clear()
 
     def raw_output(self, X: Tensor) -> tuple[Tensor, list[int]]:
-        """Output of the module in evaluation mode, the first one if it has several.
+        """Return the output of the module in evaluation mode.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_samples, ...)
+            Rows on the device of the module.
 
         Returns
         -------
         output : Tensor of shape (n_samples, ...), float32
-            On the CPU; maybe memory of the module's own.
+            Output on the CPU, the first one if the module has several. It may share
+            memory with the module.
         bad : list of int
-            Rows of it that are not finite, and cannot be repaired or must not be.
+            Rows whose output is non-finite, and was not or could not be repaired.
         """
         if not self._is_evaluating():
             self._set_training(False)
@@ -172,16 +175,16 @@ class TableNet(GuardedNet):
             first, *others = [X] if n_rows >= len(X) else torch.split(X, n_rows)
             whole, is_finite = self._evaluated(first)
             if others:
-                # Small outputs kept between large tensors that are freed would keep
-                # the allocator from using their memory again.
-                output, place = whole, len(whole)
+                # One tensor for all outputs: small outputs between large tensors that
+                # are freed would prevent the allocator from reusing their memory.
+                output, start = whole, len(whole)
                 whole = output.new_empty((len(X), *output.shape[1:]))
-                whole[:place] = output
+                whole[:start] = output
             for batch in others:
                 output, is_finite_here = self._evaluated(batch)
                 is_finite = is_finite and is_finite_here
-                whole[place : place + len(batch)] = output
-                place += len(batch)
+                whole[start : start + len(batch)] = output
+                start += len(batch)
         whole = whole.cpu()
         if is_finite:
             return whole, []
@@ -190,9 +193,9 @@ class TableNet(GuardedNet):
         return whole, rows.nonzero().flatten().tolist()
 
     def _is_evaluating(self) -> bool:
-        """Whether all parts of the module are in evaluation mode already.
+        """Whether all parts of the module are in evaluation mode.
 
-        To look takes a quarter of the time of setting it.
+        The test takes a quarter of the time of setting the mode.
         """
         parts = [self.module_]
         while parts:
@@ -203,68 +206,46 @@ class TableNet(GuardedNet):
         return True
 
     def _evaluated(self, batch: Tensor) -> tuple[Tensor, bool]:
-        """What skorch's `evaluation_step` gives, and whether it is surely finite."""
+        """Return the output of a batch, and whether it is certain to be finite."""
         try:
-            # A module that works in place must not reach the caller's table.
+            # A copy, because a module that works in place would change the user's data.
             output = self.module_(batch.clone())
         except LinAlgError as error:
             raise without_output(self, (batch, None), error) from error
         first = _first(output).float()
-        # The sum is finite only if each value is; and it may overflow if they are.
+        # A finite sum implies finite values; a sum of finite values may overflow.
         is_finite = isinstance(output, Tensor) and math.isfinite(first.sum())
         if not is_finite and self.on_nonfinite == "recover":
             first = _first(output_repaired(self, batch, output)).float()
         return first, is_finite
 
     def _rows_per_forward(self, X: Tensor) -> int:
-        """As many that the widest tensor on the way holds `_VALUES_PER_FORWARD`."""
+        """Return the number of rows in a prediction batch, at least the batch size."""
         if len(X) <= self.batch_size:
             return len(X)
-        width = _width(X)
-        if len(X) <= min(_FEW_ROWS, _VALUES_PER_FORWARD // width):
-            return len(X)
-        probe = X[:_PROBED_ROWS].clone()
-        # A row that has no output will say so when its turn has come.
-        with _Widest(len(probe)) as widest, contextlib.suppress(LinAlgError):
-            self.module_(probe)
-        n_rows: int = _VALUES_PER_FORWARD // max(width, widest.n_values)
+        linear = [m for m in self.module_.modules() if isinstance(m, nn.Linear)]
+        widest = max([_width(X), *(layer.out_features for layer in linear)])
+        n_rows = min(_ROWS_PER_FORWARD, _VALUES_PER_FORWARD // widest)
         return max(int(self.batch_size), n_rows)
 
 
-class _Widest(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Look at what each operation gives, for the most values that belong to one row."""
-
-    def __init__(self, n_rows: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.n_rows = n_rows
-        self.n_values: int = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            n_values, rest = divmod(leaf.numel(), self.n_rows)
-            if not rest:  # else it is no batch, but weights
-                self.n_values = max(self.n_values, n_values)
-        return result
-
-
 def _width(X: Tensor) -> int:
+    """Return the number of values in a row."""
     return max(math.prod(X.shape[1:]), 1)
 
 
 def _first(output: Any) -> Tensor:
-    """The first output of a module that may have several."""
+    """Return the first output of a module that may have several."""
     first: Tensor = output[0] if isinstance(output, (tuple, list)) else output
     return first
 
 
 def _is_collapsed(X: Tensor, output: Any) -> bool:
-    """Whether a network answers different rows with the same bits.
+    """Whether a network gives bitwise identical outputs for different rows.
 
-    A rate far too high kills every hidden unit: the loss stays finite at that of a
-    constant, which an accuracy score cannot tell from a weak model.
+    A learning rate that is far too high makes every hidden unit constant. The loss
+    stays finite, at that of a constant prediction, and an accuracy score does not
+    distinguish this from a weak model.
     """
     output = _first(output)
     if output is None:

@@ -25,7 +25,7 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-from sknan._engine.table_net import _VALUES_PER_FORWARD
+from sknan._engine.table_net import _ROWS_PER_FORWARD
 from sknan._utils.validation import already_valid_array
 
 RNG = np.random.default_rng(0)
@@ -74,32 +74,30 @@ def test_several_batches_have_the_predictions_of_one(Estimator, y, width):
     np.testing.assert_allclose(whole, at_once, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("n_copies", [1, 100, 1000])
-def test_the_widest_tensor_limits_the_rows_per_forward_pass(n_copies):
+@pytest.mark.parametrize("n_copies", [1, 1000])
+def test_all_rows_are_predicted_in_batches_of_a_limited_size(n_copies):
     model = regressor(Widening, module__n_copies=n_copies).fit(X, VALUES)
     rows = model.net_.module_.rows
     rows.clear()
     model.predict(np.tile(MANY, (200, 1)))
-    tried, *rest = rows
-    assert tried < 100  # a trial finds the width of the widest tensor
-    assert sum(rest) == 200 * len(MANY)
-    assert max(rest) == _VALUES_PER_FORWARD // (3 * n_copies)
+    assert sum(rows) == 200 * len(MANY)
+    assert max(rows) == _ROWS_PER_FORWARD
 
 
-def test_the_weights_of_a_layer_do_not_count_as_width():
-    module = nn.Sequential(nn.Linear(3, 512), nn.Linear(512, 512), nn.Linear(512, 1))
+@pytest.mark.parametrize(("width", "limit"), [(8, 2048), (512, 2048), (2048, 512)])
+def test_the_widest_linear_layer_limits_the_rows_of_a_batch(width, limit):
+    module = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 1))
     net = regressor(module).fit(X, VALUES).net_
-    n_rows = net._rows_per_forward(torch.from_numpy(MANY))
-    assert n_rows == _VALUES_PER_FORWARD // 512
+    assert net._rows_per_forward(torch.from_numpy(MANY)) == limit
 
 
 def test_batches_of_prediction_are_at_least_as_large_as_in_training():
-    model = regressor(Widening, module__n_copies=10_000, batch_size=512).fit(X, VALUES)
+    model = regressor(Widening, batch_size=3000).fit(X, VALUES)
     rows = model.net_.module_.rows
-    for n_rows, expected in ((512, [512]), (1024, [1024]), (1025, [512, 512, 1])):
+    for n_rows, expected in ((2500, [2500]), (3000, [3000]), (3001, [3000, 1])):
         rows.clear()
         model.predict(MANY[:n_rows])
-        assert rows[-len(expected) :] == expected
+        assert rows == expected
 
 
 def test_non_finite_rows_are_counted_over_all_batches():
@@ -130,7 +128,7 @@ def test_a_row_in_a_later_batch_is_repaired():
     model = regressor(Root, module__n_copies=1000).fit(positive, VALUES)
     table = np.abs(MANY) + 1
     table[4900, 0] = -1.0
-    n_rows = _VALUES_PER_FORWARD // 3000
+    n_rows = _ROWS_PER_FORWARD
     found = (
         f"not finite for 1 of {len(table) % n_rows} rows, first row {4900 % n_rows} of "
         "the batch"
