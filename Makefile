@@ -1,11 +1,11 @@
-# `make demo` and `make test`, each alone, do everything on a fresh clone.
+# Each target works on a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint types format docs pictures clean
 
-# Made anew when what it installs has changed.
+# The environment is rebuilt when the requirements have changed.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[plot,test]"
@@ -24,7 +24,7 @@ $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
-# That of the README and the front page.
+# Update the plot that the README and the front page of the documentation show.
 pictures: demo
 	cp outputs/quickstart.png docs/_static
 

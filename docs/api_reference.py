@@ -1,7 +1,7 @@
-"""One page of reference for each public module, written from ``__all__``.
+"""Generator of the API reference: one page for each public module.
 
-The pages cannot lag behind the package: a public name that is added is on its page at
-the next build, and a page for a private module cannot come about.
+The pages are written from ``__all__`` at each build. They therefore contain every
+public name and no private module.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 import sknan
 
-# In reading order: what a user of estimators needs, then of torch, then who builds on
-# the engine.
+# In reading order: for users of estimators, for users of torch and skorch, then for
+# developers of estimators.
 GROUPS = {
     "Estimators and tables": [
         "estimators",
@@ -24,57 +24,57 @@ GROUPS = {
         "inspection",
         "exceptions",
     ],
-    "In any torch code": [
+    "For any torch code": [
         "functional",
         "activations",
         "losses",
         "optim",
         "diagnosis",
     ],
-    "skorch's nets": ["nets"],
+    "skorch nets": ["nets"],
     "Testing": ["testing"],
-    "To build on": ["nets.guard"],
+    "For developers": ["nets.guard"],
 }
 
 
 def public_modules() -> list[str]:
-    """Names of the public modules and packages, as they lie in the package."""
+    """Return the names of the public modules and packages, without ``sknan.``."""
     folder = Path(sknan.__file__).parent
     names = [module.name for module in pkgutil.iter_modules([str(folder)])]
     return sorted([n for n in names if not n.startswith("_")] + ["nets.guard"])
 
 
 def grouped_modules() -> dict[str, list[str]]:
-    """The groups above, of what there is; a module in none of them comes last."""
-    there = public_modules()
+    """Return the existing modules by group; the last group takes the unlisted ones."""
+    existing = public_modules()
     groups = {
-        title: [name for name in names if name in there]
+        title: [name for name in names if name in existing]
         for title, names in GROUPS.items()
     }
-    placed = [name for names in groups.values() for name in names]
-    groups["To build on"] += [name for name in there if name not in placed]
+    listed = [name for names in groups.values() for name in names]
+    groups["For developers"] += [name for name in existing if name not in listed]
     return groups
 
 
 def address(module: str, name: str) -> str:
-    """Where users import a name from: the package if it is offered there."""
+    """Return the path from which users import a name: ``sknan``, or its module."""
     return f"sknan.{name}" if name in sknan.__all__ else f"sknan.{module}.{name}"
 
 
 def summary_of(thing: object) -> str:
-    """First line of a docstring."""
+    """Return the first line of a docstring."""
     return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
 def entry(module: str, name: str) -> str:
-    """The directive that shows one public name."""
+    """Return the Sphinx directive for one public name."""
     thing = getattr(importlib.import_module(f"sknan.{module}"), name)
-    where = address(module, name)
-    path, _, last = where.rpartition(".")
+    path, _, last = address(module, name).rpartition(".")
     lines = [f".. currentmodule:: {path}", ""]
     if inspect.isclass(thing):
         lines += [f".. autoclass:: {last}"]
-        lines += [f"   :members: {members}"] if (members := own_methods(thing)) else []
+        members = methods_of_sknan(thing)
+        lines += [f"   :members: {members}"] if members else []
     elif inspect.isfunction(thing):
         lines += [f".. autofunction:: {last}"]
     else:
@@ -83,24 +83,24 @@ def entry(module: str, name: str) -> str:
 
 
 def values_of(constant: Any) -> list[str]:
-    """What a constant holds, a line for each value."""
+    """Return the values of a constant as a bulleted list, one line for each."""
     if isinstance(constant, dict):
-        held = [f"``{key!r}``: ``{value.__name__}``" for key, value in constant.items()]
+        rows = [f"``{key!r}``: ``{value.__name__}``" for key, value in constant.items()]
     else:
-        held = [f"``{value!r}``" for value in get_args(constant) or constant]
-    return [f"   - {line}" for line in held]
+        rows = [f"``{value!r}``" for value in get_args(constant) or constant]
+    return [f"   - {row}" for row in rows]
 
 
-def own_methods(cls: type) -> str:
-    """Public methods and properties that are written in this package."""
-    ours = [
+def methods_of_sknan(cls: type) -> str:
+    """Return the public methods and properties of a class that sknan implements."""
+    classes = [
         base
         for base in cls.__mro__
         if base.__module__.startswith("sknan.") and base is not object
     ]
     names = {
         name: None
-        for base in ours
+        for base in classes
         for name, value in vars(base).items()
         if not name.startswith("_")
         and isinstance(value, (staticmethod, classmethod, property, type(lambda: None)))
@@ -111,35 +111,36 @@ def own_methods(cls: type) -> str:
 
 
 def heading(text: str, sign: str) -> str:
-    """A heading in reStructuredText."""
+    """Return a heading in reStructuredText."""
     return f"{text}\n{sign * len(text)}\n"
 
 
 def page_of(module: str) -> str:
-    """The page of one module."""
-    there = importlib.import_module(f"sknan.{module}")
+    """Return the page of one module."""
+    imported = importlib.import_module(f"sknan.{module}")
     lines = [heading(f"sknan.{module}", "="), f".. py:module:: sknan.{module}"]
-    lines += ["", inspect.cleandoc(there.__doc__ or ""), ""]
-    for name in there.__all__:
+    lines += ["", inspect.cleandoc(imported.__doc__ or ""), ""]
+    for name in imported.__all__:
         lines += [heading(name, "-"), entry(module, name)]
     return "\n".join(lines)
 
 
 def index_page() -> str:
-    """The first page: what is in each module, in a line."""
+    """Return the first page: a table of the modules with a summary of each."""
     lines = [heading("API reference", "=")]
     lines += [
-        "Every public name. What ``from sknan import ...`` gives is shown under that "
-        "name; everything else is imported from its module.",
+        "These pages list every public name with its full import path. Names of the "
+        "form ``sknan.Name`` are imported from ``sknan`` itself, and all others from "
+        "their module.",
         "",
     ]
     for title, modules in grouped_modules().items():
         lines += [heading(title, "-"), ".. list-table::", "   :widths: 30 70", ""]
         for module in modules:
-            there = importlib.import_module(f"sknan.{module}")
+            imported = importlib.import_module(f"sknan.{module}")
             lines += [
                 f"   * - :doc:`sknan.{module} <{module}>`",
-                f"     - {summary_of(there)}",
+                f"     - {summary_of(imported)}",
             ]
         lines += ["", ".. toctree::", "   :hidden:", ""]
         lines += [f"   {module}" for module in modules] + [""]
@@ -147,7 +148,7 @@ def index_page() -> str:
 
 
 def write_api_reference(folder: Path) -> None:
-    """Write all pages; those that stay the same are not touched."""
+    """Write the pages that have changed, and delete those of removed modules."""
     folder.mkdir(exist_ok=True)
     pages = {"index": index_page()} | {m: page_of(m) for m in public_modules()}
     for old in folder.glob("*.rst"):
@@ -162,13 +163,14 @@ def write_api_reference(folder: Path) -> None:
 def shape_into_notes(
     app: object, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
-    """Move a section ``Shape`` to the head of the notes, for autodoc."""
+    """Move the section ``Shape`` to the beginning of ``Notes`` (hook of autodoc)."""
     if "Shape" not in lines:
         return
     start = lines.index("Shape")
     end = next((i for i in range(start + 2, len(lines)) if not lines[i]), len(lines))
     text = " ".join(line.strip() for line in lines[start + 2 : end])
-    shape = ["*Shape:* " + text.replace("*", r"\*")]  # any further axes, no emphasis
+    # The asterisk stands for any further axes here, not for emphasis.
+    shape = ["*Shape:* " + text.replace("*", r"\*")]
     del lines[start : end + 1]
     if "Notes" in lines:
         at = lines.index("Notes") + 2

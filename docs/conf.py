@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation: ``make docs``."""
+"""Configuration of Sphinx, which ``make docs`` runs."""
 
 import sys
 import warnings
@@ -31,22 +31,23 @@ extensions = [
 exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 
-# Links to headings are written as on the forge, so that pages read well there too.
+# Links to headings are written as on GitHub, so that they work there too.
 myst_heading_anchors = 4
 myst_enable_extensions = ["deflist", "dollarmath"]
 
-# A cross reference that leads nowhere is an error; names of other packages are not
-# looked up, since the documentation builds without a network.
+# A broken cross-reference is an error. Names of other packages are not looked up, since
+# the documentation builds without a network connection.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(?!sknan\.).*"),  # of other packages, and bare names of parameters
+    (r"py:.*", r"(?!sknan\.).*"),  # other packages, and bare names of parameters
     (r"py:.*", r"sknan\._.*"),  # private modules have no page
 ]
 
-autodoc_typehints = "none"  # the docstrings say types, shapes and defaults
+autodoc_typehints = "none"  # the docstrings contain types, shapes and defaults
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
-# It reads signatures off the docstring as it stands, before `setup` below moves Shape.
+# numpydoc also parses the original docstring, in which `setup` below has not yet moved
+# the section Shape.
 warnings.filterwarnings("ignore", message="Unknown section Shape")
 toc_object_entries = False  # each name has a heading
 
@@ -69,7 +70,7 @@ html_title = "sknan"
 html_static_path = ["_static"]
 html_css_files = ["sknan.css"]
 html_show_sourcelink = False
-html_sidebars = {"installation": [], "tour": []}  # pages without others below them
+html_sidebars = {"installation": [], "tour": []}  # these pages have no subpages
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
@@ -82,5 +83,5 @@ html_theme_options = {
 
 
 def setup(app: Sphinx) -> None:
-    """Let docstrings have torch's section ``Shape``, which numpydoc would drop."""
+    """Keep the docstring section ``Shape`` (as in torch), which numpydoc would drop."""
     app.connect("autodoc-process-docstring", shape_into_notes, priority=100)

@@ -1,6 +1,7 @@
-"""Formulas as MathML, which a browser shows without a script and without a network.
+"""Formulas as MathML, which browsers display without a script or a network connection.
 
-Sphinx's own renderers want a script from a server, or LaTeX. docutils translates.
+Sphinx's renderers need a script from a server, or LaTeX. This extension uses the
+translator of docutils.
 """
 
 import re
@@ -11,12 +12,12 @@ from docutils.utils.math import MathError, latex2mathml
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-# Of "log x", which a browser would print as "logx"; "log(x)" is well as it is.
+# A browser would print "log x" as "logx". "log(x)" needs no gap.
 GAP = re.compile(r'<mo>&ApplyFunction;</mo>(?!\s*<mo stretchy="false">\()')
 
 
 def write(translator: Any, node: nodes.Element, *, as_block: bool) -> None:
-    """Write a formula into the page."""
+    """Append a formula to the page."""
     formula = node.astext()
     try:
         written = latex2mathml.tex2mathml(formula, as_block=as_block)
@@ -30,16 +31,16 @@ def write(translator: Any, node: nodes.Element, *, as_block: bool) -> None:
 
 
 def write_inline(translator: Any, node: nodes.Element) -> None:
-    """Write a formula within a line."""
+    """Append an inline formula to the page."""
     write(translator, node, as_block=False)
 
 
 def write_block(translator: Any, node: nodes.Element) -> None:
-    """Write a formula that stands by itself."""
+    """Append a displayed formula to the page."""
     write(translator, node, as_block=True)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Let conf.py choose ``html_math_renderer = "mathml"``."""
+    """Register the renderer that conf.py selects as ``html_math_renderer``."""
     app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

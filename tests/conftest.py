@@ -1,10 +1,10 @@
-"""What every test shares: one torch thread, and the folder of shared tables if any."""
+"""Settings for all tests: one torch thread, and plots without a window."""
 
 from __future__ import annotations
 
 import matplotlib as mpl
 import torch
 
-# Tiny nets run about four times faster on one thread than on two.
+# Very small networks train about four times faster on one thread than on two.
 torch.set_num_threads(1)
 mpl.use("Agg")

@@ -1,7 +1,7 @@
-"""Every block of code in the README and the docs runs, and every link leads somewhere.
+"""README and documentation: code blocks, printed output, links, and API reference.
 
-That documented parameters and defaults are those of the signatures is held by
-``test_house.py``; that ``make docs`` builds without a warning, by ``make docs``.
+``test_house.py`` compares documented parameters and defaults with the signatures.
+``make docs`` fails at any warning of Sphinx.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import sknan
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-# What Sphinx writes into docs/ is .rst and .html.
-MADE = {"_build", "gallery", "api"}
+# Folders that Sphinx writes into docs/.
+GENERATED = {"_build", "gallery", "api"}
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted(
         path
         for path in DOCS.rglob("*.md")
-        if MADE.isdisjoint(path.relative_to(DOCS).parts)
+        if GENERATED.isdisjoint(path.relative_to(DOCS).parts)
     ),
 ]
 
@@ -36,12 +36,12 @@ def label(page):
     return str(page.relative_to(ROOT))
 
 
-def each(pages):
+def parametrize_pages(pages):
     return pytest.mark.parametrize("page", pages, ids=label)
 
 
 def blocks(page, language):
-    """Blocks of a page, each below as many empty lines as come before it there."""
+    """Return the code blocks of a page, padded to keep the line numbers of the page."""
     text = page.read_text(encoding="utf-8")
     found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
     return ["\n" * text.count("\n", 0, m.start(1)) + m.group(1) for m in found]
@@ -51,28 +51,28 @@ def run(code, page, namespace):
     exec(compile(code, str(page), "exec"), namespace)
 
 
-@each([page for page in PAGES if blocks(page, "python")])
+@parametrize_pages([page for page in PAGES if blocks(page, "python")])
 def test_the_code_of_a_page_runs_from_top_to_bottom(page):
     namespace = {}
     with warnings.catch_warnings():
-        # A rescue warns by design, and the pages provoke some.
+        # Some blocks show how training recovers, which raises this warning.
         warnings.simplefilter("ignore", sknan.DivergenceWarning)
         for block in blocks(page, "python"):
             run(block, page, namespace)
 
 
-# -- what is printed -----------------------------------------------------------------
+# -- printed output ------------------------------------------------------------------
 
 
-@each([ROOT / "README.md", DOCS / "index.md"])
-def test_the_refusal_is_what_is_printed(page, capsys):
+@parametrize_pages([ROOT / "README.md", DOCS / "index.md"])
+def test_the_shown_error_message_is_printed(page, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run(blocks(page, "python")[0], page, {})
     assert capsys.readouterr().out.startswith(blocks(page, "text")[0].strip())
 
 
-def test_the_report_in_the_readme_is_what_is_printed(capsys):
+def test_the_report_shown_in_the_readme_is_printed(capsys):
     page = ROOT / "README.md"
     namespace = {}
     with warnings.catch_warnings():
@@ -80,13 +80,13 @@ def test_the_report_in_the_readme_is_what_is_printed(capsys):
         for block in blocks(page, "python")[:2]:
             run(block, page, namespace)
     printed = capsys.readouterr().out.splitlines()[-1]
-    # The line is counted in the page here, and in a script of one's own there.
-    somewhere = re.compile(r"\(\S+:\d+\)")
+    # File and line number are those of this page here, and of a user's script there.
+    location = re.compile(r"\(\S+:\d+\)")
     shown = blocks(page, "text")[1].strip()
-    assert somewhere.sub("", printed) == somewhere.sub("", shown)
+    assert location.sub("", printed) == location.sub("", shown)
 
 
-def test_the_audit_in_the_guide_is_what_is_printed(capsys):
+def test_the_audit_shown_in_the_guide_is_printed(capsys):
     page = DOCS / "guide" / "preparing.md"
     (block,) = [code for code in blocks(page, "python") if "print(found)" in code]
     run("import numpy as np\n" + block, page, {})
@@ -102,7 +102,7 @@ def test_the_guard_of_the_guide_works_in_lightning(tmp_path):
     namespace = {}
     for block in blocks(page, "python"):
         if "income.configure_optimizers()" in block:
-            break  # the loop that stands for the trainer
+            break  # from here, the page replaces the trainer by a loop
         block = block.replace(stand_in, "from lightning import LightningModule")
         run(block, page, namespace)
     income = namespace["income"]
@@ -118,7 +118,7 @@ def test_the_guard_of_the_guide_works_in_lightning(tmp_path):
         enable_model_summary=False,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its advice on loaders and workers
+        warnings.simplefilter("ignore")  # advice of lightning on data loader workers
         trainer.fit(income, namespace["loader"])
     assert len(income.guard.reports) == 5
     assert {report.operation for report in income.guard.reports} == {"aten.log"}
@@ -129,7 +129,7 @@ def test_the_guard_of_the_guide_works_in_lightning(tmp_path):
 
 
 def anchors(page):
-    """What its headings can be linked by, as the forge and MyST name them."""
+    """Return the anchors of the headings of a page, as GitHub and MyST form them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
     return {
         re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
@@ -138,7 +138,7 @@ def anchors(page):
 
 
 def links(page):
-    """Links and pictures of a page, without what stands in its blocks of code."""
+    """Return the relative links and images of a page, outside its code blocks."""
     text = re.sub(r"^```(?!\{).*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
     return [
         link
@@ -147,8 +147,8 @@ def links(page):
     ]
 
 
-def is_made(path):
-    """Whether Sphinx will write this page: of a public module, or of an example."""
+def is_generated(path):
+    """Whether Sphinx writes this page for a public module or an example."""
     folder, name = path.parent.name, path.name.removesuffix(".rst")
     if folder == "api":
         return name == "index" or importlib.util.find_spec(f"sknan.{name}") is not None
@@ -157,16 +157,16 @@ def is_made(path):
     )
 
 
-@each(PAGES)
-def test_links_between_pages_lead_somewhere(page):
-    dead = []
+@parametrize_pages(PAGES)
+def test_links_between_pages_are_not_broken(page):
+    broken = []
     for link in links(page):
         target, _, anchor = link.partition("#")
         path = (page.parent / target).resolve() if target else page
-        exists = path.exists() or is_made(path)
+        exists = path.exists() or is_generated(path)
         if not exists or (anchor and anchor not in anchors(path)):
-            dead.append(link)
-    assert dead == []
+            broken.append(link)
+    assert broken == []
 
 
 def test_every_page_is_in_a_table_of_contents():
@@ -190,7 +190,7 @@ def test_every_page_is_in_a_table_of_contents():
 
 @pytest.fixture(scope="module")
 def reference():
-    """The module of docs/ that writes the reference; it needs no Sphinx."""
+    """Import the generator of the reference, which does not need Sphinx."""
     spec = importlib.util.spec_from_file_location(
         "api_reference", DOCS / "api_reference.py"
     )
@@ -216,21 +216,19 @@ def test_every_public_name_is_in_the_reference(reference, tmp_path):
     assert {f"sknan.{name}" for name in sknan.__all__} <= shown
 
 
-def test_a_page_of_the_reference_that_is_no_longer_needed_goes_away(
-    reference, tmp_path
-):
+def test_an_obsolete_page_of_the_reference_is_deleted(reference, tmp_path):
     (tmp_path / "gone.rst").write_text("gone")
     reference.write_api_reference(tmp_path)
     assert not (tmp_path / "gone.rst").exists()
     assert (tmp_path / "index.rst").exists()
 
 
-def test_every_module_stands_in_one_group_of_the_reference(reference):
+def test_every_module_is_in_one_group_of_the_reference(reference):
     grouped = [name for names in reference.grouped_modules().values() for name in names]
     assert sorted(grouped) == reference.public_modules()
 
 
-def test_a_section_on_shape_moves_to_the_notes(reference):
+def test_the_section_shape_moves_to_the_notes(reference):
     lines = ["Sum.", "", "Shape", "-----", "(n, *) to", "(n,).", "", "Examples", "---"]
     reference.shape_into_notes(None, "class", "Sum", None, None, lines)
     assert "\n".join(lines) == (

@@ -1,7 +1,7 @@
-"""The gallery: each script is well formed, and the quick ones run here.
+"""Example scripts: structure of all, and execution of the fast ones.
 
-A script that takes more than about five seconds runs only in ``make docs``, which stops
-at the first that fails; it is named in SLOW.
+SLOW lists the scripts that take more than about five seconds. Only ``make docs`` runs
+them, and it stops at the first failure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SLOW = {
 }
 
 
-def each(paths):
+def parametrize_paths(paths):
     return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 
@@ -40,8 +40,8 @@ def test_the_examples_are_numbered_in_reading_order():
     assert len(set(numbers)) == len(numbers)
 
 
-@each(EXAMPLES)
-def test_an_example_opens_with_its_finding_and_is_cut_into_cells(path):
+@parametrize_paths(EXAMPLES)
+def test_an_example_has_a_title_an_introduction_and_cells(path):
     text = path.read_text(encoding="utf-8")
     title, rule, *rest = (ast.get_docstring(ast.parse(text)) or "").splitlines()
     assert re.fullmatch("=+", rule)
@@ -50,17 +50,17 @@ def test_an_example_opens_with_its_finding_and_is_cut_into_cells(path):
     assert text.count("\n# %%\n") >= 3
 
 
-@each(EXAMPLES)
-def test_an_example_ends_in_a_picture_or_a_table(path):
+@parametrize_paths(EXAMPLES)
+def test_an_example_ends_with_a_plot_or_a_printed_table(path):
     last_cell = path.read_text(encoding="utf-8").rsplit("# %%", 1)[1]
     assert re.search(r"\.savefig\(|print\(", last_cell)
 
 
-@each([path for path in EXAMPLES if path.stem not in SLOW])
+@parametrize_paths([path for path in EXAMPLES if path.stem not in SLOW])
 def test_an_example_runs(path, tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
-    monkeypatch.chdir(tmp_path)  # where it writes its picture
+    monkeypatch.chdir(tmp_path)  # the script writes its plot there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sknan.DivergenceWarning)
         runpy.run_path(str(path), run_name="__main__")

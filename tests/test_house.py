@@ -1,4 +1,4 @@
-"""How the package is built: floors, imports, public names, documented defaults."""
+"""Structure of the package: imports, public names, and documented parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGE = Path(sknan.__file__).parent
 
 
 def dotted_name(path):
-    """Name of a module below the package; an ``__init__`` has that of its folder."""
+    """Return the name of a module below ``sknan``; an ``__init__`` has its folder's."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -35,7 +35,7 @@ PUBLIC_MODULES = [
     "nets.guard",
 ]
 
-# A package imports those of lower levels only.
+# A package imports only packages of lower levels.
 LEVELS = {
     "exceptions": 1,
     "functional": 1,
@@ -53,7 +53,8 @@ LEVELS = {
     "model_selection": 8,
 }
 
-# Imported where they are used: they may be absent, or take long (skrub).
+# These packages are imported inside functions: they are optional, or slow to import
+# (skrub).
 LATE_PACKAGES = {"matplotlib", "polars", "pandas", "pytest", "skrub"}
 
 PUBLIC_NAMES = [
@@ -97,7 +98,7 @@ def tree_of(module):
 
 
 def imported_names(node):
-    """Dotted names that an import statement brings in, ``from a import b`` as a.b."""
+    """Return the dotted names that a statement imports; ``from a import b`` is a.b."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -110,12 +111,12 @@ def all_imports(module):
 
 
 def imports_within(module):
-    """Modules of sknan that this one imports, as dotted names below the package."""
+    """Return the modules of sknan that this one imports, without ``sknan.``."""
     found = set()
     for name in all_imports(module):
         parts = name.split(".")
         if parts[0] == "sknan":
-            # The longest part of the name that is a module; the rest is a name in it.
+            # The longest prefix that is a module; the rest is a name in that module.
             dotted = [".".join(parts[1:end]) for end in range(len(parts), 1, -1)]
             found.add(next(name for name in dotted if name in PATHS))
     return found
@@ -125,8 +126,8 @@ def package_of(module):
     return module.partition(".")[0]
 
 
-def everything_below(modules):
-    """Modules that these import, and those that they import in turn."""
+def with_all_dependencies(modules):
+    """Return these modules and all modules that they import, directly or indirectly."""
     found, waiting = set(), list(modules)
     while waiting:
         module = waiting.pop()
@@ -159,22 +160,22 @@ def test_the_architecture_page_shows_these_packages_and_imports():
     rows = re.findall(r"^\| (\d) \| `(\w+)` \| (.*?) ?\|$", page, flags=re.M)
     assert {name: int(level) for level, name, _ in rows} == LEVELS
     for _, package, listed in rows:
-        own = [m for m in MODULES if package_of(m) == package]
-        others = {package_of(name) for m in own for name in imports_within(m)}
+        members = [m for m in MODULES if package_of(m) == package]
+        others = {package_of(name) for m in members for name in imports_within(m)}
         assert set(re.findall(r"`(\w+)`", listed)) == others - {package}, package
 
 
-def test_no_module_imports_itself_by_way_of_others():
-    below = {module: imports_within(module) for module in MODULES}
-    settled = set()
-    while len(settled) < len(MODULES):
-        free = {m for m in MODULES if m not in settled and below[m] <= settled}
-        assert free, f"a cycle among {sorted(set(MODULES) - settled)}"
-        settled |= free
+def test_no_cycle_of_imports():
+    imports = {module: imports_within(module) for module in MODULES}
+    done = set()
+    while len(done) < len(MODULES):
+        ready = {m for m in MODULES if m not in done and imports[m] <= done}
+        assert ready, f"a cycle among {sorted(set(MODULES) - done)}"
+        done |= ready
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_optional_and_slow_packages_are_imported_inside_a_function(module):
+def test_only_optional_and_slow_packages_are_imported_inside_functions(module):
     functions = [
         node
         for node in ast.walk(tree_of(module))
@@ -190,7 +191,7 @@ def test_only_optional_and_slow_packages_are_imported_inside_a_function(module):
     assert inside == set()
 
 
-def test_importing_the_package_does_not_import_what_takes_long():
+def test_importing_sknan_imports_no_slow_package():
     code = "import sys, sknan; print([n for n in sys.argv[1:] if n in sys.modules])"
     slow = ["skrub", "matplotlib", "polars"]
     found = subprocess.run(
@@ -200,7 +201,7 @@ def test_importing_the_package_does_not_import_what_takes_long():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_private_part_of_scikit_learn_is_imported(module):
+def test_no_private_module_of_scikit_learn_is_imported(module):
     private = [
         name
         for name in all_imports(module)
@@ -214,25 +215,25 @@ def test_no_private_part_of_scikit_learn_is_imported(module):
     "package", ["functional", "activations", "losses", "optim", "nets.guard"]
 )
 def test_the_torch_packages_need_neither_scikit_learn_nor_skorch(package):
-    # A loss or the guard must be usable in a plain torch loop. Only the base class of
-    # DivergenceWarning is scikit-learn's.
-    own = [m for m in MODULES if m == package or m.startswith(f"{package}.")]
-    foreign = [
+    # Losses and the guard must be usable in a plain torch loop. The only exception is
+    # the base class of DivergenceWarning, which comes from scikit-learn.
+    members = [m for m in MODULES if m == package or m.startswith(f"{package}.")]
+    unwanted = [
         f"{module} imports {name}"
-        for module in everything_below(own) - {"exceptions"}
+        for module in with_all_dependencies(members) - {"exceptions"}
         for name in all_imports(module)
         if package_of(name) in ("sklearn", "skorch")
     ]
-    assert foreign == []
+    assert unwanted == []
 
 
 def test_testing_imports_only_utilities():
-    own = [m for m in MODULES if package_of(m) == "testing"]
-    others = {package_of(name) for m in own for name in imports_within(m)}
+    members = [m for m in MODULES if package_of(m) == "testing"]
+    others = {package_of(name) for m in members for name in imports_within(m)}
     assert others <= {"testing", "_utils"}
 
 
-def test_the_top_of_the_package_is_short():
+def test_the_package_has_few_entries_at_the_top_level():
     entries = [p for p in PACKAGE.iterdir() if p.name != "__pycache__"]
     assert len(entries) <= 18
 
@@ -248,62 +249,62 @@ def test_the_public_names_are_these():
     "module",
     [m for m in MODULES if PATHS[m].name != "__init__.py" or m in PUBLIC_MODULES],
 )
-def test_every_module_says_what_it_offers(module):
-    offered = importlib.import_module(f"sknan.{module}")
-    assert all(hasattr(offered, name) for name in offered.__all__)
+def test_every_name_in_all_exists(module):
+    imported = importlib.import_module(f"sknan.{module}")
+    assert all(hasattr(imported, name) for name in imported.__all__)
 
 
 @pytest.mark.parametrize("name", PUBLIC_NAMES)
 def test_every_public_name_belongs_to_one_public_module(name):
-    homes = [
+    exporters = [
         module
         for module in PUBLIC_MODULES
         if name in importlib.import_module(f"sknan.{module}").__all__
     ]
-    assert len(homes) == 1
+    assert len(exporters) == 1
 
 
 @pytest.mark.parametrize("name", sknan._FORMER_MODULES)
-def test_a_module_of_the_flat_layout_is_its_package(name):
+def test_a_module_name_of_the_flat_layout_imports_the_new_package(name):
     assert importlib.import_module(f"sknan.{name}") is sknan._FORMER_MODULES[name]
 
 
-def test_the_version_is_that_of_the_package():
+def test_the_version_equals_the_installed_one():
     assert sknan.__version__ == importlib.metadata.version("sknan")
 
 
-def test_the_package_says_that_it_is_typed():
+def test_the_package_is_marked_as_typed():
     assert (PACKAGE / "py.typed").exists()
 
 
 # -- docstrings ----------------------------------------------------------------------
 
 
-def public_things():
-    """Each public function and class once, by its dotted name."""
+def public_objects():
+    """Yield each public function and class with its dotted name."""
     for module in PUBLIC_MODULES:
-        offered = importlib.import_module(f"sknan.{module}")
-        for name in offered.__all__:
-            thing = getattr(offered, name)
-            is_ours = getattr(thing, "__module__", "").startswith("sknan")
-            if is_ours and (inspect.isclass(thing) or inspect.isfunction(thing)):
+        imported = importlib.import_module(f"sknan.{module}")
+        for name in imported.__all__:
+            thing = getattr(imported, name)
+            is_of_sknan = getattr(thing, "__module__", "").startswith("sknan")
+            if is_of_sknan and (inspect.isclass(thing) or inspect.isfunction(thing)):
                 yield f"{module}.{name}", thing
 
 
-THINGS = dict(public_things())
+PUBLIC_OBJECTS = dict(public_objects())
 
 
-def is_from_elsewhere(cls, name):
-    """Whether a method stands in for one of a class that is not ours."""
-    # The mixin has no parent of its own: it stands before skorch's nets.
+def overrides_another_library(cls, name):
+    """Whether a method overrides one of a base class outside sknan."""
+    # The mixin has no such base class; it is combined with the nets of skorch.
     bases = skorch.NeuralNet.__mro__ if cls is sknan.GuardMixin else cls.__mro__[1:]
     others = [c for c in bases if not c.__module__.startswith("sknan")]
     return any(name in vars(c) for c in others)
 
 
 def documented_signatures():
-    """What must document its parameters, with whether it may leave them out."""
-    for label, thing in THINGS.items():
+    """Yield label, documented object, function, and whether parameters are required."""
+    for label, thing in PUBLIC_OBJECTS.items():
         if inspect.isfunction(thing):
             yield label, thing, thing, True
             continue
@@ -314,14 +315,14 @@ def documented_signatures():
         for name, method in vars(thing).items():
             method = getattr(method, "__func__", method)
             if inspect.isfunction(method) and not name.startswith("_"):
-                # An override may say that its parameters are those of its parent.
-                must = not is_from_elsewhere(thing, name)
-                yield f"{label}.{name}", method, method, must
+                # An override may refer to the parameters of the base class.
+                is_required = not overrides_another_library(thing, name)
+                yield f"{label}.{name}", method, method, is_required
 
 
 SIGNATURES = {
-    label: (documented, function, must)
-    for label, documented, function, must in documented_signatures()
+    label: (documented, function, is_required)
+    for label, documented, function, is_required in documented_signatures()
 }
 
 
@@ -339,7 +340,7 @@ def sections_of(docstring):
 
 
 def documented_parameters(docstring):
-    """Name to (type line, description) of the Parameters section, in order."""
+    """Return name: (type line, description) of the Parameters section, in order."""
     found = {}
     names = []
     for line in sections_of(docstring).get("Parameters", []):
@@ -371,7 +372,7 @@ def documented_default(type_line):
     try:
         return eval(value, known)
     except NameError:
-        return value  # the name of a module's constant
+        return value  # the name of a constant of the module
 
 
 def are_equal(documented, real, function):
@@ -382,23 +383,22 @@ def are_equal(documented, real, function):
     return type(documented) is type(real) and documented == real
 
 
-@pytest.mark.parametrize("label", THINGS)
-def test_every_public_thing_has_a_docstring_of_its_own(label):
-    summary = (
-        vars(THINGS[label]).get("__doc__") or THINGS[label].__doc__ or ""
-    ).strip()
+@pytest.mark.parametrize("label", PUBLIC_OBJECTS)
+def test_every_public_object_has_a_docstring(label):
+    thing = PUBLIC_OBJECTS[label]
+    summary = (vars(thing).get("__doc__") or thing.__doc__ or "").strip()
     assert summary
     assert summary.splitlines()[0].endswith(".")
 
 
 @pytest.mark.parametrize("label", SIGNATURES)
 def test_the_documented_parameters_are_those_of_the_signature(label):
-    documented, function, must = SIGNATURES[label]
+    documented, function, is_required = SIGNATURES[label]
     found = documented_parameters(documented.__doc__ or "")
     real = real_parameters(function)
-    if found or must:
+    if found or is_required:
         assert set(found) == set(real)
-        # Variadic ones may stand where they read best.
+        # Variadic parameters may be documented in any position.
         fixed = [name for name in real if real[name].kind not in VARIADIC]
         assert [name for name in found if name in fixed] == fixed
 
@@ -411,9 +411,9 @@ def test_the_documented_defaults_are_those_of_the_signature(label):
     for name, (type_line, _) in documented_parameters(documented.__doc__ or "").items():
         if name not in real or type_line.startswith("Ignored"):
             continue
-        said, default = documented_default(type_line), real[name].default
-        if not are_equal(said, default, function):
-            wrong.append(f"{name}: documented {said!r}, really {default!r}")
+        stated, default = documented_default(type_line), real[name].default
+        if not are_equal(stated, default, function):
+            wrong.append(f"{name}: documented {stated!r}, really {default!r}")
     assert wrong == []
 
 
@@ -421,26 +421,26 @@ def test_the_documented_defaults_are_those_of_the_signature(label):
 def test_every_public_parameter_has_a_type_and_a_description(label):
     documented, function, _ = SIGNATURES[label]
     real = real_parameters(function)
-    bare = []
+    incomplete = []
     found = documented_parameters(documented.__doc__ or "")
     for name, (type_line, text) in found.items():
         is_variadic = name in real and real[name].kind in VARIADIC
         if not text or not (type_line or is_variadic):
-            bare.append(name)
-    assert bare == []
+            incomplete.append(name)
+    assert incomplete == []
 
 
-def test_the_two_estimators_share_their_defaults():
+def test_the_two_estimators_have_the_same_defaults_except_for_the_loss():
     first = real_parameters(sknan.StableNetClassifier.__init__)
     second = real_parameters(sknan.StableNetRegressor.__init__)
-    differ = {n for n in second if first[n].default != second[n].default}
-    assert differ == {"criterion"}
+    different = {n for n in second if first[n].default != second[n].default}
+    assert different == {"criterion"}
     assert set(first) - set(second) == {"class_weight"}
 
 
-def test_the_checks_of_this_page_find_what_is_wrong():
+def test_the_parser_of_docstrings_reads_names_types_and_defaults():
     def sample(a, b=1, *, c=None):
-        """Do a thing.
+        """Compute a number.
 
         Parameters
         ----------
