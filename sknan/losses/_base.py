@@ -154,13 +154,13 @@ class Loss(nn.Module):
     """Base class of losses with a finite value, row weights and a reduction.
 
     A subclass defines ``_losses``, which returns one loss for each element or row. If
-    it also inherits from a loss of torch and sets ``_is_torchs``, torch's fused kernel
-    is called first. A finite value of that kernel is correct, and so is its gradient.
+    it also inherits from a loss of torch and sets ``_has_torch_kernel``, torch's fused
+    kernel is called first. If its value is finite, value and gradient are correct.
     """
 
     traits: ClassVar[LossTraits] = LossTraits(infimum=0.0)
 
-    _is_torchs: ClassVar[bool] = False
+    _has_torch_kernel: ClassVar[bool] = False
     reduction: str
 
     def _prepared(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,8 +200,8 @@ class Loss(nn.Module):
         """
         check_reduction(self.reduction)
         input, target = self._prepared(input, target)
-        fused = self._is_torchs and sample_weight is None and self.reduction != "none"
-        if fused and can_read_values(input):
+        is_reduced = sample_weight is None and self.reduction != "none"
+        if self._has_torch_kernel and is_reduced and can_read_values(input):
             value: Tensor = super().forward(input, target)
             if is_between(value, -largest_of(value), largest_of(value)):
                 return value

@@ -102,7 +102,7 @@ class CrossEntropyLoss(_ClassLoss, nn.CrossEntropyLoss):
     """
 
     traits = replace(_OF_LOGITS, names=("cross_entropy",))
-    _is_torchs = True
+    _has_torch_kernel = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(
@@ -131,7 +131,7 @@ class BCEWithLogitsLoss(Loss, nn.BCEWithLogitsLoss):
     """
 
     traits = replace(_OF_LOGITS, names=("binary_cross_entropy",), is_binary=True)
-    _is_torchs = True
+    _has_torch_kernel = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(
@@ -227,7 +227,7 @@ class NLLLoss(_ClassLoss, nn.NLLLoss):
         output_kind="log-probabilities",
         infimum=-math.inf,  # the input need not be normalized
     )
-    _is_torchs = True
+    _has_torch_kernel = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         return F.nll_loss(

@@ -60,7 +60,7 @@ class MSELoss(RegressionLoss, nn.MSELoss):
     """
 
     traits = replace(_DISTANCE, names=("mse", "squared_error"), unit_power=2)
-    _is_torchs = True
+    _has_torch_kernel = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         return residual(input, target, _root_bound(input)).square()
@@ -124,7 +124,7 @@ class L1Loss(RegressionLoss, nn.L1Loss):
     """
 
     traits = replace(_DISTANCE, names=("mae", "absolute_error"), unit_power=1)
-    _is_torchs = True
+    _has_torch_kernel = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         return residual(input, target, sum_bound(input)).abs()
@@ -146,7 +146,7 @@ class HuberLoss(RegressionLoss, nn.HuberLoss):
     """
 
     traits = replace(_DISTANCE, names=("huber",), unit_power=1)
-    _is_torchs = True
+    _has_torch_kernel = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         errors = residual(input, target, sum_bound(input, self.delta))
