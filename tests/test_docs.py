@@ -238,3 +238,19 @@ def test_the_section_shape_moves_to_the_notes(reference):
     lines = ["Sum.", "", "Shape", "-----", "(n,).", "", "Notes", "-----", "Slow."]
     reference.shape_into_notes(None, "class", "Sum", None, None, lines)
     assert "\n".join(lines) == "Sum.\n\nNotes\n-----\n*Shape:* (n,).\n\nSlow."
+
+
+# -- paths ---------------------------------------------------------------------------
+
+
+def test_the_paths_and_names_in_contributing_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    paths = set(re.findall(r"`((?:sknan|tests|docs|examples|benchmarks)/[^`]*)`", text))
+    assert len(paths) > 20
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    sources = "".join(p.read_text("utf-8") for p in (ROOT / "sknan").rglob("*.py"))
+    for name in ("SCHEDULES", "_RULES", "RECOVERIES", "DETECTORS", "LossTraits"):
+        assert f"`{name}`" in text
+        assert name in sources
+    for name in re.findall(r"`(_\w+\.py)`", text):
+        assert list((ROOT / "sknan").rglob(name)), name
