@@ -25,8 +25,6 @@ from sknan._engine.losses import StackedLoss, stacked_loss_of
 from sknan.nets._chain import ACTIVATIONS
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
-__all__ = ["StackedChain", "transposed_weights"]
-
 _aten = torch.ops.aten
 
 _Call = Callable[[], object]

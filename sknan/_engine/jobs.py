@@ -28,8 +28,6 @@ from sknan._engine.training import plan_key, train_stack
 from sknan._utils.progress import advance
 from sknan.nets._chain import layers_of
 
-__all__ = ["Job", "JobOutcome", "job_key", "train_together"]
-
 # Parameters in which the members of one stack may differ.
 _PER_MEMBER = frozenset(
     {

@@ -17,8 +17,6 @@ from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.nets.guard._loss_watch import LossWatches
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
-__all__ = ["StepLedger", "is_schedule_valid"]
-
 Floats = NDArray[np.float64]
 
 _HUGE = float(np.finfo(np.float64).max)

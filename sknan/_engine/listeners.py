@@ -18,8 +18,6 @@ from sknan._utils.compiled import original_of
 from sknan._utils.progress import advance
 from sknan._utils.random_state import random_states, set_random_states
 
-__all__ = ["EpochBar", "EpochTasks", "SupportsCallbacks"]
-
 # Columns of the history that a progress bar shows.
 _SHOWN = ("train_loss", "valid_loss", "lr")
 

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from sknan.losses._closed_forms import closed_form_of
 
-__all__ = ["StackedLoss", "stacked_loss_of"]
-
 
 class StackedLoss:
     """Mean loss of each member over the rows of a batch.

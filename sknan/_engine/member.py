@@ -12,8 +12,6 @@ from torch import Tensor
 
 from sknan._engine.plan import TrainingPlan
 
-__all__ = ["Member"]
-
 
 class Member:
     """One training of a stack, without the tensors that the stack holds.

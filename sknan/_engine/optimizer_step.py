@@ -15,14 +15,6 @@ from torch import Tensor
 
 from sknan.optim._fused_adam import adam_kernel
 
-__all__ = [
-    "is_decay_decoupled",
-    "kernel_key",
-    "optimizer_key",
-    "unit_step_group",
-    "write_unit_steps",
-]
-
 # A larger learning rate may overflow inside the optimizer, which only the guard of a
 # separate training detects.
 _LARGEST_RATE = 1e10

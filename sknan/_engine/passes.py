@@ -23,14 +23,6 @@ from sknan.nets._batching import TensorTable
 from sknan.nets._chain import known_layers, layers_of
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
-__all__ = [
-    "StackedPass",
-    "does_stacking_agree",
-    "is_stored_transposed",
-    "pass_key",
-    "stacked_pass",
-]
-
 # Number of rows on which a stacked pass is compared with a separate one, and tolerances
 # for loss and gradients.
 _N_COMPARED = 8

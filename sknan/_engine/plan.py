@@ -24,8 +24,6 @@ from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 
-__all__ = ["Trainable", "TrainingPlan", "TrainingRows", "trained_by"]
-
 
 class TrainingRows(NamedTuple):
     """Validated rows in the form in which a network is trained on them.

@@ -19,8 +19,6 @@ from sknan._engine.optimizer_step import (
 from sknan._engine.passes import is_stored_transposed, stacked_pass
 from sknan._engine.table_net import TableNet
 
-__all__ = ["Stack", "StackMember", "StepFactors"]
-
 # The vectorized kernels of the optimizers round the last numbers of a tensor, which do
 # not fill a vector, differently from the rest. Rows are padded to a multiple of this
 # length so that none of these numbers belongs to a member.

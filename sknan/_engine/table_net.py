@@ -18,8 +18,6 @@ from sknan.nets._hooks import BATCH_METHODS
 from sknan.nets._nets import GuardedNet
 from sknan.nets.recovery.output_repair import output_repaired, without_output
 
-__all__ = ["TableNet"]
-
 # Number of values, about 4 MB of float32, in the input of a validation batch and in the
 # output of the widest linear layer for a prediction batch.
 _VALUES_PER_FORWARD = 2**20

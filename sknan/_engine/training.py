@@ -26,8 +26,6 @@ from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.nets._batching import TensorBatches, TensorTable
 
-__all__ = ["plan_key", "train_as_stack", "train_stack"]
-
 # Bytes of prepared targets. Batches up to this size are prepared and judged together.
 _SPAN_SIZE = 2**20
 

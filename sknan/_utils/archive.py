@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["save"]
-
 
 def save(contents: Any, file: Any) -> None:
     """Save with ``torch.save``, and raise the original error if writing fails.

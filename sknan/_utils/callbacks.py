@@ -8,8 +8,6 @@ from typing import Any, TypeVar, cast
 
 from sklearn.callback import with_callbacks
 
-__all__ = ["fit_as_task"]
-
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 

@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["original_of", "uncompiled"]
-
 
 def original_of(part: Any) -> Any:
     """Return the module that was passed to ``torch.compile``.

@@ -16,8 +16,6 @@ import sklearn
 import torch
 from sklearn.exceptions import InconsistentVersionWarning
 
-__all__ = ["VersionedPickleMixin"]
-
 _KEY = "_pickled_with"
 
 

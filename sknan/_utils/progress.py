@@ -23,8 +23,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmWarning)  # tqdm shows text without ipywidgets
     from tqdm.auto import tqdm
 
-__all__ = ["advance", "advance_to", "call_in_workers", "is_shown", "progress"]
-
 _SECONDS_BEFORE = 1.0
 _LINE = "{l_bar}{bar}| {n:.0f}/{total_fmt} {unit} [{elapsed}<{remaining}{postfix}]"
 

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["random_states", "resumed", "seeded", "set_random_states"]
-
 
 def random_states(device: Any) -> tuple[Tensor, Tensor | None]:
     """Return the states of the generators that a forward pass on a device may use."""

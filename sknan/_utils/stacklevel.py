@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from types import FrameType
 
-__all__ = ["stacklevel_of_caller"]
-
 # Packages whose frames are skipped.
 _INSIDE = {"sknan", "skorch", "sklearn", "joblib", "contextlib"}
 

@@ -16,8 +16,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["FlopCount", "threads_for"]
-
 # Each thread beyond the first needs this many floating-point operations per step.
 _PER_THREAD = 5e8
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["tree_leaves", "tree_map"]
-
 
 def tree_map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
     """Apply ``function`` to each tensor in nested tuples, lists and mappings.

@@ -17,19 +17,6 @@ import torch
 
 from sknan.exceptions import NonFiniteDataError
 
-__all__ = [
-    "DROP_ROWS",
-    "FLOAT32_MAX",
-    "FLOAT64_MAX",
-    "already_valid_array",
-    "check_finite",
-    "check_range",
-    "column_name",
-    "count_nonfinite",
-    "did_you_mean",
-    "first_text_cell",
-]
-
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 FLOAT64_MAX = float(np.finfo(np.float64).max)
 

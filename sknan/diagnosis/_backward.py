@@ -18,8 +18,6 @@ from sknan.diagnosis._failed_operation import CRITERION, FailedOperation
 from sknan.diagnosis._forward import OperationTracer
 from sknan.diagnosis._values import all_finite, are_all_finite, bad_rows, largest
 
-__all__ = ["first_failed_node", "sanitized_backward"]
-
 
 @contextlib.contextmanager
 def _hooked_nodes(

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from sknan._utils.tree import tree_map
 
-__all__ = ["Capsule", "capture"]
-
 # Version of the archive format. Archives of other versions are refused.
 FORMAT = 1
 

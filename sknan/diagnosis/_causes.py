@@ -17,8 +17,6 @@ from sknan.diagnosis._remedies import ACTIONS, action_for
 from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
 from sknan.diagnosis._thresholds import HUGE, NARROW
 
-__all__ = ["examine_step"]
-
 # Operations whose domain has an edge. Where one fails only in the backward pass,
 # its argument was at the edge, not beyond.
 _WITH_A_DOMAIN = (

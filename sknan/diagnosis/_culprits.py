@@ -12,15 +12,6 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._report import Phase
 
-__all__ = [
-    "columns_to_blame",
-    "nonfinite_rows",
-    "places_to_blame",
-    "rows_by_bisection",
-    "sliced",
-    "without_rows",
-]
-
 # In a wider table the columns are not examined one by one.
 _MOST_COLUMNS = 256
 

@@ -23,8 +23,6 @@ from sknan.diagnosis._replay import replay
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.optim._clipping import stable_grad_norm
 
-__all__ = ["diagnose", "reproduce"]
-
 
 def _as_tensors(data: Any, device: torch.device) -> Any:
     """Return arrays and DataFrames as tensors, and tensors on the device."""

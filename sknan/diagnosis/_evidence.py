@@ -13,8 +13,6 @@ from sknan.diagnosis._failed_operation import FailedOperation
 from sknan.diagnosis._report import Cause
 from sknan.diagnosis._thresholds import is_runaway
 
-__all__ = ["StepEvidence"]
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StepEvidence:

@@ -9,8 +9,6 @@ import torch
 
 from sknan.diagnosis._report import Phase
 
-__all__ = ["CRITERION", "FailedOperation"]
-
 # Name of the criterion in the field ``module`` of a report.
 CRITERION = "criterion"
 

@@ -35,8 +35,6 @@ from sknan.diagnosis._values import (
     value_range,
 )
 
-__all__ = ["GraphNode", "OperationTracer", "tracked_modules"]
-
 # Statistics that need at least two elements.
 _SPREADS = ("std", "var", "std_mean", "var_mean")
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from sknan.diagnosis._failed_operation import CRITERION
 from sknan.diagnosis._values import all_finite, storage_key
 
-__all__ = ["ModuleNames"]
-
 
 class ModuleNames:
     """Paths of the modules of a net, its buffers, and its non-finite weights.

@@ -7,8 +7,6 @@ from typing import NamedTuple
 from sknan.diagnosis._failed_operation import FailedOperation
 from sknan.diagnosis._report import Cause
 
-__all__ = ["ACTIONS", "action_for"]
-
 ACTIONS: dict[Cause, str] = {
     "data": (
         "Clean and impute the inputs first: "

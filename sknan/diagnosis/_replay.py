@@ -16,8 +16,6 @@ from sknan.diagnosis._forward import OperationTracer, tracked_modules
 from sknan.diagnosis._module_names import ModuleNames
 from sknan.diagnosis._values import all_finite, nonempty_floats
 
-__all__ = ["replay", "trace_operations"]
-
 
 def replay(
     run: Callable[[], tuple[Any, Tensor]], names: ModuleNames, batch: Any, n_rows: int

@@ -12,8 +12,6 @@ import torch
 from sknan._utils.archive import save
 from sknan.diagnosis._capsule import FORMAT, Capsule
 
-__all__ = ["Cause", "NonFiniteReport", "Phase"]
-
 Phase = Literal["input", "forward", "loss", "backward", "step"]
 Cause = Literal[
     "data",

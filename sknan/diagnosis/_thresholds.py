@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["HUGE", "NARROW", "OVERFLOWS_SQUARED", "is_runaway"]
-
 # Above this size a float32 loss comes from numbers whose squares are about to overflow.
 HUGE = 1e15
 

@@ -10,8 +10,6 @@ from types import FrameType
 
 import torch
 
-__all__ = ["line_of_user"]
-
 _PACKAGE = str(Path(__file__).parents[1])  # root of sknan: no file in it is the user's
 _TORCH = str(Path(torch.__file__).parent)
 _LIBRARY_FOLDERS = (_TORCH, _PACKAGE, sysconfig.get_paths()["stdlib"])

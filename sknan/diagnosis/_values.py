@@ -11,17 +11,6 @@ from torch import Tensor
 
 from sknan._utils.tree import tree_leaves
 
-__all__ = [
-    "all_finite",
-    "are_all_finite",
-    "bad_rows",
-    "is_inexact",
-    "largest",
-    "nonempty_floats",
-    "storage_key",
-    "value_range",
-]
-
 
 def is_inexact(x: Tensor) -> bool:
     """Whether a tensor contains floating-point or complex numbers."""

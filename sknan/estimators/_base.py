@@ -52,8 +52,6 @@ from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._training_facts import summary_as_html
 
-__all__ = ["StableNetBase"]
-
 # Of fewer rows, a tenth is too small a sample for the choice of an epoch.
 _MIN_ROWS_TO_STOP_EARLY = 500
 

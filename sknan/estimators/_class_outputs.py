@@ -15,13 +15,6 @@ from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import traits_of
 
-__all__ = [
-    "LabelPredictionMixin",
-    "check_binary_output",
-    "check_class_output",
-    "class_probabilities",
-]
-
 
 class LabelPredictionMixin(ClassifierMixin):
     """Methods that follow from ``predict_proba`` and ``classes_``."""

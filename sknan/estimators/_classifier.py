@@ -21,8 +21,6 @@ from sknan.estimators._class_outputs import (
 from sknan.estimators._labels import encode_labels, list_labels, refuse_missing_labels
 from sknan.losses._traits import traits_of
 
-__all__ = ["StableNetClassifier"]
-
 
 class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     """Neural network classifier whose weights and outputs are always finite.

@@ -24,15 +24,6 @@ from sknan.losses._registry import (
 from sknan.losses._traits import traits_of
 from sknan.nets._tabular_mlp import TabularMLP
 
-__all__ = [
-    "CallableLoss",
-    "name_of",
-    "resolve_criterion",
-    "resolve_device",
-    "resolve_module",
-    "resolve_optimizer",
-]
-
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,

@@ -25,12 +25,6 @@ from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
 
-__all__ = [
-    "StableNetEnsembleClassifier",
-    "StableNetEnsembleRegressor",
-    "default_network",
-]
-
 # With early stopping, each network holds out one of this many folds.
 _N_FOLDS = 5
 

@@ -13,15 +13,6 @@ from sklearn.utils.validation import validate_data
 
 from sknan._utils.validation import already_valid_array, check_finite, first_text_cell
 
-__all__ = [
-    "CheckedRows",
-    "check_features",
-    "check_sample_weight",
-    "merge_duplicate_rows",
-    "name_text_cell",
-    "scale_weights",
-]
-
 
 class CheckedRows(NamedTuple):
     """Features already validated by another estimator fitted to the same columns.

@@ -11,13 +11,6 @@ from sklearn.utils.class_weight import compute_class_weight
 from sknan._utils.validation import FLOAT64_MAX, check_finite
 from sknan.exceptions import NonFiniteDataError
 
-__all__ = [
-    "apply_class_weight",
-    "encode_labels",
-    "list_labels",
-    "refuse_missing_labels",
-]
-
 
 def refuse_missing_labels(labels: np.ndarray, name: str, remedy: str) -> None:
     """Raise ``NonFiniteDataError`` if a label is missing or not finite.

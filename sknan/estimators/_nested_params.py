@@ -9,8 +9,6 @@ from sklearn.base import BaseEstimator
 
 from sknan._utils.validation import did_you_mean
 
-__all__ = ["PrefixedParamsMixin"]
-
 _PARTS = ("module", "criterion", "optimizer")
 _PREFIXES = (*_PARTS, "compile")
 # Names of the same parameters in Keras, torch and scikit-learn's MLPClassifier.

@@ -17,8 +17,6 @@ from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._chain import output_bound
 from sknan.nets.recovery.output_repair import rows_without_output, without_output
 
-__all__ = ["check_finite_output", "trial_output"]
-
 # If all values in a float32 network are below this bound, none of them overflows.
 _FAR_FROM_OVERFLOW = 1e30
 

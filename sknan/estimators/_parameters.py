@@ -11,8 +11,6 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback
 
-__all__ = ["automatic_batch_size", "check_parameters", "is_auto", "is_integer"]
-
 # Automatic batch sizes for tables of fewer rows than the first number; 1024 for larger
 # tables. The smaller the table, the more steps an epoch needs to make progress.
 _AUTO_BATCH_SIZES = (

@@ -23,8 +23,6 @@ from sknan.estimators._target_scaling import (
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import predictions
 
-__all__ = ["StableNetRegressor"]
-
 
 class StableNetRegressor(RegressorMixin, StableNetBase):
     """Neural network regressor whose weights and outputs are always finite.

@@ -18,8 +18,6 @@ from sknan.preprocessing._cleaner import CategoryEncoder, TableCleaner, check_se
 from sknan.preprocessing._imputer import STRATEGIES, NaNImputer
 from sknan.preprocessing._scaler import SafeScaler
 
-__all__ = ["tabular_pipeline"]
-
 _ENSEMBLES = {
     "classifier": StableNetEnsembleClassifier,
     "regressor": StableNetEnsembleRegressor,

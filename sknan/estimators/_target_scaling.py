@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["mean_and_scale", "prediction_dtype", "standardize"]
-
 # float32 has 24 bits of mantissa.
 _LARGEST_EXACT_INTEGER = 2**24
 

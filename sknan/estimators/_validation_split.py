@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ValidationFold", "random_split", "split_rows"]
-
 
 class ValidationFold(NamedTuple):
     """One of several disjoint validation sets of equal size, drawn at random.

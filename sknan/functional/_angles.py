@@ -20,8 +20,6 @@ from sknan.functional._domain import (
     without_zero,
 )
 
-__all__ = ["acos", "asin", "atan2", "atanh", "hypot"]
-
 
 def atanh(x: Tensor) -> Tensor:
     """Inverse hyperbolic tangent that is finite for every number.

@@ -14,20 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = [
-    "EDGES",
-    "Edge",
-    "can_read_values",
-    "is_between",
-    "just_above",
-    "narrow",
-    "snapped",
-    "widen",
-    "widen_pair",
-    "within",
-    "without_zero",
-]
-
 
 class Edge(NamedTuple):
     """Limits of a dtype."""

@@ -10,19 +10,6 @@ from torch import Tensor
 
 from sknan.functional._domain import Edge, narrow, widen, within
 
-__all__ = [
-    "exp",
-    "expm1",
-    "log",
-    "log1p",
-    "log_sigmoid",
-    "logit",
-    "sigmoid",
-    "smooth_clip",
-    "soft_clamp",
-    "softplus",
-]
-
 
 def log(x: Tensor) -> Tensor:
     """Natural logarithm that is finite for every number.

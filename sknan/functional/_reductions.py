@@ -17,20 +17,6 @@ from sknan.functional._domain import (
     without_zero,
 )
 
-__all__ = [
-    "correlation",
-    "cosine_similarity",
-    "log_softmax",
-    "logsumexp",
-    "norm",
-    "normalize",
-    "pairwise_distance",
-    "softmax",
-    "standardize",
-    "std",
-    "var",
-]
-
 Dim = int | tuple[int, ...] | None
 
 

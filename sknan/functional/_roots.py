@@ -18,8 +18,6 @@ from sknan.functional._domain import (
     without_zero,
 )
 
-__all__ = ["divide", "power", "reciprocal", "rsqrt", "sqrt"]
-
 
 def sqrt(x: Tensor) -> Tensor:
     """Square root with a finite gradient at zero.

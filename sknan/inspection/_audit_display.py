@@ -20,8 +20,6 @@ from sknan.inspection._plotting import (
     scale_for,
 )
 
-__all__ = ["AuditDisplay"]
-
 _SIGNS = {"breaks training": "✖", "hurts": "▲", "notice": "•"}
 _STATISTICS = ("low", "q1", "median", "q3", "high")
 _SHARES = {

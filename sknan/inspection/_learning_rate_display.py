@@ -28,8 +28,6 @@ from sknan.inspection._rate_outcomes import (
     results_of,
 )
 
-__all__ = ["LearningRateDisplay"]
-
 # Outcomes from unknown to worst. A rate is shaded by the worst of its candidates.
 _OUTCOMES: tuple[RateOutcome, ...] = ("", "stable", "unstable", "rescued", "diverged")
 

@@ -8,17 +8,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "COLORS",
-    "INK",
-    "as_text",
-    "axes_of",
-    "legend_above",
-    "pyplot",
-    "scale_for",
-    "style_of",
-]
-
 # Color of text and frames. The report replaces it by the text color of the page.
 INK = "#010203"
 

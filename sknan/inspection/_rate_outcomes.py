@@ -10,16 +10,6 @@ import numpy as np
 
 from sknan._engine.range_test import LearningRateRange
 
-__all__ = [
-    "LearningRateCurve",
-    "RateOutcome",
-    "curves_of_range",
-    "curves_of_search",
-    "name_of_metric",
-    "name_of_rate",
-    "results_of",
-]
-
 RateOutcome = Literal["", "stable", "unstable", "rescued", "diverged"]
 
 

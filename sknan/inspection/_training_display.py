@@ -20,8 +20,6 @@ from sknan.inspection._plotting import (
 )
 from sknan.nets._curves import TrainingCurves, networks_of
 
-__all__ = ["TrainingDisplay"]
-
 _PANELS = ("loss", "score", "rate", "gradient norm")
 _HEIGHTS = {"loss": 2.3, "score": 1.5, "rate": 1.3, "gradient norm": 1.3}
 

@@ -11,21 +11,6 @@ from torch import Tensor, nn
 from sknan.functional._domain import EDGES, can_read_values, is_between, widen, within
 from sknan.losses._traits import LossTraits
 
-__all__ = [
-    "Loss",
-    "RegressionLoss",
-    "StandaloneRegressionLoss",
-    "aligned",
-    "check_positive",
-    "check_reduction",
-    "largest_of",
-    "reduced",
-    "residual",
-    "row_weights",
-    "sum_bound",
-    "upcast",
-]
-
 
 def largest_of(x: Tensor) -> float:
     """Return the largest number of the dtype of a widened tensor."""

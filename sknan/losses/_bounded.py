@@ -13,8 +13,6 @@ from sknan import functional as sf
 from sknan.losses._base import check_reduction, reduced
 from sknan.losses._traits import traits_of
 
-__all__ = ["BoundedLoss", "unbounded"]
-
 
 class BoundedLoss(nn.Module):
     r"""Bound the values of a loss smoothly, so that its gradient does not vanish.

@@ -14,14 +14,6 @@ from sknan.functional._domain import EDGES, within
 from sknan.losses._base import Loss, check_reduction, largest_of, upcast
 from sknan.losses._traits import LossTraits
 
-__all__ = [
-    "BCEWithLogitsLoss",
-    "CrossEntropyLoss",
-    "FocalLoss",
-    "NLLLoss",
-    "ProbabilityNLLLoss",
-]
-
 _OF_LOGITS = LossTraits(task="classification", output_kind="logits", infimum=0.0)
 
 

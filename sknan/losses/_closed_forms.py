@@ -9,8 +9,6 @@ from torch import nn
 from sknan.losses._classification import CrossEntropyLoss
 from sknan.losses._regression import MSELoss
 
-__all__ = ["closed_form_of"]
-
 
 def closed_form_of(criterion: Any) -> Literal["cross_entropy", "squared_error"] | None:
     """Return the formula of a criterion that is a plain mean over the batch.

@@ -17,8 +17,6 @@ from sknan.losses._base import (
     largest_of,
 )
 
-__all__ = ["GammaLoss", "PoissonNLLLoss", "TweedieLoss"]
-
 _POSITIVE_MEAN = replace(RegressionLoss.traits, target_domain="non-negative")
 
 # Logarithms up to this share of that of the largest number are exponentiated: 35 in

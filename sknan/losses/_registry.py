@@ -14,8 +14,6 @@ from sknan.losses import (
 )
 from sknan.losses._base import Loss
 
-__all__ = ["CLASSIFICATION_LOSSES", "REGRESSION_LOSSES", "get_criterion"]
-
 _FAMILIES = (_classification, _regression, _positive_mean, _relative, _similarity)
 
 

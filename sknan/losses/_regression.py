@@ -26,17 +26,6 @@ from sknan.losses._base import (
     upcast,
 )
 
-__all__ = [
-    "GaussianNLLLoss",
-    "HuberLoss",
-    "L1Loss",
-    "LogCoshLoss",
-    "MSELoss",
-    "PseudoHuberLoss",
-    "QuantileLoss",
-    "RMSELoss",
-]
-
 # A distance is shifted and scaled with the target.
 _DISTANCE = replace(RegressionLoss.traits, standardizes_target=True)
 

@@ -18,8 +18,6 @@ from sknan.losses._base import (
     sum_bound,
 )
 
-__all__ = ["MAPELoss", "MSLELoss", "SMAPELoss"]
-
 
 class _FlooredLoss(StandaloneRegressionLoss):
     """Base class of losses whose denominator has a lower bound."""

@@ -20,8 +20,6 @@ from sknan.losses._base import (
     row_weights,
 )
 
-__all__ = ["CorrelationLoss", "CosineSimilarityLoss", "KLDivLoss"]
-
 
 class KLDivLoss(RegressionLoss, nn.KLDivLoss):
     r"""Kullback-Leibler divergence, :math:`q (\log q - \log p)` per element.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from sknan import functional as sf
 
-__all__ = ["LossTraits", "predictions", "traits_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LossTraits:

@@ -11,8 +11,6 @@ import numpy as np
 from sknan.exceptions import DivergenceWarning
 from sknan.model_selection._results import FitResult
 
-__all__ = ["divergence_columns", "divergence_warning"]
-
 
 def divergence_columns(results: Sequence[FitResult], n_splits: int) -> dict[str, Any]:
     """Return columns for ``cv_results_``, for each split and for the candidate.

@@ -22,8 +22,6 @@ from sknan.model_selection._trainer import ShareTrainer
 from sknan.model_selection._transformers import Split
 from sknan.model_selection._worker import Task
 
-__all__ = ["Evaluation"]
-
 
 class Evaluation:
     """Evaluation of candidates on splits: each candidate on all splits, in turn.

@@ -13,8 +13,6 @@ from sklearn.utils import check_random_state
 from sknan._engine.range_test import LearningRateRange, range_test
 from sknan.estimators._base import StableNetBase
 
-__all__ = ["LearningRateRange", "find_learning_rate"]
-
 # With fewer steps a curve has too few points to compare its end with its beginning.
 _MIN_STEPS = 10
 

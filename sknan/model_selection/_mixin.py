@@ -15,8 +15,6 @@ from sknan.model_selection._pipelines import final_network
 from sknan.model_selection._run import SearchRun
 from sknan.model_selection._stand_ins import scorer_stand_in
 
-__all__ = ["BatchedSearchMixin"]
-
 
 class BatchedSearchMixin:
     """Mixin for scikit-learn's searches that trains the candidates together."""

@@ -11,14 +11,6 @@ from sklearn.utils import Tags, get_tags
 
 from sknan.estimators._base import StableNetBase
 
-__all__ = [
-    "FitInputRecorder",
-    "final_network",
-    "last_step",
-    "path_of_last",
-    "with_last",
-]
-
 
 def last_step(model: Any) -> Any:
     """Return the last step of a pipeline, or of pipelines within pipelines."""

@@ -13,8 +13,6 @@ import cloudpickle
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
 
-__all__ = ["FitResult", "RemoteError", "divergence_fields"]
-
 
 class RemoteError:
     """Exception that was raised in a worker.

@@ -23,8 +23,6 @@ from sknan.model_selection._stand_ins import PretrainedStandIn, SplitterStandIn
 from sknan.model_selection._trainer import ShareTrainer
 from sknan.model_selection._transformers import FitOptions, Split
 
-__all__ = ["SearchRun"]
-
 
 class SearchRun:
     """State of a search while it is fitted.

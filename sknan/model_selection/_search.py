@@ -21,8 +21,6 @@ from sklearn.model_selection import (
 from sknan.model_selection._mixin import BatchedSearchMixin
 from sknan.model_selection._pipelines import final_network, path_of_last
 
-__all__ = ["BatchedGridSearchCV", "BatchedHalvingSearchCV", "BatchedRandomizedSearchCV"]
-
 
 class BatchedGridSearchCV(BatchedSearchMixin, GridSearchCV):
     """Grid search that trains all candidates on all folds together.

@@ -15,8 +15,6 @@ from sknan.model_selection._evaluation import Evaluation
 from sknan.model_selection._results import FitResult, RemoteError
 from sknan.model_selection._transformers import Split
 
-__all__ = ["PretrainedStandIn", "SplitterStandIn", "scorer_stand_in"]
-
 
 class PretrainedStandIn:
     """Stand-in for one candidate on one split, which has been trained and scored.

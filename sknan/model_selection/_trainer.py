@@ -16,8 +16,6 @@ from sknan.model_selection._results import FitResult
 from sknan.model_selection._transformers import FitOptions, Split
 from sknan.model_selection._worker import Task, train_share
 
-__all__ = ["ShareTrainer"]
-
 # Maximum number of trained models that wait to be scored. With `max_memory` they may
 # take a quarter of it. The size of a model is measured on the first one; in memory a
 # model takes about three times as much as in a pickle.

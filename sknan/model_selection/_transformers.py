@@ -21,8 +21,6 @@ from sklearn.utils import Tags, get_tags
 from sknan.model_selection._pipelines import FitInputRecorder
 from sknan.model_selection._results import RemoteError
 
-__all__ = ["FitOptions", "PreparedModel", "Split", "prepare"]
-
 
 class Split(NamedTuple):
     """Row indices of a training part and of the corresponding test part."""

@@ -30,8 +30,6 @@ from sknan.model_selection._transformers import (
     prepare,
 )
 
-__all__ = ["Task", "train_share"]
-
 
 class Task(NamedTuple):
     """One candidate on one split.

@@ -20,8 +20,6 @@ from sknan.nets._training_state import (
     state_of,
 )
 
-__all__ = ["BackupAndRestore"]
-
 # Format of the archive. Other formats are refused on reading.
 _FORMAT = "sknan backup 1"
 

@@ -15,9 +15,6 @@ from torch import Tensor
 
 from sknan._utils.tree import tree_leaves, tree_map
 
-__all__ = ["TensorBatches", "TensorTable"]
-
-
 # Rows are gathered for several batches at once, because a gather per batch costs more.
 # Such a block fits in the cache (1 MB of float32), and batches are views of it.
 _VALUES_PER_BLOCK = 2**18

@@ -9,8 +9,6 @@ from skorch.callbacks import Callback
 
 from sknan.nets.guard._snapshots import Snapshot
 
-__all__ = ["BestWeights"]
-
 _STATE = ("best_epoch_", "best_score_", "_last_gain_")
 
 

@@ -24,15 +24,6 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from sknan.losses._closed_forms import closed_form_of
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
-__all__ = [
-    "ACTIVATIONS",
-    "LayerwisePass",
-    "known_layers",
-    "layers_of",
-    "layerwise_pass",
-    "output_bound",
-]
-
 _aten = torch.ops.aten
 
 # Hooks that a module or all modules may have; each of them must be empty.

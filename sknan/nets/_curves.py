@@ -11,8 +11,6 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-__all__ = ["TrainingCurves", "last_of", "network_of", "networks_of", "skorch_net_of"]
-
 # Keys of the history that are not scores.
 _NOT_SCORES = {
     "epoch",

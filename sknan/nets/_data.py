@@ -15,8 +15,6 @@ from torch.utils.data import Subset
 from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite
 from sknan.nets._batching import TensorTable
 
-__all__ = ["as_table", "refuse_nonfinite_data"]
-
 _IMPUTE = (
     "Impute first, for example with make_pipeline(NaNImputer(), SafeScaler(), net)."
 )

@@ -34,8 +34,6 @@ from sknan.nets.recovery.raw_units import Conditioning
 from sknan.optim._clipping import clip_grad_norm, clip_grad_value, grad_norm
 from sknan.optim._learning_rates import scaled_rates
 
-__all__ = ["GuardedTraining"]
-
 # Number of recent batches on which a lower learning rate is tested.
 _N_LATEST = 4
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["BATCH_METHODS", "runs_only_known_code"]
-
 # Methods of callbacks that are called for each batch.
 BATCH_METHODS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 

@@ -34,8 +34,6 @@ from sknan.optim._adaptive_clipping import resolve_adaptive_clip
 from sknan.optim._fused_adam import step_with
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
-__all__ = ["GuardMixin"]
-
 
 def _check_positive(name: str, value: Any) -> None:
     if value is None:

@@ -22,14 +22,6 @@ from torch import Tensor
 
 from sknan.nets._mixin import GuardMixin
 
-__all__ = [
-    "GuardMixin",
-    "GuardedNet",
-    "GuardedNetBinaryClassifier",
-    "GuardedNetClassifier",
-    "GuardedNetRegressor",
-]
-
 _LOGITS_TO_NLL = (
     "The module's output is negative in places, but criterion NLLLoss wants "
     "probabilities here (skorch takes their logarithm). If the module returns logits, "

@@ -16,8 +16,6 @@ from sknan.nets.recovery.output_repair import (
     without_output,
 )
 
-__all__ = ["OutputMixin"]
-
 # At run time the next base class is a skorch net.
 _SkorchNet: Any = object
 

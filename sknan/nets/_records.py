@@ -12,15 +12,6 @@ from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._guarded_step import GuardedTraining
 
-__all__ = [
-    "epoch_report",
-    "no_step_error",
-    "not_learned_error",
-    "record_epoch",
-    "warn_of_idle_clip",
-    "warn_of_rescue",
-]
-
 
 def record_epoch(net: Any, training: GuardedTraining) -> None:
     """Write recoveries, gradient norms, clipping and learning rate into the history.

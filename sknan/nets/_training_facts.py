@@ -9,8 +9,6 @@ import numpy as np
 
 from sknan.nets._curves import TrainingCurves, network_of, skorch_net_of
 
-__all__ = ["facts_of_several", "summary_as_html", "training_facts"]
-
 
 def training_facts(model: Any) -> list[tuple[str, str]]:
     """Return names and descriptions of the main facts about a training.

@@ -17,19 +17,6 @@ from sknan._utils.random_state import random_states
 from sknan._utils.tree import tree_leaves
 from sknan.nets._batching import TensorTable
 
-__all__ = [
-    "begin_epoch_as",
-    "data_of",
-    "difference",
-    "plain",
-    "put_net",
-    "put_random_states",
-    "put_training",
-    "random_states_of",
-    "settings_of",
-    "state_of",
-]
-
 # Parameters that may differ in a resumed training.
 _FREE = ("callbacks", "device", "max_epochs", "verbose", "warm_start")
 

@@ -26,14 +26,6 @@ from sknan.optim._clipping import (
     stable_grad_norm,
 )
 
-__all__ = [
-    "AGC",
-    "AdaptiveClip",
-    "QuantileClip",
-    "ZScoreClip",
-    "resolve_adaptive_clip",
-]
-
 
 class AdaptiveClip(Protocol):
     """Interface of an adaptive clipper, which any object with these methods has."""

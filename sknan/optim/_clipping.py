@@ -17,15 +17,6 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-__all__ = [
-    "clip_grad_norm",
-    "clip_grad_value",
-    "coalesced_values",
-    "grad_norm",
-    "grad_norms",
-    "stable_grad_norm",
-]
-
 
 @torch.no_grad()
 def grad_norm(grads: Sequence[Tensor]) -> Tensor:

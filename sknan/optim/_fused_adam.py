@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
-__all__ = ["adam_kernel", "step_with"]
-
 _ONE = torch.ones(())
 
 

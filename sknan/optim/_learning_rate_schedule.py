@@ -10,8 +10,6 @@ from collections.abc import Callable
 from sknan._utils.validation import did_you_mean
 from sknan.optim._schedules import SCHEDULES, Plateau, constant
 
-__all__ = ["LearningRateSchedule"]
-
 # Attributes in which `Plateau` stores what it has learned.
 _PLATEAU_STATE = ("current", "best", "n_bad")
 

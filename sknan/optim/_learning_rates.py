@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-__all__ = ["ascends", "hopeless_decay", "longest_reach", "lower_scale", "scaled_rates"]
-
 Optimizers = Sequence[torch.optim.Optimizer]
 
 # Multiple of the present learning rate at which the search for a lower one starts, at

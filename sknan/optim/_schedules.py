@@ -13,17 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "SCHEDULES",
-    "Plateau",
-    "constant",
-    "cosine",
-    "coslog4",
-    "exponential",
-    "one_cycle",
-    "step",
-]
-
 
 def constant(progress: float) -> float:
     """Keep the learning rate constant.

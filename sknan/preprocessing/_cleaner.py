@@ -22,8 +22,6 @@ from sknan.preprocessing._tables.column_schema import ColumnSchema, learn_schema
 from sknan.preprocessing._tables.lazy_table import LazyTable, read_table
 from sknan.preprocessing._tables.typed_column import TypedColumn
 
-__all__ = ["CategoryEncoder", "TableCleaner", "check_sentinels"]
-
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 

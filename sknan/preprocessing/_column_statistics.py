@@ -23,8 +23,6 @@ from sknan.preprocessing._kernels.column_means import (
 from sknan.preprocessing._kernels.quantiles import bracketing_values
 from sknan.preprocessing._kernels.running_means import RunningMeans
 
-__all__ = ["ColumnStatistics", "refuse_containers"]
-
 Statistics = NDArray[Any] | RunningMeans
 
 

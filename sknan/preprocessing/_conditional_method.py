@@ -7,8 +7,6 @@ from functools import update_wrapper
 from types import MethodType
 from typing import Any
 
-__all__ = ["AvailableUnless", "UnavailableMethodError"]
-
 
 class UnavailableMethodError(AttributeError, ValueError):
     """A method that does not exist under the parameters of the object.

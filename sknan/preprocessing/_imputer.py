@@ -23,8 +23,6 @@ from sknan._utils.validation import did_you_mean
 from sknan.preprocessing._conditional_method import AvailableUnless
 from sknan.preprocessing._imputer_base import ImputerBase, is_float_array
 
-__all__ = ["STRATEGIES", "NaNImputer"]
-
 STRATEGIES = ("auto", "mean", "median", "zero", "most_frequent", "constant")
 
 # Strategies that `partial_fit` supports.

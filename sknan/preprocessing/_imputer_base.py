@@ -25,8 +25,6 @@ from sknan.preprocessing._column_statistics import ColumnStatistics, refuse_cont
 from sknan.preprocessing._kernels.blocks import KnownMask, fill
 from sknan.preprocessing._kernels.running_means import RunningMeans
 
-__all__ = ["ImputerBase", "is_float_array"]
-
 # Strategies that also fill text. scikit-learn's code finds their statistics.
 _ANY_KIND = ("most_frequent", "constant")
 

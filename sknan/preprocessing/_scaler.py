@@ -28,8 +28,6 @@ from sknan.preprocessing._kernels.soft_bound import (
     unsquash,
 )
 
-__all__ = ["SafeScaler"]
-
 _MAX = float(np.finfo(np.float64).max)
 _TINY = float(np.finfo(np.float64).smallest_subnormal)
 

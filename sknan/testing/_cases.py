@@ -11,14 +11,6 @@ from numpy.typing import NDArray
 from sklearn.base import is_regressor
 from sklearn.utils import get_tags
 
-__all__ = [
-    "Case",
-    "Table",
-    "healthy_table",
-    "nearest_to_zero",
-    "with_cells",
-]
-
 _N_TRAINING, _N_NEW = 96, 48
 
 # Cells with a fault. Two of them are in one column, where they can cancel or overflow.

@@ -15,12 +15,6 @@ from sknan._utils.validation import did_you_mean
 from sknan.testing import _checks_of_tables, _checks_of_training
 from sknan.testing._registry import ALL_CHECKS, applicable_checks
 
-__all__ = [
-    "check_finite_estimator",
-    "finite_estimator_checks",
-    "parametrize_with_finite_checks",
-]
-
 _NOT_EXPECTED = "Check is not expected to fail"
 
 # These modules register their checks when they are imported.

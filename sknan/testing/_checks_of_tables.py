@@ -16,9 +16,6 @@ from sknan.testing._examine import examine_fit, examine_predict
 from sknan.testing._refusals import CONSTANT, FEW, INFINITE, MISSING, TOO_LARGE
 from sknan.testing._registry import fault_check
 
-# The registry gives access to the checks.
-__all__: list[str] = []
-
 
 def _accepts_negative(estimator: Any) -> bool:
     return not get_tags(estimator).input_tags.positive_only

@@ -22,9 +22,6 @@ from sknan.testing._refusals import (
 )
 from sknan.testing._registry import fault_check
 
-# The registry gives access to the checks.
-__all__: list[str] = []
-
 _RATES = ("lr", "learning_rate", "learning_rate_init")
 
 

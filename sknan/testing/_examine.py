@@ -25,14 +25,6 @@ from sknan.testing._output_checks import check_output, check_untouched, in_words
 from sknan.testing._refusals import FaultError, advice, judge
 from sknan.testing._score_checks import check_columns, check_score
 
-__all__ = [
-    "FINITE",
-    "REFUSED",
-    "examine_fit",
-    "examine_predict",
-    "weight_parameter",
-]
-
 FINITE, REFUSED = "finite", "refused"
 
 _METHODS = ("predict", "predict_proba", "decision_function", "transform")

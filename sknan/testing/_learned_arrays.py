@@ -13,8 +13,6 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils import get_tags
 from torch import Tensor, nn
 
-__all__ = ["learned_arrays"]
-
 # Records of the training. They may contain a failed step that was rescued.
 _RECORDS = {
     "best_loss_",

@@ -13,8 +13,6 @@ from sklearn.utils import get_tags
 from sknan.testing._cases import Case
 from sknan.testing._refusals import FaultError, advice
 
-__all__ = ["check_output", "check_untouched", "in_words"]
-
 # Tolerance between outputs for the same row in batches with different other rows, in
 # float32 arithmetic.
 _ROUNDING = 1e-4

@@ -4,20 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = [
-    "CONSTANT",
-    "FEW",
-    "INFINITE",
-    "MISSING",
-    "RATE",
-    "TOO_LARGE",
-    "WEIGHT",
-    "FaultError",
-    "advice",
-    "judge",
-    "names_fault",
-]
-
 # Words that name a fault. A message with none of them does not tell the user the cause.
 MISSING = ("NaN", "missing", "null", "finite", "nonfinite")
 INFINITE = ("inf", "infinite", "infinity", "finite", "nonfinite")

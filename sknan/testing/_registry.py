@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ALL_CHECKS", "Check", "applicable_checks", "fault_check"]
-
 Check = Callable[[str, Any], str]
 
 # Each check with the condition under which an estimator can meet its fault.

@@ -12,8 +12,6 @@ from sklearn.base import is_classifier, is_regressor
 from sknan.testing._cases import Case, Table
 from sknan.testing._refusals import FaultError
 
-__all__ = ["check_columns", "check_score"]
-
 # Function that returns a model fitted without the fault, and its table.
 Healthy = Callable[[], tuple[Any, Table]]
 

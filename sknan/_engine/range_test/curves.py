@@ -26,8 +26,6 @@ from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorTable
 
-__all__ = ["RateCurves", "curves_at_rates", "flops_per_step"]
-
 # Share of the rows that is held out, the largest number of held-out rows, and the
 # number of rows below which none are held out.
 _HELD_OUT_SHARE = 0.2

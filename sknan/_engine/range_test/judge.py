@@ -14,8 +14,6 @@ import numpy as np
 
 from sknan._engine.range_test.curves import RateCurves
 
-__all__ = ["Judgment", "counted", "suggest"]
-
 # Suggestion where a test gives no information.
 _USUAL_RATE = 1e-3
 

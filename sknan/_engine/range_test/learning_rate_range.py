@@ -10,8 +10,6 @@ import pandas as pd
 from sknan._engine.range_test.curves import RateCurves
 from sknan._engine.range_test.judge import Judgment, counted
 
-__all__ = ["LearningRateRange"]
-
 
 @dataclass(frozen=True, eq=False)
 class LearningRateRange:

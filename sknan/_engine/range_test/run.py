@@ -19,8 +19,6 @@ from sknan._engine.range_test.judge import Judgment, suggest
 from sknan._engine.range_test.learning_rate_range import LearningRateRange
 from sknan._utils.progress import progress
 
-__all__ = ["DEFAULT_RATES", "range_test"]
-
 DEFAULT_RATES = tuple(float(f"{10 ** (k / 3):.3g}") for k in range(-15, 4))
 
 # Number of steps of each training: the least of this number, the number of steps of the

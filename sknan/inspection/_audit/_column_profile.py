@@ -16,8 +16,6 @@ from sknan.inspection._audit._formatting import number, quoted, share
 from sknan.preprocessing._tables.numeric_sentinels import Sentinel, sample_rows
 from sknan.preprocessing._tables.typed_column import ColumnContent
 
-__all__ = ["MIN_ROWS", "ColumnProfile", "sampled"]
-
 # A column is nearly constant if one value has this share of the known values.
 _NEARLY_ALL = 0.99
 

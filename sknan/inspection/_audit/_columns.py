@@ -26,8 +26,6 @@ from sknan.preprocessing._tables.typed_column import (
     types_in,
 )
 
-__all__ = ["as_text", "key_rows", "profile_column"]
-
 # Number of rows in the key of a column.
 _N_KEY_ROWS = 1024
 

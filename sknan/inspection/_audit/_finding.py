@@ -10,8 +10,6 @@ from typing import Any, Literal, NamedTuple
 from sknan.inspection._audit._formatting import quantity
 from sknan.inspection._audit._remedies import REMEDIES, SEVERITIES, Severity
 
-__all__ = ["Finding", "Observation", "group_by_kind", "in_order"]
-
 # Limits on the columns and characters that one sentence lists.
 _MAX_LISTED = 5
 _MAX_LENGTH = 160

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["number", "percent", "quantity", "quoted", "share"]
-
 # Longer cells are cut off.
 _MAX_TEXT = 40
 

@@ -19,8 +19,6 @@ from sknan.inspection._audit._tables import codes_of
 from sknan.inspection._audit._target import Target
 from sknan.preprocessing._tables.lazy_table import LazyTable
 
-__all__ = ["observations_of_leakage"]
-
 # Strengths from which missing cells reveal the target, and from which they are related
 # to it. The strength is the difference between the share of missing cells in a class
 # and in the other classes, or the rank correlation with the target of a regression.

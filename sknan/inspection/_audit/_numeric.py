@@ -17,8 +17,6 @@ from sknan.preprocessing._tables.numeric_sentinels import (
 )
 from sknan.preprocessing._tables.typed_column import TypedColumn
 
-__all__ = ["profile_numbers", "profile_numbers_in_text"]
-
 # Interquartile ranges beyond the quartiles from which a tail is heavy. An exponential
 # column of a billion rows has no such value.
 _HEAVY_TAIL = 20.0

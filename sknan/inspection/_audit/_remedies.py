@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-__all__ = ["REMEDIES", "SEVERITIES", "Remedy", "Severity"]
-
 Severity = Literal["breaks training", "hurts", "notice"]
 
 SEVERITIES: tuple[Severity, ...] = ("breaks training", "hurts", "notice")

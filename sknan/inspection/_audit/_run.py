@@ -30,8 +30,6 @@ from sknan.preprocessing._tables.numeric_sentinels import SAMPLE_SIZE
 from sknan.preprocessing._tables.sentinels import known_sentinels
 from sknan.preprocessing._tables.typed_column import TypedColumn, read_column
 
-__all__ = ["audit"]
-
 _TASKS = ("auto", "classification", "regression")
 
 

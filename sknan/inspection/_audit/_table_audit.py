@@ -15,8 +15,6 @@ from sknan.inspection._audit._column_profile import ColumnProfile
 from sknan.inspection._audit._finding import Finding
 from sknan.inspection._audit._remedies import SEVERITIES, Severity
 
-__all__ = ["HEADS", "TableAudit", "statistics_of"]
-
 # Titles of the columns of a table of findings.
 HEADS = ("severity", "finding", "evidence", "action")
 

@@ -17,14 +17,6 @@ from sknan.inspection._audit._formatting import number, quantity, share
 from sknan.preprocessing._tables.lazy_table import LazyTable
 from sknan.preprocessing._tables.typed_column import TypedColumn
 
-__all__ = [
-    "DETECTORS",
-    "codes_of",
-    "duplicated_rows",
-    "observations_in_table",
-    "size_in_words",
-]
-
 # Columns with more categories are not compared under other names.
 _FEW_CATEGORIES = 50
 

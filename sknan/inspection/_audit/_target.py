@@ -20,8 +20,6 @@ from sknan.inspection._audit._tables import codes_of
 from sknan.preprocessing._tables.sentinels import is_word_for_missing
 from sknan.preprocessing._tables.typed_column import TypedColumn
 
-__all__ = ["Target", "Task", "profile_target"]
-
 Task = Literal["auto", "classification", "regression"]
 
 # Integers are amounts if there are more distinct ones, or fewer rows for each.

@@ -15,8 +15,6 @@ from sknan.inspection._audit._finding import Observation
 from sknan.inspection._audit._formatting import quantity, quoted, share
 from sknan.preprocessing._tables.sentinels import is_word_for_missing
 
-__all__ = ["Categories", "numbers_in", "observations_in_text"]
-
 # Columns with more categories than this have too many for one column each.
 _MANY_CATEGORIES = 40
 

@@ -21,8 +21,6 @@ from sknan.inspection._report._html import (
 )
 from sknan.preprocessing._imputer import NaNImputer
 
-__all__ = ["data_sections"]
-
 
 def data_sections(estimator: Any, X: Any, y: Any) -> Iterator[str]:
     """Return the sections about the table, if any, and about the imputers, if any.

@@ -16,18 +16,6 @@ import numpy as np
 
 from sknan.inspection._plotting import INK, pyplot
 
-__all__ = [
-    "STYLE",
-    "cut_table",
-    "details",
-    "drawn",
-    "element",
-    "page",
-    "section",
-    "table",
-    "value_text",
-]
-
 # Number of rows that a table shows before it is expanded.
 _N_ROWS = 20
 

@@ -9,8 +9,6 @@ from typing import Any
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.inspection._report._html import element, section, table
 
-__all__ = ["incident_section"]
-
 # Number of kinds of incidents that are shown in full.
 _MAX_KINDS = 20
 

@@ -15,8 +15,6 @@ from sknan.inspection._report._settings import parameter_section, version_sectio
 from sknan.inspection._report._training import result_section, training_section
 from sknan.nets._curves import last_of, networks_of, skorch_net_of
 
-__all__ = ["HTMLReport", "report"]
-
 
 class HTMLReport:
     """HTML page about a training, to be saved, displayed in a notebook or printed.

@@ -13,8 +13,6 @@ from sklearn.pipeline import Pipeline
 from sknan.inspection._report._html import details, section, table
 from sknan.nets._curves import networks_of, skorch_net_of
 
-__all__ = ["parameter_section", "version_section"]
-
 # Distributions whose versions are listed.
 _PACKAGES = (
     *("sknan", "torch", "scikit-learn", "skorch", "skrub", "numpy", "pandas"),

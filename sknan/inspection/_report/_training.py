@@ -20,8 +20,6 @@ from sknan.inspection._training_display import TrainingDisplay
 from sknan.nets._curves import last_of, networks_of
 from sknan.nets._training_facts import facts_of_several, training_facts
 
-__all__ = ["result_section", "training_section"]
-
 
 def training_section(estimator: Any) -> str:
     """Return the section with facts and figures of the training.

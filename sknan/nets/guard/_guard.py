@@ -37,16 +37,7 @@ from sknan.optim._learning_rates import (
     ascends,
     longest_reach,
     lower_scale,
-    scaled_rates,
 )
-
-__all__ = [
-    "BATCH_SKIPPED",
-    "ROLLED_BACK",
-    "STEP_SKIPPED",
-    "Guard",
-    "scaled_rates",
-]
 
 POLICIES = ("recover", "skip", "raise")
 

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LossWatch", "LossWatches"]
-
 # A loss has exploded if it exceeds the untrained loss by this factor ...
 _EXPLOSION = 10.0
 # ... for this many consecutive steps (fewer in a short training). A spike is shorter.

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["group_small", "read_numbers", "total"]
-
 # Number of entries of a buffer up to which copying is cheaper than a separate kernel.
 _SMALL = 4096
 

@@ -12,9 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OptimizerSnapshot", "Snapshot"]
-
-
 # About the largest float32.
 _LARGEST = 3.4e38
 

@@ -19,8 +19,6 @@ from sknan.nets.guard._weights import VerifiedWeights
 from sknan.optim._clipping import grad_norms, stable_grad_norm
 from sknan.optim._learning_rates import hopeless_decay, longest_reach
 
-__all__ = ["StepChecks"]
-
 # A step that could be longer than this may overflow; the weights are checked after it.
 _OVERFLOWING_STEP = 1e20
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Trials"]
-
 
 class Trials(Protocol):
     """Trials that a guard runs before it decides; they leave the training unchanged."""

@@ -10,8 +10,6 @@ from torch import nn
 
 from sknan.nets.guard._snapshots import OptimizerSnapshot, Snapshot
 
-__all__ = ["VerifiedWeights"]
-
 # Weights farther than this from the first ones, in multiples of the first weights'
 # norm, were moved there by steps that were too large, even if no step failed.
 _FAR_AWAY = 10.0

@@ -13,8 +13,6 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.optim._clipping import grad_norm
 
-__all__ = ["amplification_of", "is_rate_absurd"]
-
 # The network, and not the learning rate, is to blame if it makes gradients grow by more
 # than this from output to input, or applies one weight this often. An ordinary network
 # shrinks gradients.

@@ -10,8 +10,6 @@ from sknan.diagnosis._culprits import without_rows
 from sknan.nets.recovery.protocol import Answer, Failure, Training
 from sknan.nets.recovery.repeat import MOST_REPETITIONS, repeat_step
 
-__all__ = ["DropRows"]
-
 # Batch normalization needs two rows.
 _FEWEST_ROWS = 2
 

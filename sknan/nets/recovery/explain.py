@@ -25,13 +25,6 @@ from sknan.diagnosis._thresholds import HUGE, NARROW
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
 from sknan.nets.recovery.protocol import Explanation, StepRefused, Training
 
-__all__ = [
-    "empty_states",
-    "explain",
-    "explain_weights",
-    "loss_of",
-]
-
 
 @contextlib.contextmanager
 def empty_states(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:

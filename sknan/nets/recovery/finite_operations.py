@@ -28,8 +28,6 @@ from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._backward import sanitized_backward
 from sknan.functional._domain import narrow, widen, within
 
-__all__ = ["RepairedOperations", "finite_step"]
-
 
 def _log_to(base_log: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def log(x: Tensor) -> Tensor:

@@ -24,14 +24,6 @@ from sknan.diagnosis._thresholds import HUGE
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.recovery.finite_operations import RepairedOperations
 
-__all__ = [
-    "nonfinite_output_error",
-    "output_repaired",
-    "rows_with_output",
-    "rows_without_output",
-    "without_output",
-]
-
 
 def output_repaired(net: Any, inputs: Any, outputs: Any) -> Any:
     """Recompute output rows that are not finite although their input is.

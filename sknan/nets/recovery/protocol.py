@@ -17,17 +17,6 @@ from sknan.nets.guard._guard import Guard
 from sknan.nets.guard._trials import Trials
 from sknan.nets.recovery.raw_units import Conditioning
 
-__all__ = [
-    "Answer",
-    "Explanation",
-    "Failure",
-    "Recovery",
-    "Step",
-    "StepMode",
-    "StepRefused",
-    "Training",
-]
-
 # Loss and output of a step, as ``train_step`` returns them.
 Step = dict[str, Any]
 

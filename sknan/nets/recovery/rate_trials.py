@@ -15,8 +15,6 @@ from sknan.nets.recovery.protocol import StepRefused, Training
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
 
-__all__ = ["RateTrials"]
-
 
 class RateTrials:
     """Trials that a guard runs before it decides; they leave the training unchanged.

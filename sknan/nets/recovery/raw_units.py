@@ -26,8 +26,6 @@ from torch.overrides import TorchFunctionMode
 
 from sknan.losses._traits import traits_of
 
-__all__ = ["Conditioning", "conditioned"]
-
 # Columns whose mean or standard deviation is at least this large are in raw units.
 _RAW = 10.0
 

@@ -7,8 +7,6 @@ from typing import Any
 from sknan.nets.recovery.protocol import Answer, Failure, Training
 from sknan.nets.recovery.repeat import MOST_REPETITIONS, repeat_step
 
-__all__ = ["RepairOperations"]
-
 
 class RepairOperations:
     """Repeat a step with operations and gradients that are finite."""

@@ -6,8 +6,6 @@ from sknan._utils.random_state import resumed
 from sknan.nets.recovery.explain import explain
 from sknan.nets.recovery.protocol import Failure, Step, StepMode, StepRefused, Training
 
-__all__ = ["MOST_REPETITIONS", "repeat_step"]
-
 # How often one step is repeated.
 MOST_REPETITIONS = 3
 

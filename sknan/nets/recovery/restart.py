@@ -10,8 +10,6 @@ from skorch.dataset import unpack_data
 from sknan.nets.recovery.protocol import Answer, Failure, Training
 from sknan.nets.recovery.raw_units import conditioned
 
-__all__ = ["RestartOnStandardizedData"]
-
 
 class RestartOnStandardizedData:
     """Restart a training whose data are in raw units, once."""

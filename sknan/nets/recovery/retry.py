@@ -7,8 +7,6 @@ from typing import Any
 from sknan.nets.recovery.protocol import Answer, Failure, Training
 from sknan.nets.recovery.repeat import repeat_step
 
-__all__ = ["Retry"]
-
 
 class Retry:
     """Repeat a step that was finite when it was replayed."""

@@ -7,8 +7,6 @@ from typing import Any
 from sknan.nets.guard._guard import ROLLED_BACK
 from sknan.nets.recovery.protocol import Answer, Failure, Training
 
-__all__ = ["RollBack"]
-
 
 class RollBack:
     """Restore verified weights, and clip or lower the learning rate from then on."""

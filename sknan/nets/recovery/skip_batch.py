@@ -8,8 +8,6 @@ from sknan.nets.guard._guard import BATCH_SKIPPED
 from sknan.nets.recovery.protocol import Answer, Failure, Training
 from sknan.nets.recovery.skip_step import skipped_step
 
-__all__ = ["SkipBatch"]
-
 
 class SkipBatch:
     """Skip a batch that fails with the last verified weights too."""

@@ -7,8 +7,6 @@ from typing import Any
 from sknan.nets.guard._guard import STEP_SKIPPED
 from sknan.nets.recovery.protocol import Answer, Failure, Step, Training
 
-__all__ = ["SkipStep", "skipped_step"]
-
 
 def skipped_step(training: Training, failure: Failure) -> Step:
     """Clear the gradients and return the failed step, marked as skipped."""

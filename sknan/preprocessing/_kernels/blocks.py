@@ -14,16 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = [
-    "Block",
-    "KnownMask",
-    "PerColumn",
-    "Workspace",
-    "blocks",
-    "fill",
-    "flat_indices",
-]
-
 # Number of cells in a block. A few float32 arrays of this size fit the second-level
 # cache of a core, and a block has so few long rows that one byte can count them.
 _BLOCK_CELLS = 1 << 16

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from sknan.preprocessing._kernels.blocks import KnownMask, Workspace, blocks
 
-__all__ = ["columns_of", "count_known", "mean", "means", "median", "midpoint"]
-
 # Number of cells that are copied at once from a table in C order, and minimum number of
 # columns. A cache line has room for eight float64: copying fewer columns at once would
 # read it again for the others.

@@ -28,8 +28,6 @@ from sknan.preprocessing._kernels.blocks import (
 )
 from sknan.preprocessing._kernels.column_means import columns_of
 
-__all__ = ["BracketingValues", "bracketing_values", "quantile_rank"]
-
 # Number of rows below which whole columns are ranked.
 _MIN_ROWS = 1 << 14
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RunningMeans"]
-
 # Every finite float64 is a whole multiple of 2**-1074.
 _FRACTION_BITS = 1074
 

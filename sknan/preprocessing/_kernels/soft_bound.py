@@ -19,8 +19,6 @@ from sknan.preprocessing._kernels.blocks import (
     flat_indices,
 )
 
-__all__ = ["DirectScaling", "round_down", "squash", "unsquash"]
-
 # Below bound * 2**-27 the bounded value and the value itself differ by less than half
 # the distance between adjacent float64 numbers.
 _IDENTITY = 2.0**-27

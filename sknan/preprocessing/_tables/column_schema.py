@@ -20,8 +20,6 @@ from sknan.preprocessing._tables.sentinels import (
 )
 from sknan.preprocessing._tables.typed_column import TypedColumn, is_missing
 
-__all__ = ["ColumnSchema", "Kind", "learn_schemas"]
-
 Kind = Literal["numbers", "numbers and words", "dates", "categories"]
 
 # Share of numbers among the known cells of a column of text from which on the column is

@@ -19,8 +19,6 @@ from sknan.preprocessing._tables.typed_column import (
     read_column,
 )
 
-__all__ = ["LazyTable", "read_table"]
-
 
 class LazyTable(NamedTuple):
     """A table whose columns are read on demand.

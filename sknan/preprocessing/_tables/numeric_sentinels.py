@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SAMPLE_SIZE", "Sentinel", "find_numeric_sentinels", "sample_rows"]
-
 # Number of rows in the sample that is searched for frequent values, quantiles,
 # categories and formats.
 SAMPLE_SIZE = 1 << 16

@@ -19,16 +19,6 @@ from sknan.preprocessing._tables.numeric_sentinels import (
 )
 from sknan.preprocessing._tables.typed_column import TypedColumn, read_column
 
-__all__ = [
-    "find_sentinels",
-    "is_word_for_missing",
-    "known_sentinels",
-    "missing_words",
-    "sentinels_of",
-    "suspected_sentinels",
-    "table_sentinels",
-]
-
 # Texts that have no other meaning than a missing value.
 _SIGNS = {
     *("", "?", "??", "???", "n/a", "n.a.", "n.a", "na", "nan", "nat", "null", "<na>"),

@@ -12,8 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["ColumnContent", "TypedColumn", "is_missing", "read_column", "types_in"]
-
 ColumnContent = Literal[
     "numbers",
     "flags",

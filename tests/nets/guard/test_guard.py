@@ -13,7 +13,7 @@ from torch.nn.functional import mse_loss
 from sknan.diagnosis import NonFiniteReport, StepEvidence, examine_step
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.guard import Guard, Snapshot
-from sknan.nets.guard._guard import scaled_rates
+from sknan.optim._learning_rates import scaled_rates
 
 REPORT = NonFiniteReport(
     "backward", "learning_rate", "It is NaN.", "Lower it.", epoch=1
