@@ -1,12 +1,13 @@
-"""What a grid search of learning rates costs, against separate fits.
+"""Time and memory of a batched grid search over learning rates.
 
     python -m benchmarks.search [--repeats N] [--only grid scaling memory] [--json FILE]
 
-Eight learning rates on five folds of 3 400 x 30, two hidden layers, ten epochs, two
-workers, wall time in turn: our batched search against scikit-learn's ``GridSearchCV``
-over skorch's net, scikit-learn's ``MLPClassifier`` and our own estimator. The workers
-are warm, and the best is refitted on all sides. *Products* are the batched matrix
-products of all steps alone, on one thread.
+The grid has eight learning rates on five folds of 3 400 x 30, with two hidden layers,
+ten epochs and two workers. ``BatchedGridSearchCV`` is compared with scikit-learn's
+``GridSearchCV`` over skorch's net, over scikit-learn's ``MLPClassifier`` and over
+``StableNetClassifier``. Wall time is measured alternately, with workers that have been
+started before, and includes the refit of the best candidate. *Products* is the time of
+the batched matrix products of all steps alone, on one thread.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from sknan.model_selection import BatchedGridSearchCV
 N_ROWS, N_FEATURES, N_FOLDS, N_EPOCHS = 3_400, 30, 5, 10
 RATES = np.logspace(-4, -2, 8).tolist()
 
-# (width, batch): how many times as fast as each peer the search must be.
+# Lower limits of the speed relative to other searches, by width and batch size.
 LIMITS: dict[tuple[int, int], dict[str, float]] = {
     (64, 128): {"skorch": 10.0, "MLPClassifier": 2.0, "StableNetClassifier": 1.5},
     (16, 32): {"skorch": 25.0},
@@ -58,15 +59,15 @@ class Perceptron(nn.Sequential):
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
-    """A table that can be learnt, but not by heart."""
+    """Return a table whose target depends on two terms and noise."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(N_ROWS, N_FEATURES)).astype(np.float32)
     score = X[:, 0] + X[:, 1] * X[:, 2] + rng.normal(size=N_ROWS)
     return X, (score > 0).astype(np.int64)
 
 
-def ours(width: int, batch_size: int) -> StableNetClassifier:
-    """Our estimator, as all others without a hold-out."""
+def estimator_of(width: int, batch_size: int) -> StableNetClassifier:
+    """Return the estimator of the batched search, without held-out rows."""
     return StableNetClassifier(
         module__width=width,
         batch_size=batch_size,
@@ -76,13 +77,13 @@ def ours(width: int, batch_size: int) -> StableNetClassifier:
     )
 
 
-def products(width: int, batch_size: int, n_slices: int) -> None:
-    """The batched products of all steps of all candidates and folds."""
+def products(width: int, batch_size: int, n_members: int) -> None:
+    """Compute the matrix products of all steps of all candidates and folds."""
     n_steps = -(-N_ROWS * (N_FOLDS - 1) // N_FOLDS // batch_size) * N_EPOCHS
     shapes = [(N_FEATURES, width), (width, width), (width, 2)]
-    weights = [torch.randn(n_slices, n_out, n_in) for n_in, n_out in shapes]
-    inputs = [torch.randn(n_slices, batch_size, n_in) for n_in, _ in shapes]
-    grads = [torch.randn(n_slices, batch_size, n_out) for _, n_out in shapes]
+    weights = [torch.randn(n_members, n_out, n_in) for n_in, n_out in shapes]
+    inputs = [torch.randn(n_members, batch_size, n_in) for n_in, _ in shapes]
+    grads = [torch.randn(n_members, batch_size, n_out) for _, n_out in shapes]
     for _ in range(n_steps):
         for layer, (weight, x, grad) in enumerate(
             zip(weights, inputs, grads, strict=True)
@@ -93,8 +94,8 @@ def products(width: int, batch_size: int, n_slices: int) -> None:
                 torch.bmm(grad, weight)
 
 
-def ways(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
-    """Each search, as a function without arguments."""
+def searches(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
+    """Return each search as a function without arguments."""
     X, y = data()
     common: dict[str, Any] = {"cv": N_FOLDS, "n_jobs": 2}
     skorch = NeuralNetClassifier(
@@ -117,7 +118,7 @@ def ways(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
         n_iter_no_change=N_EPOCHS,
         random_state=0,
     )
-    stable = ours(width, batch_size)
+    stable = estimator_of(width, batch_size)
     rates = {"lr": RATES}
     return {
         "batched": lambda: BatchedGridSearchCV(stable, rates, **common).fit(X, y),
@@ -131,18 +132,18 @@ def ways(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
 
 
 def measure_grids(repeats: int) -> dict[str, Any]:
-    """Seconds of each search, and how many times as fast ours is."""
+    """Print the seconds of each search, also relative to the batched search."""
     found = {}
     for (width, batch_size), limits in LIMITS.items():
-        its_ways = ways(width, batch_size)
-        times = in_turn(list(its_ways.values()), repeats=repeats)
-        seconds = dict(zip(its_ways, map(statistics.median, times), strict=True))
+        functions = searches(width, batch_size)
+        times = in_turn(list(functions.values()), repeats=repeats)
+        seconds = dict(zip(functions, map(statistics.median, times), strict=True))
         print(f"width {width}, batch {batch_size}")
         for name, s in seconds.items():
             speed = s / seconds["batched"]
             bound = f"  (at least {limits[name]:g})" if name in limits else ""
             missed = "  missed" if speed < limits.get(name, 0.0) else ""
-            print(f"  {name:<20} {s:7.2f} s  {speed:6.2f} times ours{bound}{missed}")
+            print(f"  {name:<20} {s:7.2f} s  {speed:6.2f} times batched{bound}{missed}")
         found[f"{width}, {batch_size}"] = seconds
     return found
 
@@ -154,34 +155,34 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def measure_scaling() -> dict[str, Any]:
-    """How the price of a candidate falls with their number, by width."""
+    """Print the time of a candidate by the number of candidates and the width."""
     X, y = data()
     found = {}
-    print("ms for each candidate and fold, by number of candidates (one alone)")
+    print("ms per candidate and fold, by number of candidates (a separate fit)")
     for width in (16, 64, 128, 256, 512):
-        alone = ours(width, 128)
-        by_itself = statistics.median(
-            _seconds(lambda est=alone: est.fit(X[::2], y[::2])) for _ in range(5)
+        estimator = estimator_of(width, 128)
+        separate = statistics.median(
+            _seconds(lambda est=estimator: est.fit(X[::2], y[::2])) for _ in range(5)
         )
         row = {}
         for n_candidates in (4, 16, 64, 256, 1000):
             if n_candidates * width**2 > 1000 * 64**2:
                 continue
             rates = {"lr": np.logspace(-4, -2, n_candidates)}
-            search = BatchedGridSearchCV(alone, rates, cv=2, refit=False)
-            whole = _seconds(lambda search=search: search.fit(X, y))
-            row[n_candidates] = whole / n_candidates / 2
-        found[width] = {"alone": by_itself, **row}
+            search = BatchedGridSearchCV(estimator, rates, cv=2, refit=False)
+            total = _seconds(lambda search=search: search.fit(X, y))
+            row[n_candidates] = total / n_candidates / 2
+        found[width] = {"alone": separate, **row}
         figures = ", ".join(f"{n}: {s * 1e3:.1f}" for n, s in row.items())
-        print(f"  width {width}: {figures} ({by_itself * 1e3:.1f})", flush=True)
+        print(f"  width {width}: {figures} ({separate * 1e3:.1f})", flush=True)
     return found
 
 
 def peak_of_search(max_memory: int | None) -> int:
-    """Bytes that a search of 1000 candidates takes beside its table."""
+    """Return the peak memory of a search of 1000 candidates, without its table."""
     torch.set_num_threads(1)
     X, y = data()
-    estimator = ours(64, 128).set_params(max_epochs=1)
+    estimator = estimator_of(64, 128).set_params(max_epochs=1)
     BatchedGridSearchCV(estimator, {"lr": RATES}, cv=2, refit=False).fit(X, y)
     search = BatchedGridSearchCV(
         estimator,
@@ -194,9 +195,9 @@ def peak_of_search(max_memory: int | None) -> int:
 
 
 def measure_memory() -> dict[str, int]:
-    """Peaks of searches, each in a process of its own."""
+    """Print the peak memory of searches, each in a new process."""
     found = {}
-    print("1000 candidates on two folds, width 64: peak beside the table")
+    print("1000 candidates on two folds, width 64: peak without the table")
     for bound in (None, 500, 200, 100, 50):
         max_memory = None if bound is None else bound * 10**6
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -209,7 +210,7 @@ def measure_memory() -> dict[str, int]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="runs of each search")
     parser.add_argument("--only", nargs="*", choices=["grid", "scaling", "memory"])

@@ -1,13 +1,14 @@
-"""scikit-learn's own tests of its searches, with ours in their place.
+"""scikit-learn's tests of its searches, applied to the batched searches.
 
-``python -m benchmarks.search_suite`` runs them as installed, about two minutes each
-time: first as they are, where ours must simply be scikit-learn's, since the estimators
-are; then with every estimator taken for one of ours, so that all of them are fitted and
-scored in shares, one by one, and stand-ins tell what was found. What cannot hold there
-is listed with its reason.
+``python -m benchmarks.search_suite`` runs the tests of the installed scikit-learn
+twice, about two minutes each time. In the first run, ``theirs``, the estimators of the
+tests are not sknan's, so that the batched searches must behave exactly like
+scikit-learn's. In the second run, ``all``, every estimator is treated like a network of
+sknan: it is fitted and scored in the workers of the batched search. Tests that cannot
+pass there are listed with the reason.
 
-``python -m benchmarks.search_suite theirs`` or ``all`` runs one of the two; what comes
-after that is passed to pytest.
+``python -m benchmarks.search_suite theirs`` or ``all`` performs one of the runs.
+Further arguments are passed to pytest.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from sknan.model_selection import _pipelines, _worker
 
 __all__ = ["DIFFERENT_BY_DESIGN"]
 
-# With every estimator taken for one of ours.
+# Tests that fail by design if every estimator is treated like a network of sknan.
 DIFFERENT_BY_DESIGN = {
-    "test_grid_search_cv_results": "there are columns about divergence",
-    "test_random_search_cv_results": "there are columns about divergence",
-    "test_custom_run_search": "there are columns about divergence",
-    "test_base_estimator_inputs": "parameters are set before the folds are cut",
-    "test_search_callbacks_propagation": "a callback sees candidates and folds, and "
-    "not what is inside: that is not trained there",
+    "test_grid_search_cv_results": "there are further columns about divergence",
+    "test_random_search_cv_results": "there are further columns about divergence",
+    "test_custom_run_search": "there are further columns about divergence",
+    "test_base_estimator_inputs": "parameters are set before the folds are made",
+    "test_search_callbacks_propagation": "callbacks are notified of candidates and "
+    "folds, but not of the fits, which happen elsewhere",
 }
 
 
@@ -43,12 +44,12 @@ class _AnyEstimator(type):
         return hasattr(thing, "fit") and hasattr(thing, "get_params")
 
 
-class _Ours(metaclass=_AnyEstimator):
-    """What every estimator is an instance of."""
+class _EveryEstimator(metaclass=_AnyEstimator):
+    """Class of which every estimator is an instance."""
 
 
 def _one_by_one(jobs: list[Job], max_memory: int | None = None) -> list[JobOutcome]:
-    """What `train_together` does, for estimators that are no networks."""
+    """Run jobs like `train_together`, for estimators that are not networks."""
     outcomes = []
     for job in jobs:
         estimator: Any = job.estimator
@@ -64,8 +65,8 @@ def _one_by_one(jobs: list[Job], max_memory: int | None = None) -> list[JobOutco
     return outcomes
 
 
-class _Swapped:
-    """A plugin of pytest: marks what may be different by design."""
+class _ExpectedFailures:
+    """Plugin of pytest that marks tests that fail by design."""
 
     def __init__(self, is_for_all: bool) -> None:
         self.is_for_all = is_for_all
@@ -83,37 +84,38 @@ def run(kinds: str, options: list[str]) -> int:
     Parameters
     ----------
     kinds : {"theirs", "all"}
-        Which estimators are trained together: none of those in the tests, or all.
+        Whether none of the estimators in the tests, or all, are treated like networks
+        of sknan.
     options : list of str
-        Passed to pytest.
+        Options of pytest.
 
     Returns
     -------
     int
         Exit code of pytest.
     """
-    places: Any = sklearn.model_selection
-    places.GridSearchCV = model_selection.BatchedGridSearchCV
-    places.RandomizedSearchCV = model_selection.BatchedRandomizedSearchCV
-    places.HalvingGridSearchCV = model_selection.BatchedHalvingSearchCV
+    module: Any = sklearn.model_selection
+    module.GridSearchCV = model_selection.BatchedGridSearchCV
+    module.RandomizedSearchCV = model_selection.BatchedRandomizedSearchCV
+    module.HalvingGridSearchCV = model_selection.BatchedHalvingSearchCV
     if kinds == "all":
-        vars(_pipelines)["StableNetBase"] = _Ours
+        vars(_pipelines)["StableNetBase"] = _EveryEstimator
         vars(_worker)["train_together"] = _one_by_one
     tests = [
         f"sklearn.model_selection.tests.{name}"
         for name in ("test_search", "test_successive_halving")
     ]
-    own = ["-q", "-c", "/dev/null", "-p", "no:cacheprovider", "-W", "ignore"]
-    swapped = _Swapped(kinds == "all")
-    # Threads know of the swap, processes would not.
+    common = ["-q", "-c", "/dev/null", "-p", "no:cacheprovider", "-W", "ignore"]
+    plugin = _ExpectedFailures(kinds == "all")
+    # Threads see the replaced classes, new processes would not.
     with parallel_config(backend="threading" if kinds == "all" else "loky"):
-        return int(pytest.main([*own, "--pyargs", *tests, *options], [swapped]))
+        return int(pytest.main([*common, "--pyargs", *tests, *options], [plugin]))
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         sys.exit(run(sys.argv[1], sys.argv[2:]))
-    # Each in a process of its own: the classes are swapped for good.
+    # Each run in a new process, because the classes stay replaced.
     sys.exit(
         max(
             call([sys.executable, "-m", "benchmarks.search_suite", kinds])

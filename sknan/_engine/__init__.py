@@ -14,7 +14,7 @@ be 1. In the order in which a training passes through them, the modules are:
     callbacks.
 ``jobs``
     ``train_together``, which makes the plans of many estimators, groups them into
-    stacks, and trains separately whatever cannot be stacked or has failed.
+    stacks, and trains separately those that cannot be stacked or have failed.
 ``training``
     ``train_stack``, the loop over epochs and batches of a stack.
 ``member``

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -59,24 +59,10 @@ def _separate_products(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None) -
 
 
 # -- layers ----------------------------------------------------------------------------
-
-
-class _StackedLayer(Protocol):
-    """Layer that appends its calls to a list, and returns the tensors that they write.
-
-    ``forward`` is called once for a batch size, then ``backward`` for the same inputs.
-    """
-
-    def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
-        """Append the calls of the forward pass, and return their output."""
-
-    def backward(
-        self, grad: Tensor, needs_input: bool, calls: list[_Call]
-    ) -> Tensor | None:
-        """Append the calls of the backward pass.
-
-        Returns the gradient of the input, or None if it is not needed.
-        """
+#
+# ``forward(x, calls)`` and ``backward(grad, needs_input, calls)`` append calls to a
+# list. They return the tensor that these calls write: the output, or the gradient of
+# the input (None if it is not needed). ``backward`` follows ``forward`` for the same x.
 
 
 class _StackedLinear:
@@ -84,14 +70,8 @@ class _StackedLinear:
 
     rows_axis = 1  # axis of the batch in the output
 
-    def __init__(
-        self,
-        weight: tuple[Tensor, Tensor],
-        bias: tuple[Tensor, Tensor] | tuple[None, None],
-    ) -> None:
+    def __init__(self, weight: tuple[Tensor, Tensor], bias: Any) -> None:
         self.weight, self.weight_grad = weight
-        values: Tensor | None
-        self.bias_grad: Tensor | None
         values, self.bias_grad = bias
         self.bias = None if values is None else values.unsqueeze(self.rows_axis)
 
@@ -336,7 +316,7 @@ class StackedChain:
         columns: list[tuple[Any, ...]] = list(zip(*layers, strict=True))
         last_linear = next(c[0] for c in reversed(columns) if _is_linear(c[0]))
         self.like = weights[0].new_empty(0, last_linear.out_features)
-        self.layers: list[_StackedLayer] = []
+        self.layers: list[Any] = []
         for i, column in enumerate(columns):
             layer = column[0]
             if _is_linear(layer):
@@ -389,7 +369,7 @@ class StackedChain:
         for layer in self.layers:
             output = layer.forward(output, forward)
         loss = self.loss(output)
-        grad: Any = loss.grad
+        grad = loss.grad
         for i in range(len(self.layers) - 1, self.first - 1, -1):
             grad = self.layers[i].backward(grad, i > self.first, backward)
         return _StepProgram(x, forward, loss, backward, output.transpose(1, 2))

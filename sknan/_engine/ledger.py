@@ -31,6 +31,11 @@ class StepLedger:
         Net of each member.
     n_steps : int
         Number of steps of the whole training.
+
+    Attributes
+    ----------
+    learning_rates : LearningRates
+        Learning rates of all steps.
     """
 
     def __init__(self, nets: Sequence[TableNet], n_steps: int) -> None:
@@ -39,7 +44,7 @@ class StepLedger:
         self.clips = np.array([_HUGE if c is None else float(c) for c in clips])
         self.is_clipped = np.array([clip is not None for clip in clips])
         self.watches = LossWatches(n_steps, len(nets))
-        self._learning_rates = _LearningRates(nets, n_steps)
+        self.learning_rates = LearningRates(nets, n_steps)
         self.n_clipped = np.zeros(len(nets), dtype=np.int64)
         self.largest_norm = np.zeros(len(nets))
         self.begin_epoch()
@@ -61,28 +66,12 @@ class StepLedger:
         index = np.asarray(numbers)
         self.clips, self.is_clipped = self.clips[index], self.is_clipped[index]
         self.watches.keep(index)
-        self._learning_rates.keep(numbers)
+        self.learning_rates.keep(numbers)
         self.n_clipped = self.n_clipped[index]
         self.largest_norm = self.largest_norm[index]
         self.total_loss = self.total_loss[index]
         self.norms = [norms[:, index] for norms in self.norms]
         self.coefficients = [rows[:, index] for rows in self.coefficients]
-
-    def learning_rates(self, first: int, n_steps: int) -> Floats:
-        """Return the learning rates of consecutive steps.
-
-        Parameters
-        ----------
-        first : int
-            Number of the first step, from 0.
-        n_steps : int
-            Number of steps.
-
-        Returns
-        -------
-        ndarray of shape (n_steps, n_members)
-        """
-        return self._learning_rates.at(first, n_steps)
 
     def clip_coefficients(self, norms: Floats) -> Floats | None:
         """Return the factors that bring gradients to their norm limits.
@@ -193,7 +182,7 @@ class StepLedger:
             if valid_losses is not None:
                 monitored = valid_losses[k]
                 row |= {"valid_batch_count": 1, "valid_loss": monitored}
-            self._learning_rates.update(k, monitored)
+            self.learning_rates.update(k, monitored)
             rows.append(row)
         self.begin_epoch()
         return rows
@@ -230,7 +219,7 @@ def _factors(schedule: LearningRateSchedule) -> Floats:
     return np.array([schedule.factor(step) for step in range(schedule.total_steps)])
 
 
-class _LearningRates:
+class LearningRates:
     """Learning rates of all steps, with equal schedules computed once.
 
     Parameters

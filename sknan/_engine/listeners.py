@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Protocol
 
 from skorch.callbacks import Callback
@@ -94,12 +95,7 @@ class EpochTasks(Callback):
             Sample weights as given to ``fit``, or None.
         """
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-        self.arguments = {
-            "estimator": estimator,
-            "X": X,
-            "y": y,
-            "metadata": metadata,
-        }
+        self.arguments = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
         self.has_listeners = hasattr(estimator, "_skl_callbacks")
         self.task = estimator._init_callback_context(max_subtasks=estimator.max_epochs)
         self.task.call_on_fit_task_begin(**self.arguments)
@@ -112,12 +108,10 @@ class EpochTasks(Callback):
     def on_epoch_begin(self, net: TableNet, **_: Any) -> None:
         """Begin the task of the epoch."""
         self.epoch = self.task.subcontext(task_name="epoch")
+        attributes = partial(_fitted_attributes, net, len(net.history) - 1)
         with _kept_random_states(net):
             self.epoch.call_on_fit_task_begin(
-                **self.arguments,
-                reconstruction_attributes=lambda: _fitted_attributes(
-                    net, n_epochs=len(net.history) - 1
-                ),
+                **self.arguments, reconstruction_attributes=attributes
             )
 
     def on_epoch_end(self, net: TableNet, **_: Any) -> None:
@@ -134,12 +128,10 @@ class EpochTasks(Callback):
 
     def _end_epoch(self, net: TableNet) -> bool:
         epoch, self.epoch = self.epoch, None
+        attributes = partial(_fitted_attributes, net, len(net.history))
         with _kept_random_states(net):
             is_stop_requested: bool = epoch.call_on_fit_task_end(
-                **self.arguments,
-                reconstruction_attributes=lambda: _fitted_attributes(
-                    net, n_epochs=len(net.history)
-                ),
+                **self.arguments, reconstruction_attributes=attributes
             )
         return is_stop_requested
 

@@ -1,4 +1,4 @@
-"""Member of a stack: the rows, history, best epoch and result of one training."""
+"""Members of a stack: the part that each network has for itself."""
 
 from __future__ import annotations
 
@@ -13,32 +13,29 @@ from torch import Tensor
 from sknan._engine.plan import TrainingPlan
 
 
-class Member:
-    """One training of a stack, without the tensors that the stack holds.
+class StackMember:
+    """Network in a stack.
 
     Parameters
     ----------
     plan : TrainingPlan
-        Plan of the training, which has not begun.
-    offset : int
-        Number of rows that precede its table in the joined tables of the stack.
+        Plan of its training, which has not begun.
+
+    Attributes
+    ----------
+    net : TableNet
+        Initialized net.
+    group : dict of str to object
+        Parameter group of its optimizer.
+    generator : Generator
+        Generator of its random numbers.
     """
 
-    def __init__(self, plan: TrainingPlan, offset: int) -> None:
-        net = plan.net
-        self.plan = plan
-        self.net = net
-        self.group: dict[str, Any] = net.optimizer_.param_groups[0]
+    def __init__(self, plan: TrainingPlan) -> None:
+        self.net = plan.net
+        self.group: dict[str, Any] = plan.net.optimizer_.param_groups[0]
         self.generator = torch.Generator()
         self.generator.set_state(plan.random_states[0])
-        rows = torch.arange(len(plan.table)), torch.zeros(0, dtype=torch.int64)
-        if plan.best is not None:
-            net._split_seed_ = plan.split_seed
-            rows = plan.split(plan.split_seed)
-        self.train, self.valid = rows[0] + offset, rows[1] + offset
-        self.history: list[dict[str, Any]] = []
-        self.best_loss, self.best_epoch, self.last_gain = math.inf, 0, 0
-        self.best_weights: list[Tensor] | None = None
 
     @property
     def weights(self) -> list[Tensor]:
@@ -49,6 +46,30 @@ class Member:
     def buffers(self) -> list[Tensor]:
         """Buffers of the module."""
         return list(self.net.module_.buffers())
+
+
+class Member(StackMember):
+    """One training in a stack: its rows, history, best epoch and result.
+
+    Parameters
+    ----------
+    plan : TrainingPlan
+        Plan of the training, which has not begun.
+    offset : int
+        Number of rows that precede its table in the joined tables of the stack.
+    """
+
+    def __init__(self, plan: TrainingPlan, offset: int) -> None:
+        super().__init__(plan)
+        self.plan = plan
+        rows = torch.arange(len(plan.table)), torch.zeros(0, dtype=torch.int64)
+        if plan.best is not None:
+            self.net._split_seed_ = plan.split_seed
+            rows = plan.split(plan.split_seed)
+        self.train, self.valid = rows[0] + offset, rows[1] + offset
+        self.history: list[dict[str, Any]] = []
+        self.best_loss, self.best_epoch, self.last_gain = math.inf, 0, 0
+        self.best_weights: list[Tensor] | None = None
 
     def end_epoch(
         self, row: dict[str, Any], weights: Callable[[], list[Tensor]]

@@ -65,22 +65,6 @@ def kernel_key(group: dict[str, Any]) -> Hashable:
     return tuple(map(group.get, _KERNEL_SETTINGS))
 
 
-def is_decay_decoupled(group: dict[str, Any]) -> bool:
-    """Whether weight decay shrinks the weights instead of changing the gradient.
-
-    Parameters
-    ----------
-    group : dict of str to object
-        Parameter group of an optimizer.
-
-    Returns
-    -------
-    bool
-        True for AdamW.
-    """
-    return bool(group.get("decoupled_weight_decay"))
-
-
 def unit_step_group(group: dict[str, Any]) -> dict[str, Any]:
     """Return the parameter group with which kernels compute a step without the weights.
 

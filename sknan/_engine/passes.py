@@ -223,6 +223,7 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     if _chain_for_table(net, table) is not None:
         return True
     x, target = table.rows(slice(0, _N_COMPARED))
+    doubled = tree_map(lambda leaf: torch.stack([leaf, leaf]), (x, target))
     clone = copy.copy(net)
     clone.__dict__["module_"] = copy.deepcopy(net.module_).train()
     tensors = [list(clone.module_.parameters()), list(clone.module_.buffers())]
@@ -235,7 +236,7 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     try:
         stacked = _StackedModule([clone] * 2, generators, weights, gradients, buffers)
         with torch.no_grad():
-            losses, _ = stacked.step(*_doubled((x, target)))
+            losses, _ = stacked.step(*doubled)
         with torch.random.fork_rng(devices=[]):
             outputs = clone.module_(x.clone())
             loss = clone.get_loss(outputs, target)
@@ -251,10 +252,6 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
         bool(torch.allclose(stacked, separate, rtol=_RTOL, atol=_ATOL))
         for stacked, separate in pairs
     )
-
-
-def _doubled(rows: Any) -> Any:
-    return tree_map(lambda leaf: torch.stack([leaf, leaf]), rows)
 
 
 class _StackedModule:

@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sknan._engine.optimizer_step import (
-    is_decay_decoupled,
-    kernel_key,
-    unit_step_group,
-    write_unit_steps,
-)
+from sknan._engine.member import StackMember
+from sknan._engine.optimizer_step import kernel_key, unit_step_group, write_unit_steps
 from sknan._engine.passes import is_stored_transposed, stacked_pass
-from sknan._engine.table_net import TableNet
 
 # The vectorized kernels of the optimizers round the last numbers of a tensor, which do
 # not fill a vector, differently from the rest. Rows are padded to a multiple of this
 # length so that none of these numbers belongs to a member.
 _ALIGNMENT = 16
-
-
-class StackMember(Protocol):
-    """Network in a stack.
-
-    Attributes
-    ----------
-    net : TableNet
-        Initialized net.
-    group : dict of str to object
-        Parameter group of its optimizer.
-    generator : Generator
-        Generator of its random numbers.
-    """
-
-    net: TableNet
-    group: dict[str, Any]
-    generator: torch.Generator
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """Initial weights."""
-
-    @property
-    def buffers(self) -> list[Tensor]:
-        """Initial buffers."""
 
 
 _Member = TypeVar("_Member", bound=StackMember)
@@ -130,7 +99,8 @@ class Stack(Generic[_Member]):
         self._norms_array = self._norms.numpy()
         self._coefficients_array = self._coefficients.numpy()[:, 0]
         self._count_array = self._count.numpy()
-        self._is_decoupled = is_decay_decoupled(members[0].group)
+        # Decoupled weight decay (AdamW) shrinks the weights, not by the gradient.
+        self._is_decoupled = bool(members[0].group.get("decoupled_weight_decay"))
         self._decays = np.array([member.group["weight_decay"] for member in members])
         self._kernel_calls = self._calls_of_kernels()
         self._pass = stacked_pass(

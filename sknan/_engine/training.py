@@ -292,7 +292,7 @@ class _StackTraining:
         n_members, n_steps = len(stack.members), len(span)
         losses, norms = np.empty((2, n_steps, n_members))
         coefficients = np.ones((n_steps, n_members))
-        rates = ledger.learning_rates(self.n_steps, n_steps)
+        rates = ledger.learning_rates.at(self.n_steps, n_steps)
         steps = zip(self._batches(orders, span), stack.step_factors(rates), strict=True)
         for i, ((x, target), factors) in enumerate(steps):
             losses[i], norms[i], output = stack.forward_backward(x, target)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from skorch.callbacks import Callback
-from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from sknan._engine.member import StackMember
 from sknan._engine.passes import does_stacking_agree
 from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
 from sknan._engine.state import Stack, StepFactors
@@ -156,15 +156,14 @@ def _constant_rate_plan(
     estimator: Trainable, rows: TrainingRows, seed: int, n_steps: int
 ) -> TrainingPlan:
     """Return the plan of the estimator's training without schedule and callbacks."""
+    n_batches = math.ceil(len(rows.X) / _batch_size(estimator, rows))
     trial = copy.copy(estimator)
     vars(trial).pop("net_", None)
     vars(trial).update(
         lr=1.0,
         lr_schedule=None,
         warmup=0.0,
-        max_epochs=math.ceil(
-            n_steps / math.ceil(len(rows.X) / _batch_size(estimator, rows))
-        ),
+        max_epochs=math.ceil(n_steps / n_batches),
         early_stopping=False,
         on_nonfinite="raise",
         callbacks=None,
@@ -176,7 +175,7 @@ def _constant_rate_plan(
     return trial._plan(rows)
 
 
-class _RateMember:
+class _RateMember(StackMember):
     """Member of a stack that is trained at a constant learning rate.
 
     Parameters
@@ -190,14 +189,9 @@ class _RateMember:
     """
 
     def __init__(self, plan: TrainingPlan, number: int, rate: float) -> None:
-        self.net = plan.net
+        super().__init__(plan)
         self.number = number
         self.rate = rate
-        self.group: dict[str, Any] = self.net.optimizer_.param_groups[0]
-        self.generator = torch.Generator()
-        self.generator.set_state(plan.random_states[0])
-        self.weights: list[Tensor] = list(self.net.module_.parameters())
-        self.buffers: list[Tensor] = list(self.net.module_.buffers())
 
     def clip_coefficient(self, norm: float) -> float:
         """Return the factor that brings a gradient to the norm limit."""
@@ -407,8 +401,4 @@ def _step_factors(stack: Stack[_RateMember]) -> StepFactors:
 
 def _repeated(rows: Any, n_members: int) -> Any:
     """Return a contiguous copy of the rows for each member."""
-
-    def repeated(leaf: Tensor) -> Tensor:
-        return leaf.expand(n_members, *leaf.shape).contiguous()
-
-    return tree_map(repeated, rows)
+    return tree_map(lambda leaf: leaf.expand(n_members, *leaf.shape).contiguous(), rows)
