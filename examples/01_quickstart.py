@@ -1,10 +1,10 @@
 """
-Any learning rate ends in a finite model: the main job in one script
-====================================================================
+Any learning rate ends in a finite model: the main workflow in one script
+=========================================================================
 
-A table with holes goes through an imputer, a scaler and a guarded network; a grid
-search runs over learning rates from sensible to absurd without one NaN in its results;
-the winner goes through pickle into another process and predicts the same there.
+A table with missing values passes through an imputer, a scaler and a guarded network. A
+grid search covers learning rates from sensible to absurd, and its results contain no
+NaN. The best model is pickled, and predicts the same in another process.
 """
 
 # %%
@@ -57,8 +57,8 @@ for strategy in ("zero", "mean", "median"):
 # %%
 # A real table, damaged
 # ---------------------
-# scikit-learn's breast cancer data: 569 tumours, 30 measurements. One cell in ten is
-# blanked, one in a hundred made infinite, one in a hundred blown up a million times.
+# The breast cancer data of scikit-learn contain 30 measurements of 569 tumors. Of the
+# cells, 10 % become missing, 1 % infinite, and 1 % too large by a factor of a million.
 
 X, y = load_breast_cancer(return_X_y=True, as_frame=True)
 rng = np.random.default_rng(0)
@@ -74,16 +74,17 @@ X_train, X_test, y_train, y_test = train_test_split(
 )
 
 # %%
-# One search over ten powers of ten
-# ---------------------------------
-# From far too low to absurd. The scorer also asks each network what became of it.
+# A search over ten powers of ten
+# -------------------------------
+# The learning rates range from far too low to absurd. Besides the accuracy, the scorer
+# returns how often training failed and was rescued, and the learning rate at its end.
 
 RATES = [10.0**k for k in range(-5, 5)]
 FOLDS = StratifiedKFold(3, shuffle=True, random_state=0)
 
 
 def score(model, X, y):
-    """Accuracy, and whether the training had to be rescued."""
+    """Return the accuracy, the number of rescues, and the learning rate in the end."""
     net = model[-1]
     return {
         "accuracy": accuracy_score(y, model.predict(X)),
@@ -93,13 +94,13 @@ def score(model, X, y):
 
 
 def best_untouched(results):
-    """The best candidate that needed no rescue: its rate is the one it learnt at."""
+    """Return the best candidate that trained at its learning rate, without a rescue."""
     untouched = results["mean_test_recoveries"] == 0
     return int(np.where(untouched, results["mean_test_accuracy"], -np.inf).argmax())
 
 
 def search(net, scoring, refit):
-    """The same grid, folds and preparation, around any network."""
+    """Search over the same grid and folds with the same preparation for any network."""
     pipeline = Pipeline(
         [
             ("impute", NaNImputer(add_indicator=True, dtype=np.float32)),
@@ -117,11 +118,12 @@ def search(net, scoring, refit):
     grid.set_callbacks(ProgressBar(max_propagation_depth=0))
     start = time.perf_counter()
     grid.fit(X_train, y_train)
-    print(f"{len(RATES)} rates x 3 folds in {time.perf_counter() - start:.0f} s\n")
+    seconds = time.perf_counter() - start
+    print(f"{len(RATES)} learning rates x 3 folds in {seconds:.0f} s\n")
     return grid
 
 
-# Each rescue warns; the table below sums them up.
+# Each rescue raises a warning. The table below summarizes them.
 warnings.simplefilter("ignore", DivergenceWarning)
 print("Searching over guarded networks ...")
 guarded = search(
@@ -131,13 +133,14 @@ guarded = search(
 )
 
 # %%
-# The same grid on a plain skorch net
-# -----------------------------------
-# Same network, optimizer, epochs and preparation; no guard, no clip, no schedule.
+# The same grid with a plain skorch net
+# -------------------------------------
+# Network, optimizer, number of epochs and preparation are the same. There is no guard,
+# no gradient clipping and no learning-rate schedule.
 
 
 def score_plain(model, X, y):
-    """Accuracy, and whether the weights are numbers at all."""
+    """Return the accuracy, and 1 if some weight is not finite."""
     weights = torch.cat([p.detach().flatten() for p in model[-1].module_.parameters()])
     return {
         "accuracy": accuracy_score(y, model.predict(X)),
@@ -146,7 +149,7 @@ def score_plain(model, X, y):
 
 
 class SeededMLP(TabularMLP):
-    """Same initial weights in each fold and candidate."""
+    """A network with the same initial weights for each candidate and fold."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -170,10 +173,10 @@ plain = search(
 )
 
 # %%
-# What became of each rate
-# ------------------------
-# A diverged plain net answers one class for every row, which accuracy cannot tell from
-# a weak model. A rescued network says so, and at which rate it went on.
+# Results for each learning rate
+# ------------------------------
+# A diverged plain net predicts one class for every row. Its accuracy looks like that of
+# a weak model. A rescued network reports the rescue and its final learning rate.
 
 table = pd.DataFrame(
     {
@@ -203,16 +206,16 @@ best = guarded.best_params_["net__lr"]
 best_score = table["sknan"][guarded.best_index_]
 test_score = accuracy_score(y_test, guarded.predict(X_test))
 print(
-    f"\nBest rate {best:g}, of those that needed no rescue: accuracy {best_score:.3f} "
+    f"\nThe best learning rate without a rescue is {best:g}: accuracy {best_score:.3f} "
     f"in cross-validation, {test_score:.3f} on the test rows.\n"
 )
 
 # %%
-# The winner in another process
-# -----------------------------
+# The best model in another process
+# ---------------------------------
 
 OUTPUTS.mkdir(exist_ok=True)
-(OUTPUTS / "winner.pkl").write_bytes(pickle.dumps(guarded.best_estimator_))
+(OUTPUTS / "best_model.pkl").write_bytes(pickle.dumps(guarded.best_estimator_))
 X_test.to_pickle(OUTPUTS / "X_test.pkl")
 np.save(OUTPUTS / "expected.npy", guarded.predict_proba(X_test))
 elsewhere = """
@@ -220,16 +223,16 @@ import pickle, sys
 from pathlib import Path
 import numpy as np, pandas as pd
 folder = Path(sys.argv[1])
-model = pickle.loads((folder / "winner.pkl").read_bytes())
+model = pickle.loads((folder / "best_model.pkl").read_bytes())
 found = model.predict_proba(pd.read_pickle(folder / "X_test.pkl"))
 assert np.array_equal(found, np.load(folder / "expected.npy"))
-print(f"Loaded in another process: {len(found)} predictions, equal to the bit.")
+print(f"Loaded in another process: {len(found)} bitwise identical predictions.")
 """
 subprocess.run([sys.executable, "-c", elsewhere, str(OUTPUTS)], check=True)
 
 # %%
-# Score over learning rate
-# ------------------------
+# Accuracy against learning rate
+# ------------------------------
 
 figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
 is_rescued = table["rescues"] > 0
@@ -259,4 +262,4 @@ axes.set(
 axes.grid(alpha=0.3)
 axes.legend(loc="lower center", fontsize=9)
 figure.savefig(OUTPUTS / "quickstart.png", dpi=110)
-print(f"Figure: {OUTPUTS / 'quickstart.png'}")
+print(f"Plot: {OUTPUTS / 'quickstart.png'}")

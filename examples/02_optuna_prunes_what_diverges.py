@@ -1,11 +1,11 @@
 """
-Optuna prunes a diverging trial at its first incident, for a fraction of its time
-=================================================================================
+Optuna prunes diverging trials at the first failure, which saves most of their time
+===================================================================================
 
-Any searcher works on the estimators as they are. Optuna asks for rates between 1e-4 and
-1e4; a callback reports each epoch's validation loss, and a trial in which the guard had
-to step in is pruned there and then: a rescued network would be trained to its end at
-another rate than the one that was asked for.
+The estimators work with any search library. Here Optuna proposes learning rates between
+1e-4 and 1e4, and a callback reports the validation loss of each epoch. If training
+fails, the callback prunes the trial at the end of that epoch: the network would be
+rescued, but would train at another learning rate than the proposed one.
 """
 
 # %%
@@ -39,13 +39,13 @@ X_train, X_valid, y_train, y_valid = train_test_split(
 
 
 class PruneOnDivergence(Callback):
-    """Tell Optuna each epoch's loss, and end a trial that had to be rescued."""
+    """Report the loss of each epoch to Optuna, and prune trials that diverge."""
 
     def __init__(self, trial: optuna.Trial) -> None:
         self.trial = trial
 
     def on_epoch_end(self, net, **kwargs):
-        """Report, and raise ``TrialPruned`` at the first incident."""
+        """Report the loss, and raise ``TrialPruned`` after the first failed step."""
         epoch = len(net.history)
         self.trial.report(net.history[-1, "valid_loss"], epoch)
         if net.nonfinite_reports_:
@@ -56,7 +56,7 @@ class PruneOnDivergence(Callback):
 
 
 def objective(trial: optuna.Trial) -> float:
-    """Error on rows that the network has not seen."""
+    """Return the error on rows that are not used for training."""
     net = StableNetClassifier(
         lr=trial.suggest_float("lr", 1e-4, 1e4, log=True),
         module__width=trial.suggest_categorical("width", [16, 64]),
@@ -79,7 +79,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
 start = time.perf_counter()
 with warnings.catch_warnings():
-    # A pruned trial has said why; what is left learns at the rate it was given.
+    # The attributes of a pruned trial contain the cause.
     warnings.simplefilter("ignore", DivergenceWarning)
     study.optimize(objective, n_trials=20)
 seconds = time.perf_counter() - start
@@ -93,22 +93,23 @@ pruned = frame[frame["state"] == "PRUNED"]
 complete = frame[frame["state"] == "COMPLETE"]
 print(
     f"\n{len(pruned)} of {len(frame)} trials pruned, at "
-    f"lr={pruned['params_lr'].min():.3g} and above. A pruned trial took "
-    f"{pruned['seconds'].median():.2f} s, one trained to its end "
-    f"{complete['seconds'].median():.2f}; all {seconds:.1f}. Best error "
+    f"lr={pruned['params_lr'].min():.3g} and above. Median time of a pruned trial "
+    f"{pruned['seconds'].median():.2f} s, of a complete one "
+    f"{complete['seconds'].median():.2f} s, total {seconds:.1f} s. Best error "
     f"{study.best_value:.3f} at lr={study.best_params['lr']:.3g}."
 )
 
 # %%
-# The picture
-# -----------
-# The first failure in a process takes a second more: it loads what observes a step.
+# Time of each trial
+# ------------------
+# The first failure in a process takes about a second longer, because it imports the
+# tools that replay a step.
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.scatter(complete["params_lr"], complete["seconds"], label="trained to the end")
+axes.scatter(complete["params_lr"], complete["seconds"], label="complete")
 axes.scatter(pruned["params_lr"], pruned["seconds"], marker="x", label="pruned")
-axes.set(xscale="log", xlabel="learning rate asked for", ylabel="seconds of the trial")
-axes.set_title("Trials that diverge end at their first incident")
+axes.set(xscale="log", xlabel="proposed learning rate", ylabel="seconds of the trial")
+axes.set_title("Diverging trials end at their first failure")
 axes.legend()
 OUTPUTS.mkdir(exist_ok=True)
 figure.savefig(OUTPUTS / "02_optuna_prunes_what_diverges.png", dpi=120)

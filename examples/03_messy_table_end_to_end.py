@@ -1,16 +1,16 @@
 """
-A raw table goes into one call, and finite predictions come out
-===============================================================
+One call turns a raw table into finite predictions
+==================================================
 
-Prices of used cars, as an export gives them: numbers and dates as text, ``-999`` and
-``"?"`` for what is not known, an infinity, levels never seen before. The audit says
-what is wrong, and ``tabular_pipeline`` sees to it. After the usual preparation by hand
-a network is off by a fifth more.
+A table of used cars contains numbers and dates as text, ``-999`` and ``"?"`` for
+unknown values, infinities, and later categories that are new. The audit lists the
+problems, and ``tabular_pipeline`` handles them. After the usual preparation by hand,
+the mean error of a network is a fifth larger.
 """
 
 # %%
-# A table as it comes
-# -------------------
+# A raw table
+# -----------
 
 from pathlib import Path
 
@@ -67,29 +67,31 @@ cars = pd.DataFrame(
 )
 
 
-def holes(share):
+def random_rows(share):
     return rng.random(n_rows) < share
 
 
-cars.loc[holes(0.08), "km"] = "?"
-cars.loc[holes(0.02), "km"] = "not legible"
-cars.loc[holes(0.10), "power"] = -999
-cars.loc[holes(0.01), "km per kW"] = np.inf
-cars.loc[holes(0.05), "fuel"] = None
+cars.loc[random_rows(0.08), "km"] = "?"
+cars.loc[random_rows(0.02), "km"] = "not legible"
+cars.loc[random_rows(0.10), "power"] = -999
+cars.loc[random_rows(0.01), "km per kW"] = np.inf
+cars.loc[random_rows(0.05), "fuel"] = None
 print(cars.head(8))
 
 # %%
-# What is wrong with it
+# Problems of the table
 # ---------------------
-# Nothing is changed yet. Each finding says what the pipeline does about it, or you.
+# The audit changes nothing. Each finding states what the pipeline does about it, or
+# what you can do.
 
 print(audit(cars, price))
 
 # %%
 # One call
 # --------
-# Beside it what is often done by hand: what is no number becomes missing, the median
-# is filled in, columns are standardised.
+# For comparison, another network follows a preparation that is often written by hand:
+# cells that are not numbers become missing, medians replace missing values, and columns
+# are standardized.
 
 train, test, y_train, y_test = train_test_split(cars, price, random_state=0)
 
@@ -119,14 +121,14 @@ usual.fit(by_hand(train), y_train)
 
 model = tabular_pipeline("regressor", random_state=0).fit(train, y_train)
 
-foretold = {"by hand": usual.predict(by_hand(test)), "one call": model.predict(test)}
-errors = {name: mean_absolute_error(y_test, its) for name, its in foretold.items()}
+predicted = {"by hand": usual.predict(by_hand(test)), "one call": model.predict(test)}
+errors = {name: mean_absolute_error(y_test, p) for name, p in predicted.items()}
 for name, error in errors.items():
     print(f"{name:9} mean absolute error {error:6.0f}")
 
 # %%
-# What it learnt of the table
-# ---------------------------
+# Learned properties of the columns
+# ---------------------------------
 
 cleaner = model["clean"]
 print("read as:", cleaner.kinds_)
@@ -135,10 +137,10 @@ print("dropped:", cleaner.dropped_)
 print("given to the network:", len(model[:-1].get_feature_names_out()), "columns")
 
 # %%
-# Tables that come later
-# ----------------------
-# Other order, other types, levels and words never seen, columns of holes: the columns
-# are found by their names and read as before.
+# Later tables
+# ------------
+# This table has another order of columns, other types, new categories and words, and an
+# empty column. The pipeline finds columns by name and converts them as in training.
 
 later = test[test.columns[::-1]].head(4).copy()
 later["km"] = [12000.5, None, np.inf, 40_000]
@@ -148,17 +150,17 @@ later["registered"] = None
 print(model.predict(later).round())
 
 # %%
-# Foretold and true
-# -----------------
+# Predicted and true prices
+# -------------------------
 
 figure, axes = plt.subplots(
     1, 2, figsize=(9, 4.4), layout="constrained", sharex=True, sharey=True
 )
 ends = [min(y_test), max(y_test)]
-for axis, (name, its) in zip(axes, foretold.items(), strict=True):
+for axis, (name, prices) in zip(axes, predicted.items(), strict=True):
     axis.plot(ends, ends, color="0.6", linewidth=1)
-    axis.loglog(y_test, np.maximum(its, 100), ".", markersize=3, color="#0b5394")
-    axis.set(title=f"{name}: off by {errors[name]:.0f} on average", xlabel="price")
-axes[0].set_ylabel("foretold price")
+    axis.loglog(y_test, np.maximum(prices, 100), ".", markersize=3, color="#0b5394")
+    axis.set(title=f"{name}: mean error {errors[name]:.0f}", xlabel="true price")
+axes[0].set_ylabel("predicted price")
 OUTPUTS.mkdir(exist_ok=True)
 figure.savefig(OUTPUTS / "03_messy_table_end_to_end.png", dpi=120)

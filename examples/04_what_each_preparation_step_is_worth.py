@@ -1,15 +1,15 @@
 """
-Without scaling nothing is learnt, and levels, dates and holes are worth the most
-=================================================================================
+Without scaling a network learns nothing; categories, dates and indicators come next
+====================================================================================
 
-Each step of ``tabular_pipeline`` is left out of it in turn, on a table in which each
-has something to do. A sentinel that is not found costs little: ``SafeScaler`` bounds
-what is far out.
+Each step of ``tabular_pipeline`` is omitted or replaced in turn, on a table in which
+each step matters. Sentinels that are taken for numbers do little harm, because
+``SafeScaler`` bounds outliers.
 """
 
 # %%
-# A table in which every step has something to do
-# -----------------------------------------------
+# A table in which every step matters
+# -----------------------------------
 
 from pathlib import Path
 
@@ -33,13 +33,13 @@ income = rng.lognormal(10, 0.6, n_rows)
 years = rng.integers(0, 40, n_rows)
 start = pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 2000, n_rows), "D")
 town = rng.integers(0, 40, n_rows)
-refused = rng.random(n_rows) < 0.15
+undisclosed = rng.random(n_rows) < 0.15
 y = (
     np.log(income)
     + 0.03 * years
     + 0.6 * np.sin(2 * np.pi * np.asarray(start.day_of_year) / 365)
     + rng.normal(0, 0.5, 40)[town]
-    - 0.8 * refused
+    - 0.8 * undisclosed
     + rng.normal(0, 0.2, n_rows)
 )
 
@@ -52,34 +52,34 @@ people = pd.DataFrame(
         "noise": rng.normal(size=n_rows),
     }
 )
-# Who refuses to tell an income differs from the others.
-people.loc[refused, "income"] = np.nan
+# People who do not disclose their income differ from the others.
+people.loc[undisclosed, "income"] = np.nan
 people.loc[rng.random(n_rows) < 0.1, "years"] = -999
 people.loc[rng.choice(n_rows, 5), "noise"] = 1e12
 
 # %%
-# Each step left out or replaced
-# ------------------------------
-# Steps and their parameters are set as in any pipeline. One network instead of the
-# ensemble of the default, to be quick.
+# Each step omitted or replaced
+# -----------------------------
+# Steps and their parameters are set as in any pipeline. To save time, one network
+# replaces the default ensemble.
 
 net = StableNetRegressor(max_epochs=40, early_stopping=True, random_state=0)
 whole = tabular_pipeline(net, random_state=0)
 variants = {
     "the whole pipeline": {},
     "sentinels taken for numbers": {"clean__sentinels": None},
-    "no columns that say what was missing": {"impute__add_indicator": False},
-    "zero instead of the median": {"impute__strategy": "zero"},
-    "StandardScaler for SafeScaler": {
+    "no missing-value indicators": {"impute__add_indicator": False},
+    "zeros instead of medians": {"impute__strategy": "zero"},
+    "StandardScaler instead of SafeScaler": {
         "scale": StandardScaler().set_output(transform="pandas")
     },
-    "not scaled": {"scale": "passthrough"},
-    "levels as numbers": {
+    "no scaling": {"scale": "passthrough"},
+    "categories as numbers": {
         "encode__low_cardinality": OrdinalEncoder(
             handle_unknown="use_encoded_value", unknown_value=-1
         )
     },
-    "dates left out": {"encode__datetime": "drop"},
+    "dates omitted": {"encode__datetime": "drop"},
 }
 folds = KFold(4, shuffle=True, random_state=0)
 scores = {}
@@ -89,10 +89,10 @@ for name, changes in variants.items():
     print(f"{name:38} R2 {scores[name].mean():.3f}")
 
 # %%
-# What each is worth
-# ------------------
+# Score without each step
+# -----------------------
 
-means = pd.Series({name: its.mean() for name, its in scores.items()})
+means = pd.Series({name: values.mean() for name, values in scores.items()})
 best = means.pop("the whole pipeline")
 means = means.sort_values()
 figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
@@ -100,7 +100,7 @@ shown = [f"{mean:.2f}" if mean > 0 else "below 0" for mean in means]
 labels = [f"{name}, {mean}" for name, mean in zip(means.index, shown, strict=True)]
 axes.barh(labels, means.clip(lower=0), color="#0b5394")
 axes.axvline(best, color="#b2560d", label=f"the whole pipeline, {best:.2f}")
-axes.set(xlim=(0, 1), xlabel="R2, mean of four folds", title="With one step left out")
+axes.set(xlim=(0, 1), xlabel="R2, mean of four folds", title="One step changed")
 axes.legend(loc="lower right")
 OUTPUTS.mkdir(exist_ok=True)
 figure.savefig(OUTPUTS / "04_what_each_preparation_step_is_worth.png", dpi=120)

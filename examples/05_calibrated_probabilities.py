@@ -1,15 +1,15 @@
 """
-A network that says 90 % and is right in 90 % of the cases
-==========================================================
+Events predicted with 90 % probability happen in about 90 % of the cases
+========================================================================
 
-Plain networks are trained until they are sure of everything. On a messy table of loans
-the usual recipe has a log-loss worse than the mere share of defaults, while the
-probabilities of ``tabular_pipeline`` can be read as shares.
+Networks that train for too long become overconfident. On a messy table of loans, the
+usual recipe has a worse log-loss than the share of defaults as a constant prediction.
+The probabilities of ``tabular_pipeline`` agree with the observed frequencies.
 """
 
 # %%
-# Loans, with holes and a sentinel
-# --------------------------------
+# Loans, with missing values and a sentinel
+# -----------------------------------------
 
 from pathlib import Path
 
@@ -51,8 +51,7 @@ odds = (
 )
 defaults = rng.random(n_rows) < 1 / (1 + np.exp(-odds))
 
-holes = rng.random(loans.shape) < 0.08
-loans = loans.mask(holes)
+loans = loans.mask(rng.random(loans.shape) < 0.08)
 loans.loc[rng.random(n_rows) < 0.06, "years employed"] = -999  # "not known"
 
 X_train, X_test, y_train, y_test = train_test_split(
@@ -60,9 +59,9 @@ X_train, X_test, y_train, y_test = train_test_split(
 )
 
 # %%
-# The usual recipe, and the pipeline
-# ----------------------------------
-# Both on the same preparation: only the network at the end differs.
+# The usual recipe and the pipeline
+# ---------------------------------
+# Both use the same preparation; only the network at the end differs.
 
 usual = StableNetClassifier(
     lr_schedule="constant", max_epochs=50, early_stopping=False, random_state=0
@@ -74,41 +73,41 @@ models = {
 }
 models["tabular_pipeline"].set_params(net__random_state=0)
 
-shares = {
+probabilities = {
     name: model.fit(X_train, y_train).predict_proba(X_test)[:, 1]
     for name, model in models.items()
 }
-losses = {name: log_loss(y_test, share) for name, share in shares.items()}
-for name, share in shares.items():
+losses = {name: log_loss(y_test, p) for name, p in probabilities.items()}
+for name, p in probabilities.items():
     print(
         f"{name:18}  log-loss {losses[name]:.3f}  "
-        f"ROC-AUC {roc_auc_score(y_test, share):.3f}"
+        f"ROC-AUC {roc_auc_score(y_test, p):.3f}"
     )
 
 # %%
 # Reliability
 # -----------
-# Test rows by what was foretold, a twelfth of them in each point: on the diagonal a
-# probability is what it says.
+# The test rows are sorted by predicted probability, and each point contains a twelfth
+# of them. On the diagonal, the prediction equals the observed frequency.
 
 figure, axes = plt.subplots(figsize=(6.0, 5.0), layout="constrained")
 axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
 looks = {"the usual network": ("s--", "#b2560d"), "tabular_pipeline": ("o-", "#0b5394")}
 for name, (line, color) in looks.items():
-    observed, foretold = calibration_curve(
-        y_test, shares[name], n_bins=12, strategy="quantile"
+    observed, predicted = calibration_curve(
+        y_test, probabilities[name], n_bins=12, strategy="quantile"
     )
     label = f"{name}, log-loss {losses[name]:.2f}"
-    axes.plot(foretold, observed, line, color=color, label=label)
+    axes.plot(predicted, observed, line, color=color, label=label)
 axes.set(
     xlim=(0, 1),
     ylim=(0, 1),
-    xlabel="foretold probability of default",
-    ylabel="share that did default",
-    title="Probabilities that mean what they say",
+    xlabel="predicted probability of default",
+    ylabel="observed frequency of default",
+    title="Predicted probabilities agree with frequencies",
 )
 axes.grid(alpha=0.3)
 axes.legend(loc="upper left", fontsize=9)
 OUTPUTS.mkdir(exist_ok=True)
 figure.savefig(OUTPUTS / "calibrated_probabilities.png", dpi=150)
-print(f"Figure: {Path('outputs') / 'calibrated_probabilities.png'}")
+print(f"Plot: {OUTPUTS / 'calibrated_probabilities.png'}")

@@ -1,10 +1,11 @@
 """
-A rescued training can be told from a calm one at a glance
+One plot shows whether training was rescued, where and why
 ==========================================================
 
-The same network is trained at a usual rate and at one that is ten million times as
-high. Both end in a model of use. The picture shows where steps failed, why, and at
-which rate the training went on; the page of the report adds the data and the remedies.
+The same network trains at a usual learning rate and at one that is ten million times
+higher. Both trainings end with a useful model. The plot shows which steps failed, the
+cause, and the learning rate after the rescue. The HTML report adds facts on the data
+and suggestions.
 """
 
 # %%
@@ -48,31 +49,33 @@ for name, lr in [("usual", 1e-3), ("absurd", 1e4)]:
     )
     model = make_pipeline(NaNImputer(), SafeScaler(), net)
     with warnings.catch_warnings():
-        # The picture says it better.
+        # The plot below shows the content of the warning.
         warnings.simplefilter("ignore", DivergenceWarning)
         models[name] = model.fit(X_train, y_train)
     reports = model[-1].nonfinite_reports_
     print(
         f"lr={lr:g}: accuracy {model.score(X_test, y_test):.3f} on the test rows, "
-        f"failed steps: {len(reports)}, rate in the end {model[-1].effective_lr_:.2g}"
+        f"failed steps: {len(reports)}, final learning rate "
+        f"{model[-1].effective_lr_:.2g}"
     )
 
 # %%
-# The picture
-# -----------
-# From the top: loss, rate, and the length of the gradients against the clip. A dotted
-# line is an epoch in which a step failed, and the marker on it is the cause.
+# The plot
+# --------
+# The panels show the loss, the learning rate, and the gradient norm with the clipping
+# threshold. A dotted line marks an epoch with a failed step. The marker on it stands
+# for the cause.
 
 figure, axes = plt.subplots(3, 2, figsize=(11, 6), layout="constrained", sharex="col")
 for column, model in zip(axes.T, models.values(), strict=True):
     TrainingDisplay.from_estimator(model, ax=column)
-figure.suptitle("A usual learning rate (left), and an absurd one, rescued (right)")
+figure.suptitle("A usual learning rate (left) and an absurd one, rescued (right)")
 figure.savefig(OUTPUTS / "06_what_a_training_looks_like.png", dpi=120)
 
 # %%
-# The page
-# --------
-# One file that opens in any browser, without a network.
+# The HTML report
+# ---------------
+# The report is one file that opens in any browser, also without a network connection.
 
 page = report(models["absurd"], X_test, y_test)
 page.save(OUTPUTS / "06_report.html")

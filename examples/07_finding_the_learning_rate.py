@@ -1,16 +1,16 @@
 """
-The rate that wins a search may be one that no training went on with
-====================================================================
+The best learning rate of a search may not be the one that training used
+========================================================================
 
-A grid search over rates crowns an absurd one: its trainings were rescued, and went on
-at a rate more than ten thousand times lower. The picture shows it.
-``find_learning_rate`` asks another question, which rates are stable and learn best, and
-answers it without a search.
+A grid search over learning rates selects an absurd one: its trainings were rescued and
+continued at a learning rate more than ten thousand times lower, as the plot shows.
+``find_learning_rate`` determines which learning rates are stable and learn best,
+without a search.
 """
 
 # %%
-# The range test
-# --------------
+# The learning-rate range test
+# ----------------------------
 
 import time
 import warnings
@@ -46,13 +46,13 @@ seconds_of_test = time.perf_counter() - start
 print(found)
 
 # %%
-# A search over more rates
-# ------------------------
+# A search over a wider range
+# ---------------------------
 
 start = time.perf_counter()
 rates = {"stablenetclassifier__lr": [10.0**k for k in range(-5, 4)]}
 with warnings.catch_warnings():
-    # The warning says what the picture shows.
+    # The plot below shows the content of the warning.
     warnings.simplefilter("ignore", DivergenceWarning)
     search = BatchedGridSearchCV(model, rates, cv=3).fit(X, y)
 seconds_of_search = time.perf_counter() - start
@@ -65,18 +65,20 @@ best = results.loc[search.best_index_]
 model.set_params(stablenetclassifier__lr=found.suggestion)
 suggested = cross_val_score(model, X, y, cv=3).mean()
 print(
-    f"\nThe search took {seconds_of_search:.1f} s and finds "
-    f"{best['param_stablenetclassifier__lr']:g}, at which trainings were rescued "
-    f"{best['n_recoveries']} times and went on at {best['effective_lr']:.2g}: accuracy "
-    f"{best['mean_test_score']:.3f}.\nThe test took {seconds_of_test:.1f} s and "
-    f"suggests {found.suggestion:g}: accuracy {suggested:.3f}, and no step failed."
+    f"\nThe search took {seconds_of_search:.1f} s and selects "
+    f"{best['param_stablenetclassifier__lr']:g}, at which training was rescued "
+    f"{best['n_recoveries']} times and continued at {best['effective_lr']:.2g}: "
+    f"accuracy {best['mean_test_score']:.3f}.\nThe range test took "
+    f"{seconds_of_test:.1f} s and suggests {found.suggestion:g}: accuracy "
+    f"{suggested:.3f}, and no step failed."
 )
 
 # %%
-# Both pictures
-# -------------
-# Loss at the end of the short trainings, and score of the whole ones. A thin line leads
-# from a rate that was rescued to the one that its training went on with.
+# Both plots
+# ----------
+# The upper plot shows the loss at the end of the short trainings of the range test, the
+# lower one the scores of the search. A thin line connects each learning rate that was
+# rescued with the one at which training continued.
 
 figure, axes = plt.subplots(2, figsize=(7.5, 8), layout="constrained")
 LearningRateDisplay.from_range(found, ax=axes[0])

@@ -1,10 +1,10 @@
 """
-A whole grid trains as one network, and the candidates that diverge say so
-==========================================================================
+A whole grid trains as one network, and the results mark diverging candidates
+=============================================================================
 
-A grid of ten learning rates from 1e-4 to 1e5 and three widths, on three folds: 90
-trainings. ``BatchedGridSearchCV`` stacks those of one shape. A candidate that explodes
-touches none of its neighbours, and the table of results tells which they were.
+The grid contains ten learning rates from 1e-4 to 1e5 and three widths. On three folds,
+this makes 90 trainings. ``BatchedGridSearchCV`` stacks those of equal shape. Candidates
+that diverge do not affect the others, and the table of results marks them.
 """
 
 # %%
@@ -50,32 +50,33 @@ grid = {
 }
 
 # %%
-# Sound candidates: stacked, and one after another
-# ------------------------------------------------
-# Twelve rates at which nothing fails, once stacked and once through scikit-learn's own
-# search: the same scores up to rounding.
+# Stable candidates: stacked, and one after another
+# -------------------------------------------------
+# At these twelve learning rates no step fails. The stacked search and scikit-learn's
+# ``GridSearchCV`` return the same scores up to rounding.
 
-sound = grid | {"stablenetregressor__lr": list(np.geomspace(1e-4, 1e-1, 12))}
+stable = grid | {"stablenetregressor__lr": list(np.geomspace(1e-4, 1e-1, 12))}
 start = time.perf_counter()
-stacked = BatchedGridSearchCV(model, sound, cv=3).fit(X, y)
+stacked = BatchedGridSearchCV(model, stable, cv=3).fit(X, y)
 seconds_stacked = time.perf_counter() - start
 start = time.perf_counter()
-one_by_one = GridSearchCV(model, sound, cv=3).fit(X, y)
+one_by_one = GridSearchCV(model, stable, cv=3).fit(X, y)
 seconds_one_by_one = time.perf_counter() - start
 difference = np.abs(
     one_by_one.cv_results_["mean_test_score"] - stacked.cv_results_["mean_test_score"]
 ).max()
 print(
     f"{len(stacked.cv_results_['params'])} candidates: {seconds_stacked:.2f} s "
-    f"stacked, {seconds_one_by_one:.2f} s one by one; largest difference of a score "
-    f"{difference:.1g}"
+    f"stacked, {seconds_one_by_one:.2f} s one by one; largest difference between "
+    f"scores {difference:.1g}"
 )
 
 # %%
 # The whole grid
 # --------------
-# One warning sums up the candidates that were rescued. A rescue costs more than a
-# training that needs none: the guard tries which lower rate learns.
+# One warning summarizes the candidates that were rescued. A rescue takes longer than
+# ordinary training, because the guard tests at which lower learning rate the network
+# learns.
 
 start = time.perf_counter()
 with warnings.catch_warnings(record=True) as caught:
@@ -87,8 +88,8 @@ for warning in caught:
     print(warning.message)
 
 # %%
-# Who diverged
-# ------------
+# Diverging candidates
+# --------------------
 
 results = pd.DataFrame(search.cv_results_).rename(
     columns={
@@ -108,30 +109,29 @@ assert np.isfinite(results["R2"].astype(float)).all()
 print(f"\nBest: {search.best_params_}, R2 {search.best_score_:.3f}")
 
 # %%
-# The picture
-# -----------
-# Rescued candidates are hollow: they score, but at a rate that is not theirs.
+# Scores of all candidates
+# ------------------------
+# Rescued candidates have hollow markers. They have a score, but they trained at a lower
+# learning rate than the one on the axis.
 
 figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
-for width, marker, colour in zip(
+for width, marker, color in zip(
     WIDTHS, "o^s", ("#0b5394", "#b2560d", "#38761d"), strict=True
 ):
     of_width = results[results["width"] == width]
     rates, scores = of_width["lr"].astype(float), of_width["R2"].astype(float)
     rescued = of_width["n_recoveries"].astype(int) > 0
-    axes.plot(rates, scores, color=colour, alpha=0.5)
+    axes.plot(rates, scores, color=color, alpha=0.5)
     axes.plot(
-        rates[~rescued], scores[~rescued], marker, color=colour, label=f"{width} wide"
+        rates[~rescued], scores[~rescued], marker, color=color, label=f"width {width}"
     )
-    axes.plot(
-        rates[rescued], scores[rescued], marker, color=colour, markerfacecolor="w"
-    )
+    axes.plot(rates[rescued], scores[rescued], marker, color=color, markerfacecolor="w")
 axes.plot([], [], "o", color="0.3", markerfacecolor="w", label="rescued")
 axes.set(
     xscale="log",
     xlabel="learning rate",
     ylabel="R2, mean of 3 folds",
-    title="No rate leaves a hole in the results",
+    title="Every learning rate has a finite score",
 )
 axes.grid(alpha=0.3)
 axes.legend(fontsize=9)

@@ -1,15 +1,16 @@
 """
-A torch loop of one's own is mended by three imports, and stays one's own
-=========================================================================
+A stable loss, clipping and a schedule repair a plain torch loop
+================================================================
 
-No estimator, no skorch: counts per day are modelled by a Poisson rate in a loop written
-by hand. It dies of an exponential that overflows. ``diagnose`` names the operation and
-the rows, and a stable loss and a clip that looks first carry it through.
+This example uses neither estimators nor skorch. A hand-written loop fits a Poisson rate
+to daily counts, and fails because an exponential overflows. ``diagnose`` names the
+operation and the rows. With a stable loss, and with clipping that checks the gradient
+norm first, all steps succeed.
 """
 
 # %%
-# Counts with a few large causes
-# ------------------------------
+# Counts that depend on features with outliers
+# --------------------------------------------
 
 import math
 from pathlib import Path
@@ -30,14 +31,14 @@ OUTPUTS = Path("outputs")
 N_STEPS, BATCH_SIZE, LR = 300, 64, 0.1
 
 rng = np.random.default_rng(0)
-causes = rng.standard_t(df=2, size=(1024, 5))
-counts = rng.poisson(np.exp(np.clip(0.8 + 0.4 * causes[:, 0], -3, 4)))
-X = torch.tensor(causes, dtype=torch.float32)
+features = rng.standard_t(df=2, size=(1024, 5))
+counts = rng.poisson(np.exp(np.clip(0.8 + 0.4 * features[:, 0], -3, 4)))
+X = torch.tensor(features, dtype=torch.float32)
 y = torch.tensor(counts, dtype=torch.float32)
 
 
 class LogRate(nn.Module):
-    """The logarithm of a rate, for each row."""
+    """A network for the logarithm of the Poisson rate of each row."""
 
     def __init__(self):
         super().__init__()
@@ -45,18 +46,18 @@ class LogRate(nn.Module):
         self.layers = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def forward(self, X):
-        """Shape (n_samples,)."""
+        """Return log rates of shape (n_samples,)."""
         return self.layers(X)[:, 0]
 
 
 # %%
-# The loop as it was
-# ------------------
-# It is stopped at the first loss that is not finite, and asked why.
+# The original loop
+# -----------------
+# The loop stops at the first loss that is not finite, and ``diagnose`` explains it.
 
 
 def batches():
-    """The same rows in the same order for every loop."""
+    """Yield the row numbers of each batch, the same for every loop."""
     order = torch.Generator().manual_seed(0)
     for _ in range(N_STEPS):
         yield torch.randint(len(X), (BATCH_SIZE,), generator=order)
@@ -77,10 +78,11 @@ print(f"Step {len(before) + 1} of {N_STEPS}:")
 print(diagnose(module, criterion, X[batch], y[batch]))
 
 # %%
-# The loop as it is
+# The repaired loop
 # -----------------
-# A loss whose value and gradient are finite for every rate, a norm that is looked at
-# before anything is scaled by it, and a rate that warms up and falls.
+# The loss has a finite value and gradient for every finite output. The gradient norm is
+# checked before gradients are scaled by it. The learning rate has a warm-up, and then
+# decreases.
 
 module, criterion = LogRate(), losses.PoissonNLLLoss()
 optimizer = torch.optim.SGD(module.parameters(), lr=LR, momentum=0.9)
@@ -105,20 +107,21 @@ for step, batch in enumerate(batches()):
 
 with torch.no_grad():
     deviance = criterion(module(X), y).item()
-    of_the_mean = criterion(y.mean().log().expand(len(y)), y).item()
+    deviance_of_mean = criterion(y.mean().log().expand(len(y)), y).item()
 print(
-    f"All {N_STEPS} steps, {np.mean(np.array(norms) > 1):.0%} of them clipped. Loss on "
-    f"all rows {deviance:.3f}, of the mean alone {of_the_mean:.3f}."
+    f"All {N_STEPS} steps succeeded, {np.mean(np.array(norms) > 1):.0%} of them with "
+    f"clipping. Loss on all rows: {deviance:.3f}; of the mean count as a constant "
+    f"prediction: {deviance_of_mean:.3f}."
 )
 assert np.isfinite(after).all()
-assert deviance < of_the_mean
+assert deviance < deviance_of_mean
 
 # %%
-# The picture
-# -----------
+# Losses and gradient norms
+# -------------------------
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
-left.plot(before, "s--", color="#b2560d", markersize=3, label="as it was")
+left.plot(before, "s--", color="#b2560d", markersize=3, label="original loop")
 left.plot(
     len(before) - 1,
     before[-1],
@@ -128,12 +131,12 @@ left.plot(
     markeredgewidth=2,
     label="next loss is not finite",
 )
-left.plot(after, color="#0b5394", label="stable loss, clip, schedule")
+left.plot(after, color="#0b5394", label="stable loss, clipping, schedule")
 left.set(xlabel="step", ylabel="loss", yscale="symlog", title="Loss")
 left.legend(fontsize=9)
 right.plot(norms, color="#0b5394")
-right.axhline(1.0, color="black", linestyle=":", label="clip at 1")
-right.set(xlabel="step", yscale="log", title="Norm of the gradient before clipping")
+right.axhline(1.0, color="black", linestyle=":", label="clipping threshold")
+right.set(xlabel="step", yscale="log", title="Gradient norm before clipping")
 right.legend(fontsize=9)
 for axis in (left, right):
     axis.grid(alpha=0.3)
