@@ -1,4 +1,4 @@
-"""Models through pickle: copied, stored, sent to workers, loaded elsewhere."""
+"""Pickles of models: copies, files, workers, other versions, and other devices."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ VALUES = X[:, 0] - X[:, 1]
 SMALL = {"max_epochs": 2, "module__width": 8, "random_state": 0}
 
 
-def through_joblib(thing):
+def through_joblib(model):
     file = io.BytesIO()
-    joblib.dump(thing, file)
+    joblib.dump(model, file)
     file.seek(0)
     return joblib.load(file)
 
 
 WAYS = {
     **{
-        f"pickle{protocol}": lambda thing, protocol=protocol: pickle.loads(
-            pickle.dumps(thing, protocol=protocol)
+        f"pickle{protocol}": lambda model, protocol=protocol: pickle.loads(
+            pickle.dumps(model, protocol=protocol)
         )
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
     },
     "joblib": through_joblib,
-    "cloudpickle": lambda thing: pickle.loads(cloudpickle.dumps(thing)),
+    "cloudpickle": lambda model: pickle.loads(cloudpickle.dumps(model)),
     "deepcopy": copy.deepcopy,
 }
 MODELS = {
@@ -81,12 +81,12 @@ every_way = pytest.mark.parametrize("way", WAYS)
 
 
 def table_for(model):
-    return X if isinstance(model, StableNetClassifier | StableNetRegressor) else HOLED
+    return X if isinstance(model, StableNetClassifier | StableNetRegressor) else DAMAGED
 
 
-HOLED = X.copy()
-HOLED[3, 1] = np.nan
-HOLED[7, 2] = np.inf
+DAMAGED = X.copy()
+DAMAGED[3, 1] = np.nan
+DAMAGED[7, 2] = np.inf
 
 
 def target_for(name):
@@ -103,78 +103,78 @@ def fitted(name):
     return model.fit(table_for(model), target_for(name))
 
 
-# -- there and back ------------------------------------------------------------------
+# -- copies --------------------------------------------------------------------------
 
 
 @every_way
 @every_model
 def test_a_copy_of_an_unfitted_model_fits_like_the_original(name, way):
     model = MODELS[name]()
-    twin = WAYS[way](model)
-    assert repr(twin) == repr(model)
+    copied = WAYS[way](model)
+    assert repr(copied) == repr(model)
     table, y = table_for(model), target_for(name)
     np.testing.assert_array_equal(
-        scores(twin.fit(table, y)), scores(model.fit(table, y))
+        scores(copied.fit(table, y)), scores(model.fit(table, y))
     )
 
 
 @every_way
 @every_model
-def test_a_copy_of_a_fitted_model_answers_like_the_original(name, way):
+def test_a_copy_of_a_fitted_model_predicts_like_the_original(name, way):
     model = fitted(name)
-    twin = WAYS[way](model)
-    np.testing.assert_array_equal(scores(twin), scores(model))
-    # A copy of the copy: nothing was lost on the way.
-    np.testing.assert_array_equal(scores(WAYS[way](twin)), scores(model))
+    copied = WAYS[way](model)
+    np.testing.assert_array_equal(scores(copied), scores(model))
+    # A copy of the copy also predicts the same.
+    np.testing.assert_array_equal(scores(WAYS[way](copied)), scores(model))
 
 
 @every_model
-def test_a_clone_is_unfitted_and_fits_alike(name):
+def test_a_clone_is_unfitted_and_fits_like_the_original(name):
     model = fitted(name)
-    twin = clone(model)
-    assert not hasattr(twin, "net_")
+    cloned = clone(model)
+    assert not hasattr(cloned, "net_")
     table, y = table_for(model), target_for(name)
-    np.testing.assert_array_equal(scores(twin.fit(table, y)), scores(model))
+    np.testing.assert_array_equal(scores(cloned.fit(table, y)), scores(model))
 
 
 @every_way
 def test_a_copy_is_independent_of_the_original(way):
     model = fitted("regressor")
     before = scores(model)
-    twin = WAYS[way](model)
+    copied = WAYS[way](model)
     with torch.no_grad():
-        for weight in twin.net_.module_.parameters():
+        for weight in copied.net_.module_.parameters():
             weight.zero_()
     np.testing.assert_array_equal(scores(model), before)
 
 
-def test_every_attribute_comes_back():
+def test_every_attribute_is_restored():
     model = fitted("early")
-    twin = pickle.loads(pickle.dumps(model))
-    assert set(vars(twin)) == set(vars(model))
-    assert twin.get_params() == model.get_params()
+    loaded = pickle.loads(pickle.dumps(model))
+    assert set(vars(loaded)) == set(vars(model))
+    assert loaded.get_params() == model.get_params()
     for name in ("n_iter_", "best_epoch_", "effective_lr_", "nonfinite_reports_"):
-        assert getattr(twin, name) == getattr(model, name)
-    assert twin.net_.history.to_list() == model.net_.history.to_list()
+        assert getattr(loaded, name) == getattr(model, name)
+    assert loaded.net_.history.to_list() == model.net_.history.to_list()
 
 
-def test_prefixed_parameters_come_back_and_live_on_in_clones():
-    twin = pickle.loads(pickle.dumps(fitted("regressor")))
-    assert twin.module__width == 8
-    assert clone(twin).get_params()["module__width"] == 8
+def test_prefixed_parameters_are_restored_and_cloned():
+    loaded = pickle.loads(pickle.dumps(fitted("regressor")))
+    assert loaded.module__width == 8
+    assert clone(loaded).get_params()["module__width"] == 8
 
 
 @pytest.mark.parametrize("way", ["pickle5", "joblib", "cloudpickle", "deepcopy"])
-def test_training_goes_on_after_the_copy_as_without_it(way):
+def test_a_copy_continues_training_like_the_original(way):
     model = StableNetRegressor(warm_start=True, **SMALL).fit(X, VALUES)
-    twin = WAYS[way](model)
+    copied = WAYS[way](model)
     np.testing.assert_array_equal(
-        scores(twin.fit(X, VALUES)), scores(model.fit(X, VALUES))
+        scores(copied.fit(X, VALUES)), scores(model.fit(X, VALUES))
     )
     model = StableNetRegressor(**SMALL).partial_fit(X, VALUES)
-    twin = WAYS[way](model)
+    copied = WAYS[way](model)
     np.testing.assert_array_equal(
-        scores(twin.partial_fit(X, VALUES)), scores(model.partial_fit(X, VALUES))
+        scores(copied.partial_fit(X, VALUES)), scores(model.partial_fit(X, VALUES))
     )
 
 
@@ -182,12 +182,12 @@ def test_a_rescued_model_keeps_its_reports():
     model = StableNetRegressor(lr=1e30, batch_size=8, **SMALL)
     with pytest.warns(DivergenceWarning):
         model.fit(X, VALUES)
-    twin = pickle.loads(pickle.dumps(model))
-    assert twin.nonfinite_reports_ == model.nonfinite_reports_
-    assert twin.effective_lr_ == model.effective_lr_ < 1e30
+    loaded = pickle.loads(pickle.dumps(model))
+    assert loaded.nonfinite_reports_ == model.nonfinite_reports_
+    assert loaded.effective_lr_ == model.effective_lr_ < 1e30
 
 
-def test_an_error_keeps_its_report_on_the_way_home_from_a_worker():
+def test_an_error_from_a_worker_contains_the_report():
     model = StableNetRegressor(lr=1e30, batch_size=8, on_nonfinite="raise", **SMALL)
     with pytest.raises(NonFiniteTrainingError) as caught:
         joblib.Parallel(n_jobs=2)([joblib.delayed(model.fit)(X, VALUES)] * 2)
@@ -210,7 +210,7 @@ def test_an_error_keeps_its_report_on_the_way_home_from_a_worker():
     ],
     ids=lambda params: next(iter(params)),
 )
-def test_no_setting_brings_in_what_cannot_be_pickled(params):
+def test_a_model_with_any_setting_can_be_pickled(params):
     params = {**SMALL, **params}
     if "module" in params:
         del params["module__width"]
@@ -220,7 +220,7 @@ def test_no_setting_brings_in_what_cannot_be_pickled(params):
     )
 
 
-def test_the_skorch_door_goes_through_pickle():
+def test_a_guarded_skorch_net_can_be_pickled():
     net = GuardedNet(
         nn.Linear,
         nn.MSELoss,
@@ -232,56 +232,55 @@ def test_the_skorch_door_goes_through_pickle():
         verbose=0,
     )
     table, y = X.astype("float32"), VALUES[:, None].astype("float32")
-    twin = pickle.loads(pickle.dumps(net.fit(table, y)))
-    np.testing.assert_array_equal(twin.predict(table), net.predict(table))
-    twin.partial_fit(table, y)
+    loaded = pickle.loads(pickle.dumps(net.fit(table, y)))
+    np.testing.assert_array_equal(loaded.predict(table), net.predict(table))
+    loaded.partial_fit(table, y)
 
 
-# -- elsewhere -----------------------------------------------------------------------
+# -- other processes -----------------------------------------------------------------
 
 READ_AND_PREDICT = """
 import pickle, sys
 import numpy as np
 with open(sys.argv[1], "rb") as file:
     models, tables = pickle.load(file)
-answers = [
+predictions = [
     getattr(model, "predict_proba", model.predict)(table)
     for model, table in zip(models, tables)
 ]
 with open(sys.argv[2], "wb") as file:
-    pickle.dump(answers, file)
+    pickle.dump(predictions, file)
 """
 
 
-def test_models_answer_alike_in_a_fresh_process(tmp_path):
+def test_models_predict_the_same_in_a_new_process(tmp_path):
     models = [fitted(name) for name in MODELS]
     tables = [table_for(model) for model in models]
-    there, back = tmp_path / "models.pkl", tmp_path / "answers.pkl"
-    there.write_bytes(pickle.dumps((models, tables)))
-    # Warnings are errors there too: nothing is said about a sound pickle.
-    call = [sys.executable, "-W", "error", "-c", READ_AND_PREDICT, there, back]
+    inputs, outputs = tmp_path / "models.pkl", tmp_path / "predictions.pkl"
+    inputs.write_bytes(pickle.dumps((models, tables)))
+    # Warnings are errors, so that loading an intact pickle must not warn.
+    call = [sys.executable, "-W", "error", "-c", READ_AND_PREDICT, inputs, outputs]
     subprocess.run(call, check=True)
-    answers = pickle.loads(back.read_bytes())
-    for model, answer in zip(models, answers, strict=True):
-        np.testing.assert_array_equal(answer, scores(model))
+    predictions = pickle.loads(outputs.read_bytes())
+    for model, predicted in zip(models, predictions, strict=True):
+        np.testing.assert_array_equal(predicted, scores(model))
 
 
-def test_workers_of_loky_fit_and_predict():
-    # A class from this very page travels by value.
+def test_models_predict_the_same_in_workers_of_loky():
     models = [fitted("classifier"), fitted("pipeline")]
-    answers = joblib.Parallel(n_jobs=2, backend="loky")(
+    predictions = joblib.Parallel(n_jobs=2, backend="loky")(
         joblib.delayed(scores_in_worker)(model, table_for(model)) for model in models
     )
-    for model, answer in zip(models, answers, strict=True):
-        np.testing.assert_array_equal(answer, scores(model))
+    for model, predicted in zip(models, predictions, strict=True):
+        np.testing.assert_array_equal(predicted, scores(model))
 
 
 def scores_in_worker(model, table):
     return model.predict_proba(table)
 
 
-def test_tables_shared_read_only_with_workers_raise_no_warning(tmp_path):
-    # joblib maps what is larger than a megabyte into its workers like this.
+def test_read_only_tables_shared_with_workers_raise_no_warning(tmp_path):
+    # joblib maps arrays above one megabyte into the memory of workers in this way.
     file = tmp_path / "table.npy"
     np.save(file, X.astype("float32"))
     shared = np.load(file, mmap_mode="r")
@@ -289,12 +288,12 @@ def test_tables_shared_read_only_with_workers_raise_no_warning(tmp_path):
     model = StableNetRegressor(**SMALL).fit(shared, VALUES)
     code = "import sys, joblib; m, X = joblib.load(sys.argv[1], mmap_mode='r'); "
     joblib.dump((model, X.astype("float32")), tmp_path / "both.joblib")
-    # torch warns of such a table once in a process: hence a fresh one.
+    # A new process is needed, because torch warns of such a table only once.
     call = [sys.executable, "-W", "error", "-c", code + "m.predict(X)"]
     subprocess.run([*call, tmp_path / "both.joblib"], check=True)
 
 
-# -- what the state holds ------------------------------------------------------------
+# -- size and content of pickles -----------------------------------------------------
 
 
 def bytes_of_weights(model):
@@ -302,12 +301,12 @@ def bytes_of_weights(model):
 
 
 @pytest.mark.parametrize("early_stopping", [False, True])
-@pytest.mark.parametrize("door", [StableNetClassifier, StableNetRegressor])
-def test_the_state_is_the_weights_and_little_more(door, early_stopping):
+@pytest.mark.parametrize("estimator", [StableNetClassifier, StableNetRegressor])
+def test_a_pickle_contains_the_weights_and_no_rows(estimator, early_stopping):
     rng = np.random.default_rng(0)
     table = rng.normal(size=(20_000, 10)).astype("float32")  # 800 KB
     weight = rng.uniform(1, 2, size=len(table))
-    model = door(
+    model = estimator(
         max_epochs=1,
         batch_size=2000,
         early_stopping=early_stopping,
@@ -320,21 +319,21 @@ def test_the_state_is_the_weights_and_little_more(door, early_stopping):
     assert table[:3].tobytes() not in pickle.dumps(model)
 
 
-def test_the_state_of_a_wide_network_is_no_more_than_twice_its_weights():
+def test_the_pickle_of_a_wide_network_is_at_most_twice_the_size_of_its_weights():
     model = StableNetClassifier(module__width=700, max_epochs=3, random_state=0)
     model.fit(X, LABELS)
     assert len(pickle.dumps(model)) <= 2 * bytes_of_weights(model) + 100_000
     assert bytes_of_weights(model) > 1_900_000
 
 
-def test_the_state_of_a_module_given_as_an_instance_is_no_larger():
+def test_the_pickle_of_a_model_with_a_module_instance_is_not_larger():
     module = nn.Sequential(nn.Linear(3, 300_000), nn.ReLU(), nn.Linear(300_000, 2))
     model = StableNetClassifier(module, max_epochs=1, random_state=0).fit(X, LABELS)
-    # The caller's own module and the trained one.
+    # The pickle contains the module of the caller and the trained one.
     assert len(pickle.dumps(model)) <= 2 * bytes_of_weights(model) + 100_000
 
 
-def test_a_long_history_stays_small():
+def test_a_long_history_is_small():
     model = StableNetRegressor(
         lr_schedule="constant", batch_size=4, max_epochs=300, random_state=0
     ).fit(X, VALUES)
@@ -342,7 +341,7 @@ def test_a_long_history_stays_small():
     assert len(pickle.dumps(model)) <= 2 * bytes_of_weights(model) + 100_000
 
 
-def test_a_refit_does_not_grow_the_state():
+def test_refitting_does_not_enlarge_the_pickle():
     model = fitted("regressor")
     size = len(pickle.dumps(model))
     for _ in range(3):
@@ -350,18 +349,18 @@ def test_a_refit_does_not_grow_the_state():
     assert len(pickle.dumps(model)) <= size + 100
 
 
-def test_going_on_needs_the_optimizer_and_no_rows():
+def test_a_warm_start_model_also_pickles_the_optimizer_and_no_rows():
     rng = np.random.default_rng(0)
     table = rng.normal(size=(20_000, 10)).astype("float32")
     model = StableNetRegressor(
         warm_start=True, max_epochs=1, batch_size=2000, random_state=0
     ).fit(table, table[:, 0])
-    # Adam's two moments beside the weights.
+    # Adam has two moments for each weight.
     assert len(pickle.dumps(model)) <= 4 * bytes_of_weights(model) + 100_000
     assert table[:3].tobytes() not in pickle.dumps(model)
 
 
-def test_a_model_whose_fit_failed_holds_no_rows_either():
+def test_a_model_whose_fit_failed_contains_no_rows():
     table = np.random.default_rng(0).normal(size=(20_000, 10)).astype("float32")
     model = StableNetRegressor(warm_start=True, **SMALL).fit(table[:50], table[:50, 0])
     size = len(pickle.dumps(model))
@@ -373,46 +372,47 @@ def test_a_model_whose_fit_failed_holds_no_rows_either():
 
 # -- other versions ------------------------------------------------------------------
 
-NOW = {
+INSTALLED = {
     "sknan": version("sknan"),
     "torch": torch.__version__,
     "scikit-learn": sklearn.__version__,
 }
 
 
-def made_under_other_versions(model, **others):
-    """The same object as pickled by other versions: its recorded ones are edited."""
+def pickled_with_other_versions(model, **others):
+    """Pickle a model, and replace the recorded versions of some packages."""
 
     class Rewriter(pickle.Pickler):
         def reducer_override(self, thing):
             if type(thing) is not type(model):
                 return NotImplemented
-            made_by, args, state, *rest = thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+            function, args, state, *rest = thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
             state = {**state, "_pickled_with": {**state["_pickled_with"], **others}}
-            return (made_by, args, state, *rest)
+            return (function, args, state, *rest)
 
     file = io.BytesIO()
     Rewriter(file).dump(model)
     return file.getvalue()
 
 
-@pytest.mark.parametrize("package", NOW)
-@pytest.mark.parametrize("door", [StableNetClassifier, StableNetRegressor])
-def test_another_version_is_warned_of_as_scikit_learn_does(door, package):
-    model = door(**SMALL).fit(X, LABELS if door is StableNetClassifier else VALUES)
-    state = made_under_other_versions(model, **{package: "0.0.1"})
+@pytest.mark.parametrize("package", INSTALLED)
+@pytest.mark.parametrize("estimator", [StableNetClassifier, StableNetRegressor])
+def test_loading_under_another_version_warns_like_scikit_learn(estimator, package):
+    y = LABELS if estimator is StableNetClassifier else VALUES
+    model = estimator(**SMALL).fit(X, y)
+    state = pickled_with_other_versions(model, **{package: "0.0.1"})
     with pytest.warns(InconsistentVersionWarning) as caught:
-        twin = pickle.loads(state)
-    # The net inside says the same of itself only where its own record was edited.
-    assert [w.message.estimator_name for w in caught] == [door.__name__]
+        loaded = pickle.loads(state)
+    # The net has a separate record, which was not edited, and does not warn.
+    assert [w.message.estimator_name for w in caught] == [estimator.__name__]
     warning = caught[0].message
     assert warning.original_sklearn_version == f"{package} 0.0.1"
-    assert warning.current_sklearn_version == f"{package} {NOW[package]}"
-    np.testing.assert_array_equal(scores(twin), scores(model))
+    assert warning.current_sklearn_version == f"{package} {INSTALLED[package]}"
+    np.testing.assert_array_equal(scores(loaded), scores(model))
 
 
-def test_the_warning_says_which_package_and_which_versions():
-    state = made_under_other_versions(fitted("regressor"), torch="1.0")
+def test_the_warning_contains_the_package_and_both_versions():
+    state = pickled_with_other_versions(fitted("regressor"), torch="1.0")
     with pytest.warns(InconsistentVersionWarning) as caught:
         pickle.loads(state)
     assert str(caught[0].message).startswith(
@@ -421,19 +421,19 @@ def test_the_warning_says_which_package_and_which_versions():
     )
 
 
-def test_one_model_is_warned_of_once_per_package():
-    # Everything inside is as old as the model itself.
+def test_a_model_warns_once_per_package():
+    # All objects in the pickle have the same old version.
     text = pickle.dumps(fitted("regressor"), protocol=0)
     record = f"V{torch.__version__}\n".encode()
     assert record in text
-    aged = text.replace(record, b"V1.0\n")
+    old = text.replace(record, b"V1.0\n")
     with pytest.warns(InconsistentVersionWarning) as caught:
-        pickle.loads(aged)
+        pickle.loads(old)
     assert len(caught) == 1
 
 
 @pytest.mark.parametrize("transformer", [NaNImputer(), SafeScaler()], ids=str)
-def test_transformers_of_another_version_are_warned_of_too(transformer):
+def test_transformers_record_versions(transformer):
     text = pickle.dumps(transformer.fit(X), protocol=2)
     name = type(transformer).__name__
     state = transformer.__getstate__()
@@ -441,20 +441,20 @@ def test_transformers_of_another_version_are_warned_of_too(transformer):
     assert text
 
 
-def test_the_same_versions_are_not_warned_of():
+def test_loading_under_the_same_versions_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pickle.loads(pickle.dumps(fitted("search")))
 
 
-# -- another device ------------------------------------------------------------------
+# -- other devices -------------------------------------------------------------------
 
 
-class OnCuda(pickle.Pickler):
-    """Writes tensors as one with a GPU would: their storage says where it lay.
+class CudaPickler(pickle.Pickler):
+    """Pickler that writes tensors as if they were on a GPU.
 
-    torch reduces a storage to bytes in its own format, in which the place stands as a
-    pickled string.
+    torch reduces a storage to bytes in the format of ``torch.save``, which contain the
+    device as a pickled string.
     """
 
     def reducer_override(self, thing):
@@ -467,34 +467,34 @@ class OnCuda(pickle.Pickler):
 
 
 def as_if_trained_on_a_gpu(net):
-    """State of the net as skorch pickles it, its tensors and device on a GPU."""
+    """Return the state of a net as skorch pickles it, with tensors on a GPU."""
     state = net.__getstate__()
     tensors = pickle.loads(state["__cuda_dependent_attributes__"])
     file = io.BytesIO()
-    OnCuda(file).dump(tensors)
+    CudaPickler(file).dump(tensors)
     state["__cuda_dependent_attributes__"] = file.getvalue()
     return {**state, "device": "cuda"}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
 @pytest.mark.parametrize("warm_start", [False, True])
-def test_a_net_trained_on_a_gpu_loads_where_there_is_none(warm_start):
+def test_a_net_trained_on_a_gpu_loads_without_a_gpu(warm_start):
     model = StableNetRegressor(warm_start=warm_start, **SMALL).fit(X, VALUES)
     state = as_if_trained_on_a_gpu(model.net_)
     with pytest.raises(RuntimeError, match="deserialize object on a CUDA device"):
         pickle.loads(state["__cuda_dependent_attributes__"])
     net = type(model.net_).__new__(type(model.net_))
-    with pytest.warns(DeviceWarning) as caught:  # one of its device, one of its tensors
+    with pytest.warns(DeviceWarning) as caught:  # about the device and the tensors
         net.__setstate__(state)
     assert any("Loading on device" in str(warning.message) for warning in caught)
     before = scores(model)
     model.net_ = net
     np.testing.assert_array_equal(scores(model), before)
-    model.fit(X, VALUES)  # and it can be trained on
+    model.fit(X, VALUES)  # training can continue
 
 
-def test_no_tensor_is_pickled_where_no_device_is_chosen_for_it():
-    # skorch moves what it registers; a tensor anywhere else would stay on its GPU.
+def test_all_tensors_are_in_the_part_of_the_state_that_skorch_moves():
+    # skorch moves registered tensors to another device; others would stay on the GPU.
     for model in (
         fitted("regressor"),
         fitted("adaptive"),
@@ -508,8 +508,8 @@ def test_no_tensor_is_pickled_where_no_device_is_chosen_for_it():
         assert b"_rebuild_tensor" not in text
 
 
-class Breaks(io.BytesIO):
-    """A file whose writing breaks off in the middle, once."""
+class FailingFile(io.BytesIO):
+    """File that raises an error once, after the first 500 bytes."""
 
     def __init__(self, error):
         super().__init__()
@@ -525,18 +525,18 @@ class Breaks(io.BytesIO):
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), OSError(28, "No space left on device")]
 )
-def test_what_breaks_off_the_writing_of_an_archive_is_told(error):
+def test_an_error_that_interrupts_the_writing_of_an_archive_is_raised(error):
     with pytest.raises(type(error)) as raised:
-        save({"weights": torch.zeros(5000)}, Breaks(error))
+        save({"weights": torch.zeros(5000)}, FailingFile(error))
     assert raised.value is error
 
 
-def test_what_else_is_wrong_is_told_as_by_torch(tmp_path):
+def test_other_errors_of_writing_are_those_of_torch(tmp_path):
     with pytest.raises(RuntimeError, match=r"Parent directory .* does not exist"):
         save({"weights": torch.zeros(3)}, tmp_path / "missing" / "file")
 
 
-def test_an_archive_is_torchs():
+def test_torch_loads_an_archive():
     file = io.BytesIO()
     save({"weights": torch.arange(3)}, file)
     file.seek(0)

@@ -1,3 +1,5 @@
+"""Number of threads of torch during training and prediction."""
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,11 @@ from sknan._utils.threads import FlopCount, threads_for
 
 
 @pytest.fixture(params=[1, 4])
-def before(request):
-    was = torch.get_num_threads()
+def n_threads_before(request):
+    original = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
-    torch.set_num_threads(was)
+    torch.set_num_threads(original)
 
 
 @pytest.fixture
@@ -23,48 +25,48 @@ def table():
     return X, (X[:, 0] > 0).astype(int)
 
 
-class SeenThreads(Callback):
+class ThreadRecorder(Callback):
     def on_epoch_begin(self, net, **kwargs):
         self.n_threads = torch.get_num_threads()
 
 
-def test_little_work_gets_one_thread(before):
+def test_a_small_task_uses_one_thread(n_threads_before):
     with threads_for(1e6):
         assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == n_threads_before
 
 
-def test_much_work_gets_all_threads_that_torch_may_use(before):
+def test_a_large_task_uses_all_threads_that_torch_may_use(n_threads_before):
     with threads_for(1e12):
-        assert torch.get_num_threads() == before
+        assert torch.get_num_threads() == n_threads_before
 
 
-def test_a_number_is_taken_as_it_is(before):
+def test_an_explicit_number_of_threads_is_used(n_threads_before):
     with threads_for(1.0, 3):
         assert torch.get_num_threads() == 3
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == n_threads_before
 
 
-def test_the_setting_comes_back_after_an_error(before):
+def test_the_number_of_threads_is_restored_after_an_error(n_threads_before):
     with pytest.raises(KeyError), threads_for(1.0, 2):
         raise KeyError
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == n_threads_before
 
 
-def test_a_small_network_is_trained_on_one_thread_and_on_as_many_as_asked(
-    before, table
+def test_a_small_network_trains_on_one_thread_or_the_given_number(
+    n_threads_before, table
 ):
-    seen = SeenThreads()
-    for asked, n_threads in [("auto", 1), (2, 2)]:
+    recorder = ThreadRecorder()
+    for num_threads, n_threads in [("auto", 1), (2, 2)]:
         model = StableNetClassifier(
-            callbacks=[("seen", seen)], num_threads=asked, max_epochs=1
+            callbacks=[("recorder", recorder)], num_threads=num_threads, max_epochs=1
         )
         model.fit(*table).predict(table[0])
-        assert seen.n_threads == n_threads
-        assert torch.get_num_threads() == before
+        assert recorder.n_threads == n_threads
+        assert torch.get_num_threads() == n_threads_before
 
 
-def test_another_number_of_threads_is_refused(table):
+def test_zero_threads_are_refused(table):
     with pytest.raises(ValueError, match="num_threads") as caught:
         StableNetClassifier(num_threads=0).fit(*table)
     assert str(caught.value) == (
@@ -82,7 +84,9 @@ def test_another_number_of_threads_is_refused(table):
     ],
     ids=["linear", "perceptron", "convolution"],
 )
-def test_the_work_of_products_and_convolutions_is_counted(module, shape, n_flops):
+def test_operations_of_matrix_products_and_convolutions_are_counted(
+    module, shape, n_flops
+):
     with FlopCount() as count:
         module(torch.zeros(shape))
     assert count.n_flops == n_flops

@@ -1,3 +1,5 @@
+"""Checks for finite values, and the wording of their messages."""
+
 from __future__ import annotations
 
 import math
@@ -54,7 +56,9 @@ def test_counts_agree_with_numpy(values, limit):
 @example(np.array([math.nan]), FLOAT32_MAX)
 @example(np.array([[FLOAT32_MAX, -FLOAT32_MAX]]), FLOAT32_MAX)
 @example(np.array([FLOAT64_MAX, FLOAT64_MAX]), FLOAT64_MAX)
-def test_a_table_is_refused_exactly_if_a_cell_is_not_finite_or_too_large(values, limit):
+def test_a_table_is_refused_if_and_only_if_a_cell_is_not_finite_or_too_large(
+    values, limit
+):
     if bool((np.abs(values) <= limit).all()):
         check_finite(values, name="X", remedy=REMEDY, limit=limit)
     else:
@@ -109,7 +113,7 @@ def test_all_three_kinds_are_counted():
     )
 
 
-def test_column_labels_that_are_no_strings_are_quoted_as_strings():
+def test_column_labels_of_other_types_are_quoted_as_strings():
     values = np.array([[np.nan, np.inf]])
     assert message_of(values, columns=[np.int64(7), None]) == (
         "X contains 1 NaN value and 1 inf value in 2 of 2 columns: "
@@ -117,7 +121,7 @@ def test_column_labels_that_are_no_strings_are_quoted_as_strings():
     )
 
 
-def test_a_long_list_of_columns_is_cut():
+def test_a_long_list_of_columns_is_shortened():
     values = np.full((1, 11), np.nan)
     listed = ", ".join(f"{j} (1, first at row 0)" for j in range(8))
     assert message_of(values) == (
@@ -162,13 +166,13 @@ def test_an_array_of_more_dimensions_is_described_by_the_first_index():
     )
 
 
-def test_a_single_number_is_described_without_a_place():
+def test_a_single_number_is_described_without_a_position():
     assert message_of(np.array(np.nan)) == "X contains 1 NaN value. Impute first."
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
 @pytest.mark.parametrize("limit", [FLOAT32_MAX, FLOAT64_MAX])
-def test_every_float_dtype_of_numpy_is_looked_at(dtype, limit):
+def test_every_float_dtype_of_numpy_is_checked(dtype, limit):
     values = np.array([[1.0, 2.0]], dtype)
     check_finite(values, name="X", remedy=REMEDY, limit=limit)
     values[0, 1] = np.nan
@@ -180,7 +184,7 @@ def test_every_float_dtype_of_numpy_is_looked_at(dtype, limit):
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 )
-def test_every_float_dtype_of_torch_is_looked_at(dtype):
+def test_every_float_dtype_of_torch_is_checked(dtype):
     values = torch.ones(3, 2, dtype=dtype, requires_grad=True)
     check_finite(values, name="X", remedy=REMEDY)
     values = values.detach()
@@ -203,18 +207,18 @@ def test_every_float_dtype_of_torch_is_looked_at(dtype):
         np.zeros((3, 0)),
     ],
 )
-def test_what_holds_no_floating_point_number_passes(values):
+def test_arrays_of_other_types_and_empty_arrays_pass(values):
     check_finite(values, name="X", remedy=REMEDY)
 
 
-def test_the_check_changes_nothing():
+def test_the_check_does_not_change_the_values():
     values = np.array([[np.nan, 1e39]])
     before = values.copy()
     message_of(values)
     np.testing.assert_array_equal(values, before)
 
 
-def test_the_largest_float32_passes_and_the_next_double_does_not():
+def test_the_largest_float32_passes_and_the_next_float64_does_not():
     check_finite(np.array([[FLOAT32_MAX]]), name="X", remedy=REMEDY)
     beyond = np.nextafter(FLOAT32_MAX, np.inf)
     assert message_of(np.array([[beyond]])) == (
@@ -227,11 +231,11 @@ def test_the_largest_float32_passes_and_the_next_double_does_not():
     ("name", "expected"),
     [("hubber", " Did you mean 'huber'?"), ("zzz", ""), ("", "")],
 )
-def test_the_nearest_name_is_proposed(name, expected):
+def test_the_most_similar_name_is_suggested(name, expected):
     assert did_you_mean(name, ["huber", "mse"]) == expected
 
 
-def test_a_column_is_called_by_its_label_or_else_by_its_position():
+def test_a_column_is_named_by_its_label_or_its_position():
     assert column_name(1, None) == "1"
     assert column_name(1, ["a", "b"]) == "'b'"
 
@@ -247,5 +251,5 @@ def test_a_column_is_called_by_its_label_or_else_by_its_position():
         (np.zeros((0, 2)), None, None),
     ],
 )
-def test_the_first_cell_that_is_no_number_is_found(table, columns, expected):
+def test_the_first_cell_that_is_not_a_number_is_found(table, columns, expected):
     assert first_text_cell(table, columns) == expected
