@@ -315,7 +315,7 @@ class StackedChain:
         blocks = iter(zip(weights, gradients, strict=True))
         columns: list[tuple[Any, ...]] = list(zip(*layers, strict=True))
         last_linear = next(c[0] for c in reversed(columns) if _is_linear(c[0]))
-        self.like = weights[0].new_empty(0, last_linear.out_features)
+        self.reference = weights[0].new_empty(0, last_linear.out_features)
         self.layers: list[Any] = []
         for i, column in enumerate(columns):
             layer = column[0]
@@ -344,7 +344,7 @@ class StackedChain:
 
     def prepare_target(self, target: Tensor, shape: torch.Size) -> Tensor:
         """Convert targets of rows in a tensor of shape (..., K, B) for :meth:`step`."""
-        prepared: Tensor = self.loss.prepare_target(target, shape, self.like)
+        prepared: Tensor = self.loss.prepare_target(target, shape, self.reference)
         return prepared
 
     def step(self, x: Tensor, target: Tensor) -> tuple[NDArray[Any], Tensor]:

@@ -40,7 +40,9 @@ class StackedLoss:
         raise NotImplementedError
 
     @staticmethod
-    def prepare_target(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+    def prepare_target(
+        target: Tensor, shape: Sequence[int], reference: Tensor
+    ) -> Tensor:
         """Convert targets to the form that :meth:`evaluate` uses.
 
         Parameters
@@ -49,7 +51,7 @@ class StackedLoss:
             Targets of all rows, one after the other.
         shape : sequence of int
             Shape (..., K, B) of the tensor of row numbers.
-        like : Tensor of shape (0, n_outputs)
+        reference : Tensor of shape (0, n_outputs)
             Tensor of the dtype of the outputs.
 
         Returns
@@ -86,10 +88,12 @@ class _CrossEntropy(StackedLoss):
         return y.ndim == 1 and y.dtype == torch.int64
 
     @staticmethod
-    def prepare_target(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+    def prepare_target(
+        target: Tensor, shape: Sequence[int], reference: Tensor
+    ) -> Tensor:
         # Gradient of the loss with respect to the log-probabilities.
         *leading, n_rows = shape
-        gradient = like.new_zeros(*leading, like.shape[1], n_rows)
+        gradient = reference.new_zeros(*leading, reference.shape[1], n_rows)
         return gradient.scatter_(-2, target.view(*leading, 1, n_rows), -1.0 / n_rows)
 
     def evaluate(self, target: Tensor) -> NDArray[Any]:
@@ -112,8 +116,10 @@ class _SquaredError(StackedLoss):
         return y.is_floating_point()
 
     @staticmethod
-    def prepare_target(target: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
-        return target.view(*shape, like.shape[1]).transpose(-1, -2).contiguous()
+    def prepare_target(
+        target: Tensor, shape: Sequence[int], reference: Tensor
+    ) -> Tensor:
+        return target.view(*shape, reference.shape[1]).transpose(-1, -2).contiguous()
 
     def evaluate(self, target: Tensor) -> NDArray[Any]:
         torch.sub(self.output, target, out=self.grad)
