@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sknan._engine.table_net import TableNet
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
+from sknan.nets._records import gradient_entries
 from sknan.nets.guard._loss_watch import LossWatches
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
@@ -125,7 +126,7 @@ class StepLedger:
         may_have_failed: NDArray[np.bool_] = is_bad.any(0)
         return may_have_failed
 
-    def clipping_of(self, k: int) -> dict[str, Any]:
+    def clipping_of(self, k: int) -> tuple[int, float]:
         """Return the number of clipped steps and the largest gradient norm of a member.
 
         Parameters
@@ -135,13 +136,12 @@ class StepLedger:
 
         Returns
         -------
-        dict of str to object
-            ``n_clipped`` and ``largest_norm``.
+        n_clipped : int
+            Number of clipped steps.
+        largest_norm : float
+            Largest gradient norm.
         """
-        return {
-            "n_clipped": int(self.n_clipped[k]),
-            "largest_norm": float(self.largest_norm[k]),
-        }
+        return int(self.n_clipped[k]), float(self.largest_norm[k])
 
     def end_epoch(
         self, n_rows: int, learning_rates: Floats, valid_losses: list[float] | None
@@ -170,14 +170,11 @@ class StepLedger:
                 "train_batch_count": len(norms),
                 "train_loss": float(self.total_loss[k] / n_rows),
                 "n_recoveries": 0,
-                "grad_norm": float(median_norms[k]),
+                **gradient_entries(
+                    median_norms[k], coefficients[:, k] if self.is_clipped[k] else None
+                ),
+                "lr": learning_rate,
             }
-            if self.is_clipped[k]:
-                each = coefficients[:, k]
-                clipped = each[each < 1.0]
-                row["clip_share"] = len(clipped) / len(each)
-                row["clip_coefficient"] = float(clipped.mean()) if len(clipped) else 1.0
-            row["lr"] = learning_rate
             monitored = row["train_loss"]
             if valid_losses is not None:
                 monitored = valid_losses[k]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -64,11 +62,11 @@ class Member(StackMember):
         self.plan = plan
         rows = torch.arange(len(plan.table)), torch.zeros(0, dtype=torch.int64)
         if plan.best is not None:
+            plan.best.initialize()
             self.net._split_seed_ = plan.split_seed
             rows = plan.split(plan.split_seed)
         self.train, self.valid = rows[0] + offset, rows[1] + offset
         self.history: list[dict[str, Any]] = []
-        self.best_loss, self.best_epoch, self.last_gain = math.inf, 0, 0
         self.best_weights: list[Tensor] | None = None
 
     def end_epoch(
@@ -92,16 +90,13 @@ class Member(StackMember):
         best = self.plan.best
         if best is None:
             return True
-        epoch, loss = len(self.history), row["valid_loss"]
-        if math.isfinite(loss) and loss <= self.best_loss:
-            if loss < self.best_loss:
-                self.last_gain = epoch
-            self.best_loss, self.best_epoch = loss, epoch
+        is_best, continues = best.update(len(self.history), row["valid_loss"])
+        if is_best:
             self.best_weights = weights()
-        return epoch - self.last_gain < best.patience
+        return continues
 
     def finish(
-        self, weights: list[Tensor], seconds: float, clipping: dict[str, Any]
+        self, weights: list[Tensor], seconds: float, clipping: tuple[int, int, float]
     ) -> None:
         """Bring the net into the state that its separate training would leave.
 
@@ -111,20 +106,16 @@ class Member(StackMember):
             Last weights and buffers, which are used if there is no best epoch.
         seconds : float
             Time since the start of the stack.
-        clipping : dict of str to object
-            ``n_steps``, ``n_clipped`` and ``largest_norm`` of the training.
+        clipping : tuple of (int, int, float)
+            Number of steps, number of clipped steps, and largest gradient norm.
         """
-        net, best = self.net, self.plan.best
+        net = self.net
         net._prepare_guard(is_new=True)
         dur = seconds / max(len(self.history), 1)
         net.history_ = type(net.history)(
             {"batches": [], "epoch": epoch, **row, "dur": dur}
             for epoch, row in enumerate(self.history, start=1)
         )
-        if best is not None:
-            best.initialize()
-            best.best_epoch_ = self.best_epoch or None
-            best.best_score_ = self.best_loss
         with torch.no_grad():
             kept = self.best_weights or weights
             for tensor, value in zip([*self.weights, *self.buffers], kept, strict=True):
@@ -133,6 +124,4 @@ class Member(StackMember):
 
     def warn(self) -> None:
         """Issue the warnings that the net itself issues at the end of a training."""
-        training: Any = SimpleNamespace(**self.clipping)
-        if self.net._is_clip_idle(training):
-            self.net._warn_of_idle_clip(training)
+        self.net._warn_of_idle_clip(*self.clipping)

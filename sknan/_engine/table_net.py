@@ -13,7 +13,6 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan.losses._traits import traits_of
 from sknan.nets._batching import TensorBatches, TensorTable
-from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._hooks import BATCH_METHODS
 from sknan.nets._nets import GuardedNet
 from sknan.nets.recovery.output_repair import output_repaired, without_output
@@ -50,9 +49,10 @@ class TableNet(GuardedNet):
             callbacks.append(("print_log", PrintLog()))
         return callbacks
 
-    def _is_clip_idle(self, training: GuardedTraining) -> bool:
+    def _warn_of_idle_clip(self, *clipping: Any) -> None:
         # A default that has no effect needs no warning.
-        return self.clip_norm != _DEFAULT_CLIP_NORM and super()._is_clip_idle(training)
+        if self.clip_norm != _DEFAULT_CLIP_NORM:
+            super()._warn_of_idle_clip(*clipping)
 
     def get_iterator(self, dataset: TensorTable, training: bool = False) -> Any:
         if training:

@@ -227,7 +227,7 @@ class _StackTraining:
         seconds = time.perf_counter() - self.start
         for k in numbers:
             member = self.stack.members[k]
-            clipping = {"n_steps": self.n_steps, **self.ledger.clipping_of(k)}
+            clipping = self.n_steps, *self.ledger.clipping_of(k)
             member.finish(self.stack.weights_of(k), seconds, clipping)
             self.finished.append(member)
 

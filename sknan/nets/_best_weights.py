@@ -57,16 +57,38 @@ class BestWeights(Callback):
 
     def on_epoch_end(self, net: Any, **_: Any) -> None:
         """Save the weights of a best epoch, and stop if patience is exhausted."""
-        epoch = len(net.history)
-        value = net.history[-1, self.monitor]
-        if math.isfinite(value) and value <= self.best_score_:
+        is_best, continues = self.update(
+            len(net.history), net.history[-1, self.monitor]
+        )
+        if is_best:
+            assert self._snapshot_ is not None
+            self._snapshot_.take()
+        if not continues:
+            raise KeyboardInterrupt  # skorch's way for a callback to end the training
+
+    def update(self, epoch: int, value: float) -> tuple[bool, bool]:
+        """Compare an epoch with the best one so far.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, counted from 1.
+        value : float
+            Value of ``monitor`` in the epoch.
+
+        Returns
+        -------
+        is_best : bool
+            Whether the weights of the epoch are to be kept.
+        continues : bool
+            Whether the training continues: False when patience is exhausted.
+        """
+        is_best = math.isfinite(value) and value <= self.best_score_
+        if is_best:
             if value < self.best_score_:
                 self._last_gain_ = epoch
             self.best_score_, self.best_epoch_ = value, epoch
-            assert self._snapshot_ is not None
-            self._snapshot_.take()
-        if epoch - self._last_gain_ >= self.patience:
-            raise KeyboardInterrupt  # skorch's way for a callback to end the training
+        return is_best, epoch - self._last_gain_ < self.patience
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
         """Restore the best weights, and free the copy."""

@@ -43,10 +43,6 @@ def _check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
 
 
-# In a shorter training, a clip that was never needed gives no warning.
-_FEWEST_STEPS = 20
-
-
 class GuardMixin(VersionedPickleMixin, OutputMixin):
     """Guard, clip and schedule every training step of a skorch net.
 
@@ -185,8 +181,10 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         has_learned = not is_complete or training.has_learned()
         training.end(is_interrupted=is_interrupted)
         reports = self.guard_.reports[n_reports:]
-        if is_complete and self._is_clip_idle(training):
-            self._warn_of_idle_clip(training)
+        if is_complete:
+            self._warn_of_idle_clip(
+                training.n_steps, training.n_clipped, training.largest_norm
+            )
         if not has_learned:
             raise not_learned_error(reports)
         if self._has_stopped_ or not reports:
@@ -406,17 +404,8 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
             return None
         return "The last step of the epoch left non-finite weights"
 
-    def _is_clip_idle(self, training: GuardedTraining) -> bool:
-        """Whether the user asked for a clip that changed no step."""
-        is_asked_for = self.clip_norm is not None or self.clip_value is not None
-        return (
-            is_asked_for
-            and training.n_steps >= _FEWEST_STEPS
-            and not training.n_clipped
-        )
-
-    def _warn_of_idle_clip(self, training: GuardedTraining) -> None:
-        warn_of_idle_clip(self, training)
+    def _warn_of_idle_clip(self, *clipping: Any) -> None:
+        warn_of_idle_clip(self, *clipping)
 
     def __getstate__(self) -> dict[str, Any]:
         # A module or criterion that was passed as an instance is trained itself. It is

@@ -6,11 +6,39 @@ import warnings
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._guarded_step import GuardedTraining
+
+# In a shorter training, a clip that was never needed gives no warning.
+_FEWEST_STEPS = 20
+
+
+def gradient_entries(
+    grad_norm: float, coefficients: NDArray[np.float64] | None
+) -> dict[str, float]:
+    """Return the history entries on the gradients of an epoch.
+
+    Parameters
+    ----------
+    grad_norm : float
+        Median of the gradient norms.
+    coefficients : ndarray or None
+        Clip coefficient of each step; None if gradients are not clipped.
+
+    Returns
+    -------
+    dict of str to float
+    """
+    row = {"grad_norm": float(grad_norm)}
+    if coefficients is not None:
+        clipped = coefficients[coefficients < 1.0]
+        row["clip_share"] = len(clipped) / len(coefficients)
+        row["clip_coefficient"] = float(clipped.mean()) if len(clipped) else 1.0
+    return row
 
 
 def record_epoch(net: Any, training: GuardedTraining) -> None:
@@ -24,15 +52,13 @@ def record_epoch(net: Any, training: GuardedTraining) -> None:
         Training of the net.
     """
     epoch, record = len(net.history), net.history.record
-    n_recoveries = sum(report.epoch == epoch for report in net.guard_.reports)
-    record("n_recoveries", n_recoveries)
+    record("n_recoveries", sum(r.epoch == epoch for r in net.guard_.reports))
     if training.norms:
-        record("grad_norm", float(np.median(training.norms)))
-    options = (net.clip_norm, net.clip_value, net.adaptive_clip)
-    if training.norms and any(option is not None for option in options):
-        clipped = [c for c in training.coefficients if c < 1.0]
-        record("clip_share", len(clipped) / len(training.norms))
-        record("clip_coefficient", float(np.mean(clipped)) if clipped else 1.0)
+        options = (net.clip_norm, net.clip_value, net.adaptive_clip)
+        is_clipped = any(option is not None for option in options)
+        coefficients = np.array(training.coefficients) if is_clipped else None
+        for entry in gradient_entries(np.median(training.norms), coefficients).items():
+            record(*entry)
     if training.rate is not None:
         record("lr", training.rate)
 
@@ -97,15 +123,26 @@ def warn_of_rescue(net: Any, reports: list[NonFiniteReport]) -> None:
     )
 
 
-def warn_of_idle_clip(net: Any, training: GuardedTraining) -> None:
-    """Warn that no step was clipped although the user set a threshold."""
-    given = f"clip_norm={net.clip_norm!r}"
-    if net.clip_norm is None:
-        given = f"clip_value={net.clip_value!r}"
+def warn_of_idle_clip(net: Any, n_steps: int, n_clipped: int, norm: float) -> None:
+    """Warn if no step was clipped although the user set a threshold.
+
+    Parameters
+    ----------
+    net : skorch net with GuardMixin
+        Net with the threshold.
+    n_steps, n_clipped : int
+        Number of steps and number of clipped steps of the training.
+    norm : float
+        Largest gradient norm of the training.
+    """
+    name = "clip_value" if net.clip_norm is None else "clip_norm"
+    limit = getattr(net, name)
+    if limit is None or n_clipped or n_steps < _FEWEST_STEPS:
+        return
     warnings.warn(
-        f"{given} never had an effect: the norm of the gradients was at most "
-        f"{training.largest_norm:.3g} in {training.n_steps} steps. Lower it to "
-        "bound what is unusual here, or leave it out.",
+        f"{name}={limit!r} never had an effect: the norm of the gradients was at most "
+        f"{norm:.3g} in {n_steps} steps. Lower it to bound what is unusual here, or "
+        "leave it out.",
         UserWarning,
         stacklevel=stacklevel_of_caller(),
     )
