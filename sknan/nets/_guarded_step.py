@@ -18,7 +18,7 @@ from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED, is_runaway
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorBatches, TensorTable
-from sknan.nets._chain import LayerwisePass
+from sknan.nets._layerwise_pass import LayerwisePass
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery.explain import explain, explain_weights, loss_of
 from sknan.nets.recovery.finite_operations import finite_step

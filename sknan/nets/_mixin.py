@@ -14,10 +14,10 @@ from sknan._utils.pickling import VersionedPickleMixin
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._backup import BackupAndRestore
 from sknan.nets._batching import TensorBatches
-from sknan.nets._chain import LayerwisePass, layerwise_pass
 from sknan.nets._data import as_table, refuse_nonfinite_data
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._hooks import runs_only_known_code
+from sknan.nets._layerwise_pass import LayerwisePass, layerwise_pass
 from sknan.nets._output import OutputMixin
 from sknan.nets._records import (
     epoch_report,

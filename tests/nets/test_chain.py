@@ -12,7 +12,8 @@ from sknan import StableNetClassifier, StableNetRegressor
 from sknan.exceptions import DivergenceWarning
 from sknan.losses import CrossEntropyLoss, HuberLoss, MSELoss
 from sknan.nets import PeriodicEmbedding, TabularMLP
-from sknan.nets._chain import layerwise_pass, output_bound
+from sknan.nets._chain import output_bound
+from sknan.nets._layerwise_pass import layerwise_pass
 
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Mish, nn.GELU, nn.SELU]
 
