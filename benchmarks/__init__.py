@@ -1,1 +1,1 @@
-"""Speed as ratios against a peer, timed in the same process and in turn."""
+"""Benchmarks; times are ratios to peers that run in the same process and in turn."""

@@ -1,14 +1,14 @@
-"""Does the guard ever cry wolf? 200 healthy trainings, with and without it.
+"""Count of false alarms of the guard in 200 healthy trainings.
 
     python -m benchmarks.false_alarms [--start 200] [--count 50] [--json FILE]
 
-Each number is one training, drawn at random from networks, data, losses, optimizers,
-schedules and batch sizes, at the rates that people use with them. Two in three go
-through the skorch door and are held against skorch's own net from the same seed: the
-weights, the buffers and the losses of all epochs must be the same to the bit. The
-others go through the scikit-learn door. A training is healthy if its loss is finite
-throughout and goes below that of the first epoch. An alarm is a report of the guard, a
-DivergenceWarning, or an error.
+Each number is the seed of one training with a random network, table, loss, optimizer,
+schedule and batch size, at a common learning rate. Two of three trainings use
+GuardedNet and are compared with the net of skorch from the same seed: the weights, the
+buffers and the losses of all epochs must be bitwise identical. The others use the
+estimators. A training is healthy if its loss is always finite and later falls below
+that of the first epoch. An alarm is a report of the guard, a DivergenceWarning, or an
+error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sknan.exceptions import DivergenceWarning
 
 N_TRAININGS = 200
 
-# Features, and the steps and channels that a sequence makes of them.
+# Number of features, and of the steps of a sequence that is made of them.
 N_FEATURES, N_STEPS = 24, 12
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.Tanh, nn.SiLU, nn.SELU, nn.LeakyReLU, nn.Sigmoid)
@@ -69,7 +69,7 @@ DATA = ("normal", "heavy tails", "sparse")
 
 
 class Network(nn.Module):
-    """One of several families, on rows of features or on sequences made of them."""
+    """Network of one of several kinds, for rows of features or sequences of them."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Network(nn.Module):
         self.head = nn.Linear(n_in, n_outputs)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Logits or predictions of shape (n_samples, n_outputs)."""
+        """Return logits or predictions of shape (n_samples, n_outputs)."""
         sequence = X.reshape(len(X), N_STEPS, -1)
         if self.kind in ("rnn", "gru", "lstm"):
             X = self.body(sequence.transpose(0, 1))[0][-1]
@@ -142,21 +142,21 @@ class Network(nn.Module):
 
 
 class MeanAndVariance(nn.Module):
-    """torch's GaussianNLLLoss on one output of two columns; it may be negative."""
+    """GaussianNLLLoss of torch for outputs of two columns; it may be negative."""
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean over the batch."""
+        """Return the mean loss of the batch."""
         mean, raw = output[:, :1], output[:, 1:]
-        loss = nn.GaussianNLLLoss()
-        found: Tensor = loss(mean, target, nn.functional.softplus(raw) + 1e-3)
-        return found
+        variance = nn.functional.softplus(raw) + 1e-3
+        loss: Tensor = nn.functional.gaussian_nll_loss(mean, target, variance)
+        return loss
 
 
 class Case(NamedTuple):
-    """One training, before anything is built."""
+    """Description of one training."""
 
     number: int
-    door: str
+    library: str
     task: str
     kind: str
     data: str
@@ -166,7 +166,7 @@ class Case(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What it is, in a line."""
+        """Description in one line."""
         shown = {
             name.removeprefix("module__"): getattr(value, "__name__", value)
             for name, value in self.options.items()
@@ -174,13 +174,13 @@ class Case(NamedTuple):
         }
         settings = ", ".join(f"{name}={value}" for name, value in shown.items())
         return (
-            f"{self.number}: {self.door}, {self.task}, {self.kind}, {self.data}, "
+            f"{self.number}: {self.library}, {self.task}, {self.kind}, {self.data}, "
             f"{len(self.X)} rows, {settings}"
         )
 
 
 def table(task: str, data: str, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Features of size 1 and a target that depends on them."""
+    """Return scaled features and a target that depends on them."""
     n_rows = int(rng.choice([60, 200, 600, 1500]))
     shape = n_rows, N_FEATURES
     X = rng.normal(size=shape)
@@ -215,15 +215,20 @@ LOSSES: dict[str, tuple[tuple[Any, ...], int]] = {
 }
 
 
-def drawn(number: int) -> Case:
-    """The training of a number: coverage by counting, the rest at random."""
+def random_case(number: int) -> Case:
+    """Return the training of a number.
+
+    Task, kind of network and optimizer follow from the number, so that all of them
+    occur; the rest is random.
+    """
     rng = np.random.default_rng(number)
 
     def one_of(choices: Any) -> Any:
         return choices[rng.integers(len(choices))]
 
     is_estimator = number % 3 == 2
-    i = number // 3 if is_estimator else number - number // 3  # among its door's
+    # Number of the training among those of the same library.
+    i = number // 3 if is_estimator else number - number // 3
     task, kind = TASKS[i % len(TASKS)], KINDS[i % len(KINDS)]
     data = one_of(DATA)
     X, y = table(task, data, rng)
@@ -252,7 +257,7 @@ def drawn(number: int) -> Case:
         "module__norm": one_of(("none", "batch", "layer")),
         "module__dropout": one_of((0.0, 0.0, 0.1, 0.5)),
         "iterator_train__shuffle": bool(number % 5),
-        # A lone row has no variance.
+        # Batch normalization needs more than one row in a batch.
         "iterator_train__drop_last": True,
     }
     schedule = one_of(SCHEDULES)
@@ -305,7 +310,7 @@ def _by_estimator(
 
 
 class Outcome(NamedTuple):
-    """What a training came to."""
+    """Result of a training."""
 
     alarms: list[str]
     differs: list[str]
@@ -314,11 +319,11 @@ class Outcome(NamedTuple):
 
 
 def run(case: Case) -> Outcome:
-    """Train under guard, and hold it against the training without."""
+    """Train with the guard, and compare with the training without it."""
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit = _fit_net if case.door == "skorch" else _fit_estimator
+        fit = _fit_net if case.library == "skorch" else _fit_estimator
         alarms, differs, is_healthy = fit(case)
     alarms += [
         str(w.message) for w in caught if issubclass(w.category, DivergenceWarning)
@@ -328,13 +333,13 @@ def run(case: Case) -> Outcome:
 
 def _fit_net(case: Case) -> tuple[list[str], list[str], bool]:
     nets = []
-    for door in (NeuralNet, GuardedNet):
+    for net_class in (NeuralNet, GuardedNet):
         torch.manual_seed(case.number)
-        net = door(Network, verbose=0, **case.options)
+        net = net_class(Network, verbose=0, **case.options)
         try:
             nets.append(net.fit(case.X, case.y))
         except Exception as error:
-            if door is NeuralNet:
+            if net_class is NeuralNet:
                 raise
             return [f"{type(error).__name__}: {error}"], [], True
     plain, guarded = nets
@@ -357,9 +362,9 @@ def _is_healthy(losses: list[float]) -> bool:
 
 def _fit_estimator(case: Case) -> tuple[list[str], list[str], bool]:
     is_classifier = case.task in ("two classes", "five classes", "imbalanced")
-    door = StableNetClassifier if is_classifier else StableNetRegressor
+    estimator = StableNetClassifier if is_classifier else StableNetRegressor
     try:
-        model = door(**case.options).fit(case.X, case.y)
+        model = estimator(**case.options).fit(case.X, case.y)
     except Exception as error:
         return [f"{type(error).__name__}: {error}"], [], True
     alarms = [str(report) for report in model.nonfinite_reports_]
@@ -367,10 +372,12 @@ def _fit_estimator(case: Case) -> tuple[list[str], list[str], bool]:
 
 
 def main() -> None:
-    """Print what was raised, and the counts."""
+    """Print the alarms and the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--start", type=int, default=0, help="first training")
-    parser.add_argument("--count", type=int, default=N_TRAININGS, help="how many")
+    parser.add_argument(
+        "--count", type=int, default=N_TRAININGS, help="number of trainings"
+    )
     parser.add_argument("--json", type=Path, help="file for the outcomes")
     parser.add_argument("--verbose", action="store_true", help="a line for each")
     arguments = parser.parse_args()
@@ -378,17 +385,17 @@ def main() -> None:
     found: dict[int, Any] = {}
     counts: Counter[str] = Counter()
     for number in range(arguments.start, arguments.start + arguments.count):
-        case = drawn(number)
+        case = random_case(number)
         outcome = run(case)
         found[number] = {"case": case.text, **outcome._asdict()}
         counts["trainings"] += 1
-        counts[f"through the {case.door} door"] += 1
+        counts[f"with {case.library}"] += 1
         counts["healthy"] += outcome.is_healthy
         counts["healthy, with an alarm"] += outcome.is_healthy and bool(outcome.alarms)
         counts["other, with an alarm"] += not outcome.is_healthy and bool(
             outcome.alarms
         )
-        counts["not skorch's to the bit"] += bool(outcome.differs)
+        counts["not bitwise identical to skorch"] += bool(outcome.differs)
         is_odd = outcome.alarms or outcome.differs or not outcome.is_healthy
         if is_odd or arguments.verbose:
             print(f"{case.text} ({outcome.seconds:.1f} s)")

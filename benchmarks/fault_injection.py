@@ -1,11 +1,12 @@
-"""What sknan, scikit-learn and skorch do with damaged tables: one fault per row.
+"""Results of sknan, scikit-learn and skorch on damaged tables, one fault per row.
 
     python -m benchmarks.fault_injection [--only skorch MLP] [--details]
 
-Each cell is one check of sknan.testing on one estimator with its defaults: ``ok`` is a
-fitted model that is finite in weights and outputs, ``refused`` an error that names the
-fault, and the rest are failures. A dash is a fault that the estimator cannot meet.
-``pipeline`` is make_pipeline(NaNImputer(), SafeScaler(), ...) with ours at its end.
+Each cell is the result of one check of sknan.testing on one estimator with its
+defaults. ``ok`` means a fitted model with finite weights and outputs, ``refused`` an
+error that names the fault; everything else is a failure. A dash means that the fault
+does not apply to the estimator. ``pipeline`` is make_pipeline(NaNImputer(),
+SafeScaler(), estimator of sknan).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ OUTCOMES = {"finite": "ok", "refused": "refused"}
 
 
 class SmallNet(nn.Module):
-    """One hidden layer; its width of input is found at the first batch."""
+    """Network with one hidden layer, which infers the number of inputs."""
 
     def __init__(self, n_outputs: int) -> None:
         super().__init__()
@@ -43,12 +44,12 @@ class SmallNet(nn.Module):
         )
 
     def forward(self, X: torch.Tensor) -> torch.Tensor:
-        """Logits or predictions."""
+        """Return logits or predictions."""
         return self.body(X)
 
 
 class ColumnRegressor(NeuralNetRegressor):
-    """Brings the target to the dtype and shape that skorch wants."""
+    """Regressor that converts the target to the dtype and shape that skorch needs."""
 
     def fit(self, X: Any, y: Any, **fit_params: Any) -> ColumnRegressor:
         """Train on ``y`` as a column of float32."""
@@ -61,7 +62,7 @@ def as_float32(X: Any) -> np.ndarray:
 
 
 def skorch_pipeline(net: type[Any], n_outputs: int, **params: Any) -> Any:
-    """The ordinary way into skorch: cast, then train."""
+    """Return the usual pipeline for skorch, which casts the table to float32."""
     return make_pipeline(
         FunctionTransformer(as_float32),
         net(
@@ -77,7 +78,7 @@ def skorch_pipeline(net: type[Any], n_outputs: int, **params: Any) -> Any:
 
 
 def candidates() -> dict[str, Any]:
-    """Estimators by the name of their column."""
+    """Return the estimators by column name."""
     clean = (NaNImputer(), SafeScaler())
     return {
         "NaNImputer": NaNImputer(),
@@ -103,7 +104,7 @@ def candidates() -> dict[str, Any]:
 
 
 def outcomes_of(estimator: Any) -> dict[str, tuple[str, str]]:
-    """Outcome and message of each check by its name."""
+    """Return the outcome and the message of each check by name."""
     found = {}
     for _, check in finite_estimator_checks(estimator):
         try:
@@ -115,7 +116,7 @@ def outcomes_of(estimator: Any) -> dict[str, tuple[str, str]]:
 
 
 def as_rows(table: dict[str, dict[str, tuple[str, str]]]) -> list[str]:
-    """Lines of markdown: a row per check, then the number of failures."""
+    """Return the lines of a Markdown table: a row per check, then the failures."""
     header = ["check", *table]
     lines = [header, ["---"] * len(header)]
     for name in dict.fromkeys(name for found in table.values() for name in found):

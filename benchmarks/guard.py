@@ -1,12 +1,12 @@
-"""What the guard costs: on a healthy step, on a failed one, and in memory.
+"""Cost of the guard: time of a healthy step, time of a failed step, and memory.
 
     python -m benchmarks.guard [--only step replay memory] [--json FILE]
 
-One thread, processor time, medians of ratios taken in turn. The peers are written out
-below: the loop that somebody writes by hand, and skorch's own training step with
-torch's clipping in it. Three per cent of a step are allowed for the guard, five steps
-for finding out why one has failed, and two copies of weights, buffers and optimizer
-state for its memory; other memory is batches that are kept, and row numbers.
+The figures are medians of ratios of processor times on one thread, taken in turn. The
+peers are defined below: a loop that users write by hand, and the training step of
+skorch with the clipping of torch. The limits are 3 % of a healthy step, the time of
+five steps to explain a failed one, and the memory of two copies of weights, buffers and
+optimizer state. *Other* memory is that of kept batches and row numbers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from sknan.optim import clip_grad_norm
 N_FEATURES = 20
 N_BATCHES = 10
 
-# Where in memory a network lies is worth a percent or two.
+# Number of networks to average over: the time depends by a percent or two on the memory
+# addresses of a network.
 N_INSTANCES = 5
 
 STEP_LIMIT = 1.03
@@ -53,11 +54,11 @@ MEMORY_LIMIT = 2.0
 Batches = list[tuple[Tensor, Tensor]]
 
 
-# -- what is trained -----------------------------------------------------------------
+# -- networks and data ---------------------------------------------------------------
 
 
 class Perceptron(nn.Sequential):
-    """Two hidden layers, with batch normalisation or without."""
+    """Network with two hidden layers, with or without batch normalization."""
 
     def __init__(self, width: int, has_norm: bool) -> None:
         layers: list[nn.Module] = []
@@ -72,7 +73,7 @@ class Perceptron(nn.Sequential):
 
 
 class Fragile(nn.Module):
-    """A network whose last step has a domain that the first feature may leave."""
+    """Network with a final operation that needs a positive first feature."""
 
     def __init__(self, width: int, edge: str, n_steps: int) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class Fragile(nn.Module):
             self.body = Perceptron(width, has_norm=False)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Predictions of shape (n_samples, 1)."""
+        """Return predictions of shape (n_samples, 1)."""
         if self.n_steps:
             state = X.new_zeros(len(X), self.width)
             for t in range(self.n_steps):
@@ -102,10 +103,10 @@ class Fragile(nn.Module):
 
 
 class SquaredLogError(nn.Module):
-    """Fails where a target is 0."""
+    """Loss that is not finite if a target is 0."""
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean over the batch."""
+        """Return the mean loss of the batch."""
         return (output - torch.log(target)).square().mean()
 
 
@@ -121,11 +122,11 @@ def batches(batch_size: int, n_steps: int = 0) -> Batches:
     ]
 
 
-def net_of(door: Any, module: nn.Module, criterion: Any, **options: Any) -> Any:
-    """An initialized net with fused AdamW, as the estimators have it."""
-    if door is not TableNet and not issubclass(door, TableNet):
+def net_of(net_class: Any, module: nn.Module, criterion: Any, **options: Any) -> Any:
+    """Return an initialized net with fused AdamW, as the estimators use it."""
+    if not issubclass(net_class, TableNet):
         options["callbacks__print_log"] = None
-    return door(
+    return net_class(
         module,
         criterion=criterion,
         optimizer=torch.optim.AdamW,
@@ -140,11 +141,15 @@ def net_of(door: Any, module: nn.Module, criterion: Any, **options: Any) -> Any:
 # -- a healthy step ------------------------------------------------------------------
 
 
-class _ClipsLikeTorch:
-    """skorch's own training step, with torch's clipping in it and no guard."""
+class _TorchClippingMixin:
+    """Training step of skorch with the clipping of torch and without a guard."""
 
     def train_step(self: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """As skorch's, to the letter but for the clipping."""
+        """Train like skorch, and clip the gradients."""
+        if getattr(self, "_training_", None) is None:
+            self._begin_training(
+                None, [batch]
+            )  # train_step_single of TableNet reads it
         accumulator = self.get_train_step_accumulator()
 
         def step_fn() -> Tensor:
@@ -166,16 +171,16 @@ class _ClipsLikeTorch:
         return taken
 
 
-class NetWithout(_ClipsLikeTorch, GuardedNet):
+class UnguardedNet(_TorchClippingMixin, GuardedNet):
     """GuardedNet without its guard."""
 
 
-class TableNetWithout(_ClipsLikeTorch, TableNet):
-    """The net of the estimators without its guard."""
+class UnguardedTableNet(_TorchClippingMixin, TableNet):
+    """Net of the estimators without its guard."""
 
 
 def loop_by_hand(module: nn.Module, data: Batches, max_norm: float) -> Any:
-    """Forward, backward, clip, step, and the sum of the losses."""
+    """Return a training loop without a guard; it returns the sum of the losses."""
     loss_of = nn.MSELoss()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
     parameters = list(module.parameters())
@@ -195,7 +200,7 @@ def loop_by_hand(module: nn.Module, data: Batches, max_norm: float) -> Any:
 
 
 def guarded_loop(module: nn.Module, data: Batches, max_norm: float) -> Any:
-    """The same with what the guard does at each step in place of torch's clipping."""
+    """Return a loop that calls the guard in each step instead of torch's clipping."""
     loss_of = nn.MSELoss()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
     guard = Guard()
@@ -227,7 +232,7 @@ def guarded_loop(module: nn.Module, data: Batches, max_norm: float) -> Any:
 
 
 def steps_of(net: Any, data: Batches) -> Callable[[], float]:
-    """Training steps of a net, and the sum of the losses."""
+    """Return a function that takes training steps and returns the sum of the losses."""
     return lambda: sum(net.train_step(batch)["loss"].item() for batch in data)
 
 
@@ -240,11 +245,11 @@ def measure_steps(repeats: int) -> dict[str, Any]:
     found = {}
     for width in (64, 128, 256):
         for has_norm in (False, True):
-            # Every step is clipped, or none.
+            # With the first norm every step is clipped, with the second none.
             for max_norm in (1e-3, 1e3):
                 row = _steps(width, has_norm, max_norm, repeats)
                 norm = ", BatchNorm" if has_norm else ""
-                clips = "clips" if max_norm < 1 else "is idle"
+                clips = "clips" if max_norm < 1 else "no clipping"
                 name = f"{width}/{width}{norm}, {clips}"
                 found[name] = row
                 worst = max(row["guard"], row["net"], row["table_net"])
@@ -267,36 +272,37 @@ def _steps(
         torch.manual_seed(0)
         return Perceptron(width, has_norm)
 
-    doors = (NetWithout, GuardedNet, TableNetWithout, TableNet)
-    times: list[list[float]] = [[] for _ in range(2 + len(doors))]
+    net_classes = (UnguardedNet, GuardedNet, UnguardedTableNet, TableNet)
+    times: list[list[float]] = [[] for _ in range(2 + len(net_classes))]
     for _ in range(N_INSTANCES):
         nets = [
-            net_of(door, module(), nn.MSELoss, clip_norm=max_norm) for door in doors
+            net_of(net_class, module(), nn.MSELoss, clip_norm=max_norm)
+            for net_class in net_classes
         ]
-        ways = [
+        trainings = [
             loop_by_hand(module(), data, max_norm),
             guarded_loop(module(), data, max_norm),
             *(steps_of(net, data) for net in nets),
         ]
-        found = in_turn(ways, repeats=repeats, clock=time.process_time)
-        for so_far, new in zip(times, found, strict=True):
-            so_far += new
-    loop, guarded, bare, net, bare_table, table = times
+        found = in_turn(trainings, repeats=repeats, clock=time.process_time)
+        for all_times, new_times in zip(times, found, strict=True):
+            all_times += new_times
+    loop, guarded, unguarded_net, net, unguarded_table_net, table_net = times
     return {
         "loop_s": statistics.median(loop) / len(data),
         "guard": ratio_in_turn(guarded, loop),
-        "net": ratio_in_turn(net, bare),
-        "table_net": ratio_in_turn(table, bare_table),
+        "net": ratio_in_turn(net, unguarded_net),
+        "table_net": ratio_in_turn(table_net, unguarded_table_net),
         "net_over_loop": ratio_in_turn(net, loop),
-        "skorch_over_loop": ratio_in_turn(bare, loop),
+        "skorch_over_loop": ratio_in_turn(unguarded_net, loop),
     }
 
 
 # -- a failed step -------------------------------------------------------------------
 
 
-def spoiled(batch: tuple[Tensor, Tensor], fault: str) -> tuple[Tensor, Tensor]:
-    """The batch with two rows that make the step fail."""
+def with_fault(batch: tuple[Tensor, Tensor], fault: str) -> tuple[Tensor, Tensor]:
+    """Return a copy of a batch in which two rows make the step fail."""
     X, y = (x.clone() for x in batch)
     if fault == "loss":
         y[[3, 50]] = 0.0
@@ -332,7 +338,7 @@ def _replay(fault: str, width: int, n_steps: int, repeats: int) -> dict[str, flo
     net = net_of(GuardedNet, Fragile(width, fault, n_steps), SquaredLogError)
     healthy = steps_of(net, data)
     healthy()
-    training, bad = net._training_, spoiled(data[0], fault)
+    training, bad = net._training_, with_fault(data[0], fault)
     try:
         training.attempt(bad, {})
     except StepRefused as error:
@@ -360,7 +366,7 @@ def _replay(fault: str, width: int, n_steps: int, repeats: int) -> dict[str, flo
 
 
 def tensors_in(thing: Any, into: dict[int, int] | None = None) -> dict[int, int]:
-    """Bytes of each storage that an object holds, by its address."""
+    """Return the bytes of each storage that an object refers to, by its address."""
     found: dict[int, int] = {} if into is None else into
     stack, seen = [thing], set()
     while stack:
@@ -381,7 +387,7 @@ def tensors_in(thing: Any, into: dict[int, int] | None = None) -> dict[int, int]
 
 
 def alive() -> int:
-    """Bytes of all tensors that Python can reach."""
+    """Return the bytes of all tensors that Python can reach."""
     gc.collect()
     tensors = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
     return sum(
@@ -392,11 +398,11 @@ def alive() -> int:
     )
 
 
-class Weigh(Callback):
-    """Note the bytes alive at the end of each epoch."""
+class MemoryRecorder(Callback):
+    """Callback that measures the memory of tensors at the end of each epoch."""
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        """Weigh it all, a copy of what is trained, and what the guard holds."""
+        """Measure all tensors, those that are trained, and those of the guard."""
         self.alive_ = alive()
         module = [*net.module_.parameters(), *net.module_.buffers()]
         trained = tensors_in([module, list(net.optimizer_.state.values())])
@@ -405,12 +411,11 @@ class Weigh(Callback):
         self.held_ = sum(n for key, n in guard.items() if key not in trained)
 
 
-def _weighed(door: Any, optimizer: Any, has_norm: bool) -> Weigh:
+def _memory_of(net_class: Any, optimizer: Any, has_norm: bool) -> MemoryRecorder:
     data = batches(256)
     X, y = (torch.cat(parts) for parts in zip(*data, strict=True))
     torch.manual_seed(0)
-    weigh = Weigh()
-    net = door(
+    net = net_class(
         Perceptron(256, has_norm),
         criterion=nn.MSELoss,
         optimizer=optimizer,
@@ -418,7 +423,7 @@ def _weighed(door: Any, optimizer: Any, has_norm: bool) -> Weigh:
         batch_size=256,
         max_epochs=4,
         train_split=None,
-        callbacks=[weigh],
+        callbacks=[MemoryRecorder()],
         callbacks__print_log=None,
         verbose=0,
     )
@@ -428,20 +433,20 @@ def _weighed(door: Any, optimizer: Any, has_norm: bool) -> Weigh:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep what the profiler itself writes to the standard error off the table."""
-    kept = os.dup(2)
+    """Suppress the output of the profiler on the standard error stream."""
+    original = os.dup(2)
     with open(os.devnull, "w") as nothing:
         sys.stderr.flush()
         os.dup2(nothing.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(original, 2)
+            os.close(original)
 
 
 def peak_of(run: Callable[[], object]) -> int:
-    """Most bytes that were allocated at one time beyond those at the start."""
+    """Return the peak of allocated bytes, minus those at the beginning."""
     with _silent(), torch.profiler.profile(profile_memory=True) as profile:
         run()
     events = [
@@ -449,25 +454,25 @@ def peak_of(run: Callable[[], object]) -> int:
         for event in profile.profiler.kineto_results.events()
         if event.name() == "[memory]"
     ]
-    now = most = 0
+    allocated = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    return peak
 
 
 def measure_memory() -> dict[str, Any]:
-    """Print and return what is held beyond a training without guard."""
+    """Print and return the memory in excess of training without a guard."""
     print(f"{'memory':<32}{'held MB':>9}{'copies':>9}{'limit':>7}{'  |  ':>5}other MB")
     found: dict[str, Any] = {}
     for name, optimizer in (("SGD", torch.optim.SGD), ("AdamW", torch.optim.AdamW)):
         for has_norm in (False, True):
-            ours = _weighed(GuardedNet, optimizer, has_norm)
-            theirs = _weighed(NeuralNet, optimizer, has_norm)
+            guarded = _memory_of(GuardedNet, optimizer, has_norm)
+            plain = _memory_of(NeuralNet, optimizer, has_norm)
             row = {
-                "held_bytes": ours.held_,
-                "copies": ours.held_ / ours.trained_,
-                "other_bytes": ours.alive_ - theirs.alive_ - ours.held_,
+                "held_bytes": guarded.held_,
+                "copies": guarded.held_ / guarded.trained_,
+                "other_bytes": guarded.alive_ - plain.alive_ - guarded.held_,
             }
             label = f"256, {name}{', BatchNorm' if has_norm else ''}"
             found[label] = row
@@ -482,20 +487,20 @@ def measure_memory() -> dict[str, Any]:
 
 
 def _peaks(fault: str) -> dict[str, float]:
-    """Print and return the peak of a failed step, recovery and all."""
+    """Print and return the peak memory of a failed step, including the recovery."""
     data = batches(128)
     torch.manual_seed(0)
     net = net_of(GuardedNet, Fragile(512, fault, 0), SquaredLogError)
     steps_of(net, data)()
-    training, bad = net._training_, spoiled(data[0], fault)
+    training, bad = net._training_, with_fault(data[0], fault)
     state = list(net.optimizer_.state.values())
-    copied = sum(tensors_in([*net.module_.parameters(), state]).values())
+    one_copy = sum(tensors_in([*net.module_.parameters(), state]).values())
     healthy = peak_of(lambda: training.step(data[0], {}))
     failed = peak_of(lambda: training.step(bad, {}))
-    row = {"step_copies": healthy / copied, "failed_step_copies": failed / copied}
+    row = {"step_copies": healthy / one_copy, "failed_step_copies": failed / one_copy}
     print(
-        f"peak of a step, 512: {healthy / copied:.2f} copies; of one that fails "
-        f"({fault}): {failed / copied:.2f}"
+        f"peak of a step, 512: {healthy / one_copy:.2f} copies; of a failed step "
+        f"({fault}): {failed / one_copy:.2f}"
     )
     return row
 

@@ -1,11 +1,12 @@
-"""What filling and scaling a table cost, against scikit-learn and one copy of it.
+"""Speed and memory of NaNImputer and SafeScaler, compared with scikit-learn.
 
     python -m benchmarks.imputer [--rows 500000] [--order C F] [--json FILE]
 
-Ten per cent of the cells are missing; one thread, processor time, medians over runs in
-turn. The speed is the time of scikit-learn's SimpleImputer or RobustScaler over ours: 1
-is the same. The distance is our time over that of one copy of the table. Memory is the
-table, and the most that was allocated beside it, over the table and the output.
+Ten percent of the cells are missing. The figures are medians of processor times on one
+thread, of runs in turn. *Speed* is the time of scikit-learn's SimpleImputer or
+RobustScaler divided by the time of sknan, so that 1 is equal and more is faster.
+*Distance* is the time of sknan divided by that of one copy of the table. *Memory* is
+the table plus the peak of further allocations, divided by the table plus the output.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ MOST_MEMORY = 1.3
 
 
 class Case(NamedTuple):
-    """Two ways of doing one thing."""
+    """A task, with the implementations of sknan and scikit-learn."""
 
     name: str
-    ours: Callable[[], Any]
-    theirs: Callable[[], Any]
+    sknan: Callable[[], Any]
+    peer: Callable[[], Any]
     least_speed: float
 
 
 def table(n_rows: int, dtype: str, order: str) -> np.ndarray:
-    """Normal numbers with holes."""
+    """Return a table of normal random numbers with missing values."""
     rng = np.random.default_rng(0)
     cells = rng.normal(size=(n_rows, N_COLUMNS))
     cells[rng.random(cells.shape) < 0.1] = np.nan
@@ -50,13 +51,13 @@ def table(n_rows: int, dtype: str, order: str) -> np.ndarray:
 
 
 def cases(X: np.ndarray) -> Iterator[Case]:
-    """Fitting and transforming, with limits."""
+    """Yield the cases of fitting and transforming, with the least speed of each."""
     for strategy, limit in (("mean", 3.0), ("median", 10.0)):
-        ours, theirs = NaNImputer(strategy=strategy), SimpleImputer(strategy=strategy)
+        imputer, peer = NaNImputer(strategy=strategy), SimpleImputer(strategy=strategy)
         yield Case(
             f"imputer fit {strategy}",
-            lambda ours=ours: ours.fit(X),
-            lambda theirs=theirs: theirs.fit(X),
+            lambda imputer=imputer: imputer.fit(X),
+            lambda peer=peer: peer.fit(X),
             limit,
         )
     imputers = NaNImputer().fit(X), SimpleImputer(strategy="median").fit(X)
@@ -79,38 +80,38 @@ def _transform(transformer: Any, X: np.ndarray) -> Callable[[], Any]:
 
 
 def memory(function: Callable[[], Any], X: np.ndarray) -> float:
-    """The table and the most allocated beside it, over the table and the output."""
+    """Return table plus peak of allocations, divided by table plus output."""
     tracemalloc.start()
     result = function()
-    most = tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     output = result.nbytes if isinstance(result, np.ndarray) else 0
-    return (X.nbytes + most) / (X.nbytes + output)
+    return (X.nbytes + peak) / (X.nbytes + output)
 
 
 def measure_table(X: np.ndarray, label: str, repeats: int) -> dict[str, Any]:
     """Print and return a row for each case."""
     found = {}
     for case in cases(X):
-        ours, theirs, copies = in_turn(
-            [case.ours, case.theirs, lambda: X.copy(order="K")],
+        times, peer_times, copy_times = in_turn(
+            [case.sknan, case.peer, lambda: X.copy(order="K")],
             repeats=repeats,
             clock=time.process_time,
         )
         row = {
-            "ours_s": statistics.median(ours),
-            "theirs_s": statistics.median(theirs),
-            "speed": ratio_in_turn(theirs, ours),
+            "ours_s": statistics.median(times),
+            "peer_s": statistics.median(peer_times),
+            "speed": ratio_in_turn(peer_times, times),
             "least_speed": case.least_speed,
-            "copies": ratio_in_turn(ours, copies),
-            "memory": memory(case.ours, X),
+            "copies": ratio_in_turn(times, copy_times),
+            "memory": memory(case.sknan, X),
         }
         found[f"{label} {case.name}"] = row
-        is_lean = row["memory"] <= MOST_MEMORY or "imputer" not in case.name
-        is_within = row["speed"] >= case.least_speed and is_lean
+        is_small = row["memory"] <= MOST_MEMORY or "imputer" not in case.name
+        is_within = row["speed"] >= case.least_speed and is_small
         print(
             f"{label:<11}{case.name:<22}{row['ours_s'] * 1e3:>9.1f}"
-            f"{row['theirs_s'] * 1e3:>9.1f}{row['speed']:>8.2f}{case.least_speed:>7.1f}"
+            f"{row['peer_s'] * 1e3:>9.1f}{row['speed']:>8.2f}{case.least_speed:>7.1f}"
             f"{row['copies']:>10.1f}{row['memory']:>8.2f}"
             f"{'' if is_within else '  missed'}"
         )
@@ -118,39 +119,38 @@ def measure_table(X: np.ndarray, label: str, repeats: int) -> dict[str, Any]:
 
 
 def measure_row(repeats: int) -> dict[str, Any]:
-    """Print and return what one row costs, against scikit-learn and the formula."""
+    """Print and return the time for one row, compared with scikit-learn and numpy."""
     X = table(1000, "float64", "C")
     row = X[:1].copy()
     imputer, scaler = NaNImputer().fit(X), SafeScaler().fit(X)
     fill, center, scale = imputer.statistics_, scaler.center_, scaler.scale_
 
-    def squashed() -> np.ndarray:
+    def scaled() -> np.ndarray:
         z = (row - center) / scale
         return z / np.sqrt(1 + (z / 3.0) ** 2)
 
     formulas = {
         "imputer": (imputer, lambda: np.where(np.isfinite(row), row, fill)),
-        "scaler": (scaler, squashed),
+        "scaler": (scaler, scaled),
     }
     peers = {
         "imputer": SimpleImputer(strategy="median").fit(X),
         "scaler": RobustScaler().fit(X),
     }
     found = {}
-    for name, (ours, formula) in formulas.items():
-        peer = compare(
-            _transform(ours, row), _transform(peers[name], row), repeats=repeats
-        )
-        plain = compare(_transform(ours, row), formula, repeats=repeats)
+    for name, (transformer, formula) in formulas.items():
+        transform = _transform(transformer, row)
+        peer = compare(transform, _transform(peers[name], row), repeats=repeats)
+        plain = compare(transform, formula, repeats=repeats)
         found[f"one row {name}"] = {
             **peer._asdict(),
-            "formula_s": plain.theirs_s,
+            "formula_s": plain.peer_s,
             "speed": 1 / peer.value,
         }
         print(
             f"one row    {name:<22}{peer.ours_s * 1e6:>6.1f} µs"
-            f"{peer.theirs_s * 1e6:>6.1f} µs{1 / peer.value:>8.2f}"
-            f"   the formula alone: {plain.theirs_s * 1e6:.1f} µs"
+            f"{peer.peer_s * 1e6:>6.1f} µs{1 / peer.value:>8.2f}"
+            f"   the formula alone: {plain.peer_s * 1e6:.1f} µs"
         )
     return found
 
@@ -166,11 +166,11 @@ def main() -> None:
     arguments = parser.parse_args()
     found = {}
     print(
-        f"{'table':<11}{'':<22}{'ours ms':>9}{'peer ms':>9}{'speed':>8}{'least':>7}"
+        f"{'table':<11}{'':<22}{'sknan ms':>9}{'peer ms':>9}{'speed':>8}{'least':>7}"
         f"{'distance':>10}{'memory':>8}"
     )
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of RobustScaler, on NaN
+        warnings.simplefilter("ignore", RuntimeWarning)  # RobustScaler warns of NaN
         for dtype in arguments.dtype:
             for order in arguments.order:
                 X = table(arguments.rows, dtype, order)

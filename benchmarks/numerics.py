@@ -1,10 +1,10 @@
-"""What the stable functions and losses cost against torch's own, unsafe ones.
+"""Time of the stable functions and losses, compared with those of torch.
 
     python -m benchmarks.numerics [--only softmax "loss mse"] [--json FILE]
 
-Forward and backward on a million float32 elements, one thread, medians of runs in turn.
-A ratio of 1 is the time of torch's own function, or of the formula written out in torch
-where it has none.
+Each measurement is forward and backward on a million float32 elements, on one thread.
+The figures are medians of runs in turn. The ratio is the time of sknan divided by that
+of the function of torch, or of the formula in torch operations if torch has none.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Function = Callable[..., Tensor]
 
 
 def elementwise() -> Iterator[tuple[str, Function, Function, list[Tensor]]]:
-    """Functions of a flat tensor, or of two."""
+    """Yield name, function, peer and inputs of the elementwise functions."""
     generator = torch.Generator().manual_seed(0)
     uniform = torch.rand(N_ELEMENTS, generator=generator).clamp(0.01, 0.99)
     normal = torch.randn(N_ELEMENTS, generator=generator)
@@ -62,12 +62,12 @@ def elementwise() -> Iterator[tuple[str, Function, Function, list[Tensor]]]:
 
 
 def by_row(function: Function, **options: object) -> Function:
-    """The function over the last dimension."""
+    """Return the function applied over the last dimension."""
     return lambda *tensors: function(*tensors, dim=-1, **options)
 
 
 def reductions() -> Iterator[tuple[str, Function, Function, list[Tensor]]]:
-    """Functions of the rows of a square matrix, or of two."""
+    """Yield name, function, peer and inputs of functions of the rows of a matrix."""
     generator = torch.Generator().manual_seed(1)
     side = math.isqrt(N_ELEMENTS)
     x = torch.randn(side, side, generator=generator)
@@ -85,7 +85,7 @@ def reductions() -> Iterator[tuple[str, Function, Function, list[Tensor]]]:
 
 
 def losses() -> Iterator[tuple[str, Function, Function, list[Tensor]]]:
-    """Losses, each against torch's, or against the formula written out in torch."""
+    """Yield name, loss, peer and inputs of the losses."""
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(N_ELEMENTS, generator=generator)
     y = torch.randn(N_ELEMENTS, generator=generator)
@@ -181,31 +181,31 @@ def _correlation(x: Tensor, y: Tensor) -> Tensor:
 
 
 def measure(
-    ours: Function,
-    theirs: Function,
+    function: Function,
+    peer: Function,
     tensors: list[Tensor],
     *,
     repeats: int,
     is_loss: bool,
 ) -> Ratio:
-    """Forward and backward of both."""
-    # A target has no gradient.
+    """Return the times of forward and backward of a function and its peer."""
+    # The target of a loss has no gradient.
     has_gradient = [i == 0 or not is_loss for i in range(len(tensors))]
     leaves = [
         x.clone().requires_grad_(has)
         for x, has in zip(tensors, has_gradient, strict=True)
     ]
-    upstream = torch.ones_like(theirs(*leaves))
+    upstream = torch.ones_like(peer(*leaves))
 
-    def run(function: Function) -> Callable[[], object]:
-        def once() -> None:
+    def passes_of(function: Function) -> Callable[[], object]:
+        def run() -> None:
             for leaf in leaves:
                 leaf.grad = None
             function(*leaves).backward(upstream)
 
-        return once
+        return run
 
-    return compare(run(ours), run(theirs), repeats=repeats)
+    return compare(passes_of(function), passes_of(peer), repeats=repeats)
 
 
 def main() -> None:
@@ -218,21 +218,21 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     found = {}
-    print(f"{'function':<26}{'ours ms':>9}{'torch ms':>10}{'ratio':>7}{'limit':>7}")
+    print(f"{'function':<26}{'sknan ms':>9}{'torch ms':>10}{'ratio':>7}{'limit':>7}")
     functions = [(*case, False) for case in (*elementwise(), *reductions())]
-    for name, ours, theirs, tensors, is_loss in (
+    for name, function, peer, tensors, is_loss in (
         *functions,
         *((f"loss {name}", *case, True) for name, *case in losses()),
     ):
         if arguments.only and name not in arguments.only:
             continue
         ratio = measure(
-            ours, theirs, tensors, repeats=arguments.repeats, is_loss=is_loss
+            function, peer, tensors, repeats=arguments.repeats, is_loss=is_loss
         )
         limit = 1.25 if name in TIGHT else 2.0
         found[name] = {**ratio._asdict(), "ratio": ratio.value, "limit": limit}
         print(
-            f"{name:<26}{ratio.ours_s * 1e3:>9.2f}{ratio.theirs_s * 1e3:>10.2f}"
+            f"{name:<26}{ratio.ours_s * 1e3:>9.2f}{ratio.peer_s * 1e3:>10.2f}"
             f"{ratio.value:>7.2f}{limit:>7.2f}"
             f"{'' if ratio.value <= limit else '  above'}"
         )

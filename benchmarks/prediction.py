@@ -1,11 +1,11 @@
-"""What predicting costs: one row, many rows, memory; and what importing costs.
+"""Cost of prediction: time for one row and for many, memory, and time of imports.
 
     python -m benchmarks.prediction [--only row rows memory imports] [--json FILE]
 
-One thread, medians of runs in turn. The peer is what somebody writes by hand who has
-the fitted numbers at hand and trusts the input (`by_hand`, below): no check of shape,
-names or finiteness. A row may take 1.5 times as long through the pipeline. Importing
-sknan may take 0.3 s more than importing torch, scikit-learn and skorch.
+The figures are medians of runs in turn on one thread. The peer is code that users write
+by hand from the fitted numbers (`by_hand`, below), without checks of shape, names and
+finite values. The limit for one row is 1.5 times its time. Importing sknan may take
+0.3 s in addition to torch, scikit-learn and skorch.
 """
 
 from __future__ import annotations
@@ -45,33 +45,33 @@ N_COLUMNS = 20
 ROW_LIMIT = 1.5
 IMPORT_LIMIT = 0.3
 
-# What skorch and somebody at a keyboard take who think of memory.
+# Batch size of the peers for many rows, which bounds their memory.
 BY_HAND_ROWS = 8192
 
-Answer = Callable[[np.ndarray], np.ndarray]
+Predict = Callable[[np.ndarray], np.ndarray]
 
 
-# -- what predicts -------------------------------------------------------------------
+# -- models and peers ----------------------------------------------------------------
 
 
 def table(n_rows: int, dtype: str) -> np.ndarray:
-    """Normal numbers, a tenth of them missing."""
+    """Return a table of normal random numbers, a tenth of which are missing."""
     rng = np.random.default_rng(0)
     cells = rng.normal(size=(n_rows, N_COLUMNS)).astype(dtype)
     cells[rng.random(cells.shape) < 0.1] = np.nan
     return cells
 
 
-def fitted(door: Any, X: Any, width: int) -> Pipeline:
-    """A pipeline that has seen the table for an epoch."""
+def fitted(estimator: Any, X: Any, width: int) -> Pipeline:
+    """Return a pipeline that has been trained for one epoch."""
     first = np.nan_to_num(np.asarray(X)[:, 0])
-    y = (first > 0) * 1 if door is StableNetClassifier else first
-    net = door(module__width=width, max_epochs=1, random_state=0)
+    y = (first > 0) * 1 if estimator is StableNetClassifier else first
+    net = estimator(module__width=width, max_epochs=1, random_state=0)
     return make_pipeline(NaNImputer(), SafeScaler(), net).fit(X, y)
 
 
-def by_hand(pipeline: Pipeline, method: str, dtype: Any) -> Answer:
-    """The same steps on arrays, with the numbers that the pipeline has fitted."""
+def by_hand(pipeline: Pipeline, method: str, dtype: Any) -> Predict:
+    """Return a function that applies the steps of a fitted pipeline to arrays."""
     imputer, scaler, net = (step for _, step in pipeline.steps)
     fill, center, scale = (
         np.asarray(numbers, dtype=dtype)
@@ -85,8 +85,8 @@ def by_hand(pipeline: Pipeline, method: str, dtype: Any) -> Answer:
         z = (filled - center) / scale
         z = z / np.sqrt(1 + (z / bound) ** 2)
         with torch.inference_mode():
-            answer: torch.Tensor = module(torch.from_numpy(z.astype(np.float32)))
-        return answer
+            outputs: torch.Tensor = module(torch.from_numpy(z.astype(np.float32)))
+        return outputs
 
     def probabilities(X: np.ndarray) -> np.ndarray:
         return torch.softmax(output(X), dim=1).numpy()
@@ -103,18 +103,18 @@ def by_hand(pipeline: Pipeline, method: str, dtype: Any) -> Answer:
     return probabilities if method == "predict_proba" else labels
 
 
-def in_batches(answer: Answer, n_rows: int) -> Answer:
-    """The same on so many rows at a time."""
+def in_batches(predict: Predict, n_rows: int) -> Predict:
+    """Return a function that predicts in batches of ``n_rows`` rows."""
 
-    def answers(X: np.ndarray) -> np.ndarray:
+    def predict_batches(X: np.ndarray) -> np.ndarray:
         starts = range(0, len(X), n_rows)
-        return np.concatenate([answer(X[start : start + n_rows]) for start in starts])
+        return np.concatenate([predict(X[start : start + n_rows]) for start in starts])
 
-    return answers
+    return predict_batches
 
 
 class Idle(BaseEstimator):
-    """A step that does nothing, to see what a pipeline of such steps takes."""
+    """Step that does nothing, to measure the overhead of a pipeline."""
 
     def fit(self, X: Any, y: Any = None) -> Idle:
         """Do nothing."""
@@ -138,7 +138,7 @@ class Idle(BaseEstimator):
 
 
 def measure_row(repeats: int) -> dict[str, Any]:
-    """Print and return a row for each door, method, width and kind of input."""
+    """Print and return a row for each estimator, method, width and type of input."""
     print(
         f"{'one row':<40}{'ours µs':>8}{'hand':>7}{'ratio':>7}{'limit':>7}{'  |':>3}"
         f"{'steps':>7}{'net':>6}{'module':>8}{'idle pipeline':>15}"
@@ -151,9 +151,9 @@ def measure_row(repeats: int) -> dict[str, Any]:
     )
     for width in (128, 512):
         for kind in ("float32", "float64", "DataFrame"):
-            for door, method in methods:
-                name = f"{door.__name__[9:].lower()} {width}, {method}, {kind}"
-                row = _row(door, method, kind, width, repeats)
+            for estimator, method in methods:
+                name = f"{estimator.__name__[9:].lower()} {width}, {method}, {kind}"
+                row = _row(estimator, method, kind, width, repeats)
                 found[name] = row
                 print(
                     f"{name:<40}{row['ours_s'] * 1e6:>8.0f}{row['hand_s'] * 1e6:>7.0f}"
@@ -167,20 +167,20 @@ def measure_row(repeats: int) -> dict[str, Any]:
 
 
 def _row(
-    door: Any, method: str, kind: str, width: int, repeats: int
+    estimator: Any, method: str, kind: str, width: int, repeats: int
 ) -> dict[str, float]:
     cells = table(1000, "float32" if kind == "float32" else "float64")
     X: Any = cells
     if kind == "DataFrame":
         X = pd.DataFrame(cells, columns=[f"x{j}" for j in range(N_COLUMNS)])
-    pipeline = fitted(door, X, width)
+    pipeline = fitted(estimator, X, width)
     row, array = X[:1], cells[:1].copy()
     imputer, scaler, net = (step for _, step in pipeline.steps)
     scaled = scaler.transform(imputer.transform(row))
     module, tensor = net.net_.module_, torch.from_numpy(scaled.astype(np.float32))
     hand = by_hand(pipeline, method, cells.dtype)
-    ours, last = getattr(pipeline, method), getattr(net, method)
-    np.testing.assert_allclose(ours(row), hand(array), rtol=1e-4)
+    predict, predict_net = getattr(pipeline, method), getattr(net, method)
+    np.testing.assert_allclose(predict(row), hand(array), rtol=1e-4)
     idle = getattr(make_pipeline(Idle(), Idle(), Idle()), method)
 
     def forward() -> torch.Tensor:
@@ -188,11 +188,11 @@ def _row(
             output: torch.Tensor = module(tensor)
         return output
 
-    times = in_turn([lambda: ours(row), lambda: hand(array)], repeats=repeats)
+    times = in_turn([lambda: predict(row), lambda: hand(array)], repeats=repeats)
     parts = in_turn(
         [
-            lambda: last(scaler.transform(imputer.transform(row))),
-            lambda: last(scaled),
+            lambda: predict_net(scaler.transform(imputer.transform(row))),
+            lambda: predict_net(scaled),
             forward,
             lambda: idle(row),
         ],
@@ -208,7 +208,7 @@ def _row(
 
 
 def measure_rows(n_rows: int, repeats: int) -> dict[str, Any]:
-    """Print and return what a large table takes, and its peers."""
+    """Print and return the times of all implementations on a large table."""
     X = table(n_rows, "float32")
     pipeline = fitted(StableNetClassifier, X[:1000], 128)
     net = pipeline[-1]
@@ -232,9 +232,9 @@ def measure_rows(n_rows: int, repeats: int) -> dict[str, Any]:
         for size in (128, BY_HAND_ROWS)
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it has not converged, nor need it
+        warnings.simplefilter("ignore")  # one epoch is not enough to converge
         peer.fit(scaled[:1000], np.arange(1000) % 2)
-    ways: dict[str, Callable[[], Any]] = {
+    functions: dict[str, Callable[[], Any]] = {
         "pipeline": lambda: pipeline.predict(X),
         "the same by hand": lambda: hand(X),
         "StableNetClassifier": lambda: net.predict(scaled),
@@ -245,25 +245,25 @@ def measure_rows(n_rows: int, repeats: int) -> dict[str, Any]:
             scaled
         ),
     }
-    times = in_turn(list(ways.values()), repeats=repeats)
+    times = in_turn(list(functions.values()), repeats=repeats)
     found = {}
     print(f"{f'{n_rows} rows':<40}{'ms':>8}{'times the module by hand':>26}")
-    module_times = times[list(ways).index("module by hand")]
-    for name, taken in zip(ways, times, strict=True):
-        ratio = ratio_in_turn(taken, module_times)
-        found[name] = {"s": statistics.median(taken), "over_module": ratio}
-        print(f"{name:<40}{statistics.median(taken) * 1e3:>8.0f}{ratio:>26.2f}")
+    module_times = times[list(functions).index("module by hand")]
+    for name, seconds in zip(functions, times, strict=True):
+        ratio = ratio_in_turn(seconds, module_times)
+        found[name] = {"s": statistics.median(seconds), "over_module": ratio}
+        print(f"{name:<40}{statistics.median(seconds) * 1e3:>8.0f}{ratio:>26.2f}")
     return found
 
 
 # -- memory --------------------------------------------------------------------------
 
 
-def peak_beside(function: Callable[[], Any]) -> int:
-    """Most bytes that the process took beside what it held already (Linux)."""
+def added_peak(function: Callable[[], Any]) -> int:
+    """Return the peak memory of the process in excess of that before (Linux)."""
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed may be still held
-    Path("/proc/self/clear_refs").write_text("5")  # starts the record anew
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # return freed memory to the system
+    Path("/proc/self/clear_refs").write_text("5")  # reset the recorded peak
     before = _status("VmRSS")
     function()
     return max(_status("VmHWM") - before, 0)
@@ -277,7 +277,7 @@ def _status(name: str) -> int:
 
 
 def measure_memory(n_rows: int) -> dict[str, Any]:
-    """Print and return what predicting a table takes beside the table, in MB."""
+    """Print and return the memory of predicting a table, without the table, in MB."""
     found = {}
     print(f"{'memory':<40}{'table MB':>9}{'predict':>9}{'all at once':>13}")
     for dtype in ("float32", "float64"):
@@ -293,23 +293,23 @@ def measure_memory(n_rows: int) -> dict[str, Any]:
 
 
 def memory_of(n_rows: int, dtype: str, width: int) -> dict[str, float]:
-    """Bytes of a table, of predicting it, and of its widest layer all at once."""
+    """Return the bytes of a table, of predicting it, and of its widest activation."""
     X = np.nan_to_num(table(n_rows, dtype))
     net = fitted(StableNetClassifier, X[:1000], width)[-1]
     net.predict(X[:10_000])
-    peak = peak_beside(lambda: net.predict(X))
+    peak = added_peak(lambda: net.predict(X))
     return {"table": X.nbytes, "predict": peak, "at_once": 4.0 * n_rows * width}
 
 
 def _in_a_process(function: str, *arguments: Any) -> dict[str, float]:
-    """What a function of this module returns in a fresh process."""
+    """Run a function of this module in a new process."""
     code = (
         "import json, torch; from benchmarks import prediction; "
         "torch.set_num_threads(1); "
         f"print(json.dumps(prediction.{function}(*{arguments!r})))"
     )
-    answer: dict[str, float] = json.loads(_output_of(code))
-    return answer
+    result: dict[str, float] = json.loads(_output_of(code))
+    return result
 
 
 # -- imports -------------------------------------------------------------------------
@@ -318,35 +318,35 @@ _BASE = "torch, sklearn, skorch"
 
 
 def measure_imports(repeats: int) -> dict[str, Any]:
-    """Print and return what importing takes in fresh processes, by two clocks."""
+    """Print and return the time of imports in new processes, by two clocks."""
     found = {}
     for clock in ("perf_counter", "process_time"):
         code = (
             f"from time import {clock} as now; start = now(); import {_BASE}; "
             "between = now(); import sknan; print(between - start, now() - between)"
         )
-        _output_of(code)  # which compiles what has changed
-        taken = [tuple(map(float, _output_of(code).split())) for _ in range(repeats)]
-        base, ours = map(statistics.median, zip(*taken, strict=True))
-        found[clock] = {"base_s": base, "sknan_s": ours}
+        _output_of(code)  # the first run compiles changed modules
+        times = [tuple(map(float, _output_of(code).split())) for _ in range(repeats)]
+        base, added = map(statistics.median, zip(*times, strict=True))
+        found[clock] = {"base_s": base, "sknan_s": added}
         print(
-            f"{f'import {_BASE}, {clock}':<52}{base:>6.2f} s, then sknan {ours:.2f} s"
-            f"{'' if ours <= IMPORT_LIMIT else '  above'}"
+            f"{f'import {_BASE}, {clock}':<52}{base:>6.2f} s, then sknan {added:.2f} s"
+            f"{'' if added <= IMPORT_LIMIT else '  above'}"
         )
     return found
 
 
 def _output_of(code: str) -> str:
-    # An installed package is compiled.
-    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run(
+    # Byte code must be written, as for an installed package.
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    finished = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         capture_output=True,
         text=True,
         check=True,
-        env={**kept, "OMP_NUM_THREADS": "1"},
+        env={**variables, "OMP_NUM_THREADS": "1"},
     )
-    return done.stdout
+    return finished.stdout
 
 
 def main() -> None:

@@ -1,21 +1,21 @@
-"""How good the predictions of ``tabular_pipeline`` are, against trees and other nets.
+"""Quality of the predictions of ``tabular_pipeline``, trees and other networks.
 
     python -m benchmarks.quality [--data DIR] [--peers CSV] [--methods NAME ...]
         [--sets NAME ...] [--folds N] [--cache CSV] [--markdown]
 
 *Data sets* are those of ``DIR/datasets.json`` (name, file, target, task, na_values),
-read by ``pandas.read_csv``; without ``--data`` they are tables of scikit-learn with
-damage done to them: holes, sentinels, infinities, a column as text. *sknan* and the
-skrub pipeline get the frame as it is; trees get missing values and categories as they
-are; the other methods get medians, standard scores and one-hot codes. Regression
-targets are standardised for each method with a plus.
+read by ``pandas.read_csv``. Without ``--data``, they are data sets of scikit-learn to
+which missing values, sentinels, infinities and a text column are added. *sknan* and the
+skrub pipeline receive the raw frame. Trees receive missing values and categories. The
+other methods receive imputed medians, standardized columns and one-hot codes. A plus
+in the name of a method means that regression targets are standardized.
 
-All methods see the same five folds (shuffled by seed 0, stratified for classes), on one
-thread. Scores are ROC-AUC (one versus rest) and log-loss, or R2 and the mean absolute
-error by that of the median. A failure is shown as one and ranks last. Results are kept
-in the cache and not measured again; ``--peers`` reads more of them: columns dataset,
-method, fold, metric, value, fit_s, error. ``--methods sknan "no embedding" ...`` runs
-variants of our own recipe.
+All methods use the same five folds (shuffled with seed 0, stratified for classes) and
+one thread. Scores are ROC-AUC (one versus rest) and log-loss, or R2 and the mean
+absolute error divided by that of the median. A failure is shown as such and ranks last.
+The cache keeps results, which are not measured again. ``--peers`` reads results from
+another file with the columns dataset, method, fold, metric, value, fit_s and error.
+``--methods sknan "no embedding" ...`` runs variants of ``tabular_pipeline``.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ from sknan import (
 )
 from sknan.estimators import default_network
 
-# The best of them; less is better for the second.
+# Metrics of each task. Higher is better for the primary one, lower for the secondary.
 PRIMARY = {"classification": "auc", "regression": "r2"}
 SECONDARY = {"classification": "logloss", "regression": "nmae"}
 
 COLUMNS = ["dataset", "task", "method", "fold", "metric", "value", "fit_s", "error"]
 
-# Names of methods in tables of scores that were measured elsewhere.
+# Names of methods in files of other results, and their names here.
 ALIASES = {
     "mlp_yscaled": "mlp+",
     "skorch_yscaled": "skorch+",
@@ -86,7 +86,7 @@ ALIASES = {
 
 
 class Table(NamedTuple):
-    """A data set."""
+    """Data set with its task."""
 
     name: str
     is_regression: bool
@@ -95,11 +95,11 @@ class Table(NamedTuple):
 
     @property
     def task(self) -> str:
-        """Of the two tasks."""
+        """Name of the task."""
         return "regression" if self.is_regression else "classification"
 
     def folds(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Five, the same for all methods."""
+        """Yield the training and test rows of five folds, the same for all methods."""
         kind = KFold if self.is_regression else StratifiedKFold
         yield from kind(5, shuffle=True, random_state=0).split(self.X, self.y)
 
@@ -108,24 +108,25 @@ class Table(NamedTuple):
 
 
 def tables_of(folder: Path) -> list[Table]:
-    """Data sets of a folder, those marked as stress left out."""
-    described = json.loads((folder / "datasets.json").read_text())["datasets"]
+    """Return the data sets of a folder, except those marked as stress."""
+    entries = json.loads((folder / "datasets.json").read_text())["datasets"]
     tables = []
-    for its in described:
-        if its.get("stress"):
+    for entry in entries:
+        if entry.get("stress"):
             continue
         frame = pd.read_csv(
-            folder / its["file"],
+            folder / entry["file"],
             keep_default_na=False,
-            na_values=["", *its["na_values"]],
+            na_values=["", *entry["na_values"]],
         )
-        target = frame.pop(its["target"])
-        tables.append(_table(its["name"], its["task"] == "regression", frame, target))
+        target = frame.pop(entry["target"])
+        is_regression = entry["task"] == "regression"
+        tables.append(_table(entry["name"], is_regression, frame, target))
     return tables
 
 
 def damaged_tables() -> list[Table]:
-    """Tables of scikit-learn with holes, a sentinel, infinities, a column as text."""
+    """Return data sets of scikit-learn with typical faults of raw tables."""
     loaders: dict[str, Callable[..., Any]] = {
         "breast_cancer": load_breast_cancer,
         "wine": load_wine,
@@ -174,7 +175,7 @@ class _Net(nn.Sequential):
 
 
 class _SkorchMixin:
-    """Widths from the data, and its dtypes."""
+    """Mixin that sets the numbers of inputs and outputs, and the dtypes."""
 
     def fit(self, X: Any, y: Any) -> Any:
         is_class = isinstance(self, NeuralNetClassifier)
@@ -219,7 +220,7 @@ def _is_text(column: pd.Series) -> bool:
 
 
 def _categories(frame: pd.DataFrame) -> pd.DataFrame:
-    """Text as categories, for trees; infinities as missing."""
+    """Convert text to categories and infinities to missing values, for trees."""
     return frame.apply(
         lambda c: c.astype("category") if _is_text(c) else c.replace([np.inf], np.nan)
     )
@@ -230,7 +231,7 @@ def _strings(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plain_inputs(table: Table) -> Any:
-    """Medians, standard scores and one-hot codes: what people write."""
+    """Return a common preparation: medians, standardization and one-hot codes."""
     texts = [c for c in table.X if _is_text(table.X[c])]
     rest = [c for c in table.X if c not in texts]
     finite = FunctionTransformer(lambda X: X.replace([np.inf, -np.inf], np.nan))
@@ -290,7 +291,7 @@ def _mlp(table: Table) -> Any:
 
 
 def _sknan(**changes: Any) -> Callable[[Table], Any]:
-    """The default pipeline with another network at its end."""
+    """Return a function that makes the default pipeline with another network."""
     n_estimators = changes.pop("n_estimators", 5)
 
     def make(table: Table) -> Any:
@@ -306,7 +307,7 @@ def _sknan(**changes: Any) -> Callable[[Table], Any]:
     return make
 
 
-# What each part of the recipe is worth: the pipeline without it.
+# Variants of the default pipeline, to measure the effect of each part.
 VARIANTS: dict[str, dict[str, Any]] = {
     "one network": {"n_estimators": 1},
     "ten networks": {"n_estimators": 10},
@@ -324,7 +325,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no early stopping": {"early_stopping": False, "max_epochs": 50},
 }
 
-# Name, what makes it, and the package it needs.
+# Function that makes each method, and the package that it needs.
 METHODS: dict[str, tuple[Callable[[Table], Any], str]] = {
     "sknan": (
         lambda t: tabular_pipeline("regressor" if t.is_regression else "classifier"),
@@ -352,9 +353,9 @@ METHODS: dict[str, tuple[Callable[[Table], Any], str]] = {
     ),
 }
 
-METHODS |= {name: (_sknan(**its), "sknan") for name, its in VARIANTS.items()}
+METHODS |= {name: (_sknan(**changes), "sknan") for name, changes in VARIANTS.items()}
 
-# Among these ranks are given; the others are run or read for comparison alone.
+# Methods that are ranked. The others are only shown for comparison.
 PANEL = [
     "sknan",
     "hgb",
@@ -381,23 +382,23 @@ def _scores(table: Table, model: Any, test: np.ndarray) -> dict[str, float]:
             "nmae": mean_absolute_error(y, predicted) / unit,
         }
     classes = np.arange(table.y.max() + 1)
-    shares = np.asarray(model.predict_proba(X), dtype=float)
-    shares /= shares.sum(axis=1, keepdims=True)
-    judged = shares[:, 1] if len(classes) == 2 else shares
+    proba = np.asarray(model.predict_proba(X), dtype=float)
+    proba /= proba.sum(axis=1, keepdims=True)
+    y_score = proba[:, 1] if len(classes) == 2 else proba
     return {
-        "auc": roc_auc_score(y, judged, multi_class="ovr", labels=classes),
-        "logloss": log_loss(y, shares, labels=classes),
+        "auc": roc_auc_score(y, y_score, multi_class="ovr", labels=classes),
+        "logloss": log_loss(y, proba, labels=classes),
     }
 
 
 def _seed(model: Any) -> Any:
-    """Seed 0 for the network at the end, as for the other methods."""
+    """Set the seed of the network to 0, as for the other methods."""
     names = [n for n in model.get_params() if n.endswith("__random_state")]
     return model.set_params(**dict.fromkeys(names, 0))
 
 
 def measure(table: Table, method: str, fold: int) -> list[dict[str, Any]]:
-    """Rows of the cache: one for each metric, or one with the error."""
+    """Return the rows of the cache: one for each metric, or one with the error."""
     make, _ = METHODS[method]
     train, test = list(table.folds())[fold]
     row = {"dataset": table.name, "task": table.task, "method": method, "fold": fold}
@@ -410,8 +411,8 @@ def measure(table: Table, method: str, fold: int) -> list[dict[str, Any]]:
             seconds = time.perf_counter() - start
             scores = _scores(table, model, test)
     except Exception as error:
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        return [{**row, "metric": "ERROR", "error": said}]
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        return [{**row, "metric": "ERROR", "error": message}]
     return [
         {**row, "metric": name, "value": value, "fit_s": seconds}
         for name, value in scores.items()
@@ -419,7 +420,7 @@ def measure(table: Table, method: str, fold: int) -> list[dict[str, Any]]:
 
 
 class Cache:
-    """Scores in a file, each written down as soon as it is known."""
+    """File of scores, to which each score is appended at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -433,7 +434,7 @@ class Cache:
         }
 
     def fill(self, table: Table, method: str, fold: int) -> None:
-        """Measure what is not known yet."""
+        """Measure the scores that the file does not contain."""
         if (table.name, method, fold) in self.known:
             return
         rows = measure(table, method, fold)
@@ -446,19 +447,19 @@ class Cache:
 
 
 def _peers(path: Path) -> pd.DataFrame:
-    """Scores measured elsewhere, under the names of the methods here."""
+    """Read scores from another file, and rename the methods."""
     scores = pd.read_csv(path)
     is_class = scores["task"] != "regression"
     scores["task"] = np.where(is_class, "classification", "regression")
     scores["method"] = scores["method"].replace(ALIASES)
-    # The target is scaled in regression only.
+    # Only regression targets are standardized.
     plain = scores["method"].isin(["mlp", "skorch", "mlp_skrub"]) & is_class
     scores.loc[plain, "method"] += "+"
     return scores
 
 
 def _means(scores: pd.DataFrame, metrics: dict[str, str]) -> pd.DataFrame:
-    """Means over the folds: data sets by methods."""
+    """Return the means over the folds, one row per data set, one column per method."""
     wanted = scores["metric"] == scores["task"].map(metrics)
     chosen = scores[wanted].drop_duplicates(["dataset", "method", "fold"])
     means: pd.DataFrame = chosen.pivot_table(
@@ -467,14 +468,14 @@ def _means(scores: pd.DataFrame, metrics: dict[str, str]) -> pd.DataFrame:
     return means
 
 
-def _printed(
+def _print_table(
     title: str,
     table: pd.DataFrame,
     digits: int,
     markdown: bool,
     failed: set[tuple[str, str]] = frozenset(),  # type: ignore[assignment]
 ) -> None:
-    """Print a table: a failure as one, and a dash for what was not measured."""
+    """Print a table, with "fails" for a failure and a dash for a missing result."""
     shown = table.astype(object).copy()
     for row, column in itertools.product(table.index, table.columns):
         value = table.loc[row, column]
@@ -491,7 +492,7 @@ def _printed(
 
 
 def _ranks(means: pd.DataFrame, *, is_larger_better: Any) -> pd.Series:
-    """Mean ranks, 1 the best; what failed is last."""
+    """Return mean ranks, of which 1 is the best; failures rank last."""
     sign = np.where(is_larger_better, 1.0, -1.0)[:, None]
     ranks: pd.Series = (
         (means * sign).rank(axis=1, ascending=False, na_option="bottom").mean()
@@ -500,42 +501,45 @@ def _ranks(means: pd.DataFrame, *, is_larger_better: Any) -> pd.Series:
 
 
 def report(scores: pd.DataFrame, methods: list[str], markdown: bool) -> None:
-    """Print scores, normalised scores, mean ranks and fit times."""
+    """Print scores, normalized scores, mean ranks and fit times."""
     first = _means(scores, PRIMARY).reindex(columns=methods)
     second = _means(scores, SECONDARY).reindex(columns=methods)
     errors = scores[(scores["metric"] == "ERROR") & scores["method"].isin(methods)]
     failed = set(zip(errors["dataset"], errors["method"], strict=True))
-    _printed("ROC-AUC, R2 (higher is better)", first, 4, markdown, failed)
-    title = "Log-loss, normalised MAE (lower is better)"
-    _printed(title, second, 3, markdown, failed)
+    _print_table("ROC-AUC, R2 (higher is better)", first, 4, markdown, failed)
+    title = "Log-loss, normalized MAE (lower is better)"
+    _print_table(title, second, 3, markdown, failed)
     panel = [m for m in methods if m in PANEL or m in VARIANTS]
-    its_best = first[panel].max(axis=1) - first["dummy"]
-    normalised = first[panel].sub(first["dummy"], axis=0).div(its_best, axis=0)
+    range_of_set = first[panel].max(axis=1) - first["dummy"]
+    normalized = first[panel].sub(first["dummy"], axis=0).div(range_of_set, axis=0)
     summary = pd.DataFrame(
         {
             "mean rank": _ranks(first[panel], is_larger_better=[True] * len(first)),
             "by log-loss, MAE": _ranks(
                 second[panel], is_larger_better=[False] * len(second)
             ),
-            "normalised score": normalised.clip(-1, 1).fillna(-1).mean(),
+            "normalized score": normalized.clip(-1, 1).fillna(-1).mean(),
         }
     ).sort_values("mean rank")
-    _printed("Among these", summary, 2, markdown)
+    _print_table("Summary", summary, 2, markdown)
     if "sknan" in first and first["sknan"].notna().any():
-        _printed(
-            "sknan minus each, and its standard error", _margins(scores), 4, markdown
+        _print_table(
+            "sknan minus each method, with standard errors",
+            _margins(scores),
+            4,
+            markdown,
         )
     seconds = scores.drop_duplicates(["dataset", "method", "fold"]).pivot_table(
         index="dataset", columns="method", values="fit_s", sort=False
     )
     timed = seconds.reindex(index=first.index, columns=methods)
-    _printed("Seconds of a fit", timed, 2, markdown, failed)
-    for _, its in errors.drop_duplicates(["dataset", "method"]).iterrows():
-        print(f"{its['method']} fails on {its['dataset']}: {its['error']}")
+    _print_table("Seconds of a fit", timed, 2, markdown, failed)
+    for _, row in errors.drop_duplicates(["dataset", "method"]).iterrows():
+        print(f"{row['method']} fails on {row['dataset']}: {row['error']}")
 
 
 def _margins(scores: pd.DataFrame) -> pd.DataFrame:
-    """Paired over the folds, against the best plain net and each RealMLP."""
+    """Return differences to the best plain net and to others, paired by fold."""
     wanted = scores[scores["metric"] == scores["task"].map(PRIMARY)]
     by_fold = wanted.drop_duplicates(["dataset", "method", "fold"]).pivot_table(
         index=["dataset", "fold"], columns="method", values="value", sort=False
@@ -543,14 +547,14 @@ def _margins(scores: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     plain = ["mlp", "mlp+", "skorch", "skorch+"]
     rivals = ["realmlp_s", "realmlp_s_ce", "realmlp", "hgb"]
-    for name, its in by_fold.groupby(level=0, sort=False):
-        known = its[[m for m in plain if m in its]].dropna(axis=1)
+    for name, folds in by_fold.groupby(level=0, sort=False):
+        known = folds[[m for m in plain if m in folds]].dropna(axis=1)
         row: dict[str, float] = {}
-        pairs = {m: its[m] for m in rivals if m in its}
+        pairs = {m: folds[m] for m in rivals if m in folds}
         if len(known.columns):
             pairs = {"best plain net": known[known.mean().idxmax()], **pairs}
-        for rival, theirs in pairs.items():
-            margin = its["sknan"] - theirs
+        for rival, rival_scores in pairs.items():
+            margin = folds["sknan"] - rival_scores
             row[rival] = margin.mean()
             row[f"s.e. {rival}"] = margin.std() / np.sqrt(len(margin))
         rows[name] = row
@@ -558,7 +562,7 @@ def _margins(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Measure what is missing, and print."""
+    """Measure the missing scores, and print all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--peers", type=Path)
@@ -572,21 +576,21 @@ def main() -> None:
     tables = tables_of(options.data) if options.data else damaged_tables()
     tables = [t for t in tables if not options.sets or t.name in options.sets]
     peers = _peers(options.peers) if options.peers else pd.DataFrame(columns=COLUMNS)
-    measured_there = set(peers["method"])
+    methods_of_peers = set(peers["method"])
     methods = options.methods or [m for m in METHODS if m not in VARIANTS]
     cache = Cache(options.cache)
     for method in methods:
         missing = importlib.util.find_spec(METHODS[method][1]) is None
-        if method in measured_there:
+        if method in methods_of_peers:
             continue
         if missing:
-            print(f"{method} is left out: {METHODS[method][1]} is not installed.")
+            print(f"{method} is omitted: {METHODS[method][1]} is not installed.")
             continue
         for table in tables:
             for fold in range(options.folds):
                 cache.fill(table, method, fold)
-    own = pd.read_csv(options.cache)
-    scores = pd.concat([own, peers], ignore_index=True) if len(peers) else own
+    measured = pd.read_csv(options.cache)
+    scores = pd.concat([measured, peers], ignore_index=True) if len(peers) else measured
     scores = scores[scores["dataset"].isin([t.name for t in tables])]
     scores = scores[scores["fold"] < options.folds]
     shown = [m for m in METHODS if (scores["method"] == m).any()]

@@ -1,15 +1,16 @@
-"""How the cost of a training grows with the table and the network, and its memory.
+"""Growth of training time and memory with the size of the table and the network.
 
     python -m benchmarks.scaling [--only rows columns widths memory] [--quick]
                                  [--json FILE]
 
-A multi-layer perceptron of two hidden layers: ours with its guard, a cosine schedule
-and the clip by the norm, and the loop that an expert writes by hand
-(`benchmarks.training.expert`). Time is processor time on one thread, medians of runs in
-turn. An epoch of ours is what lies between the beginning and the end of it, and the
-fixed cost of a fit all the rest; an epoch of the expert's loop is its whole time over
-the number of epochs. Memory is the most that a fresh process takes beside what it held
-before, the table included, with its network trained on a few rows (Linux).
+A multi-layer perceptron with two hidden layers is trained by StableNetClassifier, with
+its guard, a cosine schedule and clipping by norm, and by the loop that an expert writes
+by hand (`benchmarks.training.expert`). Times are medians of processor times on one
+thread, of runs in turn. The time of an epoch of StableNetClassifier is measured from
+begin to end; the rest of a fit is its fixed cost. The time of an epoch of the expert's
+loop is its total time divided by the number of epochs. Memory is the peak of a new
+process that trains, minus the memory before (Linux). Before, the process has the table,
+and has trained on a few rows.
 """
 
 from __future__ import annotations
@@ -32,17 +33,18 @@ import torch
 from skorch.callbacks import Callback
 from threadpoolctl import threadpool_limits
 
-from benchmarks.prediction import peak_beside
+from benchmarks.prediction import added_peak
 from benchmarks.timing import in_turn, keep_freed_memory, ratio_in_turn
 from benchmarks.training import Perceptron, expert
 from sknan import NaNImputer, SafeScaler, StableNetClassifier
 
-# Steps in a fit of a network 64 wide, but no more than so many epochs and at least one.
+# Number of steps in a fit of a network of width 64. The number of epochs is at least 1
+# and at most MOST_EPOCHS.
 N_STEPS, N_STEPS_QUICK, MOST_EPOCHS = 3000, 400, 100
 
 
 class Size(NamedTuple):
-    """A table and a network on it."""
+    """Size of a table, of a network, and of the batches."""
 
     rows: int
     columns: int
@@ -51,12 +53,12 @@ class Size(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """Number of steps in an epoch."""
         return -(-self.rows // self.batch_size)
 
 
 def series(*, quick: bool) -> dict[str, list[Size]]:
-    """What grows, the rest being the same."""
+    """Return lists of sizes in which one quantity grows."""
     rows = [10**3, 10**4, 10**5] + ([] if quick else [10**6, 10**7])
     columns = [10, 30, 100] + ([] if quick else [300, 1000])
     widths = [16, 64, 256] + ([] if quick else [512, 1024])
@@ -69,7 +71,7 @@ def series(*, quick: bool) -> dict[str, list[Size]]:
 
 
 def data(n_rows: int, n_columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """A table that can be learnt, but not by heart."""
+    """Return a table and noisy labels, which a network can learn only in part."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((n_rows, n_columns), dtype=np.float32)
     score = X[:, 0] + X[:, 1] * X[:, 2] + rng.standard_normal(n_rows, dtype=np.float32)
@@ -80,24 +82,24 @@ def data(n_rows: int, n_columns: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class EpochClock(Callback):
-    """Add up the processor time between the beginnings and the ends of epochs."""
+    """Sum of the processor times of all epochs."""
 
     def initialize(self) -> EpochClock:
-        """Set to zero."""
+        """Set the sum to zero."""
         self.seconds_ = 0.0
         return self
 
     def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
-        """Start."""
+        """Start the clock."""
         self._start_ = time.process_time()
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        """Stop."""
+        """Stop the clock."""
         self.seconds_ += time.process_time() - self._start_
 
 
 def estimator(width: int, batch_size: int, epochs: int, **options: Any) -> Any:
-    """Ours, with what the expert's loop has, and the guard and a schedule."""
+    """Return a StableNetClassifier with the network of the expert's loop."""
     settings: dict[str, Any] = {
         "module__width": width,
         "batch_size": batch_size,
@@ -112,7 +114,7 @@ def estimator(width: int, batch_size: int, epochs: int, **options: Any) -> Any:
 def measure_time(
     sizes: list[Size], repeats: int, n_steps: int
 ) -> list[dict[str, float]]:
-    """Print and return what an epoch and the rest of a fit take for each size."""
+    """Print and return the time of an epoch and of the rest of a fit, by size."""
     print(
         f"{'rows':>9}{'columns':>8}{'width':>6}{'epochs':>7}{'epoch s':>9}"
         f"{'us/step':>9}{'ns/row':>8}{'expert us/step':>15}{'ratio':>7}{'fixed ms':>10}"
@@ -142,7 +144,7 @@ def _time_of(size: Size, repeats: int, n_steps: int) -> dict[str, float]:
     per_epoch: list[float] = []
     fixed: dict[bool, list[float]] = {False: [], True: []}
 
-    def ours(*, n_epochs: int = epochs, holds_out: bool = False) -> None:
+    def fit(*, n_epochs: int = epochs, holds_out: bool = False) -> None:
         clock = EpochClock()
         net = estimator(
             size.width,
@@ -157,20 +159,20 @@ def _time_of(size: Size, repeats: int, n_steps: int) -> dict[str, float]:
         if not holds_out:
             per_epoch.append(clock.seconds_ / n_epochs)
 
-    def by_hand() -> None:
+    def fit_by_expert() -> None:
         expert(X, y, size.width, size.batch_size, epochs)
 
     if is_long:
         repeats = min(repeats, 3)
-    _, by_hand_s = in_turn(
-        [ours, by_hand],
+    _, expert_fits = in_turn(
+        [fit, fit_by_expert],
         repeats=repeats,
         n_warm_ups=0 if is_long else 1,
         clock=time.process_time,
     )
     for _ in range(repeats):
-        ours(n_epochs=1, holds_out=True)
-    per_epoch, expert_s = per_epoch[-repeats:], [s / epochs for s in by_hand_s]
+        fit(n_epochs=1, holds_out=True)
+    per_epoch, expert_s = per_epoch[-repeats:], [s / epochs for s in expert_fits]
     return {
         "epochs": epochs,
         "epoch_s": statistics.median(per_epoch),
@@ -183,18 +185,18 @@ def _time_of(size: Size, repeats: int, n_steps: int) -> dict[str, float]:
 
 # -- memory --------------------------------------------------------------------------
 
-# A training, as what is done with a table, labels, a width and a batch size.
+# Function of a table, labels, a width and a batch size, which trains a network.
 Fit = Callable[[Any, Any, int, int], Any]
 
 
-def _ours(**options: Any) -> Fit:
+def _fit_of_sknan(**options: Any) -> Fit:
     return lambda X, y, width, size: estimator(width, size, 2, **options).fit(X, y)
 
 
 FITS: dict[str, Fit] = {
     "expert": lambda X, y, width, size: expert(X, y, width, size, 2),
-    "ours": _ours(),
-    "ours, with hold-out": _ours(early_stopping=True),
+    "ours": _fit_of_sknan(),
+    "ours, with hold-out": _fit_of_sknan(early_stopping=True),
 }
 
 INPUTS: dict[str, Callable[[np.ndarray], Any]] = {
@@ -205,7 +207,7 @@ INPUTS: dict[str, Callable[[np.ndarray], Any]] = {
 
 
 def peak_of_fit(way: str, kind: str, n_rows: int, n_columns: int) -> dict[str, float]:
-    """Bytes of a table and of training on it, in a network that weighs nothing."""
+    """Return the bytes of a table, and of training a small network on it."""
     fit = FITS[way]
     X, y = data(n_rows, n_columns)
     table = INPUTS[kind](X)
@@ -213,24 +215,24 @@ def peak_of_fit(way: str, kind: str, n_rows: int, n_columns: int) -> dict[str, f
     fit(table[:2000], y[:2000], 32, 512)
     return {
         "table": 4.0 * n_rows * n_columns,
-        "peak": peak_beside(lambda: fit(table, y, 32, 512)),
+        "peak": added_peak(lambda: fit(table, y, 32, 512)),
     }
 
 
 def peak_of_net(way: str, width: int) -> dict[str, float]:
-    """Bytes of weights and Adam's moments, and of training, on a table without."""
+    """Return the bytes of weights and moments, and of training on a small table."""
     fit = FITS[way]
     X, y = data(1000, 20)
     fit(X, y, 32, 64)
     n_weights = sum(p.numel() for p in Perceptron(width, 20).parameters())
     return {
         "state": 3 * 4.0 * n_weights,
-        "peak": peak_beside(lambda: fit(X, y, width, 64)),
+        "peak": added_peak(lambda: fit(X, y, width, 64)),
     }
 
 
 def peak_of_use(way: str, n_rows: int, n_columns: int) -> dict[str, float]:
-    """Bytes of a table, and of predicting, filling or scaling it."""
+    """Return the bytes of a table, and of predicting, imputing or scaling it."""
     X, y = data(n_rows, n_columns)
     net = estimator(64, 512, 1).fit(X[:2000], y[:2000])
     use = {
@@ -243,11 +245,11 @@ def peak_of_use(way: str, n_rows: int, n_columns: int) -> dict[str, float]:
     if way.startswith("NaN"):
         X[::10] = np.nan
     use(X[:5000])
-    return {"table": X.nbytes, "peak": peak_beside(lambda: use(X))}
+    return {"table": X.nbytes, "peak": added_peak(lambda: use(X))}
 
 
 def measure_memory(*, quick: bool) -> dict[str, dict[str, float]]:
-    """Print and return what each takes beside its table, and in multiples of what."""
+    """Print and return the memory of each case, also in multiples of its data."""
     n = 10 if quick else 1
     cases: dict[str, tuple[str, tuple[Any, ...]]] = {}
     for n_rows, n_columns in ((5_000_000 // n, 20), (500_000 // n, 200)):
@@ -285,21 +287,21 @@ def measure_memory(*, quick: bool) -> dict[str, dict[str, float]]:
 
 
 def in_a_process(function: str, *arguments: Any) -> dict[str, float]:
-    """What a function of this module returns in a fresh process of one thread."""
+    """Run a function of this module in a new process on one thread."""
     code = (
         "import json, torch; from benchmarks import scaling; "
         "torch.set_num_threads(1); "
         f"print(json.dumps(scaling.{function}(*{arguments!r})))"
     )
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    answer: dict[str, float] = json.loads(done.stdout)
-    return answer
+    result: dict[str, float] = json.loads(finished.stdout)
+    return result
 
 
 def main() -> None:
@@ -310,7 +312,7 @@ def main() -> None:
     names = ["rows", "columns", "widths", "memory"]
     parser.add_argument("--only", nargs="*", choices=names, default=names)
     parser.add_argument("--quick", action="store_true", help="small sizes, few runs")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each way")
+    parser.add_argument("--repeats", type=int, default=5, help="timed fits of each")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     repeats = 3 if arguments.quick else arguments.repeats
@@ -319,7 +321,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", UserWarning)  # a clip that had nothing to do
+        warnings.simplefilter("ignore", UserWarning)  # no step was clipped
         for name, sizes in series(quick=arguments.quick).items():
             if name in arguments.only:
                 found[name] = measure_time(sizes, repeats, n_steps)

@@ -30,7 +30,7 @@ from sklearn.neural_network import MLPClassifier
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from benchmarks.prediction import peak_beside
+from benchmarks.prediction import added_peak
 from benchmarks.timing import in_turn, keep_freed_memory
 from sknan import StableNetClassifier
 from sknan.model_selection import BatchedGridSearchCV
@@ -191,7 +191,7 @@ def peak_of_search(max_memory: int | None) -> int:
         refit=False,
         max_memory=max_memory,
     )
-    return int(peak_beside(lambda: search.fit(X, y)))
+    return int(added_peak(lambda: search.fit(X, y)))
 
 
 def measure_memory() -> dict[str, int]:

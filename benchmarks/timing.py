@@ -1,4 +1,4 @@
-"""Time two ways of doing the same thing, in turn."""
+"""Timing of several implementations of one task, in turn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Ratio", "compare", "in_turn", "keep_freed_memory", "ratio_in_turn"]
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc not to give freed blocks back to the system.
+    """Tell glibc not to return freed memory blocks to the operating system.
 
-    Otherwise whether a tensor of some megabytes costs page faults depends on what was
-    freed before it, and one run of a pair may pay for both. Without glibc nothing is
-    done.
+    Otherwise, the page faults of a tensor of some megabytes depend on the blocks that
+    were freed before, and one run of a pair may pay for both. Without glibc, the
+    function does nothing.
     """
     trim_threshold, mmap_threshold = -1, -3
     with contextlib.suppress(OSError, AttributeError):
@@ -27,81 +27,82 @@ def keep_freed_memory() -> None:
 
 
 class Ratio(NamedTuple):
-    """Medians of what two ways took."""
+    """Median times of an implementation of sknan and of a peer, in seconds."""
 
     ours_s: float
-    theirs_s: float
+    peer_s: float
 
     @property
     def value(self) -> float:
-        """How many times as long ours takes."""
-        return self.ours_s / self.theirs_s
+        """Time of sknan divided by the time of the peer."""
+        return self.ours_s / self.peer_s
 
 
 def compare(
-    ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int = 31
+    function: Callable[[], object], peer: Callable[[], object], *, repeats: int = 31
 ) -> Ratio:
-    """Medians of ``repeats`` runs of each, one after the other in turn.
+    """Return the median times of a function and a peer, which are timed in turn.
 
     Parameters
     ----------
-    ours, theirs : callable
-        Without arguments; each is called three times before the clock starts.
+    function, peer : callable
+        Functions without arguments. Each is called three times before timing starts.
     repeats : int, default=31
-        How often each is timed.
+        Number of timed calls of each.
 
     Returns
     -------
     Ratio
     """
-    times = in_turn([ours, theirs], repeats=repeats)
+    times = in_turn([function, peer], repeats=repeats)
     return Ratio(statistics.median(times[0]), statistics.median(times[1]))
 
 
 def in_turn(
-    ways: Sequence[Callable[[], object]],
+    functions: Sequence[Callable[[], object]],
     *,
     repeats: int = 31,
     n_warm_ups: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
-    """Seconds of ``repeats`` runs of each way, one after the other in turn.
+    """Return the times of ``repeats`` calls of each function, called in turn.
 
     Parameters
     ----------
-    ways : sequence of callable
-        Without arguments.
+    functions : sequence of callable
+        Functions without arguments.
     repeats : int, default=31
-        How often each is timed.
+        Number of timed calls of each function.
     n_warm_ups : int, default=3
-        How often each is called before the clock starts.
+        Number of calls of each function before timing starts.
     clock : callable, default=time.perf_counter
-        Seconds; ``time.process_time`` where a percent counts and others compute too.
+        Clock that returns seconds. ``time.process_time`` is more exact on a machine
+        that other processes use.
 
     Returns
     -------
     list of list of float
-        The times of each way, those of one turn at the same place.
+        Times of each function in seconds, in the order of the turns.
     """
-    for way in [*ways] * n_warm_ups:
-        way()
-    times: list[list[float]] = [[] for _ in ways]
+    for function in [*functions] * n_warm_ups:
+        function()
+    times: list[list[float]] = [[] for _ in functions]
+    n = len(functions)
     for turn in range(repeats):
-        # Who goes first changes, since the first finds the caches of the last.
-        for place in range(len(ways)):
-            which = (
-                (place + turn) % len(ways) if turn % 2 else (turn - place) % len(ways)
-            )
+        # The order changes from turn to turn, because each function finds the caches
+        # that the previous one has filled.
+        for position in range(n):
+            i = (position + turn) % n if turn % 2 else (turn - position) % n
             start = clock()
-            ways[which]()
-            times[which].append(clock() - start)
+            functions[i]()
+            times[i].append(clock() - start)
     return times
 
 
-def ratio_in_turn(ours: list[float], theirs: list[float]) -> float:
-    """Median over the turns of how many times as long ours took in each.
+def ratio_in_turn(times: list[float], peer_times: list[float]) -> float:
+    """Return the median over the turns of the ratio of two times.
 
-    Less at the mercy of a machine that is shared than a ratio of medians: what slows
-    one run down slows down its neighbour too.
+    On a shared machine this is more exact than a ratio of medians, because a
+    disturbance affects both runs of a turn.
     """
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return statistics.median(a / b for a, b in zip(times, peer_times, strict=True))

@@ -1,14 +1,18 @@
-"""What training costs: our nets, an expert's loop, skorch and scikit-learn's MLP.
+"""Training time of sknan, an expert's loop, skorch and scikit-learn's MLPClassifier.
 
     python -m benchmarks.training [--repeats N] [--epochs N] [--json FILE]
 
-A multi-layer perceptron of two hidden layers on 20 000 x 30, some epochs of ``fit``,
-data as numpy arrays on all sides, one thread, processor time, medians of ratios taken
-in turn. Ours has its guard, a cosine schedule and the clip by the norm; the expert's
-loop has fused AdamW, ``clip_grad_norm_`` and a gather by index for each batch, and
-nothing else; skorch has fused AdamW. ``opaque`` is the same network with a ``forward``
-of its own, which is trained by autograd, as the others are. The floor is the matrix
-products of the linear layers alone, forward and backward, at the same batches.
+The network is a multi-layer perceptron with two hidden layers, and the table a numpy
+array of 20 000 x 30. The figures are medians of ratios of processor times on one
+thread, taken in turn.
+
+- *ours* is StableNetClassifier with its guard, a cosine schedule and clipping by norm.
+- *opaque* is the same network with a custom ``forward``, which autograd trains.
+- *expert* is a loop with fused AdamW, ``clip_grad_norm_`` and a gather by index for
+  each batch, and nothing else.
+- *skorch* uses fused AdamW.
+- *products* are the matrix products of the linear layers alone, forward and backward,
+  with the same batches.
 """
 
 from __future__ import annotations
@@ -39,20 +43,20 @@ RATE = 1e-3
 # (width, batch)
 SIZES = [(128, 128), (32, 64), (256, 512)]
 
-# Largest ratio of one of our ways to a peer; None where it is only reported.
+# Largest allowed ratio of two training times; None if the ratio is only reported.
 LIMITS: dict[tuple[str, str], float | None] = {
     ("ours", "expert"): 1.0,
     ("ours, opaque", "expert"): 1.0,
     ("ours", "MLPClassifier"): 1.0,
     ("ours", "skorch"): 0.5,
-    ("skorch door", "skorch"): 0.6,
-    ("ours", "floor"): None,
-    ("floor", "skorch"): None,
+    ("GuardedNetClassifier", "skorch"): 0.6,
+    ("ours", "products"): None,
+    ("products", "skorch"): None,
 }
 
 
 class Perceptron(nn.Sequential):
-    """Two hidden layers with ReLU and a logit for each of two classes."""
+    """Network with two hidden layers, ReLU, and a logit for each of two classes."""
 
     def __init__(self, width: int, n_features_in: int = N_FEATURES) -> None:
         super().__init__(
@@ -65,30 +69,30 @@ class Perceptron(nn.Sequential):
 
 
 class Opaque(Perceptron):
-    """The same, with a ``forward`` that nobody looks into."""
+    """The same network with a custom ``forward``, which the engine cannot analyze."""
 
     def forward(self, X: Tensor) -> Tensor:
-        """Logits of shape (n_samples, 2)."""
+        """Return logits of shape (n_samples, 2)."""
         for layer in self:
             X = layer(X)
         return X
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
-    """A table that can be learnt, but not by heart."""
+    """Return a table and noisy labels, which a network can learn only in part."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(N_ROWS, N_FEATURES)).astype(np.float32)
     score = X[:, 0] + X[:, 1] * X[:, 2] + rng.normal(size=N_ROWS)
     return X, (score > 0).astype(np.int64)
 
 
-# -- the peers -----------------------------------------------------------------------
+# -- peers ---------------------------------------------------------------------------
 
 
 def expert(
     X: np.ndarray, y: np.ndarray, width: int, batch_size: int, epochs: int
 ) -> nn.Module:
-    """What somebody writes by hand who knows where time goes."""
+    """Train with a fast loop as an expert would write it."""
     rows, target = torch.from_numpy(X), torch.from_numpy(y)
     module = Perceptron(width, X.shape[1])
     criterion = nn.CrossEntropyLoss()
@@ -104,10 +108,10 @@ def expert(
     return module
 
 
-def floor(width: int, batch_size: int, n_steps: int) -> None:
-    """The matrix products of as many steps: forward, and backward for both factors.
+def products(width: int, batch_size: int, n_steps: int) -> None:
+    """Compute the matrix products of forward and backward for a number of steps.
 
-    The first layer has no use for the gradient of its input.
+    The first layer does not need the gradient of its input.
     """
     shapes = [(N_FEATURES, width), (width, width), (width, 2)]
     weights = [torch.randn(n_out, n_in) for n_in, n_out in shapes]
@@ -123,17 +127,17 @@ def floor(width: int, batch_size: int, n_steps: int) -> None:
                 torch.mm(grad, weight)
 
 
-def ways(
+def trainings_of(
     X: np.ndarray, y: np.ndarray, width: int, batch_size: int, epochs: int
 ) -> dict[str, Callable[[], object]]:
-    """Each way of training the same network, as a function without arguments."""
+    """Return a training function without arguments for each implementation."""
     common: dict[str, Any] = {
         "module__width": width,
         "lr": RATE,
         "max_epochs": epochs,
         "batch_size": batch_size,
     }
-    skorch_like: dict[str, Any] = {
+    skorch_options: dict[str, Any] = {
         **common,
         "criterion": nn.CrossEntropyLoss,
         "optimizer": torch.optim.AdamW,
@@ -153,11 +157,11 @@ def ways(
     return {
         "ours": lambda: StableNetClassifier(Perceptron, **stable).fit(X, y),
         "ours, opaque": lambda: StableNetClassifier(Opaque, **stable).fit(X, y),
-        "skorch door": lambda: GuardedNetClassifier(
-            Perceptron, clip_norm=1.0, lr_schedule="cosine", **skorch_like
+        "GuardedNetClassifier": lambda: GuardedNetClassifier(
+            Perceptron, clip_norm=1.0, lr_schedule="cosine", **skorch_options
         ).fit(X, y),
         "expert": lambda: expert(X, y, width, batch_size, epochs),
-        "skorch": lambda: NeuralNetClassifier(Perceptron, **skorch_like).fit(X, y),
+        "skorch": lambda: NeuralNetClassifier(Perceptron, **skorch_options).fit(X, y),
         "MLPClassifier": lambda: MLPClassifier(
             (width, width),
             batch_size=batch_size,
@@ -167,25 +171,20 @@ def ways(
             n_iter_no_change=epochs,
             random_state=0,
         ).fit(X, y),
-        "floor": lambda: floor(width, batch_size, n_steps),
+        "products": lambda: products(width, batch_size, n_steps),
     }
 
 
 def measure(repeats: int, epochs: int) -> list[dict[str, Any]]:
-    """Seconds of a fit by each way, and the ratios that are bounded."""
+    """Print and return the time of a step and the ratios for each size."""
     X, y = data()
     found = []
     for width, batch_size in SIZES:
-        its_ways = ways(X, y, width, batch_size, epochs)
-        times = dict(
-            zip(
-                its_ways,
-                in_turn(
-                    list(its_ways.values()), repeats=repeats, clock=time.process_time
-                ),
-                strict=True,
-            )
+        trainings = trainings_of(X, y, width, batch_size, epochs)
+        seconds_of_each = in_turn(
+            list(trainings.values()), repeats=repeats, clock=time.process_time
         )
+        times = dict(zip(trainings, seconds_of_each, strict=True))
         n_steps = -(-N_ROWS // batch_size) * epochs
         found.append(
             {
@@ -196,8 +195,8 @@ def measure(repeats: int, epochs: int) -> list[dict[str, Any]]:
                     for name, seconds in times.items()
                 },
                 "ratios": {
-                    f"{ours} / {theirs}": ratio_in_turn(times[ours], times[theirs])
-                    for ours, theirs in LIMITS
+                    f"{name} / {peer}": ratio_in_turn(times[name], times[peer])
+                    for name, peer in LIMITS
                 },
             }
         )
@@ -206,19 +205,19 @@ def measure(repeats: int, epochs: int) -> list[dict[str, Any]]:
 
 
 def report(result: dict[str, Any]) -> None:
-    """Print what was found for one size."""
+    """Print the result for one size."""
     print(f"width {result['width']}, batch {result['batch_size']}")
     for name, us in result["step_us"].items():
-        print(f"  {name:<16} {us:8.0f} us a step")
-    for (ours, theirs), limit in LIMITS.items():
-        ratio = result["ratios"][f"{ours} / {theirs}"]
+        print(f"  {name:<20} {us:8.0f} us per step")
+    for (name, peer), limit in LIMITS.items():
+        ratio = result["ratios"][f"{name} / {peer}"]
         missed = "" if limit is None or ratio <= limit else "  missed"
         bound = "" if limit is None else f"  (at most {limit:.2f})"
-        print(f"  {ours} / {theirs}: {ratio:.2f}{bound}{missed}")
+        print(f"  {name} / {peer}: {ratio:.2f}{bound}{missed}")
 
 
 def measure_compiled(repeats: int) -> dict[str, float]:
-    """Seconds of a step of a network that is not written out, compiled and not."""
+    """Print and return the times of fits of an opaque network, compiled and plain."""
     X, y = data()
     found = {}
     for name, options in {"plain": {}, "compiled": {"compile": True}}.items():
@@ -249,15 +248,15 @@ def measure_compiled(repeats: int) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=9, help="runs of each way")
+    parser.add_argument("--repeats", type=int, default=9, help="timed fits of each")
     parser.add_argument("--epochs", type=int, default=5, help="epochs in a fit")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
     with warnings.catch_warnings(), threadpool_limits(1):
-        # MLPClassifier says that so few epochs are not enough; there is no need to
-        # tell of a clip that had nothing to do.
+        # MLPClassifier warns that it has not converged, and StableNetClassifier if no
+        # step was clipped.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", UserWarning)
         found = {

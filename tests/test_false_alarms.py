@@ -33,15 +33,15 @@ NUMBERS = [*range(0, 200, 11), 26]
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_healthy_training_raises_no_alarm(benchmark_module, number):
-    outcome = benchmark_module.run(benchmark_module.drawn(number))
+    outcome = benchmark_module.run(benchmark_module.random_case(number))
     assert outcome.is_healthy
     assert outcome.alarms == []
     assert outcome.differs == []
 
 
 def test_the_trainings_cover_both_libraries_and_every_kind(benchmark_module):
-    cases = [benchmark_module.drawn(number) for number in NUMBERS]
-    assert {case.door for case in cases} == {"skorch", "scikit-learn"}
+    cases = [benchmark_module.random_case(number) for number in NUMBERS]
+    assert {case.library for case in cases} == {"skorch", "scikit-learn"}
     assert {case.kind for case in cases} == set(benchmark_module.KINDS)
     assert {case.task for case in cases} == set(benchmark_module.TASKS)
 
