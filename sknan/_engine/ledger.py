@@ -113,7 +113,7 @@ class StepLedger:
         ndarray of shape (n_members,)
             Whether the guard would, or might, refuse a step of the member.
         """
-        is_bad: Any = ~(np.isfinite(losses) & (norms < OVERFLOWS_SQUARED))
+        is_bad = are_refused(losses, norms)
         if not self.is_clipped.all():
             is_bad |= self.watches.is_spike(losses, norms) & ~self.is_clipped
         is_bad |= self.watches.may_have_exploded(losses)
@@ -183,6 +183,21 @@ class StepLedger:
             rows.append(row)
         self.begin_epoch()
         return rows
+
+
+def are_refused(losses: Floats, norms: Floats) -> Any:
+    """Return where a loss is not finite or a gradient norm is too large.
+
+    Parameters
+    ----------
+    losses, norms : ndarray of float
+        Losses and gradient norms.
+
+    Returns
+    -------
+    ndarray of bool
+    """
+    return ~(np.isfinite(losses) & (norms < OVERFLOWS_SQUARED))
 
 
 def is_schedule_valid(net: TableNet, n_steps: int) -> bool:

@@ -1,4 +1,4 @@
-"""Members of a stack: the part that each network has for itself."""
+"""Member of a stack: the rows, history, best epoch and result of one training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import Tensor
 from sknan._engine.plan import TrainingPlan
 
 
-class StackMember:
-    """Network in a stack.
+class Member:
+    """One training in a stack: its rows, history, best epoch and result.
 
     Parameters
     ----------
     plan : TrainingPlan
-        Plan of its training, which has not begun.
+        Plan of the training, which has not begun.
+    offset : int
+        Number of rows that precede its table in the joined tables of the stack.
 
     Attributes
     ----------
@@ -29,11 +31,20 @@ class StackMember:
         Generator of its random numbers.
     """
 
-    def __init__(self, plan: TrainingPlan) -> None:
+    def __init__(self, plan: TrainingPlan, offset: int) -> None:
+        self.plan = plan
         self.net = plan.net
         self.group: dict[str, Any] = plan.net.optimizer_.param_groups[0]
         self.generator = torch.Generator()
         self.generator.set_state(plan.random_states[0])
+        rows = torch.arange(len(plan.table)), torch.zeros(0, dtype=torch.int64)
+        if plan.best is not None:
+            plan.best.initialize()
+            self.net._split_seed_ = plan.split_seed
+            rows = plan.split(plan.split_seed)
+        self.train, self.valid = rows[0] + offset, rows[1] + offset
+        self.history: list[dict[str, Any]] = []
+        self.best_weights: list[Tensor] | None = None
 
     @property
     def weights(self) -> list[Tensor]:
@@ -44,30 +55,6 @@ class StackMember:
     def buffers(self) -> list[Tensor]:
         """Buffers of the module."""
         return list(self.net.module_.buffers())
-
-
-class Member(StackMember):
-    """One training in a stack: its rows, history, best epoch and result.
-
-    Parameters
-    ----------
-    plan : TrainingPlan
-        Plan of the training, which has not begun.
-    offset : int
-        Number of rows that precede its table in the joined tables of the stack.
-    """
-
-    def __init__(self, plan: TrainingPlan, offset: int) -> None:
-        super().__init__(plan)
-        self.plan = plan
-        rows = torch.arange(len(plan.table)), torch.zeros(0, dtype=torch.int64)
-        if plan.best is not None:
-            plan.best.initialize()
-            self.net._split_seed_ = plan.split_seed
-            rows = plan.split(plan.split_seed)
-        self.train, self.valid = rows[0] + offset, rows[1] + offset
-        self.history: list[dict[str, Any]] = []
-        self.best_weights: list[Tensor] | None = None
 
     def end_epoch(
         self, row: dict[str, Any], weights: Callable[[], list[Tensor]]

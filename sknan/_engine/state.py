@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sknan._engine.member import StackMember
+from sknan._engine.member import Member
 from sknan._engine.optimizer_step import kernel_key, unit_step_group, write_unit_steps
 from sknan._engine.passes import is_stored_transposed, stacked_pass
 
@@ -18,9 +18,6 @@ from sknan._engine.passes import is_stored_transposed, stacked_pass
 # not fill a vector, differently from the rest. Rows are padded to a multiple of this
 # length so that none of these numbers belongs to a member.
 _ALIGNMENT = 16
-
-
-_Member = TypeVar("_Member", bound=StackMember)
 
 
 class StepFactors(NamedTuple):
@@ -39,24 +36,24 @@ class StepFactors(NamedTuple):
     decay: Tensor | None
 
 
-class Stack(Generic[_Member]):
+class Stack:
     """Tensors of the networks that are still trained, and their steps.
 
     Parameters
     ----------
-    members : list of StackMember
+    members : list of Member
         Networks of one :func:`~sknan._engine.passes.pass_key` and one
         :func:`~sknan._engine.optimizer_step.optimizer_key`.
 
     Attributes
     ----------
-    members : list of StackMember
+    members : list of Member
         Members that have not been removed.
     buffers : list of Tensor
         Buffers of the modules, with the members along the first axis.
     """
 
-    def __init__(self, members: list[_Member]) -> None:
+    def __init__(self, members: list[Member]) -> None:
         self._is_transposed = is_stored_transposed(members[0].net)
         blocks = _stacked([self._transposed(member.weights) for member in members])
         self._shapes = [block.shape[1:] for block in blocks]
@@ -77,7 +74,7 @@ class Stack(Generic[_Member]):
 
     def _set(
         self,
-        members: list[_Member],
+        members: list[Member],
         weights: Tensor,
         moments: list[Tensor],
         buffers: list[Tensor],

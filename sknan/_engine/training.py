@@ -112,7 +112,7 @@ def train_stack(
         return [None] * len(plans)
     tables, offsets = _distinct_tables(plans, sources)
     n_flops = 3.0 * plans[0].net.flops_per_row_ * plans[0].batch_size * len(plans)
-    training = _StackTraining(plans, tables, offsets)
+    training = StackTraining(plans, tables, offsets)
     with (
         torch.no_grad(),
         threads_for(n_flops, plans[0].num_threads),
@@ -166,7 +166,7 @@ def _distinct_tables(
     return tables, offsets
 
 
-class _StackTraining:
+class StackTraining:
     """Epochs of a stack.
 
     Parameters
@@ -178,6 +178,8 @@ class _StackTraining:
     offsets : list of int
         For each plan, the number of rows that precede its table when the tables are
         joined.
+    ledger : StepLedger or None, default=None
+        Record of the steps; None for one with the settings of the nets.
 
     Attributes
     ----------
@@ -192,6 +194,7 @@ class _StackTraining:
         plans: list[TrainingPlan],
         tables: list[TensorTable],
         offsets: list[int],
+        ledger: StepLedger | None = None,
     ) -> None:
         X, self.y = _joined([table.rows(slice(None)) for table in tables])
         self.X = X.numpy()
@@ -203,7 +206,7 @@ class _StackTraining:
             [Member(plan, offset) for plan, offset in zip(plans, offsets, strict=True)]
         )
         n_steps = len(self.bounds) * self.n_epochs
-        self.ledger = StepLedger([plan.net for plan in plans], n_steps)
+        self.ledger = ledger or StepLedger([plan.net for plan in plans], n_steps)
         row = torch.zeros(1, 1, 1, dtype=torch.int64)
         target = self.stack.prepare_target(self._targets(row), row.shape)
         self.target_bytes = sum(leaf.nbytes for leaf in tree_leaves(target))
@@ -234,7 +237,7 @@ class _StackTraining:
     def _train_epoch(self) -> None:
         orders = self._row_orders()
         for span in self._spans(len(orders)):
-            x, output, learning_rates, kept = self._train_span(orders, span)
+            x, output, learning_rates, kept = self.train_span(orders, span)
             if not kept:
                 return
             if len(kept) < len(orders):
@@ -271,13 +274,20 @@ class _StackTraining:
                 spans.append([(start, stop)])
         return spans
 
-    def _train_span(
+    def train_span(
         self, orders: Tensor, span: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor, np.ndarray, list[int]]:
         """Make the steps of a span, and remove the members that may have failed.
 
         A member that fails is trained to the end of the span, and then removed with all
         its results.
+
+        Parameters
+        ----------
+        orders : Tensor of shape (K, n)
+            Rows of each member in the order of its batches.
+        span : list of (int, int)
+            Start and stop of each batch.
 
         Returns
         -------

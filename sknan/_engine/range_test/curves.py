@@ -6,23 +6,24 @@ import contextlib
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from skorch.callbacks import Callback
+from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from sknan._engine.member import StackMember
+from sknan._engine.ledger import Floats, StepLedger, are_refused
 from sknan._engine.passes import does_stacking_agree
 from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
-from sknan._engine.state import Stack, StepFactors
-from sknan._engine.training import plan_key
+from sknan._engine.state import Stack
+from sknan._engine.table_net import TableNet
+from sknan._engine.training import StackTraining, plan_key
 from sknan._utils.progress import advance, advance_to, is_shown
 from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_map
-from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorTable
 
@@ -175,28 +176,37 @@ def _constant_rate_plan(
     return trial._plan(rows)
 
 
-class _RateMember(StackMember):
-    """Member of a stack that is trained at a constant learning rate.
+class _CurveLedger(StepLedger):
+    """Ledger that keeps the loss of each step until a step fails.
 
     Parameters
     ----------
-    plan : TrainingPlan
-        Plan that all members share.
-    number : int
-        Position of the learning rate.
-    rate : float
-        Learning rate.
+    net : TableNet
+        Net that all members share.
+    rates : ndarray of shape (n_rates,)
+        Constant learning rates.
+    numbers : ndarray of shape (n_members,)
+        Position of each member's learning rate.
+    losses : ndarray of shape (n_rates, n_steps)
+        Array to write the losses to.
     """
 
-    def __init__(self, plan: TrainingPlan, number: int, rate: float) -> None:
-        super().__init__(plan)
-        self.number = number
-        self.rate = rate
+    def __init__(
+        self, net: TableNet, rates: Floats, numbers: np.ndarray, losses: np.ndarray
+    ) -> None:
+        super().__init__([net] * len(numbers), losses.shape[1])
+        self.learning_rates.base = rates[numbers]
+        self.numbers, self.losses, self.n_recorded = numbers, losses, 0
 
-    def clip_coefficient(self, norm: float) -> float:
-        """Return the factor that brings a gradient to the norm limit."""
-        limit = self.net.clip_norm
-        return 1.0 if limit is None or norm <= limit else limit / norm
+    def keep(self, numbers: Sequence[int]) -> None:
+        super().keep(numbers)
+        self.numbers = self.numbers[numbers]
+
+    def record(self, losses: Floats, norms: Floats, *_: Any) -> Any:
+        is_bad = are_refused(losses, norms)[0]  # spans have one step
+        self.losses[self.numbers[~is_bad], self.n_recorded] = losses[0, ~is_bad]
+        self.n_recorded += 1
+        return is_bad
 
 
 class _ConstantRateTrainings:
@@ -237,10 +247,8 @@ class _ConstantRateTrainings:
         self.valid_losses = np.full((n_rates, len(self.checks)), np.nan, np.float32)
         size = self._members_per_stack()
         numbers = np.arange(n_rates)
-        is_stacked = size > 1 and self._run_stacks(
-            [numbers[i : i + size] for i in range(0, n_rates, size)], rates
-        )
-        if not is_stacked:
+        groups = [numbers[i : i + size] for i in range(0, n_rates, size)]
+        if size == 1 or not self._run_stacks(groups, rates):
             for number in numbers:
                 self._run_separately(int(number), float(rates[number]))
                 advance(self.n_steps / n_rates)
@@ -262,68 +270,45 @@ class _ConstantRateTrainings:
         n_flops = 3.0 * net.flops_per_row_ * self.plan.batch_size * len(groups[0])
         with torch.no_grad(), threads_for(n_flops, self.plan.num_threads):
             for numbers in groups:
-                members = [_RateMember(self.plan, n, rates[n]) for n in numbers]
                 try:
-                    self._run_stack(members)
+                    self._run_stack(numbers, rates)
                 except RuntimeError:  # such as a LinAlgError
                     return False
         return True
 
-    def _run_stack(self, members: list[_RateMember]) -> None:
-        stack = Stack(members)
-        factors = _step_factors(stack)
-        self._check(stack, 0)
-        for i, batch in enumerate(self._batches()):
-            x, target = _repeated(batch, len(stack.members))
-            target = stack.prepare_target(target, x.shape[:2])
-            loss_array, norm_array, _ = stack.forward_backward(x, target)
-            losses, norms = loss_array.tolist(), norm_array.tolist()
-            kept = [
-                k
-                for k, (loss, norm) in enumerate(zip(losses, norms, strict=True))
-                if math.isfinite(loss) and norm < OVERFLOWS_SQUARED
-            ]
-            for k in kept:
-                self.losses[stack.members[k].number, i] = losses[k]
+    def _run_stack(self, numbers: np.ndarray, rates: np.ndarray) -> None:
+        plan, n_members, size = self.plan, len(numbers), self.plan.batch_size
+        ledger = _CurveLedger(plan.net, rates, numbers, self.losses)
+        tables, offsets = [plan.table], [0] * n_members
+        training = StackTraining([plan] * n_members, tables, offsets, ledger)
+        order = self._row_order()
+        self._check(training.stack, numbers, 0)
+        for i in range(self.n_steps):
+            orders = order.expand(len(ledger.numbers), -1)
+            *_, kept = training.train_span(orders, [(i * size, (i + 1) * size)])
             if not kept:
                 return
             if is_shown():
-                best = min(kept, key=losses.__getitem__)
-                share = len(members) / len(self.losses)
-                advance(share, train_loss=losses[best], lr=stack.members[best].rate)
-            coefficients = [
-                member.clip_coefficient(norm)
-                for member, norm in zip(stack.members, norms, strict=True)
-            ]
-            if min(coefficients) < 1.0:
-                stack.clip(np.array(coefficients))
-            stack.step(factors, i + 1)
-            if len(kept) < len(norms):
-                stack.keep(kept)
-                factors = _step_factors(stack)
-            self._check(stack, i + 1)
+                best = min(ledger.numbers, key=self.losses[:, i].__getitem__)
+                share, loss = n_members / len(rates), float(self.losses[best, i])
+                advance(share, train_loss=loss, lr=rates[best])
+            self._check(training.stack, ledger.numbers, i + 1)
 
-    def _check(self, stack: Stack[_RateMember], n_steps: int) -> None:
+    def _check(self, stack: Stack, numbers: np.ndarray, n_steps: int) -> None:
         """Compute the loss on held-out rows if it is due after this number of steps."""
         if self.held_out is None or n_steps not in self.checks:
             return
+        rows = _repeated(self.held_out.rows(slice(None)), len(numbers))
         column = self.checks.index(n_steps)
-        rows = _repeated(self.held_out.rows(slice(None)), len(stack.members))
-        losses = stack.evaluate(*rows)
-        for member, loss in zip(stack.members, losses, strict=True):
-            self.valid_losses[member.number, column] = loss
+        self.valid_losses[numbers, column] = stack.evaluate(*rows)
 
-    def _batches(self) -> Iterator[Any]:
-        """Yield one batch for each step; a batch may span two passes over the rows."""
-        table, size = self.plan.table, self.plan.batch_size
+    def _row_order(self) -> Tensor:
+        """Return the rows of all batches; a batch may span two passes over the rows."""
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.zeros(0, dtype=torch.int64)
-        for _ in range(self.n_steps):
-            if len(order) < size:
-                next_pass = torch.randperm(len(table), generator=generator)
-                order = torch.cat([order, next_pass])
-            yield table.rows(order[:size])
-            order = order[size:]
+        n_rows = len(self.plan.table)
+        n_passes = math.ceil(self.n_steps * self.plan.batch_size / n_rows)
+        passes = [torch.randperm(n_rows, generator=generator) for _ in range(n_passes)]
+        return torch.cat(passes)
 
     # -- separately ----------------------------------------------------------------
 
@@ -391,12 +376,6 @@ class _LossRecorder(Callback):
             # A copy, because the module may work in place.
             loss = float(net.get_loss(net.infer(x.clone()), target))
             self.valid_losses[checks.index(self.n_recorded)] = loss
-
-
-def _step_factors(stack: Stack[_RateMember]) -> StepFactors:
-    rates = np.array([[member.rate for member in stack.members]])
-    (factors,) = stack.step_factors(rates)
-    return factors
 
 
 def _repeated(rows: Any, n_members: int) -> Any:
