@@ -8,7 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 # A loss has exploded if it exceeds the untrained loss by this factor ...
 _EXPLOSION = 10.0
@@ -24,16 +27,44 @@ _SPIKE = 1e6
 _FEWEST_NORMS = 5
 
 
-def _exceeds(loss: float, reference: float, factor: float = _EXPLOSION) -> bool:
+def _exceeds(
+    loss: Any, reference: Any, factor: float = _EXPLOSION, maximum: Any = max
+) -> Any:
     # The difference also works for negative losses.
-    return loss - reference > (factor - 1.0) * max(abs(reference), 1e-6)
+    return loss - reference > (factor - 1.0) * maximum(abs(reference), 1e-6)
 
 
 def _patience(n_steps: int | None) -> int:
     return max(3, _PATIENCE if n_steps is None else min(_PATIENCE, n_steps // 8))
 
 
-class LossWatch:
+class _NormWatch:
+    """Comparison of gradient norms with the previous ones.
+
+    Parameters
+    ----------
+    zero : float or ndarray
+        0 for one training, an array of zeros for many.
+    """
+
+    _maximum: Any = staticmethod(max)
+
+    def __init__(self, zero: Any) -> None:
+        self._n_norms, self._usual_norm, self._largest_norm = 0, zero, zero + 1.0
+
+    def _is_absurd(self, loss: Any, norm: Any) -> Any:
+        usual = self._usual_norm
+        if self._n_norms < _FEWEST_NORMS:
+            usual = self._maximum(usual, self._maximum(abs(loss), 1.0))
+        return (norm > _SPIKE * usual) & (usual > 0.0) & (norm > self._largest_norm)
+
+    def _add_norm(self, norm: Any) -> None:
+        self._n_norms += 1
+        self._usual_norm = self._maximum(0.99 * self._usual_norm, norm)
+        self._largest_norm = self._maximum(self._largest_norm, norm)
+
+
+class LossWatch(_NormWatch):
     """Comparison of losses and gradients with untrained and recent ones.
 
     Parameters
@@ -46,12 +77,10 @@ class LossWatch:
     """
 
     def __init__(self, n_steps: int | None, reference: float = -math.inf) -> None:
+        super().__init__(0.0)
         self.reference = reference
         self._recent: deque[float] = deque(maxlen=_patience(n_steps))
         self._has_loss = False
-        self._n_norms = 0
-        self._usual_norm = 0.0
-        self._largest_norm = 1.0
 
     def forget(self) -> None:
         """Forget the recent losses after a failed step."""
@@ -121,20 +150,14 @@ class LossWatch:
         -------
         bool
         """
-        usual = self._usual_norm
-        if self._n_norms < _FEWEST_NORMS:
-            usual = max(usual, abs(loss), 1.0)
         is_ordinary = not self._has_loss or not _exceeds(loss, self.reference)
-        is_absurd = norm > _SPIKE * usual > 0.0 and norm > self._largest_norm
-        if is_ordinary and is_absurd:
+        if is_ordinary and self._is_absurd(loss, norm):
             return True
-        self._n_norms += 1
-        self._usual_norm = max(0.99 * self._usual_norm, norm)
-        self._largest_norm = max(self._largest_norm, norm)
+        self._add_norm(norm)
         return False
 
 
-class LossWatches:
+class LossWatches(_NormWatch):
     """Suspicions of :class:`LossWatch` for many trainings that step together.
 
     A suspicion is confirmed by watching the training alone.
@@ -147,14 +170,12 @@ class LossWatches:
         Number of trainings.
     """
 
+    _maximum = np.maximum
+
     def __init__(self, n_steps: int, n_trainings: int) -> None:
+        super().__init__(np.zeros(n_trainings))
         self._recent = np.full((_patience(n_steps), n_trainings), -math.inf)
-        self._n_losses = self._n_norms = 0
-        self._usual_norm = np.zeros(n_trainings)
-        self._largest_norm = np.ones(n_trainings)
-        self._is_new = True
-        self._reference = np.full(n_trainings, -math.inf)
-        self._bound = np.full(n_trainings, math.inf)
+        self._reference = np.full(n_trainings, math.nan)
 
     def keep(self, index: NDArray[np.int64]) -> None:
         """Drop all other trainings."""
@@ -162,9 +183,8 @@ class LossWatches:
         self._usual_norm = self._usual_norm[index]
         self._largest_norm = self._largest_norm[index]
         self._reference = self._reference[index]
-        self._bound = self._bound[index]
 
-    def may_have_exploded(self, losses: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def may_have_exploded(self, losses: Floats) -> NDArray[np.bool_]:
         """Whether the loss of each training is suspected to have diverged.
 
         Parameters
@@ -176,22 +196,16 @@ class LossWatches:
         -------
         ndarray of bool, same shape
         """
-        self._begin(losses[0])
-        suspects = self._exceeds(losses)
-        is_calm = not suspects.any()
+        suspects = self._exceeds(losses, losses[0])
         n_recent = len(self._recent)
-        for step in range(
-            max(0, len(losses) - n_recent) if is_calm else 0, len(losses)
-        ):
-            self._recent[(self._n_losses + step) % n_recent] = losses[step]
-            if not is_calm:
-                suspects[step] = self._exceeds(self._recent.min(axis=0))
-        self._n_losses += len(losses)
+        recent = np.concatenate([self._recent, losses])
+        self._recent = recent[-n_recent:]
+        if suspects.any():
+            windows = sliding_window_view(recent[1:], n_recent, axis=0)
+            suspects = self._exceeds(windows.min(axis=-1), losses[0])
         return suspects
 
-    def is_spike(
-        self, losses: NDArray[np.float64], norms: NDArray[np.float64]
-    ) -> NDArray[np.bool_]:
+    def is_spike(self, losses: Floats, norms: Floats) -> NDArray[np.bool_]:
         """Whether the gradient of each training is absurdly large.
 
         Parameters
@@ -203,27 +217,17 @@ class LossWatches:
         -------
         ndarray of bool, same shape
         """
-        self._begin(losses[0])
-        is_absurd = ~self._exceeds(losses)
+        is_spike = ~self._exceeds(losses, losses[0])
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
-            usual = self._usual_norm
-            if self._n_norms < _FEWEST_NORMS:
-                usual = np.maximum(usual, np.maximum(np.abs(loss), 1.0))
-            is_absurd[step] &= (norm > _SPIKE * usual) & (usual > 0.0)
-            is_absurd[step] &= norm > self._largest_norm
-            self._n_norms += 1
-            self._usual_norm = np.maximum(0.99 * self._usual_norm, norm)
-            self._largest_norm = np.maximum(self._largest_norm, norm)
-        return is_absurd
+            is_spike[step] &= self._is_absurd(loss, norm)
+            self._add_norm(norm)
+        return is_spike
 
-    def _begin(self, losses: NDArray[np.float64]) -> None:
-        """Use the first losses as those of the untrained networks."""
-        if not self._is_new:
-            return
-        self._is_new = False
-        self._reference = losses.copy()
-        self._bound = (_EXPLOSION - 1.0) * np.maximum(np.abs(losses), 1e-6)
-
-    def _exceeds(self, losses: NDArray[np.float64]) -> NDArray[np.bool_]:
-        exceeds: NDArray[np.bool_] = losses - self._reference > self._bound
+    def _exceeds(self, losses: Floats, first: Floats) -> NDArray[np.bool_]:
+        """Whether losses have exploded, compared with the first ones of all."""
+        is_new = np.isnan(self._reference)
+        self._reference = np.where(is_new, first, self._reference)
+        exceeds: NDArray[np.bool_] = _exceeds(
+            losses, self._reference, maximum=np.maximum
+        )
         return exceeds
