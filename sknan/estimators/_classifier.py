@@ -34,7 +34,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     Parameters
     ----------
     module : type, nn.Module, callable or None, default=None
-        Network to train. None builds a :class:`~sknan.nets.TabularMLP` of the size that
+        Network to train. None builds a :class:`~sknan.TabularMLP` of the size that
         the data need. A class, or a function that returns a module, is called with the
         ``module__`` parameters; ``n_features_in`` and ``n_outputs`` are added if it has
         parameters of these names. An instance is copied, and training starts from its

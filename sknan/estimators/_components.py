@@ -135,7 +135,7 @@ def resolve_module(
     Parameters
     ----------
     module : type, nn.Module, callable or None
-        Module of an estimator. None means :class:`~sknan.nets.TabularMLP`.
+        Module of an estimator. None means :class:`~sknan.TabularMLP`.
     given : dict
         Values of the ``module__...`` parameters.
     sizes : dict of str to int

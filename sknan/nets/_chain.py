@@ -84,7 +84,7 @@ def known_layers(module: nn.Module, criterion: Any, X: Any) -> list[nn.Module] |
     Parameters
     ----------
     module : nn.Module
-        ``nn.Sequential``, :class:`~sknan.nets.TabularMLP`, or a module whose
+        ``nn.Sequential``, :class:`~sknan.TabularMLP`, or a module whose
         ``forward`` only applies its layers one after the other.
     criterion : nn.Module
         Loss.
