@@ -171,3 +171,9 @@ def test_a_column_of_decimals_holds_numbers():
     assert (
         audit(pd.DataFrame({"x": cells})).to_frame("columns")["holds"][0] == "numbers"
     )
+
+
+def test_a_signaling_nan_of_a_decimal_is_missing():
+    # Comparing it with anything raises, itself included.
+    cells = objects(*(Decimal(i) / 7 for i in range(39)), Decimal("sNaN"))
+    assert "missing" in found_in(cells)

@@ -191,6 +191,11 @@ def _dates_of(series: pd.Series) -> NDArray[Any]:
 
 
 def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
+    try:
+        series.isna()
+    except decimal.InvalidOperation:  # pandas cannot compare a signaling NaN
+        series = series.map(lambda cell: np.nan if _is_signaling(cell) else cell)
+        return _cells_of(series)
     inferred = pd.api.types.infer_dtype(series, skipna=True)
     holds = _OBJECTS.get(inferred) or _by_types(series)
     if holds == "flags":
@@ -210,6 +215,10 @@ def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
             return "objects", series
         return _cells_of(converted)
     return holds, series
+
+
+def _is_signaling(cell: Any) -> bool:
+    return isinstance(cell, decimal.Decimal) and cell.is_snan()
 
 
 def _by_types(series: pd.Series) -> ColumnContent:
