@@ -343,5 +343,4 @@ class _StackedModule:
         losses, _ = vmap(self._loss, randomness="error")(
             self.weights, self.buffers, {}, x, target
         )
-        result: NDArray[Any] = losses.numpy()
-        return result
+        return losses.numpy()

@@ -419,8 +419,7 @@ def _may_be_collapsed(x: Tensor, output: Tensor) -> list[bool]:
     if output.shape[1] < 2:
         return [False] * len(output)
     are_collapsed = _has_equal_rows(output) & ~_has_equal_rows(x)
-    result: list[bool] = are_collapsed.tolist()
-    return result
+    return are_collapsed.tolist()
 
 
 def _has_equal_rows(rows: Tensor) -> Tensor:

@@ -35,9 +35,7 @@ def _gpu_index(device: str) -> int:
 def resumed(states: tuple[Tensor, Tensor | None], device: str) -> Iterator[None]:
     """Use these generator states inside the block, then restore the caller's."""
     with seeded(0, device):
-        torch.set_rng_state(states[0])
-        if states[1] is not None:
-            torch.cuda.set_rng_state(states[1], device)
+        set_random_states(states, device)
         yield
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,36 @@ DROP_ROWS = (
 
 # Largest number of columns or rows that a message lists.
 _MAX_LISTED = 8
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a real number, and not a bool.
+
+    Parameters
+    ----------
+    value : object
+        Any value.
+
+    Returns
+    -------
+    bool
+    """
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, and not a bool.
+
+    Parameters
+    ----------
+    value : object
+        Any value.
+
+    Returns
+    -------
+    bool
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -349,5 +349,4 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
             Columns in the order of ``classes_``. The sum of each row is 1.
         """
         output = self._output(X)
-        found: np.ndarray = class_probabilities(self.net_.criterion_, output).numpy()
-        return found
+        return class_probabilities(self.net_.criterion_, output).numpy()

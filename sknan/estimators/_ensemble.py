@@ -15,12 +15,12 @@ from sknan._engine.jobs import Job, JobOutcome, train_together
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.progress import call_in_workers, progress
 from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan._utils.validation import is_integer
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import LabelPredictionMixin
 from sknan.estimators._classifier import StableNetClassifier
 from sknan.estimators._input import CheckedRows, check_features
-from sknan.estimators._parameters import is_integer
 from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback
+
+from sknan._utils.validation import is_integer, is_number
 
 # Automatic batch sizes for tables of fewer rows than the first number; 1024 for larger
 # tables. The smaller the table, the more steps an epoch needs to make progress.
@@ -20,11 +21,6 @@ _AUTO_BATCH_SIZES = (
     (30_000, 256),
     (100_000, 512),
 )
-
-
-def is_integer(value: Any) -> bool:
-    """Whether ``value`` is an integer; a boolean is not."""
-    return isinstance(value, numbers.Integral) and not _is_flag(value)
 
 
 def is_auto(value: Any) -> bool:
@@ -39,10 +35,6 @@ def automatic_batch_size(n_rows: int) -> int:
 
 def _is_flag(value: Any) -> bool:
     return isinstance(value, (bool, np.bool_))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not _is_flag(value)
 
 
 def _is_positive_integer(value: Any) -> bool:
@@ -62,7 +54,7 @@ def _is_callback(value: Any) -> bool:
 # guard, of clipping and of the schedule are checked by the net, which uses them.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (
-        lambda v: (_is_number(v) and 0 < v < math.inf) or is_auto(v),
+        lambda v: (is_number(v) and 0 < v < math.inf) or is_auto(v),
         "a finite number above 0 or 'auto'",
     ),
     "max_epochs": (_is_positive_integer, "an integer of at least 1"),
@@ -71,7 +63,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "an integer of at least 1 or 'auto'",
     ),
     "weight_decay": (
-        lambda v: _is_number(v) and 0 <= v < math.inf,
+        lambda v: is_number(v) and 0 <= v < math.inf,
         "a finite number of at least 0",
     ),
     "early_stopping": (
@@ -79,7 +71,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "True, False or 'auto'",
     ),
     "validation_fraction": (
-        lambda v: _is_number(v) and 0 < v < 1,
+        lambda v: is_number(v) and 0 < v < 1,
         "a number between 0 and 1, both excluded",
     ),
     "n_iter_no_change": (_is_positive_integer, "an integer of at least 1"),

@@ -7,13 +7,12 @@ from typing import Any
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
-from sknan._utils.validation import did_you_mean
+from sknan._utils.validation import did_you_mean, is_integer
 from sknan.estimators._ensemble import (
     StableNetEnsembleClassifier,
     StableNetEnsembleRegressor,
     default_network,
 )
-from sknan.estimators._parameters import is_integer
 from sknan.preprocessing._cleaner import CategoryEncoder, TableCleaner, check_sentinels
 from sknan.preprocessing._imputer import STRATEGIES, NaNImputer
 from sknan.preprocessing._scaler import SafeScaler

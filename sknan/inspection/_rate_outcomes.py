@@ -175,8 +175,7 @@ def _column(results: Mapping[str, Any], name: str) -> np.ndarray | None:
     if name not in results:
         return None
     column = np.ma.asarray(results[name])
-    filled: np.ndarray = np.ma.filled(column.astype(float), np.nan)
-    return filled
+    return np.ma.filled(column.astype(float), np.nan)
 
 
 def _outcome_in_search(mean: float, n_recoveries: float | None) -> RateOutcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
 from sknan._engine.range_test import LearningRateRange, range_test
+from sknan._utils.validation import is_integer
 from sknan.estimators._base import StableNetBase
 
 # With fewer steps a curve has too few points to compare its end with its beginning.
@@ -142,10 +142,7 @@ def _validated_rates(rates: Any) -> np.ndarray | None:
 
 
 def _check_at_least(name: str, value: Any, minimum: int, alternative: str = "") -> None:
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(
-        value, (bool, np.bool_)
-    )
-    if not is_integer or value < minimum:
+    if not is_integer(value) or value < minimum:
         raise ValueError(
             f"The {name!r} parameter of find_learning_rate must be an integer of at "
             f"least {minimum}{alternative}, got {value!r}."

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from typing import Any, cast
 
-import numpy as np
-
 from sknan._utils.progress import progress
 from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan._utils.validation import is_number
 from sknan.model_selection._divergence import divergence_columns, divergence_warning
 from sknan.model_selection._pipelines import final_network
 from sknan.model_selection._run import SearchRun
@@ -42,8 +40,8 @@ class BatchedSearchMixin:
         """
         search: Any = self
         memory = search.max_memory
-        is_bytes = isinstance(memory, numbers.Real) and float(memory) > 0
-        if not (memory is None or is_bytes) or isinstance(memory, (bool, np.bool_)):
+        is_bytes = is_number(memory) and memory > 0
+        if not (memory is None or is_bytes):
             raise ValueError(
                 f"The 'max_memory' parameter of {type(self).__name__} must be a number "
                 f"of bytes above 0 or None, got {memory!r}."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
+
+from sknan._utils.validation import is_number
 
 # Keys of the history that are not scores.
 _NOT_SCORES = {
@@ -214,16 +215,12 @@ class TrainingCurves:
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 def _values(rows: list[Any], key: str) -> np.ndarray | None:
     """Return a value per epoch, NaN where it is missing; None if all are missing."""
     values = [row.get(key) for row in rows]
-    if not any(map(_is_number, values)):
+    if not any(map(is_number, values)):
         return None
-    return np.array([float(v) if _is_number(v) else math.nan for v in values])
+    return np.array([float(v) if is_number(v) else math.nan for v in values])
 
 
 def _name_of_score(rows: list[Any]) -> str | None:
@@ -231,7 +228,7 @@ def _name_of_score(rows: list[Any]) -> str | None:
     keys = [
         key
         for key, value in rows[-1].items()
-        if _is_number(value)
+        if is_number(value)
         and key not in _NOT_SCORES
         and not key.startswith("event_")
         and not key.endswith("_best")

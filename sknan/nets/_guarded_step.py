@@ -146,16 +146,10 @@ class GuardedTraining:
         goes_back = self.conditioning is not None and self.conditioning.is_inconsistent
         if self.conditioning is not None and not goes_back:
             self.conditioning.to_raw()
-        if (
-            is_interrupted
-            and not goes_back
-            and is_runaway(self.guard.relative_distance())
-        ):
-            batches = self.latest_batches
-            goes_back = (
-                not batches
-                or not RateTrials(self, batches[-1], {}).is_as_good_as_last()
-            )
+        may_go_back = is_interrupted and not goes_back
+        if may_go_back and is_runaway(self.guard.relative_distance()):
+            is_known = bool(self.latest_batches)
+            goes_back = not (is_known and self._trials().is_as_good_as_last())
         self.guard.end(goes_back=goes_back)
 
     def state_dict(self) -> dict[str, Any]:

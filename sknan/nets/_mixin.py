@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from skorch.dataset import get_len
 from torch.utils.data import DataLoader
 
 from sknan._utils.pickling import VersionedPickleMixin
+from sknan._utils.validation import is_number
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._backup import BackupAndRestore
 from sknan.nets._batching import TensorBatches
@@ -38,8 +38,7 @@ from sknan.optim._learning_rate_schedule import LearningRateSchedule
 def _check_positive(name: str, value: Any) -> None:
     if value is None:
         return
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not value > 0:
+    if not is_number(value) or not value > 0:
         raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
 
 

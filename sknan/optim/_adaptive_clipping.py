@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import numbers
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sknan._utils.validation import check_range, did_you_mean
+from sknan._utils.validation import check_range, did_you_mean, is_number
 from sknan.optim._clipping import (
     clip_grad_norm,
     coalesced_values,
@@ -359,7 +358,7 @@ def resolve_adaptive_clip(
         raise ValueError(
             f"Unknown adaptive_clip {adaptive_clip!r}.{hint} Known names: {known}."
         )
-    if isinstance(adaptive_clip, numbers.Real) and not isinstance(adaptive_clip, bool):
+    if is_number(adaptive_clip):
         return AGC(clipping=float(adaptive_clip))
     is_class = isinstance(adaptive_clip, type)
     if is_class or not (callable(adaptive_clip) and hasattr(adaptive_clip, "reset")):

@@ -41,10 +41,7 @@ def grad_norm(grads: Sequence[Tensor]) -> Tensor:
     tensor(5.)
     """
     norms = grad_norms(grads)
-    total: Tensor = (
-        torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
-    )
-    return total
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Callable
 
-from sknan._utils.validation import did_you_mean
+from sknan._utils.validation import did_you_mean, is_number
 from sknan.optim._schedules import SCHEDULES, Plateau, constant
 
 # Attributes in which `Plateau` stores what it has learned.
@@ -193,7 +193,7 @@ def _resolve(schedule: object) -> Callable[[float], float]:
 
 
 def _check_warmup(warmup: object) -> None:
-    if isinstance(warmup, bool) or not isinstance(warmup, numbers.Real):
+    if not is_number(warmup):
         raise TypeError(
             "warmup must be a fraction of all steps (float) or a number of steps "
             f"(int), got {warmup!r} of type {type(warmup).__name__}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan._utils.validation import already_valid_array, first_text_cell
+from sknan._utils.validation import already_valid_array, first_text_cell, is_number
 from sknan.preprocessing._kernels.blocks import KnownMask, PerColumn, blocks
 from sknan.preprocessing._kernels.column_means import midpoint
 from sknan.preprocessing._kernels.quantiles import bracketing_values, quantile_rank
@@ -293,7 +292,7 @@ class SafeScaler(
     def _check_parameters(self) -> None:
         bound, pair = self.bound, self.quantile_range
         low, high = _BOUND_RANGE
-        if bound is not None and not (_is_number(bound) and low <= bound <= high):
+        if bound is not None and not (is_number(bound) and low <= bound <= high):
             raise ValueError(
                 "The 'bound' parameter of SafeScaler must be None or a number from "
                 f"{low} to {high}. Got {bound!r} instead."
@@ -301,7 +300,7 @@ class SafeScaler(
         if not (
             isinstance(pair, (tuple, list))
             and len(pair) == 2
-            and all(_is_number(percent) for percent in pair)
+            and all(map(is_number, pair))
             and 0 <= pair[0] < pair[1] <= 100
         ):
             raise ValueError(
@@ -346,10 +345,6 @@ def _interpolate(low: float, high: float, weight: float) -> float:
     if not math.isfinite(gap):
         return low * (1 - weight) + high * weight
     return high - gap * (1 - weight) if weight >= 0.5 else low + gap * weight
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _numbers(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from sklearn.base import is_classifier, is_regressor
 
+from sknan._utils.validation import is_number
 from sknan.testing._cases import Case, healthy_table
 from sknan.testing._examine import examine_fit, weight_parameter
 from sknan.testing._refusals import (
@@ -30,9 +30,7 @@ def _learning_rates(estimator: Any) -> list[str]:
     return [
         name
         for name, value in estimator.get_params().items()
-        if name.split("__")[-1] in _RATES
-        and isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
+        if name.split("__")[-1] in _RATES and is_number(value)
     ]
 
 

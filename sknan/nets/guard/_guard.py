@@ -20,13 +20,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
 
+from sknan._utils.validation import is_integer
 from sknan.diagnosis._capsule import Capsule
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import is_runaway
@@ -106,17 +106,12 @@ class Guard(StepChecks):
     """
 
     def __init__(self, on_nonfinite: str = "recover", max_recoveries: int = 10) -> None:
-        n_allowed: Any = max_recoveries
         if on_nonfinite not in POLICIES:
             raise ValueError(
                 f"on_nonfinite must be one of {', '.join(map(repr, POLICIES))}, got "
                 f"{on_nonfinite!r}."
             )
-        if (
-            isinstance(n_allowed, bool)
-            or not isinstance(n_allowed, numbers.Integral)
-            or n_allowed < 0
-        ):
+        if not is_integer(max_recoveries) or max_recoveries < 0:
             raise ValueError(
                 f"max_recoveries must be an integer of at least 0, got "
                 f"{max_recoveries!r}."

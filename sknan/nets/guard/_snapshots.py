@@ -39,6 +39,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+@torch.no_grad()
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    for value, tensor in zip(source, target, strict=True):
+        tensor.copy_(value)
+
+
 class Snapshot:
     """Copy of the weights and buffers of modules, on their device.
 
@@ -65,27 +71,21 @@ class Snapshot:
             and (live.requires_grad or bool(torch.isfinite(kept).all()))
         ]
 
-    @torch.no_grad()
     def take(self) -> None:
         """Overwrite the copy with the present state."""
-        for live, kept in zip(self._live, self._kept, strict=True):
-            kept.copy_(live)
+        _copy(self._live, self._kept)
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Restore the copied state."""
-        for live, kept in zip(self._live, self._kept, strict=True):
-            live.copy_(kept)
+        _copy(self._kept, self._live)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the copy, for :meth:`load_state_dict`."""
         return {"tensors": self._kept}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Overwrite the copy with the snapshot of equal modules."""
-        for kept, tensor in zip(self._kept, state["tensors"], strict=True):
-            kept.copy_(tensor)
+        _copy(state["tensors"], self._kept)
 
     def take_buffers(self) -> None:
         """Copy the buffers before a forward pass, which may change them."""
@@ -97,11 +97,9 @@ class Snapshot:
             else:
                 self._kept_buffers = [buffer.clone() for buffer in self._buffers]
 
-    @torch.no_grad()
     def restore_buffers(self) -> None:
         """Restore the buffers from before the forward pass."""
-        for live, kept in zip(self._buffers, self._kept_buffers, strict=True):
-            live.copy_(kept)
+        _copy(self._kept_buffers, self._buffers)
 
     @torch.no_grad()
     def restore_nonfinite(self) -> None:
@@ -118,9 +116,7 @@ class Snapshot:
         try:
             yield
         finally:
-            with torch.no_grad():
-                for live, value in zip(self._live, present, strict=True):
-                    live.copy_(value)
+            _copy(present, self._live)
 
     def float_buffers(self) -> list[Tensor]:
         """Return the live buffers that were finite when the copy was first taken."""
@@ -131,6 +127,11 @@ class Snapshot:
         """Whether the present weights, and the buffers that were finite, are finite."""
         return _is_finite(self._watched)
 
+    def _trained(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return the tensors in the places of trained weights."""
+        pairs = zip(self._live, tensors, strict=True)
+        return [tensor.detach() for live, tensor in pairs if live.requires_grad]
+
     def relative_distance(self, later: Snapshot | None = None) -> float:
         """Return the distance of weights from the copy, in multiples of its norm.
 
@@ -139,16 +140,8 @@ class Snapshot:
         later : Snapshot or None, default=None
             Snapshot with the weights to compare; None for the present weights.
         """
-        pairs = [
-            (now.detach(), kept)
-            for live, kept, now in zip(
-                self._live,
-                self._kept,
-                later._kept if later else self._live,
-                strict=True,
-            )
-            if live.requires_grad
-        ]
+        present = self._trained(later._kept if later else self._live)
+        pairs = zip(present, self._trained(self._kept), strict=True)
         # A difference may overflow or round to 0 in half precision.
         moved = _norm([now.to(_wide(now.dtype)) - kept for now, kept in pairs])
         size = self.size()
@@ -156,11 +149,7 @@ class Snapshot:
 
     def size(self) -> float:
         """Return the norm of the copied weights, at least that of weights of 0.01."""
-        weights = [
-            kept
-            for live, kept in zip(self._live, self._kept, strict=True)
-            if live.requires_grad
-        ]
+        weights = self._trained(self._kept)
         n_weights = sum(weight.numel() for weight in weights)
         # Weights that start at zero would have norm 0.
         return max(_norm(weights), 1e-2 * math.sqrt(n_weights))
@@ -191,33 +180,25 @@ class OptimizerSnapshot:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the copy, with the number of each parameter as its key."""
-        return {
-            "states": [
-                {
-                    i: kept[p]
-                    for i, p in enumerate(_parameters_of(optimizer))
-                    if p in kept
-                }
-                for optimizer, kept in zip(self._optimizers, self._kept, strict=True)
-            ]
-        }
+        pairs = zip(map(_parameters_of, self._optimizers), self._kept, strict=True)
+        return {"states": [_renamed(kept, p, range(len(p))) for p, kept in pairs]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Overwrite the copy with the snapshot of equal optimizers."""
-        self._kept = [
-            _copied(
-                {
-                    p: kept[i]
-                    for i, p in enumerate(_parameters_of(optimizer))
-                    if i in kept
-                }
-            )
-            for optimizer, kept in zip(self._optimizers, state["states"], strict=True)
-        ]
+        parameters = map(_parameters_of, self._optimizers)
+        pairs = zip(parameters, state["states"], strict=True)
+        self._kept = [_copied(_renamed(kept, range(len(p)), p)) for p, kept in pairs]
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _renamed(
+    state: dict[Any, Any], old: Sequence[Any], new: Sequence[Any]
+) -> dict[Any, Any]:
+    """Return a state with other keys."""
+    return {b: state[a] for a, b in zip(old, new, strict=True) if a in state}
 
 
 def _copied(state: Any) -> dict[Any, Any]:
