@@ -175,7 +175,7 @@ def _blame_initial_weight(evidence: StepEvidence) -> NonFiniteReport | None:
         "architecture",
         f"The weight {failed.weight!r} is not finite before the first step: {n_bad} of "
         f"{n_entries} entries.",
-        "Initialise it, or check the weights that were loaded.",
+        "Initialize it, or check the weights that were loaded.",
         **failed.place,
     )
 

@@ -15,7 +15,7 @@ ACTIONS: dict[Cause, str] = {
     "learning_rate": "Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off.",
     "gradient": (
         "Clip the gradients with clip_norm=1.0, scale inputs and targets, and choose "
-        "an initialisation or a cell that does not amplify."
+        "an initialization or a cell that does not amplify."
     ),
     "activation": (
         "Look in the module's forward for log, sqrt, division, exp, norm or a softmax "
@@ -105,5 +105,5 @@ def action_for(cause: Cause, failed: FailedOperation, has_columns: bool) -> str:
     if cause in ("activation", "architecture", "loss") and function:
         return f"Use sknan.functional.{function}, whose value and gradient stay finite."
     if cause == "architecture" and not failed.depends_on_batch:
-        return "Choose another initialisation, or sknan.functional.normalize."
+        return "Choose another initialization, or sknan.functional.normalize."
     return ACTIONS[cause]

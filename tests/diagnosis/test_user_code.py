@@ -99,7 +99,7 @@ class LoggedLoss(sl.MSLELoss):
         return super().forward(torch.log(output * 0 - 1), target)
 
 
-class CancellingWeights(sl.MSELoss):
+class CancelingWeights(sl.MSELoss):
     """Weights whose sum is almost 0, so that the weighted mean in sknan overflows."""
 
     def forward(self, output, target):
@@ -116,7 +116,7 @@ def logged_by_function(output, target):
     ("criterion", "source"),
     [
         (LoggedLoss(), line_of(LoggedLoss.forward, 1)),
-        (CancellingWeights(), line_of(CancellingWeights.forward, 2)),
+        (CancelingWeights(), line_of(CancelingWeights.forward, 2)),
         (logged_by_function, line_of(logged_by_function, 2)),
     ],
     ids=["subclass", "inside sknan", "function"],

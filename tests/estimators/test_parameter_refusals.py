@@ -125,7 +125,7 @@ def test_non_finite_initial_weights_are_refused():
         NonFiniteTrainingError, classifier(module=module).fit, X, LABELS
     ) == (
         "Non-finite output of aten.addmm. The weight 'weight' is not finite before the "
-        "first step: 1 of 6 entries. Initialise it, or check the weights that were "
+        "first step: 1 of 6 entries. Initialize it, or check the weights that were "
         "loaded."
     )
 

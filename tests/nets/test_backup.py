@@ -360,7 +360,7 @@ def test_a_rescued_training_is_resumed_bitwise_too(name, tmp_path):
     first, same = again.nonfinite_reports_[0], whole.nonfinite_reports_[0]
     assert torch.equal(first.capsule.inputs, same.capsule.inputs)
     if name == "raw data":
-        assert first.recovery == "Training started anew as if on standardised data."
+        assert first.recovery == "Training started anew as if on standardized data."
 
 
 def test_without_a_random_state_the_held_out_rows_stay_held_out(tmp_path):

@@ -42,13 +42,13 @@ def raw_data(dtype, is_raw):
     return X, y
 
 
-def standardized(X, y, is_raw, *, is_centred=(True, True)):
+def standardized(X, y, is_raw, *, is_centered=(True, True)):
     if is_raw in ("inputs", "both"):
         middle, spread = units(X)
-        X = (X - middle * is_centred[0]) / spread
+        X = (X - middle * is_centered[0]) / spread
     if is_raw in ("target", "both"):
         middle, spread = units(y)
-        y = (y - middle * is_centred[1]) / spread
+        y = (y - middle * is_centered[1]) / spread
     return X, y
 
 
@@ -106,7 +106,7 @@ def test_steps_are_those_of_the_network_on_standardized_data(
     module = copy.deepcopy(reference)
     X, y = raw_data(dtype, is_raw)
     has_bias = "no bias" not in network
-    X_standard, y_standard = standardized(X, y, is_raw, is_centred=(has_bias,) * 2)
+    X_standard, y_standard = standardized(X, y, is_raw, is_centered=(has_bias,) * 2)
     kind, options = OPTIMIZERS[optimizer]
     expected = trained(
         reference,
@@ -317,7 +317,7 @@ class Own(nn.Module):
         return torch.tanh(F.linear(x, self.weight))
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm1d(3)
@@ -327,7 +327,7 @@ class Normalised(nn.Module):
         return torch.tanh(self.linear(self.norm(x)))
 
 
-@pytest.mark.parametrize("network", [Product, Cut, Own, Normalised])
+@pytest.mark.parametrize("network", [Product, Cut, Own, Normalized])
 def test_inputs_with_other_uses_are_not_conditioned(network):
     X, y = raw_data(torch.float64, "inputs")
     assert conditioned_on(network().double(), nn.MSELoss(), X, y) is None

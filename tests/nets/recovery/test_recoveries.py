@@ -84,7 +84,7 @@ def test_without_a_recovery_that_applies_training_stops_with_the_report():
 
 def test_every_recovery_says_what_the_report_records():
     assert [recovery.says for recovery in RECOVERIES] == [
-        "Training started anew as if on standardised data.",
+        "Training started anew as if on standardized data.",
         "The step was taken again, and was finite.",
         "The step was taken without the rows to blame, clipped to norm 1.",
         "The step was taken with its operations repaired, clipped to norm 1.",
