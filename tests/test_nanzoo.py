@@ -141,7 +141,7 @@ REMEDIES = {
     ),
     "arch_std_of_last_lone_row": lambda zoo, module: {
         "module": with_part(
-            module, norm=lambda: batch_standardize(zoo.BatchStandardize)(32)
+            module, norm=lambda: batch_standardize(zoo.BatchStandardise)(32)
         )
     },
     "arch_std_plus_eps_dead_sensor": part("norm", sa.SafeStandardize),
