@@ -23,7 +23,7 @@ _CHECK_MODULES = (_checks_of_tables, _checks_of_training)
 
 def finite_estimator_checks(
     estimator: Any,
-) -> Iterator[tuple[Any, Callable[[Any], str]]]:
+) -> Iterator[tuple[Any, partial[str]]]:
     """Yield the estimator with each check that applies to it, one for each fault.
 
     Parameters
@@ -175,7 +175,7 @@ def check_finite_estimator(
     reasons = _expected(expected_failed_checks)
     results = []
     for _, check in finite_estimator_checks(estimator):
-        name = _name_of(check)
+        name = check.func.__name__
         exception: Exception | None = None
         status = "passed"
         try:
@@ -246,7 +246,7 @@ def parametrize_with_finite_checks(
     for checked in estimators:
         reasons = _expected(expected_failed_checks and expected_failed_checks(checked))
         for estimator, check in finite_estimator_checks(checked):
-            name = _name_of(check)
+            name = check.func.__name__
             marks = (
                 [pytest.mark.xfail(reason=reasons[name], **strict)]
                 if name in reasons
@@ -255,10 +255,6 @@ def parametrize_with_finite_checks(
             label = re.sub(r"\s", "", f"{estimator!r}-{name}")
             cases.append(pytest.param(estimator, check, marks=marks, id=label))
     return pytest.mark.parametrize(("estimator", "check"), cases)
-
-
-def _name_of(check: Any) -> str:
-    return str(check.func.__name__)
 
 
 def _expected(checks: Mapping[str, str] | None) -> dict[str, str]:

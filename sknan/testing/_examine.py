@@ -5,15 +5,11 @@ The contract is that the estimator refuses the fault by name or stays finite.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 from sklearn.base import clone, is_regressor
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
@@ -21,9 +17,15 @@ from sklearn.utils.validation import has_fit_parameter
 from sknan._utils.random_state import seeded
 from sknan.testing._cases import Case, Table, healthy_table
 from sknan.testing._learned_arrays import learned_arrays
-from sknan.testing._output_checks import check_output, check_untouched, in_words
+from sknan.testing._output_checks import (
+    as_dense,
+    check_columns,
+    check_output,
+    check_score,
+    check_untouched,
+    in_words,
+)
 from sknan.testing._refusals import FaultError, advice, judge
-from sknan.testing._score_checks import check_columns, check_score
 
 FINITE, REFUSED = "finite", "refused"
 
@@ -39,8 +41,8 @@ def weight_parameter(estimator: Any) -> str | None:
     return "sample_weight" if has_fit_parameter(estimator, "sample_weight") else None
 
 
-def examine_fit(name: str, estimator: Any, case: Case) -> str:
-    """Fit on data with a fault, then check fitted attributes, outputs and score.
+def examine(name: str, estimator: Any, case: Case) -> str:
+    """Check that an estimator refuses the fault of a case by name or stays finite.
 
     Returns
     -------
@@ -52,95 +54,78 @@ def examine_fit(name: str, estimator: Any, case: Case) -> str:
     FaultError
         If the estimator breaks the contract.
     """
+    with warnings.catch_warnings(), seeded(0, "cpu"):
+        warnings.simplefilter("ignore")
+        if case.X_faulty is None:
+            return _examine_fit(name, estimator, case)
+        return _examine_predict(name, estimator, case)
+
+
+def _examine_fit(name: str, estimator: Any, case: Case) -> str:
+    """Fit on data with a fault, then check fitted attributes, outputs and score."""
     table = case.table
-    with _isolated():
-        model = clone(estimator).set_params(**case.params)
-        try:
-            _fit(model, table, case.sample_weight)
-        except Exception as error:
-            judge(error, f"{name}.fit, given {case.what},", case.words)
-            return REFUSED
-        _check_state(name, model, estimator, case)
-        outcomes = []
-        for X, rows in ((table.X_new, "healthy rows"), (table.X, "the training rows")):
-            for method in _methods(model):
-                label = f"{name}.{method}, fitted on {case.what},"
-                output = _call(model, method, X, f"{label} and given {rows},", case)
-                outcomes.append(REFUSED if output is None else FINITE)
-                if output is not None:
-                    check_output(label, method, model, X, output, rows, case)
-        if outcomes and FINITE not in outcomes:
-            return REFUSED
-        if case.keeps_score:
+    model = clone(estimator).set_params(**case.params)
+    try:
+        _fit(model, table, case.sample_weight)
+    except Exception as error:
+        judge(error, f"{name}.fit, given {case.what},", case.words)
+        return REFUSED
+    _check_state(name, model, estimator, case)
+    outcomes = []
+    for X, rows in ((table.X_new, "healthy rows"), (table.X, "the training rows")):
+        for method in _methods(model):
+            label = f"{name}.{method}, fitted on {case.what},"
+            output = _call(model, method, X, f"{label} and given {rows},", case.words)
+            outcomes.append(REFUSED if output is None else FINITE)
+            if output is not None:
+                check_output(label, method, model, X, output, rows, case)
+    if outcomes and FINITE not in outcomes:
+        return REFUSED
+    if case.keeps_score:
 
-            def healthy() -> tuple[Any, Table]:
-                table = healthy_table(estimator)
-                return _fit_healthy(name, estimator, table), table
+        def healthy() -> tuple[Any, Table]:
+            table = healthy_table(estimator)
+            return _fit_healthy(name, estimator, table), table
 
-            check_score(name, model, case, healthy)
-            check_columns(name, model, case, healthy)
+        check_score(name, model, case, healthy)
+        check_columns(name, model, case, healthy)
     return FINITE
 
 
-def examine_predict(name: str, estimator: Any, case: Case) -> str:
-    """Fit on healthy rows, then predict for new rows with a fault.
-
-    Returns
-    -------
-    str
-        ``"finite"`` or ``"refused"``.
-
-    Raises
-    ------
-    FaultError
-        If the estimator breaks the contract.
-    """
-    X_new, X_faulty = case.table.X_new[: len(case.X_faulty)], case.X_faulty
-    untouched = (np.asarray(X_new) == np.asarray(X_faulty)).all(axis=1)
-    without_fault = replace(case, words=())
+def _examine_predict(name: str, estimator: Any, case: Case) -> str:
+    """Fit on healthy rows, then predict for new rows with a fault."""
+    X_new, X_faulty = case.table.X_new, case.X_faulty
+    untouched = (np.asarray(X_new[: len(X_faulty)]) == X_faulty).all(axis=1)
     outcomes = []
-    with _isolated():
-        model = _fit_healthy(name, estimator, case.table)
-        for method in _methods(model):
-            label = f"{name}.{method}, fitted on healthy data,"
-            given = f"{label} and given"
-            before = _call(
-                model, method, case.table.X_new, f"{given} whole rows,", without_fault
-            )
-            after = _call(model, method, X_faulty, f"{given} {case.what},", case)
-            outcomes.append(REFUSED if after is None else FINITE)
-            if before is not None and after is not None:
-                check_output(label, method, model, X_faulty, after, case.what, case)
-                before = before[: len(after)]
-                check_untouched(label, before, after, untouched, case.what)
+    model = _fit_healthy(name, estimator, case.table)
+    for method in _methods(model):
+        label = f"{name}.{method}, fitted on healthy data,"
+        before = _call(model, method, X_new, f"{label} and given whole rows,", ())
+        given = f"{label} and given {case.what},"
+        after = _call(model, method, X_faulty, given, case.words)
+        outcomes.append(REFUSED if after is None else FINITE)
+        if before is not None and after is not None:
+            check_output(label, method, model, X_faulty, after, case.what, case)
+            check_untouched(label, before[: len(after)], after, untouched, case.what)
     return FINITE if FINITE in outcomes or not outcomes else REFUSED
-
-
-@contextlib.contextmanager
-def _isolated() -> Iterator[None]:
-    """Ignore warnings inside the block, and restore torch's generators after it."""
-    with warnings.catch_warnings(), seeded(0, "cpu"):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _methods(model: Any) -> list[str]:
     # The predict_proba of skorch's regressor does not return probabilities.
-    has_classes = not is_regressor(model)
-    methods = _METHODS if has_classes else ("predict", "transform")
+    methods = ("predict", "transform") if is_regressor(model) else _METHODS
     return [method for method in methods if hasattr(model, method)]
 
 
 def _call(
-    model: Any, method: str, X: Any, label: str, case: Case
+    model: Any, method: str, X: Any, label: str, words: tuple[str, ...]
 ) -> NDArray[Any] | None:
     """Return the output of a method, or None if it refuses the fault by name."""
     try:
         output = getattr(model, method)(X)
     except Exception as error:
-        judge(error, label, case.words)
+        judge(error, label, words)
         return None
-    return output.toarray() if sparse.issparse(output) else np.asarray(output)
+    return as_dense(output)
 
 
 def _fit(model: Any, table: Table, sample_weight: Any = None) -> Any:
@@ -162,12 +147,12 @@ def _fit_healthy(name: str, estimator: Any, table: Table) -> Any:
 
 
 def _nonfinite_state(model: Any, case: Case) -> dict[str, str]:
-    found = {}
-    for path, values in learned_arrays(model, has_empty_column=case.has_empty_column):
-        bad = ~np.isfinite(values)
-        if bad.any():
-            found[path] = in_words(values, bad)
-    return found
+    arrays = learned_arrays(model, has_empty_column=case.has_empty_column)
+    return {
+        path: in_words(values, bad)
+        for path, values in arrays
+        if (bad := ~np.isfinite(values)).any()
+    }
 
 
 def _check_state(name: str, model: Any, estimator: Any, case: Case) -> None:

@@ -23,12 +23,12 @@ class FaultError(AssertionError):
     ----------
     message : str
         Message that says what was found, where, and what should happen.
-    kind : {"silent NaN", "wrong", "error"}
+    kind : {"silent NaN", "wrong", "error"}, default="wrong"
         ``"silent NaN"`` is a non-finite result, ``"wrong"`` a finite but wrong result,
         and ``"error"`` an exception that does not name the fault.
     """
 
-    def __init__(self, message: str, kind: str) -> None:
+    def __init__(self, message: str, kind: str = "wrong") -> None:
         super().__init__(message)
         self.kind = kind
 

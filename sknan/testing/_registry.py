@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+from sknan.testing._cases import Case
+from sknan.testing._examine import examine
+
+# Function of the name of an estimator and the estimator.
 Check = Callable[[str, Any], str]
 
 # Each check with the condition under which an estimator can meet its fault.
@@ -17,8 +22,8 @@ def _always(estimator: Any) -> bool:
 
 def fault_check(
     applies_to: Callable[[Any], bool] = _always,
-) -> Callable[[Check], Check]:
-    """Register the decorated function as a fault check.
+) -> Callable[[Callable[[Any], Case]], Check]:
+    """Make a fault check of a function that returns the case, and register it.
 
     Parameters
     ----------
@@ -28,11 +33,16 @@ def fault_check(
     Returns
     -------
     callable
-        Decorator that returns the check unchanged. A check is called with the name of
-        the estimator and the estimator, and returns ``"finite"`` or ``"refused"``.
+        Decorator of a function that returns the case for an estimator. The check has
+        the name of the function. It is called with the name of the estimator and the
+        estimator, and returns ``"finite"`` or ``"refused"``.
     """
 
-    def register(check: Check) -> Check:
+    def register(case_of: Callable[[Any], Case]) -> Check:
+        @functools.wraps(case_of)
+        def check(name: str, estimator: Any) -> str:
+            return examine(name, estimator, case_of(estimator))
+
         ALL_CHECKS[check] = applies_to
         return check
 
