@@ -13,10 +13,8 @@ from torch import Tensor
 def random_states(device: Any) -> tuple[Tensor, Tensor | None]:
     """Return the states of the generators that a forward pass on a device may use."""
     on_gpu = torch.device(device).type == "cuda"
-    return (
-        torch.get_rng_state(),
-        torch.cuda.get_rng_state(device) if on_gpu else None,
-    )
+    gpu_state = torch.cuda.get_rng_state(device) if on_gpu else None
+    return torch.get_rng_state(), gpu_state
 
 
 def set_random_states(states: tuple[Tensor, Tensor | None], device: Any) -> None:

@@ -63,11 +63,9 @@ def threads_for(n_flops: float, num_threads: int | str = "auto") -> Iterator[Non
         that torch is set to use, so that repeated trainings are bitwise identical.
     """
     before = torch.get_num_threads()
-    wanted = (
-        min(before, 1 + int(n_flops / _PER_THREAD))
-        if num_threads == "auto"
-        else int(num_threads)
-    )
+    if num_threads == "auto":
+        num_threads = min(before, 1 + int(n_flops / _PER_THREAD))
+    wanted = int(num_threads)
     if wanted == before:
         yield
         return

@@ -115,9 +115,8 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         int
             ``batch_size``, or the automatic choice for ``batch_size="auto"``.
         """
-        if is_auto(self.batch_size):
-            return automatic_batch_size(n_rows)
-        return int(self.batch_size)
+        is_set = not is_auto(self.batch_size)
+        return int(self.batch_size) if is_set else automatic_batch_size(n_rows)
 
     # -- training rows -------------------------------------------------------------
 

@@ -102,9 +102,8 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         n_shares = min(effective_n_jobs(self.n_jobs), len(jobs))
         shares = [jobs[i::n_shares] for i in range(n_shares)]
         with progress("Training", len(jobs), "networks", verbose=self.verbose):
-            found = call_in_workers(
-                train_together, [(share,) for share in shares], n_shares
-            )
+            arguments = [(share,) for share in shares]
+            found = call_in_workers(train_together, arguments, n_shares)
         outcomes = [found[i % n_shares][i // n_shares] for i in range(len(jobs))]
         for number, outcome in enumerate(outcomes):
             if outcome.error is not None:

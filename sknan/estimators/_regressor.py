@@ -324,17 +324,13 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
                     f"{_n_targets(self._target_shape)}."
                 )
             # A vector may follow a table of one column, or the reverse.
-            mean, scale = (
-                self.target_mean_.reshape(shape),
-                self.target_scale_.reshape(shape),
-            )
+            mean = self.target_mean_.reshape(shape)
+            scale = self.target_scale_.reshape(shape)
         else:
             self._target_dtype = prediction_dtype(y)
-            mean, scale = (
-                mean_and_scale(target, weights)
-                if traits.standardizes_target
-                else (np.zeros(shape), np.ones(shape))
-            )
+            mean, scale = np.zeros(shape), np.ones(shape)
+            if traits.standardizes_target:
+                mean, scale = mean_and_scale(target, weights)
         self._target_shape, self.target_mean_, self.target_scale_ = shape, mean, scale
         n_outputs = _n_targets(shape) * traits.outputs_per_target
         return standardize(target, mean, scale), n_outputs

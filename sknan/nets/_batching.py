@@ -8,6 +8,7 @@ batch of it is one slice, or one gather by shuffled indices.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -104,12 +105,13 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return table
 
 
+@dataclass(eq=False)
 class TensorBatches:
     """Batches of a :class:`TensorTable`, shuffled anew in each pass.
 
     Parameters
     ----------
-    table : TensorTable
+    dataset : TensorTable
         Rows to iterate over.
     batch_size : int
         Number of rows in a batch. The last batch may be shorter.
@@ -137,24 +139,17 @@ class TensorBatches:
     cannot damage the caller's arrays. Batches may share memory with each other.
     """
 
-    def __init__(
-        self,
-        table: TensorTable,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        like_loader: bool = False,
-        merge_lone_row: bool = False,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        self.dataset = table
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.like_loader = like_loader
-        self.merge_lone_row = merge_lone_row
+    dataset: TensorTable
+    batch_size: int
+    _: KW_ONLY
+    shuffle: bool = False
+    drop_last: bool = False
+    like_loader: bool = False
+    merge_lone_row: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
         self._order: Tensor | None = None
         self._latest: slice | None = None
 

@@ -96,13 +96,9 @@ class GuardedNetRegressor(GuardMixin, NeuralNetRegressor):
     """Guarded version of skorch's ``NeuralNetRegressor``; see :class:`GuardMixin`."""
 
     def _init_net(
-        self,
-        module: Any,
-        *args: Any,
-        criterion: Any = torch.nn.MSELoss,
-        **kwargs: Any,
+        self, *args: Any, criterion: Any = torch.nn.MSELoss, **kwargs: Any
     ) -> None:
-        NeuralNet.__init__(self, module, *args, criterion=criterion, **kwargs)
+        NeuralNet.__init__(self, *args, criterion=criterion, **kwargs)
 
     def fit(self, X: Any, y: Any, **fit_params: Any) -> Any:
         """Initialize and train; parameters as in skorch."""

@@ -22,11 +22,8 @@ def training_facts(model: Any) -> list[tuple[str, str]]:
     -------
     list of (str, str)
     """
-    outer, net, curves = (
-        network_of(model),
-        skorch_net_of(model),
-        TrainingCurves.of(model),
-    )
+    outer, net = network_of(model), skorch_net_of(model)
+    curves = TrainingCurves.of(model)
     n_epochs = len(curves.epochs)
     epochs = f"{n_epochs} of at most {net.max_epochs}"
     if n_epochs > net.max_epochs:  # after several calls of partial_fit or a warm start

@@ -131,11 +131,8 @@ def data_of(batches: Any) -> dict[str, Any]:
         for leaf in tree_leaves((dataset.X, dataset.y)):
             flat = leaf.detach().cpu().contiguous().flatten()
             checksum = zlib.crc32(flat.view(torch.uint8).numpy().data, checksum)
-    return {
-        "rows": _length(dataset),
-        "batches": _length(batches),
-        "checksum": checksum,
-    }
+    rows, n_batches = _length(dataset), _length(batches)
+    return {"rows": rows, "batches": n_batches, "checksum": checksum}
 
 
 def _length(sized: Any) -> int | None:
@@ -308,9 +305,7 @@ def state_of(net: Any) -> dict[str, Any]:
     """
     training = net._training_
     generator = getattr(training.batches, "generator", None)
-    callbacks = {
-        name: _state_of_callback(callback) for name, callback in net.callbacks_
-    }
+    callbacks = {name: _state_of_callback(c) for name, c in net.callbacks_}
     modules = _modules_of(net)
     parts = {
         "settings": settings_of(net),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -209,6 +209,7 @@ class _CurveLedger(StepLedger):
         return is_bad
 
 
+@dataclass
 class _ConstantRateTrainings:
     """Trainings at several learning rates from one start, on the same batches.
 
@@ -224,21 +225,16 @@ class _ConstantRateTrainings:
         Seed of the batches.
     """
 
-    def __init__(
-        self,
-        plan: TrainingPlan,
-        held_out: TensorTable | None,
-        n_steps: int,
-        seed: int,
-    ) -> None:
-        self.plan = plan
-        self.held_out = held_out
-        self.n_steps = n_steps
-        self.seed = seed
-        self.checks = []
-        if held_out is not None:
-            shares = np.arange(1, _N_CHECKS + 1) / _N_CHECKS
-            self.checks = sorted({0, *(math.ceil(n_steps * share) for share in shares)})
+    plan: TrainingPlan
+    held_out: TensorTable | None
+    n_steps: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.checks: list[int] = []
+        if self.held_out is not None:
+            ends = self.n_steps * (np.arange(1, _N_CHECKS + 1) / _N_CHECKS)
+            self.checks = sorted({0, *map(math.ceil, ends)})
 
     def run(self, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the losses of each learning rate, by step and on held-out rows."""
@@ -316,10 +312,10 @@ class _ConstantRateTrainings:
         net = copy.deepcopy(self.plan.net)
         net.set_params(lr=rate)
         self.losses[number] = self.valid_losses[number] = np.nan
-        recorder = _LossRecorder(self.losses[number], self.valid_losses[number], self)
+        recorder = _LossRecorder(self, number)
         net.callbacks_.append(("loss_recorder", recorder))
         with contextlib.suppress(NonFiniteTrainingError):
-            dataclasses.replace(self.plan, net=net).run()
+            replace(self.plan, net=net).run()
 
 
 class _LossRecorder(Callback):
@@ -327,24 +323,16 @@ class _LossRecorder(Callback):
 
     Parameters
     ----------
-    losses : ndarray of shape (n_steps,)
-        Array to write the loss of each step to.
-    valid_losses : ndarray of shape (n_checks,)
-        Array to write the losses on held-out rows to.
     trainings : _ConstantRateTrainings
-        Held-out rows, and the steps at which their loss is due.
+        Held-out rows, the steps at which their loss is due, and the arrays to write to.
+    number : int
+        Position of the learning rate.
     """
 
-    def __init__(
-        self,
-        losses: np.ndarray,
-        valid_losses: np.ndarray,
-        trainings: _ConstantRateTrainings,
-    ) -> None:
-        self.losses = losses
-        self.valid_losses = valid_losses
-        self.trainings = trainings
-        self.n_recorded = 0
+    def __init__(self, trainings: _ConstantRateTrainings, number: int) -> None:
+        self.losses = trainings.losses[number]
+        self.valid_losses = trainings.valid_losses[number]
+        self.trainings, self.n_recorded = trainings, 0
 
     def on_train_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
         """Record the loss of the untrained network."""
