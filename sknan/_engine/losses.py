@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sknan.losses._closed_forms import closed_form_of
+from sknan.losses._registry import closed_form_of
 
 
 class StackedLoss:

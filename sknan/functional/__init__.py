@@ -61,7 +61,6 @@ the largest element are read first, which costs a fraction of the repair. If all
 elements are well inside the domain, torch's function is called directly.
 """
 
-from sknan.functional._angles import acos, asin, atan2, atanh, hypot
 from sknan.functional._elementwise import (
     exp,
     expm1,
@@ -87,7 +86,18 @@ from sknan.functional._reductions import (
     std,
     var,
 )
-from sknan.functional._roots import divide, power, reciprocal, rsqrt, sqrt
+from sknan.functional._roots import (
+    acos,
+    asin,
+    atan2,
+    atanh,
+    divide,
+    hypot,
+    power,
+    reciprocal,
+    rsqrt,
+    sqrt,
+)
 
 __all__ = [
     "acos",

@@ -112,11 +112,9 @@ def logsumexp(x: Tensor, dim: Dim = -1, *, keepdim: bool = False) -> Tensor:
     """
     wide, edge = widen(x)
     most = edge.largest / 4
-    inside = within(wide, -most, most)
-    dims = _dims(x, dim)
+    total = torch.logsumexp(within(wide, -most, most), _dims(x, dim), keepdim=keepdim)
     # An empty sum gives the logarithm of 0.
-    total = within(torch.logsumexp(inside, dims, keepdim=keepdim), -most, most)
-    return narrow(total, x.dtype)
+    return narrow(within(total, -most, most), x.dtype)
 
 
 def norm(x: Tensor, dim: Dim = None, *, keepdim: bool = False) -> Tensor:
@@ -252,8 +250,7 @@ def var(
     most = math.sqrt(edge.largest / max(_count(wide, dim), 1)) / 2
     deviations = within(_centered(wide, dim, edge), -most, most)
     freedom = _count(wide, dim) - correction
-    dims = _dims(x, dim)
-    total = deviations.square().sum(dims, keepdim=keepdim)
+    total = deviations.square().sum(_dims(x, dim), keepdim=keepdim)
     return narrow(total / freedom if freedom > 0 else total * 0.0, x.dtype)
 
 

@@ -24,9 +24,12 @@ from sknan.losses._classification import (
     NLLLoss,
     ProbabilityNLLLoss,
 )
-from sknan.losses._positive_mean import (
+from sknan.losses._multiplicative import (
     GammaLoss,
+    MAPELoss,
+    MSLELoss,
     PoissonNLLLoss,
+    SMAPELoss,
     TweedieLoss,
 )
 from sknan.losses._registry import (
@@ -44,16 +47,7 @@ from sknan.losses._regression import (
     QuantileLoss,
     RMSELoss,
 )
-from sknan.losses._relative import (
-    MAPELoss,
-    MSLELoss,
-    SMAPELoss,
-)
-from sknan.losses._similarity import (
-    CorrelationLoss,
-    CosineSimilarityLoss,
-    KLDivLoss,
-)
+from sknan.losses._similarity import CorrelationLoss, CosineSimilarityLoss, KLDivLoss
 from sknan.losses._traits import LossTraits, traits_of
 
 __all__ = [

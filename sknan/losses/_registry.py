@@ -1,20 +1,16 @@
-"""Registry of the losses by the names that estimators accept."""
+"""Losses by the names that estimators accept, and by the form of their gradient."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+from torch import nn
 
 from sknan._utils.validation import did_you_mean
-from sknan.losses import (
-    _classification,
-    _positive_mean,
-    _regression,
-    _relative,
-    _similarity,
-)
+from sknan.losses import _classification, _multiplicative, _regression, _similarity
 from sknan.losses._base import Loss
 
-_FAMILIES = (_classification, _regression, _positive_mean, _relative, _similarity)
+_FAMILIES = (_classification, _regression, _multiplicative, _similarity)
 
 
 def _losses_by_name(task: str) -> dict[str, type[Any]]:
@@ -60,3 +56,30 @@ def get_criterion(name: str) -> type[Any]:
             f"Known criteria: {listed}."
         )
     return known[name]
+
+
+def closed_form_of(criterion: Any) -> Literal["cross_entropy", "squared_error"] | None:
+    """Return the formula of a criterion that is a plain mean over the batch.
+
+    Parameters
+    ----------
+    criterion : object
+        A criterion of a network.
+
+    Returns
+    -------
+    {"cross_entropy", "squared_error"} or None
+        None for any other class, a subclass, or an option that changes the formula.
+    """
+    kind = type(criterion)
+    if kind in (_regression.MSELoss, nn.MSELoss) and criterion.reduction == "mean":
+        return "squared_error"
+    if kind not in (_classification.CrossEntropyLoss, nn.CrossEntropyLoss):
+        return None
+    is_plain = (
+        criterion.weight is None
+        and criterion.ignore_index == -100
+        and criterion.label_smoothing == 0.0
+        and criterion.reduction == "mean"
+    )
+    return "cross_entropy" if is_plain else None

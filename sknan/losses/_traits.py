@@ -104,13 +104,11 @@ def traits_of(criterion: Any) -> LossTraits:
     if isinstance(declared, LossTraits):
         return declared
     kind = criterion if isinstance(criterion, type) else type(criterion)
-    for base in kind.__mro__:
-        known = _TRAITS_OF_TORCH.get(base)
-        if known is not None and base is kind:
-            return known
-        if known is not None:
-            return replace(known, task=None, target_domain="all", infimum=-math.inf)
-    return LossTraits()
+    if kind in _TRAITS_OF_TORCH:
+        return _TRAITS_OF_TORCH[kind]
+    known = (_TRAITS_OF_TORCH[b] for b in kind.__mro__ if b in _TRAITS_OF_TORCH)
+    inherited = next(known, LossTraits())
+    return replace(inherited, task=None, target_domain="all", infimum=-math.inf)
 
 
 def predictions(criterion: Any, output: Tensor) -> Tensor:

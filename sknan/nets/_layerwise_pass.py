@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sknan.losses._closed_forms import closed_form_of
+from sknan.losses._registry import closed_form_of
 from sknan.nets._chain import ACTIVATIONS, known_layers
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 

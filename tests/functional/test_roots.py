@@ -1,4 +1,4 @@
-"""Tests of roots, powers and quotients."""
+"""Tests of roots, powers, quotients and angles."""
 
 from __future__ import annotations
 
@@ -21,3 +21,13 @@ def test_a_quotient_by_zero_is_zero_with_gradient_zero():
 def test_eps_is_the_largest_denominator_that_counts_as_zero():
     y = torch.tensor([0.1, 0.2])
     assert sf.divide(torch.ones(2), y, eps=0.15).tolist() == [0.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("y", "x"), [(0.0, 0.0), (-0.0, 0.0), (0.0, -0.0), (0.0, -1.0)]
+)
+def test_the_angle_on_an_axis_equals_torch(y, x):
+    y, x = torch.tensor(y), torch.tensor(x)
+    assert sf.atan2(y, x).item() == pytest.approx(
+        torch.atan2(y, x.abs() * x.sign()).item()
+    )

@@ -8,7 +8,7 @@ from torch import nn
 
 import sknan.losses as sl
 from sknan import BatchedGridSearchCV, StableNetClassifier
-from sknan.losses._closed_forms import closed_form_of
+from sknan.losses._registry import closed_form_of
 
 
 class Subclass(sl.MSELoss):
