@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sknan.diagnosis._failed_operation import CRITERION, FailedOperation
+from sknan.diagnosis._evidence import CRITERION, FailedOperation
 from sknan.diagnosis._forward import OperationTracer
 from sknan.diagnosis._values import all_finite, are_all_finite, bad_rows, largest
 

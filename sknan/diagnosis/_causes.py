@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from sknan._utils.tree import tree_leaves
-from sknan.diagnosis._evidence import StepEvidence
-from sknan.diagnosis._failed_operation import CRITERION, FailedOperation
+from sknan.diagnosis._evidence import CRITERION, FailedOperation, StepEvidence
 from sknan.diagnosis._remedies import ACTIONS, action_for
 from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
 from sknan.diagnosis._thresholds import HUGE, NARROW

@@ -18,8 +18,7 @@ from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import places_to_blame
 from sknan.diagnosis._evidence import StepEvidence
-from sknan.diagnosis._module_names import ModuleNames
-from sknan.diagnosis._replay import replay
+from sknan.diagnosis._replay import ModuleNames, replay
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.optim._clipping import stable_grad_norm
 
@@ -131,10 +130,6 @@ class _Step:
             loss=loss_value,
             gradient_norm=norm,
             named_parameters=self.named_parameters(),
-            relative_distance=0.0,
-            lr=0.0,
-            epoch=0,
-            batch=0,
             error=error,
         )
 
@@ -250,20 +245,14 @@ def diagnose(*args: Any) -> NonFiniteReport | None:
             f"diagnose takes a network, got the class {args[0].__name__}. Pass an "
             "instance."
         )
-    state = torch.random.get_rng_state()
-    if len(args) == 4:
-        step = _step_of_module(*args)
-    elif len(args) == 3:
-        step = _step_of_net(*args)
-    else:
+    if len(args) not in (3, 4):
         raise TypeError(
             "diagnose takes (module, criterion, X, y) or (net, X, y), got "
             f"{len(args)} arguments."
         )
-    try:
+    with torch.random.fork_rng(devices=[]):
+        step = _step_of_module(*args) if len(args) == 4 else _step_of_net(*args)
         return step.examine()
-    finally:
-        torch.random.set_rng_state(state)
 
 
 def reproduce(
@@ -306,11 +295,8 @@ def reproduce(
     if isinstance(criterion, nn.Module) and "criterion" in capsule.weights:
         criterion.load_state_dict(capsule.weights["criterion"])
     module.train(capsule.is_training)
-    state = torch.random.get_rng_state()
-    torch.random.set_rng_state(capsule.random_state)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(capsule.random_state)
         step = _step_of_module(module, criterion, capsule.inputs, capsule.target)
         found = step.examine()
         return found and dataclasses.replace(found, rows_in="batch")
-    finally:
-        torch.random.set_rng_state(state)

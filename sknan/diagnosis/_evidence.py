@@ -1,4 +1,4 @@
-"""Everything that is known about one failed training step."""
+"""Evidence on a failed training step: failed operation, sizes, rows and columns."""
 
 from __future__ import annotations
 
@@ -7,11 +7,69 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from sknan.diagnosis._failed_operation import FailedOperation
-from sknan.diagnosis._report import Cause
+from sknan.diagnosis._report import Cause, Phase
 from sknan.diagnosis._thresholds import is_runaway
+
+# Name of the criterion in the field ``module`` of a report.
+CRITERION = "criterion"
+
+
+@dataclass(frozen=True)
+class FailedOperation:
+    """An operation that made a number non-finite in a training step.
+
+    Parameters
+    ----------
+    phase : {"forward", "loss", "backward", "step"}
+        Part of the step in which the operation ran.
+    module : str
+        Dotted path of the module that called the operation.
+    operation : str
+        ATen name of the operation, or name of the user's own autograd function.
+    source : str or None
+        ``file:line`` in the user's code.
+    rows : tuple of int, default=()
+        Rows of the batch for which the result is not finite.
+    largest : float, default=0.0
+        Size of the largest finite number among the arguments.
+    domain : (float, float) or None, default=None
+        Least and largest number of the last argument, such as a denominator.
+    dtype : torch.dtype or None, default=None
+        Dtype of the result.
+    depends_on_batch : bool, default=True
+        Whether the arguments depend on the batch.
+    has_too_few_elements : bool, default=False
+        Whether the operation is a statistic of fewer elements than it needs.
+    is_only_in_buffer : bool, default=False
+        Whether only a buffer of the module is not finite because of the operation.
+    is_in_unused_branch : bool, default=False
+        Whether the value was not finite either, and did not contribute to the loss.
+    weight : str or None, default=None
+        Name of a weight among the arguments that was not finite before the step.
+    """
+
+    phase: Phase
+    module: str
+    operation: str
+    source: str | None
+    rows: tuple[int, ...] = ()
+    largest: float = 0.0
+    domain: tuple[float, float] | None = None
+    dtype: torch.dtype | None = None
+    depends_on_batch: bool = True
+    has_too_few_elements: bool = False
+    is_only_in_buffer: bool = False
+    is_in_unused_branch: bool = False
+    weight: str | None = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Module, operation and source, as fields of a report."""
+        names = ("module", "operation", "source")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -28,12 +86,12 @@ class StepEvidence:
         Global norm of the gradients.
     named_parameters : sequence of (str, Tensor)
         Weights with their gradients.
-    relative_distance : float
+    relative_distance : float, default=0.0
         Distance of the weights from the last verified snapshot, as a multiple of the
         norm of the snapshot.
-    lr : float
+    lr : float, default=0.0
         Learning rate in force.
-    epoch, batch : int
+    epoch, batch : int, default=0
         Position in the training, counted from 1; 0 if there is none.
     failed_operation : FailedOperation or None, default=None
         First operation that failed in a replay of the step.
@@ -53,10 +111,10 @@ class StepEvidence:
     loss: float
     gradient_norm: float
     named_parameters: Sequence[tuple[str, Tensor]]
-    relative_distance: float
-    lr: float
-    epoch: int
-    batch: int
+    relative_distance: float = 0.0
+    lr: float = 0.0
+    epoch: int = 0
+    batch: int = 0
     failed_operation: FailedOperation | None = None
     error: Exception | None = None
     is_gradient_absurd: bool = False

@@ -7,23 +7,20 @@ until the loss, so that a NaN in a branch that does not reach the loss is not bl
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sknan._utils.tree import tree_leaves
-from sknan.diagnosis._failed_operation import CRITERION, FailedOperation
-from sknan.diagnosis._module_names import ModuleNames
+from sknan.diagnosis._evidence import CRITERION, FailedOperation
 from sknan.diagnosis._user_code import line_of_user
 from sknan.diagnosis._values import (
     all_finite,
@@ -311,32 +308,3 @@ def _earliest(origins: Any) -> _Origin | None:
     """Return the origin that came first, or None if there is none."""
     found = [origin for origin in origins if origin is not None]
     return min(found, key=operator.attrgetter("order"), default=None)
-
-
-@contextlib.contextmanager
-def tracked_modules(names: ModuleNames, tracer: OperationTracer) -> Iterator[None]:
-    """Update the tracer's stack of modules when a forward pass begins or ends.
-
-    Parameters
-    ----------
-    names : ModuleNames
-        Paths of the modules. A module without a path counts as part of its caller.
-    tracer : OperationTracer
-        Tracer whose stack of modules is updated.
-    """
-
-    def enter(module: nn.Module, inputs: Any) -> None:
-        path = names.path_of(module)
-        tracer.module_stack.append(tracer.module if path is None else path)
-
-    def leave(module: nn.Module, inputs: Any, outputs: Any) -> None:
-        if tracer.module_stack:
-            tracer.module_stack.pop()
-
-    before = nn.modules.module.register_module_forward_pre_hook(enter)
-    after = nn.modules.module.register_module_forward_hook(leave)
-    try:
-        yield
-    finally:
-        before.remove()
-        after.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sknan.diagnosis._failed_operation import FailedOperation
+from sknan.diagnosis._evidence import FailedOperation
 from sknan.diagnosis._report import Cause
 
 ACTIONS: dict[Cause, str] = {

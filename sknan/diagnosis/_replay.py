@@ -2,19 +2,80 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sknan.diagnosis._backward import first_failed_node
-from sknan.diagnosis._failed_operation import FailedOperation
-from sknan.diagnosis._forward import OperationTracer, tracked_modules
-from sknan.diagnosis._module_names import ModuleNames
-from sknan.diagnosis._values import all_finite, nonempty_floats
+from sknan.diagnosis._evidence import CRITERION, FailedOperation
+from sknan.diagnosis._forward import OperationTracer
+from sknan.diagnosis._values import all_finite, nonempty_floats, storage_key
+
+
+class ModuleNames:
+    """Paths of the modules of a net, its buffers, and its non-finite weights.
+
+    Parameters
+    ----------
+    modules : dict of str to object
+        Networks by name. Paths in the network ``"module"`` have no prefix. Objects that
+        are not modules are ignored.
+    criteria : iterable of object
+        Loss functions. All parts of a loss that is a module are the criterion.
+    """
+
+    def __init__(self, modules: dict[str, Any], criteria: Iterable[Any]) -> None:
+        self.paths: dict[int, str] = {}  # by identity of the module
+        self.buffers: list[Tensor] = []
+        self.nonfinite_weights: dict[int, str] = {}  # by key of the storage
+        for name, module in modules.items():
+            if isinstance(module, nn.Module):
+                self._add_network(module, "" if name == "module" else name)
+        for criterion in criteria:
+            if isinstance(criterion, nn.Module):
+                for part in criterion.modules():
+                    self.paths[id(part)] = CRITERION
+
+    def _add_network(self, module: nn.Module, prefix: str) -> None:
+        for path, part in module.named_modules(prefix=prefix):
+            self.paths.setdefault(id(part), path)
+        self.buffers += module.buffers()
+        for path, weight in module.named_parameters(prefix=prefix):
+            if weight.numel() and not all_finite(weight.detach()):
+                self.nonfinite_weights[storage_key(weight)] = path
+
+
+@contextlib.contextmanager
+def _tracked_modules(names: ModuleNames, tracer: OperationTracer) -> Iterator[None]:
+    """Update the tracer's stack of modules when a forward pass begins or ends.
+
+    Parameters
+    ----------
+    names : ModuleNames
+        Paths of the modules. A module without a path counts as part of its caller.
+    tracer : OperationTracer
+        Tracer whose stack of modules is updated.
+    """
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        tracer.module_stack.append(names.paths.get(id(module), tracer.module))
+
+    def leave(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if tracer.module_stack:
+            tracer.module_stack.pop()
+
+    before = nn.modules.module.register_module_forward_pre_hook(enter)
+    after = nn.modules.module.register_module_forward_hook(leave)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
 
 
 def replay(
@@ -40,7 +101,7 @@ def replay(
         None if no operation is found, or the gradients are finite this time.
     """
     tracer = OperationTracer(n_rows, batch, sys._getframe(), names.nonfinite_weights)
-    with torch.enable_grad(), tracked_modules(names, tracer):
+    with torch.enable_grad(), _tracked_modules(names, tracer):
         try:
             with tracer:
                 outputs, loss = run()

@@ -8,7 +8,7 @@ import pytest
 
 import sknan.functional
 import sknan.losses
-from sknan.diagnosis._failed_operation import CRITERION, FailedOperation
+from sknan.diagnosis._evidence import CRITERION, FailedOperation
 from sknan.diagnosis._remedies import _REPLACEMENTS, ACTIONS, action_for
 
 

@@ -17,8 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sknan.diagnosis import diagnose
-from sknan.diagnosis._module_names import ModuleNames
-from sknan.diagnosis._replay import replay, trace_operations
+from sknan.diagnosis._replay import ModuleNames, replay, trace_operations
 
 
 def test_a_replay_that_raises_returns_the_failure_found_before():

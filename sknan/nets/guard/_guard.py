@@ -27,8 +27,7 @@ import torch
 from torch import nn
 
 from sknan._utils.validation import is_integer
-from sknan.diagnosis._capsule import Capsule
-from sknan.diagnosis._report import NonFiniteReport
+from sknan.diagnosis._report import Capsule, NonFiniteReport
 from sknan.diagnosis._thresholds import is_runaway
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.guard._step_checks import StepChecks

@@ -13,14 +13,11 @@ from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 
 from sknan._utils.random_state import random_states, resumed
-from sknan.diagnosis._capsule import capture
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import places_to_blame
-from sknan.diagnosis._evidence import StepEvidence
-from sknan.diagnosis._failed_operation import FailedOperation
-from sknan.diagnosis._module_names import ModuleNames
-from sknan.diagnosis._replay import replay, trace_operations
-from sknan.diagnosis._report import NonFiniteReport
+from sknan.diagnosis._evidence import FailedOperation, StepEvidence
+from sknan.diagnosis._replay import ModuleNames, replay, trace_operations
+from sknan.diagnosis._report import NonFiniteReport, capture
 from sknan.diagnosis._thresholds import HUGE, NARROW
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
 from sknan.nets.recovery.protocol import Explanation, StepRefused, Training
@@ -153,10 +150,7 @@ def explain_weights(training: Training, batch: Any) -> NonFiniteReport:
         loss=math.nan,
         gradient_norm=math.nan,
         named_parameters=list(net.get_all_learnable_params()),
-        relative_distance=0.0,
         lr=float(net.lr),
-        epoch=0,
-        batch=0,
         failed_operation=_find_operation(training, batch, {}),
     )
     return examine_step(evidence)

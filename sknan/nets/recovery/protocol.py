@@ -9,8 +9,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from sknan.diagnosis._evidence import StepEvidence
-from sknan.diagnosis._failed_operation import FailedOperation
+from sknan.diagnosis._evidence import FailedOperation, StepEvidence
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._batching import TensorTable
 from sknan.nets.guard._guard import Guard
