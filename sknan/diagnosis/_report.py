@@ -220,8 +220,8 @@ class NonFiniteReport:
                 "The report has no capsule to save. Only the first report of a "
                 "training and the report of an error have one, and pickling removes it."
             )
-        contents = {"format": _FORMAT, "report": self.to_dict()}
-        save({**contents, "capsule": self.capsule.to_dict()}, path)
+        contents = {"report": self.to_dict(), "capsule": self.capsule.to_dict()}
+        save({"format": _FORMAT, **contents}, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NonFiniteReport:
@@ -300,8 +300,7 @@ def _copied(data: Any) -> Any:
     """Return nested data with tensors copied to the CPU and other leaves made plain."""
 
     def copy(leaf: Any) -> Any:
-        is_tensor = isinstance(leaf, Tensor)
-        return leaf.detach().cpu().clone() if is_tensor else _plain(leaf)
+        return leaf.detach().cpu().clone() if isinstance(leaf, Tensor) else _plain(leaf)
 
     return tree_map(copy, data)
 

@@ -51,8 +51,7 @@ def check_extreme_dataframe_input(estimator: Any) -> Case:
 def _at_fit(estimator: Any, words: Any, label: str, *values: float) -> Case:
     table = healthy_table(estimator)
     X, where = with_cells(table.X, values)
-    table = replace(table, X=X)
-    return Case(f"X with {label} {where}", words, table, keeps_score=True)
+    return Case(f"X with {label} {where}", words, replace(table, X=X), keeps_score=True)
 
 
 def _at_predict(estimator: Any, words: Any, label: str, *values: float) -> Case:
@@ -65,8 +64,7 @@ def _with_tiny_cells(estimator: Any, value: float) -> Case:
     table = healthy_table(estimator)
     # In the cells nearest to zero, the tiny value hardly changes the data.
     X, where = with_cells(table.X, [value], nearest_to_zero(table.X))
-    table = replace(table, X=X)
-    return Case(f"X with {value:g} {where}", (), table, keeps_score=True)
+    return Case(f"X with {value:g} {where}", (), replace(table, X=X), keeps_score=True)
 
 
 @fault_check()
