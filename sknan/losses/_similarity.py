@@ -137,17 +137,14 @@ class CorrelationLoss(StandaloneRegressionLoss):
         """Compute the loss; see :meth:`MSELoss.forward`."""
         check_reduction(self.reduction)
         input, target = aligned(input, target)
-        n = max(len(input), 1)
         if sample_weight is None and self.reduction != "none" and len(input):
             losses = 1.0 - sf.correlation(input, target, dim=0)
             return losses.mean() if self.reduction == "mean" else losses.sum()
         if sample_weight is None:
-            shares = torch.full_like(input[..., :1] if input.ndim else input, 1 / n)
-            shares = shares.reshape(-1, *[1] * (input.ndim - 1))[: len(input)]
-        else:
-            weight = row_weights(sample_weight, input)
-            whole = weight.sum()
-            shares = weight / torch.where(whole == 0, 1.0, whole)
+            sample_weight = input.new_ones(len(input))
+        weight = row_weights(sample_weight, input)
+        whole = weight.sum()
+        shares = weight / torch.where(whole == 0, 1.0, whole)
         products = _standardized(input, shares) * _standardized(target, shares)
         if self.reduction == "none":
             return 1.0 - products
