@@ -146,15 +146,17 @@ def page(title: str, body: str) -> str:
     )
 
 
-def drawn(draw: Callable[[], Any], title: str) -> str:
+def drawn(title: str, draw: Callable[[Any], Any], shown: Any) -> str:
     """Return the figure of a display, or a hint to install matplotlib.
 
     Parameters
     ----------
-    draw : callable
-        Returns a display.
     title : str
         Description of the figure for screen readers.
+    draw : callable
+        Returns a display of ``shown``.
+    shown : object
+        Estimator, search or result to draw.
 
     Returns
     -------
@@ -163,7 +165,7 @@ def drawn(draw: Callable[[], Any], title: str) -> str:
     if importlib.util.find_spec("matplotlib") is None:
         text = "Install matplotlib to see a figure here: pip install 'sknan[plot]'."
         return element("p", text, "quiet")
-    return _picture(draw().figure_, title)
+    return _picture(draw(shown).figure_, title)
 
 
 def cut_table(rows: list[Any], heads: Sequence[str] = ()) -> str:

@@ -8,11 +8,8 @@ from typing import Any
 
 from sklearn.pipeline import Pipeline
 
-from sknan.inspection._report._data import data_sections
 from sknan.inspection._report._html import STYLE, element, page
-from sknan.inspection._report._incidents import incident_section
-from sknan.inspection._report._settings import parameter_section, version_section
-from sknan.inspection._report._training import result_section, training_section
+from sknan.inspection._report._sections import sections_of
 from sknan.nets._curves import last_of, networks_of, skorch_net_of
 
 
@@ -127,14 +124,7 @@ def report(
             f"report cannot write {str(path)!r}: there is no folder "
             f"{str(Path(path).parent)!r}. Create it first."
         )
-    sections = [
-        *data_sections(estimator, X, y),
-        training_section(estimator),
-        incident_section(last_of(estimator).nonfinite_reports_),
-        result_section(estimator, X, y),
-        parameter_section(estimator),
-        version_section(estimator),
-    ]
+    sections = sections_of(estimator, X, y)
     name = _name_of(estimator)
     title = f"Training of {name}"
     summary = f"{name}: {_summary(estimator, networks)}"
