@@ -5,6 +5,7 @@ The kinds are listed in the order in which findings of one severity are shown.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 Severity = Literal["breaks training", "hurts", "notice"]
@@ -30,17 +31,13 @@ class Remedy(NamedTuple):
     action: str
 
 
-def _breaks(action: str, *, by_pipeline: bool = False) -> Remedy:
-    return Remedy("breaks training", by_pipeline, action)
-
-
-def _hurts(action: str, *, by_pipeline: bool = False) -> Remedy:
-    return Remedy("hurts", by_pipeline, action)
-
-
-def _notice(action: str, *, by_pipeline: bool = False) -> Remedy:
-    return Remedy("notice", by_pipeline, action)
-
+# The names in ``_solved`` are for faults that ``tabular_pipeline`` takes care of.
+_breaks = partial(Remedy, "breaks training", False)
+_breaks_solved = partial(Remedy, "breaks training", True)
+_hurts = partial(Remedy, "hurts", False)
+_hurts_solved = partial(Remedy, "hurts", True)
+_notice = partial(Remedy, "notice", False)
+_notice_solved = partial(Remedy, "notice", True)
 
 _IN_X = {
     "no data": _breaks("Pass a table with at least one row and one column."),
@@ -55,25 +52,18 @@ _IN_X = {
         "Remove signs and units before pd.to_numeric; tabular_pipeline treats such "
         "cells as text."
     ),
-    "empty": _breaks("tabular_pipeline drops them.", by_pipeline=True),
-    "missing": _breaks(
-        "tabular_pipeline fills in the median and adds indicator columns.",
-        by_pipeline=True,
+    "empty": _breaks_solved("tabular_pipeline drops them."),
+    "missing": _breaks_solved(
+        "tabular_pipeline fills in the median and adds indicator columns."
     ),
-    "infinite": _breaks(
-        "tabular_pipeline treats infinities as missing.", by_pipeline=True
+    "infinite": _breaks_solved("tabular_pipeline treats infinities as missing."),
+    "beyond float32": _breaks_solved(
+        "They become infinite in float32; tabular_pipeline treats them as missing."
     ),
-    "beyond float32": _breaks(
-        "They become infinite in float32; tabular_pipeline treats them as missing.",
-        by_pipeline=True,
-    ),
-    "numbers as text": _breaks(
-        "tabular_pipeline reads them as numbers.", by_pipeline=True
-    ),
-    "dates as text": _breaks(
+    "numbers as text": _breaks_solved("tabular_pipeline reads them as numbers."),
+    "dates as text": _breaks_solved(
         "tabular_pipeline reads them as dates if all have the same format, and "
-        "converts the dates to numbers.",
-        by_pipeline=True,
+        "converts the dates to numbers."
     ),
     "copy of the target": _hurts(
         "Drop it, unless its values will be known at prediction time."
@@ -90,35 +80,31 @@ _IN_X = {
         "Drop columns that only distinguish rows: what is learned from them does not "
         "apply to new rows."
     ),
-    "sentinel": _hurts(
+    "sentinel": _hurts_solved(
         "tabular_pipeline(sentinels='auto') treats them as missing: check that they "
-        "are.",
-        by_pipeline=True,
+        "are."
     ),
-    "lone outlier": _hurts(
+    "lone outlier": _hurts_solved(
         "tabular_pipeline bounds it softly (SafeScaler); set it to missing if it is a "
-        "mistake.",
-        by_pipeline=True,
+        "mistake."
     ),
-    "heavy tail": _hurts(
-        "tabular_pipeline bounds extreme values softly (SafeScaler).",
-        by_pipeline=True,
+    "heavy tail": _hurts_solved(
+        "tabular_pipeline bounds extreme values softly (SafeScaler)."
     ),
-    "scale": _hurts("tabular_pipeline scales each column.", by_pipeline=True),
+    "scale": _hurts_solved("tabular_pipeline scales each column."),
     "float32 precision": _hurts(
         "Subtract the smallest value in float64 before any other step: float32 keeps "
         "seven digits."
     ),
-    "missing goes with the target": _notice(
+    "missing goes with the target": _notice_solved(
         "tabular_pipeline keeps this information in indicator columns. Check that the "
-        "reasons are the same at prediction time.",
-        by_pipeline=True,
+        "reasons are the same at prediction time."
     ),
-    "missing category": _notice(
-        "tabular_pipeline makes missing a separate category.", by_pipeline=True
+    "missing category": _notice_solved(
+        "tabular_pipeline makes missing a separate category."
     ),
-    "word for missing": _notice(
-        "tabular_pipeline(sentinels='auto') treats them as missing.", by_pipeline=True
+    "word for missing": _notice_solved(
+        "tabular_pipeline(sentinels='auto') treats them as missing."
     ),
     "spelling": _notice(
         "Use one spelling for each category; .str.strip().str.lower() is a start."
@@ -135,15 +121,13 @@ _IN_X = {
         "Convert them to numbers (an hour, a quarter) if their order matters; "
         "tabular_pipeline treats them as categories."
     ),
-    "many levels": _notice(
+    "many levels": _notice_solved(
         "tabular_pipeline makes a column of each category, and if there are more than "
-        "255 categories it encodes their letters.",
-        by_pipeline=True,
+        "255 categories it encodes their letters."
     ),
-    "dates": _notice("tabular_pipeline converts them to numbers.", by_pipeline=True),
-    "constant": _notice(
-        "Nothing can be learned from them; tabular_pipeline sets numeric ones to 0.",
-        by_pipeline=True,
+    "dates": _notice_solved("tabular_pipeline converts them to numbers."),
+    "constant": _notice_solved(
+        "Nothing can be learned from them; tabular_pipeline sets numeric ones to 0."
     ),
     "near-constant": _notice(
         "Little can be learned from them, and a fold may contain one value only."
@@ -206,10 +190,9 @@ _IN_Y = {
         "Two models may work better: one predicts whether y has this value, the other "
         "its size if not."
     ),
-    "scale": _notice(
+    "scale": _notice_solved(
         "StableNetRegressor standardizes y and predicts in its units; other networks "
-        "need TransformedTargetRegressor.",
-        by_pipeline=True,
+        "need TransformedTargetRegressor."
     ),
 }
 
