@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 from sknan.inspection._audit._column_profile import ColumnProfile, sampled
 from sknan.inspection._audit._formatting import quantity, quoted, share
 from sknan.inspection._audit._numeric import profile_numbers, profile_numbers_in_text
-from sknan.inspection._audit._text import (
-    Categories,
-    numbers_in,
-    observations_in_text,
-)
+from sknan.inspection._audit._text import Categories, numbers_in, observations_in_text
 from sknan.preprocessing._tables.numeric_sentinels import sample_rows
 from sknan.preprocessing._tables.sentinels import find_sentinels
 from sknan.preprocessing._tables.typed_column import (
@@ -61,7 +57,7 @@ def profile_column(
         elif column.holds == "dates":
             _profile_dates(profile, column)
         elif column.holds == "flags":
-            _profile_flags(profile, column)
+            _add_top(profile, column.cells[~np.isnan(column.cells)].astype(bool))
         else:
             _profile_text(profile, column)
     return profile
@@ -101,10 +97,41 @@ def as_text(cells: pd.Series, holds: ColumnContent) -> pd.Series:
     return cells.astype(object).map(str, na_action="ignore")
 
 
+def codes_of(
+    column: TypedColumn, rows: Any = slice(None)
+) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
+    """Return the distinct values of a column, and the code of the value in each cell.
+
+    Parameters
+    ----------
+    column : TypedColumn
+        The column.
+    rows : ndarray of int or slice, default=slice(None)
+        Rows to read.
+
+    Returns
+    -------
+    codes : ndarray of int
+        Index of the value in each cell, -1 where missing.
+    values : tuple
+        Distinct values, in order of appearance.
+    """
+    if isinstance(column.cells, np.ndarray):
+        cells = column.cells[rows]
+    else:
+        cells = as_text(column.cells.iloc[rows], column.holds)
+    codes, values = pd.factorize(cells)
+    return codes, tuple(np.asarray(values).tolist())
+
+
 def _add_missing(profile: ColumnProfile, column: TypedColumn) -> None:
-    missing = _missing_mask(column)
-    if missing is None:
+    cells, kind_of_dtype = column.cells, column.cells.dtype.kind
+    if kind_of_dtype in "biu":
         return
+    # The minimum is NaN if any cell is, and is much cheaper than a mask.
+    if kind_of_dtype in "fc" and not (cells.size and np.isnan(cells.min())):
+        return
+    missing = np.asarray(pd.isna(cells))
     profile.n_missing = int(missing.sum())
     if not 0 < profile.n_missing < profile.n_rows:
         return
@@ -116,34 +143,10 @@ def _add_missing(profile: ColumnProfile, column: TypedColumn) -> None:
         profile.missing_rows = sampled(missing)
 
 
-def _missing_mask(column: TypedColumn) -> NDArray[np.bool_] | None:
-    """Return the mask of the missing cells, or None if no cell is missing."""
-    cells = column.cells
-    if not isinstance(cells, np.ndarray):
-        missing = np.asarray(cells.isna())
-    elif cells.dtype.kind in "mM":
-        missing = np.isnat(cells)
-    elif cells.dtype.kind in "fc":
-        # The minimum is NaN if any cell is, and is much cheaper than a mask.
-        if not cells.size or not np.isnan(cells.min()):
-            return None
-        missing = np.isnan(cells)
-    else:
-        return None
-    return missing if missing.any() else None
-
-
 def _add_key(profile: ColumnProfile, column: TypedColumn) -> None:
-    if len(column.cells) != profile.n_rows:
-        return
-    rows = key_rows(profile.n_rows)
-    if isinstance(column.cells, np.ndarray):
-        cells = column.cells[rows]
-    else:
-        cells = as_text(column.cells.iloc[rows], column.holds)
-    codes, values = pd.factorize(cells)
-    profile.key = codes.tobytes()
-    profile.key_values = tuple(np.asarray(values).tolist())
+    if len(column.cells) == profile.n_rows:
+        codes, profile.key_values = codes_of(column, key_rows(profile.n_rows))
+        profile.key = codes.tobytes()
 
 
 def _profile_dates(profile: ColumnProfile, column: TypedColumn) -> None:
@@ -151,23 +154,16 @@ def _profile_dates(profile: ColumnProfile, column: TypedColumn) -> None:
     known = column.cells[~np.isnat(column.cells)]
     first, last = (str(day)[:10] for day in (known.min(), known.max()))
     profile.add("dates", profile.n_known, f"{first} to {last}")
-    top, n_top = _most_frequent(profile, known)
-    profile.add_top(str(top)[:10], n_top, known.size)
+    _add_top(profile, known)
 
 
-def _profile_flags(profile: ColumnProfile, column: TypedColumn) -> None:
-    cells = column.cells
-    known = cells[~np.isnan(cells)] if cells.dtype.kind == "f" else cells
-    top, n_top = _most_frequent(profile, known)
-    profile.add_top(str(bool(top)), n_top, known.size)
-
-
-def _most_frequent(profile: ColumnProfile, known: NDArray[Any]) -> tuple[Any, int]:
-    """Return the most frequent value with its count, and count the distinct values."""
+def _add_top(profile: ColumnProfile, known: NDArray[Any]) -> None:
+    """Add the most frequent date or flag, and the number of distinct ones."""
     values, counts = np.unique(sampled(known), return_counts=True)
     profile.n_distinct = len(values)
     top = values[counts.argmax()]
-    return top, int((known == top).sum())
+    # Of a time, only the day is shown.
+    profile.add_top(str(top)[:10], int((known == top).sum()), known.size)
 
 
 def _profile_text(profile: ColumnProfile, column: TypedColumn) -> None:
@@ -183,7 +179,9 @@ def _profile_text(profile: ColumnProfile, column: TypedColumn) -> None:
     profile.n_distinct = len(categories.texts)
     profile.add_sentinels(find_sentinels(column), "word for missing")
     if column.holds == "mixed":
-        _add_types(profile, column)
+        types = types_in(column.cells).most_common()
+        shown = ", ".join(quantity(count, name) for name, count in types)
+        profile.add("mixed types", profile.n_known - types[0][1], shown)
         return
     for observation in observations_in_text(
         categories,
@@ -200,9 +198,3 @@ def _profile_text(profile: ColumnProfile, column: TypedColumn) -> None:
         if rows is not None:
             n_top = int((as_text(column.cells, column.holds) == top).sum())
         profile.add_top(quoted(top), n_top, profile.n_known)
-
-
-def _add_types(profile: ColumnProfile, column: TypedColumn) -> None:
-    types = types_in(column.cells).most_common()
-    shown = ", ".join(quantity(count, name) for name, count in types)
-    profile.add("mixed types", profile.n_known - types[0][1], shown)

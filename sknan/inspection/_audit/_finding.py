@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from sknan.inspection._audit._formatting import quantity
-from sknan.inspection._audit._remedies import REMEDIES, SEVERITIES, Severity
+from sknan.inspection._audit._remedies import REMEDIES, Severity
 
 # Limits on the columns and characters that one sentence lists.
 _MAX_LISTED = 5
@@ -99,7 +99,7 @@ class Finding:
 def group_by_kind(
     observations: Iterable[Observation], where: Literal["X", "y"]
 ) -> list[Finding]:
-    """Group observations into one finding for each kind, with the worst column first.
+    """Group observations into findings in the order of REMEDIES, worst columns first.
 
     Parameters
     ----------
@@ -116,8 +116,8 @@ def group_by_kind(
     for observation in observations:
         by_kind.setdefault(observation.kind, []).append(observation)
     findings = []
-    for kind, group in by_kind.items():
-        remedy = REMEDIES[where][kind]
+    for kind in sorted(by_kind, key=list(REMEDIES[where]).index):
+        group, remedy = by_kind[kind], REMEDIES[where][kind]
         group.sort(key=lambda observation: -observation.value)
         columns = [o for o in group if o.position is not None]
         findings.append(
@@ -135,29 +135,6 @@ def group_by_kind(
             )
         )
     return findings
-
-
-def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings by severity, those about the target first, then as in REMEDIES.
-
-    Parameters
-    ----------
-    findings : iterable of Finding
-        Findings in the table and in its target.
-
-    Returns
-    -------
-    list of Finding
-    """
-    ranks = {where: list(remedies) for where, remedies in REMEDIES.items()}
-    return sorted(
-        findings,
-        key=lambda f: (
-            SEVERITIES.index(f.severity),
-            f.where == "X",
-            ranks[f.where].index(f.kind),
-        ),
-    )
 
 
 def _evidence(group: Sequence[Observation]) -> str:

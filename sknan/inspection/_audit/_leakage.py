@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sknan.inspection._audit._column_profile import ColumnProfile, sampled
-from sknan.inspection._audit._columns import key_rows
+from sknan.inspection._audit._columns import codes_of, key_rows
 from sknan.inspection._audit._finding import Observation
 from sknan.inspection._audit._formatting import number, percent, share
-from sknan.inspection._audit._tables import codes_of
 from sknan.inspection._audit._target import Target
 from sknan.preprocessing._tables.lazy_table import LazyTable
 
@@ -65,13 +64,11 @@ def observations_of_leakage(
     values = sampled(target.values)[known]
     ranks = stats.rankdata(values) if target.numbers is not None else None
     for profile in profiles:
-        detail = _equality(table, profile, target, key, key_values)
-        if detail:
+        if detail := _equality(table, profile, target, key, key_values):
             yield profile.observation("copy of the target", 1.0, detail)
         if profile.missing_rows is None:
             continue
-        detail = _missing_together(profile.missing_rows, missing)
-        if detail:
+        if detail := _missing_together(profile.missing_rows, missing):
             yield profile.observation("missing with the target", 1.0, detail)
         mask = profile.missing_rows[known]
         if min(mask.sum(), mask.size - mask.sum()) < _MIN_CELLS:
@@ -112,11 +109,10 @@ def _equality(
         return ""
     if np.array_equal(numbers, key_values):
         return "equal to it"
-    ranks = (stats.rankdata(numbers), stats.rankdata(key_values))
-    if ranks[0].min() == ranks[0].max():
+    if numbers.min() == numbers.max():
         return ""
-    correlation = abs(float(np.corrcoef(*ranks)[0, 1]))
-    return "in the same order" if correlation >= _SAME_ORDER else ""
+    correlation = stats.spearmanr(numbers, key_values).statistic
+    return "in the same order" if abs(correlation) >= _SAME_ORDER else ""
 
 
 def _missing_together(mask: NDArray[np.bool_], target_mask: NDArray[np.bool_]) -> str:

@@ -49,8 +49,6 @@ def profile_numbers(
     if column.holds == "durations":
         cells = cells / np.timedelta64(1, "s")
     finite = _add_nonfinite(profile, cells)
-    if not finite.size + column.n_zeros:
-        return
     finite = _without_sentinels(profile, finite, column.n_zeros, known)
     _add_distribution(profile, finite, column.n_zeros)
     if finite.size == profile.n_rows and not profile.has("constant"):
@@ -104,14 +102,13 @@ def _add_nonfinite(profile: ColumnProfile, cells: NDArray[Any]) -> NDArray[Any]:
         signs = f", {n_below} of them negative" if n_below else ""
         detail = f"{share(profile.n_infinite, profile.n_rows)}{signs}"
         profile.add("infinite", profile.n_infinite, detail)
-    if finite.dtype.itemsize > 4 and finite.size:
-        size = max(abs(float(finite.min())), abs(float(finite.max())))
-        if size > FLOAT32_MAX:
-            is_within = np.abs(finite) <= FLOAT32_MAX
-            profile.n_beyond = int(finite.size - is_within.sum())
-            detail = f"{share(profile.n_beyond, profile.n_rows)}, up to {number(size)}"
-            profile.add("beyond float32", profile.n_beyond, detail)
-            finite = finite[is_within]
+    size = float(np.abs(finite).max(initial=0.0))
+    if size > FLOAT32_MAX:
+        is_within = np.abs(finite) <= FLOAT32_MAX
+        profile.n_beyond = int(finite.size - is_within.sum())
+        detail = f"{share(profile.n_beyond, profile.n_rows)}, up to {number(size)}"
+        profile.add("beyond float32", profile.n_beyond, detail)
+        finite = finite[is_within]
     return finite
 
 
@@ -181,13 +178,12 @@ def _next_to_lone_outlier(
     if extent < _LONE:
         return None
     others = finite[finite != extreme]
-    is_rare = finite.size - others.size <= 2
-    if not others.size:
+    if not others.size or finite.size - others.size > 2:
         return None
     next_value = float(others.max() if extreme > others[0] else others.min())
     gap = abs(extreme - next_value) / spread
     is_alone = gap >= max(_LONE, 0.5 * extent) and extent - gap < _HEAVY_TAIL
-    return next_value if is_rare and is_alone else None
+    return next_value if is_alone else None
 
 
 def _add_identifier(profile: ColumnProfile, finite: NDArray[Any]) -> None:

@@ -10,14 +10,10 @@ from sknan._utils.progress import advance, progress
 from sknan._utils.validation import did_you_mean
 from sknan.inspection._audit._column_profile import ColumnProfile
 from sknan.inspection._audit._columns import profile_column
-from sknan.inspection._audit._finding import (
-    Finding,
-    Observation,
-    group_by_kind,
-    in_order,
-)
+from sknan.inspection._audit._finding import Finding, Observation, group_by_kind
 from sknan.inspection._audit._formatting import quantity
 from sknan.inspection._audit._leakage import observations_of_leakage
+from sknan.inspection._audit._remedies import SEVERITIES
 from sknan.inspection._audit._table_audit import TableAudit, statistics_of
 from sknan.inspection._audit._tables import (
     duplicated_rows,
@@ -132,12 +128,9 @@ def audit(
         target_columns = _columns_of_target(y, table.n_rows)
     targets = [profile_target(column, task) for column in target_columns]
     profiles = _profile_columns(table, verbose)
-    findings = in_order(
-        [
-            *group_by_kind(_observations_in_X(table, profiles, targets), "X"),
-            *group_by_kind([o for target in targets for o in target.observations], "y"),
-        ]
-    )
+    findings = group_by_kind([o for t in targets for o in t.observations], "y")
+    findings += group_by_kind(_observations_in_X(table, profiles, targets), "X")
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     sentinels: dict[Any, list[Any]] = {}
     for profile in profiles:
         if profile.sentinels:
@@ -182,12 +175,11 @@ def _columns_of_target(y: Any, n_rows: int) -> list[TypedColumn]:
             "y must be the target of each row, or the name of a column, got "
             f"{type(y).__name__}. Pass a Series, an array or a list."
         )
-    n_given = len(y)
     is_table = getattr(y, "ndim", 1) == 2 or hasattr(y, "columns")
     columns = list(read_table(y).columns()) if is_table else [read_column(y)]
-    if n_given != n_rows:
+    if len(y) != n_rows:
         raise ValueError(
-            f"X has {quantity(n_rows, 'row')}, and y has {n_given}. Pass one target "
+            f"X has {quantity(n_rows, 'row')}, and y has {len(y)}. Pass one target "
             "for each row."
         )
     if len(columns) == 1:
@@ -219,12 +211,10 @@ def _observations_in_X(
     for profile in profiles:
         yield from profile.observations
     yield from observations_in_table(table, profiles)
-    if not profiles:
-        return
-    target = targets[0] if len(targets) == 1 else None
-    if target is not None:
-        yield from observations_of_leakage(table, profiles, target)
-    y = None if target is None else target.values
+    y = None
+    if profiles and len(targets) == 1:
+        yield from observations_of_leakage(table, profiles, targets[0])
+        y = targets[0].values
     yield from duplicated_rows(table, profiles, y)
 
 

@@ -212,13 +212,9 @@ def _wrapped(text: str, first: str = "", others: str = "") -> list[str]:
 
 
 def _rows_of(finding: Finding) -> Iterator[tuple[Any, ...]]:
-    places: list[tuple[Any, Any]]
-    places = list(zip(finding.columns, finding.positions, strict=True))
-    places = places or [(None, None)] * len(finding.details)
-    for place, value, detail in zip(
-        places, finding.values, finding.details, strict=True
-    ):
-        yield (
-            *(finding.severity, finding.where, finding.kind, *place, value, detail),
-            *(finding.action, finding.by_pipeline),
-        )
+    none = (None,) * len(finding.details)
+    columns, positions = finding.columns or none, finding.positions or none
+    cells = zip(columns, positions, finding.values, finding.details, strict=True)
+    first = (finding.severity, finding.where, finding.kind)
+    for row in cells:
+        yield (*first, *row, finding.action, finding.by_pipeline)

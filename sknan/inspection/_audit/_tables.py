@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sknan.inspection._audit._column_profile import ColumnProfile
-from sknan.inspection._audit._columns import as_text
+from sknan.inspection._audit._columns import codes_of
 from sknan.inspection._audit._finding import Observation
 from sknan.inspection._audit._formatting import number, quantity, share
 from sknan.preprocessing._tables.lazy_table import LazyTable
@@ -69,10 +69,9 @@ def _column_names(table: LazyTable, profiles: _Profiles) -> Iterator[Observation
     kind = "column names"
     first: dict[Any, int] = {}
     for j, label in enumerate(labels):
-        if label in first:
+        if first.setdefault(label, j) != j:
             detail = f"also the name of column {first[label]}"
             yield Observation(kind, 1.0, detail, repr(str(label)), label, j)
-        first.setdefault(label, j)
     others = [j for j, label in enumerate(labels) if not isinstance(label, str)]
     if 0 < len(others) < len(labels):
         for j in others:
@@ -108,28 +107,6 @@ def _shape(table: LazyTable, profiles: _Profiles) -> Iterator[Observation]:
 
 
 # -- duplicated columns --------------------------------------------------------------
-
-
-def codes_of(column: TypedColumn) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
-    """Return the distinct values of a column, and the code of the value in each cell.
-
-    Parameters
-    ----------
-    column : TypedColumn
-        The column.
-
-    Returns
-    -------
-    codes : ndarray of int
-        Index of the value in each cell, -1 where missing.
-    values : tuple
-        Distinct values, in order of appearance.
-    """
-    cells = column.cells
-    if not isinstance(cells, np.ndarray):
-        cells = as_text(cells, column.holds)
-    codes, values = pd.factorize(cells)
-    return codes, tuple(np.asarray(values).tolist())
 
 
 def _duplicated_columns(table: LazyTable, profiles: _Profiles) -> Iterator[Observation]:
@@ -217,13 +194,12 @@ def _find_duplicates(table: LazyTable, profiles: _Profiles) -> _RowsAndHashes:
     the search. The result is empty if the rows cannot be compared or if there are more
     rows than combinations of values.
     """
-    none = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
-    if table.is_sparse or any(profile.holds == "nested" for profile in profiles):
-        return none
-    if math.prod(1.0 + profile.n_distinct for profile in profiles) <= table.n_rows:
-        return none
-    rows = np.arange(table.n_rows)
-    groups = np.zeros(table.n_rows, dtype=np.uint64)
+    n_rows = table.n_rows
+    is_comparable = not (table.is_sparse or any(p.holds == "nested" for p in profiles))
+    if not is_comparable or math.prod(1.0 + p.n_distinct for p in profiles) <= n_rows:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
+    rows = np.arange(n_rows)
+    groups = np.zeros(n_rows, dtype=np.uint64)
     order = sorted(
         (p for p in profiles if p.top_share < 1), key=lambda p: -p.n_distinct
     )
@@ -232,7 +208,7 @@ def _find_duplicates(table: LazyTable, profiles: _Profiles) -> _RowsAndHashes:
         groups ^= _hashes(table.read(profile.position), rows)
         groups ^= groups >> np.uint64(29)
         is_due = n_read == len(order) or n_read % _N_BETWEEN_SEARCHES == 0
-        if is_due or n_read <= 2 or rows.size < table.n_rows / 2:
+        if is_due or n_read <= 2 or rows.size < n_rows / 2:
             equal = pd.Series(groups).duplicated(keep=False).to_numpy()
             rows, groups = rows[equal], groups[equal]
         if not rows.size:
@@ -242,17 +218,13 @@ def _find_duplicates(table: LazyTable, profiles: _Profiles) -> _RowsAndHashes:
 
 def _hashes(column: TypedColumn, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Return a hash of each cell in some rows, the same for equal cells."""
-    cells = column.cells
-    if not isinstance(cells, np.ndarray):
-        column = column._replace(cells=cells.iloc[rows])
-        return codes_of(column)[0].astype(np.uint64)
-    cells = cells[rows]
+    if not isinstance(column.cells, np.ndarray) or column.cells.dtype.kind == "c":
+        return codes_of(column, rows)[0].astype(np.uint64)
+    cells = column.cells[rows]
     if cells.dtype.kind in "mM":
         return cells.astype(np.int64).view(np.uint64)
     if cells.dtype.kind in "biu":
         return cells.astype(np.uint64)
-    if cells.dtype.kind == "c":
-        return codes_of(column._replace(cells=cells))[0].astype(np.uint64)
     bits = (cells.astype(np.float64) + 0.0).view(np.uint64)  # -0.0 becomes 0.0.
     bits[np.isnan(cells)] = 1
     # The low bits of integers in floating point are 0.

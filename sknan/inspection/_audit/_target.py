@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from sknan._utils.validation import FLOAT32_MAX
 from sknan.inspection._audit._column_profile import ColumnProfile, sampled
-from sknan.inspection._audit._columns import profile_column
+from sknan.inspection._audit._columns import codes_of, profile_column
 from sknan.inspection._audit._finding import Observation
 from sknan.inspection._audit._formatting import number, quantity, quoted, share
-from sknan.inspection._audit._tables import codes_of
 from sknan.preprocessing._tables.sentinels import is_word_for_missing
 from sknan.preprocessing._tables.typed_column import TypedColumn
 
@@ -119,10 +118,7 @@ def profile_target(column: TypedColumn, task: Task) -> Target:
     """
     n_rows = len(column.cells)
     profile = profile_column(column, n_rows)
-    missing = np.zeros(n_rows, dtype=bool)
-    if profile.n_missing:
-        missing = np.asarray(pd.isna(column.cells))
-    target = Target(column, None, missing)
+    target = Target(column, None, np.asarray(pd.isna(column.cells)))
     if profile.n_missing:
         target.add("missing", profile.n_missing, share(profile.n_missing, n_rows))
     if not profile.n_known:

@@ -108,8 +108,7 @@ def observations_in_text(
     list of Observation
         Observations without the name and position of the column.
     """
-    words = [is_word_for_missing(text) for text in categories.texts]
-    known = categories.where(~np.array(words, dtype=bool))
+    known = categories.where([not is_word_for_missing(t) for t in categories.texts])
     if not known.texts:
         return []
     formats = () if is_category else (_numbers, _written_numbers, _dates)
