@@ -140,8 +140,8 @@ class AuditDisplay:
         """
         columns = self._columns(max_columns)
         height = 0.5 + 0.21 * len(columns)
-        has_shares = any(c[name] for c in columns for name in _SHARES)
-        has_shares = has_shares or any(c["sentinels"] for c in columns)
+        shown = [*_SHARES, "sentinels"]
+        has_shares = any(column[name] for column in columns for name in shown)
         heights = [height if has_shares else 0.4, height]
         shares, scales = axes_of(ax, heights, 6.4, "AuditDisplay.plot")
         places = np.arange(len(columns))
@@ -169,11 +169,10 @@ class AuditDisplay:
             raise ValueError("The table has no columns: there is nothing to show.")
         if len(columns) <= max_columns:
             return columns
-        severities = list(_SIGNS)
+        severities = [*_SIGNS, None]
 
         def rank(i: int) -> tuple[int, float]:
-            severity = columns[i]["severity"]
-            place = severities.index(severity) if severity else len(severities)
+            place = severities.index(columns[i]["severity"])
             return place, -sum(columns[i][share] for share in _SHARES)
 
         kept = sorted(sorted(range(len(columns)), key=rank)[:max_columns])
@@ -206,9 +205,10 @@ def _draw_shares(
             ax.barh(places, share, left=left, label=name.replace("_", " "), **kind)
         left += share
     for place, (total, column) in enumerate(zip(left, columns, strict=True)):
-        sentinels = ", ".join(_shown(value) for value in column["sentinels"])
-        texts = [f"{total:.2g}" if total else "", f"sentinel {sentinels}"]
-        text = "  ".join(filter(None, texts if sentinels else texts[:1]))
+        texts = [f"{total:.2g}"] if total else []
+        if column["sentinels"]:
+            texts.append(f"sentinel {', '.join(map(_shown, column['sentinels']))}")
+        text = "  ".join(texts)
         where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
         ax.annotate(text, (total, place), fontsize=7, color=INK, **where)
     # Leave room for the number to the right of the longest bar.
@@ -260,15 +260,14 @@ def _set_limits(ax: Any, numeric: Sequence[dict[str, Any]]) -> None:
     scale = ax.xaxis.get_transform()
     low, high = scale.transform(np.array(ends, dtype=float))
     margin = 0.04 * (high - low) or 0.5
-    inverse = scale.inverted()
-    ax.set_xlim(*inverse.transform(np.array([low - margin, high + margin])))
+    limits = np.array([low - margin, high + margin])
+    ax.set_xlim(*scale.inverted().transform(limits))
 
 
 def _thin_out_ticks(ax: Any) -> None:
     """Remove ticks until their labels do not overlap."""
-    ticks = ax.get_xticks()
     low, high = ax.get_xlim()
-    inside = [tick for tick in ticks if low <= tick <= high]
+    inside = [tick for tick in ax.get_xticks() if low <= tick <= high]
     step = math.ceil(len(inside) / 7)
     if step > 1:
         zero = inside.index(0.0) if 0.0 in inside else 0

@@ -223,17 +223,15 @@ class LearningRateDisplay:
         """
         (axes,) = axes_of(ax, [3.4], 6.4, "LearningRateDisplay.plot")
         values = [curve.values for curve in self.curves]
-        axes.set_xscale("log")
         scale = "linear" if self.greater_is_better else scale_for(values)
-        axes.set_yscale(scale)
+        axes.set(xscale="log", yscale=scale)
         limits = _limits(values, self.greater_is_better, is_log=scale == "log")
         zones = self._draw_zones(axes)
         if len(self.curves) > _MAX_STYLED:
             self._draw_many(axes)
         else:
-            is_only = len(self.curves) == 1
             for i, curve in enumerate(self.curves):
-                _draw_curve(axes, curve, style_of(i), is_only=is_only)
+                _draw_curve(axes, curve, style_of(i), is_only=len(self.curves) == 1)
         if limits is None:
             axes.set_yticks([])
         else:
@@ -255,15 +253,14 @@ class LearningRateDisplay:
         for curve in self.curves:
             for rate, outcome in zip(curve.rates.tolist(), curve.fates, strict=True):
                 worst[rate] = max(worst.get(rate, ""), outcome, key=_OUTCOMES.index)
-        rates = np.array(sorted(worst))
+        rates = sorted(worst)
         edges = np.log10(rates)
         step = np.diff(edges).mean() / 2 if len(rates) > 1 else 0.5
         middle = (edges[1:] + edges[:-1]) / 2
         edges = 10 ** np.concatenate([[edges[0] - step], middle, [edges[-1] + step]])
         ax.set_xlim(edges[0], edges[-1])
         are_same = all(curve.fates == self.curves[0].fates for curve in self.curves)
-        outcomes = [worst[rate] for rate in sorted(worst)]
-        for outcome, group in groupby(range(len(outcomes)), outcomes.__getitem__):
+        for outcome, group in groupby(range(len(rates)), lambda i: worst[rates[i]]):
             indices = list(group)
             if outcome:
                 is_plain = are_same or outcome == "stable"
@@ -275,11 +272,8 @@ class LearningRateDisplay:
     def _draw_many(self, ax: Any) -> None:
         """Draw the curve with the best value in black and the others in gray."""
         sign = 1.0 if self.greater_is_better else -1.0
-        known = [np.isfinite(curve.values) for curve in self.curves]
-        tops = [
-            (sign * curve.values)[mask].max(initial=-np.inf)
-            for curve, mask in zip(self.curves, known, strict=True)
-        ]
+        signed = [sign * curve.values for curve in self.curves]
+        tops = [values[np.isfinite(values)].max(initial=-np.inf) for values in signed]
         best = int(np.argmax(tops))
         others = {"color": "0.45", "linewidth": 0.7}
         label = f"{len(self.curves) - 1} others"
@@ -301,10 +295,9 @@ class LearningRateDisplay:
                 ("x", 0.03, ~np.isfinite(curve.values), "no value"),
             ]
             for marker, y, mask, label in marks:
-                rates = curve.rates[mask]
-                if len(rates):
-                    y_values = np.full(len(rates), y)
-                    ax.plot(rates, y_values, marker, label=label, **style)
+                if mask.any():
+                    y_values = np.full(mask.sum(), y)
+                    ax.plot(curve.rates[mask], y_values, marker, label=label, **style)
 
 
 def _shade(

@@ -92,14 +92,13 @@ def axes_of(ax: Any, heights: Sequence[float], width: float, what: str) -> list[
     if len(given) == 1:
         grid = given[0].get_subplotspec()
         given[0].set_axis_off()
-        figure = given[0].figure
         if grid is None:
             raise ValueError(
                 f"{what} has {n_panels} panels and cannot divide an axes that is not "
                 "a subplot. Pass ax=None or one axes for each panel."
             )
         parts = grid.subgridspec(n_panels, 1, height_ratios=heights)
-        return [figure.add_subplot(parts[i]) for i in range(n_panels)]
+        return [given[0].figure.add_subplot(parts[i]) for i in range(n_panels)]
     raise ValueError(
         f"{what} has {n_panels} panels, got {len(given)} axes. Pass ax=None, one axes "
         "or one for each panel."

@@ -56,14 +56,12 @@ def curves_of_range(found: LearningRateRange) -> list[LearningRateCurve]:
     """
     frame = found.to_frame()
     outcomes = tuple(_outcome_in_range(row) for row in frame.itertuples())
-    losses = [
-        ("held-out rows", frame["valid_loss"].to_numpy(float)),
-        ("training rows", frame["train_loss"].to_numpy(float)),
-    ]
+    losses = {"training rows": "train_loss"}
+    if found.valid_losses.size:
+        losses = {"held-out rows": "valid_loss", **losses}
     return [
-        LearningRateCurve(name, found.rates, loss, outcomes)
-        for name, loss in losses
-        if found.valid_losses.size or name == "training rows"
+        LearningRateCurve(name, found.rates, frame[loss].to_numpy(float), outcomes)
+        for name, loss in losses.items()
     ]
 
 
@@ -136,14 +134,14 @@ def curves_of_search(
     """
     groups: dict[str, dict[float, int]] = {}
     for i, candidate in enumerate(results["params"]):
-        if param not in candidate:
-            continue
-        others = {name: v for name, v in candidate.items() if name != param}
-        name = ", ".join(
-            f"{name.rpartition('__')[2]}={_shown(v)}" for name, v in others.items()
-        )
+        others = [
+            f"{name.rpartition('__')[2]}={_shown(v)}"
+            for name, v in candidate.items()
+            if name != param
+        ]
         # A halving search repeats candidates with more resources. The last one counts.
-        groups.setdefault(name, {})[float(candidate[param])] = i
+        if param in candidate:
+            groups.setdefault(", ".join(others), {})[float(candidate[param])] = i
     curves = []
     rates = _column(results, "effective_lr")
     recoveries = _column(results, "n_recoveries")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sknan.inspection._plotting import (
 )
 from sknan.nets._curves import TrainingCurves, networks_of
 
-_PANELS = ("loss", "score", "rate", "gradient norm")
+# Panels from top to bottom, with their heights in inches.
 _HEIGHTS = {"loss": 2.3, "score": 1.5, "rate": 1.3, "gradient norm": 1.3}
 
 # More trainings are drawn in gray with their median.
@@ -143,10 +144,9 @@ class TrainingDisplay:
         -------
         TrainingDisplay
         """
-        named = estimators
-        if not isinstance(named, Mapping):
-            named = {str(i): each for i, each in enumerate(estimators)}
-        curves = [TrainingCurves.of(each, name) for name, each in named.items()]
+        if not isinstance(estimators, Mapping):
+            estimators = {str(i): each for i, each in enumerate(estimators)}
+        curves = [TrainingCurves.of(each, name) for name, each in estimators.items()]
         return cls(curves).plot(ax, panels=panels)
 
     def plot(
@@ -179,8 +179,8 @@ default=None
         heights = [_HEIGHTS[panel] for panel in shown]
         axes = axes_of(ax, heights, 6.4, "TrainingDisplay.plot")
         for panel, panel_ax in zip(shown, axes, strict=True):
-            if panel == "loss":
-                self._draw_loss(panel_ax)
+            if panel == "loss" and len(self.curves) == 1:
+                _draw_losses(panel_ax, self.curves[0])
             else:
                 self._draw_lines(panel_ax, panel)
             panel_ax.set_ylabel(self._label(panel))
@@ -201,7 +201,7 @@ default=None
     def _panels(self, panels: Sequence[str] | None) -> list[str]:
         if not self.curves:
             raise ValueError("curves is empty: there is no training to show.")
-        known = [panel for panel in _PANELS if any(self._lines(panel))]
+        known = [panel for panel in _HEIGHTS if any(self._lines(panel))]
         if panels is None:
             return known
         for panel in panels:
@@ -238,24 +238,6 @@ default=None
             return as_text(names.pop(), 20) if len(names) == 1 else "score"
         return "learning rate" if panel == "rate" else panel
 
-    def _draw_loss(self, ax: Any) -> None:
-        if len(self.curves) > 1:
-            self._draw_lines(ax, "loss")
-            return
-        (training,) = self.curves
-        valid_loss, best_epoch = training.valid_loss, training.best_epoch
-        losses = [("training", training.train_loss), ("validation", valid_loss)]
-        known = [(name, loss) for name, loss in losses if loss is not None]
-        for i, (name, loss) in enumerate(known):
-            style = _few_markers(style_of(i), len(loss))
-            ax.plot(training.epochs, loss, label=name, **style)
-        ax.set_yscale(scale_for([loss for _, loss in known]))
-        if best_epoch is not None and valid_loss is not None:
-            best = valid_loss[best_epoch - 1]
-            style = {"color": COLORS[0], "markersize": 12, "linestyle": "none"}
-            ax.plot(best_epoch, best, "*", label="best epoch", **style)
-        _mark_recoveries(ax, training)
-
     def _draw_lines(self, ax: Any, panel: str) -> None:
         lines = self._lines(panel)
         ax.set_yscale(scale_for([line for _, line in lines]))
@@ -273,6 +255,22 @@ default=None
             _draw_threshold(ax, lines)
 
 
+def _draw_losses(ax: Any, training: TrainingCurves) -> None:
+    """Draw the losses of the only training on training and held-out rows."""
+    losses = {"training": training.train_loss}
+    if training.valid_loss is not None:
+        losses["validation"] = training.valid_loss
+    for i, (name, loss) in enumerate(losses.items()):
+        style = _few_markers(style_of(i), len(loss))
+        ax.plot(training.epochs, loss, label=name, **style)
+    ax.set_yscale(scale_for(list(losses.values())))
+    if training.best_epoch is not None and "validation" in losses:
+        best = losses["validation"][training.best_epoch - 1]
+        style = {"color": COLORS[0], "markersize": 12, "linestyle": "none"}
+        ax.plot(training.best_epoch, best, "*", label="best epoch", **style)
+    _mark_recoveries(ax, training)
+
+
 def _few_markers(style: dict[str, Any], n_points: int) -> dict[str, Any]:
     """Restrict the markers of a curve to about ten points."""
     return {**style, "markevery": max(1, n_points // 10)}
@@ -286,10 +284,9 @@ def _lines_at_recoveries(ax: Any, training: TrainingCurves) -> None:
 def _mark_recoveries(ax: Any, training: TrainingCurves) -> None:
     """Draw a line at each epoch in which a step failed, with its cause at the top."""
     _lines_at_recoveries(ax, training)
-    counts = Counter(training.recoveries)
     n_causes: Counter[int] = Counter()
     transform = ax.get_xaxis_transform()
-    for (epoch, cause), count in sorted(counts.items()):
+    for (epoch, cause), count in sorted(Counter(training.recoveries).items()):
         # Markers of several causes in one epoch are drawn below each other.
         y = 0.95 - 0.09 * n_causes[epoch]
         n_causes[epoch] += 1
@@ -332,14 +329,12 @@ def _draw_many(ax: Any, lines: list[tuple[TrainingCurves, np.ndarray]]) -> None:
         epochs = sorted({epoch for epoch, _ in training.recoveries})
         values = [line[epoch - 1] for epoch in epochs]
         ax.plot(epochs, values, "x", color=COLORS[2], markersize=4)
-    n_epochs = max(len(line) for _, line in lines)
-    padded = np.full((len(lines), n_epochs), np.nan)
-    for row, (_, line) in zip(padded, lines, strict=True):
-        row[: len(line)] = line
+    values_in = zip_longest(*(line for _, line in lines), fillvalue=np.nan)
+    by_epoch = np.array(list(values_in))
     # In epochs with few trainings the median would be that of a different group.
-    is_common = np.isfinite(padded).sum(axis=0) > len(lines) / 2
+    is_common = np.isfinite(by_epoch).sum(axis=1) > len(lines) / 2
     common = np.flatnonzero(is_common)
-    median = np.nanmedian(padded[:, common], axis=0)
+    median = np.nanmedian(by_epoch[common], axis=1)
     ax.plot(common + 1, median, color=INK, linewidth=2.2, label="median")
 
 
