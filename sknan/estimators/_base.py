@@ -267,10 +267,9 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         elif continues:  # a range test applies to an untrained network
             self.lr_ = float(self.net_.lr)
         else:
-            self.learning_rate_range_ = range_test(
-                self, rows, seed, verbose=self.verbose == 1
-            )
-            self.lr_ = self.learning_rate_range_.suggestion
+            found = range_test(self, rows, seed, verbose=self.verbose == 1)
+            self.learning_rate_range_ = found
+            self.lr_ = found.suggestion
 
     # -- training ------------------------------------------------------------------
 
@@ -286,22 +285,16 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         self._check_parameters()
         tasks = EpochTasks()
         tasks.begin(self, X, y, sample_weight)
-        plan = self._prepare(X, y, sample_weight, fold=fold)
+        plan = self._plan(self._training_rows(X, y, sample_weight), fold)
         plan.run(tasks if tasks.has_listeners else None)
         self._finish(plan)
         tasks.end()
 
     def _partial_fit(self, *args: Any, **kwargs: Any) -> None:
         """Run all of ``partial_fit``."""
-        plan = self._prepare(*args, is_partial=True, **kwargs)
+        plan = self._plan(self._training_rows(*args, is_partial=True, **kwargs))
         plan.run()
         self._finish(plan)
-
-    def _prepare(
-        self, *args: Any, fold: ValidationFold | None = None, **kwargs: Any
-    ) -> TrainingPlan:
-        """Run all of ``fit`` that precedes training, on the arguments of ``fit``."""
-        return self._plan(self._training_rows(*args, **kwargs), fold)
 
     def _plan(
         self,

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from joblib import effective_n_jobs
-from sklearn.base import BaseEstimator, RegressorMixin, clone
-from sklearn.utils import Tags, check_random_state
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._engine.jobs import Job, JobOutcome, train_together
@@ -172,17 +172,11 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
 
 def _show_warnings(outcomes: list[JobOutcome]) -> None:
     """Show each warning of the networks once, and one summary of all recoveries."""
-    shown = set()
-    recoveries: list[DivergenceWarning] = []
-    for outcome in outcomes:
-        for caught in outcome.warnings:
-            if isinstance(caught.message, DivergenceWarning):
-                recoveries.append(caught.message)
-                continue
-            key = caught.category, str(caught.message)
-            if key not in shown:
-                shown.add(key)
-                warnings.warn(caught.message, stacklevel=stacklevel_of_caller())
+    caught = [w.message for outcome in outcomes for w in outcome.warnings]
+    recoveries = [w for w in caught if isinstance(w, DivergenceWarning)]
+    for warning in {(type(w), str(w)): w for w in caught}.values():
+        if not isinstance(warning, DivergenceWarning):
+            warnings.warn(warning, stacklevel=stacklevel_of_caller())
     if recoveries:
         summary = DivergenceWarning(
             f"{len(recoveries)} of {len(outcomes)} networks were rescued in training. "
@@ -308,7 +302,7 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, _Ensemble):
         return mean.astype(np.float32)
 
 
-class StableNetEnsembleRegressor(RegressorMixin, _Ensemble):
+class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, _Ensemble):
     """Mean of the predictions of several guarded networks.
 
     With early stopping, each network holds out another fifth of the rows for the choice
@@ -422,8 +416,3 @@ class StableNetEnsembleRegressor(RegressorMixin, _Ensemble):
             mean += predicted * share
         averaged: np.ndarray = mean.astype(first.dtype)
         return averaged
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags

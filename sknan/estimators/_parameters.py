@@ -41,6 +41,10 @@ def _is_positive_integer(value: Any) -> bool:
     return is_integer(value) and value >= 1
 
 
+def _is_positive_integer_or_auto(value: Any) -> bool:
+    return _is_positive_integer(value) or is_auto(value)
+
+
 def _is_callback(value: Any) -> bool:
     """Whether skorch accepts ``value``: an instance, a class, or a pair with a name."""
     if isinstance(value, tuple):
@@ -52,16 +56,15 @@ def _is_callback(value: Any) -> bool:
 
 # A test of each parameter, and the same in words for the message. The parameters of the
 # guard, of clipping and of the schedule are checked by the net, which uses them.
+_COUNT = (_is_positive_integer, "an integer of at least 1")
+_COUNT_OR_AUTO = (_is_positive_integer_or_auto, "an integer of at least 1 or 'auto'")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (
         lambda v: (is_number(v) and 0 < v < math.inf) or is_auto(v),
         "a finite number above 0 or 'auto'",
     ),
-    "max_epochs": (_is_positive_integer, "an integer of at least 1"),
-    "batch_size": (
-        lambda v: _is_positive_integer(v) or is_auto(v),
-        "an integer of at least 1 or 'auto'",
-    ),
+    "max_epochs": _COUNT,
+    "batch_size": _COUNT_OR_AUTO,
     "weight_decay": (
         lambda v: is_number(v) and 0 <= v < math.inf,
         "a finite number of at least 0",
@@ -74,12 +77,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: is_number(v) and 0 < v < 1,
         "a number between 0 and 1, both excluded",
     ),
-    "n_iter_no_change": (_is_positive_integer, "an integer of at least 1"),
+    "n_iter_no_change": _COUNT,
     "warm_start": (_is_flag, "True or False"),
-    "num_threads": (
-        lambda v: _is_positive_integer(v) or is_auto(v),
-        "an integer of at least 1 or 'auto'",
-    ),
+    "num_threads": _COUNT_OR_AUTO,
     "compile": (_is_flag, "True or False"),
     "verbose": (
         lambda v: _is_flag(v) or (is_integer(v) and v >= 0),

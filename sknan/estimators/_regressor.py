@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import RegressorMixin
-from sklearn.utils import Tags
+from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_array
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from sknan.losses._bounded import unbounded
 from sknan.losses._traits import predictions
 
 
-class StableNetRegressor(RegressorMixin, StableNetBase):
+class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
     """Neural network regressor whose weights and outputs are always finite.
 
     Gradients are clipped and the learning rate follows a schedule by default. A step
@@ -379,11 +378,6 @@ class StableNetRegressor(RegressorMixin, StableNetBase):
         values = np.minimum(np.maximum(values, -limit), limit)
         predicted: np.ndarray = values.astype(self._target_dtype, copy=False)
         return predicted
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
 
 
 def _n_targets(shape: tuple[int, ...]) -> int:

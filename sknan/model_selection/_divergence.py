@@ -29,28 +29,22 @@ def divergence_columns(results: Sequence[FitResult], n_splits: int) -> dict[str,
         ``effective_lr`` are the minima over the splits. All three are masked where no
         split has a value. ``stacked`` is True where all splits were stacked.
     """
-    shape = (-1, n_splits)
-    recoveries = _masked([r.n_recoveries for r in results], np.int64).reshape(shape)
-    epochs = _masked([r.diverged_at for r in results], np.int64).reshape(shape)
-    rates = _masked([r.effective_lr for r in results], np.float64).reshape(shape)
+    summaries: dict[str, tuple[Any, Any]] = {
+        "n_recoveries": (np.int64, np.ma.sum),
+        "diverged_at": (np.int64, np.ma.min),
+        "effective_lr": (np.float64, np.ma.min),
+    }
     columns: dict[str, Any] = {}
-    for name, table, total in [
-        ("n_recoveries", recoveries, recoveries.sum(axis=1)),
-        ("diverged_at", epochs, epochs.min(axis=1)),
-        ("effective_lr", rates, rates.min(axis=1)),
-    ]:
-        for split in range(n_splits):
-            columns[f"split{split}_{name}"] = table[:, split]
-        columns[name] = total
-    is_stacked = np.array([r.is_stacked for r in results]).reshape(shape)
+    for name, (dtype, total) in summaries.items():
+        values = [getattr(result, name) for result in results]
+        mask = [value is None for value in values]
+        known = np.ma.MaskedArray([v or 0 for v in values], mask=mask, dtype=dtype)
+        table = known.reshape(-1, n_splits)
+        columns |= {f"split{i}_{name}": column for i, column in enumerate(table.T)}
+        columns[name] = total(table, axis=1)
+    is_stacked = np.reshape([result.is_stacked for result in results], (-1, n_splits))
     columns["stacked"] = is_stacked.all(axis=1)
     return columns
-
-
-def _masked(values: list[Any], dtype: Any) -> np.ma.MaskedArray[Any, Any]:
-    mask = [value is None for value in values]
-    known = [0 if value is None else value for value in values]
-    return np.ma.MaskedArray(known, mask=mask, dtype=dtype)
 
 
 def divergence_warning(

@@ -18,9 +18,8 @@ from sknan.model_selection._pipelines import (
     with_last,
 )
 from sknan.model_selection._results import FitResult
-from sknan.model_selection._trainer import ShareTrainer
 from sknan.model_selection._transformers import Split
-from sknan.model_selection._worker import Task
+from sknan.model_selection._worker import ShareTrainer, Task
 
 
 class Evaluation:

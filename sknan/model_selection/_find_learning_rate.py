@@ -101,9 +101,7 @@ def find_learning_rate(
     >>> bool(1e-3 < found.suggestion < found.largest_stable)
     True
     """
-    net = estimator
-    if isinstance(estimator, Pipeline):
-        net = estimator.steps[-1][1]
+    net = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
     if not isinstance(net, StableNetBase):
         raise TypeError(
             "estimator must be a StableNetClassifier, a StableNetRegressor or a "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from typing import Any
+
+from sklearn.base import BaseEstimator
 
 from sknan._utils.progress import progress
 from sknan._utils.stacklevel import stacklevel_of_caller
@@ -14,11 +16,12 @@ from sknan.model_selection._run import SearchRun
 from sknan.model_selection._stand_ins import scorer_stand_in
 
 
-class BatchedSearchMixin:
+class BatchedSearchMixin(BaseEstimator):
     """Mixin for scikit-learn's searches that trains the candidates together."""
 
     # Present while `fit` runs, if the estimator is a network of this package.
     _run: SearchRun | None = None
+    scorer_: Any
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
         """Run the search, and fit the best candidate on all rows.
@@ -38,89 +41,80 @@ class BatchedSearchMixin:
         -------
         self
         """
-        search: Any = self
-        memory = search.max_memory
-        is_bytes = is_number(memory) and memory > 0
-        if not (memory is None or is_bytes):
+        memory = self.max_memory
+        if memory is not None and not (is_number(memory) and memory > 0):
             raise ValueError(
                 f"The 'max_memory' parameter of {type(self).__name__} must be a number "
                 f"of bytes above 0 or None, got {memory!r}."
             )
-        parent: Any = super()
-        if final_network(search.estimator) is None:
-            return parent.fit(X, y, **params)
-        run = SearchRun(
-            search.estimator, search.n_jobs, memory, search.return_train_score
+        if final_network(self.estimator) is None:
+            return super().fit(X, y, **params)
+        self._run = run = SearchRun(
+            self.estimator, self.n_jobs, memory, self.return_train_score
         )
-        self._run = run
         try:
-            parent.fit(X, y, **params)
+            super().fit(X, y, **params)
         finally:
             run.leave(self)
             del self._run
-        search.scorer_ = getattr(search.scorer_, "__wrapped__", search.scorer_)
-        has_best = search.refit or not search.multimetric_
-        best = search.best_index_ if has_best else None
-        warning = divergence_warning(run.results, search.cv_results_, best)
+        self.scorer_ = getattr(self.scorer_, "__wrapped__", self.scorer_)
+        has_best = self.refit or not self.multimetric_
+        best = self.best_index_ if has_best else None
+        warning = divergence_warning(run.results, self.cv_results_, best)
         if warning is not None:
             warnings.warn(warning, stacklevel=stacklevel_of_caller())
         return self
 
     def _get_scorers(self) -> Any:
-        parent: Any = super()
-        scorer, refit_metric = parent._get_scorers()
+        scorer, refit_metric = super()._get_scorers()
         if self._run is not None:
-            scoring = cast(Any, self).scoring
+            scoring = self.scoring
             is_single = scoring is None or isinstance(scoring, str) or callable(scoring)
             self._run.options.scorer = scorer
             scorer = scorer_stand_in(scorer, not is_single)
         return scorer, refit_metric
 
     def _get_routed_params_for_fit(self, params: dict[str, Any]) -> Any:
-        parent: Any = super()
-        routed = parent._get_routed_params_for_fit(params)
+        routed = super()._get_routed_params_for_fit(params)
         if self._run is not None:
             self._run.options.fit_params = dict(routed.estimator.fit)
             self._run.options.score_params = dict(routed.scorer.score)
         return routed
 
     def _check_input_parameters(self, X: Any, y: Any, split_params: Any) -> None:
-        parent: Any = super()
-        parent._check_input_parameters(X, y, split_params)
+        super()._check_input_parameters(X, y, split_params)
         if self._run is not None:
             self._run.enter(self)  # scikit-learn clones the estimator next
 
     def _run_search(self, evaluate_candidates: Any, *, callback_ctx: Any) -> None:
-        parent: Any = super()
-        run, search = self._run, cast(Any, self)
+        run = self._run
         if run is None:
-            parent._run_search(evaluate_candidates, callback_ctx=callback_ctx)
+            super()._run_search(evaluate_candidates, callback_ctx=callback_ctx)
             return
         run.leave(self)
 
         def evaluate(candidates: Any, cv: Any = None, **others: Any) -> Any:
             candidates = list(candidates)
-            cv = cv or search._checked_cv_orig
-            n_fits = len(candidates) * search.n_splits_
-            has_callbacks = hasattr(search, "_skl_callbacks")
+            cv = cv or self._checked_cv_orig
+            n_fits = len(candidates) * self.n_splits_
+            has_callbacks = hasattr(self, "_skl_callbacks")
             with (
-                progress("Search", n_fits, "fits", verbose=search.verbose),
+                progress("Search", n_fits, "fits", verbose=self.verbose),
                 run.evaluating(candidates, cv, has_callbacks) as splitter,
             ):
                 return evaluate_candidates(candidates, splitter, **others)
 
-        parent._run_search(evaluate, callback_ctx=callback_ctx)
+        super()._run_search(evaluate, callback_ctx=callback_ctx)
 
     def _format_results(
         self, candidate_params: Any, n_splits: int, out: Any, more_results: Any = None
     ) -> dict[str, Any]:
-        parent: Any = super()
         # Empty if a subclass overrides `_run_search`.
         results = [] if self._run is None else self._run.results
         for entry, result in zip(out, results, strict=bool(results)):
             entry["fit_time"] = result.fit_seconds
             entry["score_time"] = result.score_seconds
-        columns: dict[str, Any] = parent._format_results(
+        columns: dict[str, Any] = super()._format_results(
             candidate_params, n_splits, out, more_results
         )
         return (

@@ -20,8 +20,8 @@ from sknan._engine.training import train_as_stack
 from sknan.model_selection._evaluation import Evaluation
 from sknan.model_selection._results import FitResult
 from sknan.model_selection._stand_ins import PretrainedStandIn, SplitterStandIn
-from sknan.model_selection._trainer import ShareTrainer
 from sknan.model_selection._transformers import FitOptions, Split
+from sknan.model_selection._worker import ShareTrainer
 
 
 class SearchRun:

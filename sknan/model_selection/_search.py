@@ -22,6 +22,12 @@ from sknan.model_selection._mixin import BatchedSearchMixin
 from sknan.model_selection._pipelines import final_network, path_of_last
 
 
+def _inherited(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a constructor that scikit-learn's constructor has too."""
+    added = {"self", "__class__", "max_memory"}
+    return {name: value for name, value in arguments.items() if name not in added}
+
+
 class BatchedGridSearchCV(BatchedSearchMixin, GridSearchCV):
     """Grid search that trains all candidates on all folds together.
 
@@ -133,18 +139,7 @@ class BatchedGridSearchCV(BatchedSearchMixin, GridSearchCV):
         return_train_score: bool = False,
         max_memory: int | None = None,
     ) -> None:
-        super().__init__(
-            estimator,
-            param_grid,
-            scoring=scoring,
-            n_jobs=n_jobs,
-            refit=refit,
-            cv=cv,
-            verbose=verbose,
-            pre_dispatch=pre_dispatch,
-            error_score=error_score,
-            return_train_score=return_train_score,
-        )
+        super().__init__(**_inherited(locals()))
         self.max_memory = max_memory
 
 
@@ -264,20 +259,7 @@ class BatchedRandomizedSearchCV(BatchedSearchMixin, RandomizedSearchCV):
         return_train_score: bool = False,
         max_memory: int | None = None,
     ) -> None:
-        super().__init__(
-            estimator,
-            param_distributions,
-            n_iter=n_iter,
-            scoring=scoring,
-            n_jobs=n_jobs,
-            refit=refit,
-            cv=cv,
-            verbose=verbose,
-            pre_dispatch=pre_dispatch,
-            random_state=random_state,
-            error_score=error_score,
-            return_train_score=return_train_score,
-        )
+        super().__init__(**_inherited(locals()))
         self.max_memory = max_memory
 
 
@@ -409,23 +391,7 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
         verbose: int = 0,
         max_memory: int | None = None,
     ) -> None:
-        super().__init__(
-            estimator,
-            param_grid,
-            factor=factor,
-            resource=resource,
-            max_resources=max_resources,
-            min_resources=min_resources,
-            aggressive_elimination=aggressive_elimination,
-            cv=cv,
-            scoring=scoring,
-            refit=refit,
-            error_score=error_score,
-            return_train_score=return_train_score,
-            random_state=random_state,
-            n_jobs=n_jobs,
-            verbose=verbose,
-        )
+        super().__init__(**_inherited(locals()))
         self.max_memory = max_memory
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:

@@ -7,7 +7,6 @@ that they are the same as in its own searches.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -82,7 +81,7 @@ def prepare(
     """Fit a clone of the model on the training part of each split."""
     attempt = _FitAttempt(model, get_config()["enable_metadata_routing"])
     found = _cross_validate(
-        attempt, X, y, options.fit_params, splits, _keep_rows, options.scores_train
+        attempt, X, y, options.fit_params, splits, options.scores_train
     )
     prepared = []
     for split, fitted, seconds in zip(
@@ -137,16 +136,10 @@ def _params_of_rows(X: Any, params: dict[str, Any], rows: np.ndarray) -> dict[st
     """Index the parameters that have one value for each row of X."""
     if not params:
         return {}
-    recorder = FitInputRecorder(BaseEstimator())
-    found = _cross_validate(
-        recorder, X, None, params, [Split(rows, rows[:1])], _no_score
-    )
-    indexed: dict[str, Any] = found["estimator"][0].fit_input_[-1]
+    recorder = _FitAttempt(FitInputRecorder(BaseEstimator()), is_routing=False)
+    found = _cross_validate(recorder, X, None, params, [Split(rows, rows[:1])])
+    indexed: dict[str, Any] = found["estimator"][0].model.fit_input_[-1]
     return indexed
-
-
-def _no_score(estimator: Any, X: Any, y: Any = None) -> float:
-    return 0.0
 
 
 def _cross_validate(
@@ -155,7 +148,6 @@ def _cross_validate(
     y: Any,
     params: dict[str, Any],
     splits: list[Split],
-    scoring: Callable[..., float],
     scores_train: bool = False,
 ) -> dict[str, Any]:
     """Call ``cross_validate`` in this process, without metadata routing."""
@@ -170,7 +162,7 @@ def _cross_validate(
             y,
             cv=splits,
             params=params,
-            scoring=scoring,
+            scoring=_keep_rows,
             n_jobs=1,
             return_estimator=True,
             return_train_score=scores_train,

@@ -177,21 +177,18 @@ class TensorBatches:
         order = self._order
         return numbers[self._latest if order is None else order[self._latest]]
 
-    def _drawn_order(self) -> Tensor:
-        generator = None
-        if self.like_loader:  # a loader's sampler seeds a separate generator
-            generator = torch.Generator().manual_seed(_drawn_seed())
-        return torch.randperm(len(self.dataset), generator=generator)
-
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        table = self.dataset
+        table, generator = self.dataset, None
         if self.like_loader:
             _drawn_seed()  # a loader draws a seed for its workers, if any or not
         self._order = None  # frees the old order before the new one is drawn
         if self.shuffle:
-            self._order = self._drawn_order()
+            if self.like_loader:  # a loader's sampler seeds a separate generator
+                generator = torch.Generator().manual_seed(_drawn_seed())
+            self._order = torch.randperm(len(table), generator=generator)
         bounds = self.bounds()
-        per_block = max(1, _VALUES_PER_BLOCK // self._values_per_batch())
+        per_row = sum(leaf.numel() for leaf in tree_leaves(table.rows(slice(0, 1))))
+        per_block = max(1, _VALUES_PER_BLOCK // max(1, per_row * self.batch_size))
         for block in range(0, len(bounds), per_block):
             block_bounds = bounds[block : block + per_block]
             first, last = block_bounds[0][0], block_bounds[-1][1]
@@ -203,8 +200,3 @@ class TensorBatches:
                 self._latest = slice(start, stop)
                 batch = slice(start - first, stop - first)
                 yield tree_map(lambda leaf, batch=batch: leaf[batch], rows)  # type: ignore[misc]
-
-    def _values_per_batch(self) -> int:
-        leaves = tree_leaves(self.dataset.rows(slice(0, 1)))
-        per_row = sum(leaf.numel() for leaf in leaves)
-        return max(1, per_row * self.batch_size)

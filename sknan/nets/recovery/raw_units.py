@@ -245,9 +245,9 @@ def conditioned(
         None if the data are not in raw units or the network cannot be conditioned.
     """
     inputs = batch[0]
-    if not isinstance(inputs, Tensor) or inputs.ndim != 2 or not inputs.numel():
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return None
-    if not inputs.is_floating_point():
+    if inputs.ndim != 2 or not inputs.numel():
         return None
     try:
         with torch.no_grad(), _Uses(inputs) as uses:
@@ -279,15 +279,14 @@ def conditioned(
     weight = uses.weight_of(output)
     power = traits_of(criterion).unit_power
     target = data[1]
-    is_target_known = (
+    if (
         power is not None
         and weight is not None
         and id(weight) in layers
         and isinstance(target, Tensor)
         and target.is_floating_point()
         and target.numel() == len(target) * len(weight)
-    )
-    if power is not None and weight is not None and is_target_known:
+    ):
         middle, spread = _middle_and_spread(target.reshape(len(target), -1))
         units = found.setdefault(id(weight), units_of(weight))
         units.out_scale = spread.to(weight)
