@@ -37,9 +37,9 @@ from sknan.estimators._input import (
     scale_weights,
 )
 from sknan.estimators._labels import apply_class_weight
-from sknan.estimators._nested_params import PrefixedParamsMixin
 from sknan.estimators._network_output import check_finite_output, trial_output
 from sknan.estimators._parameters import (
+    PrefixedParamsMixin,
     automatic_batch_size,
     check_parameters,
     is_auto,

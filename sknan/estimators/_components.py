@@ -108,10 +108,8 @@ def _check_accepted(
 ) -> None:
     """Refuse a prefixed parameter that the factory does not have."""
     accepted = _accepted(factory)
-    if accepted is None:
-        return
     for name in given:
-        if name not in accepted:
+        if accepted is not None and name not in accepted:
             raise ValueError(
                 f"{owner} got {prefix}__{name}, but {name_of(factory)} has no "
                 f"parameter {name!r}.{did_you_mean(name, accepted)} It has: "

@@ -12,10 +12,9 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from sknan._engine.table_net import TableNet
 from sknan._utils.compiled import uncompiled
 from sknan._utils.threads import FlopCount
-from sknan.diagnosis._culprits import without_rows
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._chain import output_bound
-from sknan.nets.recovery.output_repair import rows_without_output, without_output
+from sknan.nets.recovery.output_repair import rows_with_output
 
 # If all values in a float32 network are below this bound, none of them overflows.
 _FAR_FROM_OVERFLOW = 1e30
@@ -52,10 +51,7 @@ def trial_output(net: TableNet, X: np.ndarray) -> Tensor:
             try:
                 output = net.infer(rows)
             except LinAlgError as error:
-                bad = rows_without_output(net, (rows, None))
-                if len(bad) in (0, len(rows)):
-                    raise without_output(net, (rows, None), error) from error
-                rows = without_rows(rows, bad, len(rows))
+                rows, _ = rows_with_output(net, (rows, None), error)
                 output = net.infer(rows)
     except Exception as error:
         name = type(net.module_).__name__

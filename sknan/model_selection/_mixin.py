@@ -49,13 +49,11 @@ class BatchedSearchMixin(BaseEstimator):
             )
         if final_network(self.estimator) is None:
             return super().fit(X, y, **params)
-        self._run = run = SearchRun(
-            self.estimator, self.n_jobs, memory, self.return_train_score
-        )
+        self._run = run = SearchRun(self)
         try:
             super().fit(X, y, **params)
         finally:
-            run.leave(self)
+            run.leave()
             del self._run
         self.scorer_ = getattr(self.scorer_, "__wrapped__", self.scorer_)
         has_best = self.refit or not self.multimetric_
@@ -84,14 +82,14 @@ class BatchedSearchMixin(BaseEstimator):
     def _check_input_parameters(self, X: Any, y: Any, split_params: Any) -> None:
         super()._check_input_parameters(X, y, split_params)
         if self._run is not None:
-            self._run.enter(self)  # scikit-learn clones the estimator next
+            self._run.enter()  # scikit-learn clones the estimator next
 
     def _run_search(self, evaluate_candidates: Any, *, callback_ctx: Any) -> None:
         run = self._run
         if run is None:
             super()._run_search(evaluate_candidates, callback_ctx=callback_ctx)
             return
-        run.leave(self)
+        run.leave()
 
         def evaluate(candidates: Any, cv: Any = None, **others: Any) -> Any:
             candidates = list(candidates)

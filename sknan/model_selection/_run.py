@@ -17,9 +17,12 @@ from sklearn.base import clone
 
 from sknan._engine.plan import trained_by
 from sknan._engine.training import train_as_stack
-from sknan.model_selection._evaluation import Evaluation
 from sknan.model_selection._results import FitResult
-from sknan.model_selection._stand_ins import PretrainedStandIn, SplitterStandIn
+from sknan.model_selection._stand_ins import (
+    Evaluation,
+    PretrainedStandIn,
+    SplitterStandIn,
+)
 from sknan.model_selection._transformers import FitOptions, Split
 from sknan.model_selection._worker import ShareTrainer
 
@@ -33,14 +36,8 @@ class SearchRun:
 
     Parameters
     ----------
-    estimator : estimator
-        Estimator of the search.
-    n_jobs : int or None
-        Number of workers.
-    max_memory : int or None
-        Number of bytes that all workers may take.
-    return_train_score : bool
-        Whether to score on the training parts too.
+    search : search
+        Search with the parameters that its ``fit`` started with.
 
     Attributes
     ----------
@@ -50,29 +47,24 @@ class SearchRun:
         Result of each candidate on each split, in the order of ``cv_results_``.
     """
 
-    def __init__(
-        self,
-        estimator: Any,
-        n_jobs: int | None,
-        max_memory: int | None,
-        return_train_score: bool,
-    ) -> None:
-        self.options = FitOptions(return_train_score)
+    def __init__(self, search: Any) -> None:
+        self.options = FitOptions(search.return_train_score)
         self.results: list[FitResult] = []
-        self._given = estimator
+        self._search = search
+        self._given = search.estimator
         self._estimator: Any = None
-        self._trainer = ShareTrainer(self.options, n_jobs, max_memory)
+        self._trainer = ShareTrainer(self.options, search.n_jobs, search.max_memory)
         self._evaluation: Evaluation | None = None
         self._contexts = contextlib.ExitStack()
 
-    def enter(self, search: Any) -> None:
+    def enter(self) -> None:
         """Take the place of the search's estimator, and use one job in this process."""
-        search.estimator = self
+        self._search.estimator = self
         self._contexts.enter_context(parallel_config(backend="sequential"))
 
-    def leave(self, search: Any) -> None:
+    def leave(self) -> None:
         """Restore the search's estimator and the user's parallel backend."""
-        search.estimator = self._given
+        self._search.estimator = self._given
         self._contexts.close()
 
     def __sklearn_clone__(self) -> Any:

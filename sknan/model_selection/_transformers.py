@@ -87,11 +87,10 @@ def prepare(
     for split, fitted, seconds in zip(
         splits, found["estimator"], found["fit_time"], strict=True
     ):
+        indices = (split.test, split.train)[: len(fitted.rows_)]
         parts = [
-            (*rows, _params_of_rows(X, options.score_params, indices))
-            for rows, indices in zip(
-                fitted.rows_, (split.test, split.train), strict=False
-            )
+            (*rows, _params_of_rows(X, options.score_params, i))
+            for rows, i in zip(fitted.rows_, indices, strict=True)
         ]
         prepared.append(PreparedModel(fitted.model, fitted.error_, seconds, parts))
     return prepared

@@ -12,7 +12,6 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -241,7 +240,11 @@ class ShareTrainer:
                 (X, y, self._options, used_pipelines, used_splits, share, memory)
             )
         found = call_in_workers(train_share, arguments, self._n_jobs)
-        self._warn_once(message for _, messages, _ in found for message in messages)
+        for message in [message for _, messages, _ in found for message in messages]:
+            key = (type(message), str(message))
+            if key not in self._warned:
+                self._warned.add(key)
+                warnings.warn(message, stacklevel=stacklevel_of_caller())
         n_bytes = max(n for _, _, n in found)
         if n_bytes:
             self._bytes_of_model = _BYTES_PER_PICKLED_BYTE * n_bytes
@@ -255,10 +258,3 @@ class ShareTrainer:
         usage = getattr(X, "memory_usage", None)
         size = X.nbytes if hasattr(X, "nbytes") else usage().sum() if usage else 0
         return math.ceil(4 * n_tables * size / self._max_memory)
-
-    def _warn_once(self, messages: Iterable[Warning]) -> None:
-        for message in messages:
-            key = (type(message), str(message))
-            if key not in self._warned:
-                self._warned.add(key)
-                warnings.warn(message, stacklevel=stacklevel_of_caller())

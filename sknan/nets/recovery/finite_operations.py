@@ -27,6 +27,7 @@ from sknan import functional
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._backward import sanitized_backward
 from sknan.functional._domain import narrow, widen, within
+from sknan.nets.recovery.explain import loss_of
 
 
 def _log_to(base_log: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -155,7 +156,7 @@ def _accepts(finite: Callable[..., Any], args: Any, kwargs: Any) -> bool:
     """Whether a finite function gives a call with these arguments the same meaning."""
     if any(isinstance(x, bool) for x in args):
         return False  # in torch.std(x, True) the flag is no dimension
-    if any(isinstance(x, complex) or _is_complex(x) for x in (*args, *kwargs.values())):
+    if any(_is_complex(x) for x in (*args, *kwargs.values())):
         return False
     try:
         _SIGNATURES[finite].bind(*args, **kwargs)
@@ -165,7 +166,7 @@ def _accepts(finite: Callable[..., Any], args: Any, kwargs: Any) -> bool:
 
 
 def _is_complex(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_complex()
+    return x.is_complex() if isinstance(x, Tensor) else isinstance(x, complex)
 
 
 def _is_finite(x: Tensor) -> bool:
@@ -240,10 +241,8 @@ class RepairedOperations(TorchFunctionMode):
 
 def finite_step(net: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
     """Run skorch's ``train_step_single`` with finite operations and gradients."""
-    net._set_training(True)
     inputs, target = unpack_data(batch)
     with RepairedOperations():
-        outputs = net.infer(inputs, **fit_params)
-        loss = net.get_loss(outputs, target, X=inputs, training=True)
+        outputs, loss = loss_of(net, inputs, target, fit_params)
     sanitized_backward(loss)
     return {"loss": loss, "y_pred": outputs}

@@ -294,9 +294,7 @@ def conditioned(
             units.out_shift = middle.to(weight)
         loss_scale = float(spread.pow(power).mean())
     changed = [
-        u
-        for u in found.values()
-        if bool((u.scale != 1).any() or (u.out_scale != 1).any())
+        u for u in found.values() if (u.scale != 1).any() or (u.out_scale != 1).any()
     ]
     if not changed:
         return None
