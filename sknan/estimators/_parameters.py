@@ -33,6 +33,7 @@ _SYNONYMS = {
 # Code that reads the signature of the constructor, such as the checks of scikit-learn,
 # may set a parameter of this name. It is refused in fit, not before.
 _VAR_KEYWORD = "prefixed"
+
 # Automatic batch sizes for tables of fewer rows than the first number; 1024 for larger
 # tables. The smaller the table, the more steps an epoch needs to make progress.
 _AUTO_BATCH_SIZES = (
