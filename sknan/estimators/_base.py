@@ -91,7 +91,6 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     _task: ClassVar[str]
 
     def _check_parameters(self) -> None:
-        self._check_no_stray_param()
         check_parameters(self)
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -411,8 +411,7 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, _Ensemble):
         # Each term is divided first: a sum of values near the largest would overflow.
         share = np.float64(1.0 / len(self.estimators_))
         first, *others = (member.predict(rows) for member in self.estimators_)
-        mean = first * share
+        mean: np.ndarray = first * share
         for predicted in others:
             mean += predicted * share
-        averaged: np.ndarray = mean.astype(first.dtype)
-        return averaged
+        return mean.astype(first.dtype)

@@ -116,7 +116,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_parameters(estimator: BaseEstimator) -> None:
+def check_parameters(estimator: PrefixedParamsMixin) -> None:
     """Raise ``ValueError`` for the first parameter that breaks its rule.
 
     Parameters
@@ -129,6 +129,8 @@ def check_parameters(estimator: BaseEstimator) -> None:
     ValueError
         If a parameter is invalid. The message contains its name, rule and value.
     """
+    if hasattr(estimator, _VAR_KEYWORD):
+        raise ValueError(estimator._unknown_parameter(_VAR_KEYWORD))
     for name, (is_valid, rule) in _RULES.items():
         value = getattr(estimator, name)
         if not is_valid(value):
@@ -237,8 +239,3 @@ class PrefixedParamsMixin(BaseEstimator):
             for name, value in self._prefixed_params().items()
             if name.startswith(start)
         }
-
-    def _check_no_stray_param(self) -> None:
-        """Refuse a parameter with the name of the constructor's ``**`` argument."""
-        if hasattr(self, _VAR_KEYWORD):
-            raise ValueError(self._unknown_parameter(_VAR_KEYWORD))

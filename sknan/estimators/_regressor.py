@@ -370,14 +370,13 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         """
         output = self._output(X)
         output = predictions(unbounded(self.net_.criterion_), output)
-        values = output.double().numpy().reshape(-1, *self._target_shape)
+        values: np.ndarray = output.double().numpy().reshape(-1, *self._target_shape)
         with np.errstate(over="ignore"):  # an overflow is clipped below
             values = values * self.target_scale_ + self.target_mean_
         limit = np.finfo(self._target_dtype).max
         # numpy.clip takes twice as long for a few values.
         values = np.minimum(np.maximum(values, -limit), limit)
-        predicted: np.ndarray = values.astype(self._target_dtype, copy=False)
-        return predicted
+        return values.astype(self._target_dtype, copy=False)
 
 
 def _n_targets(shape: tuple[int, ...]) -> int:

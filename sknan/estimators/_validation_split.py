@@ -160,7 +160,7 @@ def _rows_per_class(
 ) -> np.ndarray:
     """Return the number of rows to draw from each class; ties break at random."""
     exact = counts / counts.sum() * n_drawn
-    rounded = np.floor(exact)
+    rounded: np.ndarray = np.floor(exact)
     n_missing = int(n_drawn - rounded.sum())
     remainders = exact - rounded
     for value in np.unique(remainders)[::-1]:
@@ -170,5 +170,4 @@ def _rows_per_class(
         chosen = rng.choice(tied, size=min(len(tied), n_missing), replace=False)
         rounded[chosen] += 1
         n_missing -= len(chosen)
-    whole: np.ndarray = rounded.astype(int)
-    return whole
+    return rounded.astype(int)
