@@ -126,7 +126,8 @@ def test_a_diverging_member_does_not_change_the_bits_of_others(estimator_class, 
 def test_a_stack_of_one_is_bitwise_identical_to_a_member_of_many(width):
     jobs = jobs_of(StableNetClassifier, LEARNING_RATES, module__width=width)
     for outcome, job in zip(train_together(jobs), jobs, strict=True):
-        plan = clone(job.estimator)._prepare(job.X, job.y)
+        single = clone(job.estimator)
+        plan = single._plan(single._training_rows(job.X, job.y))
         assert train_as_stack(plan)
         weights = plan.net.module_.state_dict().values()
         assert_bitwise_equal(weights_of(outcome.estimator), weights)

@@ -121,7 +121,7 @@ def test_each_network_equals_one_that_is_fitted_alone(numbers):
         alone = clone(member)
         seeds = np.random.RandomState(0).randint(np.iinfo(np.int32).max, size=(2, 5))
         fold = ValidationFold(number, 5, int(seeds[1, 0]))
-        plan = alone._prepare(X, y, fold=fold)
+        plan = alone._plan(alone._training_rows(X, y), fold)
         plan.run()
         alone._finish(plan)
         assert alone.best_epoch_ == member.best_epoch_
