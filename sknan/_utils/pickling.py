@@ -64,8 +64,5 @@ class VersionedPickleMixin:
                     ),
                     stacklevel=2,
                 )
-        parent = getattr(super(), "__setstate__", None)
-        if parent is None:
-            self.__dict__.update(state)
-        else:
-            parent(state)
+        restore = getattr(super(), "__setstate__", self.__dict__.update)
+        restore(state)

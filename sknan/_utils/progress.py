@@ -76,10 +76,11 @@ class _Bar(_Count):
         self._bar.refresh()
         self._bar.delay = 0
 
-    def close(self, *, is_done: bool) -> None:
-        if is_done:
-            # The block may end early, and fractions do not quite add up to the total.
-            self._bar.n = self._bar.total = round(self.n)
+    def complete(self) -> None:
+        # The block may end early, and fractions do not quite add up to the total.
+        self._bar.n = self._bar.total = round(self.n)
+
+    def close(self) -> None:
         self._bar.close()
 
 
@@ -129,13 +130,12 @@ def progress(
             yield
         return
     bar = _Bar(title, total, unit)
-    is_done = False
     try:
         with _counting(bar):
             yield
-        is_done = True
+        bar.complete()
     finally:
-        bar.close(is_done=is_done)
+        bar.close()
 
 
 def advance(n: float, recoveries: int | None = None, **numbers: float) -> None:

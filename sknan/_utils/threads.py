@@ -44,8 +44,7 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if packet in _PRODUCTS:  # torch's formula takes as long as a small network
             self.n_flops += 2 * result.numel() * args[-1].shape[0]
         elif packet in flop_registry:
-            count = flop_registry[packet]
-            self.n_flops += count(*args, **kwargs, out_val=result)
+            self.n_flops += flop_registry[packet](*args, **kwargs, out_val=result)
         return result
 
 

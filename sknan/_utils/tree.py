@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 
-def tree_map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
+def tree_map(function: Callable[[Any], Any], data: Any) -> Any:
     """Apply ``function`` to each tensor in nested tuples, lists and mappings.
 
     Parameters
@@ -44,12 +44,6 @@ def tree_leaves(data: Any) -> list[Tensor]:
     -------
     list of Tensor
     """
-    leaves: list[Tensor] = []
-
-    def collect(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            leaves.append(leaf)
-        return leaf
-
-    tree_map(collect, data)
-    return leaves
+    leaves: list[Any] = []
+    tree_map(leaves.append, data)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -107,10 +107,8 @@ def _in_words(count: int, kind: str) -> str:
 
 def _is_within(values: np.ndarray, limit: float) -> bool:
     """Whether every value is finite and has a magnitude of at most ``limit``."""
-    if values.size == 0:
-        return True
     # Minimum and maximum propagate NaN and cannot overflow, as a sum could.
-    low, high = float(values.min()), float(values.max())
+    low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     return low >= -limit and high <= limit
 
 

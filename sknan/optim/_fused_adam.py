@@ -38,18 +38,12 @@ def step_with(optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> N
     if len(lists) < len(found):
         optimizer.step()
         return
-    for group, (*moved, counts) in zip(optimizer.param_groups, lists, strict=True):
-        if counts:
-            _step_group(group, moved, counts)
-
-
-@torch.no_grad()
-def _step_group(
-    group: dict[str, Any], lists: list[list[Tensor]], counts: list[Tensor]
-) -> None:
-    # For a plain number torch would make a new tensor for each of the counters.
-    torch._foreach_add_(counts, [_ONE] * len(counts))
-    adam_kernel(group, group["lr"], lists, counts)
+    with torch.no_grad():
+        for group, (*moved, counts) in zip(optimizer.param_groups, lists, strict=True):
+            if counts:
+                # A plain number would become a new tensor for each of the counters.
+                torch._foreach_add_(counts, [_ONE] * len(counts))
+                adam_kernel(group, group["lr"], moved, counts)
 
 
 def adam_kernel(
@@ -71,12 +65,8 @@ def adam_kernel(
     is_decoupled = group["decoupled_weight_decay"]
     kernel = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
     beta1, beta2 = group["betas"]
-    weights, grads, means, squares = lists
     kernel(
-        weights,
-        grads,
-        means,
-        squares,
+        *lists,
         [],
         counts,
         amsgrad=False,

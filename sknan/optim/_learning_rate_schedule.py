@@ -114,16 +114,13 @@ class LearningRateSchedule:
         ValueError
             When a callable returns a factor that is NaN, infinite or negative.
         """
-        if step < self.warmup_steps:
-            ramp = (step + 1) / (self.warmup_steps + 1)
-            if isinstance(self._function, Plateau):
-                return ramp * self._function.current
-            return ramp
+        in_warmup = step < self.warmup_steps
+        ramp = (step + 1) / (self.warmup_steps + 1) if in_warmup else 1.0
         if isinstance(self._function, Plateau):
-            return self._function.current
+            return ramp * self._function.current
         n_steps = self.total_steps - self.warmup_steps
-        if n_steps <= 0:
-            return 1.0
+        if in_warmup or n_steps <= 0:
+            return ramp
         index = min(step, self.total_steps - 1) - self.warmup_steps
         progress = (index + 0.5) / n_steps
         factor = float(self._function(progress))
