@@ -65,8 +65,12 @@ def adam_kernel(
     is_decoupled = group["decoupled_weight_decay"]
     kernel = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
     beta1, beta2 = group["betas"]
+    weights, grads, means, squares = lists
     kernel(
-        *lists,
+        weights,
+        grads,
+        means,
+        squares,
         [],
         counts,
         amsgrad=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,17 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sknan._utils.validation import column_name
+from sknan.preprocessing._kernels import column_means
 from sknan.preprocessing._kernels.blocks import KnownMask
-from sknan.preprocessing._kernels.column_means import (
-    columns_of,
-    count_known,
-    mean,
-    means,
-    median,
-    midpoint,
-)
+from sknan.preprocessing._kernels.column_means import RunningMeans
 from sknan.preprocessing._kernels.quantiles import bracketing_values
-from sknan.preprocessing._kernels.running_means import RunningMeans
 
 Statistics = NDArray[Any] | RunningMeans
 
@@ -53,17 +45,17 @@ class ColumnStatistics(NamedTuple):
     def of_dense(self, X: NDArray[Any]) -> Statistics:
         """Return the statistics of a dense table of floats."""
         if self.strategy == "zero":
-            is_empty = count_known(X, self.known, enough=1) == 0
+            is_empty = column_means.count_known(X, self.known, enough=1) == 0
             return np.where(is_empty, self.empty, 0.0)
         if self.strategy == "mean":
-            return RunningMeans(*means(X, self.known))
+            return RunningMeans(*column_means.means(X, self.known))
         if self.strategy in ("auto", "median"):
             found = bracketing_values(X, [0.5], self.known)
-            pairs = zip(found.low[0].tolist(), found.high[0].tolist(), strict=True)
-            medians = np.array([midpoint(low, high) for low, high in pairs])
+            ends = found.low[0].tolist(), found.high[0].tolist()
+            medians = np.array(list(map(column_means.midpoint, *ends)))
             medians[found.n_known == 0] = self.empty
             return medians
-        columns = enumerate(columns_of(X))
+        columns = enumerate(column_means.columns_of(X))
         return np.array(
             [self._called(column[self.known(column)], j) for j, column in columns]
         )
@@ -76,8 +68,7 @@ class ColumnStatistics(NamedTuple):
         )
         if self.strategy in ("auto", "mean"):
             found = [
-                (mean(values, n) if values.size + n else math.nan, values.size + n)
-                for values, n in columns
+                (column_means.mean(cells, n), cells.size + n) for cells, n in columns
             ]
             return RunningMeans(*map(np.array, zip(*found, strict=True)))
         return np.array(
@@ -92,7 +83,7 @@ class ColumnStatistics(NamedTuple):
         if self.strategy == "zero":
             return 0.0
         if self.strategy == "median":
-            return median(values, n_zeros)
+            return column_means.median(values, n_zeros)
         zeros = np.zeros(n_zeros, dtype=values.dtype)
         return self._called(np.append(values, zeros), index)
 

@@ -211,7 +211,12 @@ class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
                 f"The 'strategy' parameter of NaNImputer must be one of {known} or a "
                 f"callable. Got {strategy!r} instead.{hint}"
             )
-        self._check_fill_value()
+        value = self.fill_value
+        is_checked = strategy == "constant" and isinstance(value, numbers.Real)
+        if is_checked and not abs(float(value)) <= self._largest():
+            raise ValueError(
+                f"fill_value must be finite and fit the output's dtype, got {value!r}."
+            )
         self._running = None
         super().fit(X, y)
         # `transform` compares the dtype of its input with the dtype given to `fit`.
@@ -357,15 +362,6 @@ class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
             )
         self._running.add(chunk._running)
         self.statistics_ = self._learned(self._running)
-
-    def _check_fill_value(self) -> None:
-        value = self.fill_value
-        if self.strategy != "constant" or not isinstance(value, numbers.Real):
-            return
-        if not abs(float(value)) <= self._largest():
-            raise ValueError(
-                f"fill_value must be finite and fit the output's dtype, got {value!r}."
-            )
 
     def _warn_of_dropped(self, dropped: NDArray[np.bool_]) -> None:
         names = getattr(self, "feature_names_in_", None)

@@ -16,14 +16,10 @@ from sklearn.impute import SimpleImputer
 from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 
-from sknan._utils.validation import (
-    FLOAT64_MAX,
-    already_valid_array,
-    first_text_cell,
-)
+from sknan._utils.validation import FLOAT64_MAX, already_valid_array, first_text_cell
 from sknan.preprocessing._column_statistics import ColumnStatistics, refuse_containers
 from sknan.preprocessing._kernels.blocks import KnownMask, fill
-from sknan.preprocessing._kernels.running_means import RunningMeans
+from sknan.preprocessing._kernels.column_means import RunningMeans
 
 # Strategies that also fill text. scikit-learn's code finds their statistics.
 _ANY_KIND = ("most_frequent", "constant")
@@ -70,8 +66,7 @@ class ImputerBase(SimpleImputer):
         return np.nan if self._takes_nan() else self.missing_values
 
     def _known(self) -> KnownMask:
-        marker = math.nan if self._takes_nan() else self.missing_values
-        return KnownMask(marker, self._largest())
+        return KnownMask(self._marker(), self._largest())
 
     def _missing(self, X: Any) -> Any:
         """Return an array or CSC matrix of bool, true where the marker is."""
@@ -116,7 +111,8 @@ class ImputerBase(SimpleImputer):
         dtype = self._output_dtype()
         if dtype is not None and X.dtype.kind in "iu":
             X = X.astype(np.float64)
-        unfit = _unfit_cells(_entries(X), dtype, everything=self._takes_nan())
+        largest = self._largest()
+        unfit = _unfit_cells(_entries(X), largest, everything=self._takes_nan())
         if unfit.any():
             if in_fit:  # only `transform` may overwrite the table of the caller
                 X = X.copy()
@@ -168,27 +164,17 @@ class ImputerBase(SimpleImputer):
             "skrub.TableVectorizer(), or pass strategy='most_frequent'."
         )
 
-    def _dense_fit(
-        self, X: NDArray[Any], strategy: Any, missing_values: Any, fill_value: Any
-    ) -> NDArray[Any]:
+    def _dense_fit(self, X: NDArray[Any], strategy: Any, *rest: Any) -> NDArray[Any]:
         if strategy in _ANY_KIND:
             if strategy == "most_frequent":
                 refuse_containers(X, getattr(self, "feature_names_in_", None))
-            statistics: NDArray[Any] = super()._dense_fit(
-                X, strategy, missing_values, fill_value
-            )
-            return statistics
+            return np.asarray(super()._dense_fit(X, strategy, *rest))
         self._fit_indicator(~self._known()(X) if self.add_indicator else None)
         return self._learned(self._column_statistics().of_dense(X))
 
-    def _sparse_fit(
-        self, X: Any, strategy: Any, missing_values: Any, fill_value: Any
-    ) -> NDArray[Any]:
+    def _sparse_fit(self, X: Any, strategy: Any, *rest: Any) -> NDArray[Any]:
         if strategy in _ANY_KIND:
-            statistics: NDArray[Any] = super()._sparse_fit(
-                X, strategy, missing_values, fill_value
-            )
-            return statistics
+            return np.asarray(super()._sparse_fit(X, strategy, *rest))
         missing = self._missing(X)
         known = ~missing.data
         self._fit_indicator(missing)  # removes the entries that are False
@@ -265,10 +251,8 @@ class ImputerBase(SimpleImputer):
         tags = super(SimpleImputer, self).__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.input_tags.allow_nan = self._takes_nan()
-        if self.dtype is None:
-            tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        else:
-            tags.transformer_tags.preserves_dtype = []
+        preserved = ["float64", "float32"] if self.dtype is None else []
+        tags.transformer_tags.preserves_dtype = preserved
         return tags
 
 
@@ -283,16 +267,16 @@ def is_float_array(X: Any) -> bool:
 
 
 def _unfit_cells(
-    cells: NDArray[Any], dtype: np.dtype[Any] | None, *, everything: bool
+    cells: NDArray[Any], largest: float, *, everything: bool
 ) -> NDArray[np.bool_]:
-    """Return the mask of the numbers that are too large for a dtype.
+    """Return the mask of the numbers that are too large.
 
     Parameters
     ----------
     cells : ndarray
         Cells of any dtype.
-    dtype : dtype or None
-        Float dtype of the output; None for the dtype of the cells.
+    largest : float
+        Largest number of the dtype of the output.
     everything : bool
         Whether all markers of missing values in a table of objects count as unfit, too:
         None, NaN, ``pandas.NA`` and NaT.
@@ -302,18 +286,14 @@ def _unfit_cells(
     ndarray of bool
     """
     if cells.dtype.kind == "O":
-        largest = FLOAT64_MAX if dtype is None else float(np.finfo(dtype).max)
         exceeds = np.frompyfunc(_exceeds, 2, 1)
         with np.errstate(invalid="ignore"):  # a comparison with NaN is false
             unfit = np.asarray(exceeds(cells, largest), dtype=bool)
         return unfit | np.asarray(pd.isna(cells)) if everything else unfit
     if cells.dtype.kind != "f":
         return np.zeros(1, dtype=bool)
-    # Compared in the dtype of the cells. A larger limit would become infinite in that
-    # dtype, and no number exceeds infinity.
-    largest = float(np.finfo(cells.dtype).max)
-    if dtype is not None:
-        largest = min(largest, float(np.finfo(dtype).max))
+    # Compared in the dtype of the cells, in which a larger limit would be infinite.
+    largest = min(largest, float(np.finfo(cells.dtype).max))
     return np.asarray(np.abs(cells) > cells.dtype.type(largest))
 
 

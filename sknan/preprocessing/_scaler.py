@@ -210,18 +210,13 @@ class SafeScaler(
         X_in = already_valid_array(X, self)
         if X_in is None:
             X_in = self._validate(X, reset=False)
-        bound = round_down(self.bound, X_in.dtype)
-        direct = DirectScaling(
-            self.center_,
-            self.scale_,
-            None if self.bound is None else bound,
-            X_in.dtype,
-        )
+        direct = DirectScaling(self.center_, self.scale_, self.bound, X_in.dtype)
         if direct.applies:
             out = self._output_for(X_in)
             direct.write(X_in, out)
             return out
 
+        bound = round_down(self.bound, X_in.dtype)
         # A column of huge numbers is divided by 4, which is exact for such numbers.
         huge = np.maximum(np.abs(np.nan_to_num(self.center_)), self.scale_) > _HUGE
         shrink = np.where(huge, 0.25, 1.0)

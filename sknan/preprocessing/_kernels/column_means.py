@@ -1,4 +1,4 @@
-"""Means and medians of columns that cannot overflow."""
+"""Means and medians of columns that cannot overflow, also chunk by chunk."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ _MIN_COLUMNS = 8
 
 # Number of rows in the sample that is searched for values on both sides of a mean.
 _FEW_ROWS = 1 << 10
+
+# Every finite float64 is a whole multiple of 2**-1074.
+_FRACTION_BITS = 1074
 
 
 def columns_of(X: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -60,9 +63,8 @@ def count_known(X: NDArray[Any], known: KnownMask, *, enough: int) -> NDArray[np
         if n_known.min() >= enough:
             break
         if n_known[block.columns].min() < enough:
-            mask = known(
-                block.cells, workspace.empty_like(block.cells, "known", np.bool_)
-            )
+            cells = block.cells
+            mask = known(cells, workspace.empty_like(cells, "known", np.bool_))
             n_known[block.columns] += block.count_true(mask)
     return n_known
 
@@ -83,15 +85,14 @@ def means(
     # Sums that overflow are recognized below by their mean.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for block in blocks(X):
-            mask = known(
-                block.cells, workspace.empty_like(block.cells, "known", np.bool_)
-            )
+            cells = block.cells
+            mask = known(cells, workspace.empty_like(cells, "known", np.bool_))
             n_known[block.columns] += block.count_true(mask)
             # A masked copy would branch at each cell. Instead, missing cells become 0
             # by clearing their bits.
-            bits = workspace.empty_like(block.cells, "bits", integer)
+            bits = workspace.empty_like(cells, "bits", integer)
             np.negative(mask.view(np.int8), out=bits)
-            np.bitwise_and(bits, block.cells.view(integer), out=bits)
+            np.bitwise_and(bits, cells.view(integer), out=bits)
             kept = bits.view(X.dtype)
             part = block.sum_by_column(np.add.reduce(kept, axis=0, dtype=np.float64))
             before = total[block.columns]
@@ -114,8 +115,10 @@ def means(
 
 
 def mean(values: NDArray[Any], n_zeros: int) -> float:
-    """Return the mean of finite values and some zeros, within their range."""
+    """Return the mean of finite values and some zeros, within their range, or NaN."""
     size = values.size + n_zeros
+    if size == 0:
+        return math.nan
     low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
     if n_zeros:
         low, high = min(low, 0.0), max(high, 0.0)
@@ -148,3 +151,42 @@ def median(values: NDArray[Any], n_zeros: int) -> float:
         values.partition(stored)
     low, high = (0.0 if i is None else float(values[i]) for i in indices)
     return midpoint(low, high)
+
+
+class RunningMeans:
+    """Means of the columns over all chunks seen so far.
+
+    The total of a column is a Python integer, the sum in units of ``2**-1074``. Adding
+    a chunk therefore neither rounds nor overflows, and the order of the chunks does not
+    matter. Each mean is between the smallest and the largest mean of the chunks, and so
+    within the range of the values.
+
+    Parameters
+    ----------
+    means : ndarray of shape (n_columns,)
+        Means of the first chunk. The mean of a column without a value is ignored.
+    counts : ndarray of shape (n_columns,)
+        Number of values in each column of the first chunk.
+    """
+
+    def __init__(self, means: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
+        self.means, self.counts = means, counts
+        self._totals: list[int] | None = None
+
+    def add(self, chunk: RunningMeans) -> None:
+        """Include the values of one more chunk."""
+        if self._totals is None:
+            self._totals = list(map(_total, self.means.tolist(), self.counts.tolist()))
+        self.means, self.counts = self.means.copy(), self.counts + chunk.counts
+        for j in np.flatnonzero(chunk.counts):
+            self._totals[j] += _total(float(chunk.means[j]), int(chunk.counts[j]))
+            # True division of integers is rounded correctly.
+            self.means[j] = self._totals[j] / (int(self.counts[j]) << _FRACTION_BITS)
+
+
+def _total(mean: float, count: int) -> int:
+    """Return ``count * mean`` exactly, in units of ``2**-1074``."""
+    if not count:
+        return 0
+    numerator, denominator = mean.as_integer_ratio()  # the latter is a power of two
+    return count * numerator << _FRACTION_BITS + 1 - denominator.bit_length()

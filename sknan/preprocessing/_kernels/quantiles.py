@@ -110,7 +110,7 @@ class _Brackets(NamedTuple):
         jitter = np.random.default_rng(0).random(size)
         sample = X[((np.arange(size) + jitter) * (n_rows / size)).astype(np.intp)]
         is_known = known(sample)
-        sample[~is_known] = np.nan  # sorted to the end
+        sample[~is_known] = np.inf  # sorted to the end
         ranked = np.ascontiguousarray(sample.T)
         ranked.sort(axis=1)
         n_known = is_known.sum(axis=0)
@@ -121,10 +121,8 @@ class _Brackets(NamedTuple):
             center, margin = (n_known - 1) * fraction, _DEVIATIONS * deviation + 1
             below = np.floor(center - margin).astype(np.intp)
             above = np.ceil(center + margin).astype(np.intp)
-            is_inside = above < n_known
             low[q] = np.where(below >= 0, ranked[columns, below], -np.inf)
-            above = np.where(is_inside, above, 0)
-            high[q] = np.where(is_inside, ranked[columns, above], np.inf)
+            high[q] = np.where(above < size, ranked[columns, above % size], np.inf)
         return cls(low, high)
 
 

@@ -60,7 +60,7 @@ class DirectScaling:
     center, scale : ndarray of shape (n_columns,), float64
         Center and scale of each column. Where the scale is 0 the output is 0.
     bound : float or None
-        Bound of the output, representable in ``dtype``. None limits the output only to
+        Bound of the output, rounded down to ``dtype``. None limits the output only to
         the range of the dtype.
     dtype : dtype
         Dtype of the table: float32 or float64.
@@ -91,6 +91,7 @@ class DirectScaling:
             1 / largest <= least <= most <= largest and np.abs(center).max() <= largest
         )
         if bound is not None:
+            bound = round_down(bound, dtype)
             high, reach = _BOUND[dtype], _REACH[dtype]
             is_ordinary = 1 / reach <= least * bound <= most * bound <= reach
             self.applies = self.applies and 1 / high <= bound <= high and is_ordinary

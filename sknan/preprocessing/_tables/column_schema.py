@@ -188,17 +188,12 @@ class ColumnSchema:
 
     def _known_texts(self, column: TypedColumn) -> pd.Series:
         """Return the cells as text, missing where the text means a missing value."""
-        missing = {"", *map(_text_of, self.sentinels)}
+        missing = {None, "", *map(_text_of, self.sentinels)}
         texts = _texts_of(column)
-        known = {text for text in texts if text is not None and text not in missing}
         if self.kept_words is not None:
-            kept = self.kept_words
-            known = {
-                text
-                for text in known
-                if not is_word_for_missing(text) or _plain(text) in kept
-            }
-        cells = [text if text in known else np.nan for text in texts]
+            words = filter(is_word_for_missing, set(texts))
+            missing |= {word for word in words if _plain(word) not in self.kept_words}
+        cells = [np.nan if text in missing else text for text in texts]
         return pd.Series(cells, dtype=object)
 
 

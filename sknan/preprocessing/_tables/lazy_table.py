@@ -125,19 +125,15 @@ def _check_dimensions(n_dimensions: int, reader: str) -> None:
 
 def _of_frame(X: pd.DataFrame, *, is_named: bool = True) -> LazyTable:
     # The labels of a frame that was made without names are positions.
-    labels = list(X.columns) if is_named and not _is_numbered(X) else None
+    positions = pd.RangeIndex(X.shape[1])
+    is_numbered = isinstance(X.columns, pd.RangeIndex) and X.columns.equals(positions)
+    labels = list(X.columns) if is_named and not is_numbered else None
 
     def read(j: int) -> TypedColumn:
         label = j if labels is None else labels[j]
         return read_column(X.iloc[:, j], j, label, column_name(j, labels))
 
     return LazyTable(len(X), X.shape[1], labels, read)
-
-
-def _is_numbered(X: pd.DataFrame) -> bool:
-    return isinstance(X.columns, pd.RangeIndex) and X.columns.equals(
-        pd.RangeIndex(X.shape[1])
-    )
 
 
 def _of_polars(X: Any, reader: str) -> LazyTable:

@@ -211,15 +211,14 @@ class _SentinelSearch:
     def run(self) -> list[Sentinel]:
         found: dict[float, float] = {}
         while len(found) < _MAX_SENTINELS:
-            rest = self.histogram.without(found)
-            group = self._next(rest, list(found))
+            group = self._next(self.histogram.without(found), list(found))
             if not group:
                 break
             found |= group
         # Values are returned in the dtype of the column, with all digits.
         return [
             Sentinel(
-                self.cells[self.cells == value][0].item(), self._count(value), distance
+                self.cells[self.cells == value][0].item(), self.count(value), distance
             )
             for value, distance in found.items()
         ]
@@ -257,7 +256,7 @@ class _SentinelSearch:
                 for n in range(len(others), 0, -1):
                     yield [code, *others[:n]]
 
-    def _count(self, value: float) -> int:
+    def count(self, value: float) -> int:
         """Count a value in the whole column."""
         if value not in self._counts:
             n_implicit = self.n_zeros if value == 0 else 0
@@ -278,17 +277,9 @@ class _SentinelSearch:
 
     def _is_suspect(self, value: float, others: _Histogram) -> bool:
         """Whether a value seems to be no true value of the column."""
-        count = self._count(value)
-        if count < 2 or value == 0:
+        if self.count(value) < 2 or value == 0:
             return False
-        evidence = _Evidence(
-            value,
-            "" if _is_price(value, others) else self.code_types.get(value, ""),
-            count,
-            self.n_values,
-            self.histogram.count(value),
-            others,
-        )
+        evidence = _Evidence(value, others, self)
         if self.only_codes:
             return bool(evidence.code_type) and evidence.is_enough and evidence.is_far
         return evidence.is_huge or (
@@ -306,21 +297,18 @@ class _Evidence:
     """Evidence for one suspect: type of code, frequency, distance from the others."""
 
     def __init__(
-        self,
-        value: float,
-        code_type: str,
-        count: int,
-        n_values: int,
-        sample_count: int,
-        others: _Histogram,
+        self, value: float, others: _Histogram, search: _SentinelSearch
     ) -> None:
-        self.value, self.code_type, self.others = value, code_type, others
-        self.count, self.share = count, count / n_values
+        self.value, self.others = value, others
+        is_price = _is_price(value, others)
+        self.code_type = "" if is_price else search.code_types.get(value, "")
+        self.count, n_values = search.count(value), search.n_values
+        self.share = self.count / n_values
         # The counts of the others are counts in the sample, too.
-        self.sample_count = sample_count
+        self.sample_count = search.histogram.count(value)
         self.gap, self.spread = others.gap(value), others.spread()
         self.is_alone = self.gap >= 0.25 * abs(value - others.quantile(0.5))
-        self.is_enough = count >= max(3, min(_FEW, math.ceil(0.0005 * n_values)))
+        self.is_enough = self.count >= max(3, min(_FEW, math.ceil(0.0005 * n_values)))
         self.is_varied = len(others.values) >= 10
 
     @property

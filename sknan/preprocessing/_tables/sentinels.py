@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -229,7 +229,7 @@ def _date_sentinels(cells: NDArray[Any]) -> list[Sentinel]:
     ]
 
 
-def is_word_for_missing(category: Any) -> bool:
+def is_word_for_missing(category: Any) -> TypeGuard[str]:
     """Return whether a category is a sign or a word for a missing value."""
     if not isinstance(category, str):
         return False

@@ -28,6 +28,17 @@ ColumnContent = Literal[
 
 _NESTED = (list, tuple, dict, set, frozenset, np.ndarray, pd.Series, pd.DataFrame)
 
+# Types of the cells of a column of objects. The first match counts: bool is a number.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "missing": (type(None), type(pd.NA), type(pd.NaT)),
+    "flag": (bool, np.bool_),
+    "complex number": (complex, np.complexfloating),
+    "number": (numbers.Complex, decimal.Decimal, np.number),
+    "string": (str,),
+    "container": _NESTED,
+    "date": (datetime.date, np.datetime64),
+}
+
 # Content of a column of objects by the name that pandas infers.
 _OBJECTS: dict[str, ColumnContent] = {
     "string": "text",
@@ -246,20 +257,8 @@ def types_in(series: pd.Series) -> Counter[str]:
 
 
 def _kind_of(cls: type) -> str:
-    if issubclass(cls, (type(None), type(pd.NA), type(pd.NaT))):
-        return "missing"
-    if issubclass(cls, (bool, np.bool_)):
-        return "flag"
-    if issubclass(cls, (numbers.Complex, decimal.Decimal, np.number)):
-        is_complex = issubclass(cls, (complex, np.complexfloating))
-        return "complex number" if is_complex else "number"
-    if issubclass(cls, str):
-        return "string"
-    if issubclass(cls, _NESTED):
-        return "container"
-    if issubclass(cls, (datetime.date, np.datetime64)):
-        return "date"
-    return cls.__name__
+    kinds = (kind for kind, types in _TYPES.items() if issubclass(cls, types))
+    return next(kinds, cls.__name__)
 
 
 def is_missing(cell: Any) -> bool:

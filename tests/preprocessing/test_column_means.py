@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sknan.preprocessing._kernels.running_means import RunningMeans
+from sknan.preprocessing._kernels.column_means import RunningMeans
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
