@@ -218,15 +218,10 @@ def coalesced_values(grads: Sequence[Tensor]) -> list[Tensor]:
     list of Tensor
         Views of the entries: writing to them changes the gradients.
     """
-    values = []
     for grad in grads:
-        if grad.is_sparse:
-            if not grad.is_coalesced():
-                grad.copy_(grad.coalesce())
-            values.append(grad.values())
-        else:
-            values.append(grad)
-    return values
+        if grad.is_sparse and not grad.is_coalesced():
+            grad.copy_(grad.coalesce())
+    return [grad.values() if grad.is_sparse else grad for grad in grads]
 
 
 def _scale(grads: Sequence[Tensor], factor: float) -> None:

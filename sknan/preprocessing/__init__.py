@@ -4,8 +4,4 @@ from sknan.preprocessing._cleaner import TableCleaner
 from sknan.preprocessing._imputer import NaNImputer
 from sknan.preprocessing._scaler import SafeScaler
 
-__all__ = [
-    "NaNImputer",
-    "SafeScaler",
-    "TableCleaner",
-]
+__all__ = ["NaNImputer", "SafeScaler", "TableCleaner"]

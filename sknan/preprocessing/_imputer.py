@@ -5,6 +5,8 @@ from __future__ import annotations
 import numbers
 import warnings
 from collections.abc import Callable
+from functools import update_wrapper
+from types import MethodType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +22,6 @@ from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.validation import did_you_mean
-from sknan.preprocessing._conditional_method import AvailableUnless
 from sknan.preprocessing._imputer_base import ImputerBase, is_float_array
 
 STRATEGIES = ("auto", "mean", "median", "zero", "most_frequent", "constant")
@@ -29,14 +30,37 @@ STRATEGIES = ("auto", "mean", "median", "zero", "most_frequent", "constant")
 _STREAMED = ("mean", "zero", "constant")
 
 
-def _cannot_stream(imputer: NaNImputer) -> str:
-    if imputer.strategy in _STREAMED:
-        return ""
-    return (
-        f"partial_fit cannot learn strategy={imputer.strategy!r}: the values of all "
-        "chunks would have to be kept. Pass strategy='mean', 'zero' or 'constant', or "
-        "give fit the whole table, as a memory map if it does not fit into memory."
-    )
+class UnavailableMethodError(AttributeError, ValueError):
+    """A method that does not exist under the parameters of the object.
+
+    As an AttributeError it makes ``hasattr(imputer, "partial_fit")`` false, which
+    scikit-learn and Dask check. As a ValueError it reports a wrong parameter.
+    """
+
+
+class _StreamedOnly:
+    """Decorator for a method that exists only under strategies that can be streamed.
+
+    scikit-learn's ``available_if`` would replace the reason by an AttributeError that
+    is no ValueError.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.__func__ = function
+        update_wrapper(self, function)  # type: ignore[arg-type]
+
+    def __get__(self, imputer: NaNImputer | None, owner: type) -> Callable[..., Any]:
+        """Return the method of an imputer, or the function of the class."""
+        if imputer is None:
+            return self.__func__
+        if imputer.strategy not in _STREAMED:
+            raise UnavailableMethodError(
+                f"partial_fit cannot learn strategy={imputer.strategy!r}: the values "
+                "of all chunks would have to be kept. Pass strategy='mean', 'zero' or "
+                "'constant', or give fit the whole table, as a memory map if it does "
+                "not fit into memory."
+            )
+        return MethodType(self.__func__, imputer)
 
 
 class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
@@ -252,7 +276,7 @@ class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
             filled = self._cast(self._filled_in_place(X_in, missing, kept), X)
         return self._concatenate_indicator(filled, self._transform_indicator(missing))
 
-    @AvailableUnless(_cannot_stream)
+    @_StreamedOnly
     def partial_fit(self, X: Any, y: Any = None) -> NaNImputer:
         """Learn from one more chunk of a table that does not fit into memory.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -226,19 +226,15 @@ class SafeScaler(
         # In a column without a spread every deviation counts as 0.
         farthest = np.where(known, np.inf, 0.0)
 
-        def scaled(
-            cells: NDArray[Any], columns: Sequence[NDArray[Any]], out: NDArray[Any]
-        ) -> None:
+        def scaled(cells: NDArray[Any], *columns: NDArray[Any]) -> NDArray[Any]:
             shrink, center, scale, farthest = columns
             z = cells * shrink
             z -= center
             np.clip(z, 0.0 - farthest, farthest, out=z)  # -farthest could be -0.0
             z /= scale
-            out[...] = (
-                np.clip(z, -bound, bound) if self.bound is None else squash(z, bound)
-            )
+            return np.clip(z, -bound, bound) if self.bound is None else squash(z, bound)
 
-        return self._map(scaled, X_in, (shrink, center, scale, farthest))
+        return self._map(scaled, X_in, shrink, center, scale, farthest)
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:
         """Undo :meth:`transform`, as far as the bounded values can be distinguished.
@@ -268,9 +264,7 @@ class SafeScaler(
         farthest = _MAX * (1 - 2.0**-52) / np.maximum(self.scale_, 1.0)
         center = np.nan_to_num(self.center_)
 
-        def restored(
-            cells: NDArray[Any], columns: Sequence[NDArray[Any]], out: NDArray[Any]
-        ) -> None:
+        def restored(cells: NDArray[Any], *columns: NDArray[Any]) -> NDArray[Any]:
             center, scale, farthest = columns
             z = cells.astype(np.float64)
             if self.bound is not None:
@@ -280,9 +274,9 @@ class SafeScaler(
             half = np.clip(half, -largest * 0.5, largest * 0.5)
             # Infinite deviations must become the largest numbers for every scale.
             beyond = np.isinf(z) & (scale > 0)
-            out[...] = np.where(beyond, np.copysign(largest, z), half * 2.0)
+            return np.where(beyond, np.copysign(largest, z), half * 2.0)
 
-        return self._map(restored, X_in, (center, self.scale_, farthest))
+        return self._map(restored, X_in, center, self.scale_, farthest)
 
     def _check_parameters(self) -> None:
         bound, pair = self.bound, self.quantile_range
@@ -312,19 +306,16 @@ class SafeScaler(
         return X if in_place else np.empty_like(X, subok=False)
 
     def _map(
-        self,
-        work: Callable[[NDArray[Any], Sequence[NDArray[Any]], NDArray[Any]], None],
-        X: NDArray[Any],
-        columns: Sequence[NDArray[Any]],
+        self, work: Callable[..., NDArray[Any]], X: NDArray[Any], *columns: NDArray[Any]
     ) -> NDArray[Any]:
-        """Write the output by calling ``work`` for each block, in memory order."""
+        """Write the result of ``work`` for each block, in memory order."""
         out = self._output_for(X)
         per_column = [PerColumn(values) for values in columns]
         # Numbers that underflow become 0, and numbers that overflow are bounded.
         with np.errstate(under="ignore", over="ignore"):
             for block in blocks(X, out):
                 rows = [values.along(block) for values in per_column]
-                work(block.cells, rows, block.out)
+                block.out[...] = work(block.cells, *rows)
         return out
 
     def __sklearn_tags__(self) -> Tags:

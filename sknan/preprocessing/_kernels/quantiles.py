@@ -83,47 +83,40 @@ def bracketing_values(
         for j, column in enumerate(columns_of(X)):
             _rank_whole(column[known(column)], fractions, found, j)
         return found
-    brackets = _Brackets.of_sample(X, fractions, known)
-    candidates = _Candidates.within(brackets, X, known)
+    candidates = _Candidates.of_table(X, fractions, known)
     for j in range(n_columns):
-        if not _rank_candidates(candidates, brackets, fractions, found, j):
+        if not candidates.rank(fractions, found, j):
             column = np.ascontiguousarray(X[:, j])
             _rank_whole(column[known(column)], fractions, found, j)
     return found
 
 
-class _Brackets(NamedTuple):
-    """Two values around each quantile, or infinities, of shape (fraction, column)."""
-
-    low: NDArray[Any]
-    high: NDArray[Any]
-
-    @classmethod
-    def of_sample(
-        cls, X: NDArray[Any], fractions: Sequence[float], known: KnownMask
-    ) -> _Brackets:
-        n_rows, n_columns = X.shape
-        # With this size the sample and the candidates cost about the same.
-        size = int(2 * n_rows ** (2 / 3))
-        # One random row from each of `size` equal parts of the table: the sample then
-        # represents sorted and periodic tables, too.
-        jitter = np.random.default_rng(0).random(size)
-        sample = X[((np.arange(size) + jitter) * (n_rows / size)).astype(np.intp)]
-        is_known = known(sample)
-        sample[~is_known] = np.inf  # sorted to the end
-        ranked = np.ascontiguousarray(sample.T)
-        ranked.sort(axis=1)
-        n_known = is_known.sum(axis=0)
-        columns = np.arange(n_columns)
-        low, high = np.empty((2, len(fractions), n_columns), dtype=X.dtype)
-        for q, fraction in enumerate(fractions):
-            deviation = np.sqrt(n_known * fraction * (1 - fraction))
-            center, margin = (n_known - 1) * fraction, _DEVIATIONS * deviation + 1
-            below = np.floor(center - margin).astype(np.intp)
-            above = np.ceil(center + margin).astype(np.intp)
-            low[q] = np.where(below >= 0, ranked[columns, below], -np.inf)
-            high[q] = np.where(above < size, ranked[columns, above % size], np.inf)
-        return cls(low, high)
+def _brackets_of_sample(
+    X: NDArray[Any], fractions: Sequence[float], known: KnownMask
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return two values around each quantile, or infinities: (fraction, column)."""
+    n_rows, n_columns = X.shape
+    # With this size the sample and the candidates cost about the same.
+    size = int(2 * n_rows ** (2 / 3))
+    # One random row from each of `size` equal parts of the table: the sample then
+    # represents sorted and periodic tables, too.
+    jitter = np.random.default_rng(0).random(size)
+    sample = X[((np.arange(size) + jitter) * (n_rows / size)).astype(np.intp)]
+    is_known = known(sample)
+    sample[~is_known] = np.inf  # sorted to the end
+    ranked = np.ascontiguousarray(sample.T)
+    ranked.sort(axis=1)
+    n_known = is_known.sum(axis=0)
+    columns = np.arange(n_columns)
+    low, high = np.empty((2, len(fractions), n_columns), dtype=X.dtype)
+    for q, fraction in enumerate(fractions):
+        deviation = np.sqrt(n_known * fraction * (1 - fraction))
+        center, margin = (n_known - 1) * fraction, _DEVIATIONS * deviation + 1
+        below = np.floor(center - margin).astype(np.intp)
+        above = np.ceil(center + margin).astype(np.intp)
+        low[q] = np.where(below >= 0, ranked[columns, below], -np.inf)
+        high[q] = np.where(above < size, ranked[columns, above % size], np.inf)
+    return low, high
 
 
 class _Candidates(NamedTuple):
@@ -131,6 +124,8 @@ class _Candidates(NamedTuple):
 
     Attributes
     ----------
+    low, high : ndarray of shape (n_fractions, n_columns)
+        Ends of the bracket of each quantile, which may be infinite.
     n_known : ndarray of shape (n_columns,)
         Number of known values.
     n_above, n_below : ndarray of shape (n_fractions, n_columns)
@@ -141,6 +136,8 @@ class _Candidates(NamedTuple):
         Index in ``values`` at which each column starts.
     """
 
+    low: NDArray[Any]
+    high: NDArray[Any]
     n_known: NDArray[np.int64]
     n_above: NDArray[np.int64]
     n_below: NDArray[np.int64]
@@ -148,13 +145,14 @@ class _Candidates(NamedTuple):
     ends: NDArray[np.int64]
 
     @classmethod
-    def within(
-        cls, brackets: _Brackets, X: NDArray[Any], known: KnownMask
+    def of_table(
+        cls, X: NDArray[Any], fractions: Sequence[float], known: KnownMask
     ) -> _Candidates:
+        low, high = _brackets_of_sample(X, fractions, known)
         n_columns = X.shape[1]
         n_known = np.zeros(n_columns, dtype=np.int64)
-        n_above, n_below = np.zeros((2, *brackets.low.shape), dtype=np.int64)
-        lows, highs = (list(map(PerColumn, ends)) for ends in brackets)
+        n_above, n_below = np.zeros((2, *low.shape), dtype=np.int64)
+        lows, highs = (list(map(PerColumn, ends)) for ends in (low, high))
         # numpy sorts 16-bit integers in linear time.
         code = np.uint16 if n_columns <= 1 << 16 else np.intp
         codes = PerColumn(np.arange(n_columns, dtype=code))
@@ -167,9 +165,9 @@ class _Candidates(NamedTuple):
             )
             n_known[these] += block.count_true(known(cells, is_known))
             inside[...] = False
-            for q, (low, high) in enumerate(zip(lows, highs, strict=True)):
-                np.greater(cells, low.along(block), out=above)
-                np.less(cells, high.along(block), out=below)
+            for q, (least, most) in enumerate(zip(lows, highs, strict=True)):
+                np.greater(cells, least.along(block), out=above)
+                np.less(cells, most.along(block), out=below)
                 above &= is_known
                 below &= is_known
                 n_above[q, these] += block.count_true(above)
@@ -186,43 +184,38 @@ class _Candidates(NamedTuple):
         del of_column
         together = np.concatenate(values)
         del values
-        return cls(n_known, n_above, n_below, together[order], ends)
+        return cls(low, high, n_known, n_above, n_below, together[order], ends)
 
-
-def _rank_candidates(
-    candidates: _Candidates,
-    brackets: _Brackets,
-    fractions: Sequence[float],
-    found: BracketingValues,
-    column: int,
-) -> bool:
-    """Rank the candidates of a column; return False if a bracket missed a quantile."""
-    n_known = int(candidates.n_known[column])
-    found.n_known[column] = n_known
-    if n_known == 0:
+    def rank(
+        self, fractions: Sequence[float], found: BracketingValues, column: int
+    ) -> bool:
+        """Rank the candidates of a column; return whether no bracket missed a rank."""
+        n_known = int(self.n_known[column])
+        found.n_known[column] = n_known
+        if n_known == 0:
+            return True
+        start, stop = self.ends[column : column + 2]
+        of_column = self.values[start:stop]
+        for q, fraction in enumerate(fractions):
+            low, high = self.low[q, column], self.high[q, column]
+            values = of_column[(of_column > low) & (of_column < high)]
+            n_to_low = n_known - int(self.n_above[q, column])
+            n_below = int(self.n_below[q, column])
+            ranks = _ranks(fraction, n_known)
+            inside = [rank - n_to_low for rank in ranks if n_to_low <= rank < n_below]
+            if inside:
+                values.partition(sorted({*inside}))
+            for target, rank in zip((found.low, found.high), ranks, strict=True):
+                if n_to_low <= rank < n_below:
+                    target[q, column] = values[rank - n_to_low]
+                # The ends of a bracket are values of the table, too.
+                elif rank == n_to_low - 1 or n_below <= rank < n_to_low:
+                    target[q, column] = low
+                elif rank == n_below and high > low:
+                    target[q, column] = high
+                else:
+                    return False
         return True
-    start, stop = candidates.ends[column : column + 2]
-    of_column = candidates.values[start:stop]
-    for q, fraction in enumerate(fractions):
-        low, high = brackets.low[q, column], brackets.high[q, column]
-        values = of_column[(of_column > low) & (of_column < high)]
-        n_to_low = n_known - int(candidates.n_above[q, column])
-        n_below = int(candidates.n_below[q, column])
-        ranks = _ranks(fraction, n_known)
-        inside = [rank - n_to_low for rank in ranks if n_to_low <= rank < n_below]
-        if inside:
-            values.partition(sorted({*inside}))
-        for target, rank in zip((found.low, found.high), ranks, strict=True):
-            if n_to_low <= rank < n_below:
-                target[q, column] = values[rank - n_to_low]
-            # The ends of a bracket are values of the table, too.
-            elif rank == n_to_low - 1 or n_below <= rank < n_to_low:
-                target[q, column] = low
-            elif rank == n_below and high > low:
-                target[q, column] = high
-            else:
-                return False
-    return True
 
 
 def _rank_whole(

@@ -80,7 +80,7 @@ class DirectScaling:
     ) -> None:
         self._dtype, self._is_bounded = dtype, bound is not None
         self._workspace = Workspace()
-        self._constant: NDArray[np.intp] | None = None
+        self._constant: NDArray[np.intp] | tuple[()] = ()
         least = float(scale.min())
         if least == 0:
             self._constant = np.flatnonzero(scale == 0)
@@ -133,13 +133,10 @@ class DirectScaling:
             elif X.size <= _FEW_CELLS:
                 self._write_few(X, out)
             else:
-                # Without it, torch checks in each call whether gradients are needed.
-                with torch.inference_mode():
-                    self._write_many(X, out)
-        if self._constant is not None:
-            for j in self._constant:
-                column = out[:, j]
-                column[~np.isnan(column)] = 0.0
+                self._write_many(X, out)
+        for j in self._constant:
+            column = out[:, j]
+            column[~np.isnan(column)] = 0.0
 
     def _write_scaled(self, X: NDArray[Any], out: NDArray[Any]) -> None:
         values = PerColumn(np.array([self._center, self._rest, self._scale]))
@@ -160,6 +157,8 @@ class DirectScaling:
         self._write_sizes(block, self._sizes(d))
         out[...] = d
 
+    # Without it, torch checks in each call whether gradients are needed.
+    @torch.inference_mode()
     def _write_many(self, X: NDArray[Any], out: NDArray[Any]) -> None:
         # Copied at once, since writing to new memory block by block is slow.
         if out is not X:

@@ -232,10 +232,7 @@ def learn_schemas(
             schema.kind = "numbers"
         schemas.append(schema)
     if sentinels is None:
-        values = [
-            schema.as_values(column)
-            for schema, column in zip(schemas, columns, strict=True)
-        ]
+        values = list(map(ColumnSchema.as_values, schemas, columns))
         found = sentinels_of(values, values.__getitem__)
         for schema, of_column in zip(schemas, found, strict=True):
             schema.sentinels += [sentinel.value for sentinel in of_column]

@@ -56,6 +56,9 @@ _CODE_TYPES = {
 }
 
 
+_NUMBERS = (int, float, np.integer, np.floating)
+
+
 class Sentinel(NamedTuple):
     """A value that seems to mean a missing value.
 
@@ -114,10 +117,6 @@ def find_numeric_sentinels(
         return []
     with np.errstate(over="ignore", invalid="ignore"):
         return _SentinelSearch(cells, n_zeros, known, codes).run()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating))
 
 
 class _Histogram(NamedTuple):
@@ -185,7 +184,7 @@ class _SentinelSearch:
         self.cells = cells
         self.n_values = cells.size + n_zeros
         self.n_zeros = n_zeros
-        self.known = {float(v) for v in known if _is_number(v)}
+        self.known = {float(v) for v in known if isinstance(v, _NUMBERS)}
         self.only_codes = codes is not None
         code_types = _CODE_TYPES if codes is None else dict.fromkeys(codes, "code")
         # Codes are rounded to the dtype of the column.

@@ -205,7 +205,7 @@ def find_sentinels(column: TypedColumn, *, known: Sequence[Any] = ()) -> list[Se
     -------
     list of Sentinel
     """
-    cells = column.cells
+    cells, found = column.cells, list[Sentinel]()
     if column.holds == "numbers":
         if cells.dtype.kind == "f":
             cells = cells[np.isfinite(cells)]
@@ -214,8 +214,6 @@ def find_sentinels(column: TypedColumn, *, known: Sequence[Any] = ()) -> list[Se
         found = _date_sentinels(cells)
     elif column.holds in ("text", "categories", "mixed"):
         found = _text_sentinels(cells)
-    else:
-        found = []
     return sorted(found, key=lambda sentinel: -sentinel.n_cells)
 
 
