@@ -178,11 +178,9 @@ def _resolve(schedule: object) -> Callable[[float], float]:
     # object of the progress.
     if callable(schedule) and not isinstance(schedule, type):
         return schedule
-    found = (
-        f"the class {schedule.__name__}"
-        if isinstance(schedule, type)
-        else f"{schedule!r} of type {type(schedule).__name__}"
-    )
+    found = f"{schedule!r} of type {type(schedule).__name__}"
+    if isinstance(schedule, type):
+        found = f"the class {schedule.__name__}"
     raise TypeError(
         "lr_schedule must be None, a name or a function of the progress in [0, 1], "
         f"got {found}."

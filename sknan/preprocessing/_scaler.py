@@ -178,12 +178,9 @@ class SafeScaler(
         self.center_ = np.array(list(map(midpoint, below[1], above[1])))
         self.scale_ = np.zeros(len(n_known))
         for j in np.flatnonzero(bracketing.n_known):
-            first, third = (
-                _interpolate(
-                    below[q][j], above[q][j], quantile_rank(fraction, n_known[j]) % 1
-                )
-                for q, fraction in ((0, low), (2, high))
-            )
+            n = n_known[j]
+            first = _interpolate(below[0][j], above[0][j], quantile_rank(low, n) % 1)
+            third = _interpolate(below[2][j], above[2][j], quantile_rank(high, n) % 1)
             if not third > first:
                 column = X_in[:, j]
                 column = column[known(column)]
