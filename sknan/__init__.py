@@ -96,3 +96,4 @@ _FORMER_MODULES = {
 }
 for _name, _package in _FORMER_MODULES.items():
     sys.modules.setdefault(f"{__name__}.{_name}", _package)
+    globals()[_name] = _package

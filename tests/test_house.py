@@ -264,6 +264,7 @@ def test_every_public_name_belongs_to_one_public_module(name):
 @pytest.mark.parametrize("name", sknan._FORMER_MODULES)
 def test_a_module_name_of_the_flat_layout_imports_the_new_package(name):
     assert importlib.import_module(f"sknan.{name}") is sknan._FORMER_MODULES[name]
+    assert getattr(sknan, name) is sknan._FORMER_MODULES[name]
 
 
 def test_the_version_equals_the_installed_one():

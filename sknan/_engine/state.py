@@ -96,7 +96,7 @@ class Stack:
         self._norms_array = self._norms.numpy()
         self._coefficients_array = self._coefficients.numpy()[:, 0]
         self._count_array = self._count.numpy()
-        # Decoupled weight decay (AdamW) shrinks the weights, not by the gradient.
+        # Decoupled weight decay (AdamW) is applied to the weights, not to the gradient.
         self._is_decoupled = bool(members[0].group.get("decoupled_weight_decay"))
         self._decays = np.array([member.group["weight_decay"] for member in members])
         self._kernel_calls = self._calls_of_kernels()
@@ -136,7 +136,7 @@ class Stack:
         ]
 
     def keep(self, numbers: Sequence[int]) -> None:
-        """Remove all other members.
+        """Keep only these members.
 
         Parameters
         ----------

@@ -34,7 +34,7 @@ class TableNet(GuardedNet):
     Targets may be pairs (y, weight). The loss of a batch is then the weighted sum of
     the losses of its rows, divided by the number of rows. Since weights average 1 over
     the training data, this is the weighted mean in expectation, and exactly so if one
-    batch holds all rows.
+    batch contains all rows.
     """
 
     _is_versioned: ClassVar[bool] = False  # the estimator that holds it is

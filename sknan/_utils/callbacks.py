@@ -31,8 +31,8 @@ def fit_as_task(method: Method) -> Method:
     def notifying(self: Any, X: Any, y: Any = None, **params: Any) -> Any:
         task = self._init_callback_context()
         task.call_on_fit_task_begin(estimator=self, X=X, y=y)
-        # A nested fit of a scikit-learn estimator would take this task for its task and
-        # end it.
+        # A nested fit of a scikit-learn estimator would mistake this task for its own
+        # and end it.
         del self._callback_fit_ctx
         try:
             fitted = method(self, X, y, **params)

@@ -88,7 +88,7 @@ def _refined_report(
     )
     if huge_rows:
         cause = "data"
-        clause += "; the batch holds inputs of size 1e15 and more"
+        clause += "; the batch contains inputs of size 1e15 and more"
     elif evidence.is_runaway:
         cause = evidence.cause_of_divergence
         clause += f"; {evidence.movement}"
@@ -155,7 +155,7 @@ def _blame_input(evidence: StepEvidence) -> NonFiniteReport | None:
         return None
     rows, columns = _places_where(evidence.inputs, lambda leaf: ~torch.isfinite(leaf))
     values = "value" if n_bad == 1 else "values"
-    sentence = f"The batch holds {n_bad} non-finite input {values}."
+    sentence = f"The batch contains {n_bad} non-finite input {values}."
     return NonFiniteReport(
         "input", "data", sentence, ACTIONS["data"], rows=rows, columns=columns
     )
@@ -207,7 +207,7 @@ def _blame_error(evidence: StepEvidence) -> NonFiniteReport | None:
     if evidence.error is None:
         return None
     lines = str(evidence.error).strip().splitlines() or [""]
-    clause = f"It raised {type(evidence.error).__name__}: {lines[0].rstrip('.')}"
+    clause = f"The step raised {type(evidence.error).__name__}: {lines[0].rstrip('.')}"
     return _refined_report(evidence, "forward", "architecture", clause)
 
 
@@ -276,15 +276,15 @@ def _blame_absurd_gradient(evidence: StepEvidence) -> NonFiniteReport | None:
     )
     sentence = (
         f"The gradients' norm is {evidence.gradient_norm:.3g} at a loss of "
-        f"{evidence.loss:.3g}, with entries of up to {largest:.3g}: a step along it, "
-        "or what an optimizer keeps of its square, would do lasting damage."
+        f"{evidence.loss:.3g}, with entries of up to {largest:.3g}: such a step, or "
+        "its square in the optimizer's running averages, would do lasting damage."
     )
     action = ACTIONS["gradient"]
     return NonFiniteReport("backward", "gradient", sentence, action, module=module)
 
 
 def _blame_explosion(evidence: StepEvidence) -> NonFiniteReport:
-    """Apply to every other step: all is finite, but the loss has grown."""
+    """Apply to every other step: everything is finite, but the loss has grown."""
     clause = f"The loss has grown to {evidence.loss:.3g} and stays there"
     return _divergence_report(evidence, clause)
 

@@ -153,7 +153,7 @@ def places_to_blame(
     phase : str
         Part of the step that failed.
     rows : tuple of int
-        Rows in the result of the failed operation, if it shows them.
+        Rows in the result of the failed operation, if they can be read from it.
     batch : (object, object)
         Inputs and target.
     outputs : object

@@ -74,8 +74,8 @@ def check_binary_output(criterion: nn.Module, output: Tensor) -> None:
             f"The module's output has shape {shape}, but criterion {name} needs one "
             f"logit per row: ({shape[0]}, 1)."
         )
-    is_probable = traits_of(criterion).output_kind == "probabilities"
-    if is_probable and _is_outside_unit(output):
+    gives_probabilities = traits_of(criterion).output_kind == "probabilities"
+    if gives_probabilities and _is_outside_unit_interval(output):
         raise ValueError(
             f"Criterion {name} needs probabilities, but the module's output ranges "
             f"from {float(output.min()):.3g} to {float(output.max()):.3g}. Use "
@@ -115,14 +115,14 @@ def check_class_output(criterion: nn.Module, output: Tensor, n_classes: int) -> 
             "output are not log-probabilities. Use criterion='cross_entropy', which "
             "takes logits, or end the module with a log-softmax."
         )
-    is_probable = _are_probabilities(output)
-    if kind == "probabilities" and not is_probable:
+    gives_probabilities = _are_probabilities(output)
+    if kind == "probabilities" and not gives_probabilities:
         raise ValueError(
             f"Criterion {name} needs probabilities, but the rows of the module's "
             "output are not probabilities. Use criterion='cross_entropy', which takes "
             "logits, or end the module with a softmax."
         )
-    if kind == "logits" and is_probable:
+    if kind == "logits" and gives_probabilities:
         warnings.warn(
             "The rows of the module's output are probabilities, but criterion "
             f"{name} takes logits: a second softmax slows training down. Remove the "
@@ -147,25 +147,25 @@ def class_probabilities(criterion: nn.Module, output: Tensor) -> Tensor:
     Tensor of shape (n_samples, n_classes)
     """
     traits = traits_of(criterion)
-    is_probable = traits.output_kind == "probabilities"
+    gives_probabilities = traits.output_kind == "probabilities"
     if traits.is_binary:
         positive = output.reshape(-1)
-        if not is_probable:
+        if not gives_probabilities:
             positive = torch.sigmoid(positive)
         return torch.stack([1.0 - positive, positive], dim=1)
-    if is_probable:
+    if gives_probabilities:
         return output.clone()  # the module may return its own buffer
     # Log-probabilities, for NLLLoss, are logits too.
     return torch.softmax(output, dim=1)
 
 
-def _is_outside_unit(output: Tensor) -> bool:
+def _is_outside_unit_interval(output: Tensor) -> bool:
     return bool((output < 0).any() or (output > 1).any())
 
 
 def _are_probabilities(output: Tensor) -> bool:
     sums = output.sum(dim=1)
-    return not _is_outside_unit(output) and bool((sums - 1).abs().max() < 1e-3)
+    return not _is_outside_unit_interval(output) and bool((sums - 1).abs().max() < 1e-3)
 
 
 def _are_log_probabilities(output: Tensor) -> bool:

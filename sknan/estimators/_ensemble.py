@@ -25,7 +25,7 @@ from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
 
-# With early stopping, each network holds out one of this many folds.
+# With early stopping, each network contains out one of this many folds.
 _N_FOLDS = 5
 
 # docs/quality.md measures the effect of each setting.
@@ -189,9 +189,9 @@ def _show_warnings(outcomes: list[JobOutcome]) -> None:
 class StableNetEnsembleClassifier(LabelPredictionMixin, _Ensemble):
     """Mean of the probabilities of several guarded networks.
 
-    With early stopping, each network holds out another fifth of the rows for the choice
-    of its best epoch, so that no row is lost. The networks are trained as one stacked
-    network, which takes a fraction of the time.
+    With early stopping, each network contains out another fifth of the rows for the
+    choice of its best epoch, so that no row is lost. The networks are trained as one
+    stacked network, which takes a fraction of the time.
 
     Parameters
     ----------
@@ -305,9 +305,9 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, _Ensemble):
 class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, _Ensemble):
     """Mean of the predictions of several guarded networks.
 
-    With early stopping, each network holds out another fifth of the rows for the choice
-    of its best epoch, so that no row is lost. The networks are trained as one stacked
-    network, which takes a fraction of the time.
+    With early stopping, each network contains out another fifth of the rows for the
+    choice of its best epoch, so that no row is lost. The networks are trained as one
+    stacked network, which takes a fraction of the time.
 
     Parameters
     ----------

@@ -58,7 +58,7 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     if (classes[codes] != labels).any():
         unknown = np.unique(labels[classes[codes] != labels])
         raise ValueError(
-            f"y holds labels that are not among the classes {list_labels(classes)}: "
+            f"y contains labels that are not among the classes {list_labels(classes)}: "
             f"{list_labels(unknown)}."
         )
     return codes

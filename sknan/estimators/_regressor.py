@@ -35,11 +35,12 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
     Parameters
     ----------
     module : type, nn.Module, callable or None, default=None
-        Network to train. None builds a :class:`~sknan.TabularMLP` of the size that
-        the data need. A class, or a function that returns a module, is called with the
-        ``module__`` parameters; ``n_features_in`` and ``n_outputs`` are added if it has
-        parameters of these names. An instance is copied, and training starts from its
-        weights. With a custom module, ``X`` may have more than two dimensions.
+        Network to train. None builds a :class:`~sknan.TabularMLP` with the numbers of
+        inputs and outputs of the data. A class, or a function that returns a module, is
+        called with the ``module__`` parameters; ``n_features_in`` and ``n_outputs`` are
+        added if it has parameters of these names. An instance is copied, and training
+        starts from its weights. With a custom module, ``X`` may have more than two
+        dimensions.
     criterion : str, type, nn.Module or callable, default="mse"
         Loss: ``"mse"``, ``"rmse"``, ``"mae"``, ``"huber"``, ``"pseudo_huber"``,
         ``"log_cosh"``, ``"quantile"``, ``"gaussian_nll"``, ``"poisson"``, ``"gamma"``,
@@ -80,15 +81,18 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         Method of clipping with a threshold that adapts to the training; see
         :mod:`sknan.optim`.
     on_nonfinite : {"recover", "skip", "raise"}, default="recover"
-        Action after a non-finite or exploding step: return to the last verified weights
-        with a lower learning rate, skip the batch, or raise an error.
+        Action after a non-finite or exploding step: recover (take the step without the
+        rows to blame or with repaired operations, skip the batch, or return to verified
+        weights with a lower learning rate), only skip the step, or raise an error.
     max_recoveries : int, default=10
-        Maximum number of failed steps in a training; one more raises an error.
+        Maximum number of roll-backs and consecutive skipped batches in one training;
+        one more raises an error. Steps that are taken without the rows to blame, or
+        with repaired operations, do not count.
     early_stopping : bool or "auto", default="auto"
         Whether to hold out ``validation_fraction`` of the rows, to stop when the
         validation loss no longer improves, and to keep the weights of the best epoch
-        (the last of equal ones). ``"auto"`` does so for 500 rows or more: a tenth of
-        fewer rows is too small a sample for the choice of an epoch.
+        (the last of equal ones). ``"auto"`` does so for 500 rows or more; with
+        fewer rows, a tenth is too small to choose an epoch by.
     validation_fraction : float, default=0.1
         Fraction of the rows to hold out for early stopping.
     n_iter_no_change : int, default=20

@@ -19,7 +19,7 @@ from sknan.model_selection._stand_ins import scorer_stand_in
 class BatchedSearchMixin(BaseEstimator):
     """Mixin for scikit-learn's searches that trains the candidates together."""
 
-    # Present while `fit` runs, if the estimator is a network of this package.
+    # Set while `fit` runs, if the estimator is a network of this package.
     _run: SearchRun | None = None
     scorer_: Any
 

@@ -328,13 +328,13 @@ def _names_of(table: LazyTable) -> list[str]:
 def _checked(column: TypedColumn, name: str) -> TypedColumn:
     if column.holds == "nested":
         raise ValueError(
-            f"Column {name!r} holds lists, dicts or arrays. Unpack them into columns "
-            "of their own."
+            f"Column {name!r} contains lists, dicts or arrays. Unpack them into "
+            "columns of their own."
         )
     if column.holds == "complex":
         raise ValueError(
-            f"Complex data not supported: column {name!r} holds complex numbers. Split "
-            "it into real and imaginary part."
+            f"Complex data not supported: column {name!r} contains complex numbers. "
+            "Split it into real and imaginary part."
         )
     return column
 

@@ -108,7 +108,7 @@ def refuse_containers(X: NDArray[Any], names: Sequence[Any] | None) -> None:
     for i, j in np.ndindex(*X.shape):
         if not isinstance(X[i, j], Hashable):
             raise TypeError(
-                f"X holds a {type(X[i, j]).__name__} at row {i}, column "
+                f"X contains a {type(X[i, j]).__name__} at row {i}, column "
                 f"{column_name(j, names)}: to be counted, the argument must be a "
                 "string or a number."
             )

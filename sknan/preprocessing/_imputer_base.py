@@ -160,7 +160,7 @@ class ImputerBase(SimpleImputer):
             return message
         place = first_text_cell(X, getattr(X, "columns", None)) or "text"
         return (
-            f"{message}. X holds {place}. Encode text first, for example with "
+            f"{message}. X contains {place}. Encode text first, for example with "
             "skrub.TableVectorizer(), or pass strategy='most_frequent'."
         )
 
@@ -240,7 +240,7 @@ class ImputerBase(SimpleImputer):
         except ValueError as error:
             place = first_text_cell(X, getattr(X, "columns", None)) or "text"
             raise ValueError(
-                f"dtype={self.dtype!r} needs numbers, and X holds {place}: {error}. "
+                f"dtype={self.dtype!r} needs numbers, and X contains {place}: {error}. "
                 "Encode text first, for example with skrub.TableVectorizer(), or "
                 "leave dtype=None."
             ) from None

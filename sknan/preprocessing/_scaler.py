@@ -348,6 +348,6 @@ def _numbers(
             raise
         place = first_text_cell(X, getattr(X, "columns", None))
         raise ValueError(
-            f"SafeScaler needs numbers, and X holds {place or 'text'}: {error}. "
+            f"SafeScaler needs numbers, and X contains {place or 'text'}: {error}. "
             "Encode text first, for example with skrub.TableVectorizer()."
         ) from None

@@ -166,7 +166,7 @@ def _check_state(name: str, model: Any, estimator: Any, case: Case) -> None:
     for path, values in found.items():
         if path not in by_design:
             raise FaultError(
-                f"{name}, fitted on {case.what}, has learned {values} in {path}. "
+                f"{name}, fitted on {case.what}, contains {values} in {path}. "
                 f"{advice(case.words)}",
                 "silent NaN",
             )

@@ -85,7 +85,7 @@ def test_nan_in_the_batch_is_blamed_on_the_data():
     assert report.rows == (1, 3)
     assert report.columns == (0,)
     assert str(report) == (
-        "Non-finite input at epoch 2, batch 3. The batch holds 2 non-finite input "
+        "Non-finite input at epoch 2, batch 3. The batch contains 2 non-finite input "
         f"values. To blame: rows 1, 3, column 0 of the batch. {CLEAN}"
     )
 
@@ -94,7 +94,7 @@ def test_a_single_nonfinite_value_is_counted_in_the_singular():
     X, y = torch.ones(4, 2), torch.ones(4, 1)
     X[1, 0] = torch.nan
     report = examined(linear(), X, y)
-    assert report.evidence == "The batch holds 1 non-finite input value."
+    assert report.evidence == "The batch contains 1 non-finite input value."
 
 
 def test_nan_in_nested_inputs_is_found():
@@ -113,7 +113,7 @@ def test_nan_in_nested_inputs_is_found():
         )
     )
     assert (report.phase, report.cause) == ("input", "data")
-    assert report.evidence == "The batch holds 3 non-finite input values."
+    assert report.evidence == "The batch contains 3 non-finite input values."
     assert report.rows == (0, 1, 2)
 
 

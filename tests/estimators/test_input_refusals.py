@@ -302,7 +302,7 @@ def test_the_message_names_the_row_of_text_in_a_numeric_target():
 )
 def test_a_single_class_is_refused(label, shown):
     assert refusal(ValueError, classifier().fit, X, np.full(12, label)) == (
-        "StableNetClassifier needs at least 2 classes, but y holds one class only: "
+        "StableNetClassifier needs at least 2 classes, but y contains one class only: "
         f"[{shown}]."
     )
 
@@ -342,7 +342,8 @@ def test_invalid_sample_weights_are_refused(Estimator, y):
 
 def test_weights_that_leave_one_class_are_refused():
     assert refusal(ValueError, classifier().fit, X, LABELS, LABELS) == (
-        "StableNetClassifier needs at least 2 classes, but y holds one class only: [1]."
+        "StableNetClassifier needs at least 2 classes, but y contains one class only: "
+        "[1]."
     )
 
 
@@ -370,11 +371,11 @@ def test_partial_fit_needs_the_classes():
         "occur in any call."
     )
     assert refusal(ValueError, classifier().partial_fit, X, LABELS, [1, 2]) == (
-        "y holds labels that are not among the classes [1, 2]: [0]."
+        "y contains labels that are not among the classes [1, 2]: [0]."
     )
     model = classifier().partial_fit(X, LABELS, [0, 1])
     assert refusal(ValueError, model.partial_fit, X, LABELS * 3) == (
-        "y holds labels that are not among the classes [0, 1]: [3]."
+        "y contains labels that are not among the classes [0, 1]: [3]."
     )
 
 

@@ -168,7 +168,7 @@ def test_a_loss_of_log_probabilities_refuses_logits():
 def test_a_binary_loss_refuses_three_classes():
     model = classifier(criterion="binary_cross_entropy")
     assert refusal(ValueError, model.fit, X, np.arange(12) % 3) == (
-        "criterion='binary_cross_entropy' is for 2 classes, but y holds 3. Use "
+        "criterion='binary_cross_entropy' is for 2 classes, but y contains 3. Use "
         "criterion='cross_entropy'."
     )
 

@@ -93,7 +93,7 @@ def test_a_classifier_follows_the_traits_of_a_new_loss():
     assert logits.shape == (len(X), 1)
     expected = torch.sigmoid(logits[:, 0]).numpy()
     np.testing.assert_allclose(model.predict_proba(X)[:, 1], expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="for 2 classes, but y holds 3"):
+    with pytest.raises(ValueError, match="for 2 classes, but y contains 3"):
         model.fit(X, np.arange(len(X)) % 3)
 
 

@@ -73,7 +73,7 @@ class Rough(nn.Sequential):
 
 
 class AtBatch(Callback):
-    """Do something in the middle of an epoch."""
+    """Call a function in the middle of an epoch."""
 
     def __init__(self, action, epoch=4, batch=2):
         self.action = action
@@ -360,7 +360,7 @@ def test_a_rescued_training_is_resumed_bitwise_too(name, tmp_path):
     first, same = again.nonfinite_reports_[0], whole.nonfinite_reports_[0]
     assert torch.equal(first.capsule.inputs, same.capsule.inputs)
     if name == "raw data":
-        assert first.recovery == "Training started anew as if on standardized data."
+        assert first.recovery == "Training restarted as if on standardized data."
 
 
 def test_without_a_random_state_the_held_out_rows_stay_held_out(tmp_path):
@@ -568,7 +568,7 @@ def test_a_net_without_a_guard_is_refused(tmp_path):
 
 
 def test_every_attribute_of_a_guard_is_kept_or_made_at_the_beginning():
-    # A new one must be put in its place, lest a resumed training forget it.
+    # A new one must be put in its place, or a resumed training loses it.
     module = Net()
     guard = Guard()
     made = {
@@ -631,7 +631,7 @@ def test_checkpoints_of_skorch_resume_as_they_do_in_skorch(
     assert_same(state_of(ours), state_of(fit(built(GuardedNet), X, VALUES)))
 
 
-# -- a training that is broken off ---------------------------------------------------
+# -- a training that is interrupted ---------------------------------------------------
 
 
 def press_ctrl_c(net):

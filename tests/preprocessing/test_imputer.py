@@ -406,7 +406,7 @@ def test_the_message_about_text_names_row_and_column():
     table = pd.DataFrame({"age": [3.0, 4.0], "color": ["1", "red"]})
     assert message_of(ValueError, NaNImputer(strategy="median").fit, table) == (
         "Cannot use median strategy with non-numeric data:\n"
-        "could not convert string to float: 'red'. X holds 'red' at row 1, "
+        "could not convert string to float: 'red'. X contains 'red' at row 1, "
         "column 'color'. Encode text first, for example with "
         "skrub.TableVectorizer(), or pass strategy='most_frequent'."
     )
@@ -416,8 +416,8 @@ def test_text_cannot_be_converted_to_a_float_output():
     table = pd.DataFrame({"color": ["blue", "red"]})
     imputer = NaNImputer(strategy="most_frequent", dtype="float32").fit(table)
     assert message_of(ValueError, imputer.transform, table) == (
-        "dtype='float32' needs numbers, and X holds 'blue' at row 0, column 'color': "
-        "could not convert string to float: 'blue'. Encode text first, for example "
+        "dtype='float32' needs numbers, and X contains 'blue' at row 0, column "
+        "'color': could not convert string to float: 'blue'. Encode text first, for example "
         "with skrub.TableVectorizer(), or leave dtype=None."
     )
 
@@ -425,7 +425,7 @@ def test_text_cannot_be_converted_to_a_float_output():
 def test_a_container_in_a_cell_is_refused():
     table = np.array([["a", "b"], ["a", {"b": 1}]], dtype=object)
     assert message_of(TypeError, NaNImputer(strategy="most_frequent").fit, table) == (
-        "X holds a dict at row 1, column 1: to be counted, the argument must be a "
+        "X contains a dict at row 1, column 1: to be counted, the argument must be a "
         "string or a number."
     )
 

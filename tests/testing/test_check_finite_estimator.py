@@ -318,7 +318,7 @@ def test_a_nan_that_predict_turns_into_a_class_is_found():
 def test_a_nan_in_a_fitted_attribute_is_found_although_outputs_are_finite():
     assert message_of(Leaks(), "check_nonfinite_nan_cells_at_fit") == (
         "silent NaN",
-        f"Leaks, fitted on {NAN_CELLS}, has learned 2 NaN values of 4 in "
+        f"Leaks, fitted on {NAN_CELLS}, contains 2 NaN values of 4 in "
         f"report_.spread.0. Refuse such input with a ValueError that {SAY_NAN}",
     )
 
@@ -457,7 +457,7 @@ def test_a_correct_estimator_passes():
     ("message", "words", "is_named"),
     [
         ("Input X contains NaN.", MISSING, True),
-        ("X holds 3 NaNs", MISSING, True),
+        ("X contains 3 NaNs", MISSING, True),
         ("NONFINITE loss", MISSING, True),
         ("nanosecond clock failed", MISSING, False),
         ("array must not contain infs or NaNs", TOO_LARGE, False),
@@ -523,7 +523,7 @@ def test_the_first_failure_is_raised():
     with pytest.raises(AssertionError) as caught:
         check_finite_estimator(Poor())
     assert str(caught.value) == (
-        f"Poor, fitted on {NAN_CELLS}, has learned 1 NaN value of 1 in mean_. Refuse "
+        f"Poor, fitted on {NAN_CELLS}, contains 1 NaN value of 1 in mean_. Refuse "
         f"such input with a ValueError that {SAY_NAN}"
     )
 

@@ -13,9 +13,13 @@ def quantity(count: float, noun: str) -> str:
     --------
     >>> quantity(1, "row"), quantity(1000, "row"), quantity(2, "category")
     ('1 row', '1 000 rows', '2 categories')
+    >>> quantity(2, "array")
+    '2 arrays'
     """
     if count != 1:
-        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+        is_vowel_y = noun.endswith(("ay", "ey", "oy", "uy"))
+        is_y = noun.endswith("y") and not is_vowel_y
+        noun = f"{noun[:-1]}ies" if is_y else f"{noun}s"
     return f"{count:,} {noun}".replace(",", " ")
 
 

@@ -93,7 +93,7 @@ class TableAudit:
         return iter(self.findings)
 
     def __bool__(self) -> bool:
-        # Without this, an audit without findings would be false.
+        # Without this, an audit without findings would be falsy.
         return True
 
     def of_severity(self, severity: Severity) -> tuple[Finding, ...]:

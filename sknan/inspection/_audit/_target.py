@@ -31,7 +31,7 @@ _N_FOLDS = 5
 # Ratio of the largest class to the smallest from which classes are imbalanced.
 _IMBALANCED = 10
 
-# Skewness from which a target is skewed.
+# Smallest skewness that is reported.
 _SKEWED = 1.5
 
 # Share of the rows from which a number is frequent enough to be modeled separately.

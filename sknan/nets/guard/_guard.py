@@ -43,7 +43,7 @@ POLICIES = ("recover", "skip", "raise")
 # Sentences that the report records.
 STEP_SKIPPED = "The step was left out."
 BATCH_SKIPPED = "The batch was left out."
-ROLLED_BACK = "The {weights} weights came back, and {change}."
+ROLLED_BACK = "The {weights} weights were restored, and {change}."
 
 # Number of steps for which a lower learning rate is tested.
 _N_TRIAL_STEPS = 16
@@ -84,7 +84,9 @@ class Guard(StepChecks):
         Answer to a failed step: recover as described above, skip the batch, or raise
         :class:`~sknan.exceptions.NonFiniteTrainingError` at once.
     max_recoveries : int, default=10
-        Number of failed steps that one training may survive; one more raises.
+        Maximum number of roll-backs and consecutive skipped batches in one training;
+        one more raises an error. Steps that are taken without the rows to blame, or
+        with repaired operations, do not count.
 
     Attributes
     ----------
@@ -370,13 +372,13 @@ class Guard(StepChecks):
             # lower rate would shorten all steps, and clipping shortens only these.
             size = self.weights.last.size()
             self._rescue_norm = _CLIPPED_STEP * size / (reach or 1.0)
-            return f"gradients are clipped to norm {self._rescue_norm:.3g}"
+            return f"gradients are now clipped to norm {self._rescue_norm:.3g}"
         if reach < _SMALLEST_RATE:
-            return "no rate is low enough"
+            return "no learning rate is low enough"
         scale = lower_scale(
             self.lr_scale, growth, lambda s: trials.loss_after(s, _N_TRIAL_STEPS)
         )
-        change = f"the rate is lowered {self.lr_scale / scale:.3g} times"
+        change = f"the learning rate was divided by {self.lr_scale / scale:.3g}"
         self.lr_scale = scale
         self.rate_caps = trials.rates_at(scale)
         return change

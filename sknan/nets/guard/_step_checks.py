@@ -76,8 +76,8 @@ class StepChecks:
         ]
         if not self._weights.last.is_live_finite():
             raise NonFiniteTrainingError(
-                "The network holds non-finite weights before the first step. Check its "
-                "initialization, or the weights that were loaded into it."
+                "The network contains non-finite weights before the first step. Check "
+                "its initialization, or the weights that were loaded into it."
             )
         decay = hopeless_decay(self._optimizers)
         if decay is not None:

@@ -6,7 +6,7 @@ from sknan._utils.random_state import resumed
 from sknan.nets.recovery.explain import explain
 from sknan.nets.recovery.protocol import Failure, Step, StepMode, StepRefused, Training
 
-# How often one step is repeated.
+# Maximum number of repetitions of a step.
 MOST_REPETITIONS = 3
 
 

@@ -14,7 +14,7 @@ from sknan.nets.recovery.raw_units import conditioned
 class RestartOnStandardizedData:
     """Restart a training whose data are in raw units, once."""
 
-    says = "Training started anew as if on standardized data."
+    says = "Training restarted as if on standardized data."
 
     def applies(self, failure: Failure) -> bool:
         """Whether data in raw units can have caused the failure."""

@@ -659,7 +659,7 @@ def test_initial_weights_that_are_not_finite_are_refused():
     with pytest.raises(NonFiniteTrainingError) as caught:
         PlainLoop(module, Guard())
     assert str(caught.value) == (
-        "The network holds non-finite weights before the first step. Check its "
+        "The network contains non-finite weights before the first step. Check its "
         "initialization, or the weights that were loaded into it."
     )
 

@@ -201,11 +201,13 @@ def test_joint_watches_suspect_the_same_steps_as_a_single_one(data):
         for part in zip(np.split(losses, cuts), np.split(norms, cuts), strict=True)
         if len(part[0])
     ]
-    all_spikes, all_suspects = (np.concatenate(its) for its in zip(*parts, strict=True))
+    all_spikes, all_suspects = (
+        np.concatenate(values) for values in zip(*parts, strict=True)
+    )
     alone = [LossWatch(n_steps) for _ in range(n_trainings)]
     steps = zip(losses, norms, all_spikes.tolist(), all_suspects.tolist(), strict=True)
-    for row, own_norms, spikes, suspects in steps:
-        triples = list(zip(alone, row.tolist(), own_norms.tolist(), strict=True))
+    for row, row_norms, spikes, suspects in steps:
+        triples = list(zip(alone, row.tolist(), row_norms.tolist(), strict=True))
         assert spikes == [watch.is_spike(loss, norm) for watch, loss, norm in triples]
         asked: list[int] = []
         for k, (watch, loss, _) in enumerate(triples):

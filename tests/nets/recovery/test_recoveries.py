@@ -84,11 +84,11 @@ def test_without_a_recovery_that_applies_training_stops_with_the_report():
 
 def test_every_recovery_says_what_the_report_records():
     assert [recovery.says for recovery in RECOVERIES] == [
-        "Training started anew as if on standardized data.",
+        "Training restarted as if on standardized data.",
         "The step was taken again, and was finite.",
         "The step was taken without the rows to blame, clipped to norm 1.",
         "The step was taken with its operations repaired, clipped to norm 1.",
         "The step was left out.",
         "The batch was left out.",
-        "The {weights} weights came back, and {change}.",
+        "The {weights} weights were restored, and {change}.",
     ]

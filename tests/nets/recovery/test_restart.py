@@ -20,7 +20,7 @@ def test_a_network_learns_raw_inputs_as_if_they_were_standardized():
     raw = X * SCALES + np.array([1975.0, 0.0, 0.0, 0.0], dtype="float32")
     net = fitted(network_of(Rectified, max_epochs=30), raw)
     assert net.nonfinite_reports_[0].recovery == (
-        "Training started anew as if on standardized data."
+        "Training restarted as if on standardized data."
     )
     assert net.effective_lr_ == 0.05
     assert r2(net, raw) > 0.9
@@ -30,7 +30,7 @@ def test_a_network_learns_raw_targets_as_if_they_were_standardized():
     raw = (Y * 2e5 + 3e5).astype("float32")
     net = fitted(network_of(Rectified, max_epochs=30), X, raw)
     assert net.nonfinite_reports_[0].recovery == (
-        "Training started anew as if on standardized data."
+        "Training restarted as if on standardized data."
     )
     assert r2(net, X, raw) > 0.9
 
@@ -48,7 +48,7 @@ def test_no_restart_if_the_input_is_used_outside_linear_layers():
     assert is_sound(net)
     assert net.nonfinite_reports_
     recoveries = {report.recovery for report in net.nonfinite_reports_}
-    assert "Training started anew as if on standardized data." not in recoveries
+    assert "Training restarted as if on standardized data." not in recoveries
 
 
 def test_no_restart_if_the_weights_may_have_been_trained_before():
@@ -56,4 +56,4 @@ def test_no_restart_if_the_weights_may_have_been_trained_before():
     net = fitted(network_of(Rectified()), raw)
     assert net.nonfinite_reports_
     recoveries = {report.recovery for report in net.nonfinite_reports_}
-    assert "Training started anew as if on standardized data." not in recoveries
+    assert "Training restarted as if on standardized data." not in recoveries

@@ -13,7 +13,7 @@ def test_the_learning_rate_is_lowered_until_the_network_learns():
     (report,) = net.nonfinite_reports_
     assert report.cause == "learning_rate"
     assert report.recovery.startswith(
-        "The last verified weights came back, and the rate is lowered "
+        "The last verified weights were restored, and the learning rate was divided by "
     )
     assert 1e-3 < net.effective_lr_ < 2.0
     assert r2(net) > 0.8
@@ -38,7 +38,7 @@ def test_a_network_that_amplifies_gradients_is_clipped_at_an_unchanged_rate():
     net = fitted(network_of(Deep, lr=0.1, max_epochs=30))
     first = net.nonfinite_reports_[0]
     assert first.cause == "gradient"
-    assert "gradients are clipped to norm" in first.recovery
+    assert "gradients are now clipped to norm" in first.recovery
     assert net.effective_lr_ == 0.1
     assert r2(net) > 0.5
 
