@@ -153,13 +153,13 @@ def test_sentinels_can_be_given_or_kept():
         ),
         (
             lambda X: X.assign(pay=[[1, 2]] * N),
-            "Column 'pay' holds lists, dicts or arrays. Unpack them into columns of "
+            "Column 'pay' contains lists, dicts or arrays. Unpack them into columns of "
             "their own.",
         ),
         (
             lambda X: X.assign(pay=1j),
-            "Complex data not supported: column 'pay' holds complex numbers. Split it "
-            "into real and imaginary part.",
+            "Complex data not supported: column 'pay' contains complex numbers. Split "
+            "it into real and imaginary part.",
         ),
     ],
 )

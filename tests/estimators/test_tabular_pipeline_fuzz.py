@@ -197,6 +197,6 @@ def test_nested_columns_of_polars_are_refused(cells):
     with pytest.raises(ValueError, match="Unpack them") as caught:
         tabular_pipeline().fit(pl.DataFrame({"x": cells}), [0, 1])
     assert str(caught.value) == (
-        "Column 'x' holds lists, dicts or arrays. Unpack them into columns of their "
+        "Column 'x' contains lists, dicts or arrays. Unpack them into columns of their "
         "own."
     )

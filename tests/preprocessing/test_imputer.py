@@ -417,8 +417,8 @@ def test_text_cannot_be_converted_to_a_float_output():
     imputer = NaNImputer(strategy="most_frequent", dtype="float32").fit(table)
     assert message_of(ValueError, imputer.transform, table) == (
         "dtype='float32' needs numbers, and X contains 'blue' at row 0, column "
-        "'color': could not convert string to float: 'blue'. Encode text first, for example "
-        "with skrub.TableVectorizer(), or leave dtype=None."
+        "'color': could not convert string to float: 'blue'. Encode text first, for "
+        "example with skrub.TableVectorizer(), or leave dtype=None."
     )
 
 
