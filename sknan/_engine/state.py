@@ -14,7 +14,7 @@ from sknan._engine.member import Member
 from sknan._engine.optimizer_step import kernel_key, unit_step_group, write_unit_steps
 from sknan._engine.passes import is_stored_transposed, stacked_pass
 
-# The vectorized kernels of the optimizers round the last numbers of a tensor, which do
+# The vectorized kernels of the optimizers round the remainder of a tensor, which does
 # not fill a vector, differently from the rest. Rows are padded to a multiple of this
 # length so that none of these numbers belongs to a member.
 _ALIGNMENT = 16
@@ -109,7 +109,7 @@ class Stack:
         )
 
     def _calls_of_kernels(self) -> list[tuple[dict[str, Any], list[list[Tensor]]]]:
-        """Return group and tensors of each kernel call of a step."""
+        """Return the group and the tensors of each kernel call of a step."""
         parts = [self._step, self._gradient, *self._moments]
         numbers_by_key: dict[Hashable, list[int]] = {}
         for k, member in enumerate(self.members):

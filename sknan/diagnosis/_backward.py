@@ -1,7 +1,7 @@
 """Detection and removal of non-finite numbers in a backward pass.
 
-A hook on each node of the autograd graph sees the gradients that the node receives and
-those that it passes on.
+A hook on each node of the autograd graph receives the gradients of its outputs and of
+its inputs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _hooked_nodes(
 
 
 def sanitized_backward(loss: Tensor) -> None:
-    """Differentiate, with 0 for each entry that an operation makes non-finite.
+    """Run backward, and replace entries that an operation makes non-finite by 0.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def first_failed_node(loss: Tensor, tracer: OperationTracer) -> FailedOperation 
         number = int(node._sequence_nr()) if hasattr(node, "_sequence_nr") else -1
         traced = tracer.nodes.get(number)
         if traced is not None and traced.argument_fault is not None:
-            # The value was finite nevertheless, as tanh(inf) is.
+            # The value was finite in spite of it, for example tanh(inf).
             raise _FoundFailure(traced.argument_fault)
         bad = next(g for g in computed if g is not None and not all_finite(g))
         raise _FoundFailure(

@@ -80,7 +80,7 @@ def rows_by_bisection(
     Parameters
     ----------
     is_finite : callable
-        Function of a range of rows: whether the result for these rows is finite.
+        Function that returns whether the result for a range of rows is finite.
     n_rows : int
         Number of rows in the batch.
 
@@ -106,7 +106,7 @@ def rows_by_bisection(
 def columns_to_blame(
     inputs: Any, row: int, is_finite: Callable[[Tensor], bool | Tensor]
 ) -> tuple[int, ...]:
-    """Find the columns that make a bad row finite if the median replaces the value.
+    """Find the columns in which the median, as value, makes a bad row finite.
 
     Parameters
     ----------

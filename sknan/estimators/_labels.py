@@ -108,8 +108,8 @@ def apply_class_weight(
         )
     if is_partial and class_weight == "balanced":
         raise ValueError(
-            "class_weight='balanced' needs all labels at once, which partial_fit never "
-            "sees. Pass the weights as a dict."
+            "class_weight='balanced' needs all labels at once, but partial_fit gets "
+            "them in parts. Pass the weights as a dict."
         )
     classes, codes = np.unique(labels, return_inverse=True)
     by_class: np.ndarray = compute_class_weight(
@@ -118,6 +118,7 @@ def apply_class_weight(
     combined = by_class[codes] if weights is None else weights * by_class[codes]
     if not combined.any():
         raise ValueError(
-            "class_weight leaves every row without weight: at least one row must count."
+            "class_weight gives every row the weight 0. At least one row needs a "
+            "positive weight."
         )
     return combined

@@ -158,7 +158,7 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         In ``fit`` and ``predict``, if ``X`` (or ``y``) contains NaN, infinities or
         values beyond float32.
     NonFiniteTrainingError
-        If a step fails and training cannot recover from it, or must not.
+        If a step fails and training cannot recover, or ``on_nonfinite`` forbids it.
     ValueError
         If a parameter, the shape of the network's output, or the input is invalid.
     TypeError

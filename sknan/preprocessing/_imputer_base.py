@@ -26,7 +26,7 @@ _ANY_KIND = ("most_frequent", "constant")
 
 _DTYPES = ("float16", "float32", "float64")
 
-# Dtypes that are not converted. Other tables are converted to the first one.
+# Dtypes that are not converted. Other tables are converted to float64.
 _TABLE_DTYPES = tuple(map(np.dtype, ("float64", "float32", "float16")))
 
 
@@ -69,7 +69,7 @@ class ImputerBase(SimpleImputer):
         return KnownMask(self._marker(), self._largest())
 
     def _missing(self, X: Any) -> Any:
-        """Return an array or CSC matrix of bool, true where the marker is."""
+        """Return a bool array or CSC matrix, true where a cell equals the marker."""
         if sparse.issparse(X):
             mask = self._missing(X.data)
             return type(X)((mask, X.indices.copy(), X.indptr.copy()), shape=X.shape)

@@ -357,8 +357,8 @@ def test_invalid_class_weights_are_refused():
 def test_balanced_classes_need_all_labels_at_once():
     model = classifier(class_weight="balanced")
     assert refusal(ValueError, model.partial_fit, X, LABELS, [0, 1]) == (
-        "class_weight='balanced' needs all labels at once, which partial_fit never "
-        "sees. Pass the weights as a dict."
+        "class_weight='balanced' needs all labels at once, but partial_fit gets them "
+        "in parts. Pass the weights as a dict."
     )
 
 

@@ -261,7 +261,7 @@ class _ConstantRateTrainings:
     # -- in stacks -----------------------------------------------------------------
 
     def _run_stacks(self, groups: list[np.ndarray], rates: np.ndarray) -> bool:
-        """Train in stacks; False if a module raises, as for an infinite weight."""
+        """Train in stacks; return False if a module raises, as some do for infinity."""
         net = self.plan.net
         n_flops = 3.0 * net.flops_per_row_ * self.plan.batch_size * len(groups[0])
         with torch.no_grad(), threads_for(n_flops, self.plan.num_threads):

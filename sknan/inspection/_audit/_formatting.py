@@ -37,7 +37,7 @@ def percent(part: float) -> str:
 
 
 def share(count: int, total: int) -> str:
-    """Return a share in percent, or the counts where few or nearly all are counted.
+    """Return a share in percent, or the counts if the share is near 0 or 1.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def share(count: int, total: int) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return text in quotation marks, cut off where it is long.
+    """Return text in quotation marks, shortened if it is long.
 
     Examples
     --------

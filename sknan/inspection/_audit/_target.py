@@ -21,14 +21,14 @@ from sknan.preprocessing._tables.typed_column import TypedColumn
 
 Task = Literal["auto", "classification", "regression"]
 
-# Integers are amounts if there are more distinct ones, or fewer rows for each.
+# Integers with more distinct values, or fewer rows per value, are treated as amounts.
 _MAX_CLASSES = 20
 _ROWS_PER_CLASS = 10
 
 # Number of folds that a cross-validation usually has.
 _N_FOLDS = 5
 
-# Ratio of the largest class to the smallest from which classes are imbalanced.
+# Smallest ratio of the largest to the smallest class that counts as imbalance.
 _IMBALANCED = 10
 
 # Smallest skewness that is reported.
@@ -96,14 +96,14 @@ class Target:
         return self.missing if self.codes is None else self.codes
 
     def add(self, kind: str, value: float, detail: str) -> None:
-        """Add an observation; the only target of a table has no name."""
+        """Add an observation, without a column name if there is only one target."""
         name = self.column.name
         where = (self.column.label, self.column.position) if name else ()
         self.observations.append(Observation(kind, value, detail, name, *where))
 
 
 def profile_target(column: TypedColumn, task: Task) -> Target:
-    """Return statistics of a target, with the faults that it shows by itself.
+    """Return statistics of a target, with the faults that can be found without X.
 
     Parameters
     ----------

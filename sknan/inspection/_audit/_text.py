@@ -22,7 +22,7 @@ _MANY_CATEGORIES = 40
 _MAX_SPELLINGS = 1000
 
 # Share of the known cells that must be numbers or dates for the column to be such.
-_MOST = 0.9
+_MIN_NUMERIC_SHARE = 0.9
 
 # Columns with at most this many distinct texts hold categories, not amounts.
 _FEW_CATEGORIES = 10
@@ -123,7 +123,7 @@ def observations_in_text(
 def _numbers(known: Categories) -> Observation | None:
     is_number = ~np.isnan(numbers_in(known))
     found = known.where(is_number)
-    if found.n_cells < _MOST * known.n_cells:
+    if found.n_cells < _MIN_NUMERIC_SHARE * known.n_cells:
         return None
     words = known.where(~is_number)
     if words.texts and len(words.matching(_WRITTEN).texts) == len(words.texts):
@@ -144,7 +144,7 @@ def _numbers(known: Categories) -> Observation | None:
 def _written_numbers(known: Categories) -> Observation | None:
     found = known.matching(_WRITTEN)
     is_few = len(known.texts) <= _FEW_CATEGORIES
-    if is_few or found.n_cells < _MOST * known.n_cells:
+    if is_few or found.n_cells < _MIN_NUMERIC_SHARE * known.n_cells:
         return None
     matches = [_WRITTEN.fullmatch(text.strip()) for text in found.texts]
     units = {match[1].lower() for match in matches if match and match[1]}
@@ -157,7 +157,7 @@ def _written_numbers(known: Categories) -> Observation | None:
 def _dates(known: Categories) -> Observation | None:
     for kind, pattern in (("dates as text", _DATE), ("times as text", _TIME)):
         found = known.matching(pattern)
-        if found.n_cells >= _MOST * known.n_cells:
+        if found.n_cells >= _MIN_NUMERIC_SHARE * known.n_cells:
             detail = _such_as(found)
             if kind == "dates as text" and _is_ambiguous(found.texts):
                 detail += ": day first or month first?"

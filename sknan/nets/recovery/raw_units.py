@@ -38,7 +38,7 @@ _LEAST_SPREAD = 1e-6
 # Number of rows from which mean and standard deviation are estimated.
 _MOST_ROWS = 10_000
 
-_OF_SHAPE = {"squeeze", "unsqueeze", "view", "reshape", "flatten", "ravel"}
+_RESHAPING = {"squeeze", "unsqueeze", "view", "reshape", "flatten", "ravel"}
 
 
 class _Uses(TorchFunctionMode):
@@ -70,7 +70,7 @@ class _Uses(TorchFunctionMode):
             if takes_input and given[0] is self._inputs:
                 self.first.append(given[1])
                 return out
-        elif getattr(func, "__name__", "") in _OF_SHAPE and id(args[0]) in (
+        elif getattr(func, "__name__", "") in _RESHAPING and id(args[0]) in (
             self._weight_of
         ):
             self._weight_of[id(out)] = self._weight_of[id(args[0])]
@@ -85,13 +85,13 @@ class _Uses(TorchFunctionMode):
 
 
 def _middle_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return robust mean and standard deviation of each column, in float64."""
+    """Return median and half the central 68 % range of each column, in float64."""
     sample = values[:: max(1, len(values) // _MOST_ROWS)].detach().double()
     levels = sample.new_tensor([0.159, 0.5, 0.841])
     low, middle, high = torch.quantile(sample, levels, dim=0)
     spread = (high - low) / 2
     # If the central quantiles are equal, the tails may still vary. If they do not, or
-    # the deviation is rounding error, the mean makes the column large.
+    # the deviation is rounding error, the scale is the magnitude of the median.
     spread = torch.where(spread > 0, spread, sample.std(dim=0, correction=0))
     is_real = spread > _LEAST_SPREAD * middle.abs()
     spread = torch.where(is_real, spread, middle.abs().clamp_min(1.0))

@@ -1,4 +1,4 @@
-"""Schema of the columns seen in fit, which reads later columns of the same name."""
+"""Schemas of columns, learned in fit, for reading later columns of the same name."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from sknan.preprocessing._tables.typed_column import TypedColumn, is_missing
 
 Kind = Literal["numbers", "numbers and words", "dates", "categories"]
 
-# Share of numbers among the known cells of a column of text from which on the column is
+# If at least this share of the known cells of a text column are numbers, the column is
 # read as numbers and words. The audit uses the same share.
-_MOST = 0.9
+_MIN_NUMERIC_SHARE = 0.9
 
 _TEXT = ("text", "categories", "mixed", "objects")
 
@@ -51,7 +51,7 @@ class ColumnSchema:
     holds : str
         Content of the column in ``fit``, as in `TypedColumn`.
     kind : {"numbers", "numbers and words", "dates", "categories"}
-        Type as which the column is read.
+        Type in which the column is read.
     sentinels : list
         Values that count as missing.
     kept_words : frozenset of str or None
@@ -121,7 +121,7 @@ class ColumnSchema:
             return
         texts = self._known_texts(column).dropna()
         share = np.mean(~np.isnan(_as_numbers(texts))) if len(texts) else 1.0
-        if share >= _MOST:
+        if share >= _MIN_NUMERIC_SHARE:
             self.kind = "numbers" if share == 1 else "numbers and words"
             return
         # Imported here, since skrub takes three times as long to import as sknan.
@@ -248,7 +248,7 @@ def _texts_of(column: TypedColumn) -> list[str | None]:
     """Return the cells as text, or None where missing, for any type of category."""
     cells = column.cells
     if column.holds == "flags":
-        # If some flags are missing, the others are numbers.
+        # A column of flags with missing cells is stored as floats.
         return [None if cell != cell else str(bool(cell)) for cell in cells]
     cells = list(cells.astype(object) if isinstance(cells, pd.Series) else cells)
     if column.holds == "text":

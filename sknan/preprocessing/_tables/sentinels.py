@@ -36,8 +36,7 @@ _WORDS = {
 }
 _ENOUGH_WORDS = 3
 
-# Number of columns in which a number is a sentinel from which on less evidence suffices
-# in other columns.
+# A number that is a sentinel in this many columns needs less evidence in others.
 _COLUMNS_OF_SENTINEL = 2
 
 # First and last dates of calendars, databases and spreadsheets.
@@ -52,9 +51,9 @@ _DATES = (
 def suspected_sentinels(column: Any, *, known: Sequence[Any] = ()) -> list[Any]:
     """Find values of a column that seem to mean a missing value.
 
-    The suspicion rests on the content of the column, never on the value alone: a number
-    must repeat exactly, and must be far from all others or be the only negative one. In
-    doubt a value is not suspected, since replacing a true value would lose it.
+    A value is judged by the content of its column, never by itself: a number must
+    repeat exactly, and must be far from all others or be the only negative one. If in
+    doubt, a value is not reported, since replacing a true value would lose it.
 
     Parameters
     ----------
@@ -87,9 +86,9 @@ def suspected_sentinels(column: Any, *, known: Sequence[Any] = ()) -> list[Any]:
       suspected if it is a code that is separated by a gap, if it is -1, -9 or a similar
       number and three times as frequent as the numbers next to it, or if it is any
       number that is ten times as frequent as every other number.
-    - It is no common code, but makes up between one in 200 and half of all values, is
-      three times as frequent as every other number, and its distance from the others is
-      at least ten interquartile ranges and three times their range.
+    - It is not a common code, but makes up between one in 200 and half of all values,
+      is three times as frequent as every other number, and its distance from the others
+      is at least ten interquartile ranges and three times their range.
 
     0 is never suspected, since it often means "none". In a column of more than 65 536
     values, frequencies are estimated from a fixed sample; counts and distances are
