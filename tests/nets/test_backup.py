@@ -1,7 +1,7 @@
 """Trainings that are killed, interrupted or averaged.
 
 Run as a script, this file is the process that is killed:
-``python test_backup.py DOOR BACKUP RESULT``, or KILL or INTERRUPT in place of RESULT.
+``python test_backup.py TRAINING BACKUP RESULT``, where RESULT may be KILL or INTERRUPT.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def cut_power(net):
     raise PowerCutError
 
 
-def skorch_door(*callbacks, **options):
+def skorch_net(*callbacks, **options):
     defaults = {
         "max_epochs": N_EPOCHS,
         "batch_size": 16,
@@ -127,17 +127,17 @@ def with_early_stopping(*callbacks, **options):
 
 def raw_data(*callbacks, **options):
     options = {"module": Rough, "optimizer": torch.optim.SGD, **options}
-    net, _, y = skorch_door(*callbacks, **options)
+    net, _, y = skorch_net(*callbacks, **options)
     return net, RAW, 100 * y + 1000
 
 
-DOORS = {
-    "skorch": skorch_door,
+TRAININGS = {
+    "skorch": skorch_net,
     "estimator": estimator,
     "estimator, early stopping": with_early_stopping,
 }
-every_door = pytest.mark.parametrize("door", list(DOORS))
-DOORS["raw data"] = raw_data
+every_training = pytest.mark.parametrize("training", list(TRAININGS))
+TRAININGS["raw data"] = raw_data
 
 
 def fit(net, X, y, seed=0):
@@ -196,28 +196,28 @@ def backup_of(model):
 # -- a training that was killed ------------------------------------------------------
 
 
-def run_script(door, path, result):
-    command = [sys.executable, __file__, door, str(path), str(result)]
+def run_script(training, path, result):
+    command = [sys.executable, __file__, training, str(path), str(result)]
     return subprocess.run(command, timeout=120, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("door", ["skorch", "estimator, early stopping"])
-def test_a_killed_and_resumed_process_ends_at_the_same_weights(door, tmp_path):
+@pytest.mark.parametrize("training", ["skorch", "estimator, early stopping"])
+def test_a_killed_and_resumed_process_ends_at_the_same_weights(training, tmp_path):
     path, result = tmp_path / "backup", tmp_path / "weights.pt"
-    killed = run_script(door, path, "KILL")
+    killed = run_script(training, path, "KILL")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["backup"]
-    resumed = run_script(door, path, result)
+    resumed = run_script(training, path, result)
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout == "3\n"  # epochs that were not done again
-    whole = fit(*DOORS[door]())
+    whole = fit(*TRAININGS[training]())
     assert_same(torch.load(result, weights_only=True), state_of(whole))
     assert [file.name for file in tmp_path.iterdir()] == ["weights.pt"]
 
 
-@every_door
-def test_a_resumed_training_is_the_one_that_was_cut_off(door, tmp_path):
-    whole, again = cut_and_resumed(DOORS[door], tmp_path / "backup")
+@every_training
+def test_a_resumed_training_is_the_one_that_was_cut_off(training, tmp_path):
+    whole, again = cut_and_resumed(TRAININGS[training], tmp_path / "backup")
     assert_same(state_of(again), state_of(whole))
     assert history_of(again) == history_of(whole)
     assert len(network_of(again).history) <= N_EPOCHS
@@ -244,7 +244,7 @@ def test_a_resumed_training_is_the_one_that_was_cut_off(door, tmp_path):
 )
 def test_schedules_optimizers_and_clips_resume_their_state(options, tmp_path):
     def build(*callbacks):
-        return skorch_door(*callbacks, **options)
+        return skorch_net(*callbacks, **options)
 
     whole, again = cut_and_resumed(build, tmp_path / "backup")
     assert_same(state_of(again), state_of(whole))
@@ -254,7 +254,7 @@ def test_schedules_optimizers_and_clips_resume_their_state(options, tmp_path):
 def test_a_generator_of_the_data_loader_resumes_its_state(tmp_path):
     def build(*callbacks):
         generator = torch.Generator().manual_seed(7)
-        return skorch_door(*callbacks, iterator_train__generator=generator)
+        return skorch_net(*callbacks, iterator_train__generator=generator)
 
     whole, again = cut_and_resumed(build, tmp_path / "backup")
     assert_same(state_of(again), state_of(whole))
@@ -284,7 +284,7 @@ def test_a_generator_of_the_data_loader_resumes_its_state(tmp_path):
     ids=["early stopping", "exponential", "steps", "plateau", "cycle", "frozen"],
 )
 def test_callbacks_of_skorch_resume_their_state(make, tmp_path):
-    whole, again = cut_and_resumed(skorch_door, tmp_path / "backup", make)
+    whole, again = cut_and_resumed(skorch_net, tmp_path / "backup", make)
     assert_same(state_of(again), state_of(whole))
     assert history_of(again) == history_of(whole)
 
@@ -299,7 +299,7 @@ class NoisyInputs(Callback):
 
 
 def test_the_generators_of_numpy_and_python_resume_their_state(tmp_path):
-    whole, again = cut_and_resumed(skorch_door, tmp_path / "backup", NoisyInputs)
+    whole, again = cut_and_resumed(skorch_net, tmp_path / "backup", NoisyInputs)
     assert_same(state_of(again), state_of(whole))
 
 
@@ -329,7 +329,7 @@ def average_of(model):
 
 
 def test_a_callback_with_a_state_of_its_own_resumes_its_state(tmp_path):
-    whole, again = cut_and_resumed(skorch_door, tmp_path / "backup", Average)
+    whole, again = cut_and_resumed(skorch_net, tmp_path / "backup", Average)
     assert_same(average_of(again).state_dict(), average_of(whole).state_dict())
 
 
@@ -346,8 +346,8 @@ RESCUES = {
 @pytest.mark.parametrize("name", RESCUES)
 def test_a_rescued_training_is_resumed_bitwise_too(name, tmp_path):
     def build(*callbacks):
-        door = raw_data if name == "raw data" else skorch_door
-        return door(*callbacks, **RESCUES[name])
+        training = raw_data if name == "raw data" else skorch_net
+        return training(*callbacks, **RESCUES[name])
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
@@ -387,30 +387,30 @@ def test_a_training_that_is_killed_twice_is_resumed_twice(tmp_path):
     path = tmp_path / "backup"
     for epoch in (2, 5):
         with pytest.raises(PowerCutError):
-            fit(*skorch_door(BackupAndRestore(path), AtBatch(cut_power, epoch)))
-    again = fit(*skorch_door(BackupAndRestore(path)))
+            fit(*skorch_net(BackupAndRestore(path), AtBatch(cut_power, epoch)))
+    again = fit(*skorch_net(BackupAndRestore(path)))
     assert backup_of(again).n_restored_epochs_ == 4
-    assert_same(state_of(again), state_of(fit(*skorch_door())))
+    assert_same(state_of(again), state_of(fit(*skorch_net())))
 
 
 def test_a_resumed_training_may_be_longer(tmp_path):
     path = tmp_path / "backup"
     options = {"lr_schedule": None}
     with pytest.raises(PowerCutError):
-        fit(*skorch_door(BackupAndRestore(path), AtBatch(cut_power), **options))
-    again = fit(*skorch_door(BackupAndRestore(path), max_epochs=9, **options))
-    whole = fit(*skorch_door(max_epochs=9, **options))
+        fit(*skorch_net(BackupAndRestore(path), AtBatch(cut_power), **options))
+    again = fit(*skorch_net(BackupAndRestore(path), max_epochs=9, **options))
+    whole = fit(*skorch_net(max_epochs=9, **options))
     assert_same(state_of(again), state_of(whole))
 
 
 # -- the file ------------------------------------------------------------------------
 
 
-@every_door
-def test_a_backup_changes_nothing_and_serves_any_number_of_fits(door, tmp_path):
+@every_training
+def test_a_backup_changes_nothing_and_serves_any_number_of_fits(training, tmp_path):
     path = tmp_path / "folder" / "backup"
-    plain_model = fit(*DOORS[door]())
-    model, *data = DOORS[door](BackupAndRestore(path))
+    plain_model = fit(*TRAININGS[training]())
+    model, *data = TRAININGS[training](BackupAndRestore(path))
     for _ in range(2):
         fit(model, *data)
         assert_same(state_of(model), state_of(plain_model))
@@ -434,15 +434,15 @@ def test_a_pickled_callback_contains_no_training_state(tmp_path):
 
 def test_a_kept_file_lets_the_last_epoch_be_trained_again(tmp_path):
     path = tmp_path / "backup"
-    whole = fit(*skorch_door(BackupAndRestore(path, delete_checkpoint=False)))
+    whole = fit(*skorch_net(BackupAndRestore(path, delete_checkpoint=False)))
     assert path.exists()
-    again = fit(*skorch_door(BackupAndRestore(path)), seed=1)
+    again = fit(*skorch_net(BackupAndRestore(path)), seed=1)
     assert backup_of(again).n_restored_epochs_ == N_EPOCHS - 1
     assert_same(state_of(again), state_of(whole))
 
 
 def test_the_file_contains_only_tensors_and_plain_python_objects(tmp_path):
-    net, *data = skorch_door(
+    net, *data = skorch_net(
         BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
     )
     fit(net, *data)
@@ -456,7 +456,7 @@ def test_the_file_contains_only_tensors_and_plain_python_objects(tmp_path):
             net.history.record("when", Path("now"))
 
     with pytest.raises(TypeError) as caught:
-        fit(*skorch_door(BackupAndRestore(tmp_path / "other"), Logging()))
+        fit(*skorch_net(BackupAndRestore(tmp_path / "other"), Logging()))
     assert str(caught.value) == (
         f"history[0]['when'] is of type {type(Path()).__name__}, which a backup cannot "
         "contain. A backup consists of tensors, numbers and strings, so that no code "
@@ -474,7 +474,7 @@ def test_the_backup_of_another_training_is_refused_and_not_changed(tmp_path):
     path = tmp_path / "backup"
     backup = BackupAndRestore(path)
     with pytest.raises(PowerCutError):
-        fit(*skorch_door(backup, AtBatch(cut_power)))
+        fit(*skorch_net(backup, AtBatch(cut_power)))
     before = path.read_bytes()
     what_to_do = (
         " Restore these settings and data, delete the file to start from scratch, or "
@@ -484,18 +484,18 @@ def test_the_backup_of_another_training_is_refused_and_not_changed(tmp_path):
     def says(what):
         return f"The backup {str(path)!r} {what}.{what_to_do}"
 
-    net, *data = skorch_door(backup)
-    assert refused(*skorch_door(backup, lr=0.1)) == says(
+    net, *data = skorch_net(backup)
+    assert refused(*skorch_net(backup, lr=0.1)) == says(
         "is of a net with lr=0.05, but this net has lr=0.1"
     )
-    assert refused(*skorch_door(backup, optimizer=torch.optim.SGD)) == says(
+    assert refused(*skorch_net(backup, optimizer=torch.optim.SGD)) == says(
         "is of a net with optimizer=Adam, but this net has optimizer=SGD"
     )
-    assert refused(*skorch_door(backup, optimizer__amsgrad=True)) == says(
+    assert refused(*skorch_net(backup, optimizer__amsgrad=True)) == says(
         "is of a net with optimizer__amsgrad=not given, but this net has "
         "optimizer__amsgrad=True"
     )
-    assert refused(*skorch_door(backup, module__has_norm=False)) == says(
+    assert refused(*skorch_net(backup, module__has_norm=False)) == says(
         "contains a tensor 'body.1.weight' of module_, which this net does not have"
     )
     other = GuardedNetRegressor(
@@ -509,7 +509,7 @@ def test_the_backup_of_another_training_is_refused_and_not_changed(tmp_path):
         "contains a tensor 'body.0.weight' of module_ of shape (8, 4) and dtype "
         "float32, but this net has one of shape (8, 8) and dtype float32"
     )
-    assert refused(*skorch_door(backup, max_epochs=3)) == says(
+    assert refused(*skorch_net(backup, max_epochs=3)) == says(
         "contains 3 finished epochs, but max_epochs=3 needs no more"
     )
     assert refused(net, X[:80], VALUES[:80]) == says(
@@ -519,7 +519,7 @@ def test_the_backup_of_another_training_is_refused_and_not_changed(tmp_path):
         "is of a training on other data of the same shape"
     )
     assert path.read_bytes() == before
-    assert_same(state_of(fit(net, *data)), state_of(fit(*skorch_door())))
+    assert_same(state_of(fit(net, *data)), state_of(fit(*skorch_net())))
 
 
 class Wide(Net):
@@ -543,7 +543,7 @@ def test_a_file_that_is_not_a_backup_is_refused_and_runs_no_code(tmp_path):
         lambda: torch.save({"weight": torch.zeros(2)}, path),
     ):
         write()
-        assert refused(*skorch_door(BackupAndRestore(path))) == (
+        assert refused(*skorch_net(BackupAndRestore(path))) == (
             f"The backup {str(path)!r} was not written by this version of "
             "BackupAndRestore. Restore these settings and data, delete the file to "
             "start from scratch, or choose another path."
@@ -599,8 +599,8 @@ class Still(nn.Sequential):
 def test_checkpoints_of_skorch_resume_as_they_do_in_skorch(
     optimizer, by_hand, tmp_path
 ):
-    def built(door, *callbacks, max_epochs=N_EPOCHS):
-        return door(
+    def built(training, *callbacks, max_epochs=N_EPOCHS):
+        return training(
             Still,
             nn.MSELoss,
             optimizer=optimizer,
@@ -612,16 +612,16 @@ def test_checkpoints_of_skorch_resume_as_they_do_in_skorch(
             verbose=0,
         )
 
-    def resumed(door):
-        checkpoint = Checkpoint(monitor=None, dirname=str(tmp_path / door.__name__))
+    def resumed(training):
+        checkpoint = Checkpoint(monitor=None, dirname=str(tmp_path / training.__name__))
         with pytest.raises(PowerCutError):
-            fit(built(door, checkpoint, AtBatch(cut_power)), X, VALUES)
+            fit(built(training, checkpoint, AtBatch(cut_power)), X, VALUES)
         if by_hand:
-            net = built(door, max_epochs=3).initialize()
+            net = built(training, max_epochs=3).initialize()
             net.load_params(checkpoint=checkpoint)
             return net.partial_fit(X, VALUES)
         return fit(
-            built(door, LoadInitState(checkpoint), max_epochs=3), X, VALUES, seed=1
+            built(training, LoadInitState(checkpoint), max_epochs=3), X, VALUES, seed=1
         )
 
     ours, theirs = resumed(GuardedNet), resumed(NeuralNet)
@@ -638,20 +638,28 @@ def press_ctrl_c(net):
     raise KeyboardInterrupt
 
 
-@every_door
-def test_ctrl_c_leaves_a_usable_net_and_the_backup(door, tmp_path):
+@every_training
+def test_ctrl_c_leaves_a_usable_net_and_the_backup(training, tmp_path):
     path = tmp_path / "backup"
-    broken = fit(*DOORS[door](BackupAndRestore(path), AtBatch(press_ctrl_c)))
+    broken = fit(*TRAININGS[training](BackupAndRestore(path), AtBatch(press_ctrl_c)))
     assert is_finite(state_of(broken).values())
     assert np.isfinite(broken.predict(X)).all()
     assert path.exists()
-    again = fit(*DOORS[door](BackupAndRestore(path)))
-    assert_same(state_of(again), state_of(fit(*DOORS[door]())))
+    again = fit(*TRAININGS[training](BackupAndRestore(path)))
+    assert_same(state_of(again), state_of(fit(*TRAININGS[training]())))
 
 
-@pytest.mark.parametrize("door", ["skorch", "raw data", "estimator, early stopping"])
-def test_a_real_ctrl_c_leaves_a_usable_net(door, tmp_path):
-    command = [sys.executable, __file__, door, str(tmp_path / "backup"), "INTERRUPT"]
+@pytest.mark.parametrize(
+    "training", ["skorch", "raw data", "estimator, early stopping"]
+)
+def test_a_real_ctrl_c_leaves_a_usable_net(training, tmp_path):
+    command = [
+        sys.executable,
+        __file__,
+        training,
+        str(tmp_path / "backup"),
+        "INTERRUPT",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "in training\n"
         process.send_signal(signal.SIGINT)
@@ -675,7 +683,7 @@ def test_diverged_weights_are_replaced_by_the_last_verified_ones(lr):
         net.optimizer_.param_groups[0]["lr"] = lr
 
     callbacks = [WeightsOfEpochs(), AtBatch(fling, 4, 2), AtBatch(press_ctrl_c, 4, 3)]
-    net = fit(*skorch_door(*callbacks, lr_schedule=None))
+    net = fit(*skorch_net(*callbacks, lr_schedule=None))
     assert net.nonfinite_reports_ == []  # nothing was seen of it before Ctrl-C
     assert_same(dict(net.module_.named_parameters()), callbacks[0].weights_[-1])
     assert np.isfinite(net.predict(X)).all()
@@ -685,7 +693,7 @@ def test_ctrl_c_keeps_the_progress_of_a_long_first_epoch():
     # Weights go further than their first size here, though no step was too large.
     inputs = np.random.default_rng(0).normal(size=(8000, 4)).astype("float32")
     y = 10 * inputs[:, :1] + 3
-    net, _, _ = skorch_door(AtBatch(press_ctrl_c, 1, 400), train_split=None)
+    net, _, _ = skorch_net(AtBatch(press_ctrl_c, 1, 400), train_split=None)
     fit(net, inputs, y)
     assert len(net.history) == 1
     assert np.mean((net.predict(inputs) - y) ** 2) < 0.2 * y.var()
@@ -707,21 +715,21 @@ class CtrlCAtOperation(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("door", [skorch_door, raw_data])
-def test_ctrl_c_at_any_operation_of_a_step_leaves_a_usable_net(door):
+@pytest.mark.parametrize("training", [skorch_net, raw_data])
+def test_ctrl_c_at_any_operation_of_a_step_leaves_a_usable_net(training):
     def loss_of(net, inputs, y):
         return float(np.mean((net.predict(inputs) - y) ** 2))
 
-    _, *data = door()
+    _, *data = training()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
-        usual = loss_of(fit(*door(max_epochs=3)), *data)
+        usual = loss_of(fit(*training(max_epochs=3)), *data)
         # A step has some hundred operations.
         for n in range(1, 160, 3):
             mode = CtrlCAtOperation(n)
             count = AtBatch(lambda net, mode=mode: setattr(mode, "is_counting", True))
             with mode:
-                net = fit(*door(count))
+                net = fit(*training(count))
             assert len(net.history) == 4
             assert is_finite(state_of(net).values())
             assert loss_of(net, *data) < 2 * usual
@@ -789,7 +797,7 @@ def test_a_weight_average_never_contains_a_nan(name):
     callbacks = list(averages)
     if "value" in options:
         callbacks.append(PoisonGradient(options.pop("value")))
-    net, *data = skorch_door(*callbacks, max_recoveries=50, **options)
+    net, *data = skorch_net(*callbacks, max_recoveries=50, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
         # Adam with eps=1e-8 divides 0 by 0 in float16, and no rate can help.
@@ -813,13 +821,13 @@ class TrainUntilCtrlC(Callback):
             print("in training", flush=True)
 
 
-def interrupted(door, path):
+def interrupted(training, path):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     callbacks = [BackupAndRestore(path), TrainUntilCtrlC()]
     options = {"max_epochs": 10**6, "lr_schedule": None}
-    if "early stopping" in door:
+    if "early stopping" in training:
         options["n_iter_no_change"] = 10**6
-    model, inputs, y = DOORS[door](*callbacks, **options)
+    model, inputs, y = TRAININGS[training](*callbacks, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
         fit(model, inputs, y)
@@ -828,25 +836,25 @@ def interrupted(door, path):
     print("finite and of use" if error < np.var(y) else f"{error} of {np.var(y)}")
 
 
-def resumed(door, path, result):
-    model = fit(*DOORS[door](BackupAndRestore(path)), seed=5)
+def resumed(training, path, result):
+    model = fit(*TRAININGS[training](BackupAndRestore(path)), seed=5)
     print(backup_of(model).n_restored_epochs_)
     torch.save(state_of(model), result)
 
 
-def killed(door, path):
+def killed(training, path):
     kill = AtBatch(lambda net: os.kill(os.getpid(), signal.SIGKILL))
-    fit(*DOORS[door](BackupAndRestore(path), kill))
+    fit(*TRAININGS[training](BackupAndRestore(path), kill))
 
 
-def main(door, path, result):
+def main(training, path, result):
     torch.set_num_threads(1)
     if result == "KILL":
-        killed(door, path)
+        killed(training, path)
     elif result == "INTERRUPT":
-        interrupted(door, path)
+        interrupted(training, path)
     else:
-        resumed(door, path, result)
+        resumed(training, path, result)
 
 
 if __name__ == "__main__":

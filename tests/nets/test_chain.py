@@ -48,14 +48,14 @@ def by_layers(module, criterion, X, y):
 
 def assert_same_bits(module, criterion, X, y):
     torch.manual_seed(1)
-    theirs = by_autograd(module, criterion, X, y)
+    expected = by_autograd(module, criterion, X, y)
     state = torch.get_rng_state()
     torch.manual_seed(1)
-    ours = by_layers(module, criterion, X, y)
-    assert torch.equal(ours[0], theirs[0])
-    assert torch.equal(ours[1], theirs[1])
-    for mine, its in zip(ours[2], theirs[2], strict=True):
-        assert torch.equal(mine, its)
+    found = by_layers(module, criterion, X, y)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    for gradient, expected_gradient in zip(found[2], expected[2], strict=True):
+        assert torch.equal(gradient, expected_gradient)
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -221,12 +221,12 @@ def test_dropping_a_watch_does_not_change_the_others():
     rng = np.random.default_rng(0)
     losses, norms = rng.exponential(size=(2, 30, 3)) * 10.0 ** rng.integers(0, 3, 3)
     three, two = LossWatches(30, 3), LossWatches(30, 2)
-    for step, (row, own) in enumerate(zip(losses, norms, strict=True)):
+    for step, (row, row_norms) in enumerate(zip(losses, norms, strict=True)):
         if step == 10:
             three.keep(np.array([0, 2]))
-        both, both_norms = row[None, [0, 2]], own[None, [0, 2]]
+        both, both_norms = row[None, [0, 2]], row_norms[None, [0, 2]]
         seen = both if step >= 10 else row[None]
-        seen_norms = both_norms if step >= 10 else own[None]
+        seen_norms = both_norms if step >= 10 else row_norms[None]
         spikes = three.is_spike(seen, seen_norms)
         suspects = three.may_have_exploded(seen)
         kept = [0, 2] if step < 10 else [0, 1]

@@ -30,7 +30,7 @@ def leaf(values, dtype=torch.float32):
     return torch.tensor(values, dtype=dtype, requires_grad=True)
 
 
-def slopes(outputs, *inputs):
+def gradients_of(outputs, *inputs):
     """Return the gradients of the sum of the outputs, as in a repaired step."""
     sanitized_backward(outputs.float().sum())
     return [x.grad for x in inputs]
@@ -192,8 +192,8 @@ def test_a_quotient_is_torchs_wherever_value_and_derivatives_are_finite(x, y):
         assert torch.equal(quotient.detach(), original)
     elif math.isfinite(x) and math.isfinite(y):
         assert quotient.isfinite()
-    for slope in slopes(quotient, upper, lower):
-        assert slope.isfinite()
+    for gradient in gradients_of(quotient, upper, lower):
+        assert gradient.isfinite()
 
 
 def test_softmax_without_a_dimension_uses_the_same_one_as_torch():
@@ -338,8 +338,8 @@ def test_extreme_inputs_have_finite_values_and_derivatives(name):
             warnings.simplefilter("ignore", UserWarning)  # the deviation of one number
             y = repaired(FRAGILE[name], x)
         assert y.isfinite().all(), values
-        (slope,) = slopes(repaired(lambda y: (y / MAX).sum(), y), x)
-        assert slope is None or slope.isfinite().all(), values
+        (gradient,) = gradients_of(repaired(lambda y: (y / MAX).sum(), y), x)
+        assert gradient is None or gradient.isfinite().all(), values
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
