@@ -86,6 +86,12 @@ def terminal(monkeypatch):
     shown.stream.close()
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """Bars that do not wait for the first second, for work of unknown duration."""
+    monkeypatch.setattr("sknan._utils.progress._SECONDS_BEFORE", 0.0)
+
+
 class Slow(Callback):
     """Callback that makes each epoch last longer."""
 
@@ -210,7 +216,7 @@ def test_a_callback_may_read_parameters_while_a_bar_is_shown(terminal):
     assert callback.params["max_epochs"] == 4
 
 
-def test_a_range_test_shows_its_steps(terminal):
+def test_a_range_test_shows_its_steps(terminal, at_once):
     terminal.open()
     net = StableNetClassifier(random_state=0)
     found = find_learning_rate(net, MANY, LABELS_OF_MANY, verbose=1)
@@ -225,7 +231,7 @@ def test_a_range_test_shows_its_steps(terminal):
     assert np.array_equal(found.losses, silent.losses, equal_nan=True)
 
 
-def test_lr_auto_shows_the_range_test_and_the_training(terminal):
+def test_lr_auto_shows_the_range_test_and_the_training(terminal, at_once):
     terminal.open()
     model = StableNetClassifier(lr="auto", verbose=1, callbacks=[Slow()], **FAST)
     model.fit(MANY, LABELS_OF_MANY)
@@ -234,7 +240,7 @@ def test_lr_auto_shows_the_range_test_and_the_training(terminal):
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_a_search_counts_its_fits_in_all_workers(terminal, capsys, n_jobs):
+def test_a_search_counts_its_fits_in_all_workers(terminal, at_once, capsys, n_jobs):
     terminal.open()
     rates = {"lr": [1e-3, 1e-2, 1e4]}
     net = StableNetClassifier(max_epochs=15, early_stopping=True, random_state=0)
@@ -271,7 +277,7 @@ def test_verbose_networks_are_stacked(terminal):
     assert search.cv_results_["stacked"].all()
 
 
-def test_an_audit_counts_its_columns(terminal):
+def test_an_audit_counts_its_columns(terminal, at_once):
     terminal.open()
     rng = np.random.default_rng(0)
     words = np.array([f"word {i}" for i in range(20_000)])
