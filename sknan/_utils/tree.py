@@ -23,6 +23,8 @@ def tree_map(function: Callable[[Any], Any], data: Any) -> Any:
     object
         Results, nested like ``data``.
     """
+    if isinstance(data, Tensor):  # the usual case, without the slower tests below
+        return function(data)
     if isinstance(data, Mapping):
         return {key: tree_map(function, value) for key, value in data.items()}
     if isinstance(data, (tuple, list)):

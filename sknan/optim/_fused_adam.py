@@ -112,5 +112,10 @@ def _lists_of(
     is_one_kind = all(p.is_cpu and p.dtype is grads[0].dtype for p in parameters)
     if not all(states) or not is_one_kind or any(grad.is_sparse for grad in grads):
         return None
-    names = ("exp_avg", "exp_avg_sq", "step")
-    return [parameters, grads, *([s[name] for s in states] for name in names)]
+    return [
+        parameters,
+        grads,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [state["step"] for state in states],
+    ]
