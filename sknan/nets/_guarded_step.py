@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from typing import Any
+from collections.abc import Generator
+from typing import Any, Literal
 
 import torch
 from skorch.dataset import unpack_data
@@ -32,7 +33,7 @@ from sknan.nets.recovery.protocol import (
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.raw_units import Conditioning
 from sknan.optim._clipping import clip_grad_norm, clip_grad_value, grad_norm
-from sknan.optim._learning_rates import scaled_rates
+from sknan.optim._learning_rates import run_search, scaled_rates
 
 # Number of recent batches on which a lower learning rate is tested.
 _N_LATEST = 4
@@ -214,7 +215,7 @@ class GuardedTraining:
 
     # -- the step --------------------------------------------------------------------
 
-    def step(self, batch: Any, fit_params: dict[str, Any]) -> dict[str, Any]:
+    def step(self, batch: Any, fit_params: dict[str, Any]) -> Step:
         """Take one step, and recover if it fails.
 
         Parameters
@@ -229,21 +230,42 @@ class GuardedTraining:
         dict
             ``loss`` and ``y_pred``, and ``was_skipped`` = True if no step was taken.
         """
+        trials = RateTrials(self, batch, fit_params)
+        return run_search(self.search_step(trials), trials.losses_after)
+
+    def search_step(
+        self, trials: RateTrials
+    ) -> Generator[list[float], list[float], Step]:
+        """Take one step as :meth:`step` does, with trials of learning rates outside.
+
+        Parameters
+        ----------
+        trials : RateTrials
+            Trials on the batch of the step.
+
+        Yields
+        ------
+        list of float
+            Factors of the learning rate to try after a roll back.
+        """
+        batch, fit_params = trials.batch, trials.fit_params
         while True:
             try:
                 return self.attempt(batch, fit_params)
             except StepRefused as refused:
                 with uncompiled(self.net):  # compiled code cannot be replayed
-                    step = self._recover(refused, batch, fit_params)
-                if step is not None:
-                    return step
+                    answer = self._recover(refused, trials)
+            if answer == "shorten":
+                yield from self.guard.shorten_steps(trials)
+            elif not isinstance(answer, str):
+                return answer
 
     def _recover(
-        self, refused: StepRefused, batch: Any, fit_params: dict[str, Any]
-    ) -> Step | None:
-        """Return the result of :meth:`step`, or None to attempt the batch again."""
+        self, refused: StepRefused, trials: RateTrials
+    ) -> Step | Literal["retry", "shorten"]:
+        """Return the answer of the first recovery that has one."""
+        batch, fit_params = trials.batch, trials.fit_params
         explanation = explain(self, refused, batch, fit_params)
-        trials = RateTrials(self, batch, fit_params)
         failure = Failure(
             self.guard, trials, refused, explanation, explanation, batch, fit_params
         )
@@ -251,7 +273,7 @@ class GuardedTraining:
             if recovery.applies(failure):
                 answer: Answer = recovery.attempt(self, failure, batch)
                 if answer is not None:
-                    return None if isinstance(answer, str) else answer
+                    return answer
         return self.guard.stop(failure.report)
 
     def attempt(

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 Optimizers = Sequence[torch.optim.Optimizer]
+
+# Generator that yields factors of the learning rate to try, receives the loss with each
+# of them, and returns the factor to go on with.
+ScaleSearch = Generator[list[float], list[float], float]
+
+_T = TypeVar("_T")
 
 # Multiple of the present learning rate at which the search for a lower one starts, at
 # the latest.
@@ -84,10 +91,10 @@ def longest_reach(optimizers: Optimizers) -> float:
     return max(reaches, default=0.0)
 
 
-def lower_scale(
-    scale: float, growth: float, loss_at: Callable[[float], float]
-) -> float:
+def lower_scale(scale: float, growth: float) -> ScaleSearch:
     """Find by trial a lower factor of the learning rate with which training works.
+
+    The search is a generator, so that several searches can run their trials together.
 
     Parameters
     ----------
@@ -95,8 +102,12 @@ def lower_scale(
         Factor that was too high.
     growth : float
         Distance that one step has moved the weights, relative to their size.
-    loss_at : callable
-        Function of a factor that returns the loss after some steps; inf if they fail.
+
+    Yields
+    ------
+    list of float
+        Factors to try. The loss after some steps with each of them, inf if the steps
+        fail, must be sent back.
 
     Returns
     -------
@@ -109,18 +120,46 @@ def lower_scale(
     guess = scale * (min(_BACKOFF, 1.0 / growth) if growth else _BACKOFF)
     losses: dict[float, float] = {}
 
-    def best_of(scales: list[float]) -> float:
-        for candidate in scales:
-            if candidate <= scale * _LEAST_BACKOFF:
-                losses[candidate] = loss_at(candidate)
+    def best_of(scales: list[float]) -> Generator[list[float], list[float], float]:
+        tried = [s for s in scales if s <= scale * _LEAST_BACKOFF]
+        if tried:
+            losses.update(zip(tried, (yield tried), strict=True))
         return min(losses, key=losses.__getitem__)
 
-    coarse = best_of([guess * 10.0 ** (k / 2) for k in range(-2, 5)])
+    coarse = yield from best_of([guess * 10.0 ** (k / 2) for k in range(-2, 5)])
     while coarse == min(losses) and len(losses) < _MOST_TRIALS:
-        coarse = best_of([coarse * 10.0**-0.5, coarse * 10.0**-1.0])
+        coarse = yield from best_of([coarse * 10.0**-0.5, coarse * 10.0**-1.0])
     if not math.isfinite(losses[coarse]):
         return min(losses)
-    return best_of([coarse * 10.0**0.25, coarse * 10.0**-0.25])
+    return (yield from best_of([coarse * 10.0**0.25, coarse * 10.0**-0.25]))
+
+
+def run_search(
+    search: Generator[list[float], list[float], _T],
+    losses_after: Callable[[list[float]], list[float]],
+) -> _T:
+    """Run a search for a learning rate to its end, and return its result.
+
+    Parameters
+    ----------
+    search : generator
+        Search that yields factors of the learning rate and receives losses.
+    losses_after : callable
+        Function of a list of factors that returns the loss with each of them.
+
+    Returns
+    -------
+    object
+        Return value of the generator.
+    """
+    losses: Any = None
+    while True:
+        try:
+            scales = search.send(losses)
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+        losses = losses_after(scales)
 
 
 def hopeless_decay(optimizers: Optimizers) -> str | None:

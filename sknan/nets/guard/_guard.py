@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -36,6 +36,7 @@ from sknan.optim._learning_rates import (
     ascends,
     longest_reach,
     lower_scale,
+    run_search,
 )
 
 POLICIES = ("recover", "skip", "raise")
@@ -44,9 +45,6 @@ POLICIES = ("recover", "skip", "raise")
 STEP_SKIPPED = "The step was left out."
 BATCH_SKIPPED = "The batch was left out."
 ROLLED_BACK = "The {weights} weights were restored, and {change}."
-
-# Number of steps for which a lower learning rate is tested.
-_N_TRIAL_STEPS = 16
 
 # Causes of a failure that inputs in raw units may have.
 _CAUSES_OF_RAW_INPUTS = ("learning_rate", "gradient", "activation", "loss")
@@ -291,7 +289,8 @@ class Guard(StepChecks):
         if self.is_batch_to_blame(report, trials):
             self.skip_batch(report)
             return "skip"
-        self.roll_back(report, trials)
+        self.roll_back(report)
+        run_search(self.shorten_steps(trials), trials.losses_after)
         return "retry"
 
     def _withdraw_step(self) -> None:
@@ -341,8 +340,8 @@ class Guard(StepChecks):
         for optimizer in self._optimizers:
             optimizer.state.clear()
 
-    def roll_back(self, report: NonFiniteReport, trials: Trials) -> None:
-        """Restore verified weights, and shorten the steps from there on."""
+    def roll_back(self, report: NonFiniteReport) -> None:
+        """Restore verified weights; :meth:`shorten_steps` must follow."""
         self._withdraw_step()
         ascending = ascends(self._optimizers)
         if ascending is not None:
@@ -358,30 +357,40 @@ class Guard(StepChecks):
         self.weights.roll_back(to_first=not is_trusted)
         self._clear_moments()
         self._check_budget(report)
-        change = self._shorten_steps(report, growth, trials)
         weights = "last verified" if is_trusted else "first"
-        self.record(report, ROLLED_BACK.format(weights=weights, change=change))
+        self._rolled_back = report, growth, weights
 
-    def _shorten_steps(
-        self, report: NonFiniteReport, growth: float, trials: Trials
-    ) -> str:
-        """Clip from now on, or lower the learning rate; return the change in words."""
+    def shorten_steps(
+        self, trials: Trials
+    ) -> Generator[list[float], list[float], None]:
+        """Clip from now on, or lower the learning rate, after a roll back.
+
+        Parameters
+        ----------
+        trials : Trials
+            Trials on the batch that failed.
+
+        Yields
+        ------
+        list of float
+            Factors of the learning rate to try; see :func:`run_search`.
+        """
+        report, growth, weights = self._rolled_back
         reach = longest_reach(self._optimizers) * self.lr_scale
         if self.needs_clip(report):
             # The step was too long because the network amplifies its gradients. A
             # lower rate would shorten all steps, and clipping shortens only these.
             size = self.weights.last.size()
             self._rescue_norm = _CLIPPED_STEP * size / (reach or 1.0)
-            return f"gradients are now clipped to norm {self._rescue_norm:.3g}"
-        if reach < _SMALLEST_RATE:
-            return "no learning rate is low enough"
-        scale = lower_scale(
-            self.lr_scale, growth, lambda s: trials.loss_after(s, _N_TRIAL_STEPS)
-        )
-        change = f"the learning rate was divided by {self.lr_scale / scale:.3g}"
-        self.lr_scale = scale
-        self.rate_caps = trials.rates_at(scale)
-        return change
+            change = f"gradients are now clipped to norm {self._rescue_norm:.3g}"
+        elif reach < _SMALLEST_RATE:
+            change = "no learning rate is low enough"
+        else:
+            scale = yield from lower_scale(self.lr_scale, growth)
+            change = f"the learning rate was divided by {self.lr_scale / scale:.3g}"
+            self.lr_scale = scale
+            self.rate_caps = trials.rates_at(scale)
+        self.record(report, ROLLED_BACK.format(weights=weights, change=change))
 
     # -- saving and ending -----------------------------------------------------------
 

@@ -11,10 +11,10 @@ class Trials(Protocol):
     def fails_on_last_weights(self) -> bool:
         """Whether the failed batch also fails with the last verified weights."""
 
-    def loss_after(self, scale: float, n_steps: int) -> float:
-        """Return the loss after some steps from the last verified weights.
+    def losses_after(self, scales: list[float]) -> list[float]:
+        """Return the losses after some steps from the last verified weights.
 
-        The learning rate is multiplied by ``scale``. A failed step gives inf.
+        Each scale is a factor of the learning rate. A failed step gives inf.
         """
 
     def rates_at(self, scale: float) -> list[float]:

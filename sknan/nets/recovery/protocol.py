@@ -22,9 +22,10 @@ Step = dict[str, Any]
 # What is changed when a failed step is taken again.
 StepMode = Literal["plain", "without_rows", "finite_operations"]
 
-# Result of a recovery: a step, "retry" to attempt the whole batch again, or None if the
-# next recovery must be tried.
-Answer = Step | Literal["retry"] | None
+# Result of a recovery: a step, "retry" to attempt the whole batch again, "shorten" to
+# do so after a search for a lower learning rate, or None if the next recovery must be
+# tried.
+Answer = Step | Literal["retry", "shorten"] | None
 
 
 class StepRefused(Exception):
@@ -200,7 +201,8 @@ class Recovery(Protocol):
 
         Returns
         -------
-        dict, "retry" or None
-            Result of ``train_step``; "retry" to attempt the whole batch again; None to
-            try the next recovery.
+        dict, "retry", "shorten" or None
+            Result of ``train_step``; "retry" to attempt the whole batch again;
+            "shorten" to do so after a search for a lower learning rate; None to try the
+            next recovery.
         """

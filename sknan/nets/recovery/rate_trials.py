@@ -15,6 +15,9 @@ from sknan.nets.recovery.protocol import StepRefused, Training
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
 
+# Number of steps for which a lower learning rate is tested.
+N_TRIAL_STEPS = 16
+
 
 class RateTrials:
     """Trials that a guard runs before it decides; they leave the training unchanged.
@@ -49,24 +52,25 @@ class RateTrials:
                 net._zero_grad_optimizer()
         return math.isnan(norm)
 
-    def loss_after(self, scale: float, n_steps: int) -> float:
-        """Return the loss of the latest batches after some steps at a lower rate.
+    def losses_after(self, scales: list[float]) -> list[float]:
+        """Return the losses of the latest batches after some steps at lower rates.
 
         The steps start from the last verified weights, with empty optimizer state.
 
         Parameters
         ----------
-        scale : float
-            Factor of the learning rate.
-        n_steps : int
-            Number of steps.
+        scales : list of float
+            Factors of the learning rate.
 
         Returns
         -------
-        float
-            Mean loss; inf if a step fails.
+        list of float
+            Mean losses; inf if a step fails.
         """
-        net, batches = self.net, [*self.training.latest_batches, self.batch]
+        return [self._loss_after(scale) for scale in scales]
+
+    def _loss_after(self, scale: float) -> float:
+        net, batches = self.net, self.batches
         optimizers = net._all_optimizers()
         factor = scale * net._schedule_factor()
         try:
@@ -76,7 +80,7 @@ class RateTrials:
                 empty_states(optimizers),
             ):
                 with scaled_rates(optimizers, factor, net.guard_.rate_caps):
-                    for i in range(n_steps):
+                    for i in range(N_TRIAL_STEPS):
                         self._take_step(batches[i % len(batches)])
                 mean = self._mean_loss()
         except StepRefused:
@@ -84,6 +88,11 @@ class RateTrials:
         finally:
             net._zero_grad_optimizer()
         return mean if math.isfinite(mean) else math.inf
+
+    @property
+    def batches(self) -> list[Any]:
+        """Latest batches of the training, and the failed one."""
+        return [*self.training.latest_batches, self.batch]
 
     def has_learned(self) -> bool:
         """Whether the present weights have a lower loss than the first ones."""
@@ -108,9 +117,8 @@ class RateTrials:
             guard.weights.last.restore_buffers()
 
     def _mean_loss(self) -> float:
-        batches = [*self.training.latest_batches, self.batch]
         with torch.random.fork_rng(), torch.no_grad():
-            losses = [float(self._loss(batch)) for batch in batches]
+            losses = [float(self._loss(batch)) for batch in self.batches]
         return sum(losses) / len(losses)
 
     def rates_at(self, scale: float) -> list[float]:

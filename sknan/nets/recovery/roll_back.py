@@ -18,6 +18,6 @@ class RollBack:
         return True
 
     def attempt(self, training: Training, failure: Failure, batch: Any) -> Answer:
-        """Roll back within the budget, and attempt the batch again."""
-        training.guard.roll_back(failure.report, failure.trials)
-        return "retry"
+        """Roll back within the budget; the training then shortens its steps."""
+        training.guard.roll_back(failure.report)
+        return "shorten"

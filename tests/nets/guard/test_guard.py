@@ -30,11 +30,14 @@ class Trials:
         with self.loop.guard.last_weights():
             return not math.isfinite(self.loop.loss_of(self.X, self.y))
 
-    def loss_after(self, scale, n_steps):
+    def losses_after(self, scales):
+        return list(map(self.loss_after, scales))
+
+    def loss_after(self, scale):
         loop, optimizer = self.loop, self.loop.optimizer
         kept, optimizer.state = optimizer.state, type(optimizer.state)(dict)
         with loop.guard.last_weights(), scaled_rates([optimizer], scale):
-            for _ in range(n_steps):
+            for _ in range(16):
                 optimizer.zero_grad()
                 loop.loss(loop.module(self.X), self.y).backward()
                 optimizer.step()
