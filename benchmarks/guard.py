@@ -33,7 +33,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.timing import in_turn, keep_freed_memory, ratio_in_turn
 from sknan import GuardedNet
-from sknan._engine.table_net import TableNet
 from sknan.diagnosis import diagnose
 from sknan.nets.guard import Guard
 from sknan.nets.recovery.explain import explain
@@ -124,8 +123,6 @@ def batches(batch_size: int, n_steps: int = 0) -> Batches:
 
 def net_of(net_class: Any, module: nn.Module, criterion: Any, **options: Any) -> Any:
     """Return an initialized net with fused AdamW, as the estimators use it."""
-    if not issubclass(net_class, TableNet):
-        options["callbacks__print_log"] = None
     return net_class(
         module,
         criterion=criterion,
@@ -134,6 +131,7 @@ def net_of(net_class: Any, module: nn.Module, criterion: Any, **options: Any) ->
         lr=1e-3,
         train_split=None,
         verbose=0,
+        callbacks__print_log=None,
         **options,
     ).initialize()
 
@@ -141,15 +139,11 @@ def net_of(net_class: Any, module: nn.Module, criterion: Any, **options: Any) ->
 # -- a healthy step ------------------------------------------------------------------
 
 
-class _TorchClippingMixin:
-    """Training step of skorch with the clipping of torch and without a guard."""
+class UnguardedNet(GuardedNet):
+    """GuardedNet with the training step of skorch and the clipping of torch."""
 
-    def train_step(self: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Train like skorch, and clip the gradients."""
-        if getattr(self, "_training_", None) is None:
-            self._begin_training(
-                None, [batch]
-            )  # train_step_single of TableNet reads it
         accumulator = self.get_train_step_accumulator()
 
         def step_fn() -> Tensor:
@@ -169,14 +163,6 @@ class _TorchClippingMixin:
         self._step_optimizer(step_fn)
         taken: dict[str, Any] = accumulator.get_step()
         return taken
-
-
-class UnguardedNet(_TorchClippingMixin, GuardedNet):
-    """GuardedNet without its guard."""
-
-
-class UnguardedTableNet(_TorchClippingMixin, TableNet):
-    """Net of the estimators without its guard."""
 
 
 def loop_by_hand(module: nn.Module, data: Batches, max_norm: float) -> Any:
@@ -239,7 +225,7 @@ def steps_of(net: Any, data: Batches) -> Callable[[], float]:
 def measure_steps(repeats: int) -> dict[str, Any]:
     """Print and return a row for each size."""
     print(
-        f"{'a healthy step':<32}{'loop µs':>9}{'guard':>8}{'net':>8}{'table net':>11}"
+        f"{'a healthy step':<32}{'loop µs':>9}{'guard':>8}{'net':>8}"
         f"{'limit':>7}{'  |  ':>5}{'net/loop':>9}"
     )
     found = {}
@@ -252,10 +238,10 @@ def measure_steps(repeats: int) -> dict[str, Any]:
                 clips = "clips" if max_norm < 1 else "no clipping"
                 name = f"{width}/{width}{norm}, {clips}"
                 found[name] = row
-                worst = max(row["guard"], row["net"], row["table_net"])
+                worst = max(row["guard"], row["net"])
                 print(
                     f"{name:<32}{row['loop_s'] * 1e6:>9.0f}{row['guard']:>8.3f}"
-                    f"{row['net']:>8.3f}{row['table_net']:>11.3f}{STEP_LIMIT:>7.2f}"
+                    f"{row['net']:>8.3f}{STEP_LIMIT:>7.2f}"
                     f"{'  |  ':>5}{row['net_over_loop']:>9.2f}"
                     f"{'' if worst <= STEP_LIMIT else '  above'}",
                     flush=True,
@@ -272,7 +258,7 @@ def _steps(
         torch.manual_seed(0)
         return Perceptron(width, has_norm)
 
-    net_classes = (UnguardedNet, GuardedNet, UnguardedTableNet, TableNet)
+    net_classes = (UnguardedNet, GuardedNet)
     times: list[list[float]] = [[] for _ in range(2 + len(net_classes))]
     for _ in range(N_INSTANCES):
         nets = [
@@ -287,12 +273,11 @@ def _steps(
         found = in_turn(trainings, repeats=repeats, clock=time.process_time)
         for all_times, new_times in zip(times, found, strict=True):
             all_times += new_times
-    loop, guarded, unguarded_net, net, unguarded_table_net, table_net = times
+    loop, guarded, unguarded_net, net = times
     return {
         "loop_s": statistics.median(loop) / len(data),
         "guard": ratio_in_turn(guarded, loop),
         "net": ratio_in_turn(net, unguarded_net),
-        "table_net": ratio_in_turn(table_net, unguarded_table_net),
         "net_over_loop": ratio_in_turn(net, loop),
         "skorch_over_loop": ratio_in_turn(unguarded_net, loop),
     }

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sknan.optim._fused_adam import adam_kernel
-
 # A larger learning rate may overflow inside the optimizer, which only the guard of a
 # separate training detects.
 _LARGEST_RATE = 1e10
@@ -65,26 +63,6 @@ def kernel_key(group: dict[str, Any]) -> Hashable:
     return tuple(map(group.get, _KERNEL_SETTINGS))
 
 
-def unit_step_group(group: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameter group with which kernels compute a step without the weights.
-
-    Parameters
-    ----------
-    group : dict of str to object
-        Parameter group of an optimizer.
-
-    Returns
-    -------
-    dict of str to object
-        Parameter group for :func:`write_unit_steps`.
-    """
-    if "betas" in group:
-        # The kernel adds a step to x, which here holds the previous step. A decay of 1
-        # at a learning rate of 1 removes it first: x - 1 * 1 * x = 0.
-        return group | {"weight_decay": 1.0, "decoupled_weight_decay": True}
-    return group | {"weight_decay": 0.0}
-
-
 def write_unit_steps(
     group: dict[str, Any], count: Tensor, lists: list[list[Tensor]]
 ) -> None:
@@ -93,16 +71,33 @@ def write_unit_steps(
     Parameters
     ----------
     group : dict of str to object
-        :func:`unit_step_group` of one of the members.
+        Parameter group of the optimizer of one of the members.
     count : Tensor of shape ()
         Number of the step, from 1.
     lists : list of list of Tensor
         Tensors for the steps, the gradients, and the two moments. The steps are
         overwritten and the moments updated; both are zero before the first step.
     """
-    steps, gradients, first, _ = lists
+    steps, gradients, first, second = lists
     if "betas" in group:
-        adam_kernel(group, 1.0, lists, [count] * len(steps))
+        beta1, beta2 = group["betas"]
+        # The kernel adds a step to x, which here holds the previous step. A decay of 1
+        # at a learning rate of 1 removes it first: x - 1 * 1 * x = 0.
+        torch._fused_adamw_(
+            steps,
+            gradients,
+            first,
+            second,
+            [],
+            [count] * len(steps),
+            amsgrad=False,
+            lr=1.0,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=1.0,
+            eps=group["eps"],
+            maximize=False,
+        )
         return
     for step in steps:
         step.zero_()

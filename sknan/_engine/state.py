@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sknan._engine.member import Member
-from sknan._engine.optimizer_step import kernel_key, unit_step_group, write_unit_steps
+from sknan._engine.optimizer_step import kernel_key, write_unit_steps
 from sknan._engine.passes import is_stored_transposed, stacked_pass
 
 # The vectorized kernels of the optimizers round the remainder of a tensor, which does
@@ -117,7 +117,7 @@ class Stack:
         is_single = len(numbers_by_key) == 1
         return [
             (
-                unit_step_group(self.members[numbers[0]].group),
+                self.members[numbers[0]].group,
                 [
                     [part.view(-1)] if is_single else [part[k] for k in numbers]
                     for part in parts

@@ -6,14 +6,12 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from skorch import NeuralNet
-from skorch.callbacks import Callback, EpochTimer, PrintLog
+from skorch.callbacks import EpochTimer, PrintLog
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan.losses._traits import traits_of
 from sknan.nets._batching import TensorBatches, TensorTable
-from sknan.nets._hooks import BATCH_METHODS
 from sknan.nets._nets import GuardedNet
 from sknan.nets.recovery.output_repair import output_repaired, without_output
 
@@ -38,9 +36,6 @@ class TableNet(GuardedNet):
     """
 
     _is_versioned: ClassVar[bool] = False  # the estimator that holds it is
-
-    # Whether anything is notified of each batch, determined once an epoch.
-    _has_batch_listeners_ = True
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
@@ -75,51 +70,6 @@ class TableNet(GuardedNet):
         per_row: Tensor = loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss
         weighted: Tensor = (per_row * weight).mean()
         return weighted
-
-    # -- skorch's training step, without the overhead that tables do not need ----------
-
-    def _start_training(self, iterator: Any) -> None:
-        super()._start_training(iterator)
-        self._set_training(True)
-        self._has_batch_listeners_ = any(map(self._has_listeners, BATCH_METHODS))
-
-    def _has_listeners(self, method_name: str) -> bool:
-        """Whether a notification of this name has any effect."""
-        return (
-            type(self).notify is not NeuralNet.notify
-            or getattr(type(self), method_name) is not getattr(NeuralNet, method_name)
-            or any(
-                getattr(type(callback), method_name, None)
-                is not getattr(Callback, method_name)
-                for _, callback in self.callbacks_
-            )
-        )
-
-    def _n_rows(self, batch: Any) -> int:
-        return int(batch[0].shape[0])
-
-    def _notify_of_batch(self, method_name: str, **kwargs: Any) -> None:
-        if self._has_batch_listeners_:
-            self.notify(method_name, **kwargs)
-
-    def infer(self, x: Any, **fit_params: Any) -> Any:
-        return self.module_(x, **fit_params)
-
-    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        # A listener may have changed the mode of the network.
-        training: Any = self._training_
-        if self._has_batch_listeners_ or not training.is_in_mode:
-            self._set_training(True)
-        X, y = batch
-        y_pred = self.infer(X, **fit_params)
-        loss = self.get_loss(y_pred, y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return {"loss": loss, "y_pred": y_pred}
-
-    def _zero_grad_optimizer(self, set_to_none: bool | None = None) -> None:
-        for group in self.optimizer_.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
 
     def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
         fault = super()._find_fault_of_epoch(batch, step)

@@ -19,7 +19,6 @@ from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED, is_runaway
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorBatches, TensorTable
-from sknan.nets._layerwise_pass import LayerwisePass
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery.explain import explain, explain_weights, loss_of
 from sknan.nets.recovery.finite_operations import finite_step
@@ -82,8 +81,6 @@ class GuardedTraining:
         Gradient norm of each step of the epoch, before clipping.
     coefficients : list of float
         Clipping coefficient of each step of the epoch; 1.0 for no clipping.
-    layerwise : LayerwisePass or None
-        Pass that replaces autograd in the steps of this epoch.
     """
 
     def __init__(
@@ -91,7 +88,7 @@ class GuardedTraining:
     ) -> None:
         self.net = net
         self.guard: Guard = net.guard_
-        self.begin_epoch(batches, None)
+        self.begin_epoch(batches)
         self.n_steps = 0
         self.rate: float | None = None
         self.batch_number = 1
@@ -112,28 +109,17 @@ class GuardedTraining:
             report = explain_weights(self, next(iter(batches)))
             raise NonFiniteTrainingError(str(report), report) from None
 
-    def begin_epoch(self, batches: Any, layerwise: LayerwisePass | None) -> None:
+    def begin_epoch(self, batches: Any) -> None:
         """Clear the statistics of the previous epoch.
 
         Parameters
         ----------
         batches : iterable of tuple
             Batches of the epoch.
-        layerwise : LayerwisePass or None
-            Pass that replaces autograd in the steps of the epoch.
         """
         self.batches = batches
-        self.layerwise = layerwise
         self.norms: list[float] = []
         self.coefficients: list[float] = []
-        self._submodules = [
-            part for module in self.net._all_modules() for part in module.modules()
-        ]
-
-    @property
-    def is_in_mode(self) -> bool:
-        """Whether every submodule is in training mode."""
-        return all(module.training for module in self._submodules)
 
     def end(self, *, is_interrupted: bool) -> None:
         """End the training with usable weights in place.
@@ -306,33 +292,25 @@ class GuardedTraining:
         guard.begin_step()
         is_repaired = mode == "finite_operations"
         single = finite_step if is_repaired else type(net).train_step_single
-        layerwise = None if is_repaired or fit_params else self.layerwise
-        pieces = None if layerwise is None else [layerwise.gradients]
-        is_random = layerwise is None or layerwise.is_random
-        if is_random or self.random_states is None:
-            self.random_states = random_states(net.device)
+        self.random_states = random_states(net.device)
 
         def step_fn() -> Tensor:
             if conditioning is not None:
                 conditioning.to_raw()  # an optimizer may call this repeatedly
             try:
-                if layerwise is not None:  # it overwrites the gradients
-                    step = layerwise.step(batch[0], batch[1], net.get_loss)
-                else:
-                    net._zero_grad_optimizer()
-                    step = single(net, batch, **fit_params)
+                net._zero_grad_optimizer()
+                step = single(net, batch, **fit_params)
             except Exception as error:  # for example a decomposition of NaN
                 empty = {"loss": torch.tensor(math.nan), "y_pred": None}
                 raise StepRefused(empty, math.nan, math.nan, error) from error
             accumulator.store_step(step)
-            if net._has_batch_listeners_:
-                net.notify(
-                    "on_grad_computed",
-                    named_parameters=TeeGenerator(net.get_all_learnable_params()),
-                    batch=batch,
-                    training=True,
-                )
-            self._check_and_clip(batch, step, fit_params, mode, pieces)
+            net.notify(
+                "on_grad_computed",
+                named_parameters=TeeGenerator(net.get_all_learnable_params()),
+                batch=batch,
+                training=True,
+            )
+            self._check_and_clip(batch, step, fit_params, mode)
             if conditioning is not None:
                 conditioning.to_scaled()
             loss: Tensor = step["loss"]
@@ -368,7 +346,6 @@ class GuardedTraining:
         step: dict[str, Any],
         fit_params: dict[str, Any],
         mode: StepMode,
-        pieces: list[Tensor] | None,
     ) -> None:
         """Refuse a step that is not finite or has exploded; clip any other.
 
@@ -397,7 +374,7 @@ class GuardedTraining:
         if mode == "finite_operations" and norm == 0.0:
             raise StepRefused(step, loss, norm)  # such a step teaches nothing
         guard.pass_step(loss)
-        coefficient = self.clip(parameters, grads, norm, rescue_norm, pieces)
+        coefficient = self.clip(parameters, grads, norm, rescue_norm)
         self._step_norm, self._step_loss = norm * coefficient, loss
         self.norms.append(norm)
         self.coefficients.append(coefficient)
@@ -410,7 +387,6 @@ class GuardedTraining:
         grads: list[Tensor],
         norm: float,
         rescue_norm: float | None,
-        pieces: list[Tensor] | None = None,
     ) -> float:
         """Clip the gradients in place.
 
@@ -422,8 +398,6 @@ class GuardedTraining:
             Finite global norm of the gradients.
         rescue_norm : float or None
             Largest norm that the guard allows.
-        pieces : list of Tensor or None, default=None
-            The same gradients as fewer tensors, if their memory is contiguous.
 
         Returns
         -------
@@ -433,7 +407,6 @@ class GuardedTraining:
         net, before = self.net, norm
         if net.adaptive_clip_ is not None:
             norm *= net.adaptive_clip_(parameters, grads, norm)
-        grads = pieces or grads
         if net.clip_value is not None:
             clip_grad_value(grads, net.clip_value)
             norm = float(grad_norm(grads))

@@ -16,8 +16,6 @@ from sknan.nets._backup import BackupAndRestore
 from sknan.nets._batching import TensorBatches
 from sknan.nets._data import as_table, refuse_nonfinite_data
 from sknan.nets._guarded_step import GuardedTraining
-from sknan.nets._hooks import runs_only_known_code
-from sknan.nets._layerwise_pass import LayerwisePass, layerwise_pass
 from sknan.nets._output import OutputMixin
 from sknan.nets._records import (
     epoch_report,
@@ -31,7 +29,6 @@ from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery import RECOVERIES, Recovery
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.optim._adaptive_clipping import resolve_adaptive_clip
-from sknan.optim._fused_adam import step_with
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
 
@@ -103,8 +100,6 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
     _training_: GuardedTraining | None
     _backup_: BackupAndRestore | None = None
     _epoch_loss_: float
-    # Whether a callback or an overridden method is notified of each batch.
-    _has_batch_listeners_: bool = True
 
     def __init__(
         self,
@@ -212,14 +207,12 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         self._is_fresh_ = is_new and not isinstance(self.module, torch.nn.Module)
         self._training_ = None
 
-    def _begin_training(
-        self, n_steps: int | None, batches: Any, layerwise: LayerwisePass | None = None
-    ) -> None:
+    def _begin_training(self, n_steps: int | None, batches: Any) -> None:
         if not hasattr(self, "guard_"):  # train_step was called without fit
             self._prepare_guard(is_new=True)
-        training = GuardedTraining(self, batches, n_steps, is_fresh=self._is_fresh_)
-        training.begin_epoch(batches, layerwise)
-        self._training_ = training
+        self._training_ = GuardedTraining(
+            self, batches, n_steps, is_fresh=self._is_fresh_
+        )
 
     def _all_modules(self) -> list[torch.nn.Module]:
         names = [*self._modules, *self._criteria]
@@ -273,18 +266,17 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         for n_batches, batch in enumerate(iterator, start=1):
             if training and self._training_ is not None:
                 self._training_.batch_number = n_batches
-            self._notify_of_batch("on_batch_begin", batch=batch, training=training)
+            self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
             was_skipped = step.pop("was_skipped", False)
             if not was_skipped:
                 loss = step["loss"].item()
-                rows = self._n_rows(batch)
+                inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+                rows = get_len(inputs)
                 self._log_batch(prefix, loss, rows)
                 total_loss += loss * rows
                 total_rows += rows
-            self._notify_of_batch(
-                "on_batch_end", batch=batch, training=training, **step
-            )
+            self.notify("on_batch_end", batch=batch, training=training, **step)
         self.history.record(f"{prefix}_batch_count", n_batches)
         mean_loss = total_loss / total_rows if total_rows else math.nan
         self._log_epoch(prefix, mean_loss)
@@ -294,13 +286,6 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
                 self._end_training_epoch(batch, step)
         else:
             self._follow_loss(mean_loss)
-
-    def _n_rows(self, batch: Any) -> int:
-        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return int(get_len(inputs))
-
-    def _notify_of_batch(self, method_name: str, **kwargs: Any) -> None:
-        self.notify(method_name, **kwargs)
 
     def _log_batch(self, prefix: str, loss: float, rows: int) -> None:
         self.history.record_batch(f"{prefix}_loss", loss)
@@ -314,7 +299,7 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         if not hasattr(self, "schedule_"):  # run_single_epoch without fit
             return
         if self._training_ is not None:
-            self._training_.begin_epoch(iterator, self._layerwise_pass(iterator))
+            self._training_.begin_epoch(iterator)
             return
         try:
             n_steps: int | None = len(iterator) * self._epochs_ahead_
@@ -328,25 +313,9 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
                     "__len__, or leave both out."
                 ) from None
         self.schedule_.start(n_steps or 0)
-        self._begin_training(n_steps, iterator, self._layerwise_pass(iterator))
+        self._begin_training(n_steps, iterator)
         if self._backup_ is not None:
             self._backup_.restore_training(self)
-
-    def _layerwise_pass(self, iterator: Any) -> LayerwisePass | None:
-        """Return a pass that replaces autograd in this epoch, if there is one."""
-        is_usual = (
-            isinstance(iterator, TensorBatches)
-            and (self._modules, self._criteria) == (["module"], ["criterion"])
-            and runs_only_known_code(self)
-        )
-        if not is_usual:
-            return None
-        X, _ = iterator.dataset.rows(slice(0, 1))
-        return layerwise_pass(self.module_, self.criterion_, X)
-
-    def _step_optimizer(self, step_fn: Any) -> None:
-        for name in self._optimizers:
-            step_with(getattr(self, f"{name}_"), step_fn)
 
     def _follow_loss(self, loss: float) -> None:
         """Pass the loss of an epoch to the schedule."""
