@@ -15,6 +15,7 @@ its start by the code that ``fit`` runs, with the guard.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
@@ -143,11 +144,13 @@ def train_together(jobs: list[Job], max_memory: int | None = None) -> list[JobOu
         run.prepare(validated)
     groups: dict[Hashable, list[_JobRun]] = defaultdict(list)
     for run in runs:
-        key = None if run.plan is None else plan_key(run.plan)
-        if key is not None:
-            groups[key].append(run)
+        if run.key is not None:
+            groups[run.key].append(run)
     for group in groups.values():
-        _train_group(group, max_memory)
+        # The module of one network may raise anything. The networks that have not
+        # finished are then trained separately, so that only one fails.
+        with contextlib.suppress(Exception):
+            _train_group(group, max_memory)
     for run in runs:
         run.finish()
         if not run.is_stacked:  # a stack has reported progress itself
@@ -191,6 +194,8 @@ class _JobRun:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.plan: TrainingPlan | None = None
+        # Equal for networks that may share a stack; None for separate training.
+        self.key: Hashable | None = None
         self.error: Exception | None = None
         self.seconds = 0.0
         # Function that issues the warnings of a stacked training; None before it.
@@ -227,6 +232,7 @@ class _JobRun:
         self.plan = estimator._plan(checked.rows, fold, checked.plan)
         if checked.plan is None and layers_of(self.plan.net.module_) is not None:
             checked.plan = self.plan
+        self.key = plan_key(self.plan)
 
     @property
     def source(self) -> Hashable:

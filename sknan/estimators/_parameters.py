@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback
 
 from sknan._utils.validation import did_you_mean, is_integer, is_number
+from sknan.nets._mixin import guard_parts
 
 _PARTS = ("module", "criterion", "optimizer")
 _PREFIXES = (*_PARTS, "compile")
@@ -76,8 +77,8 @@ def _is_callback(value: Any) -> bool:
     )
 
 
-# A test of each parameter, and the same in words for the message. The parameters of the
-# guard, of clipping and of the schedule are checked by the net, which uses them.
+# A test of each parameter, and the same in words for the message. `guard_parts` checks
+# the parameters of the guard, of clipping and of the schedule.
 _COUNT = (_is_positive_integer, "an integer of at least 1")
 _COUNT_OR_AUTO = (_is_positive_integer_or_auto, "an integer of at least 1 or 'auto'")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -117,7 +118,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_parameters(estimator: PrefixedParamsMixin) -> None:
-    """Raise ``ValueError`` for the first parameter that breaks its rule.
+    """Raise an error for the first parameter that breaks its rule.
 
     Parameters
     ----------
@@ -126,7 +127,7 @@ def check_parameters(estimator: PrefixedParamsMixin) -> None:
 
     Raises
     ------
-    ValueError
+    ValueError or TypeError
         If a parameter is invalid. The message contains its name, rule and value.
     """
     if hasattr(estimator, _VAR_KEYWORD):
@@ -138,6 +139,7 @@ def check_parameters(estimator: PrefixedParamsMixin) -> None:
                 f"The {name!r} parameter of {type(estimator).__name__} must be {rule}, "
                 f"got {value!r}."
             )
+    guard_parts(estimator)
 
 
 class PrefixedParamsMixin(BaseEstimator):

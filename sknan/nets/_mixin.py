@@ -28,15 +28,40 @@ from sknan.nets._records import (
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery import RECOVERIES, Recovery
 from sknan.nets.recovery.rate_trials import RateTrials
-from sknan.optim._adaptive_clipping import resolve_adaptive_clip
+from sknan.optim._adaptive_clipping import AdaptiveClip, resolve_adaptive_clip
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
 
-def _check_positive(name: str, value: Any) -> None:
-    if value is None:
-        return
-    if not is_number(value) or not value > 0:
-        raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
+def guard_parts(
+    parameters: Any,
+) -> tuple[Guard, AdaptiveClip | None, LearningRateSchedule]:
+    """Return new parts of a guarded training, and refuse invalid parameters.
+
+    Parameters
+    ----------
+    parameters : GuardMixin or estimator
+        Object with the parameters of the guard, of clipping and of the schedule.
+
+    Returns
+    -------
+    guard : Guard
+    adaptive_clip : AdaptiveClip or None
+    schedule : LearningRateSchedule
+
+    Raises
+    ------
+    ValueError or TypeError
+        If a parameter is invalid. The message names it.
+    """
+    for name in ("clip_norm", "clip_value"):
+        value = getattr(parameters, name)
+        if value is not None and not (is_number(value) and value > 0):
+            raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
+    return (
+        Guard(parameters.on_nonfinite, parameters.max_recoveries),
+        resolve_adaptive_clip(parameters.adaptive_clip),
+        LearningRateSchedule(parameters.lr_schedule, parameters.warmup),
+    )
 
 
 class GuardMixin(VersionedPickleMixin, OutputMixin):
@@ -190,19 +215,13 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
 
     def _prepare_guard(self, *, is_new: bool) -> None:
         """Check the parameters, and create guard, clipper and schedule."""
-        _check_positive("clip_norm", self.clip_norm)
-        _check_positive("clip_value", self.clip_value)
-        schedule = LearningRateSchedule(self.lr_schedule, self.warmup)
-        clipper = resolve_adaptive_clip(self.adaptive_clip)
-        guard = Guard(self.on_nonfinite, self.max_recoveries)
+        guard, clipper, self.schedule_ = guard_parts(self)
         if is_new or not hasattr(self, "guard_"):
             self.guard_ = guard
             self.adaptive_clip_ = clipper
         else:
             self.guard_.on_nonfinite = guard.on_nonfinite
             self.guard_.max_recoveries = guard.max_recoveries
-        self.schedule_ = schedule
-        self.schedule_.start(0)
         # Weights that may have been trained before must not be replaced.
         self._is_fresh_ = is_new and not isinstance(self.module, torch.nn.Module)
         self._training_ = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -33,6 +35,7 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from sknan import (
     DivergenceWarning,
@@ -431,6 +434,79 @@ def test_a_candidate_that_cannot_be_fitted_gets_the_error_score(table):
     assert search.cv_results_["mean_test_score"][1] == -5.0
     assert search.cv_results_["n_recoveries"].tolist() == [0, None]
     assert search.best_params_ == {"net__lr": 1e-2}
+
+
+class Failing(nn.Module):
+    """Linear model that raises an error at a stage."""
+
+    def __init__(self, n_features_in, n_outputs, stage=None):
+        super().__init__()
+        self.stage, self.n_calls = stage, 0
+        self.linear = nn.Linear(n_features_in, n_outputs)
+        self.fail_at("init")
+
+    def fail_at(self, stage):
+        if self.stage == stage:
+            raise KeyError(f"{stage} fails")
+
+    def forward(self, X):
+        self.n_calls += 1
+        self.fail_at("forward")
+        if self.n_calls > 5:
+            self.fail_at("training")
+        if not self.training:
+            self.fail_at("prediction")
+        return self.linear(X)
+
+
+def fails_late(progress):
+    if progress > 0.5:
+        raise ZeroDivisionError("the schedule fails")
+    return 1.0
+
+
+INVALID_VALUES = {
+    "clip_norm": [1.0, -1.0, "1"],
+    "clip_value": [None, -1.0],
+    "adaptive_clip": [None, "agg"],
+    "lr_schedule": ["cosine", "cosinus", 3, fails_late, lambda p: math.inf],
+    "warmup": [0.0, -1, 1.5, "x"],
+    "on_nonfinite": ["recover", "rescue"],
+    "max_recoveries": [10, -1],
+    "module__activation": ["relu", "relu5"],
+    "optimizer": ["adam", "adamant"],
+    "optimizer__betas": [(0.9, 0.99), (2.0, 3.0)],
+    "criterion": ["cross_entropy", "squared_error", 3],
+    "criterion__weight": [None, torch.ones(5)],
+}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning")
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+@pytest.mark.parametrize("name", INVALID_VALUES)
+def test_an_invalid_value_of_a_candidate_fails_only_that_candidate(table, name):
+    values = INVALID_VALUES[name]
+    search = BatchedGridSearchCV(pipeline(), {f"net__{name}": values}, cv=2)
+    search.fit(*table)
+    is_failed = np.isnan(search.cv_results_["mean_test_score"]).tolist()
+    assert is_failed == [i > 0 for i in range(len(values))]
+    assert search.cv_results_["stacked"][0]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning")
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+def test_a_module_that_raises_fails_only_its_candidate(table):
+    stages = [None, "init", "forward", "training", "prediction"]
+    model = Pipeline(
+        [
+            ("impute", NaNImputer()),
+            ("net", StableNetClassifier(Failing, batch_size=32, max_epochs=3)),
+        ]
+    )
+    search = BatchedGridSearchCV(model, {"net__module__stage": stages}, cv=2)
+    search.fit(*table)
+    is_failed = np.isnan(search.cv_results_["mean_test_score"]).tolist()
+    assert is_failed == [False, True, True, True, True]
 
 
 def test_errors_are_raised_if_error_score_is_raise(table):
