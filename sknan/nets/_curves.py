@@ -11,16 +11,13 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._utils.validation import is_number
+from sknan.nets._records import GUARD_ENTRIES
 
 # Keys of the history that are not scores.
 _NOT_SCORES = {
     "epoch",
     "dur",
-    "lr",
-    "grad_norm",
-    "clip_share",
-    "clip_coefficient",
-    "n_recoveries",
+    *GUARD_ENTRIES,
     "train_loss",
     "valid_loss",
     "train_batch_count",

@@ -19,6 +19,7 @@ from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._output import OutputMixin
 from sknan.nets._records import (
     epoch_report,
+    hide_guard_entries,
     no_step_error,
     not_learned_error,
     record_epoch,
@@ -159,6 +160,17 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
     def effective_lr_(self) -> float:
         """``lr`` times all reductions by the guard."""
         return float(self.lr) * self.guard_.lr_scale
+
+    def initialize_callbacks(self) -> Any:
+        """Initialize the callbacks; those that print or log ignore the guard's entries.
+
+        ``PrintLog`` and the loggers then show what they show with skorch's nets. Pass
+        ``keys_ignored=[]`` to one of them to include the entries of the guard.
+        """
+        super().initialize_callbacks()
+        for _, callback in self.callbacks_:
+            hide_guard_entries(callback)
+        return self
 
     def on_train_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
         """Restore a backup, if there is one, before any callback begins."""

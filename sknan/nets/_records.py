@@ -13,6 +13,9 @@ from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._guarded_step import GuardedTraining
 
+# Entries that a guarded net adds to skorch's history.
+GUARD_ENTRIES = ("n_recoveries", "grad_norm", "clip_share", "clip_coefficient", "lr")
+
 # In a shorter training, a clip that was never needed gives no warning.
 _FEWEST_STEPS = 20
 
@@ -61,6 +64,22 @@ def record_epoch(net: Any, training: GuardedTraining) -> None:
             record(*entry)
     if training.rate is not None:
         record("lr", training.rate)
+
+
+def hide_guard_entries(callback: Any) -> None:
+    """Keep the guard's entries out of what a printer or logger of skorch shows.
+
+    Parameters
+    ----------
+    callback : skorch callback
+        Initialized callback. A list ``keys_ignored`` that is empty or names one of the
+        entries is left unchanged: the user has then chosen among them.
+    """
+    ignored = getattr(callback, "keys_ignored_", None)
+    if not isinstance(ignored, set) or not ignored.isdisjoint(GUARD_ENTRIES):
+        return
+    if callback.keys_ignored is None or len(callback.keys_ignored):
+        ignored.update(GUARD_ENTRIES)
 
 
 def epoch_report(net: Any, fault: str, batch_number: int) -> NonFiniteReport:

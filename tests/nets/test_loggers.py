@@ -5,9 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import MlflowLogger, TensorBoard, WandbLogger
+from skorch import NeuralNetRegressor
+from skorch.callbacks import (
+    MlflowLogger,
+    NeptuneLogger,
+    PrintLog,
+    SacredLogger,
+    TensorBoard,
+    WandbLogger,
+)
 
 from sknan import DivergenceWarning, GuardedNetRegressor, StableNetRegressor
+from sknan._engine.table_net import TableNet
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(200, 5)).astype(np.float32)
@@ -53,13 +62,63 @@ def recoveries_of(net):
     return [epochs.count(epoch) for epoch in range(1, N_EPOCHS + 1)]
 
 
+ENTRIES = {"n_recoveries", "grad_norm", "clip_share", "clip_coefficient", "lr"}
+
+
+def printed_columns(net_class, **options):
+    lines = []
+    net = net_class(
+        torch.nn.Linear(5, 1),
+        max_epochs=2,
+        lr=1e-3,
+        callbacks=[("printed", PrintLog(sink=lines.append, **options))],
+        callbacks__print_log=None,
+        **({"clip_norm": 1e-3} if net_class is GuardedNetRegressor else {}),
+    )
+    net.fit(X, Y)
+    return lines[0].split()
+
+
+@pytest.mark.parametrize("keys_ignored", [None, "dur", ["dur", "valid_loss"]])
+def test_a_guarded_net_prints_the_columns_of_skorch(keys_ignored):
+    columns = printed_columns(GuardedNetRegressor, keys_ignored=keys_ignored)
+    assert columns == printed_columns(NeuralNetRegressor, keys_ignored=keys_ignored)
+
+
+def test_entries_of_the_guard_are_printed_if_asked_for():
+    columns = printed_columns(GuardedNetRegressor, keys_ignored=[])
+    skorchs = printed_columns(NeuralNetRegressor)
+    assert set(columns) == {*skorchs, *ENTRIES}
+    columns = printed_columns(GuardedNetRegressor, keys_ignored=["lr", "grad_norm"])
+    assert set(columns) == {*skorchs, *ENTRIES} - {"lr", "grad_norm"}
+
+
+# Creating and initializing these loggers needs no connection to a service.
+LOGGERS = {
+    "Neptune": lambda keys: NeptuneLogger({}, keys_ignored=keys),
+    "Weights & Biases": lambda keys: WandbLogger(None, keys_ignored=keys),
+    "TensorBoard": lambda keys: TensorBoard(None, keys_ignored=keys),
+    "Sacred": lambda keys: SacredLogger(None, keys_ignored=keys),
+    "MLflow": lambda keys: MlflowLogger(object(), object(), keys_ignored=keys),
+}
+
+
+@pytest.mark.parametrize("logger_of", LOGGERS.values(), ids=LOGGERS)
+@pytest.mark.parametrize("net_class", [GuardedNetRegressor, TableNet])
+def test_each_logger_ignores_the_entries_of_the_guard(logger_of, net_class):
+    for keys, hidden in [(None, ENTRIES), ("dur", {"dur", *ENTRIES}), ([], set())]:
+        net = net_class(None, criterion=None, callbacks=[("logger", logger_of(keys))])
+        logger = dict(net.initialize_callbacks().callbacks_)["logger"]
+        assert logger.keys_ignored_ == {"batches", *hidden}
+
+
 @both
 def test_tensorboard_draws_the_recoveries(net_class, tmp_path):
     pytest.importorskip("tensorboard", reason="the package tensorboard is missing")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
-    net = fitted(net_class, TensorBoard(SummaryWriter(tmp_path)))
+    net = fitted(net_class, TensorBoard(SummaryWriter(tmp_path), keys_ignored=[]))
     events = EventAccumulator(str(tmp_path)).Reload()
 
     def curve(name):
@@ -85,7 +144,7 @@ def test_mlflow_keeps_the_recoveries(net_class, tmp_path, monkeypatch):
         "sknan", artifact_location=(tmp_path / "artifacts").as_uri()
     )
     run = client.create_run(experiment)
-    net = fitted(net_class, MlflowLogger(run, client))
+    net = fitted(net_class, MlflowLogger(run, client, keys_ignored=[]))
     kept = client.get_metric_history(run.info.run_id, "n_recoveries")
     assert [(m.step, m.value) for m in kept] == list(
         enumerate(recoveries_of(net), start=1)
@@ -105,7 +164,7 @@ def test_weights_and_biases_keeps_the_recoveries(net_class, tmp_path, monkeypatc
     with wandb.init(mode="offline", dir=tmp_path, settings=settings) as run:
         # By default it shows only the last value of a run.
         run.define_metric("n_recoveries", summary="first,last,max")
-        net = fitted(net_class, WandbLogger(run, save_model=False))
+        net = fitted(net_class, WandbLogger(run, save_model=False, keys_ignored=[]))
         summary = dict(run.summary)
     recoveries = recoveries_of(net)
     shown = dict(summary["n_recoveries"])
