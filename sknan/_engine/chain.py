@@ -36,17 +36,44 @@ _Call = Callable[[], object]
 # begins at a multiple of this number of elements.
 _ALIGNMENT = 16
 
+# From this number of multiplications on, a product by oneDNN takes down to half of the
+# time of torch.mm on processors with AVX-512. A call takes some microseconds more.
+_LARGE = 2**21
+
 
 def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> _Call:
     """Prepare the matrix products of all members, plus a bias.
 
     Each product is bitwise identical to that of the member alone.
     """
+    if _is_for_onednn(a, out, bias):
+        return _large_products(a, b, out, bias)
     if out[0].numel() % _ALIGNMENT:
         return partial(_separate_products, a, b, out, bias)
     if bias is None:
         return partial(torch.bmm, a, b, out=out)
     return partial(torch.baddbmm, bias, a, b, out=out)
+
+
+def _is_for_onednn(a: Tensor, out: Tensor, bias: Tensor | None) -> bool:
+    return (
+        out[0].numel() * a.shape[2] >= _LARGE
+        and out.dtype == torch.float32
+        and (bias is None or bias.shape[1] == 1)
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    )
+
+
+def _large_products(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None) -> _Call:
+    rows = [None] * len(out) if bias is None else bias.squeeze(1).unbind()
+    products = list(zip(out, a, b.transpose(1, 2), rows, strict=True))
+    linear = torch.ops.mkldnn._linear_pointwise.default
+
+    def compute() -> None:
+        for result, x, weight, row in products:
+            result.copy_(linear(x, weight, row, "none", [], ""))
+
+    return compute
 
 
 def _separate_products(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None) -> None:

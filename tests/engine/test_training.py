@@ -103,6 +103,7 @@ def test_a_custom_schedule_is_stacked():
         {},
         {"module__width": 7},
         {"module__width": 37, "batch_size": 22},
+        {"module__width": 256, "max_epochs": 1},
         {"module__depth": 1, "module__width": 21},
         {"optimizer": "sgd", "optimizer__momentum": 0.9, "module__width": 5},
         {"optimizer": "adam", "weight_decay": 0.1, "module__width": 9},
@@ -122,7 +123,7 @@ def test_a_diverging_member_does_not_change_the_bits_of_others(estimator_class, 
     assert not diverged.is_stacked
 
 
-@pytest.mark.parametrize("width", [7, 16])
+@pytest.mark.parametrize("width", [7, 16, 256])
 def test_a_stack_of_one_is_bitwise_identical_to_a_member_of_many(width):
     jobs = jobs_of(StableNetClassifier, LEARNING_RATES, module__width=width)
     for outcome, job in zip(train_together(jobs), jobs, strict=True):
