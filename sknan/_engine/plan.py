@@ -23,6 +23,7 @@ from sknan._utils.threads import threads_for
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
+from sknan.nets._time_limit import TimeLimit
 
 
 class TrainingRows(NamedTuple):
@@ -215,6 +216,8 @@ class TrainingPlan:
     best : BestWeights or None
         Callback that keeps the weights of the best epoch on held-out rows; None without
         early stopping.
+    time_limit : TimeLimit or None
+        Callback that ends the training when its time is used up.
     split : callable
         Function of a seed that returns the indices of the training rows and of the
         held-out rows.
@@ -232,6 +235,7 @@ class TrainingPlan:
     net: TableNet
     table: TensorTable
     best: BestWeights | None
+    time_limit: TimeLimit | None
     split: Callable[[int], tuple[Tensor, Tensor]]
     split_seed: int
     random_states: tuple[Tensor, Tensor | None]
@@ -282,6 +286,8 @@ class TrainingPlan:
                 net._split_seed_ = self.split_seed  # restoring a backup may change it
                 net.train_split = lambda _: self._split_table(net._split_seed_)
                 net.callbacks_.append(("best_weights", best.initialize()))
+            if self.time_limit is not None:
+                net.callbacks_.append(("time_limit", self.time_limit))
             with (
                 resumed(self.random_states, net.device),
                 threads_for(n_flops, self.num_threads),
@@ -293,4 +299,5 @@ class TrainingPlan:
                     net.fit(self.table)
         finally:
             net.train_split = None  # the closure holds the training rows
-            net.callbacks_ = [c for c in net.callbacks_ if c[1] is not best]
+            added = (best, self.time_limit)
+            net.callbacks_ = [c for c in net.callbacks_ if c[1] not in added]

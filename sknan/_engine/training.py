@@ -49,6 +49,7 @@ def plan_key(plan: TrainingPlan) -> Hashable | None:
         not plan.is_partial
         and net.verbose < 2
         and net.device == "cpu"
+        and plan.time_limit is None
         and net.clip_value is None
         and net.adaptive_clip is None
         and not net.callbacks

@@ -8,6 +8,7 @@ class numbers instead of labels, and does not validate its input.
 from __future__ import annotations
 
 import functools
+import time
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,6 +51,7 @@ from sknan.losses._registry import get_criterion
 from sknan.losses._traits import LossTraits, traits_of
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
+from sknan.nets._time_limit import TimeLimit
 from sknan.nets._training_facts import summary_as_html
 
 # Of fewer rows, a tenth is too small a sample for the choice of an epoch.
@@ -318,6 +320,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         -------
         TrainingPlan
         """
+        start = time.monotonic()
         continues = self._continues(rows.is_partial)
         if not continues:
             self._rng = check_random_state(self.random_state)
@@ -339,10 +342,14 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
                 net.flops_per_row_ = table_of.net.flops_per_row_
             states = random_states(device)
         stops_early = self._stops_early(rows)
+        time_limit = None
+        if self.max_time is not None and not rows.is_partial:
+            time_limit = TimeLimit(self.max_time - (time.monotonic() - start))
         return TrainingPlan(
             net=net,
             table=table,
             best=BestWeights(self.n_iter_no_change) if stops_early else None,
+            time_limit=time_limit,
             split=functools.partial(
                 split_rows,
                 rows.y,

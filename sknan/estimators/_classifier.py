@@ -63,6 +63,12 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         to ``lr``.
     max_epochs : int, default=100
         Maximum number of passes over the training rows.
+    max_time : float or None, default=None
+        Time limit of each training in seconds, including that of ``lr="auto"``. No
+        epoch begins that is expected to end later, but the first one is always
+        completed. A schedule is planned for ``max_epochs``: a training that ends before
+        does not reach the low learning rates at the end of a ``"one_cycle"`` or
+        ``"cosine"``. None means no limit.
     batch_size : int or "auto", default=128
         Number of rows in a batch. A last batch of a single row is merged with the batch
         before it. ``"auto"`` depends on the number of rows of the table: 32 below 700,
@@ -200,6 +206,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         lr_schedule: Any = "cosine",
         warmup: float = 0.0,
         max_epochs: int = 100,
+        max_time: float | None = None,
         batch_size: int | str = 128,
         weight_decay: float = 0.01,
         clip_norm: float | None = 1.0,

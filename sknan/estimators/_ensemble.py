@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, ClassVar, Self
 
@@ -21,6 +22,7 @@ from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import LabelPredictionMixin
 from sknan.estimators._classifier import StableNetClassifier
 from sknan.estimators._input import CheckedRows, check_features
+from sknan.estimators._parameters import check_parameter
 from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
@@ -89,17 +91,19 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         *,
         n_jobs: int | None = None,
         random_state: Any = None,
+        max_time: float | None = None,
         verbose: int = 0,
     ) -> None:
         self.estimator = estimator
         self.n_estimators = n_estimators
         self.n_jobs = n_jobs
         self.random_state = random_state
+        self.max_time = max_time
         self.verbose = verbose
 
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> None:
         jobs = self._jobs(X, y, sample_weight)
-        n_shares = min(effective_n_jobs(self.n_jobs), len(jobs))
+        n_shares = self._n_shares()
         shares = [jobs[i::n_shares] for i in range(n_shares)]
         with progress("Training", len(jobs), "networks", verbose=self.verbose):
             arguments = [(share,) for share in shares]
@@ -127,8 +131,15 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
 
+    def _n_shares(self) -> int:
+        """Return the number of processes."""
+        return min(int(effective_n_jobs(self.n_jobs)), self.n_estimators)
+
     def _jobs(self, X: Any, y: Any, sample_weight: Any) -> list[Job]:
         network = self._checked_network()
+        if self.max_time is not None:
+            n_in_turn = math.ceil(self.n_estimators / self._n_shares())
+            network = clone(network).set_params(max_time=self.max_time / n_in_turn)
         rng = check_random_state(self.random_state)
         seeds = rng.randint(np.iinfo(np.int32).max, size=(2, self.n_estimators))
         jobs = []
@@ -148,6 +159,7 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
                 f"The 'n_estimators' parameter of {name} must be an integer of at "
                 f"least 1, got {n!r}."
             )
+        check_parameter(self, "max_time")
         if self.estimator is None:
             return self._network(**_DEFAULT_PARAMS)
         if not isinstance(self.estimator, self._network):
@@ -207,6 +219,10 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, _Ensemble):
         trained networks do not depend on it.
     random_state : int, RandomState or None, default=None
         Seed of the folds, the initial weights, the batches and dropout.
+    max_time : float or None, default=None
+        Time limit of ``fit`` in seconds, of which each network receives an equal share
+        as its ``max_time``. The networks then depend on ``n_jobs``. None leaves the
+        ``max_time`` of ``estimator`` unchanged.
     verbose : int, default=0
         Level of output: 1 shows a progress bar over the networks in a terminal or a
         notebook, and nothing in a log.
@@ -323,6 +339,10 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, _Ensemble):
         trained networks do not depend on it.
     random_state : int, RandomState or None, default=None
         Seed of the folds, the initial weights, the batches and dropout.
+    max_time : float or None, default=None
+        Time limit of ``fit`` in seconds, of which each network receives an equal share
+        as its ``max_time``. The networks then depend on ``n_jobs``. None leaves the
+        ``max_time`` of ``estimator`` unchanged.
     verbose : int, default=0
         Level of output: 1 shows a progress bar over the networks in a terminal or a
         notebook, and nothing in a log.

@@ -87,6 +87,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a finite number above 0 or 'auto'",
     ),
     "max_epochs": _COUNT,
+    "max_time": (
+        lambda v: v is None or (is_number(v) and v > 0),
+        "a number above 0 or None",
+    ),
     "batch_size": _COUNT_OR_AUTO,
     "weight_decay": (
         lambda v: is_number(v) and 0 <= v < math.inf,
@@ -132,14 +136,20 @@ def check_parameters(estimator: PrefixedParamsMixin) -> None:
     """
     if hasattr(estimator, _VAR_KEYWORD):
         raise ValueError(estimator._unknown_parameter(_VAR_KEYWORD))
-    for name, (is_valid, rule) in _RULES.items():
-        value = getattr(estimator, name)
-        if not is_valid(value):
-            raise ValueError(
-                f"The {name!r} parameter of {type(estimator).__name__} must be {rule}, "
-                f"got {value!r}."
-            )
+    for name in _RULES:
+        check_parameter(estimator, name)
     guard_parts(estimator)
+
+
+def check_parameter(estimator: BaseEstimator, name: str) -> None:
+    """Raise an error if a parameter breaks its rule."""
+    is_valid, rule = _RULES[name]
+    value = getattr(estimator, name)
+    if not is_valid(value):
+        raise ValueError(
+            f"The {name!r} parameter of {type(estimator).__name__} must be {rule}, "
+            f"got {value!r}."
+        )
 
 
 class PrefixedParamsMixin(BaseEstimator):

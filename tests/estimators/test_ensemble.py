@@ -311,6 +311,11 @@ def test_recoveries_give_one_warning_and_all_reports(numbers):
             "integer of at least 1, got 0.",
         ),
         (
+            StableNetEnsembleClassifier(max_time=0),
+            "The 'max_time' parameter of StableNetEnsembleClassifier must be a number "
+            "above 0 or None, got 0.",
+        ),
+        (
             StableNetEnsembleRegressor(n_estimators=True),
             "The 'n_estimators' parameter of StableNetEnsembleRegressor must be an "
             "integer of at least 1, got True.",
@@ -330,6 +335,24 @@ def test_recoveries_give_one_warning_and_all_reports(numbers):
 def test_invalid_parameters_are_refused(model, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         model.fit([[0.0], [1.0]], [0, 1])
+
+
+def test_the_networks_share_the_time():
+    X, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
+    network = StableNetClassifier(max_epochs=3)
+
+    def fitted(max_time, **params):
+        model = StableNetEnsembleClassifier(
+            network, 3, max_time=max_time, random_state=0, **params
+        )
+        return model.fit(X, y).estimators_
+
+    assert [member.n_iter_ for member in fitted(1e-9)] == [1, 1, 1]
+    assert [member.n_iter_ for member in fitted(1e6)] == [3, 3, 3]
+    assert [member.max_time for member in fitted(3e6)] == [1e6] * 3
+    assert [member.max_time for member in fitted(3e6, n_jobs=2)] == [1.5e6] * 3
+    network.set_params(max_time=1e-9)
+    assert [member.n_iter_ for member in fitted(None)] == [1, 1, 1]
 
 
 def test_an_unknown_kind_of_default_network_is_refused():

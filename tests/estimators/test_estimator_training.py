@@ -13,9 +13,11 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 
 from sknan import (
+    BatchedGridSearchCV,
     SafeScaler,
     StableNetClassifier,
     StableNetRegressor,
@@ -417,3 +419,47 @@ def test_a_network_is_freed_with_its_estimator(Estimator, y):
     del model
     gc.collect()
     assert network() is None
+
+
+# -- time limit --------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_training_ends_after_its_time(Estimator, y, early_stopping):
+    settings = {**FAST, "early_stopping": early_stopping}
+    instant = Estimator(max_time=1e-9, **settings).fit(X, y)
+    assert instant.n_iter_ == 1
+    assert instant.best_epoch_ == (1 if early_stopping else None)
+    assert np.isfinite(instant.predict(X)).all()
+    unlimited = Estimator(**settings).fit(X, y)
+    enough = Estimator(max_time=1e6, **settings).fit(X, y)
+    assert enough.n_iter_ == unlimited.n_iter_ == 3
+    assert same_weights(enough, unlimited)
+    assert not any("limit" in name for name, _ in enough.net_.callbacks_)
+
+
+def test_the_search_for_a_learning_rate_counts_as_training():
+    fast = StableNetClassifier(lr="auto", max_time=1e-9, **FAST).fit(X, LABELS)
+    unlimited = StableNetClassifier(lr="auto", **FAST).fit(X, LABELS)
+    assert fast.n_iter_ == 1
+    assert fast.lr_ == unlimited.lr_
+
+
+def test_a_part_of_the_data_is_one_epoch_whatever_the_time():
+    model = StableNetClassifier(max_time=1e-9, random_state=0)
+    for _ in range(2):
+        model.partial_fit(X, LABELS, classes=[0, 1])
+    assert model.n_iter_ == 2
+
+
+def n_epochs(model, X, y):
+    return model.n_iter_
+
+
+@pytest.mark.parametrize("search_class", [BatchedGridSearchCV, GridSearchCV])
+def test_each_fit_of_a_search_has_the_time(search_class):
+    grid = {"max_time": [1e-9, 1e6]}
+    search = search_class(StableNetClassifier(**FAST), grid, scoring=n_epochs, cv=2)
+    search.fit(X, LABELS)
+    assert search.cv_results_["mean_test_score"].tolist() == [1, 3]

@@ -303,6 +303,10 @@ WRONG_VALUES = [
         ("validation_fraction", v, "a number between 0 and 1, both excluded")
         for v in (0, 1, 1.5, -0.1, np.nan, True, "0.1", None)
     ],
+    *[
+        ("max_time", v, "a number above 0 or None")
+        for v in (0, -1.0, np.nan, "1h", True)
+    ],
     *[("warm_start", v, "True or False") for v in (1, 0, "yes", None)],
     *[("verbose", v, "an integer of at least 0") for v in (-1, 0.5, "1", None)],
     *[

@@ -165,6 +165,7 @@ def _constant_rate_plan(
         lr_schedule=None,
         warmup=0.0,
         max_epochs=math.ceil(n_steps / n_batches),
+        max_time=None,
         early_stopping=False,
         on_nonfinite="raise",
         callbacks=None,

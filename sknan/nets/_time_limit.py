@@ -1,0 +1,54 @@
+"""Callback that ends a training when its time is used up."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from skorch.callbacks import Callback
+
+
+class TimeLimit(Callback):
+    """End a training when another epoch would take longer than the time left.
+
+    The next epoch is expected to take as long as the last one. The first epoch is
+    always completed.
+
+    Parameters
+    ----------
+    max_time : float
+        Number of seconds.
+    """
+
+    def __init__(self, max_time: float) -> None:
+        self.max_time = max_time
+
+    def initialize(self) -> TimeLimit:
+        """Start the clock."""
+        self._spent_ = 0.0
+        self._latest_ = time.monotonic()
+        return self
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
+        """Start the clock."""
+        self.initialize()
+
+    def on_epoch_end(self, net: Any, **_: Any) -> None:
+        """End the training if no time is left for another epoch."""
+        if not self.allows_epoch():
+            raise KeyboardInterrupt  # skorch's way for a callback to end the training
+
+    def allows_epoch(self, n_networks: int = 1) -> bool:
+        """Whether another epoch may begin; called at the end of each epoch.
+
+        Parameters
+        ----------
+        n_networks : int, default=1
+            Number of networks that were trained together in the last epoch. Each is
+            charged an equal share of its time.
+        """
+        now = time.monotonic()
+        seconds = (now - self._latest_) / n_networks
+        self._latest_ = now
+        self._spent_ += seconds
+        return self._spent_ + seconds <= self.max_time
