@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
 from sknan._engine.training import plan_key, train_stack
 from sknan._utils.progress import advance
+from sknan._utils.settings import usual_settings
 from sknan.nets._chain import layers_of
 
 # Parameters in which the members of one stack may differ.
@@ -122,6 +123,7 @@ def job_key(job: Job) -> Hashable | None:
     return key
 
 
+@usual_settings()
 def train_together(jobs: list[Job], max_memory: int | None = None) -> list[JobOutcome]:
     """Run jobs, with networks of one shape trained in stacks.
 

@@ -18,6 +18,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from sknan._engine.chain import StackedChain, transposed_weights
 from sknan._engine.losses import stacked_loss_of
 from sknan._engine.table_net import TableNet
+from sknan._utils.random_state import kept_random_states, seeded
 from sknan._utils.tree import tree_map
 from sknan.nets._batching import TensorTable
 from sknan.nets._chain import known_layers, layers_of
@@ -173,7 +174,7 @@ def _mask_shapes(net: TableNet, x: Tensor) -> list[tuple[str, torch.Size]] | Non
         layer.register_forward_pre_hook(
             lambda _, args, name=name: called.append((name, args[0].shape))
         )
-    with torch.random.fork_rng(devices=[]):
+    with kept_random_states():
         module(x)
     is_once = len(called) == len(dropouts) == len(dict(called))
     return called if is_once else None
@@ -229,15 +230,14 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     tensors = [list(clone.module_.parameters()), list(clone.module_.buffers())]
     weights, buffers = ([torch.stack([t.detach()] * 2) for t in ts] for ts in tensors)
     gradients = [torch.empty_like(w) for w in weights]
-    state = torch.get_rng_state()
     generators = [torch.Generator() for _ in range(2)]
     for generator in generators:
-        generator.set_state(state)
+        generator.manual_seed(0)
     try:
         stacked = _StackedModule([clone] * 2, generators, weights, gradients, buffers)
         with torch.no_grad():
             losses, _ = stacked.step(*doubled)
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0, "cpu"):
             outputs = clone.module_(x.clone())
             loss = clone.get_loss(outputs, target)
             loss.backward()  # type: ignore[no-untyped-call]

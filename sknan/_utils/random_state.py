@@ -1,18 +1,37 @@
-"""States of torch's random generators: reading, restoring and temporary seeding."""
+"""States of torch's random generators: reading, restoring and temporary seeding.
+
+torch's generators belong to the whole process. Blocks that change their states for a
+while therefore take turns among threads: a draw of another thread would change what a
+block draws, and a restored state would repeat the draws of another block.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_turn = threading.RLock()
+
+
+def _forget_turn() -> None:
+    """Replace the lock in a forked process, in which no thread would release it."""
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_turn)
+
 
 def random_states(device: Any) -> tuple[Tensor, Tensor | None]:
     """Return the states of the generators that a forward pass on a device may use."""
-    on_gpu = torch.device(device).type == "cuda"
+    on_gpu = torch.device(device or "cpu").type == "cuda"
     gpu_state = torch.cuda.get_rng_state(device) if on_gpu else None
     return torch.get_rng_state(), gpu_state
 
@@ -24,26 +43,31 @@ def set_random_states(states: tuple[Tensor, Tensor | None], device: Any) -> None
         torch.cuda.set_rng_state(states[1], device)
 
 
-def _gpu_index(device: str) -> int:
-    index = torch.device(device).index
-    return torch.cuda.current_device() if index is None else index
+@contextlib.contextmanager
+def kept_random_states(device: Any = "cpu") -> Iterator[None]:
+    """Restore the generator states of the device after the block."""
+    with _turn:
+        states = random_states(device)
+        try:
+            yield
+        finally:
+            set_random_states(states, device)
 
 
 @contextlib.contextmanager
-def resumed(states: tuple[Tensor, Tensor | None], device: str) -> Iterator[None]:
+def resumed(states: tuple[Tensor, Tensor | None], device: Any) -> Iterator[None]:
     """Use these generator states inside the block, then restore the caller's."""
-    with seeded(0, device):
+    with kept_random_states(device):
         set_random_states(states, device)
         yield
 
 
 @contextlib.contextmanager
-def seeded(seed: int, device: str) -> Iterator[None]:
+def seeded(seed: int, device: Any) -> Iterator[None]:
     """Seed torch inside the block, then restore the caller's generator states."""
-    on_gpu = torch.device(device).type == "cuda"
-    devices = [_gpu_index(device)] if on_gpu else []
-    with torch.random.fork_rng(devices=devices):
+    with kept_random_states(device):
         torch.default_generator.manual_seed(seed)
-        if on_gpu:
-            torch.cuda.manual_seed(seed)
+        if torch.device(device or "cpu").type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

@@ -9,6 +9,8 @@ one.
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,9 +50,31 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+# torch starts a new thread with the number that was set last in any thread. While a
+# block has changed the number, this is not the caller's.
+_lock = threading.Lock()
+_n_blocks = 0
+_number_outside = 1
+_nested = threading.local()
+_is_forked = False
+
+
+def _after_fork() -> None:
+    """Note that torch's other threads do not exist in this process."""
+    global _is_forked, _lock, _n_blocks
+    _is_forked, _lock, _n_blocks = True, threading.Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextlib.contextmanager
 def threads_for(n_flops: float, num_threads: int | str = "auto") -> Iterator[None]:
     """Set the number of torch threads inside the block, and restore it afterwards.
+
+    A process that was forked uses one thread: torch would wait for threads that exist
+    in its parent only.
 
     Parameters
     ----------
@@ -61,15 +85,32 @@ def threads_for(n_flops: float, num_threads: int | str = "auto") -> Iterator[Non
         Number of threads. ``"auto"`` chooses it by ``n_flops`` alone, up to the number
         that torch is set to use, so that repeated trainings are bitwise identical.
     """
-    before = torch.get_num_threads()
-    if num_threads == "auto":
-        num_threads = min(before, 1 + int(n_flops / _PER_THREAD))
-    wanted = int(num_threads)
-    if wanted == before:
-        yield
-        return
-    torch.set_num_threads(wanted)
+    global _n_blocks, _number_outside
+    is_nested = getattr(_nested, "is_set", False)
+    with _lock:
+        present = before = torch.get_num_threads()
+        if not is_nested:
+            if not _n_blocks:
+                _number_outside = present
+            before = _number_outside
+            _n_blocks += 1
     try:
+        _nested.is_set = True
+        if num_threads == "auto":
+            num_threads = min(before, 1 + int(n_flops / _PER_THREAD))
+        wanted = 1 if _is_forked else int(num_threads)
+        if wanted != present:
+            torch.set_num_threads(wanted)
         yield
     finally:
-        torch.set_num_threads(before)
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+        if not is_nested:
+            _nested.is_set = False
+            with _lock:
+                _n_blocks = max(0, _n_blocks - 1)
+
+
+def one_thread_if_forked() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which a process that was forked uses one thread."""
+    return threads_for(0.0, 1) if _is_forked else contextlib.nullcontext()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from sknan._utils.random_state import kept_random_states
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._report import Phase
 
@@ -185,7 +186,7 @@ def places_to_blame(
 
     def is_repaired(copies: Tensor) -> Tensor:
         try:
-            with torch.random.fork_rng(), torch.no_grad():
+            with kept_random_states(), torch.no_grad():
                 bad = nonfinite_rows(forward(copies), len(copies))
         except LinAlgError:  # a decomposition raises if any copy has no result
             return torch.zeros(len(copies), dtype=torch.bool)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sknan._utils.compiled import original_of
+from sknan._utils.random_state import kept_random_states
+from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import places_to_blame
@@ -250,7 +252,8 @@ def diagnose(*args: Any) -> NonFiniteReport | None:
             "diagnose takes (module, criterion, X, y) or (net, X, y), got "
             f"{len(args)} arguments."
         )
-    with torch.random.fork_rng(devices=[]):
+    keeps = len(args) == 4  # precision is a property of the user's own loop
+    with usual_settings(any_dtype=True, any_precision=keeps), kept_random_states():
         step = _step_of_module(*args) if len(args) == 4 else _step_of_net(*args)
         return step.examine()
 
@@ -295,7 +298,7 @@ def reproduce(
     if isinstance(criterion, nn.Module) and "criterion" in capsule.weights:
         criterion.load_state_dict(capsule.weights["criterion"])
     module.train(capsule.is_training)
-    with torch.random.fork_rng(devices=[]):
+    with usual_settings(any_dtype=True, any_precision=True), kept_random_states():
         torch.random.set_rng_state(capsule.random_state)
         step = _step_of_module(module, criterion, capsule.inputs, capsule.target)
         found = step.examine()

@@ -235,6 +235,9 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
             **{f"compile__{k}": v for k, v in self._params_for("compile").items()},
         )
         net.initialize()
+        default = torch.get_default_dtype()
+        if default != torch.float32:  # in which torch.Tensor(n) creates parameters
+            net.module_._apply(lambda t: t.float() if t.dtype == default else t)
         return net
 
     def _sizes(self, X: np.ndarray, n_outputs: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn
 
+from sknan._utils.settings import usual_settings
 from sknan._utils.validation import DROP_ROWS
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import (
@@ -115,7 +116,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         Number of threads of torch for training and prediction. ``"auto"`` is 1 for
         small networks, which are slower with two threads, and at most
         ``torch.get_num_threads()``; see the page on performance. The setting of torch
-        is restored afterwards.
+        is restored afterwards. A process that was forked uses 1.
     compile : bool, default=False
         Whether to ``torch.compile`` the network and the criterion, which takes some
         seconds and needs a C++ compiler. Parameters such as ``compile__mode`` are
@@ -229,6 +230,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     ) -> None:
         self._store_params(locals())
 
+    @usual_settings()
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> StableNetClassifier:
         """Train the network.
 
@@ -249,6 +251,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         self._fit(X, y, sample_weight)
         return self
 
+    @usual_settings()
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
     ) -> StableNetClassifier:
@@ -346,6 +349,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         check_binary_output(criterion, output)
         return codes.float().reshape((-1,) if output.ndim == 1 else (-1, 1))
 
+    @usual_settings()
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of the classes.
 

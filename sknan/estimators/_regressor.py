@@ -10,6 +10,7 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_array
 from torch import Tensor, nn
 
+from sknan._utils.settings import usual_settings
 from sknan._utils.validation import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._components import name_of
@@ -116,7 +117,7 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         Number of threads of torch for training and prediction. ``"auto"`` is 1 for
         small networks, which are slower with two threads, and at most
         ``torch.get_num_threads()``; see the page on performance. The setting of torch
-        is restored afterwards.
+        is restored afterwards. A process that was forked uses 1.
     compile : bool, default=False
         Whether to ``torch.compile`` the network and the criterion, which takes some
         seconds and needs a C++ compiler. Parameters such as ``compile__mode`` are
@@ -238,6 +239,7 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
     ) -> None:
         self._store_params(locals())
 
+    @usual_settings()
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> StableNetRegressor:
         """Train the network.
 
@@ -258,6 +260,7 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         self._fit(X, y, sample_weight)
         return self
 
+    @usual_settings()
     def partial_fit(
         self, X: Any, y: Any, sample_weight: Any = None
     ) -> StableNetRegressor:
@@ -366,6 +369,7 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         shape = (-1, n_targets) if len(found) == 2 else (-1,)
         return torch.from_numpy(y).reshape(shape)
 
+    @usual_settings()
     def predict(self, X: Any) -> np.ndarray:
         """Return the predicted targets, in the units of ``y``.
 

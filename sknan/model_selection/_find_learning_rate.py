@@ -10,6 +10,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
 from sknan._engine.range_test import LearningRateRange, range_test
+from sknan._utils.settings import usual_settings
 from sknan._utils.validation import is_integer
 from sknan.estimators._base import StableNetBase
 
@@ -17,6 +18,7 @@ from sknan.estimators._base import StableNetBase
 _MIN_STEPS = 10
 
 
+@usual_settings()
 def find_learning_rate(
     estimator: StableNetBase | Pipeline,
     X: Any,

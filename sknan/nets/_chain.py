@@ -13,6 +13,7 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from sknan._utils.settings import Float32Mode
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
 _aten = torch.ops.aten
@@ -162,7 +163,10 @@ def _is_observed() -> bool:
     """Whether global hooks, modes, autocast or anomaly mode affect operations."""
     return (
         any(getattr(torch_module, name) for name in _GLOBAL_HOOKS)
-        or bool(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+        or any(
+            not isinstance(mode, Float32Mode)
+            for mode in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        )
         or bool(_get_current_dispatch_mode_stack())
         or torch.is_autocast_enabled("cpu")
         or torch.is_anomaly_enabled()

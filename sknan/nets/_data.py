@@ -23,7 +23,10 @@ _IMPUTE = (
 def _as_tensor(values: Any) -> Tensor | None:
     """Return a tensor over the array's memory, or None if collation would differ."""
     if isinstance(values, Tensor):
-        return values if not (values.is_sparse or values.ndim == 0) else None
+        if values.is_sparse or values.ndim == 0:
+            return None
+        # Autograd cannot save tensors that were made in inference mode.
+        return values.clone() if values.is_inference() else values
     if type(values) is not np.ndarray or values.ndim == 0:
         return None
     if values.dtype.kind not in "fiub":

@@ -14,7 +14,7 @@ from skorch.utils import TeeGenerator
 from torch import Tensor
 
 from sknan._utils.compiled import uncompiled
-from sknan._utils.random_state import random_states
+from sknan._utils.random_state import kept_random_states, random_states
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED, is_runaway
 from sknan.exceptions import NonFiniteTrainingError
@@ -359,7 +359,7 @@ class GuardedTraining:
         rescue_norm = guard.clip_norm(is_repeated=mode != "plain")
 
         def loss_of_batch() -> float:
-            with torch.random.fork_rng(), torch.no_grad():
+            with kept_random_states(net.device), torch.no_grad():
                 inputs, target = unpack_data(batch)
                 return float(loss_of(net, inputs, target, fit_params)[1].item())
 

@@ -10,6 +10,7 @@ from skorch.dataset import get_len
 from torch.utils.data import DataLoader
 
 from sknan._utils.pickling import VersionedPickleMixin
+from sknan._utils.settings import usual_settings
 from sknan._utils.validation import is_number
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._backup import BackupAndRestore
@@ -171,6 +172,18 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         for _, callback in self.callbacks_:
             hide_guard_entries(callback)
         return self
+
+    @usual_settings(any_dtype=True)
+    def initialize(self) -> Any:
+        """Create module, criterion, optimizer and callbacks, as in skorch."""
+        return super().initialize()
+
+    @usual_settings(any_dtype=True)
+    def partial_fit(
+        self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
+    ) -> Any:
+        """Train without initializing; parameters as in skorch."""
+        return super().partial_fit(X, y, classes, **fit_params)
 
     def on_train_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
         """Restore a backup, if there is one, before any callback begins."""

@@ -8,6 +8,7 @@ import numpy as np
 from skorch.dataset import unpack_data
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from sknan._utils.settings import usual_settings
 from sknan.nets._data import refuse_nonfinite_data
 from sknan.nets.recovery.output_repair import (
     nonfinite_output_error,
@@ -38,6 +39,7 @@ class OutputMixin(_SkorchNet):
             step = super().validation_step(rest, **fit_params)
         return step
 
+    @usual_settings(any_dtype=True)
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         """Compute the output for one batch; parameters as in skorch.
 
@@ -53,6 +55,7 @@ class OutputMixin(_SkorchNet):
             return outputs
         return output_repaired(self, unpack_data(batch)[0], outputs)
 
+    @usual_settings(any_dtype=True)
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the output of the module, as probabilities if the criterion is known.
 

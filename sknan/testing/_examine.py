@@ -9,12 +9,12 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import clone, is_regressor
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
-from sknan._utils.random_state import seeded
 from sknan.testing._cases import Case, Table, healthy_table
 from sknan.testing._learned_arrays import learned_arrays
 from sknan.testing._output_checks import (
@@ -54,8 +54,9 @@ def examine(name: str, estimator: Any, case: Case) -> str:
     FaultError
         If the estimator breaks the contract.
     """
-    with warnings.catch_warnings(), seeded(0, "cpu"):
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
+        torch.manual_seed(0)
         if case.X_faulty is None:
             return _examine_fit(name, estimator, case)
         return _examine_predict(name, estimator, case)

@@ -10,6 +10,7 @@ from skorch.dataset import unpack_data
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from sknan._utils.random_state import kept_random_states
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.optim._clipping import grad_norm
 
@@ -41,7 +42,7 @@ def amplification_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> str:
     inputs = tree_map(
         lambda leaf: next(remaining) if isinstance(leaf, Tensor) else leaf, inputs
     )
-    with torch.random.fork_rng(), torch.enable_grad():
+    with kept_random_states(net.device), torch.enable_grad():
         net._set_training(True)
         try:
             outputs = net.infer(inputs, **fit_params)

@@ -12,7 +12,7 @@ import torch
 from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 
-from sknan._utils.random_state import random_states, resumed
+from sknan._utils.random_state import kept_random_states, random_states, resumed
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import places_to_blame
 from sknan.diagnosis._evidence import FailedOperation, StepEvidence
@@ -184,7 +184,7 @@ def _find_in_optimizer(net: Any, batch: Any, fit_params: Any) -> FailedOperation
     """
     inputs, target = unpack_data(batch)
     optimizers = net._all_optimizers()
-    with torch.random.fork_rng():
+    with kept_random_states(net.device):
         net._zero_grad_optimizer()
         _, loss = loss_of(net, inputs, target, fit_params)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ import torch
 from skorch.dataset import unpack_data
 from torch import Tensor
 
-from sknan._utils.random_state import resumed
+from sknan._utils.random_state import kept_random_states, resumed
 from sknan.nets.recovery.explain import empty_states, loss_of
 from sknan.nets.recovery.protocol import StepRefused, Training
 from sknan.optim._clipping import grad_norm
@@ -76,7 +76,7 @@ class RateTrials:
         try:
             with (
                 net.guard_.last_weights(),
-                torch.random.fork_rng(),
+                kept_random_states(net.device),
                 empty_states(optimizers),
             ):
                 with scaled_rates(optimizers, factor, net.guard_.rate_caps):
@@ -117,7 +117,7 @@ class RateTrials:
             guard.weights.last.restore_buffers()
 
     def _mean_loss(self) -> float:
-        with torch.random.fork_rng(), torch.no_grad():
+        with kept_random_states(self.net.device), torch.no_grad():
             losses = [float(self._loss(batch)) for batch in self.batches]
         return sum(losses) / len(losses)
 

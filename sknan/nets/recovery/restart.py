@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from skorch.dataset import unpack_data
 
+from sknan._utils.random_state import kept_random_states
 from sknan.nets.recovery.protocol import Answer, Failure, Training
 from sknan.nets.recovery.raw_units import conditioned
 
@@ -26,7 +26,7 @@ class RestartOnStandardizedData:
         if table is None:
             return None
         net = training.net
-        with torch.random.fork_rng():
+        with kept_random_states(net.device):
             conditioning = conditioned(
                 net.module_,
                 getattr(net, "criterion_", None),
