@@ -1,14 +1,35 @@
-"""``torch.save`` with errors that state the cause."""
+"""Weights-only archives of torch, written atomically and followed by a checksum."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
+import os
 from typing import Any
 
 import torch
 
+_DIGEST_SIZE = hashlib.sha256().digest_size
 
-def save(contents: Any, file: Any) -> None:
-    """Save with ``torch.save``, and raise the original error if writing fails.
+
+class _Digested:
+    """Binary file that computes the digest of what is written to it."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> Any:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def write_archive(contents: Any, file: Any) -> None:
+    """Write an archive and its checksum, and raise the original error if that fails.
 
     torch closes a partly written archive, fails while closing, and thereby hides a full
     disk or Ctrl-C behind an error about positions in the archive.
@@ -16,13 +37,64 @@ def save(contents: Any, file: Any) -> None:
     Parameters
     ----------
     contents : object
-        Object to save.
-    file : path or binary file
+        Tensors, numbers and strings in nested tuples, lists and dicts.
+    file : binary file
         Destination.
     """
+    digested = _Digested(file)
     try:
-        torch.save(contents, file)
+        torch.save(contents, digested)  # type: ignore[arg-type]
     except RuntimeError as error:
         if isinstance(error.__context__, (KeyboardInterrupt, OSError)):
             raise error.__context__ from None
         raise
+    file.write(digested.sha256.digest())
+
+
+def save(contents: Any, path: str | os.PathLike[str]) -> None:
+    """Write an archive that replaces the file at once, when it is complete.
+
+    Parameters
+    ----------
+    contents : object
+        Tensors, numbers and strings in nested tuples, lists and dicts.
+    path : str or path-like
+        Path of the file. If an error is raised, the file has not changed.
+    """
+    new = f"{os.fspath(path)}.new"
+    try:
+        with open(new, "wb") as file:
+            write_archive(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(new)
+        raise
+
+
+def load(path: str | os.PathLike[str], location: Any = "cpu") -> Any:
+    """Read an archive without running any code from it.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Path of the file.
+    location : object, default="cpu"
+        Device for the tensors, or None for the devices they were on.
+
+    Returns
+    -------
+    object
+        None if :func:`save` has not written this file, or its contents have changed.
+    """
+    with open(path, "rb") as file:
+        data = memoryview(file.read())
+    archive, digest = data[:-_DIGEST_SIZE], data[-_DIGEST_SIZE:]
+    if hashlib.sha256(archive).digest() != digest:
+        return None
+    try:
+        return torch.load(io.BytesIO(archive), map_location=location, weights_only=True)
+    except Exception:  # foreign contents can cause any exception
+        return None

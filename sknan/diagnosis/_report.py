@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sknan._utils.archive import save
+from sknan._utils.archive import load, save
 from sknan._utils.tree import tree_map
 
 Phase = Literal["input", "forward", "loss", "backward", "step"]
@@ -37,7 +37,7 @@ _HEADLINES: dict[Phase, str] = {
 
 
 # Version of the archive format. Archives of other versions are refused.
-_FORMAT = 1
+_FORMAT = "sknan report 1"
 
 # Read once, because it opens files.
 _VERSIONS = {"sknan": version("sknan"), "torch": str(torch.__version__)}
@@ -208,7 +208,8 @@ class NonFiniteReport:
         ----------
         path : str or path-like
             Path of the file. It is a weights-only archive of torch, with tensors,
-            numbers and strings and without code. It contains one batch of the data.
+            numbers and strings, and with a checksum. It runs no code. It contains one
+            batch of the data.
 
         Raises
         ------
@@ -240,14 +241,13 @@ class NonFiniteReport:
         Raises
         ------
         ValueError
-            If the file has another format.
+            If the file is damaged, or is something else.
         """
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-        found = contents.get("format") if isinstance(contents, dict) else None
-        if found != _FORMAT:
+        contents = load(path)
+        if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
             raise ValueError(
-                f"{os.fspath(path)} is not a report of this version of sknan: its "
-                f"format is {found!r}, not {_FORMAT}."
+                f"The file {os.fspath(path)!r} is not a report of this version of "
+                "sknan, or it is damaged. Write it again with report.save(path)."
             )
         return cls.from_dict(contents["report"], Capsule(**contents["capsule"]))
 

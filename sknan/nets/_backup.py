@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from skorch.callbacks import Callback
 
-from sknan._utils.archive import save
+from sknan._utils.archive import load, save
 from sknan.nets._training_state import (
     begin_epoch_as,
     data_of,
@@ -49,10 +49,13 @@ class BackupAndRestore(Callback):
     Raises
     ------
     ValueError
-        At the beginning of ``fit``, if the file is not a backup, or is a backup of
-        another network, other settings or other data. The file is not changed.
+        At the beginning of ``fit``, if the file is not a backup, is damaged, or is a
+        backup of another network, other settings or other data. The file is not
+        changed.
     TypeError
         If the net is not guarded, or a part of its state cannot be saved.
+    OSError
+        If the file cannot be written or read. A file from before is not changed.
 
     Notes
     -----
@@ -60,8 +63,8 @@ class BackupAndRestore(Callback):
     clipping, history, all random states, early stopping, learning-rate schedulers of
     skorch, and every callback with ``state_dict`` and ``load_state_dict``. It does not
     contain attributes of a module that are not buffers. The file is a weights-only
-    archive of torch, from which no code is run. It contains recent batches, so protect
-    it like the data.
+    archive of torch with a checksum, from which no code is run. It contains recent
+    batches, so protect it like the data.
 
     The file remains after Ctrl-C in the middle of an epoch. Only one fit at a time may
     use a file: in a search or a cross-validation, a fit would find the file of another.
@@ -178,30 +181,25 @@ class BackupAndRestore(Callback):
             "first_random_states": self._first_states_,
             **state_of(net),
         }
-        path = os.fspath(self.path)
-        with open(f"{path}.new", "wb") as file:
-            save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.new", path)
+        save(contents, self.path)
 
     def _read(self) -> dict[str, Any]:
         # Each tensor returns to its device, if this machine has one.
         location = None if torch.cuda.is_available() else "cpu"
-        try:
-            found = torch.load(self.path, map_location=location, weights_only=True)
-        except OSError:
-            raise
-        except Exception:  # other files can cause any exception
-            found = None
+        found = load(self.path, location)
         if not isinstance(found, dict) or found.get("format") != _FORMAT:
-            raise self._refusal("was not written by this version of BackupAndRestore")
+            raise self._refusal(
+                "is damaged, or was not written by this version of BackupAndRestore",
+                "Put an intact copy in its place",
+            )
         return found
 
-    def _refusal(self, what: str) -> ValueError:
+    def _refusal(
+        self, what: str, remedy: str = "Restore these settings and data"
+    ) -> ValueError:
         return ValueError(
-            f"The backup {os.fspath(self.path)!r} {what}. Restore these settings and "
-            "data, delete the file to start from scratch, or choose another path."
+            f"The backup {os.fspath(self.path)!r} {what}. {remedy}, delete the file to "
+            "start from scratch, or choose another path."
         )
 
     def __getstate__(self) -> dict[str, Any]:

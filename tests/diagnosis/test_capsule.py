@@ -17,6 +17,7 @@ from sknan import (
     NonFiniteTrainingError,
     StableNetRegressor,
 )
+from sknan._utils.archive import save
 from sknan.diagnosis import reproduce
 
 
@@ -62,13 +63,24 @@ def test_the_file_is_a_weights_only_archive(tmp_path):
 
 
 def test_a_file_of_another_format_is_refused(tmp_path):
-    torch.save({"format": 99}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="is not a report of this version") as caught:
-        NonFiniteReport.load(tmp_path / "other.pt")
-    assert str(caught.value) == (
-        f"{tmp_path / 'other.pt'} is not a report of this version of sknan: its "
-        "format is 99, not 1."
-    )
+    path = tmp_path / "other.pt"
+    error_of_fit().report.save(path)
+    kept = path.read_bytes()
+    for write in (
+        lambda: torch.save({"format": "sknan report 1"}, path),
+        lambda: save({"format": 99}, path),
+        lambda: path.write_text("notes" * 50),
+        lambda: path.write_bytes(b""),
+        lambda: path.write_bytes(kept[:-1]),
+        lambda: path.write_bytes(kept[:500] + b"!" + kept[501:]),
+    ):
+        write()
+        with pytest.raises(ValueError, match=r"^The file ") as caught:
+            NonFiniteReport.load(path)
+        assert str(caught.value) == (
+            f"The file {str(path)!r} is not a report of this version of sknan, or it "
+            "is damaged. Write it again with report.save(path)."
+        )
 
 
 def test_a_report_without_a_capsule_cannot_be_saved_or_reproduced(tmp_path):

@@ -43,6 +43,7 @@ from sknan import (
     NonFiniteTrainingError,
     StableNetRegressor,
 )
+from sknan._utils.archive import save
 from sknan.nets._training_state import plain
 from sknan.nets.guard import Guard
 from sknan.optim import QuantileClip
@@ -540,12 +541,15 @@ def test_a_file_that_is_not_a_backup_is_refused_and_runs_no_code(tmp_path):
         lambda: path.write_bytes(b""),
         lambda: path.write_bytes(pickle.dumps({"format": Evil()})),
         lambda: torch.save({"format": Evil()}, path),
+        lambda: save({"format": Evil()}, path),
         lambda: torch.save({"weight": torch.zeros(2)}, path),
+        lambda: save({"weight": torch.zeros(2)}, path),
+        lambda: save([1, 2], path),
     ):
         write()
         assert refused(*skorch_net(BackupAndRestore(path))) == (
-            f"The backup {str(path)!r} was not written by this version of "
-            "BackupAndRestore. Restore these settings and data, delete the file to "
+            f"The backup {str(path)!r} is damaged, or was not written by this version "
+            "of BackupAndRestore. Put an intact copy in its place, delete the file to "
             "start from scratch, or choose another path."
         )
         assert not trace.exists()

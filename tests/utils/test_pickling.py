@@ -32,7 +32,6 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-from sknan._utils.archive import save
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 LABELS = np.where(X[:, 0] > 0, "yes", "no")
@@ -506,38 +505,3 @@ def test_all_tensors_are_in_the_part_of_the_state_that_skorch_moves():
         text = pickle.dumps(state)
         assert b"torch.storage" not in text
         assert b"_rebuild_tensor" not in text
-
-
-class FailingFile(io.BytesIO):
-    """File that raises an error once, after the first 500 bytes."""
-
-    def __init__(self, error):
-        super().__init__()
-        self.error = error
-
-    def write(self, data):
-        if self.tell() > 500 and self.error is not None:
-            error, self.error = self.error, None
-            raise error
-        return super().write(data)
-
-
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), OSError(28, "No space left on device")]
-)
-def test_an_error_that_interrupts_the_writing_of_an_archive_is_raised(error):
-    with pytest.raises(type(error)) as raised:
-        save({"weights": torch.zeros(5000)}, FailingFile(error))
-    assert raised.value is error
-
-
-def test_other_errors_of_writing_are_those_of_torch(tmp_path):
-    with pytest.raises(RuntimeError, match=r"Parent directory .* does not exist"):
-        save({"weights": torch.zeros(3)}, tmp_path / "missing" / "file")
-
-
-def test_torch_loads_an_archive():
-    file = io.BytesIO()
-    save({"weights": torch.arange(3)}, file)
-    file.seek(0)
-    assert torch.load(file)["weights"].tolist() == [0, 1, 2]
