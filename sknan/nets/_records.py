@@ -78,7 +78,8 @@ def hide_guard_entries(callback: Any) -> None:
     ignored = getattr(callback, "keys_ignored_", None)
     if not isinstance(ignored, set) or not ignored.isdisjoint(GUARD_ENTRIES):
         return
-    if callback.keys_ignored is None or len(callback.keys_ignored):
+    chosen = getattr(callback, "keys_ignored", None)
+    if chosen is None or len(chosen):
         ignored.update(GUARD_ENTRIES)
 
 
