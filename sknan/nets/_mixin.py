@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import cloudpickle
 import torch
 from skorch.dataset import get_len
 from torch.utils.data import DataLoader
@@ -420,10 +421,23 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         warn_of_idle_clip(self, *clipping)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A module or criterion that was passed as an instance is trained itself. It is
-        # pickled once, as the attribute that skorch moves between devices.
-        state = super().__getstate__()
+        # skorch pickles tensors into bytes, to move them between devices when they are
+        # loaded. The plain pickler that it uses cannot pickle a module of the user's
+        # script or notebook; the caller's pickler, such as cloudpickle, can.
+        prefixes = tuple(self.cuda_dependent_attributes_)
+        tensors = {k: v for k, v in vars(self).items() if k.startswith(prefixes)}
+        others = {k: v for k, v in vars(self).items() if k not in tensors}
+        rest: GuardMixin = object.__new__(type(self))
+        rest.__dict__.update(others, cuda_dependent_attributes_=[])
+        state = super(GuardMixin, rest).__getstate__()
+        state["cuda_dependent_attributes_"] = list(prefixes)
+        if self.device == "cpu":
+            state |= tensors
+        else:
+            state["__cuda_dependent_attributes__"] = cloudpickle.dumps(tensors)
         state["_training_"] = None
+        # A module or criterion that was passed as an instance is trained itself. It is
+        # pickled once.
         for name in [*self._modules, *self._criteria]:
             if state.get(name) is getattr(self, f"{name}_", self):
                 state[name] = None

@@ -265,6 +265,47 @@ def test_models_predict_the_same_in_a_new_process(tmp_path):
         np.testing.assert_array_equal(predicted, scores(model))
 
 
+SCRIPT_WITH_A_MODULE = """
+import sys
+import cloudpickle, numpy as np, torch
+from sknan import StableNetClassifier
+
+class OfThisScript(torch.nn.Module):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.linear = torch.nn.Linear(n_features_in, n_outputs)
+
+    def forward(self, X):
+        return self.linear(X)
+
+def halved(progress):
+    return 0.5
+
+X = np.random.default_rng(0).normal(size=(40, 3))
+net = StableNetClassifier(
+    OfThisScript, lr_schedule=halved, max_epochs=2, random_state=0, warm_start=True
+)
+net.fit(X, X[:, 0] > 0)
+with open(sys.argv[1], "wb") as file:
+    cloudpickle.dump((net, X, net.predict_proba(X)), file)
+"""
+
+
+def test_a_model_of_a_script_goes_through_cloudpickle_into_a_new_process(tmp_path):
+    file = tmp_path / "model.pkl"
+    call = [sys.executable, "-W", "error", "-c", SCRIPT_WITH_A_MODULE, file]
+    subprocess.run(call, check=True)
+    model, table, predictions = pickle.loads(file.read_bytes())
+    np.testing.assert_array_equal(model.predict_proba(table), predictions)
+    model.fit(table, table[:, 0] > 0)  # training can continue
+
+
+def test_a_shallow_copy_of_a_net_shares_its_module():
+    net = fitted("regressor").net_
+    assert copy.copy(net).module_ is net.module_
+    assert copy.deepcopy(net).module_ is not net.module_
+
+
 def test_models_predict_the_same_in_workers_of_loky():
     models = [fitted("classifier"), fitted("pipeline")]
     predictions = joblib.Parallel(n_jobs=2, backend="loky")(
@@ -465,14 +506,21 @@ class CudaPickler(pickle.Pickler):
         )
 
 
+def state_on_a_gpu(net):
+    """Return the state of a net whose parameter ``device`` is a GPU."""
+    net = copy.copy(net)
+    net.device = "cuda"
+    return net.__getstate__()
+
+
 def as_if_trained_on_a_gpu(net):
     """Return the state of a net as skorch pickles it, with tensors on a GPU."""
-    state = net.__getstate__()
+    state = state_on_a_gpu(net)
     tensors = pickle.loads(state["__cuda_dependent_attributes__"])
     file = io.BytesIO()
     CudaPickler(file).dump(tensors)
     state["__cuda_dependent_attributes__"] = file.getvalue()
-    return {**state, "device": "cuda"}
+    return state
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
@@ -500,7 +548,7 @@ def test_all_tensors_are_in_the_part_of_the_state_that_skorch_moves():
         fitted("early"),
         StableNetRegressor(nn.Linear(3, 1), max_epochs=1).fit(X, VALUES),
     ):
-        state = model.net_.__getstate__()
+        state = state_on_a_gpu(model.net_)
         del state["__cuda_dependent_attributes__"]
         text = pickle.dumps(state)
         assert b"torch.storage" not in text
