@@ -173,6 +173,9 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     -----
     DivergenceWarning
         Once per fit, if training recovered from failed steps.
+    UserWarning
+        If training was interrupted, for example by Ctrl-C: the warning says after how
+        many epochs.
 
     See Also
     --------

@@ -175,6 +175,9 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
     -----
     DivergenceWarning
         Once per fit, if training recovered from failed steps.
+    UserWarning
+        If training was interrupted, for example by Ctrl-C: the warning says after how
+        many epochs.
 
     See Also
     --------

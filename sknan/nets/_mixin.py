@@ -22,10 +22,12 @@ from sknan.nets._output import OutputMixin
 from sknan.nets._records import (
     epoch_report,
     hide_guard_entries,
+    is_orderly_stop,
     no_step_error,
     not_learned_error,
     record_epoch,
     warn_of_idle_clip,
+    warn_of_interrupt,
     warn_of_rescue,
 )
 from sknan.nets.guard._guard import Guard
@@ -120,6 +122,9 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
     -----
     DivergenceWarning
         Once per fit, if training was rescued.
+    UserWarning
+        If training was interrupted by Ctrl-C. Callbacks of skorch that end a training,
+        such as ``EarlyStopping``, give no warning.
     """
 
     guard_: Guard
@@ -204,17 +209,22 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         n_reports = len(self.guard_.reports)
         self._epochs_ahead_ = self.max_epochs if epochs is None else epochs
         n_done = 0 if self._backup_ is None else self._backup_.n_epochs_done
+        n_before = len(self.history) - n_done
         self._has_stopped_ = is_interrupted = False
+        is_orderly = True
         try:
             super().fit_loop(X, y, self._epochs_ahead_ - n_done, **fit_params)
         except Exception:  # no other error may replace it
             self._has_stopped_ = True
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             is_interrupted = True
+            is_orderly = is_orderly_stop(interrupt)
             raise
         finally:
             self._end_training(n_reports, is_interrupted=is_interrupted)
+            if not is_orderly:
+                warn_of_interrupt(self, n_before, self._epochs_ahead_)
         return self
 
     def _end_training(self, n_reports: int, *, is_interrupted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dis import opname
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
+from sknan.nets._best_weights import BestWeights
 from sknan.nets._guarded_step import GuardedTraining
 
 # Entries that a guarded net adds to skorch's history.
@@ -139,6 +141,56 @@ def warn_of_rescue(net: Any, reports: list[NonFiniteReport]) -> None:
             f"lr={net.effective_lr_:.3g}{was}. First failure: {reports[0]}",
             reports[0],
         ),
+        stacklevel=stacklevel_of_caller(),
+    )
+
+
+def is_orderly_stop(interrupt: KeyboardInterrupt) -> bool:
+    """Whether a callback of skorch or sknan has ended a training, and not the user.
+
+    In skorch a callback ends a training by a ``raise KeyboardInterrupt``. Ctrl-C gives
+    this exception at any instruction.
+
+    Parameters
+    ----------
+    interrupt : KeyboardInterrupt
+        Exception that has ended the training.
+
+    Returns
+    -------
+    bool
+    """
+    place = interrupt.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None:
+        return False
+    package = str(place.tb_frame.f_globals.get("__name__")).partition(".")[0]
+    instruction = place.tb_frame.f_code.co_code[place.tb_lasti]
+    return package in ("skorch", "sknan") and opname[instruction] == "RAISE_VARARGS"
+
+
+def warn_of_interrupt(net: Any, n_before: int, n_epochs: int) -> None:
+    """Warn that a training was interrupted.
+
+    Parameters
+    ----------
+    net : skorch net with GuardMixin
+        Net whose training was interrupted.
+    n_before : int
+        Number of epochs in its history that belong to earlier trainings.
+    n_epochs : int
+        Number of epochs that the training was to have.
+    """
+    n_done = len(net.history) - n_before
+    if n_done > 0 and "train_batch_count" not in net.history[-1]:
+        n_done -= 1  # in the course of the epoch
+    has_best = any(isinstance(c, BestWeights) for _, c in net.callbacks_)
+    kept = "weights of its best epoch" if has_best else "last weights that are usable"
+    warnings.warn(
+        f"Training was interrupted after {n_done} of {n_epochs} epochs. The network "
+        f"keeps the {kept}. Call fit again for a complete training.",
+        UserWarning,
         stacklevel=stacklevel_of_caller(),
     )
 

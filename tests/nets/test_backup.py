@@ -643,6 +643,7 @@ def press_ctrl_c(net):
 
 
 @every_training
+@pytest.mark.filterwarnings("ignore:Training was interrupted")
 def test_ctrl_c_leaves_a_usable_net_and_the_backup(training, tmp_path):
     path = tmp_path / "backup"
     broken = fit(*TRAININGS[training](BackupAndRestore(path), AtBatch(press_ctrl_c)))
@@ -682,6 +683,7 @@ class WeightsOfEpochs(Callback):
 
 
 @pytest.mark.parametrize("lr", [1e6, 1e20])
+@pytest.mark.filterwarnings("ignore:Training was interrupted")
 def test_diverged_weights_are_replaced_by_the_last_verified_ones(lr):
     def fling(net):
         net.optimizer_.param_groups[0]["lr"] = lr
@@ -693,6 +695,7 @@ def test_diverged_weights_are_replaced_by_the_last_verified_ones(lr):
     assert np.isfinite(net.predict(X)).all()
 
 
+@pytest.mark.filterwarnings("ignore:Training was interrupted")
 def test_ctrl_c_keeps_the_progress_of_a_long_first_epoch():
     # Weights go further than their first size here, though no step was too large.
     inputs = np.random.default_rng(0).normal(size=(8000, 4)).astype("float32")
@@ -720,6 +723,7 @@ class CtrlCAtOperation(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("training", [skorch_net, raw_data])
+@pytest.mark.filterwarnings("ignore:Training was interrupted")
 def test_ctrl_c_at_any_operation_of_a_step_leaves_a_usable_net(training):
     def loss_of(net, inputs, y):
         return float(np.mean((net.predict(inputs) - y) ** 2))

@@ -473,6 +473,7 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.filterwarnings("ignore:Training was interrupted")
 def test_an_interrupted_training_leaves_finite_weights():
     net = fit_seeded(built("net", callbacks=[Interrupt()]), X, VALUES)
     assert len(net.history) == 2

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
-from sknan import GuardedNet, StableNetClassifier
+from sknan import GuardedNet, StableNetClassifier, StableNetRegressor
 
 X = np.random.default_rng(0).normal(size=(128, 4)).astype("float32")
 Y = (X @ np.array([1.0, -0.5, 0.25, 0.0]) + 0.1)[:, None].astype("float32")
@@ -55,3 +58,83 @@ def test_no_warning_says_that_the_default_clip_of_an_estimator_was_idle():
     labels = (Y.ravel() > 0).astype(int)
     model = StableNetClassifier(lr=1e-6, max_epochs=30, batch_size=16, random_state=0)
     model.fit(X, labels)  # warnings are errors here
+
+
+# -- interrupted trainings -----------------------------------------------------------
+
+
+class InterruptAt(Callback):
+    """Interrupt a training in an epoch, at its beginning, in a batch or at its end."""
+
+    def __init__(self, method_name, epoch, interrupt):
+        setattr(self, method_name, self.act)
+        self.epoch = epoch
+        self.interrupt = interrupt
+
+    def act(self, net, **kwargs):
+        if len(net.history) == self.epoch:
+            self.interrupt()
+
+
+def raise_interrupt():
+    raise KeyboardInterrupt
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("interrupt", [raise_interrupt, press_ctrl_c])
+@pytest.mark.parametrize(
+    ("method_name", "n_done"),
+    [("on_epoch_begin", 2), ("on_batch_end", 2), ("on_epoch_end", 3)],
+)
+def test_an_interrupted_training_says_after_how_many_epochs(
+    method_name, n_done, interrupt
+):
+    callbacks = [InterruptAt(method_name, 3, interrupt)]
+    with pytest.warns(UserWarning, match="interrupted") as caught:
+        network_of(max_epochs=7, callbacks=callbacks).fit(X, Y)
+    assert [str(w.message) for w in caught] == [
+        f"Training was interrupted after {n_done} of 7 epochs. The network keeps the "
+        "last weights that are usable. Call fit again for a complete training."
+    ]
+    assert caught[0].filename == __file__
+
+
+def test_only_the_epochs_of_the_interrupted_training_count():
+    interrupt = InterruptAt("on_epoch_end", 6, raise_interrupt)
+    net = network_of(max_epochs=4, callbacks=[interrupt]).fit(X, Y)
+    with pytest.warns(UserWarning, match=r"interrupted after 2 of 4 epochs\."):
+        net.partial_fit(X, Y)
+
+
+def test_an_interrupted_estimator_keeps_its_best_epoch_and_predicts():
+    net = StableNetRegressor(
+        callbacks=[InterruptAt("on_epoch_end", 2, press_ctrl_c)],
+        early_stopping=True,
+        random_state=0,
+    )
+    with pytest.warns(UserWarning, match="interrupted") as caught:
+        net.fit(X, Y.ravel())
+    assert [str(w.message) for w in caught] == [
+        "Training was interrupted after 2 of 100 epochs. The network keeps the weights "
+        "of its best epoch. Call fit again for a complete training."
+    ]
+    assert caught[0].filename == __file__
+    assert net.n_iter_ == 2
+    assert np.isfinite(net.predict(X)).all()
+
+
+class Patient(EarlyStopping):
+    """A callback of the user's that relies on skorch's to end the training."""
+
+
+@pytest.mark.parametrize("kind", [EarlyStopping, Patient])
+def test_callbacks_that_end_a_training_in_order_give_no_warning(kind):
+    stopping = kind(monitor="train_loss", patience=2, threshold=10.0)
+    assert len(network_of(max_epochs=9, callbacks=[stopping]).fit(X, Y).history) < 9
+    net = StableNetRegressor(
+        early_stopping=True, n_iter_no_change=1, callbacks=[stopping], random_state=0
+    )
+    assert net.fit(X, Y.ravel()).n_iter_ < 100

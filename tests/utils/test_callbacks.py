@@ -137,6 +137,7 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.filterwarnings("ignore:Training was interrupted")
 def test_callbacks_are_notified_of_the_end_of_an_interrupted_epoch():
     listener = Listener()
     model = StableNetRegressor(callbacks=[Interrupt()], **FAST)
