@@ -2,12 +2,14 @@
 
     python -m benchmarks.search [--repeats N] [--only grid scaling memory] [--json FILE]
 
-The grid has eight learning rates on five folds of 3 400 x 30, with two hidden layers,
-ten epochs and two workers. ``BatchedGridSearchCV`` is compared with scikit-learn's
-``GridSearchCV`` over skorch's net, over scikit-learn's ``MLPClassifier`` and over
-``StableNetClassifier``. Wall time is measured alternately, with workers that have been
-started before, and includes the refit of the best candidate. *Products* is the time of
-the batched matrix products of all steps alone, on one thread.
+A grid has eight learning rates on five folds of 3 400 x 30, with two hidden layers, ten
+epochs and two workers. The rates of the *wild* grid reach from sensible to absurd, and
+*residual* is a module of one's own with batch normalization and dropout.
+``BatchedGridSearchCV`` is compared with scikit-learn's ``GridSearchCV`` over skorch's
+net, over scikit-learn's ``MLPClassifier`` and over ``StableNetClassifier``. Wall time
+is measured alternately, with workers that have been started before, and includes the
+refit of the best candidate. *Products* is the time of the batched matrix products of
+all steps alone, on one thread.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,21 +30,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier
 from skorch import NeuralNetClassifier
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.prediction import added_peak
-from benchmarks.timing import in_turn, keep_freed_memory
+from benchmarks.timing import in_turn, keep_freed_memory, ratio_in_turn
 from sknan import StableNetClassifier
 from sknan.model_selection import BatchedGridSearchCV
 
 N_ROWS, N_FEATURES, N_FOLDS, N_EPOCHS = 3_400, 30, 5, 10
 RATES = np.logspace(-4, -2, 8).tolist()
-
-# Lower limits of the speed relative to other searches, by width and batch size.
-LIMITS: dict[tuple[int, int], dict[str, float]] = {
-    (64, 128): {"skorch": 10.0, "MLPClassifier": 2.0, "StableNetClassifier": 1.5},
-    (16, 32): {"skorch": 25.0},
-}
+WILD_RATES = np.logspace(-4, 2, 8).tolist()
 
 
 class Perceptron(nn.Sequential):
@@ -56,6 +53,59 @@ class Perceptron(nn.Sequential):
             nn.ReLU(),
             nn.Linear(width, 2),
         )
+
+
+class Residual(nn.Module):
+    """A layer with batch normalization and one that is added, with dropout."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(N_FEATURES, width)
+        self.norm = nn.BatchNorm1d(width)
+        self.second = nn.Linear(width, width)
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return logits of shape (n_samples, 2)."""
+        hidden = torch.relu(self.norm(self.first(X)))
+        hidden = hidden + self.dropout(torch.relu(self.second(hidden)))
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+class Grid(NamedTuple):
+    """A grid of learning rates, and what the batched search must achieve on it.
+
+    Parameters
+    ----------
+    width, batch_size : int
+        Size of the network and of the batches.
+    limits : dict of str to float
+        Lower limits of the speed relative to other searches.
+    rates : list of float
+        Learning rates.
+    module : type
+        Module of skorch's net, and of the estimator unless it is a perceptron.
+    """
+
+    width: int
+    batch_size: int
+    limits: dict[str, float]
+    rates: list[float] = RATES
+    module: type[nn.Module] = Perceptron
+
+
+GRIDS = {
+    "width 64, batch 128": Grid(
+        64, 128, {"skorch": 11.0, "MLPClassifier": 2.0, "StableNetClassifier": 1.5}
+    ),
+    "width 16, batch 32": Grid(16, 32, {"skorch": 35.0}),
+    "wild": Grid(
+        64, 128, {"skorch": 10.0, "StableNetClassifier": 2.0}, rates=WILD_RATES
+    ),
+    "residual": Grid(64, 128, {"skorch": 6.0}, module=Residual),
+}
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
@@ -94,12 +144,13 @@ def products(width: int, batch_size: int, n_members: int) -> None:
                 torch.bmm(grad, weight)
 
 
-def searches(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
+def searches(grid: Grid) -> dict[str, Callable[[], object]]:
     """Return each search as a function without arguments."""
     X, y = data()
+    width, batch_size = grid.width, grid.batch_size
     common: dict[str, Any] = {"cv": N_FOLDS, "n_jobs": 2}
     skorch = NeuralNetClassifier(
-        Perceptron,
+        grid.module,
         module__width=width,
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.AdamW,
@@ -119,32 +170,43 @@ def searches(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
         random_state=0,
     )
     stable = estimator_of(width, batch_size)
-    rates = {"lr": RATES}
-    return {
+    if grid.module is not Perceptron:
+        stable.set_params(module=grid.module)
+    rates = {"lr": grid.rates}
+    found: dict[str, Callable[[], object]] = {
         "batched": lambda: BatchedGridSearchCV(stable, rates, **common).fit(X, y),
         "skorch": lambda: GridSearchCV(skorch, rates, **common).fit(X, y),
         "MLPClassifier": lambda: GridSearchCV(
-            mlp, {"learning_rate_init": RATES}, **common
+            mlp, {"learning_rate_init": grid.rates}, **common
         ).fit(X, y),
         "StableNetClassifier": lambda: GridSearchCV(stable, rates, **common).fit(X, y),
-        "products": lambda: products(width, batch_size, len(RATES) * N_FOLDS),
+        "products": lambda: products(width, batch_size, len(grid.rates) * N_FOLDS),
+    }
+    return {
+        name: search
+        for name, search in found.items()
+        if name in ("batched", "products") or name in grid.limits
     }
 
 
 def measure_grids(repeats: int) -> dict[str, Any]:
     """Print the seconds of each search, also relative to the batched search."""
     found = {}
-    for (width, batch_size), limits in LIMITS.items():
-        functions = searches(width, batch_size)
-        times = in_turn(list(functions.values()), repeats=repeats)
-        seconds = dict(zip(functions, map(statistics.median, times), strict=True))
-        print(f"width {width}, batch {batch_size}")
-        for name, s in seconds.items():
-            speed = s / seconds["batched"]
-            bound = f"  (at least {limits[name]:g})" if name in limits else ""
-            missed = "  missed" if speed < limits.get(name, 0.0) else ""
-            print(f"  {name:<20} {s:7.2f} s  {speed:6.2f} times batched{bound}{missed}")
-        found[f"{width}, {batch_size}"] = seconds
+    for title, grid in GRIDS.items():
+        functions = searches(grid)
+        times = in_turn(list(functions.values()), repeats=repeats, n_warm_ups=1)
+        found[title] = dict(zip(functions, map(statistics.median, times), strict=True))
+        print(title)
+        for i, (name, seconds) in enumerate(found[title].items()):
+            speed = ratio_in_turn(times[i], times[0])
+            limit = grid.limits.get(name)
+            bound = "" if limit is None else f"  (at least {limit:g})"
+            missed = "  missed" if limit is not None and speed < limit else ""
+            print(
+                f"  {name:<20} {seconds:7.2f} s  {speed:6.2f} times batched"
+                f"{bound}{missed}",
+                flush=True,
+            )
     return found
 
 

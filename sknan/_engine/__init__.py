@@ -24,7 +24,8 @@ be 1. In the order in which a training passes through them, the modules are:
     Weights, gradients and moments of all members, and the steps on them.
 ``passes``
     Forward and backward pass of all members: ``chain`` with explicit passes of known
-    layers and ``losses`` with explicit gradients, or ``torch.func`` for other modules.
+    layers and ``losses`` with explicit gradients, or ``module_pass`` for other modules,
+    whose operations ``recording`` records once and runs again.
 ``optimizer_step``
     Steps of Adam, AdamW and SGD for all members.
 ``ledger``

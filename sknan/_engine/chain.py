@@ -33,7 +33,7 @@ _Call = Callable[[], object]
 # -- products --------------------------------------------------------------------------
 
 # A batched product rounds like separate products only where the result of each member
-# begins at a multiple of this number of elements.
+# has more than one column and begins at a multiple of this number of elements.
 _ALIGNMENT = 16
 
 # From this number of multiplications on, a product by oneDNN takes down to half of the
@@ -41,14 +41,16 @@ _ALIGNMENT = 16
 _LARGE = 2**21
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> _Call:
+def stacked_product(
+    a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None
+) -> Callable[[], object]:
     """Prepare the matrix products of all members, plus a bias.
 
     Each product is bitwise identical to that of the member alone.
     """
     if _is_for_onednn(a, out, bias):
         return _large_products(a, b, out, bias)
-    if out[0].numel() % _ALIGNMENT:
+    if out[0].numel() % _ALIGNMENT or out.shape[2] == 1:
         return partial(_separate_products, a, b, out, bias)
     if bias is None:
         return partial(torch.bmm, a, b, out=out)
@@ -105,18 +107,18 @@ class _StackedLinear:
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
         self.x = x
         output = x.new_empty(len(x), x.shape[1], self.weight.shape[2])
-        calls.append(_product(x, self.weight, output, self.bias))
+        calls.append(stacked_product(x, self.weight, output, self.bias))
         return output
 
     def backward(
         self, grad: Tensor, needs_input: bool, calls: list[_Call]
     ) -> Tensor | None:
-        calls.append(_product(self.x.transpose(1, 2), grad, self.weight_grad))
+        calls.append(stacked_product(self.x.transpose(1, 2), grad, self.weight_grad))
         self._sum_bias_grad(grad, calls)
         if not needs_input:
             return None
         input_grad = torch.empty_like(self.x)
-        calls.append(_product(grad, self.weight.transpose(1, 2), input_grad))
+        calls.append(stacked_product(grad, self.weight.transpose(1, 2), input_grad))
         return input_grad
 
     def _sum_bias_grad(self, grad: Tensor, calls: list[_Call]) -> None:
@@ -132,18 +134,18 @@ class _StackedOutput(_StackedLinear):
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
         self.x = x
         output = x.new_empty(len(x), self.weight.shape[1], x.shape[1])
-        calls.append(_product(self.weight, x.transpose(1, 2), output, self.bias))
+        calls.append(stacked_product(self.weight, x.transpose(1, 2), output, self.bias))
         return output
 
     def backward(
         self, grad: Tensor, needs_input: bool, calls: list[_Call]
     ) -> Tensor | None:
-        calls.append(_product(grad, self.x, self.weight_grad))
+        calls.append(stacked_product(grad, self.x, self.weight_grad))
         self._sum_bias_grad(grad, calls)
         if not needs_input:
             return None
         input_grad = torch.empty_like(self.x)
-        calls.append(_product(grad.transpose(1, 2), self.weight, input_grad))
+        calls.append(stacked_product(grad.transpose(1, 2), self.weight, input_grad))
         return input_grad
 
 
@@ -240,24 +242,45 @@ class _StackedReLU:
         return grad
 
 
+def draw_masks(
+    masks: Tensor, rates: list[float], generators: list[torch.Generator]
+) -> None:
+    """Draw the mask of a dropout layer for each member from its generator.
+
+    Equal masks are drawn once. This is the case in a search over learning rates.
+
+    Parameters
+    ----------
+    masks : Tensor of shape (K, ...)
+        Memory for the masks.
+    rates : list of float
+        Dropout rate of each member.
+    generators : list of Generator
+        Generator of each member.
+    """
+    drawn: dict[tuple[float, bytes], tuple[Tensor, Tensor]] = {}
+    for mask, rate, generator in zip(masks, rates, generators, strict=True):
+        key = rate, generator.get_state().numpy().tobytes()
+        if key in drawn:
+            equal_mask, after = drawn[key]
+            mask.copy_(equal_mask)
+            generator.set_state(after)
+        else:
+            mask.bernoulli_(1.0 - rate, generator=generator).div_(1.0 - rate)
+            drawn[key] = mask, generator.get_state()
+
+
 class _StackedDropout:
     """Dropout whose masks are drawn from the generator of each member."""
 
     def __init__(self, rates: list[float], generators: list[torch.Generator]) -> None:
-        self.kept = [1.0 - rate for rate in rates]
-        self.generators = generators
+        self.rates, self.generators = rates, generators
 
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
         self.masks, output = torch.empty_like(x), torch.empty_like(x)
-        calls.append(partial(self._draw, self.masks))
+        calls.append(partial(draw_masks, self.masks, self.rates, self.generators))
         calls.append(partial(torch.mul, x, self.masks, out=output))
         return output
-
-    def _draw(self, masks: Tensor) -> None:
-        for mask, kept, generator in zip(
-            masks, self.kept, self.generators, strict=True
-        ):
-            mask.bernoulli_(kept, generator=generator).div_(kept)
 
     def backward(
         self, grad: Tensor, needs_input: bool, calls: list[_Call]

@@ -5,14 +5,18 @@ import pytest
 import torch
 from engine_helpers import (
     LEARNING_RATES,
+    assert_bitwise_equal,
     assert_close,
     fitted_separately,
     jobs_of,
+    weights_of,
 )
+from sklearn.base import clone
 from torch import nn
 
 from sknan import StableNetClassifier, StableNetRegressor
 from sknan._engine.jobs import train_together
+from sknan._engine.training import train_as_stack
 
 
 class Residual(nn.Module):
@@ -108,19 +112,73 @@ class FunctionalDropout(Convolution):
         return super().forward(nn.functional.dropout(X, 0.5, self.training))
 
 
+class Reassigned(Convolution):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__(n_features_in, n_outputs)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, X):
+        self.mean = 0.9 * self.mean + X.detach().mean()
+        return super().forward(X)
+
+
+class CountingGlobally(Convolution):
+    n_calls = 0
+
+    def forward(self, X):
+        CountingGlobally.n_calls += 1
+        return super().forward(X) * CountingGlobally.n_calls
+
+
 class TwiceDropped(Residual):
     def __init__(self, n_features_in, n_outputs):
         super().__init__(n_features_in, n_outputs)
         self.drop_late = self.drop_early
 
 
-@pytest.mark.parametrize("module", [Branching, FunctionalDropout, TwiceDropped])
+@pytest.mark.parametrize(
+    "module", [Branching, FunctionalDropout, TwiceDropped, Reassigned]
+)
 def test_modules_that_vmap_cannot_reproduce_are_trained_separately(module):
     jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=module)
     estimators = fitted_separately(jobs)
     outcomes = train_together(jobs)
     assert not any(outcome.is_stacked for outcome in outcomes)
     assert_close(outcomes, estimators)
+
+
+def test_a_module_that_counts_its_calls_outside_of_itself_is_trained_separately():
+    jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=CountingGlobally)
+    assert not any(outcome.is_stacked for outcome in train_together(jobs))
+
+
+class Annealed(Convolution):
+    n_calls = 0
+
+    def forward(self, X):
+        self.n_calls += self.training
+        return super().forward(X) * 0.9**self.n_calls
+
+
+def test_a_module_that_counts_its_calls_trains_like_separate_fits():
+    jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=Annealed, max_epochs=1)
+    assert_close(train_together(jobs), fitted_separately(jobs))
+
+
+@pytest.mark.parametrize("estimator_class", [StableNetClassifier, StableNetRegressor])
+def test_a_custom_module_in_a_stack_of_one_has_the_bits_of_a_member_of_many(
+    estimator_class,
+):
+    settings = [*LEARNING_RATES, {"lr": 1e30}]
+    jobs = jobs_of(estimator_class, settings, module=Residual)
+    alone = [clone(job.estimator) for job in jobs]
+    for outcome, job, single in zip(train_together(jobs), jobs, alone, strict=True):
+        if job.estimator.lr < 1.0:
+            plan = single._plan(single._training_rows(job.X, job.y))
+            assert train_as_stack(plan)
+            assert outcome.is_stacked
+            weights = plan.net.module_.state_dict().values()
+            assert_bitwise_equal(weights_of(outcome.estimator), weights)
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "tanh"])

@@ -124,8 +124,11 @@ def test_a_diverging_member_does_not_change_the_bits_of_others(estimator_class, 
 
 
 @pytest.mark.parametrize("width", [7, 16, 256])
-def test_a_stack_of_one_is_bitwise_identical_to_a_member_of_many(width):
-    jobs = jobs_of(StableNetClassifier, LEARNING_RATES, module__width=width)
+@pytest.mark.parametrize("estimator_class", [StableNetClassifier, StableNetRegressor])
+def test_a_stack_of_one_is_bitwise_identical_to_a_member_of_many(
+    estimator_class, width
+):
+    jobs = jobs_of(estimator_class, LEARNING_RATES, module__width=width)
     for outcome, job in zip(train_together(jobs), jobs, strict=True):
         single = clone(job.estimator)
         plan = single._plan(single._training_rows(job.X, job.y))
