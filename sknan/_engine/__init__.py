@@ -8,20 +8,24 @@ be 1. In the order in which a training passes through them, the modules are:
     ``Trainable``, the contract with the estimators; ``TrainingRows`` and
     ``TrainingPlan``, the prepared training of one estimator.
 ``table_net``
-    ``TableNet``, the guarded net of an estimator, which trains by itself and predicts.
+    ``TableNet``, the guarded net of an estimator. It predicts, and its own loop trains
+    where single steps must be seen or changed.
 ``listeners``
-    Listeners for the epochs of a single training: progress bar, scikit-learn's
-    callbacks.
+    Listeners for the epochs of a training: progress bar, scikit-learn's callbacks.
 ``jobs``
-    ``train_together``, which makes the plans of many estimators, groups them into
-    stacks, and trains separately those that cannot be stacked or have failed.
+    ``train_together``, which makes the plans of many estimators and groups them.
+``fit``
+    ``train_stack``, and ``train`` for one plan: as a stack of one if it can be.
+``grouping``
+    Keys of plans that may share a stack.
 ``training``
-    ``train_stack``, the loop over epochs and batches of a stack.
+    ``StackTraining``, the loop over epochs and batches of a stack.
 ``member``
     The part of a stacked training that each network has for itself: its rows, history,
     best epoch and result.
 ``state``
-    Weights, gradients and moments of all members, and the steps on them.
+    Weights, gradients and moments of all members, and the steps on them;
+    ``stack_rows`` and ``network_state`` hold the state of a stack and of one network.
 ``passes``
     Forward and backward pass of all members: ``chain`` with explicit passes of known
     layers and ``losses`` with explicit gradients, or ``module_pass`` for other modules,
@@ -29,11 +33,17 @@ be 1. In the order in which a training passes through them, the modules are:
 ``optimizer_step``
     Steps of Adam, AdamW and SGD for all members.
 ``ledger``
-    Losses, gradient norms, clipping and learning rates of all steps. It decides which
-    members may have failed.
+    Losses, gradient norms, clipping (``clipping``) and learning rates
+    (``learning_rates``) of all steps. It decides which members may have failed.
+``recovery``
+    Recovery of the members that have failed, by the guard of their own net;
+    ``verified`` holds the states to roll back to, and ``rate_trials`` searches for
+    lower learning rates.
 ``range_test``
     Short trainings at many learning rates, and the suggestion that follows from them.
 
-A member whose step may have failed is removed from the stack. ``jobs`` then trains it
-again from its start with ``TableNet``, whose guard explains the failure and recovers.
+The steps of a span of batches are judged together. A member that may have failed
+returns to its state before the span and takes these steps again, with a check of each.
+The guard of its net explains and recovers the step that fails, and the member continues
+in the stack.
 """

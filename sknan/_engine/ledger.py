@@ -6,24 +6,26 @@ that a few lines of Python for each member would take longer than the step.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sknan._engine.clipping import HUGE, Clipping
+from sknan._engine.learning_rates import LearningRates
 from sknan._engine.table_net import TableNet
+from sknan._utils.member_arrays import MemberArrays
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
+from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._records import gradient_entries
 from sknan.nets.guard._loss_watch import LossWatches
-from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
 Floats = NDArray[np.float64]
 
-_HUGE = float(np.finfo(np.float64).max)
 
-
-class StepLedger:
+class StepLedger(MemberArrays):
     """Losses, gradient norms, clip coefficients and learning rates of all members.
 
     Parameters
@@ -32,128 +34,204 @@ class StepLedger:
         Net of each member.
     n_steps : int
         Number of steps of the whole training.
+    first_norms : ndarray of shape (n_members,), default=1.0
+        Norms of the weights before the first step.
 
     Attributes
     ----------
     learning_rates : LearningRates
         Learning rates of all steps.
+    clipping : Clipping
+        Limits of the gradients.
+    watches : LossWatches
+        Comparison of losses and gradient norms with earlier ones.
+    is_constant : ndarray of shape (n_members,), bool
+        Whether the latest batch has one output for different rows.
+    first_step_ratio : ndarray of shape (n_members,)
+        Length of the first step that was longer than the norm of the weights, divided
+        by that norm; 0 if there was none.
     """
 
-    def __init__(self, nets: Sequence[TableNet], n_steps: int) -> None:
-        clips = [net.clip_norm for net in nets]
-        # A finite number where there is no clipping: inf / inf would be NaN.
-        self.clips = np.array([_HUGE if c is None else float(c) for c in clips])
-        self.is_clipped = np.array([clip is not None for clip in clips])
-        self.watches = LossWatches(n_steps, len(nets))
+    _arrays = (
+        "losses",
+        "norms",
+        "coefficients",
+        "n_taken",
+        "n_clipped",
+        "largest_norm",
+        "first_step_ratio",
+        "is_constant",
+        "_reach",
+    )
+
+    def __init__(
+        self, nets: Sequence[TableNet], n_steps: int, first_norms: Any = 1.0
+    ) -> None:
+        n_members = len(nets)
+        self.clipping = Clipping(nets)
+        self.watches = LossWatches(n_steps, n_members)
         self.learning_rates = LearningRates(nets, n_steps)
-        self.n_clipped = np.zeros(len(nets), dtype=np.int64)
-        self.largest_norm = np.zeros(len(nets))
-        self.begin_epoch()
+        self.n_taken = np.zeros(n_members, dtype=np.int64)
+        self.n_clipped = np.zeros(n_members, dtype=np.int64)
+        self.largest_norm = np.zeros(n_members)
+        self.first_step_ratio = np.zeros(n_members)
+        momenta = [n.optimizer_.param_groups[0].get("momentum", 0.0) for n in nets]
+        # Reach of a step at a learning rate of 1, relative to the weights.
+        self._reach = 1.0 / ((1.0 - np.minimum(momenta, 0.99)) * first_norms)
+        self.is_constant = np.zeros(n_members, dtype=bool)
+        self.begin_epoch(0)
 
-    def begin_epoch(self) -> None:
-        """Discard the record of the previous epoch."""
-        self.total_loss = np.zeros(len(self.clips))
-        self.norms: list[Floats] = []
-        self.coefficients: list[Floats] = []
-
-    def keep(self, numbers: Sequence[int]) -> None:
-        """Remove all other members.
+    def begin_epoch(self, n_batches: int) -> None:
+        """Discard the record of the previous epoch.
 
         Parameters
         ----------
-        numbers : sequence of int
-            Positions of the members that remain.
+        n_batches : int
+            Number of steps of the epoch.
         """
-        index = np.asarray(numbers)
-        self.clips, self.is_clipped = self.clips[index], self.is_clipped[index]
-        self.watches.keep(index)
-        self.learning_rates.keep(numbers)
-        self.n_clipped = self.n_clipped[index]
-        self.largest_norm = self.largest_norm[index]
-        self.total_loss = self.total_loss[index]
-        self.norms = [norms[:, index] for norms in self.norms]
-        self.coefficients = [rows[:, index] for rows in self.coefficients]
+        shape = (n_batches, len(self.n_taken))
+        # NaN where no step was taken.
+        self.losses, self.norms, self.coefficients = np.full((3, *shape), np.nan)
 
-    def clip_coefficients(self, norms: Floats) -> Floats | None:
-        """Return the factors that bring gradients to their norm limits.
+    def select(self, index: NDArray[np.int64]) -> StepLedger:
+        """Return a copy for some of the members."""
+        selected = super().select(index)
+        selected.clipping = self.clipping.select(index)
+        selected.watches = self.watches.select(index)
+        selected.learning_rates = self.learning_rates.select(index)
+        return selected
 
-        Parameters
-        ----------
-        norms : ndarray of shape (n_members,)
-            Gradient norms of a step.
+    def put(self, index: NDArray[np.int64], other: StepLedger) -> None:
+        """Overwrite the entries of some members."""
+        super().put(index, other)
+        self.clipping.put(index, other.clipping)
+        self.watches.put(index, other.watches)
+        self.learning_rates.put(index, other.learning_rates)
 
-        Returns
-        -------
-        ndarray of shape (n_members,) or None
-            None if no norm exceeds its limit.
-        """
-        if not np.count_nonzero(norms > self.clips):  # faster than any()
-            return None
-        coefficients: Floats = self.clips / np.maximum(norms, self.clips)
-        return coefficients
-
-    def record(
-        self,
-        losses: Floats,
-        norms: Floats,
-        coefficients: Floats,
-        n_rows: NDArray[np.int64],
-    ) -> NDArray[np.bool_]:
-        """Record consecutive steps, and find the members that may have failed.
+    def find_suspects(self, losses: Floats, norms: Floats) -> NDArray[np.bool_]:
+        """Return which members the guard would, or might, refuse a step of.
 
         Parameters
         ----------
-        losses, norms, coefficients : ndarray of shape (n_steps, n_members)
-            Loss, gradient norm and clip coefficient of each step.
-        n_rows : ndarray of shape (n_steps,)
-            Number of rows in the batch of each step.
+        losses, norms : ndarray of shape (n_steps, n_members)
+            Loss and gradient norm of each step.
 
         Returns
         -------
         ndarray of shape (n_members,)
-            Whether the guard would, or might, refuse a step of the member.
         """
         is_bad = are_refused(losses, norms)
-        if not self.is_clipped.all():
-            is_bad |= self.watches.is_spike(losses, norms) & ~self.is_clipped
+        is_clipped = self.clipping.limits < HUGE
+        if not is_clipped.all():
+            is_bad |= self.watches.is_spike(losses, norms) & ~is_clipped
         is_bad |= self.watches.may_have_exploded(losses)
-        self.n_clipped += (coefficients < 1.0).sum(0)
-        # A matrix product could round differently for one member than for many.
-        self.total_loss += (n_rows[:, None] * losses).sum(0)
-        np.maximum(self.largest_norm, norms.max(0), out=self.largest_norm)
-        self.norms.append(norms)
-        self.coefficients.append(coefficients)
-        may_have_failed: NDArray[np.bool_] = is_bad.any(0)
-        return may_have_failed
+        suspects: NDArray[np.bool_] = is_bad.any(0)
+        return suspects
 
-    def clipping_of(self, k: int) -> tuple[int, float]:
-        """Return the number of clipped steps and the largest gradient norm of a member.
+    def record(
+        self,
+        first: int,
+        losses: Floats,
+        norms: Floats,
+        coefficients: Floats,
+        rates: Floats,
+    ) -> None:
+        """Record consecutive steps of an epoch.
+
+        Parameters
+        ----------
+        first : int
+            Number of the first step in the epoch, from 0.
+        losses, norms, coefficients, rates : ndarray of shape (n_steps, n_members)
+            Loss, gradient norm, clip coefficient and learning rate of each step; the
+            first three are NaN where no step was taken.
+        """
+        stop = first + len(losses)
+        self.losses[first:stop] = losses
+        self.norms[first:stop] = norms
+        self.coefficients[first:stop] = coefficients
+        self.n_taken += (~np.isnan(norms)).sum(0)
+        self.n_clipped += (coefficients < 1.0).sum(0)
+        self.largest_norm = np.fmax(self.largest_norm, np.fmax.reduce(norms))
+        latest = self.learning_rates.latest
+        self.learning_rates.latest = np.where(np.isnan(norms[-1]), latest, rates[-1])
+        if not self.first_step_ratio.all():
+            ratios = rates * norms * coefficients * self._reach
+            is_long = ratios > 1.0
+            found = ratios[is_long.argmax(0), np.arange(len(self.n_taken))]
+            is_new = is_long.any(0) & (self.first_step_ratio == 0.0)
+            self.first_step_ratio = np.where(is_new, found, self.first_step_ratio)
+
+    def record_recovered(
+        self, k: int, i: int, training: GuardedTraining, step: dict[str, Any]
+    ) -> None:
+        """Record a step that the guarded training of a member has taken.
 
         Parameters
         ----------
         k : int
             Position of the member.
-
-        Returns
-        -------
-        n_clipped : int
-            Number of clipped steps.
-        largest_norm : float
-            Largest gradient norm.
+        i : int
+            Number of the step in its epoch, from 0.
+        training : GuardedTraining
+            Training that has taken the step.
+        step : dict
+            Result of the step.
         """
-        return int(self.n_clipped[k]), float(self.largest_norm[k])
+        if step.get("was_skipped"):
+            return
+        self.losses[i, k] = float(step["loss"].detach())
+        self.norms[i, k] = training.norms[-1]
+        self.coefficients[i, k] = training.coefficients[-1]
+        self.n_clipped[k] += training.coefficients[-1] < 1.0
+        self.largest_norm[k] = max(self.largest_norm[k], training.norms[-1])
+        rate = training.rate or 0.0
+        self.learning_rates.latest[k] = min(rate, self.learning_rates.cap[k])
+
+    def resume(self, k: int, training: GuardedTraining, n_batches: int) -> None:
+        """Continue a member with the limits of the guard that has recovered it.
+
+        Parameters
+        ----------
+        k : int
+            Position of the member.
+        training : GuardedTraining
+            Training that has recovered the member.
+        n_batches : int
+            Number of batches so far, including those whose steps were skipped.
+        """
+        guard, rates = training.guard, self.learning_rates
+        self.watches.set_watch(k, guard._watch)
+        self.first_step_ratio[k] = guard._first_step_ratio
+        self.n_taken[k] = training.n_steps
+        rates.scale[k] = guard.lr_scale
+        rates.cap[k] = min(guard.rate_caps, default=math.inf)
+        rates.lag[k] = n_batches - training.n_steps
+        self.clipping.clippers[k] = training.net.adaptive_clip_
+        norm = guard.clip_norm(is_repeated=False)
+        if norm is not None:
+            self.clipping.limits[k] = min(norm, self.clipping.limits[k])
+
+    def clipping_of(self, k: int) -> tuple[int, int, float]:
+        """Return the numbers of steps and clipped steps, and the largest gradient norm.
+
+        Parameters
+        ----------
+        k : int
+            Position of the member.
+        """
+        counts = int(self.n_taken[k]), int(self.n_clipped[k])
+        return (*counts, float(self.largest_norm[k]))
 
     def end_epoch(
-        self, n_rows: int, learning_rates: Floats, valid_losses: list[float] | None
+        self, n_rows: NDArray[np.int64], valid_losses: list[float] | None
     ) -> list[dict[str, Any]]:
         """Return the history row of each member, as its net itself would write it.
 
         Parameters
         ----------
-        n_rows : int
-            Number of training rows.
-        learning_rates : ndarray of shape (n_members,)
-            Learning rates of the last step.
+        n_rows : ndarray of shape (n_batches,)
+            Number of rows in the batch of each step.
         valid_losses : list of float or None
             Loss of each member on held-out rows; None if no rows are held out.
 
@@ -161,27 +239,34 @@ class StepLedger:
         -------
         list of dict
         """
-        norms = np.concatenate(self.norms)
-        coefficients = np.concatenate(self.coefficients)
-        median_norms = np.median(norms, axis=0)
+        is_taken = ~np.isnan(self.losses)
+        weights = n_rows[:, None] * is_taken
+        # numpy's sums could round differently for one member than for many.
+        terms = np.where(is_taken, weights * self.losses, 0.0)
+        totals, n_used = np.add.accumulate(terms)[-1], weights.sum(0)
+        last_rates = self.learning_rates.latest
         rows = []
-        for k, learning_rate in enumerate(learning_rates.tolist()):
+        for k in range(len(self.n_taken)):
+            taken = is_taken[:, k]
             row: dict[str, Any] = {
-                "train_batch_count": len(norms),
-                "train_loss": float(self.total_loss[k] / n_rows),
+                "train_batch_count": len(n_rows),
+                "train_loss": float(totals[k] / n_used[k]) if n_used[k] else math.nan,
                 "n_recoveries": 0,
-                **gradient_entries(
-                    median_norms[k], coefficients[:, k] if self.is_clipped[k] else None
-                ),
-                "lr": learning_rate,
             }
+            if taken.any():
+                coefficients = self.coefficients[taken, k]
+                row |= gradient_entries(
+                    np.median(self.norms[taken, k]),
+                    coefficients if self.clipping.is_used[k] else None,
+                )
+            if not math.isnan(last_rates[k]):
+                row["lr"] = float(last_rates[k])
             monitored = row["train_loss"]
             if valid_losses is not None:
                 monitored = valid_losses[k]
                 row |= {"valid_batch_count": 1, "valid_loss": monitored}
             self.learning_rates.update(k, monitored)
             rows.append(row)
-        self.begin_epoch()
         return rows
 
 
@@ -198,91 +283,3 @@ def are_refused(losses: Floats, norms: Floats) -> Any:
     ndarray of bool
     """
     return ~(np.isfinite(losses) & (norms < OVERFLOWS_SQUARED))
-
-
-def is_schedule_valid(net: TableNet, n_steps: int) -> bool:
-    """Whether a user's schedule gives a valid factor for each step of a training.
-
-    Parameters
-    ----------
-    net : TableNet
-        Net with the schedule.
-    n_steps : int
-        Number of steps of the training.
-
-    Returns
-    -------
-    bool
-        True for the schedules that are chosen by name.
-    """
-    if not callable(net.lr_schedule):
-        return True
-    schedule = LearningRateSchedule(net.lr_schedule, net.warmup)
-    schedule.start(n_steps)
-    try:
-        _factors(schedule)
-    except Exception:  # the separate training raises it again
-        return False
-    return True
-
-
-def _factors(schedule: LearningRateSchedule) -> Floats:
-    """Return the factor of each step of the training."""
-    return np.array([schedule.factor(step) for step in range(schedule.total_steps)])
-
-
-class LearningRates:
-    """Learning rates of all steps, with equal schedules computed once.
-
-    Parameters
-    ----------
-    nets : sequence of TableNet
-        Net of each member.
-    n_steps : int
-        Number of steps of the whole training.
-    """
-
-    def __init__(self, nets: Sequence[TableNet], n_steps: int) -> None:
-        groups = [net.optimizer_.param_groups[0] for net in nets]
-        self.base = np.array([float(group["lr"]) for group in groups])
-        # Schedules that depend on the losses, by position of the member.
-        self.adaptive: dict[int, LearningRateSchedule] = {}
-        row_numbers: dict[Hashable, int] = {}
-        factors: list[Floats] = []
-        which = []
-        for k, net in enumerate(nets):
-            named = net.lr_schedule
-            key = (named if isinstance(named, str) else id(named), repr(net.warmup))
-            if key not in row_numbers:
-                schedule = LearningRateSchedule(named, net.warmup)
-                schedule.start(n_steps)
-                if schedule.is_listening:
-                    self.adaptive[k] = schedule
-                    key = (k, "")
-                row_numbers[key] = len(factors)
-                factors.append(_factors(schedule))
-            which.append(row_numbers[key])
-        self.factors = np.array(factors)
-        self.which = np.array(which)
-
-    def keep(self, numbers: Sequence[int]) -> None:
-        """Remove all other members."""
-        index = np.asarray(numbers)
-        self.base, self.which = self.base[index], self.which[index]
-        before = self.adaptive
-        self.adaptive = {
-            new: before[old] for new, old in enumerate(numbers) if old in before
-        }
-
-    def at(self, first: int, n_steps: int) -> Floats:
-        """Return the learning rates of consecutive steps, (n_steps, n_members)."""
-        rates: Floats = self.base * self.factors[self.which, first : first + n_steps].T
-        for k, schedule in self.adaptive.items():
-            factors = [schedule.factor(first + i) for i in range(n_steps)]
-            rates[:, k] = self.base[k] * np.array(factors)
-        return rates
-
-    def update(self, k: int, monitored: float) -> None:
-        """Update the schedule of a member by the loss of an epoch."""
-        if k in self.adaptive:
-            self.adaptive[k].update(monitored)

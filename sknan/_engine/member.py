@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from skorch.callbacks import EpochTimer
 from torch import Tensor
 
+from sknan._engine.member_recovery import MemberRecovery
+from sknan._engine.network_state import NetworkState, read_state, write_state
 from sknan._engine.plan import TrainingPlan
+from sknan._utils.random_state import resumed
+from sknan.nets.recovery.raw_units import Conditioning
 
 
 class Member:
@@ -29,11 +36,18 @@ class Member:
         Parameter group of its optimizer.
     generator : Generator
         Generator of its random numbers.
+    train, valid : Tensor of int64
+        Training rows and held-out rows in the joined tables.
+    recovery : MemberRecovery or None
+        Recovery from failed steps; None before the first one.
+    error : Exception or None
+        Exception that has ended the training.
     """
 
     def __init__(self, plan: TrainingPlan, offset: int) -> None:
         self.plan = plan
         self.net = plan.net
+        self.offset = offset
         self.group: dict[str, Any] = plan.net.optimizer_.param_groups[0]
         self.generator = torch.Generator()
         self.generator.set_state(plan.random_states[0])
@@ -44,20 +58,96 @@ class Member:
             rows = plan.split(plan.split_seed)
         self.train, self.valid = rows[0] + offset, rows[1] + offset
         self.history: list[dict[str, Any]] = []
+        timer = EpochTimer
+        self.is_followed = any(type(c) is not timer for _, c in self.net.callbacks_)
+        self.first_state: NetworkState | None = None
         self.best_weights: list[Tensor] | None = None
+        self.recovery: MemberRecovery | None = None
+        self.error: Exception | None = None
 
     @property
-    def weights(self) -> list[Tensor]:
-        """Parameters of the module."""
-        return list(self.net.module_.parameters())
+    def conditioning(self) -> Conditioning | None:
+        """Coordinates in which its steps are taken."""
+        return None if self.recovery is None else self.recovery.training.conditioning
 
-    @property
-    def buffers(self) -> list[Tensor]:
-        """Buffers of the module."""
-        return list(self.net.module_.buffers())
+    @contextlib.contextmanager
+    def has_state(self, state: NetworkState) -> Iterator[None]:
+        """Set the state of the net inside the block, then restore it.
+
+        Parameters
+        ----------
+        state : NetworkState
+            State of the member in the stack.
+        """
+        before = read_state(self.net)
+        write_state(self.net, state)
+        try:
+            yield
+        finally:
+            write_state(self.net, before)
+
+    def valid_loss(self, state: NetworkState, batch: tuple[Tensor, Any]) -> float:
+        """Return the loss on held-out rows that the net itself computes.
+
+        An exception becomes the error of the member.
+
+        Parameters
+        ----------
+        state : NetworkState
+            State of the member in the stack.
+        batch : tuple of (Tensor, Tensor)
+            Inputs and targets of the held-out rows.
+        """
+        with self.has_state(state):
+            try:
+                return float(self.net.validation_step(batch)["loss"])
+            except Exception as error:
+                self.error = error
+        return math.nan
+
+    # -- listeners -----------------------------------------------------------------
+
+    def _notify(self, method_name: str, **kwargs: Any) -> None:
+        table = self.plan.table
+        train, valid = self.train - self.offset, self.valid - self.offset
+        if "epoch" in method_name:
+            kwargs["dataset_train"] = table.view(train)
+            kwargs["dataset_valid"] = table.view(valid) if len(valid) else None
+        else:
+            kwargs |= {"X": table, "y": None}
+        self.net.notify(method_name, **kwargs)
+
+    def begin(self) -> None:
+        """Start the clock, and notify the listeners of the beginning."""
+        if self.plan.time_limit is not None:
+            self.plan.time_limit.initialize()
+        if self.is_followed:
+            self.first_state = read_state(self.net)
+            self.net._prepare_guard(is_new=True)
+            self._notify("on_train_begin")
+
+    def begin_epoch(self) -> None:
+        """Notify the listeners of the beginning of an epoch."""
+        if self.is_followed:
+            self._notify("on_epoch_begin")
+
+    def recovery_of(self, n_steps: int) -> MemberRecovery:
+        """Return the recovery from failed steps, which the first call creates.
+
+        Parameters
+        ----------
+        n_steps : int
+            Number of steps of the whole training.
+        """
+        if self.recovery is None:
+            if self.first_state is not None:
+                write_state(self.net, self.first_state)
+            table = self.plan.table.view(self.train - self.offset)
+            self.recovery = MemberRecovery(self.net, table, n_steps)
+        return self.recovery
 
     def end_epoch(
-        self, row: dict[str, Any], weights: Callable[[], list[Tensor]]
+        self, row: dict[str, Any], weights: Callable[[], list[Tensor]], n_members: int
     ) -> bool:
         """Add an epoch to the history, and keep its weights if they are the best.
 
@@ -67,48 +157,96 @@ class Member:
             Row of the epoch in the history.
         weights : callable
             Function that returns a copy of the present weights and buffers.
+        n_members : int
+            Number of members that were trained in the epoch.
 
         Returns
         -------
         bool
-            Whether the training continues: False when patience is exhausted.
+            Whether the training continues: False when patience or time is exhausted.
         """
         self.history.append(row)
-        best = self.plan.best
+        if self.recovery is not None:
+            row["n_recoveries"] = self.recovery.n_reports(len(self.history))
+        is_stopped = self.is_followed and self._tell_listeners(row, weights())
+        limit, best = self.plan.time_limit, self.plan.best
+        if limit is not None:
+            is_stopped |= not limit.allows_epoch(n_members)
         if best is None:
-            return True
+            return not is_stopped
         is_best, continues = best.update(len(self.history), row["valid_loss"])
         if is_best:
             self.best_weights = weights()
-        return continues
+        return continues and not is_stopped
+
+    def _tell_listeners(self, row: dict[str, Any], weights: list[Tensor]) -> bool:
+        """Notify the listeners of the end of an epoch; return whether one stops it."""
+        for name, value in row.items():
+            self.net.history.record(name, value)
+        self._set_weights(weights)
+        try:
+            self._notify("on_epoch_end")
+        except KeyboardInterrupt:  # skorch's way for a callback to end the training
+            return True
+        return False
 
     def finish(
-        self, weights: list[Tensor], seconds: float, clipping: tuple[int, int, float]
+        self, state: NetworkState, seconds: float, clipping: tuple[int, int, float]
     ) -> None:
-        """Bring the net into the state that its separate training would leave.
+        """Take over the last state and the history.
 
         Parameters
         ----------
-        weights : list of Tensor
-            Last weights and buffers, which are used if there is no best epoch.
+        state : NetworkState
+            Last state.
         seconds : float
             Time since the start of the stack.
         clipping : tuple of (int, int, float)
             Number of steps, number of clipped steps, and largest gradient norm.
         """
-        net = self.net
-        net._prepare_guard(is_new=True)
-        dur = seconds / max(len(self.history), 1)
-        net.history_ = type(net.history)(
-            {"batches": [], "epoch": epoch, **row, "dur": dur}
-            for epoch, row in enumerate(self.history, start=1)
-        )
-        with torch.no_grad():
-            kept = self.best_weights or weights
-            for tensor, value in zip([*self.weights, *self.buffers], kept, strict=True):
-                tensor.copy_(value)
+        net, recovery = self.net, self.recovery
+        if recovery is None:
+            net._prepare_guard(is_new=True)
+        else:
+            training = recovery.training
+            training.n_steps, training.n_clipped, training.largest_norm = clipping
+        if not self.is_followed:
+            dur = seconds / max(len(self.history), 1)
+            net.history_ = type(net.history)(
+                {"batches": [], "epoch": epoch, **row, "dur": dur}
+                for epoch, row in enumerate(self.history, start=1)
+            )
+        write_state(net, state)
         self.clipping = clipping
 
-    def warn(self) -> None:
-        """Issue the warnings that the net itself issues at the end of a training."""
-        self.net._warn_of_idle_clip(*self.clipping)
+    def _set_weights(self, weights: list[Tensor]) -> None:
+        module = self.net.module_
+        tensors = [*module.parameters(), *module.buffers()]
+        with torch.no_grad():
+            for tensor, value in zip(tensors, weights, strict=True):
+                tensor.copy_(value)
+
+    def conclude(self) -> None:
+        """Bring the net into the state that its separate training would leave.
+
+        Raises
+        ------
+        Exception
+            If the training has failed.
+
+        Warns
+        -----
+        DivergenceWarning, UserWarning
+            As at the end of a separate training.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.recovery is None:
+            self.net._warn_of_idle_clip(*self.clipping)
+        else:
+            with resumed((self.generator.get_state(), None), "cpu"):
+                self.net._end_training(0, is_interrupted=False)
+        if self.is_followed:
+            self._notify("on_train_end")
+        if self.best_weights is not None:
+            self._set_weights(self.best_weights)

@@ -195,8 +195,9 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     doubled = [
         tree_map(lambda leaf: torch.stack([leaf, leaf]), batch) for batch in batches
     ]
-    clone = copy.copy(net)
-    clone.__dict__["module_"] = module = copy.deepcopy(net.module_).train()
+    module = copy.deepcopy(net.module_).train()
+    clone: TableNet = object.__new__(type(net))  # a copy would be pickled
+    clone.__dict__.update({**vars(net), "module_": module})
     tensors = [list(module.parameters()), list(module.buffers())]
     weights, buffers = ([torch.stack([t.detach()] * 2) for t in ts] for ts in tensors)
     gradients = [torch.empty_like(w) for w in weights]

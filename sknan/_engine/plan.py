@@ -6,18 +6,15 @@ a search can collect the plans of many estimators and train their networks toget
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from sknan._engine.listeners import EpochBar, EpochTasks, SupportsCallbacks
+from sknan._engine.listeners import SupportsCallbacks
 from sknan._engine.table_net import TableNet
-from sknan._utils.progress import is_shown, progress
 from sknan._utils.random_state import resumed
 from sknan._utils.threads import threads_for
 from sknan.diagnosis._report import NonFiniteReport
@@ -180,29 +177,6 @@ class Trainable(SupportsCallbacks, Protocol):
         """
 
 
-# Function that trains plans instead of `TrainingPlan.run`, if one is set.
-_trainer: ContextVar[Callable[[TrainingPlan], bool] | None] = ContextVar(
-    "trainer", default=None
-)
-
-
-@contextlib.contextmanager
-def trained_by(trainer: Callable[[TrainingPlan], bool]) -> Iterator[None]:
-    """Train the plans that are run inside the block with a given function.
-
-    Parameters
-    ----------
-    trainer : callable
-        Function that trains a plan and returns True, or leaves the plan unchanged and
-        returns False. A plan that is left unchanged trains by its own loop.
-    """
-    token = _trainer.set(trainer)
-    try:
-        yield
-    finally:
-        _trainer.reset(token)
-
-
 @dataclass
 class TrainingPlan:
     """Prepared training of an estimator's net.
@@ -252,33 +226,8 @@ class TrainingPlan:
         train, valid = self.split(seed)
         return self.table.view(train), self.table.subset(valid)
 
-    def run(self, tasks: EpochTasks | None = None) -> None:
-        """Train the net, and show a progress bar if it is verbose.
-
-        Parameters
-        ----------
-        tasks : EpochTasks or None, default=None
-            Further listener that is notified of each epoch.
-        """
-        net = self.net
-        verbose = net.verbose == 1 and not self.is_partial
-        with progress("Training", net.max_epochs, "epochs", verbose=verbose):
-            # The listeners come before the callback that keeps the best epoch, because
-            # that one ends the training by an exception when patience is exhausted.
-            listeners = [("epoch_bar", EpochBar())] if is_shown() else []
-            if tasks is not None:
-                listeners.append(("epoch_tasks", tasks))
-            trainer = None if listeners else _trainer.get()
-            if trainer is not None and trainer(self):
-                return
-            net.callbacks_ += listeners
-            try:
-                self._run()
-            finally:
-                added = [callback for _, callback in listeners]
-                net.callbacks_ = [c for c in net.callbacks_ if c[1] not in added]
-
-    def _run(self) -> None:
+    def run_loop(self) -> None:
+        """Train the net by its own loop."""
         net, best = self.net, self.best
         n_flops = 3.0 * net.flops_per_row_ * self.batch_size
         try:

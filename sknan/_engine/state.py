@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from sknan._engine.member import Member
+from sknan._engine.network_state import NetworkState, read_state
 from sknan._engine.optimizer_step import kernel_key, write_unit_steps
 from sknan._engine.passes import is_stored_transposed, stacked_pass
+from sknan._engine.stack_rows import StackRows
+from sknan._engine.table_net import TableNet
+from sknan.nets.recovery.raw_units import Conditioning
 
 # The vectorized kernels of the optimizers round the remainder of a tensor, which does
 # not fill a vector, differently from the rest. Rows are padded to a multiple of this
@@ -36,34 +41,73 @@ class StepFactors(NamedTuple):
     decay: Tensor | None
 
 
+class StackMember(Protocol):
+    """Network in a stack."""
+
+    @property
+    def net(self) -> TableNet:
+        """Initialized net."""
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """Parameter group of its optimizer."""
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Generator of its random numbers."""
+
+    @property
+    def conditioning(self) -> Conditioning | None:
+        """Coordinates in which its steps are taken."""
+
+
 class Stack:
-    """Tensors of the networks that are still trained, and their steps.
+    """Tensors of the networks that are trained together, and their steps.
 
     Parameters
     ----------
-    members : list of Member
+    members : list of StackMember
         Networks of one :func:`~sknan._engine.passes.pass_key` and one
         :func:`~sknan._engine.optimizer_step.optimizer_key`.
+    states : sequence of NetworkState or None, default=None
+        State of each member. None means that of its net.
 
     Attributes
     ----------
-    members : list of Member
-        Members that have not been removed.
-    buffers : list of Tensor
-        Buffers of the modules, with the members along the first axis.
+    members : list of StackMember
+        Networks.
+    rows : StackRows
+        State of the members.
     """
 
-    def __init__(self, members: list[Member]) -> None:
+    def __init__(
+        self,
+        members: Sequence[StackMember],
+        states: Sequence[NetworkState] | None = None,
+    ) -> None:
+        self.members = list(members)
+        if states is None:
+            states = [read_state(member.net) for member in members]
         self._is_transposed = is_stored_transposed(members[0].net)
-        blocks = _stacked([self._transposed(member.weights) for member in members])
-        self._shapes = [block.shape[1:] for block in blocks]
+        self._shapes = [w.shape for w in self._transposed(states[0].weights)]
         self._size = sum(shape.numel() for shape in self._shapes)
+        columns = zip(*(state.buffers for state in states), strict=True)
+        self.rows = StackRows(
+            self._packed([state.weights for state in states]),
+            [self._packed([state.moments[i] for state in states]) for i in range(2)],
+            [torch.stack(column) for column in columns],
+            np.array([state.n_steps for state in states]),
+        )
+        self._allocate()
+
+    def _packed(self, networks: list[list[Tensor]]) -> Tensor:
+        """Return rows with the given tensors of each network, padded with zeros."""
         length = -(-self._size // _ALIGNMENT) * _ALIGNMENT
-        weights = blocks[0].new_zeros(len(members), length)
-        torch.cat([b.flatten(1) for b in blocks], 1, out=weights[:, : self._size])
-        moments = [torch.zeros_like(weights) for _ in range(2)]
-        buffers = _stacked([member.buffers for member in members])
-        self._set(members, weights, moments, buffers)
+        rows = networks[0][0].new_zeros(len(networks), length)
+        for row, tensors in zip(rows, networks, strict=True):
+            parts = [tensor.reshape(-1) for tensor in self._transposed(tensors)]
+            torch.cat(parts, out=row[: self._size])
+        return rows
 
     def _transposed(self, weights: list[Tensor]) -> list[Tensor]:
         """Convert the weights of a member to the layout of the stack, or back."""
@@ -72,17 +116,10 @@ class Stack:
             for weight, is_transposed in zip(weights, self._is_transposed, strict=True)
         ]
 
-    def _set(
-        self,
-        members: list[Member],
-        weights: Tensor,
-        moments: list[Tensor],
-        buffers: list[Tensor],
-    ) -> None:
-        """Set the members and their tensors, and allocate the working memory."""
-        self.members = members
-        self.buffers = buffers
-        self._weights, self._moments = weights, moments
+    def _allocate(self) -> None:
+        """Allocate the working memory, and prepare the passes and kernel calls."""
+        members, weights = self.members, self.rows.weights
+        self._weights = weights
         # Products are written to separate tensors: a result must be contiguous.
         gradients = [weights.new_empty(len(members), *s) for s in self._shapes]
         self._gradients = [gradient.flatten(1) for gradient in gradients]
@@ -92,32 +129,35 @@ class Stack:
         # in a tenth of the time that torch takes.
         self._norms = weights.new_empty(len(members))
         self._coefficients = weights.new_empty(len(members), 1)
-        self._count = torch.zeros(())
         self._norms_array = self._norms.numpy()
         self._coefficients_array = self._coefficients.numpy()[:, 0]
-        self._count_array = self._count.numpy()
         # Decoupled weight decay (AdamW) is applied to the weights, not to the gradient.
         self._is_decoupled = bool(members[0].group.get("decoupled_weight_decay"))
         self._decays = np.array([member.group["weight_decay"] for member in members])
-        self._kernel_calls = self._calls_of_kernels()
         self._pass = stacked_pass(
             [member.net for member in members],
             [member.generator for member in members],
             self._blocks(weights),
             gradients,
-            buffers,
+            self.rows.buffers,
         )
+        self.prepare_steps()
 
-    def _calls_of_kernels(self) -> list[tuple[dict[str, Any], list[list[Tensor]]]]:
-        """Return the group and the tensors of each kernel call of a step."""
-        parts = [self._step, self._gradient, *self._moments]
+    def prepare_steps(self) -> None:
+        """Prepare the steps anew after counts or conditioning of a member changed."""
+        self._step.zero_()  # the steps of a failed member may be NaN
+        parts = [self._step, self._gradient, *self.rows.moments]
         numbers_by_key: dict[Hashable, list[int]] = {}
-        for k, member in enumerate(self.members):
-            numbers_by_key.setdefault(kernel_key(member.group), []).append(k)
+        counts = self.rows.counts.tolist()
+        for k, (member, count) in enumerate(zip(self.members, counts, strict=True)):
+            key = kernel_key(member.group), count
+            numbers_by_key.setdefault(key, []).append(k)
         is_single = len(numbers_by_key) == 1
-        return [
+        # Arguments of each kernel call of a step: group, count of steps, tensors.
+        self._kernel_calls = [
             (
                 self.members[numbers[0]].group,
+                torch.tensor(float(counts[numbers[0]])),
                 [
                     [part.view(-1)] if is_single else [part[k] for k in numbers]
                     for part in parts
@@ -125,6 +165,85 @@ class Stack:
             )
             for numbers in numbers_by_key.values()
         ]
+        self._conditionings = [
+            member.conditioning.on(self.parameters_of(k))
+            for k, member in enumerate(self.members)
+            if member.conditioning is not None
+        ]
+
+    def parameters_of(self, k: int) -> list[nn.Parameter]:
+        """Return the parameters of a member, with gradients, as views of the stack.
+
+        Parameters
+        ----------
+        k : int
+            Position of the member.
+        """
+        views = []
+        for weight, gradient in zip(
+            self._unpacked(self._weights[k]),
+            self._unpacked(self._gradient[k]),
+            strict=True,
+        ):
+            views.append(nn.Parameter(weight, requires_grad=False))
+            views[-1].grad = gradient
+        return views
+
+    def _unpacked(self, row: Tensor) -> list[Tensor]:
+        """Return views of a row in the shapes of the parameters."""
+        return self._transposed([b[0] for b in self._blocks(row.unsqueeze(0))])
+
+    def state_of(self, k: int, rows: StackRows | None = None) -> NetworkState:
+        """Return a copy of the state of a member.
+
+        Parameters
+        ----------
+        k : int
+            Position of the member.
+        rows : StackRows or None, default=None
+            Earlier state of all members; None for the present one.
+        """
+        rows = rows or self.rows
+        weights, *moments = (
+            [part.clone() for part in self._unpacked(tensor[k])]
+            for tensor in (rows.weights, *rows.moments)
+        )
+        buffers = [block[k].clone() for block in rows.buffers]
+        return NetworkState(weights, buffers, moments, int(rows.counts[k]))
+
+    def weights_of(self, k: int) -> list[Tensor]:
+        """Return a copy of the weights and buffers of a member.
+
+        Parameters
+        ----------
+        k : int
+            Position of the member.
+        """
+        weights = self._unpacked(self._weights[k])
+        return [t.clone() for t in (*weights, *(b[k] for b in self.rows.buffers))]
+
+    def put_state(
+        self, k: int, state: NetworkState, rows: StackRows | None = None
+    ) -> None:
+        """Overwrite the state of a member; :meth:`prepare_steps` must follow.
+
+        Parameters
+        ----------
+        k : int
+            Position of the member.
+        state : NetworkState
+            New state.
+        rows : StackRows or None, default=None
+            Rows to overwrite; None for the present state.
+        """
+        rows = rows or self.rows
+        tensors = (rows.weights, *rows.moments)
+        for tensor, parts in zip(tensors, (state.weights, *state.moments), strict=True):
+            for view, part in zip(self._unpacked(tensor[k]), parts, strict=True):
+                view.copy_(part)
+        for block, buffer in zip(rows.buffers, state.buffers, strict=True):
+            block[k] = buffer
+        rows.counts[k] = state.n_steps
 
     def _blocks(self, rows: Tensor) -> list[Tensor]:
         """Return views of padded rows with the shapes of the weights, (K, *shape)."""
@@ -135,33 +254,21 @@ class Stack:
             for block, shape in zip(blocks, self._shapes, strict=True)
         ]
 
-    def keep(self, numbers: Sequence[int]) -> None:
-        """Keep only these members.
+    def subset(self, index: NDArray[np.int64], rows: StackRows | None = None) -> Stack:
+        """Return a stack of some members, which shares no state with this one.
 
         Parameters
         ----------
-        numbers : sequence of int
-            Positions of the members that remain.
+        index : ndarray of int
+            Positions of these members.
+        rows : StackRows or None, default=None
+            Earlier state of all members; None for the present one.
         """
-        index = torch.tensor(numbers)
-        weights, *moments = (part[index] for part in (self._weights, *self._moments))
-        buffers = [block[index] for block in self.buffers]
-        self._set([self.members[k] for k in numbers], weights, moments, buffers)
-
-    def weights_of(self, k: int) -> list[Tensor]:
-        """Return a copy of the weights and buffers of a member.
-
-        Parameters
-        ----------
-        k : int
-            Position of the member.
-
-        Returns
-        -------
-        list of Tensor
-        """
-        weights = self._transposed([block[k] for block in self._blocks(self._weights)])
-        return [t.clone() for t in (*weights, *(block[k] for block in self.buffers))]
+        subset = copy.copy(self)
+        subset.members = [self.members[k] for k in index]
+        subset.rows = (rows or self.rows).select(index)
+        subset._allocate()
+        return subset
 
     def prepare_target(self, target: Any, shape: torch.Size) -> Any:
         """Convert targets to the form that :meth:`forward_backward` uses.
@@ -200,8 +307,25 @@ class Stack:
         """
         losses, output = self._pass.step(x, target)
         torch.cat(self._gradients, 1, out=self._unpadded_gradient)
+        for conditioning in self._conditionings:
+            conditioning.scale_grads()
+        return losses, self.gradient_norms(), output
+
+    def gradient_norms(self) -> NDArray[Any]:
+        """Return the gradient norms (K,), which the next call overwrites."""
         torch.linalg.vector_norm(self._gradient, dim=1, out=self._norms)
-        return losses, self._norms_array, output
+        return self._norms_array
+
+    def clamp(self, limits: NDArray[np.float64]) -> None:
+        """Clamp the entries of the gradient of each member.
+
+        Parameters
+        ----------
+        limits : ndarray of shape (K,)
+            Largest absolute value of an entry; inf for no limit.
+        """
+        column = self._column(limits)
+        torch.clamp(self._gradient, -column, column, out=self._gradient)
 
     def evaluate(self, x: Tensor, target: Any) -> list[float]:
         """Return the losses in evaluation mode.
@@ -254,35 +378,31 @@ class Stack:
             decays = 1.0 - learning_rates * decays
         return list(map(StepFactors, columns, self._column(decays).unbind()))
 
-    def step(self, factors: StepFactors, n_steps: int) -> None:
+    def step(self, factors: StepFactors) -> None:
         """Make one step of the optimizer.
 
         Parameters
         ----------
         factors : StepFactors
             Learning rates and weight decays of the step.
-        n_steps : int
-            Number of the step, from 1.
         """
+        for conditioning in self._conditionings:
+            conditioning.to_scaled()
         if factors.decay is not None:
             if self._is_decoupled:
                 self._weights.mul_(factors.decay)
             else:
                 self._gradient.addcmul_(self._weights, factors.decay)
-        self._count_array[()] = n_steps
-        for group, lists in self._kernel_calls:
-            write_unit_steps(group, self._count, lists)
+        for group, count, lists in self._kernel_calls:
+            count.add_(1)
+            write_unit_steps(group, count, lists)
+        self.rows.counts += 1
         self._weights.addcmul_(self._step, factors.rate)
+        for conditioning in self._conditionings:
+            conditioning.to_raw()
 
-    def are_finite(self) -> list[bool]:
-        """Return for each member whether its weights and buffers are finite."""
-        floats = [b.flatten(1) for b in self.buffers if b.is_floating_point()]
-        sums = [rows.sum(1) for rows in (self._weights, *floats)]
-        finite: list[bool] = torch.isfinite(torch.stack(sums)).all(0).tolist()
-        return finite
-
-
-def _stacked(tensors: list[list[Tensor]]) -> list[Tensor]:
-    """Stack corresponding tensors of all members."""
-    columns = zip(*tensors, strict=True)
-    return [torch.stack([t.detach() for t in column]) for column in columns]
+    def sizes(self) -> NDArray[np.float64]:
+        """Return the norm of the weights of each member, at least that of 0.01 each."""
+        norms = torch.linalg.vector_norm(self._weights, dim=1, dtype=torch.float64)
+        sizes: NDArray[np.float64] = norms.numpy()
+        return np.maximum(sizes, 1e-2 * math.sqrt(self._size))

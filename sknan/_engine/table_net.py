@@ -76,15 +76,12 @@ class TableNet(GuardedNet):
         is_recoverable = self.on_nonfinite == "recover" and self.guard_.has_budget
         if fault is not None or not is_recoverable:
             return fault
-        if (
-            not _is_collapsed(batch[0], step["y_pred"])
-            or self.guard_.weights.has_shrunk
-        ):
+        if not is_collapsed(batch[0], step["y_pred"]) or self.guard_.weights.has_shrunk:
             return None  # weights that shrink to zero by weight decay have not diverged
         # A network that gave one output before the training has not collapsed.
         with self.guard_.first_weights():
             untrained = self.evaluation_step((batch[0], None))
-        if _is_collapsed(batch[0], untrained):
+        if is_collapsed(batch[0], untrained):
             return None
         return (
             "The network has collapsed: it gives the same output for each of the "
@@ -188,7 +185,7 @@ def _first(output: Any) -> Tensor:
     return first
 
 
-def _is_collapsed(X: Tensor, output: Any) -> bool:
+def is_collapsed(X: Tensor, output: Any) -> bool:
     """Whether a network gives bitwise identical outputs for different rows.
 
     A learning rate that is far too high makes every hidden unit constant. The loss

@@ -2,248 +2,89 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sknan._engine.ledger import StepLedger, is_schedule_valid
-from sknan._engine.member import Member
-from sknan._engine.optimizer_step import optimizer_key
-from sknan._engine.passes import does_stacking_agree, pass_key
-from sknan._engine.plan import TrainingPlan
-from sknan._engine.state import Stack
+from sknan._engine.recovery import add_latest_batches, recover_steps, recover_weights
+from sknan._engine.stack_state import StackSnapshot, StackState
 from sknan._utils.progress import advance, is_shown
-from sknan._utils.threads import threads_for
-from sknan._utils.tree import tree_leaves, tree_map
-from sknan.nets._batching import TensorBatches, TensorTable
+from sknan._utils.tree import tree_map
 
 # Bytes of prepared targets. Batches up to this size are prepared and judged together.
 _SPAN_SIZE = 2**20
 
 
-def plan_key(plan: TrainingPlan) -> Hashable | None:
-    """Return a key that is equal for plans that may share a stack.
+class StepRaised(Exception):
+    """Failure of a step of a stack because a module raised."""
+
+
+class StepRecord(NamedTuple):
+    """Numbers of consecutive steps, as arrays of shape (n_steps, n_members).
 
     Parameters
     ----------
-    plan : TrainingPlan
-        Plan of a training that has not begun.
-
-    Returns
-    -------
-    hashable or None
-        None for a plan that must be run separately.
-    """
-    net, table = plan.net, plan.table
-    # Callbacks, other ways of clipping and LBFGS need to see or change single steps.
-    is_supported = (
-        not plan.is_partial
-        and net.verbose < 2
-        and net.device == "cpu"
-        and plan.time_limit is None
-        and net.clip_value is None
-        and net.adaptive_clip is None
-        and not net.callbacks
-        and not net.compile
-        and isinstance(table.X, Tensor)
-    )
-    key_of_step = optimizer_key(net.optimizer_) if is_supported else None
-    if key_of_step is None or len({p.dtype for p in net.module_.parameters()}) > 1:
-        return None
-    key_of_pass = pass_key(net, table)
-    if key_of_pass is None:
-        return None
-    n_train, n_valid = _n_rows(plan)
-    n_steps = len(_batch_bounds(n_train, net.batch_size)) * net.max_epochs
-    if not is_schedule_valid(net, n_steps):
-        return None
-    return (
-        key_of_pass,
-        key_of_step,
-        (n_train, n_valid, net.batch_size, net.max_epochs),
-        tuple((leaf.dtype, leaf.shape[1:]) for leaf in tree_leaves((table.X, table.y))),
-    )
-
-
-def _n_rows(plan: TrainingPlan) -> tuple[int, int]:
-    """Return the numbers of training rows and held-out rows."""
-    if plan.best is None:
-        return len(plan.table), 0
-    train, valid = plan.split(plan.split_seed)
-    return len(train), len(valid)
-
-
-def _batch_bounds(n_rows: int, batch_size: int) -> list[tuple[int, int]]:
-    """Return start and stop of each batch of an epoch."""
-    empty = torch.zeros(n_rows)
-    table = TensorTable(empty, empty)
-    return TensorBatches(table, batch_size, merge_lone_row=True).bounds()
-
-
-def train_stack(
-    plans: list[TrainingPlan], sources: list[Hashable]
-) -> list[Callable[[], None] | None]:
-    """Train the networks of several plans together.
-
-    Parameters
-    ----------
-    plans : list of TrainingPlan
-        Plans of one :func:`plan_key`, whose trainings have not begun.
-    sources : list of hashable
-        Keys that are equal for plans whose tables hold the same rows. The stack holds
-        these rows once.
-
-    Returns
-    -------
-    list of callable or None
-        For each network that is trained, a function that issues the warnings of its
-        training. None if a step has failed or might have failed: the plan is unchanged
-        then, and is to be run separately.
-    """
-    if not does_stacking_agree(plans[0].net, plans[0].table):
-        return [None] * len(plans)
-    tables, offsets = _distinct_tables(plans, sources)
-    n_flops = 3.0 * plans[0].net.flops_per_row_ * plans[0].batch_size * len(plans)
-    training = StackTraining(plans, tables, offsets)
-    with (
-        torch.no_grad(),
-        threads_for(n_flops, plans[0].num_threads),
-        # A module may raise because one member is not finite, which ends the training
-        # of all. The unfinished members are then trained separately, and the member
-        # that caused the exception raises it again.
-        contextlib.suppress(RuntimeError),
-    ):
-        training.run()
-    advance(len(training.finished) - training.n_reported)
-    warn_by_plan = {id(member.plan): member.warn for member in training.finished}
-    return [warn_by_plan.get(id(plan)) for plan in plans]
-
-
-def train_as_stack(plan: TrainingPlan) -> bool:
-    """Train one network as a stack of one, which has less overhead in each step.
-
-    Parameters
-    ----------
-    plan : TrainingPlan
-        Plan of a training that has not begun.
-
-    Returns
-    -------
-    bool
-        Whether the network is trained. If not, the plan is unchanged.
-    """
-    if plan_key(plan) is None:
-        return False
-    (warn,) = train_stack([plan], [0])
-    if warn is None:
-        return False
-    warn()
-    return True
-
-
-def _distinct_tables(
-    plans: list[TrainingPlan], sources: list[Hashable]
-) -> tuple[list[TensorTable], list[int]]:
-    """Return the tables without repetitions, and the row offset of each plan."""
-    tables: list[TensorTable] = []
-    starts: dict[Hashable, int] = {}
-    offsets = []
-    end = 0
-    for plan, source in zip(plans, sources, strict=True):
-        if source not in starts:
-            starts[source] = end
-            tables.append(plan.table)
-            end += len(plan.table)
-        offsets.append(starts[source])
-    return tables, offsets
-
-
-class StackTraining:
-    """Epochs of a stack.
-
-    Parameters
-    ----------
-    plans : list of TrainingPlan
-        Plans of one :func:`plan_key`.
-    tables : list of TensorTable
-        Distinct tables of the plans.
-    offsets : list of int
-        For each plan, the number of rows that precede its table when the tables are
-        joined.
-    ledger : StepLedger or None, default=None
-        Record of the steps; None for one with the settings of the nets.
-
-    Attributes
-    ----------
-    finished : list of Member
-        Members that have reached the end of their training.
-    n_reported : float
-        Number of trainings (the sum of fractions) that the progress bar has counted.
+    losses, norms, coefficients, rates : ndarray
+        Loss, gradient norm, clip coefficient and learning rate of each step; the first
+        three are NaN where no step was taken.
     """
 
-    def __init__(
-        self,
-        plans: list[TrainingPlan],
-        tables: list[TensorTable],
-        offsets: list[int],
-        ledger: StepLedger | None = None,
-    ) -> None:
-        X, self.y = _joined([table.rows(slice(None)) for table in tables])
-        self.X = X.numpy()
-        net = plans[0].net
-        self.n_train, _ = _n_rows(plans[0])
-        self.bounds = _batch_bounds(self.n_train, net.batch_size)
-        self.n_epochs = net.max_epochs
-        self.stack = Stack(
-            [Member(plan, offset) for plan, offset in zip(plans, offsets, strict=True)]
-        )
-        n_steps = len(self.bounds) * self.n_epochs
-        self.ledger = ledger or StepLedger([plan.net for plan in plans], n_steps)
-        row = torch.zeros(1, 1, 1, dtype=torch.int64)
-        target = self.stack.prepare_target(self._targets(row), row.shape)
-        self.target_bytes = sum(leaf.nbytes for leaf in tree_leaves(target))
-        # Memory for the inputs of a batch, by batch size, as tensor and as array.
-        self.inputs: dict[int, tuple[Tensor, NDArray[Any]]] = {}
-        self.n_steps = 0
-        self.finished: list[Member] = []
-        self.n_reported = 0.0
+    losses: NDArray[np.float64]
+    norms: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+    rates: NDArray[np.float64]
+
+
+class StackTraining(StackState):
+    """Epochs of a stack; the parameters are those of :class:`StackState`."""
 
     def run(self) -> None:
         """Train all members until they end or fail."""
         self.start = time.perf_counter()
+        for member in self.members:
+            member.begin()
         for _ in range(self.n_epochs):
+            for member in self.members:
+                member.begin_epoch()
             self._train_epoch()
-            if not self.stack.members:
+            if not self.members:
                 return
-        self._finish(range(len(self.stack.members)))
+        self._finish(range(len(self.members)))
 
-    def _finish(self, numbers: Sequence[int]) -> None:
+    def interrupt(self) -> None:
+        """Finish all members with their last verified weights."""
+        self.stack.rows = self.verified.rows
+        self._finish(range(len(self.members)))
+
+    def _finish(self, numbers: Iterable[int]) -> None:
         """Finish the members at these positions."""
         seconds = time.perf_counter() - self.start
         for k in numbers:
-            member = self.stack.members[k]
-            clipping = self.n_steps, *self.ledger.clipping_of(k)
-            member.finish(self.stack.weights_of(k), seconds, clipping)
+            member = self.members[k]
+            add_latest_batches(self, k, len(self.bounds))
+            clipping = self.ledger.clipping_of(k)
+            member.finish(self.stack.state_of(k), seconds, clipping)
             self.finished.append(member)
 
     def _train_epoch(self) -> None:
-        orders = self._row_orders()
-        for span in self._spans(len(orders)):
-            x, output, learning_rates, kept = self.train_span(orders, span)
-            if not kept:
+        self.previous_orders, self.orders = self.orders, self._row_orders()
+        self.ledger.begin_epoch(len(self.bounds))
+        first = 0
+        for span in self._spans(len(self.members)):
+            self._train_span(first, span)
+            if not self.members:
                 return
-            if len(kept) < len(orders):
-                orders = orders[kept]
-        self._end_epoch(x, output, learning_rates)
+            first += len(span)
+        self._end_epoch()
 
     def _row_orders(self) -> Tensor:
         """Return the rows of an epoch in the random order of each member, (K, n_train).
@@ -253,7 +94,7 @@ class StackTraining:
         """
         drawn: dict[bytes, tuple[Tensor, Tensor]] = {}
         orders = []
-        for member in self.stack.members:
+        for member in self.members:
             state = member.generator.get_state().numpy().tobytes()
             if state in drawn:
                 order, after = drawn[state]
@@ -275,56 +116,167 @@ class StackTraining:
                 spans.append([(start, stop)])
         return spans
 
-    def train_span(
-        self, orders: Tensor, span: list[tuple[int, int]]
-    ) -> tuple[Tensor, Tensor, np.ndarray, list[int]]:
-        """Make the steps of a span, and remove the members that may have failed.
+    # -- steps ---------------------------------------------------------------------
 
-        A member that fails is trained to the end of the span, and then removed with all
-        its results.
+    def _train_span(self, first: int, span: list[tuple[int, int]]) -> None:
+        """Make the steps of a span; members that may have failed make them again.
 
         Parameters
         ----------
-        orders : Tensor of shape (K, n)
-            Rows of each member in the order of its batches.
+        first : int
+            Number of the first batch of the span in its epoch.
+        span : list of (int, int)
+            Start and stop of each batch.
+        """
+        before = self.snapshot()
+        try:
+            record = self.run_span(span)
+        except StepRaised:
+            suspects = np.arange(len(self.members))
+        else:
+            suspects = self._judge(before, first, record)
+        if len(suspects):
+            lost = self._train_subset(suspects, before, first, span)
+            self.stack.prepare_steps()
+            self.keep(np.delete(np.arange(len(self.members)), lost))
+
+    def run_span(self, span: list[tuple[int, int]]) -> StepRecord:
+        """Make the steps of a span, without checks.
+
+        Parameters
+        ----------
         span : list of (int, int)
             Start and stop of each batch.
 
         Returns
         -------
-        x, output : Tensor of shape (K, B, ...)
-            Inputs and outputs of the last batch.
-        learning_rates : ndarray of shape (K,)
-            Learning rates of the last step.
-        kept : list of int
-            Positions of the members that remain.
-        """
-        stack, ledger = self.stack, self.ledger
-        n_members, n_steps = len(stack.members), len(span)
-        losses, norms = np.empty((2, n_steps, n_members))
-        coefficients = np.ones((n_steps, n_members))
-        rates = ledger.learning_rates.at(self.n_steps, n_steps)
-        steps = zip(self._batches(orders, span), stack.step_factors(rates), strict=True)
-        for i, ((x, target), factors) in enumerate(steps):
-            losses[i], norms[i], output = stack.forward_backward(x, target)
-            clipping = ledger.clip_coefficients(norms[i])
-            if clipping is not None:
-                coefficients[i] = clipping
-                stack.clip(clipping)
-            self.n_steps += 1
-            stack.step(factors, self.n_steps)
-        n_rows = np.array([stop - start for start, stop in span])
-        may_have_failed = ledger.record(losses, norms, coefficients, n_rows)
-        kept = np.flatnonzero(~may_have_failed).tolist()
-        if len(kept) < n_members:
-            self._keep(kept)
-            return x[kept], output[kept], rates[-1][kept], kept
-        return x, output, rates[-1], kept
+        StepRecord
 
-    def _batches(
-        self, orders: Tensor, span: list[tuple[int, int]]
-    ) -> Iterator[tuple[Tensor, Any]]:
+        Raises
+        ------
+        StepRaised
+            If a module raises.
+        """
+        stack, clipping = self.stack, self.ledger.clipping
+        losses, norms, coefficients = np.ones((3, len(span), len(self.members)))
+        rates = self.ledger.learning_rates.at(self.n_steps, len(span))
+        steps = zip(self._batches(span), stack.step_factors(rates), strict=True)
+        with np.errstate(invalid="ignore", over="ignore"):
+            for i, ((x, target), factors) in enumerate(steps):
+                try:
+                    losses[i], norms[i], output = stack.forward_backward(x, target)
+                except Exception as error:  # a user's module may raise anything
+                    raise StepRaised from error
+                clipped = clipping.apply(stack, norms[i])
+                if clipped is not None:
+                    coefficients[i] = clipped
+                stack.step(factors)
+                self.n_steps += 1
+        self.ledger.is_constant = has_one_output(x, output)
+        return StepRecord(losses, norms, coefficients, rates)
+
+    def _judge(
+        self, before: StackSnapshot, first: int, record: StepRecord
+    ) -> NDArray[np.int64]:
+        """Record the steps of a span, and return the members that may have failed."""
+        ledger = self.ledger
+        with np.errstate(invalid="ignore", over="ignore"):
+            are_suspect = ledger.find_suspects(record.losses, record.norms)
+            if not before.n_steps:
+                are_suspect |= ~before.rows.are_finite()
+            for numbers in record[:3]:
+                numbers[:, are_suspect] = np.nan
+            ledger.record(first, *record)
+            are_trusted = ledger.watches.are_trusted(record.losses[0])
+        self.verified.steps_taken(before.rows, len(record.losses), are_trusted)
+        return np.flatnonzero(are_suspect)
+
+    def _train_subset(
+        self,
+        index: NDArray[np.int64],
+        before: StackSnapshot,
+        first: int,
+        span: list[tuple[int, int]],
+    ) -> NDArray[np.int64]:
+        """Make the steps of a span again for some members, with a check of each step.
+
+        Parameters
+        ----------
+        index : ndarray of int
+            Positions of these members.
+        before : StackSnapshot
+            State of all members before the span.
+        first : int
+            Number of the first batch of the span in its epoch.
+        span : list of (int, int)
+            Start and stop of each batch.
+
+        Returns
+        -------
+        ndarray of int
+            Positions of the members whose training has ended with an error.
+        """
+        subset = copy.copy(self)
+        subset.members = members = [self.members[k] for k in index]
+        for k, member in zip(index, members, strict=True):
+            member.generator.set_state(before.random_states[k])
+        subset.stack = self.stack.subset(index, before.rows)
+        subset.ledger = before.ledger.select(index)
+        subset.verified = before.verified.select(index)
+        subset.orders = self.orders[index]
+        subset.previous_orders = self.previous_orders[index]
+        subset.inputs, subset.finished = {}, []
+        subset.n_steps = before.n_steps
+        subset._train_carefully(first, span)
+        self.n_steps = before.n_steps + len(span)
+        has_ended = np.array([member.error is not None for member in members])
+        kept = index[~has_ended]
+        if len(kept):
+            self.stack.rows.put(kept, subset.stack.rows)
+            self.ledger.put(kept, subset.ledger)
+            self.verified.put(kept, subset.verified)
+        ended: NDArray[np.int64] = index[has_ended]
+        return ended
+
+    def _train_carefully(self, first: int, span: list[tuple[int, int]]) -> None:
+        """Make the steps of a span, and recover the members that fail in each step.
+
+        If a module raises, the members are divided until it is known which one it is.
+
+        Parameters
+        ----------
+        first : int
+            Number of the first batch of the span in its epoch.
+        span : list of (int, int)
+            Start and stop of each batch.
+        """
+        for i, bounds in enumerate(span, start=first):
+            before = self.snapshot()
+            try:
+                record = self.run_span([bounds])
+            except StepRaised:
+                if len(self.members) > 1:
+                    halves = np.array_split(np.arange(len(self.members)), 2)
+                    rest = span[i - first :]
+                    lost = np.concatenate(
+                        [self._train_subset(h, before, i, rest) for h in halves]
+                    )
+                    self.stack.prepare_steps()
+                    self.keep(np.delete(np.arange(len(self.members)), lost))
+                    return
+                self.n_steps = before.n_steps + 1
+                record = StepRecord(*np.full((4, 1, 1), np.nan))
+            suspects = self._judge(before, i, record)
+            if len(suspects):
+                lost = recover_steps(self, suspects, before, i)
+                self.stack.prepare_steps()
+                self.keep(np.delete(np.arange(len(self.members)), lost))
+            if not self.members:
+                return
+
+    def _batches(self, span: list[tuple[int, int]]) -> Iterator[tuple[Tensor, Any]]:
         """Yield inputs and targets; batches of one size share the memory of inputs."""
+        orders = self.orders
         sizes = [stop - start for start, stop in span]
         (first, _), n_members = span[0], len(orders)
         for size, batches in itertools.groupby(sizes):
@@ -332,7 +284,7 @@ class StackTraining:
             rows = orders[:, first : first + n_steps * size]
             rows = rows.view(n_members, n_steps, size).transpose(0, 1).contiguous()
             first += n_steps * size
-            target = self.stack.prepare_target(self._targets(rows), rows.shape)
+            target = self.stack.prepare_target(self.targets(rows), rows.shape)
             if size not in self.inputs:
                 array = np.empty((n_members, size, *self.X.shape[1:]), self.X.dtype)
                 self.inputs[size] = torch.from_numpy(array), array
@@ -344,32 +296,31 @@ class StackTraining:
                 self.X.take(rows_of_step, 0, array, "clip")
                 yield x, target_of_step
 
-    def _targets(self, rows: Tensor) -> Any:
-        """Return the targets of rows (..., K, B)."""
-        flat = rows.flatten()
-        return tree_map(
-            lambda leaf: leaf.index_select(0, flat).view(*rows.shape, *leaf.shape[1:]),
-            self.y,
-        )
+    # -- epochs --------------------------------------------------------------------
 
-    def _end_epoch(self, x: Tensor, output: Tensor, learning_rates: np.ndarray) -> None:
+    def _end_epoch(self) -> None:
         """Verify, validate and log all members; remove those that fail or end."""
-        stack = self.stack
-        are_collapsed = _may_be_collapsed(x, output)
+        self.verified.is_proposed[:] = True
+        is_doubtful = self.ledger.is_constant | ~self.stack.rows.are_finite()
+        if is_doubtful.any():
+            lost = recover_weights(self, np.flatnonzero(is_doubtful))
+            self.stack.prepare_steps()
+            self.keep(np.delete(np.arange(len(self.members)), lost))
+            if not self.members:
+                return
+        n_rows = np.array([stop - start for start, stop in self.bounds])
         valid_losses = self._valid_losses()
-        are_finite = stack.are_finite()
-        rows = self.ledger.end_epoch(self.n_train, learning_rates, valid_losses)
-        remaining: list[int] = []
-        ended: list[int] = []
-        for k, member in enumerate(stack.members):
-            if not are_finite[k] or are_collapsed[k]:
-                continue
-            continues = member.end_epoch(rows[k], partial(stack.weights_of, k))
-            (remaining if continues else ended).append(k)
-        self._finish(ended)
+        if not self.members:
+            return
+        rows = self.ledger.end_epoch(n_rows, valid_losses)
+        n_members = len(self.members)
+        continues = [
+            member.end_epoch(row, partial(self.stack.weights_of, k), n_members)
+            for k, (member, row) in enumerate(zip(self.members, rows, strict=True))
+        ]
+        self._finish(np.flatnonzero(~np.array(continues)).tolist())
         self._report(rows)
-        if len(remaining) < len(stack.members):
-            self._keep(remaining)
+        self.keep(np.flatnonzero(continues))
 
     def _report(self, rows: list[dict[str, Any]]) -> None:
         """Advance the progress bar by an epoch, and show the lowest training loss."""
@@ -380,23 +331,24 @@ class StackTraining:
         best = min(rows, key=itemgetter("train_loss"))
         advance(share, train_loss=best["train_loss"], lr=best["lr"])
 
-    def _keep(self, numbers: list[int]) -> None:
-        """Remove all other members."""
-        if not numbers:
-            self.stack.members = []
-            return
-        self.inputs.clear()
-        self.stack.keep(numbers)
-        self.ledger.keep(numbers)
-
     def _valid_losses(self) -> list[float] | None:
         """Return the losses on held-out rows, if there are any."""
-        members = self.stack.members
-        if members[0].plan.best is None:
+        if self.members[0].plan.best is None:
             return None
-        rows = torch.stack([member.valid for member in members])
+        rows = torch.stack([member.valid for member in self.members])
         x = torch.from_numpy(self.X[rows.numpy()])
-        return self.stack.evaluate(x, self._targets(rows))
+        try:
+            return self.stack.evaluate(x, self.targets(rows))
+        except Exception:  # a user's module may raise anything, for one of the members
+            losses = [
+                member.valid_loss(self.stack.state_of(k), self.batch_of(member.valid))
+                for k, member in enumerate(self.members)
+            ]
+        has_ended = [member.error is not None for member in self.members]
+        self.keep(np.flatnonzero(~np.array(has_ended)))
+        return [
+            loss for loss, ended in zip(losses, has_ended, strict=True) if not ended
+        ]
 
 
 def _unbound(target: Any, n_steps: int) -> Sequence[Any]:
@@ -406,21 +358,22 @@ def _unbound(target: Any, n_steps: int) -> Sequence[Any]:
     return [tree_map(itemgetter(i), target) for i in range(n_steps)]
 
 
-def _joined(rows: list[tuple[Any, Any]]) -> Any:
-    """Concatenate the rows of several tables."""
-    leaves = iter([torch.cat(c) for c in zip(*map(tree_leaves, rows), strict=True)])
-    return tree_map(lambda _: next(leaves), rows[0])
-
-
-def _may_be_collapsed(x: Tensor, output: Tensor) -> list[bool]:
+def has_one_output(x: Tensor, output: Tensor) -> NDArray[np.bool_]:
     """Return for each member whether it gives one output for different rows.
 
-    The guard of a separate training then finds out whether the network has collapsed.
+    The guard of the member then finds out whether the network has collapsed.
+
+    Parameters
+    ----------
+    x, output : Tensor of shape (n_members, n_rows, ...)
+        Inputs and outputs of a batch.
     """
     if output.shape[1] < 2:
-        return [False] * len(output)
-    are_collapsed = _has_equal_rows(output) & ~_has_equal_rows(x)
-    return are_collapsed.tolist()
+        return np.zeros(len(output), dtype=bool)
+    is_constant: NDArray[np.bool_] = (
+        _has_equal_rows(output) & ~_has_equal_rows(x)
+    ).numpy()
+    return is_constant
 
 
 def _has_equal_rows(rows: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
+from sknan._engine.fit import train
 from sknan._engine.listeners import EpochTasks
 from sknan._engine.plan import TrainingPlan, TrainingRows
 from sknan._engine.range_test import range_test
@@ -250,7 +251,6 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     def _update_net(self, *, per_row: bool) -> TableNet:
         """Return the fitted net with the current values of changeable parameters."""
         net: TableNet = self.net_
-        net._is_untrained_ = False
         changes = {name: getattr(self, name) for name in _UPDATED_PARAMS}
         if not is_auto(self.batch_size):
             changes["batch_size"] = self.batch_size
@@ -291,14 +291,14 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         tasks = EpochTasks()
         tasks.begin(self, X, y, sample_weight)
         plan = self._plan(self._training_rows(X, y, sample_weight), fold)
-        plan.run(tasks if tasks.has_listeners else None)
+        train(plan, tasks if tasks.has_listeners else None)
         self._finish(plan)
         tasks.end()
 
     def _partial_fit(self, *args: Any, **kwargs: Any) -> None:
         """Run all of ``partial_fit``."""
         plan = self._plan(self._training_rows(*args, is_partial=True, **kwargs))
-        plan.run()
+        train(plan)
         self._finish(plan)
 
     def _plan(

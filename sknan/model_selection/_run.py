@@ -15,8 +15,6 @@ from typing import Any
 from joblib import parallel_config
 from sklearn.base import clone
 
-from sknan._engine.plan import trained_by
-from sknan._engine.training import train_as_stack
 from sknan.model_selection._results import FitResult
 from sknan.model_selection._stand_ins import (
     Evaluation,
@@ -72,8 +70,6 @@ class SearchRun:
             self._estimator = clone(self._given)
             return self
         if self._evaluation is None:
-            # The last fit must be rounded like the fits of the candidates.
-            self._contexts.enter_context(trained_by(train_as_stack))
             return clone(self._estimator)
         return PretrainedStandIn(self._evaluation, self.results)
 

@@ -37,6 +37,18 @@ def fitted_separately(jobs):
     return [clone(job.estimator).fit(job.X, job.y, **job.fit_params) for job in jobs]
 
 
+def fitted_by_the_loop(jobs):
+    """Return a clone of each job's estimator, fitted by the loop of its net."""
+    fitted = []
+    for job in jobs:
+        estimator = clone(job.estimator)
+        plan = estimator._plan(estimator._training_rows(job.X, job.y, **job.fit_params))
+        plan.run_loop()
+        estimator._finish(plan)
+        fitted.append(estimator)
+    return fitted
+
+
 def weights_of(estimator):
     return list(estimator.net_.module_.state_dict().values())
 
@@ -45,7 +57,8 @@ def assert_close(outcomes, estimators, atol=1e-5):
     """Compare weights, fitted attributes and histories of outcomes with estimators.
 
     A stack computes products in another order and multiplies by the learning rate last.
-    Weights may therefore differ in their last bits, and more so with each step.
+    Weights may therefore differ from those of a net's own loop in their last bits, and
+    more so with each step.
     """
     for outcome, separate in zip(outcomes, estimators, strict=True):
         stacked = outcome.estimator

@@ -6,16 +6,15 @@ from engine_helpers import (
     TABLES,
     assert_bitwise_equal,
     assert_close,
+    fitted_by_the_loop,
     fitted_separately,
     jobs_of,
     weights_of,
 )
-from sklearn.base import clone
 from torch import nn
 
 from sknan import StableNetClassifier, StableNetRegressor
 from sknan._engine.jobs import train_together
-from sknan._engine.training import train_as_stack
 
 CASES = {
     "learning rates": (LEARNING_RATES, {}),
@@ -64,13 +63,13 @@ CASES = {
 
 @pytest.mark.parametrize(("settings", "common"), CASES.values(), ids=CASES)
 @pytest.mark.parametrize("estimator_class", [StableNetClassifier, StableNetRegressor])
-def test_a_stack_trains_like_separate_fits(estimator_class, settings, common):
+def test_a_stack_trains_like_the_loop_of_a_net(estimator_class, settings, common):
     if common.get("criterion") == "of torch":
         is_classifier = estimator_class is StableNetClassifier
         loss = nn.CrossEntropyLoss if is_classifier else nn.MSELoss
         common = {**common, "criterion": loss}
     jobs = jobs_of(estimator_class, settings, module__width=16, **common)
-    estimators = fitted_separately(jobs)
+    estimators = fitted_by_the_loop(jobs)
     outcomes = train_together(jobs)
     assert all(outcome.is_stacked for outcome in outcomes)
     assert_close(outcomes, estimators)
@@ -79,7 +78,7 @@ def test_a_stack_trains_like_separate_fits(estimator_class, settings, common):
 @pytest.mark.parametrize("width", [1, 7, 37])
 def test_odd_widths(width):
     jobs = jobs_of(StableNetClassifier, LEARNING_RATES, module__width=width)
-    estimators = fitted_separately(jobs)
+    estimators = fitted_by_the_loop(jobs)
     assert_close(train_together(jobs), estimators)
 
 
@@ -89,7 +88,7 @@ def test_a_custom_schedule_is_stacked():
         *LEARNING_RATES,
     ]
     jobs = jobs_of(StableNetClassifier, settings)
-    estimators = fitted_separately(jobs)
+    estimators = fitted_by_the_loop(jobs)
     outcomes = train_together(jobs)
     assert all(outcome.is_stacked for outcome in outcomes)
     assert_close(outcomes, estimators)
@@ -123,15 +122,24 @@ def test_a_diverging_member_does_not_change_the_bits_of_others(estimator_class, 
     assert not diverged.is_stacked
 
 
+@pytest.mark.parametrize(("settings", "common"), CASES.values(), ids=CASES)
+def test_a_member_of_a_stack_is_bitwise_identical_to_a_fit(settings, common):
+    if common.get("criterion") == "of torch":
+        common = {**common, "criterion": nn.CrossEntropyLoss}
+    jobs = jobs_of(StableNetClassifier, settings, module__width=16, **common)
+    estimators = fitted_separately(jobs)
+    for outcome, separate in zip(train_together(jobs), estimators, strict=True):
+        assert_bitwise_equal(weights_of(outcome.estimator), weights_of(separate))
+        histories = [e.net_.history.to_list() for e in (outcome.estimator, separate)]
+        for rows in zip(*histories, strict=True):
+            stacked, single = ({**row, "dur": None} for row in rows)
+            assert stacked == single
+
+
 @pytest.mark.parametrize("width", [7, 16, 256])
 @pytest.mark.parametrize("estimator_class", [StableNetClassifier, StableNetRegressor])
-def test_a_stack_of_one_is_bitwise_identical_to_a_member_of_many(
-    estimator_class, width
-):
+def test_widths_do_not_change_the_bits_of_a_member(estimator_class, width):
     jobs = jobs_of(estimator_class, LEARNING_RATES, module__width=width)
-    for outcome, job in zip(train_together(jobs), jobs, strict=True):
-        single = clone(job.estimator)
-        plan = single._plan(single._training_rows(job.X, job.y))
-        assert train_as_stack(plan)
-        weights = plan.net.module_.state_dict().values()
-        assert_bitwise_equal(weights_of(outcome.estimator), weights)
+    estimators = fitted_separately(jobs)
+    for outcome, separate in zip(train_together(jobs), estimators, strict=True):
+        assert_bitwise_equal(weights_of(outcome.estimator), weights_of(separate))

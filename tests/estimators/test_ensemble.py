@@ -122,7 +122,7 @@ def test_each_network_equals_one_that_is_fitted_alone(numbers):
         seeds = np.random.RandomState(0).randint(np.iinfo(np.int32).max, size=(2, 5))
         fold = ValidationFold(number, 5, int(seeds[1, 0]))
         plan = alone._plan(alone._training_rows(X, y), fold)
-        plan.run()
+        plan.run_loop()
         alone._finish(plan)
         assert alone.best_epoch_ == member.best_epoch_
         for stacked, single in zip(
@@ -212,33 +212,6 @@ def test_set_params_reaches_parameters_of_the_network(numbers):
     model.fit(X, y)
     assert model.estimators_[3].lr_ == 0.01
     assert model.estimators_[3].net_.module_.head.in_features == 8
-
-
-def test_parameters_of_the_default_network_can_be_set():
-    model = StableNetEnsembleRegressor().set_params(estimator__lr=0.01)
-    expected = default_network("regressor").set_params(lr=0.01)
-    assert model.estimator.get_params() == expected.get_params()
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("lr", " Did you mean 'estimator__lr'?"),
-        ("net__estimator__lr", " Did you mean 'estimator__lr'?"),
-        ("learning_rate", " Did you mean 'estimator__lr'?"),
-        ("module__width", " Did you mean 'estimator__module__width'?"),
-        ("n_estimator", " Did you mean 'n_estimators'?"),
-        ("xyz", ""),
-    ],
-)
-def test_an_unknown_parameter_is_refused_with_the_nearest_name(name, hint):
-    with pytest.raises(ValueError, match="no parameter") as caught:
-        StableNetEnsembleClassifier().set_params(**{name: 1})
-    assert str(caught.value) == (
-        f"StableNetEnsembleClassifier has no parameter {name!r}.{hint} It has: "
-        "'estimator', 'max_time', 'n_estimators', 'n_jobs', 'random_state', 'verbose'. "
-        "Parameters of its network are written estimator__..."
-    )
 
 
 def test_messages_contain_column_names(classes):

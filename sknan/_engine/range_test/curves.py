@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,12 +14,12 @@ from skorch.callbacks import Callback
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from sknan._engine.ledger import Floats, StepLedger, are_refused
+from sknan._engine.grouping import plan_key
+from sknan._engine.ledger import are_refused
 from sknan._engine.passes import does_stacking_agree
 from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
 from sknan._engine.state import Stack
-from sknan._engine.table_net import TableNet
-from sknan._engine.training import StackTraining, plan_key
+from sknan._engine.training import StackTraining, StepRaised
 from sknan._utils.progress import advance, advance_to, is_shown
 from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_map
@@ -177,39 +176,6 @@ def _constant_rate_plan(
     return trial._plan(rows)
 
 
-class _CurveLedger(StepLedger):
-    """Ledger that keeps the loss of each step until a step fails.
-
-    Parameters
-    ----------
-    net : TableNet
-        Net that all members share.
-    rates : ndarray of shape (n_rates,)
-        Constant learning rates.
-    numbers : ndarray of shape (n_members,)
-        Position of each member's learning rate.
-    losses : ndarray of shape (n_rates, n_steps)
-        Array to write the losses to.
-    """
-
-    def __init__(
-        self, net: TableNet, rates: Floats, numbers: np.ndarray, losses: np.ndarray
-    ) -> None:
-        super().__init__([net] * len(numbers), losses.shape[1])
-        self.learning_rates.base = rates[numbers]
-        self.numbers, self.losses, self.n_recorded = numbers, losses, 0
-
-    def keep(self, numbers: Sequence[int]) -> None:
-        super().keep(numbers)
-        self.numbers = self.numbers[numbers]
-
-    def record(self, losses: Floats, norms: Floats, *_: Any) -> Any:
-        is_bad = are_refused(losses, norms)[0]  # spans have one step
-        self.losses[self.numbers[~is_bad], self.n_recorded] = losses[0, ~is_bad]
-        self.n_recorded += 1
-        return is_bad
-
-
 @dataclass
 class _ConstantRateTrainings:
     """Trainings at several learning rates from one start, on the same batches.
@@ -269,27 +235,29 @@ class _ConstantRateTrainings:
             for numbers in groups:
                 try:
                     self._run_stack(numbers, rates)
-                except RuntimeError:  # such as a LinAlgError
+                except (StepRaised, RuntimeError):  # such as a LinAlgError
                     return False
         return True
 
     def _run_stack(self, numbers: np.ndarray, rates: np.ndarray) -> None:
         plan, n_members, size = self.plan, len(numbers), self.plan.batch_size
-        ledger = _CurveLedger(plan.net, rates, numbers, self.losses)
-        tables, offsets = [plan.table], [0] * n_members
-        training = StackTraining([plan] * n_members, tables, offsets, ledger)
-        order = self._row_order()
+        training = StackTraining([plan] * n_members, [plan.table], [0] * n_members)
+        training.ledger.learning_rates.base = rates[numbers]
+        training.orders = self._row_order().expand(n_members, -1)
         self._check(training.stack, numbers, 0)
         for i in range(self.n_steps):
-            orders = order.expand(len(ledger.numbers), -1)
-            *_, kept = training.train_span(orders, [(i * size, (i + 1) * size)])
-            if not kept:
+            step = training.run_span([(i * size, (i + 1) * size)])
+            is_good = ~are_refused(step.losses, step.norms)[0]
+            numbers = numbers[is_good]
+            self.losses[numbers, i] = step.losses[0, is_good]
+            if not len(numbers):
                 return
+            training.keep(np.flatnonzero(is_good))
             if is_shown():
-                best = min(ledger.numbers, key=self.losses[:, i].__getitem__)
+                best = min(numbers, key=self.losses[:, i].__getitem__)
                 share, loss = n_members / len(rates), float(self.losses[best, i])
                 advance(share, train_loss=loss, lr=rates[best])
-            self._check(training.stack, ledger.numbers, i + 1)
+            self._check(training.stack, numbers, i + 1)
 
     def _check(self, stack: Stack, numbers: np.ndarray, n_steps: int) -> None:
         """Compute the loss on held-out rows if it is due after this number of steps."""
@@ -316,7 +284,7 @@ class _ConstantRateTrainings:
         recorder = _LossRecorder(self, number)
         net.callbacks_.append(("loss_recorder", recorder))
         with contextlib.suppress(NonFiniteTrainingError):
-            replace(self.plan, net=net).run()
+            replace(self.plan, net=net).run_loop()
 
 
 class _LossRecorder(Callback):

@@ -283,6 +283,13 @@ class Guard(StepChecks):
         NonFiniteTrainingError
             If the policy is ``"raise"`` or the budget is spent.
         """
+        search = self.search_answer(report, trials)
+        return run_search(search, lambda scales: trials.losses_after(scales))
+
+    def search_answer(
+        self, report: NonFiniteReport, trials: Trials
+    ) -> Generator[list[float], list[float], Literal["retry", "skip"]]:
+        """Answer a failed step as :meth:`handle` does, with trials of rates outside."""
         if self.on_nonfinite != "recover":
             self.skip_step(report)
             return "skip"
@@ -290,7 +297,7 @@ class Guard(StepChecks):
             self.skip_batch(report)
             return "skip"
         self.roll_back(report)
-        run_search(self.shorten_steps(trials), trials.losses_after)
+        yield from self.shorten_steps(trials)
         return "retry"
 
     def _withdraw_step(self) -> None:

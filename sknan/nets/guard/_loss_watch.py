@@ -11,6 +11,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from sknan._utils.member_arrays import MemberArrays
+
 Floats = NDArray[np.float64]
 
 # A loss has exploded if it exceeds the untrained loss by this factor ...
@@ -157,10 +159,10 @@ class LossWatch(_NormWatch):
         return False
 
 
-class LossWatches(_NormWatch):
+class LossWatches(_NormWatch, MemberArrays):
     """Suspicions of :class:`LossWatch` for many trainings that step together.
 
-    A suspicion is confirmed by watching the training alone.
+    The :class:`LossWatch` of a training confirms a suspicion.
 
     Parameters
     ----------
@@ -171,18 +173,64 @@ class LossWatches(_NormWatch):
     """
 
     _maximum = np.maximum
+    _arrays = ("_recent", "_usual_norm", "_largest_norm", "_reference")
 
     def __init__(self, n_steps: int, n_trainings: int) -> None:
         super().__init__(np.zeros(n_trainings))
         self._recent = np.full((_patience(n_steps), n_trainings), -math.inf)
         self._reference = np.full(n_trainings, math.nan)
 
-    def keep(self, index: NDArray[np.int64]) -> None:
-        """Drop all other trainings."""
-        self._recent = self._recent[:, index]
-        self._usual_norm = self._usual_norm[index]
-        self._largest_norm = self._largest_norm[index]
-        self._reference = self._reference[index]
+    def watch_of(self, k: int) -> LossWatch:
+        """Return the watch of a training by itself.
+
+        Parameters
+        ----------
+        k : int
+            Position of the training.
+        """
+        watch = LossWatch(None)
+        recent = self._recent[:, k]
+        watch._recent = deque(recent[recent > -math.inf].tolist(), maxlen=len(recent))
+        watch._has_loss = not math.isnan(self._reference[k])
+        watch.reference = float(self._reference[k]) if watch._has_loss else -math.inf
+        watch._n_norms = self._n_norms
+        watch._usual_norm = float(self._usual_norm[k])
+        watch._largest_norm = float(self._largest_norm[k])
+        return watch
+
+    def set_watch(self, k: int, watch: LossWatch) -> None:
+        """Continue a training from the state of its watch.
+
+        Parameters
+        ----------
+        k : int
+            Position of the training.
+        watch : LossWatch
+            Watch of the training by itself.
+        """
+        recent = list(watch._recent)
+        self._recent[:, k] = -math.inf
+        self._recent[len(self._recent) - len(recent) :, k] = recent
+        self._reference[k] = watch.reference if watch._has_loss else math.nan
+        self._usual_norm[k] = watch._usual_norm
+        self._largest_norm[k] = watch._largest_norm
+
+    def are_trusted(self, losses: Floats) -> NDArray[np.bool_]:
+        """Whether losses are low enough for a roll back to the weights.
+
+        Parameters
+        ----------
+        losses : ndarray of shape (n_trainings,)
+            Losses of a step.
+
+        Returns
+        -------
+        ndarray of bool, same shape
+        """
+        exceeds: NDArray[np.bool_] = _exceeds(
+            losses, self._reference, _TRUSTED, np.maximum
+        )
+        return ~exceeds
 
     def may_have_exploded(self, losses: Floats) -> NDArray[np.bool_]:
         """Whether the loss of each training is suspected to have diverged.

@@ -15,8 +15,8 @@ those of the network on raw data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,10 +103,18 @@ def _middle_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
+class _LayerTensors:
+    """Tensors in the places of the parameters of a linear layer."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass
 class _Units:
     """Shift and scale of the inputs and outputs of a layer."""
 
-    layer: nn.Linear
+    layer: nn.Linear | _LayerTensors
     shift: Tensor
     scale: Tensor
     out_shift: Tensor
@@ -120,7 +128,7 @@ class Conditioning:
     ----------
     units : list
         Shift and scale of each layer.
-    parameters : list of nn.Parameter
+    parameters : sequence of Tensor
         All parameters of the network.
     loss_scale : float
         Loss on raw targets, divided by the loss on standardized targets.
@@ -133,7 +141,7 @@ class Conditioning:
     """
 
     def __init__(
-        self, units: list[_Units], parameters: list[nn.Parameter], loss_scale: float
+        self, units: list[_Units], parameters: Sequence[Tensor], loss_scale: float
     ) -> None:
         self._units = units
         self._parameters = parameters
@@ -145,16 +153,11 @@ class Conditioning:
     def state_dict(self, module: nn.Module) -> dict[str, Any]:
         """Return the units, with the index of each layer in the network."""
         index = {id(part): i for i, part in enumerate(module.modules())}
-        units = [
-            {n: index[id(v)] if n == "layer" else v.cpu() for n, v in vars(u).items()}
-            for u in self._units
-        ]
+        units = [{**vars(u), "layer": index[id(u.layer)]} for u in self._units]
         return {"units": units, "loss_scale": self._loss_scale}
 
     @classmethod
-    def from_state_dict(
-        cls, state: dict[str, Any], module: nn.Module
-    ) -> Conditioning | None:
+    def from_state_dict(cls, state: dict[str, Any], module: nn.Module) -> Conditioning:
         """Return a conditioning with a saved state, for another network.
 
         Parameters
@@ -166,19 +169,29 @@ class Conditioning:
 
         Returns
         -------
-        Conditioning or None
-            None if the network has other layers.
+        Conditioning
         """
         parts: list[Any] = list(module.modules())
-        units = []
-        for saved in state["units"]:
-            layer = parts[saved["layer"]] if saved["layer"] < len(parts) else None
-            shape = len(saved["out_scale"]), len(saved["scale"])
-            if not isinstance(layer, nn.Linear) or layer.weight.shape != shape:
-                return None
-            tensors = {k: v.to(layer.weight) for k, v in saved.items() if k != "layer"}
-            units.append(_Units(layer, **tensors))
+        units = [_Units(**{**u, "layer": parts[u["layer"]]}) for u in state["units"]]
         return cls(units, list(module.parameters()), state["loss_scale"])
+
+    def on(self, parameters: Sequence[Tensor]) -> Conditioning:
+        """Return the same conditioning for other tensors.
+
+        Parameters
+        ----------
+        parameters : sequence of Tensor
+            Tensors in the places of the parameters of the network, in their order.
+        """
+        new = {id(p): t for p, t in zip(self._parameters, parameters, strict=True)}
+        units = [
+            replace(
+                u,
+                layer=_LayerTensors(new[id(u.layer.weight)], new.get(id(u.layer.bias))),
+            )
+            for u in self._units
+        ]
+        return Conditioning(units, list(parameters), self._loss_scale)
 
     @torch.no_grad()
     def reinterpret(self) -> None:

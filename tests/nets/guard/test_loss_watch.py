@@ -223,7 +223,7 @@ def test_dropping_a_watch_does_not_change_the_others():
     three, two = LossWatches(30, 3), LossWatches(30, 2)
     for step, (row, row_norms) in enumerate(zip(losses, norms, strict=True)):
         if step == 10:
-            three.keep(np.array([0, 2]))
+            three = three.select(np.array([0, 2]))
         both, both_norms = row[None, [0, 2]], row_norms[None, [0, 2]]
         seen = both if step >= 10 else row[None]
         seen_norms = both_norms if step >= 10 else row_norms[None]

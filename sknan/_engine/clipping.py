@@ -1,0 +1,110 @@
+"""Clipping of the gradients of many networks at once."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sknan._engine.state import Stack
+from sknan._engine.table_net import TableNet
+from sknan._utils.member_arrays import MemberArrays
+from sknan.optim._adaptive_clipping import resolve_adaptive_clip
+
+Floats = NDArray[np.float64]
+
+# Limit where gradients are not clipped. It is finite: inf / inf would be NaN.
+HUGE = float(np.finfo(np.float64).max)
+
+
+class Clipping(MemberArrays):
+    """Limits of the gradients of each member, and their application.
+
+    Parameters
+    ----------
+    nets : sequence of TableNet
+        Net of each member.
+
+    Attributes
+    ----------
+    limits : ndarray of shape (n_members,)
+        Largest gradient norms.
+    values : ndarray of shape (n_members,)
+        Largest absolute values of an entry of the gradients.
+    clippers : ndarray of shape (n_members,), object
+        Adaptive clipping, or None.
+    is_used : ndarray of shape (n_members,), bool
+        Whether the user has set any of the three.
+    """
+
+    _arrays = ("limits", "values", "clippers", "is_used")
+
+    def __init__(self, nets: Sequence[TableNet]) -> None:
+        norms = [net.clip_norm for net in nets]
+        values = [net.clip_value for net in nets]
+        self.limits = np.array([HUGE if c is None else float(c) for c in norms])
+        self.values = np.array([math.inf if c is None else float(c) for c in values])
+        self.clippers = np.empty(len(nets), dtype=object)
+        self.clippers[:] = [resolve_adaptive_clip(net.adaptive_clip) for net in nets]
+        self.is_used = (
+            (self.limits < HUGE)
+            | (self.values < math.inf)
+            | np.array([clipper is not None for clipper in self.clippers])
+        )
+
+    def select(self, index: NDArray[np.int64]) -> Clipping:
+        """Return a copy for some of the members, with copies of their clippers."""
+        selected = super().select(index)
+        selected.clippers[:] = [copy.deepcopy(c) for c in selected.clippers]
+        return selected
+
+    def lower_limits(self, norms: Sequence[float | None]) -> None:
+        """Apply further limits of the gradient norms.
+
+        Parameters
+        ----------
+        norms : sequence of float or None
+            Limit of each member; None for no further limit.
+        """
+        others = [HUGE if norm is None else norm for norm in norms]
+        self.limits = np.minimum(self.limits, others)
+
+    def apply(self, stack: Stack, norms: Floats) -> Floats | None:
+        """Clip the gradients of a stack.
+
+        Parameters
+        ----------
+        stack : Stack
+            Stack whose gradients have been computed.
+        norms : ndarray of shape (n_members,)
+            Gradient norms. A member whose norm is not finite is not clipped.
+
+        Returns
+        -------
+        ndarray of shape (n_members,) or None
+            Norm after clipping, divided by the norm before; None if no gradient was
+            clipped.
+        """
+        before = norms
+        is_finite = np.isfinite(norms)
+        factors = np.ones(len(norms))
+        for k in np.flatnonzero((self.clippers != None) & is_finite).tolist():  # noqa: E711
+            parameters = stack.parameters_of(k)
+            grads: list[Any] = [parameter.grad for parameter in parameters]
+            factors[k] = self.clippers[k](parameters, grads, float(norms[k]))
+        norms = norms * factors
+        if (self.values < math.inf).any():
+            stack.clamp(self.values)
+            norms = np.where(self.values < math.inf, stack.gradient_norms(), norms)
+        if np.count_nonzero(norms > self.limits):  # faster than any()
+            coefficients = self.limits / np.maximum(norms, self.limits)
+            stack.clip(coefficients)
+            norms = norms * coefficients
+        elif norms is before:
+            return None
+        with np.errstate(invalid="ignore"):
+            return np.where(before > 0.0, norms / before, 1.0)

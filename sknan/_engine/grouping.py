@@ -1,0 +1,72 @@
+"""Keys of trainings that may share a stack, and the sizes of their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from sknan._engine.learning_rates import is_schedule_valid
+from sknan._engine.optimizer_step import optimizer_key
+from sknan._engine.passes import pass_key
+from sknan._engine.plan import TrainingPlan
+from sknan._utils.tree import tree_leaves
+from sknan.nets._batching import TensorBatches, TensorTable
+from sknan.optim._learning_rates import hopeless_decay
+
+
+def plan_key(plan: TrainingPlan) -> Hashable | None:
+    """Return a key that is equal for plans that may share a stack.
+
+    Parameters
+    ----------
+    plan : TrainingPlan
+        Plan of a training that has not begun.
+
+    Returns
+    -------
+    hashable or None
+        None for a plan that must be run separately.
+    """
+    net, table = plan.net, plan.table
+    # Callbacks and LBFGS need to see or change single steps.
+    is_supported = (
+        not plan.is_partial
+        and not net.history  # a training that continues another one
+        and net.device == "cpu"
+        and not net.callbacks
+        and not net.compile
+        and isinstance(table.X, Tensor)
+    )
+    key_of_step = optimizer_key(net.optimizer_) if is_supported else None
+    if key_of_step is None or len({p.dtype for p in net.module_.parameters()}) > 1:
+        return None
+    key_of_pass = pass_key(net, table)
+    if key_of_pass is None:
+        return None
+    n_train, n_valid = n_rows_of(plan)
+    n_steps = len(batch_bounds(n_train, net.batch_size)) * net.max_epochs
+    if not is_schedule_valid(net, n_steps) or hopeless_decay([net.optimizer_]):
+        return None
+    return (
+        key_of_pass,
+        key_of_step,
+        (n_train, n_valid, net.batch_size, net.max_epochs),
+        tuple((leaf.dtype, leaf.shape[1:]) for leaf in tree_leaves((table.X, table.y))),
+    )
+
+
+def n_rows_of(plan: TrainingPlan) -> tuple[int, int]:
+    """Return the numbers of training rows and held-out rows."""
+    if plan.best is None:
+        return len(plan.table), 0
+    train, valid = plan.split(plan.split_seed)
+    return len(train), len(valid)
+
+
+def batch_bounds(n_rows: int, batch_size: int) -> list[tuple[int, int]]:
+    """Return start and stop of each batch of an epoch."""
+    empty = torch.zeros(n_rows)
+    table = TensorTable(empty, empty)
+    return TensorBatches(table, batch_size, merge_lone_row=True).bounds()

@@ -1,0 +1,92 @@
+"""State of one network and its optimizer, as plain tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sknan._engine.table_net import TableNet
+
+
+class NetworkState(NamedTuple):
+    """Weights, buffers and moments of one network.
+
+    Parameters
+    ----------
+    weights, buffers : list of Tensor
+        Parameters and buffers of the module.
+    moments : list of list of Tensor
+        For each moment of the optimizer, one tensor per parameter.
+    n_steps : int
+        Number of steps in the moments; 0 if there are none.
+    """
+
+    weights: list[Tensor]
+    buffers: list[Tensor]
+    moments: list[list[Tensor]]
+    n_steps: int
+
+
+def _moment_names(net: TableNet) -> tuple[str, ...]:
+    is_adam = "betas" in net.optimizer_.param_groups[0]
+    return ("exp_avg", "exp_avg_sq") if is_adam else ("momentum_buffer",)
+
+
+def read_state(net: TableNet) -> NetworkState:
+    """Return a copy of the state of a net and its optimizer.
+
+    Parameters
+    ----------
+    net : TableNet
+        Net with one of the optimizers that a stack supports.
+    """
+    parameters = list(net.module_.parameters())
+    states = [net.optimizer_.state.get(p, {}) for p in parameters]
+    names = _moment_names(net)
+    kept = [[state.get(name) for state in states] for name in names]
+    has_moments = any(moment is not None for moment in kept[0])
+    # SGD does not count its steps.
+    counts = [int(state.get("step", 1)) for state in states if state]
+    moments = [
+        [
+            torch.zeros_like(p) if moment is None else moment.clone()
+            for p, moment in zip(parameters, column, strict=True)
+        ]
+        for column in [*kept, [None] * len(parameters)][:2]
+    ]
+    return NetworkState(
+        [p.detach().clone() for p in parameters],
+        [b.clone() for b in net.module_.buffers()],
+        moments,
+        max(counts) if has_moments else 0,
+    )
+
+
+@torch.no_grad()
+def write_state(net: TableNet, state: NetworkState) -> None:
+    """Set the state of a net and its optimizer.
+
+    Parameters
+    ----------
+    net : TableNet
+        Net with one of the optimizers that a stack supports.
+    state : NetworkState
+        State, which is copied.
+    """
+    parameters = list(net.module_.parameters())
+    tensors = [*parameters, *net.module_.buffers()]
+    for tensor, value in zip(tensors, [*state.weights, *state.buffers], strict=True):
+        tensor.copy_(value)
+    states = net.optimizer_.state
+    states.clear()
+    names = _moment_names(net)
+    has_moments = len(names) == 2 or net.optimizer_.param_groups[0]["momentum"]
+    if not (state.n_steps and has_moments):
+        return
+    for i, parameter in enumerate(parameters):
+        kept = {n: m[i].clone() for n, m in zip(names, state.moments, strict=False)}
+        if len(names) == 2:
+            kept = {"step": torch.tensor(float(state.n_steps)), **kept}
+        states[parameter] = kept

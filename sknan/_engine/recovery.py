@@ -1,0 +1,179 @@
+"""Recovery of the members of a stack whose steps have failed.
+
+The learning rates that roll backs try are trained as a stack of all these members.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sknan._engine.member_recovery import FailedStep, MemberRecovery
+from sknan._engine.network_state import read_state
+from sknan._engine.rate_trials import run_searches
+from sknan._engine.stack_state import StackSnapshot, StackState
+from sknan._engine.table_net import is_collapsed
+
+
+def recover_steps(
+    training: StackState,
+    numbers: NDArray[np.int64],
+    before: StackSnapshot,
+    i: int,
+) -> NDArray[np.int64]:
+    """Take the failed steps of some members, in place of the steps of the stack.
+
+    Parameters
+    ----------
+    training : StackState
+        Training whose other members have taken the step.
+    numbers : ndarray of int
+        Positions of the members.
+    before : StackSnapshot
+        State before the step.
+    i : int
+        Number of the batch in its epoch, from 0.
+
+    Returns
+    -------
+    ndarray of int
+        Positions of the members whose training has ended with an error.
+    """
+    failed = {int(k): _failed_step(training, int(k), before, i) for k in numbers}
+    loaded = _load(training, failed, i)
+    searches = {k: recovery.step(failed[k]) for k, recovery in loaded.items()}
+    run_searches(list(searches.values()))
+    for k, search in searches.items():
+        training.members[k].error = search.error
+        if search.error is None:
+            _put_back(training, k)
+            step = search.result or {}
+            training.ledger.record_recovered(k, i, loaded[k].training, step)
+            training.ledger.is_constant[k] = _is_constant(failed[k], step)
+    return _ended(training)
+
+
+def recover_weights(
+    training: StackState, numbers: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Restore usable weights of members that may have unusable ones after an epoch.
+
+    Parameters
+    ----------
+    training : StackState
+        Training at the end of an epoch.
+    numbers : ndarray of int
+        Positions of the members.
+
+    Returns
+    -------
+    ndarray of int
+        Positions of the members whose training has ended with an error.
+    """
+    present, i = training.snapshot(), len(training.bounds) - 1
+    present.verified.is_proposed[:] = False
+    failed = {int(k): _failed_step(training, int(k), present, i) for k in numbers}
+    loaded = _load(training, failed, len(training.bounds))
+    searches = {
+        k: search
+        for k, recovery in loaded.items()
+        if (search := recovery.answer_to_weights(failed[k])) is not None
+    }
+    run_searches(list(searches.values()))
+    for k, search in searches.items():
+        training.members[k].error = search.error
+        if search.error is None:
+            _put_back(training, k)
+    return _ended(training)
+
+
+def add_latest_batches(training: StackState, k: int, i: int) -> None:
+    """Pass on the latest batches of a member that has recovered from a failed step.
+
+    All steps since the last recovery were taken by the stack, on successive batches.
+
+    Parameters
+    ----------
+    training : StackState
+        Training of the member.
+    k : int
+        Position of the member.
+    i : int
+        Number of the next batch in its epoch, from 0.
+    """
+    recovery = training.members[k].recovery
+    if recovery is None:
+        return
+    latest = recovery.training.latest_batches
+    n_new = int(training.ledger.n_taken[k]) - recovery.training.n_steps
+    n_new = min(n_new, latest.maxlen or 0, i + len(training.bounds))
+    for j in range(i - n_new, i):
+        orders = training.orders if j >= 0 else training.previous_orders
+        latest.append(training.batch_of(orders[k, slice(*training.bounds[j])]))
+
+
+def _load(
+    training: StackState, failed: dict[int, FailedStep], i: int
+) -> dict[int, MemberRecovery]:
+    """Return recoveries that have taken over the state of their members."""
+    loaded = {}
+    for k, step in failed.items():
+        member = training.members[k]
+        try:
+            recovery = member.recovery_of(training.total_steps)
+        except Exception as error:  # a refusal before the first step
+            member.error = error
+            continue
+        add_latest_batches(training, k, i)
+        recovery.load(step)
+        loaded[k] = recovery
+    return loaded
+
+
+def _failed_step(
+    training: StackState, k: int, before: StackSnapshot, i: int
+) -> FailedStep:
+    member, ledger, verified = training.members[k], before.ledger, before.verified
+    rows = training.orders[k, slice(*training.bounds[i])]
+    return FailedStep(
+        batch=training.batch_of(rows),
+        numbers=member.plan.table.numbers[rows - member.offset],
+        epoch=len(member.history) + 1,
+        batch_number=i + 1,
+        n_taken=int(ledger.n_taken[k]),
+        state=training.stack.state_of(k, before.rows),
+        verified=training.stack.state_of(k, verified.rows),
+        n_since=int(verified.n_since[k]),
+        is_proposed=bool(verified.is_proposed[k]),
+        has_improved=bool(verified.has_improved[k]),
+        watch=ledger.watches.watch_of(k),
+        first_step_ratio=float(ledger.first_step_ratio[k]),
+        adaptive_clip=ledger.clipping.clippers[k],
+        random_state=before.random_states[k],
+    )
+
+
+def _put_back(training: StackState, k: int) -> None:
+    """Write the state of a member into the stack."""
+    member, verified = training.members[k], training.verified
+    recovery = member.recovery
+    assert recovery is not None
+    weights = recovery.net.guard_.weights
+    training.stack.put_state(k, read_state(recovery.net))
+    training.stack.put_state(k, recovery.verified(), verified.rows)
+    verified.n_since[k] = weights.n_steps
+    verified.is_proposed[k] = weights.is_proposed
+    verified.has_improved[k] = weights._has_improved
+    training.ledger.resume(k, recovery.training, training.n_steps)
+    member.generator.set_state(recovery.random_state)
+
+
+def _ended(training: StackState) -> NDArray[np.int64]:
+    return np.flatnonzero([member.error is not None for member in training.members])
+
+
+def _is_constant(failed: FailedStep, step: dict[str, Any]) -> bool:
+    """Whether a recovered step gave one output for different rows."""
+    return is_collapsed(failed.batch[0], step.get("y_pred"))
