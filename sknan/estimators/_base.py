@@ -324,13 +324,14 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         -------
         TrainingPlan
         """
-        start = time.monotonic()
         continues = self._continues(rows.is_partial)
         if not continues:
             self._rng = check_random_state(self.random_state)
         seed = int(self._rng.randint(np.iinfo(np.int32).max))
         split_seed = int(self._rng.randint(np.iinfo(np.int32).max))
+        start = time.monotonic()
         self._set_learning_rate(rows, seed, continues=continues)
+        search_seconds = time.monotonic() - start
         rows = rows._replace(weights=scale_weights(rows.weights))
         per_row = rows.weights is not None
         device = resolve_device(self.device)
@@ -348,7 +349,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         stops_early = self._stops_early(rows)
         time_limit = None
         if self.max_time is not None and not rows.is_partial:
-            time_limit = TimeLimit(self.max_time - (time.monotonic() - start))
+            time_limit = TimeLimit(self.max_time - search_seconds)
         return TrainingPlan(
             net=net,
             table=table,
