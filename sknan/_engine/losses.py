@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -147,3 +148,32 @@ def stacked_loss_of(criterion: object) -> type[StackedLoss] | None:
     """
     form = closed_form_of(criterion)
     return None if form is None else _STACKED_LOSSES[form]
+
+
+def plain_loss(criterion: object, output: Any, target: Any) -> Tensor | None:
+    """Return the loss of one network in few operations.
+
+    Parameters
+    ----------
+    criterion : object
+        Criterion of a net.
+    output : Tensor or tuple of Tensor
+        Output of its module for a batch.
+    target : Tensor or tuple of Tensor
+        Targets of the batch.
+
+    Returns
+    -------
+    Tensor of shape () or None
+        None unless the criterion has an explicit form and the shapes are the usual
+        ones.
+    """
+    loss = stacked_loss_of(criterion)
+    if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
+        return None
+    if loss is None or not loss.accepts(target) or output.ndim != 2:
+        return None
+    if loss is _CrossEntropy:
+        logs = F.log_softmax(output, 1)
+        return -logs.gather(1, target.unsqueeze(1)).mean()
+    return (output - target).square().mean() if output.shape == target.shape else None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from sknan._engine.chain import draw_masks
+from sknan._engine.losses import plain_loss
 from sknan._engine.recording import Recording
 from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import kept_random_states
@@ -34,6 +35,16 @@ class _MaskedDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.mask if self.training else x
+
+
+class _Linear(nn.Linear):
+    """Linear layer of tables in operations that are fast under ``vmap``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 2:
+            return super().forward(x)
+        output = x @ self.weight.t()
+        return output if self.bias is None else output + self.bias
 
 
 class _Normalized(torch.autograd.Function):
@@ -77,6 +88,12 @@ class _BatchNorm(nn.BatchNorm1d):
             self.num_batches_tracked.add_(1)
         normalized: Tensor = y * self.weight + self.bias if self.affine else y
         return normalized
+
+
+_FASTER: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: _Linear,
+    nn.BatchNorm1d: _BatchNorm,
+}
 
 
 def _dropouts_of(module: nn.Module) -> list[tuple[str, nn.Dropout]]:
@@ -144,7 +161,7 @@ class StackedModule:
         net = nets[0]
         self.nets = nets
         self.generators = generators
-        self.get_loss = net.get_loss
+        self.get_loss, self.criterion = net.get_loss, net.criterion_
         self.module = copy.deepcopy(net.module_)
         names = [name for name, _ in self.module.named_parameters()]
         self.weights = dict(zip(names, weights, strict=True))
@@ -155,8 +172,7 @@ class StackedModule:
         for name in self.dropouts:
             self.module.set_submodule(name, _MaskedDropout())
         for part in self.module.modules():
-            if type(part) is nn.BatchNorm1d:
-                part.__class__ = _BatchNorm
+            part.__class__ = _FASTER.get(type(part), type(part))
         self.mask_shapes: dict[torch.Size, list[tuple[str, torch.Size]]] = {}
         self.steps: dict[int, _RecordedStep] = {}
 
@@ -185,7 +201,9 @@ class StackedModule:
         tensors = {f"{name}.mask": mask for name, mask in masks.items()}
         tensors |= weights | buffers
         output = functional_call(self.module, tensors, (x,))
-        loss: Tensor = self.get_loss(output, target)
+        loss = plain_loss(self.criterion, output, target)
+        if loss is None:
+            loss = self.get_loss(output, target)
         first = output[0] if isinstance(output, (tuple, list)) else output
         return loss, first
 
