@@ -247,7 +247,8 @@ def draw_masks(
 ) -> None:
     """Draw the mask of a dropout layer for each member from its generator.
 
-    Equal masks are drawn once. This is the case in a search over learning rates.
+    The mask of a member whose generator has the state of the previous member's is
+    copied from it. This is the case in a search over learning rates.
 
     Parameters
     ----------
@@ -258,16 +259,17 @@ def draw_masks(
     generators : list of Generator
         Generator of each member.
     """
-    drawn: dict[tuple[float, bytes], tuple[Tensor, Tensor]] = {}
+    before = after = torch.empty(0)
+    drawn, drawn_rate = masks, -1.0
     for mask, rate, generator in zip(masks, rates, generators, strict=True):
-        key = rate, generator.get_state().numpy().tobytes()
-        if key in drawn:
-            equal_mask, after = drawn[key]
-            mask.copy_(equal_mask)
+        state = generator.get_state()
+        if rate == drawn_rate and torch.equal(state, before):
+            mask.copy_(drawn)
             generator.set_state(after)
-        else:
-            mask.bernoulli_(1.0 - rate, generator=generator).div_(1.0 - rate)
-            drawn[key] = mask, generator.get_state()
+            continue
+        mask.bernoulli_(1.0 - rate, generator=generator).div_(1.0 - rate)
+        drawn, drawn_rate = mask, rate
+        before, after = state, generator.get_state()
 
 
 class _StackedDropout:

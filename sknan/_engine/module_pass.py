@@ -56,7 +56,7 @@ class _Normalized(torch.autograd.Function):
     def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean = x.mean(0)
         centered = x - mean
-        variance = centered.square().mean(0)
+        variance = (centered * centered).mean(0)
         scale = (variance + eps).rsqrt()
         return centered * scale, mean, variance, scale
 
@@ -80,10 +80,13 @@ class _BatchNorm(nn.BatchNorm1d):
             return super().forward(x)
         results: Any = _Normalized.apply(x, self.eps)  # type: ignore[no-untyped-call]
         y, mean, variance, _ = results
-        unbiased = variance * (len(x) / (len(x) - 1))
-        for buffer, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+        unbiased = self.momentum * len(x) / (len(x) - 1)
+        for buffer, new, factor in (
+            (self.running_mean, mean, self.momentum),
+            (self.running_var, variance, unbiased),
+        ):
             if buffer is not None:
-                buffer.mul_(1.0 - self.momentum).add_(new.detach() * self.momentum)
+                buffer.mul_(1.0 - self.momentum).add_(new.detach() * factor)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         normalized: Tensor = y * self.weight + self.bias if self.affine else y
@@ -168,7 +171,10 @@ class StackedModule:
         self.gradients = gradients
         names = [name for name, _ in self.module.named_buffers()]
         self.buffers = dict(zip(names, buffers, strict=True))
-        self.dropouts = [name for name, _ in _dropouts_of(self.module)]
+        self.dropouts = {
+            name: [own.module_.get_submodule(name).p for own in nets]
+            for name, _ in _dropouts_of(self.module)
+        }
         for name in self.dropouts:
             self.module.set_submodule(name, _MaskedDropout())
         for part in self.module.modules():
@@ -187,8 +193,7 @@ class StackedModule:
 
     def _draw(self, masks: dict[str, Tensor]) -> None:
         for name, mask in masks.items():
-            rates = [net.module_.get_submodule(name).p for net in self.nets]
-            draw_masks(mask, rates, self.generators)
+            draw_masks(mask, self.dropouts[name], self.generators)
 
     def _loss(
         self,

@@ -54,6 +54,8 @@ class _Operation(NamedTuple):
         function, args, kwargs, result = self
         if function is _aten.bmm.default:
             return stacked_product(args[0], args[1], result)
+        if function is _aten.relu.default:  # its variant with out makes a copy
+            return partial(_aten.clamp_min.out, args[0], 0, out=result)
         if _storages(self.results) <= _storages(self.reads):
             return partial(function, *args, **kwargs)
         results = result if isinstance(result, (tuple, list)) else (result,)
