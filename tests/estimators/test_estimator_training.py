@@ -463,3 +463,4 @@ def test_each_fit_of_a_search_has_the_time(search_class):
     search = search_class(StableNetClassifier(**FAST), grid, scoring=n_epochs, cv=2)
     search.fit(X, LABELS)
     assert search.cv_results_["mean_test_score"].tolist() == [1, 3]
+    assert all(search.cv_results_.get("stacked", [True]))
