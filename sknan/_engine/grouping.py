@@ -34,6 +34,7 @@ def plan_key(plan: TrainingPlan) -> Hashable | None:
     is_supported = (
         not plan.is_partial
         and not net.history  # a training that continues another one
+        and net._conditioning_ is None
         and net.device == "cpu"
         and not net.callbacks
         and not net.compile

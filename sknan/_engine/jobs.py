@@ -21,12 +21,12 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from sknan._engine.fit import train, train_stack
 from sknan._engine.grouping import plan_key
 from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
-from sknan._utils.progress import advance
+from sknan._utils.progress import advance, counting_parts
 from sknan._utils.settings import usual_settings
 from sknan.nets._chain import layers_of
 
@@ -52,12 +52,25 @@ _PER_MEMBER = frozenset(
 _CACHE_SIZE = 2**23
 
 
+class Composite(Protocol):
+    """Contract between an estimator of several networks and :func:`train_together`."""
+
+    def _jobs(self, X: Any, y: Any, **fit_params: Any) -> list[Job]:
+        """Return one job for each network that ``fit`` would train."""
+
+    def _assemble(self, outcomes: list[JobOutcome]) -> None:
+        """Set the fitted attributes from the outcomes of the jobs, in their order.
+
+        This raises the error of a job, and issues the warnings of the jobs.
+        """
+
+
 class Job(NamedTuple):
     """Call ``estimator.fit(X, y, **fit_params)`` that is to be made.
 
     Parameters
     ----------
-    estimator : Trainable
+    estimator : Trainable or Composite
         Unfitted estimator that is used for this job only.
     X, y : object
         Data to fit the estimator on.
@@ -65,7 +78,7 @@ class Job(NamedTuple):
         Further arguments of ``fit``.
     """
 
-    estimator: Trainable
+    estimator: Any
     X: Any
     y: Any
     fit_params: dict[str, Any]
@@ -76,19 +89,19 @@ class JobOutcome(NamedTuple):
 
     Parameters
     ----------
-    estimator : Trainable or None
+    estimator : Trainable, Composite or None
         Estimator in the state that ``fit`` leaves; None if there is an error.
     error : Exception or None
         Exception that ``fit`` would have raised.
     seconds : float
         Time of the job; for a job in a stack, its share of the stack's time.
     is_stacked : bool
-        Whether the network was trained in a stack to its end.
+        Whether the network, or each of the networks, was trained in a stack to its end.
     warnings : list of WarningMessage
         Warnings that ``fit`` would have issued.
     """
 
-    estimator: Trainable | None
+    estimator: Any
     error: Exception | None
     seconds: float
     is_stacked: bool
@@ -140,7 +153,14 @@ def train_together(jobs: list[Job], max_memory: int | None = None) -> list[JobOu
     list of JobOutcome
         Outcomes in the order of the jobs.
     """
-    runs = [_JobRun(job) for job in jobs]
+    runs = [_run_of(job) for job in jobs]
+    networks = [network for run in runs for network in run.networks]
+    with counting_parts(len(networks) / len(jobs) if networks else 1.0):
+        _train_networks(networks, max_memory)
+    return [run.outcome() for run in runs]
+
+
+def _train_networks(runs: list[_JobRun], max_memory: int | None) -> None:
     validated: dict[Hashable, _ValidatedRows] = {}
     for run in runs:
         run.prepare(validated)
@@ -157,7 +177,6 @@ def train_together(jobs: list[Job], max_memory: int | None = None) -> list[JobOu
         run.finish()
         if not run.is_stacked:  # a stack has reported progress itself
             advance(1, run.n_recoveries)
-    return [run.outcome() for run in runs]
 
 
 @dataclass
@@ -184,25 +203,93 @@ class _ValidatedRows:
     plan: TrainingPlan | None = None
 
 
-class _JobRun:
+class _Run:
     """State of a job between its start and its outcome.
 
     Parameters
     ----------
     job : Job
         Job to run.
+
+    Attributes
+    ----------
+    networks : list of _JobRun
+        Trainings of the networks of the job.
     """
+
+    networks: list[_JobRun]
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.error: Exception | None = None
+        self.seconds = 0.0
+        self.warnings: list[warnings.WarningMessage] = []
+
+    def _run(self, action: Callable[[], None]) -> None:
+        """Call a function; record its time, its warnings and its exception."""
+        start = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                action()
+            except Exception as error:
+                self.error = error
+        self.warnings += caught
+        self.seconds += time.perf_counter() - start
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether all networks were trained in a stack to their end."""
+        raise NotImplementedError
+
+    def outcome(self) -> JobOutcome:
+        """Return the fitted estimator or the error."""
+        fitted = None if self.error is not None else self.job.estimator
+        return JobOutcome(
+            fitted, self.error, self.seconds, self.is_stacked, self.warnings
+        )
+
+
+def _run_of(job: Job) -> _Run:
+    is_composite = hasattr(job.estimator, "_assemble")
+    return _CompositeRun(job) if is_composite else _JobRun(job)
+
+
+class _CompositeRun(_Run):
+    """Job whose estimator consists of several networks."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.networks = []
+        self._run(self._divide)
+
+    def _divide(self) -> None:
+        estimator, X, y, fit_params = self.job
+        self.networks = [_JobRun(job) for job in estimator._jobs(X, y, **fit_params)]
+
+    @property
+    def is_stacked(self) -> bool:
+        return bool(self.networks) and all(run.is_stacked for run in self.networks)
+
+    def outcome(self) -> JobOutcome:
+        outcomes = [run.outcome() for run in self.networks]
+        self.seconds += sum(outcome.seconds for outcome in outcomes)
+        if self.error is None:
+            self._run(lambda: self.job.estimator._assemble(outcomes))
+        return super().outcome()
+
+
+class _JobRun(_Run):
+    """Job whose estimator is one network."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.networks = [self]
         self.plan: TrainingPlan | None = None
         # Equal for networks that may share a stack; None for separate training.
         self.key: Hashable | None = None
-        self.error: Exception | None = None
-        self.seconds = 0.0
         # Function that ends a stacked training; None before it.
         self.end: Callable[[], None] | None = None
-        self.warnings: list[warnings.WarningMessage] = []
 
     def prepare(self, validated: dict[Hashable, _ValidatedRows]) -> None:
         """Check data and parameters, and build the network.
@@ -245,7 +332,6 @@ class _JobRun:
 
     @property
     def is_stacked(self) -> bool:
-        """Whether the network was trained in a stack to its end."""
         return self.end is not None
 
     @property
@@ -268,25 +354,6 @@ class _JobRun:
         else:
             self.end()
         estimator._finish(self.plan)
-
-    def _run(self, action: Callable[[], None]) -> None:
-        """Call a function; record its time, its warnings and its exception."""
-        start = time.perf_counter()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                action()
-            except Exception as error:
-                self.error = error
-        self.warnings += caught
-        self.seconds += time.perf_counter() - start
-
-    def outcome(self) -> JobOutcome:
-        """Return the fitted estimator or the error."""
-        fitted = None if self.error is not None else self.job.estimator
-        return JobOutcome(
-            fitted, self.error, self.seconds, self.is_stacked, self.warnings
-        )
 
 
 def _validate(

@@ -14,7 +14,8 @@ from torch import Tensor
 from sknan._engine.member_recovery import MemberRecovery
 from sknan._engine.network_state import NetworkState, read_state, write_state
 from sknan._engine.plan import TrainingPlan
-from sknan._utils.random_state import resumed
+from sknan._utils.random_state import kept_random_states, resumed
+from sknan.nets._records import is_orderly_stop, warn_of_interrupt
 from sknan.nets.recovery.raw_units import Conditioning
 
 
@@ -42,6 +43,8 @@ class Member:
         Recovery from failed steps; None before the first one.
     error : Exception or None
         Exception that has ended the training.
+    is_interrupted : bool
+        Whether Ctrl-C has ended the training.
     """
 
     def __init__(self, plan: TrainingPlan, offset: int) -> None:
@@ -64,6 +67,7 @@ class Member:
         self.best_weights: list[Tensor] | None = None
         self.recovery: MemberRecovery | None = None
         self.error: Exception | None = None
+        self.is_interrupted = False
 
     @property
     def conditioning(self) -> Conditioning | None:
@@ -115,7 +119,8 @@ class Member:
             kwargs["dataset_valid"] = table.view(valid) if len(valid) else None
         else:
             kwargs |= {"X": table, "y": None}
-        self.net.notify(method_name, **kwargs)
+        with kept_random_states():
+            self.net.notify(method_name, **kwargs)
 
     def begin(self) -> None:
         """Start the clock, and notify the listeners of the beginning."""
@@ -186,7 +191,8 @@ class Member:
         self._set_weights(weights)
         try:
             self._notify("on_epoch_end")
-        except KeyboardInterrupt:  # skorch's way for a callback to end the training
+        except KeyboardInterrupt as interrupt:
+            self.is_interrupted = not is_orderly_stop(interrupt)
             return True
         return False
 
@@ -245,8 +251,13 @@ class Member:
             self.net._warn_of_idle_clip(*self.clipping)
         else:
             with resumed((self.generator.get_state(), None), "cpu"):
-                self.net._end_training(0, is_interrupted=False)
+                self.net._end_training(0, is_interrupted=self.is_interrupted)
+        self.net._is_untrained_ = False
         if self.is_followed:
             self._notify("on_train_end")
         if self.best_weights is not None:
             self._set_weights(self.best_weights)
+        if self.is_interrupted:
+            has_best = self.best_weights is not None
+            n_epochs = self.net.max_epochs
+            warn_of_interrupt(self.net, 0, n_epochs, has_best=has_best)

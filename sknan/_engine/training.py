@@ -63,6 +63,8 @@ class StackTraining(StackState):
     def interrupt(self) -> None:
         """Finish all members with their last verified weights."""
         self.stack.rows = self.verified.rows
+        for member in self.members:
+            member.is_interrupted = True
         self._finish(range(len(self.members)))
 
     def _finish(self, numbers: Iterable[int]) -> None:

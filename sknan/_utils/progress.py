@@ -138,6 +138,34 @@ def progress(
         bar.close()
 
 
+class _Parts(_Count):
+    """Count of parts of the units of another count."""
+
+    def __init__(self, whole: _Count, n_parts: float) -> None:
+        super().__init__()
+        self._whole, self._n_parts = whole, n_parts
+
+    def add(self, other: _Count) -> None:
+        super().add(other)
+        self._whole.add(
+            _Count(other.n / self._n_parts, other.recoveries, other.numbers)
+        )
+
+
+@contextlib.contextmanager
+def counting_parts(n_parts: float) -> Iterator[None]:
+    """Count parts of a unit in the block, if there is a bar.
+
+    Parameters
+    ----------
+    n_parts : float
+        Number of parts in a unit.
+    """
+    count = _current.get()
+    with _counting(None if count is None else _Parts(count, n_parts)):
+        yield
+
+
 def advance(n: float, recoveries: int | None = None, **numbers: float) -> None:
     """Advance the bar, if there is one.
 

@@ -78,8 +78,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     str
         ``" Did you mean 'x'?"`` with a leading space, or ``""``.
     """
+    nearest = nearest_name(name, known)
+    return f" Did you mean {nearest!r}?" if nearest else ""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the nearest known name, or None if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return near[0] if near else None
 
 
 def column_name(index: int, names: Sequence[Any] | None) -> str:

@@ -251,6 +251,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     def _update_net(self, *, per_row: bool) -> TableNet:
         """Return the fitted net with the current values of changeable parameters."""
         net: TableNet = self.net_
+        net._is_untrained_ = False
         changes = {name: getattr(self, name) for name in _UPDATED_PARAMS}
         if not is_auto(self.batch_size):
             changes["batch_size"] = self.batch_size

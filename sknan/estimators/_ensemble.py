@@ -16,7 +16,7 @@ from sknan._engine.jobs import Job, JobOutcome, train_together
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.progress import call_in_workers, progress
 from sknan._utils.stacklevel import stacklevel_of_caller
-from sknan._utils.validation import is_integer
+from sknan._utils.validation import did_you_mean, is_integer
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import LabelPredictionMixin
@@ -101,6 +101,46 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         self.max_time = max_time
         self.verbose = verbose
 
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters of the ensemble, or of its network as ``estimator__...``.
+
+        Parameters
+        ----------
+        **params : object
+            Values by parameter name. A parameter of the network replaces
+            ``estimator=None`` by the default network first.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is unknown.
+        """
+        known = self._get_param_names()
+        for name in params:
+            if name.partition("__")[0] not in known:
+                raise ValueError(self._unknown_parameter(name))
+        is_nested = any(name.startswith("estimator__") for name in params)
+        if is_nested and params.get("estimator", self.estimator) is None:
+            params["estimator"] = self._network(**_DEFAULT_PARAMS)
+        super().set_params(**params)
+        return self
+
+    def _unknown_parameter(self, name: str) -> str:
+        own = self._get_param_names()
+        of_network = self._network._nearest_parameter(name)
+        hint = "" if "__" in name else did_you_mean(name, own)
+        if not hint and of_network:
+            hint = f" Did you mean 'estimator__{of_network}'?"
+        return (
+            f"{type(self).__name__} has no parameter {name!r}.{hint} It has: "
+            f"{', '.join(map(repr, own))}. Parameters of its network are written "
+            "estimator__..."
+        )
+
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> None:
         jobs = self._jobs(X, y, sample_weight)
         n_shares = self._n_shares()
@@ -108,11 +148,14 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         with progress("Training", len(jobs), "networks", verbose=self.verbose):
             arguments = [(share,) for share in shares]
             found = call_in_workers(train_together, arguments, n_shares)
-        outcomes = [found[i % n_shares][i // n_shares] for i in range(len(jobs))]
+        self._assemble([found[i % n_shares][i // n_shares] for i in range(len(jobs))])
+
+    def _assemble(self, outcomes: list[JobOutcome]) -> None:
+        """Set the fitted attributes from the outcomes of the networks' jobs."""
         for number, outcome in enumerate(outcomes):
             if outcome.error is not None:
                 outcome.error.add_note(
-                    f"while training network {number} of {len(jobs)} of "
+                    f"while training network {number} of {len(outcomes)} of "
                     f"{type(self).__name__}"
                 )
                 raise outcome.error
@@ -135,7 +178,8 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
         """Return the number of processes."""
         return min(int(effective_n_jobs(self.n_jobs)), self.n_estimators)
 
-    def _jobs(self, X: Any, y: Any, sample_weight: Any) -> list[Job]:
+    def _jobs(self, X: Any, y: Any, sample_weight: Any = None) -> list[Job]:
+        """Return the job of each network."""
         network = self._checked_network()
         if self.max_time is not None:
             n_in_turn = math.ceil(self.n_estimators / self._n_shares())
@@ -296,8 +340,11 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, _Ensemble):
         self
         """
         self._fit(X, y, sample_weight)
-        self.classes_ = self.estimators_[0].classes_
         return self
+
+    def _assemble(self, outcomes: list[JobOutcome]) -> None:
+        super()._assemble(outcomes)
+        self.classes_ = self.estimators_[0].classes_
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the mean of the networks' probabilities of the classes.

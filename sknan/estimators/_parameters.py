@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback
 
-from sknan._utils.validation import did_you_mean, is_integer, is_number
+from sknan._utils.validation import is_integer, is_number, nearest_name
 from sknan.nets._mixin import guard_parts
 
 _PARTS = ("module", "criterion", "optimizer")
@@ -193,14 +193,24 @@ class PrefixedParamsMixin(BaseEstimator):
 
     def _unknown_parameter(self, name: str) -> str:
         """Return the message about an unknown parameter."""
-        known = sorted(self._get_param_names())
         prefixes = ", ".join(f"{prefix}__..." for prefix in _PARTS)
-        meant = _SYNONYMS.get(name)
-        hint = f" Did you mean {meant!r}?" if meant else did_you_mean(name, known)
+        meant = self._nearest_parameter(name)
+        hint = f" Did you mean {meant!r}?" if meant else ""
         return (
             f"{type(self).__name__} has no parameter {name!r}.{hint} Parameters of "
             f"the network's parts are written {prefixes}."
         )
+
+    @classmethod
+    def _nearest_parameter(cls, name: str) -> str | None:
+        """Return the parameter that a name of another object may stand for."""
+        if cls._is_prefixed(name):
+            return name
+        known = sorted(cls._get_param_names())
+        last = name.rpartition("__")[2]
+        meant = _SYNONYMS.get(last, last)
+        is_known = meant in known or cls._is_prefixed(meant)
+        return meant if is_known else nearest_name(name, known)
 
     def _prefixed_params(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if self._is_prefixed(k)}

@@ -9,7 +9,20 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, get_tags
 
-from sknan.estimators._base import StableNetBase
+from sknan.estimators._classifier import StableNetClassifier
+from sknan.estimators._ensemble import (
+    StableNetEnsembleClassifier,
+    StableNetEnsembleRegressor,
+)
+from sknan.estimators._regressor import StableNetRegressor
+
+# Estimators whose networks can be trained together.
+_ESTIMATORS = (
+    StableNetClassifier,
+    StableNetRegressor,
+    StableNetEnsembleClassifier,
+    StableNetEnsembleRegressor,
+)
 
 
 def last_step(model: Any) -> Any:
@@ -22,10 +35,21 @@ def last_step(model: Any) -> Any:
     return model
 
 
-def final_network(model: Any) -> StableNetBase | None:
-    """Return the last step of a model if it is a network of this package."""
+def final_network(model: Any) -> Any:
+    """Return the last step of a model if it is a network or ensemble of this package.
+
+    Returns
+    -------
+    estimator or None
+        None also for a subclass with its own ``fit``, which has to be called.
+    """
     last = last_step(model)
-    return last if isinstance(last, StableNetBase) else None
+    return last if _has_known_fit(last) else None
+
+
+def _has_known_fit(estimator: Any) -> bool:
+    fit = getattr(type(estimator), "fit", None)
+    return any(fit is kind.fit for kind in _ESTIMATORS)
 
 
 def path_of_last(model: Any) -> str:

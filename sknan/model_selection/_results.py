@@ -33,15 +33,18 @@ class RemoteError:
 
     def reraise(self) -> NoReturn:
         """Raise the exception, caused by an exception that shows the traceback."""
-        self.error.__cause__ = _RemoteTraceback(self.trace)
+        self.error.__cause__ = WorkerTraceback(self.trace)
         raise self.error.with_traceback(None)
 
     def __reduce__(self) -> Any:
         return RemoteError, (_picklable(self.error), self.trace)
 
 
-class _RemoteTraceback(Exception):
+class WorkerTraceback(Exception):
     """Cause of a remote error, which shows its traceback as text."""
+
+    # A printed traceback contains the class without the name of a private module.
+    __module__ = "builtins"
 
     def __init__(self, trace: str) -> None:
         super().__init__(f'\n"""\n{trace}"""')
@@ -77,12 +80,12 @@ class FitResult:
     has_diverged : bool
         Whether a training step failed.
     n_recoveries : int or None
-        Number of failed steps that were rescued. None if ``fit`` raised, or if the
-        estimator does not count them.
+        Number of failed steps that were rescued, over all networks. None if ``fit``
+        raised, or if the estimator does not count them.
     diverged_at : int or None
         Epoch of the first failed step, counted from 1.
     effective_lr : float or None
-        Learning rate at the end of the training.
+        Learning rate at the end of the training, the smallest one of an ensemble.
     report : NonFiniteReport or None
         Report of the first failed step, without its capsule, which contains data.
     """
@@ -119,6 +122,8 @@ def divergence_fields(net: Any, error: Exception | None) -> dict[str, Any]:
     else:
         return {}
     if reports:
-        fields["report"] = dataclasses.replace(reports[0], capsule=None)
-        fields["diverged_at"] = reports[0].epoch
+        # The reports of an ensemble are sorted by network.
+        first = min(reports, key=lambda report: report.epoch or 0)
+        fields["report"] = dataclasses.replace(first, capsule=None)
+        fields["diverged_at"] = first.epoch
     return fields

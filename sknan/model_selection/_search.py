@@ -1,9 +1,9 @@
 """Searches that train all candidates on all folds together.
 
 They are subclasses of scikit-learn's searches with the same parameters and results. If
-the estimator is a network of this package, or a pipeline that ends in one, the
-transformers are fitted once for each fold, and networks of the same shape are trained
-as one.
+the estimator is a network or ensemble of this package, or a pipeline that ends in one,
+the transformers are fitted once for each fold, and networks of the same shape are
+trained as one.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class BatchedGridSearchCV(BatchedSearchMixin, GridSearchCV):
     Parameters
     ----------
     estimator : estimator
-        Network of this package, or pipeline that ends in one. For any other estimator
-        the search is the same as scikit-learn's.
+        Network or ensemble of this package, or pipeline that ends in one. For any other
+        estimator the search is the same as scikit-learn's.
     param_grid : dict or list of dict
         Names of parameters with lists of values, or several such grids.
     scoring : str, callable, list, tuple or dict, default=None
@@ -152,8 +152,8 @@ class BatchedRandomizedSearchCV(BatchedSearchMixin, RandomizedSearchCV):
     Parameters
     ----------
     estimator : estimator
-        Network of this package, or pipeline that ends in one. For any other estimator
-        the search is the same as scikit-learn's.
+        Network or ensemble of this package, or pipeline that ends in one. For any other
+        estimator the search is the same as scikit-learn's.
     param_distributions : dict or list of dict
         Names of parameters with lists of values, or with distributions that have a
         method ``rvs``, or several such dicts.
@@ -274,8 +274,8 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
     Parameters
     ----------
     estimator : estimator
-        Network of this package, or pipeline that ends in one. For any other estimator
-        the search is the same as scikit-learn's.
+        Network or ensemble of this package, or pipeline that ends in one. For any other
+        estimator the search is the same as scikit-learn's.
     param_grid : dict or list of dict
         Names of parameters with lists of values, or several such grids.
     factor : int or float, default=3
@@ -404,7 +404,11 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
         net = final_network(search.estimator)
         try:
             if search.resource == "epochs" and net is not None:
-                search.resource = f"{path_of_last(search.estimator)}max_epochs"
+                path = path_of_last(search.estimator)
+                if hasattr(net, "n_estimators"):
+                    path = f"{path}estimator__"
+                    net = net._checked_network()
+                search.resource = f"{path}max_epochs"
                 if search.max_resources == "auto":
                     search.max_resources = net.max_epochs
             return super().fit(X, y, **params)

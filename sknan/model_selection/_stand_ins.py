@@ -15,7 +15,6 @@ from sklearn.base import clone
 from sklearn.utils import Tags, get_tags
 
 from sknan._utils.progress import advance
-from sknan.estimators._base import StableNetBase
 from sknan.model_selection._pipelines import (
     FitInputRecorder,
     final_network,
@@ -71,18 +70,16 @@ class Evaluation:
         self.indices = itertools.count()
         self._ready: dict[int, FitResult] = {}
 
-    def _distinct_pipelines(
-        self, estimator: Any
-    ) -> list[tuple[int, StableNetBase | None]]:
+    def _distinct_pipelines(self, estimator: Any) -> list[tuple[int, Any]]:
         """Return the index of the pipeline and the network of each candidate.
 
         Candidates that differ only in parameters of the network share a pipeline.
         """
         path = path_of_last(estimator)
         known: dict[Hashable, int] = {}
-        found: list[tuple[int, StableNetBase | None]] = []
+        found: list[tuple[int, Any]] = []
         for params in self._candidates:
-            model = clone(estimator).set_params(**clone(params, safe=False))
+            model = _with_params(estimator, clone(params, safe=False))
             net = final_network(model)
             key: Hashable = object()
             if net is not None:
@@ -127,6 +124,34 @@ class Evaluation:
     def tags(self, index: int) -> Tags:
         """Return the tags of the model of a task."""
         return get_tags(self._pipelines[self._tasks[index].pipeline])
+
+
+def _with_params(model: Any, params: dict[str, Any]) -> Any:
+    """Set the parameters, and propose the full name of one that is unknown."""
+    known = model.get_params(deep=True)
+    try:
+        return clone(model).set_params(**params)
+    except (ValueError, AttributeError) as error:
+        for name in params:
+            meant = [k for k in known if _last_part(k) == _last_part(name)]
+            if meant and not _is_settable(model, name, params[name]):
+                raise ValueError(
+                    f"{type(model).__name__} has no parameter {name!r}. Did you mean "
+                    f"{' or '.join(map(repr, meant))}?"
+                ) from error
+        raise
+
+
+def _is_settable(model: Any, name: str, value: Any) -> bool:
+    try:
+        clone(model).set_params(**{name: value})
+    except (ValueError, AttributeError):
+        return False
+    return True
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition("__")[2]
 
 
 def _hashable(params: Mapping[str, Any]) -> Hashable:

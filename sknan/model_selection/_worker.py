@@ -23,7 +23,6 @@ from sklearn.pipeline import Pipeline
 from sknan._engine.jobs import Job, train_together
 from sknan._utils.progress import advance, call_in_workers
 from sknan._utils.stacklevel import stacklevel_of_caller
-from sknan.estimators._base import StableNetBase
 from sknan.exceptions import DivergenceWarning
 from sknan.model_selection._pipelines import last_step, with_last
 from sknan.model_selection._results import FitResult, RemoteError, divergence_fields
@@ -49,15 +48,15 @@ class Task(NamedTuple):
     ----------
     pipeline : int
         Index of the pipeline.
-    net : StableNetBase or None
-        Unfitted network of the candidate, or None if the pipeline has no recorder and
-        is fitted as it is.
+    net : estimator or None
+        Unfitted network or ensemble of the candidate, or None if the pipeline has no
+        recorder and is fitted as it is.
     split : int
         Index of the split.
     """
 
     pipeline: int
-    net: StableNetBase | None
+    net: Any
     split: int
 
 

@@ -95,6 +95,10 @@ class GuardedTraining:
         self.random_states: Any = None
         self.latest_batches: deque[Any] = deque(maxlen=_N_LATEST)
         self.conditioning: Conditioning | None = None
+        if net._conditioning_ is not None:
+            self.conditioning = Conditioning.from_state_dict(
+                net._conditioning_, net.module_
+            )
         table = getattr(batches, "dataset", None)
         has_table = is_fresh and isinstance(table, TensorTable)
         self.raw_table = table if has_table else None
@@ -133,6 +137,7 @@ class GuardedTraining:
         goes_back = self.conditioning is not None and self.conditioning.is_inconsistent
         if self.conditioning is not None and not goes_back:
             self.conditioning.to_raw()
+            self.net._conditioning_ = self.conditioning.state_dict(self.net.module_)
         may_go_back = is_interrupted and not goes_back
         if may_go_back and is_runaway(self.guard.relative_distance()):
             is_known = bool(self.latest_batches)

@@ -16,6 +16,7 @@ from sknan._utils.validation import is_number
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._backup import BackupAndRestore
 from sknan.nets._batching import TensorBatches
+from sknan.nets._best_weights import BestWeights
 from sknan.nets._data import as_table, refuse_nonfinite_data
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._output import OutputMixin
@@ -133,6 +134,11 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
     _training_: GuardedTraining | None
     _backup_: BackupAndRestore | None = None
     _epoch_loss_: float
+    # Whether the weights have not been trained or loaded since the initialization.
+    _is_untrained_ = False
+    _first_versions_: Any = None
+    # State of the coordinates of the latest training, if its data were in raw units.
+    _conditioning_: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -182,7 +188,20 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
     @usual_settings(any_dtype=True)
     def initialize(self) -> Any:
         """Create module, criterion, optimizer and callbacks, as in skorch."""
-        return super().initialize()
+        super().initialize()
+        self._is_untrained_ = True
+        self._first_versions_ = self._versions_of_weights()
+        self._conditioning_ = None
+        return self
+
+    @property
+    def _is_fresh_(self) -> bool:
+        """Whether training may replace the weights, which were not passed in."""
+        return self._is_untrained_ and not isinstance(self.module, torch.nn.Module)
+
+    def _versions_of_weights(self) -> list[int]:
+        """Return numbers that change when weights are trained or loaded."""
+        return [p._version for m in self._all_modules() for p in m.parameters()]
 
     @usual_settings(any_dtype=True)
     def partial_fit(
@@ -206,34 +225,42 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         refuse_nonfinite_data(X, y)
         is_new = fit_params.get("_routing_method", "fit") == "fit"
         self._prepare_guard(is_new=is_new)
+        self._is_untrained_ &= is_new and (
+            self._versions_of_weights() == self._first_versions_
+        )
         n_reports = len(self.guard_.reports)
         self._epochs_ahead_ = self.max_epochs if epochs is None else epochs
         n_done = 0 if self._backup_ is None else self._backup_.n_epochs_done
         n_before = len(self.history) - n_done
         self._has_stopped_ = is_interrupted = False
-        is_orderly = True
         try:
             super().fit_loop(X, y, self._epochs_ahead_ - n_done, **fit_params)
         except Exception:  # no other error may replace it
             self._has_stopped_ = True
             raise
         except KeyboardInterrupt as interrupt:
-            is_interrupted = True
-            is_orderly = is_orderly_stop(interrupt)
+            is_interrupted = not is_orderly_stop(interrupt)
             raise
         finally:
             self._end_training(n_reports, is_interrupted=is_interrupted)
-            if not is_orderly:
-                warn_of_interrupt(self, n_before, self._epochs_ahead_)
+            if is_interrupted:
+                has_best = any(isinstance(c, BestWeights) for _, c in self.callbacks_)
+                warn_of_interrupt(
+                    self, n_before, self._epochs_ahead_, has_best=has_best
+                )
         return self
 
     def _end_training(self, n_reports: int, *, is_interrupted: bool) -> None:
         """Leave usable weights, and raise or warn if training has failed."""
         training, self._training_ = self._training_, None
+        is_untrained, self._is_untrained_ = self._is_untrained_, False
         if training is None:
             return
         is_complete = not (is_interrupted or self._has_stopped_)
         has_learned = not is_complete or training.has_learned()
+        if not (has_learned or is_untrained):
+            self.guard_.weights.first.restore()  # trained before, and better
+            has_learned = True
         training.end(is_interrupted=is_interrupted)
         reports = self.guard_.reports[n_reports:]
         if is_complete:
@@ -258,8 +285,6 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         else:
             self.guard_.on_nonfinite = guard.on_nonfinite
             self.guard_.max_recoveries = guard.max_recoveries
-        # Weights that may have been trained before must not be replaced.
-        self._is_fresh_ = is_new and not isinstance(self.module, torch.nn.Module)
         self._training_ = None
 
     def _begin_training(self, n_steps: int | None, batches: Any) -> None:
@@ -446,6 +471,7 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         else:
             state["__cuda_dependent_attributes__"] = cloudpickle.dumps(tensors)
         state["_training_"] = None
+        state["_is_untrained_"] = False  # versions of weights are not pickled
         # A module or criterion that was passed as an instance is trained itself. It is
         # pickled once.
         for name in [*self._modules, *self._criteria]:

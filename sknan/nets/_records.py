@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
-from sknan.nets._best_weights import BestWeights
 from sknan.nets._guarded_step import GuardedTraining
 
 # Entries that a guarded net adds to skorch's history.
@@ -170,7 +169,9 @@ def is_orderly_stop(interrupt: KeyboardInterrupt) -> bool:
     return package in ("skorch", "sknan") and opname[instruction] == "RAISE_VARARGS"
 
 
-def warn_of_interrupt(net: Any, n_before: int, n_epochs: int) -> None:
+def warn_of_interrupt(
+    net: Any, n_before: int, n_epochs: int, *, has_best: bool
+) -> None:
     """Warn that a training was interrupted.
 
     Parameters
@@ -181,11 +182,12 @@ def warn_of_interrupt(net: Any, n_before: int, n_epochs: int) -> None:
         Number of epochs in its history that belong to earlier trainings.
     n_epochs : int
         Number of epochs that the training was to have.
+    has_best : bool
+        Whether the net returns to the weights of its best epoch.
     """
     n_done = len(net.history) - n_before
     if n_done > 0 and "train_batch_count" not in net.history[-1]:
         n_done -= 1  # in the course of the epoch
-    has_best = any(isinstance(c, BestWeights) for _, c in net.callbacks_)
     kept = "weights of its best epoch" if has_best else "last weights that are usable"
     warnings.warn(
         f"Training was interrupted after {n_done} of {n_epochs} epochs. The network "

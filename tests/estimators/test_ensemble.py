@@ -214,6 +214,33 @@ def test_set_params_reaches_parameters_of_the_network(numbers):
     assert model.estimators_[3].net_.module_.head.in_features == 8
 
 
+def test_parameters_of_the_default_network_can_be_set():
+    model = StableNetEnsembleRegressor().set_params(estimator__lr=0.01)
+    expected = default_network("regressor").set_params(lr=0.01)
+    assert model.estimator.get_params() == expected.get_params()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("lr", " Did you mean 'estimator__lr'?"),
+        ("net__estimator__lr", " Did you mean 'estimator__lr'?"),
+        ("learning_rate", " Did you mean 'estimator__lr'?"),
+        ("module__width", " Did you mean 'estimator__module__width'?"),
+        ("n_estimator", " Did you mean 'n_estimators'?"),
+        ("xyz", ""),
+    ],
+)
+def test_an_unknown_parameter_is_refused_with_the_nearest_name(name, hint):
+    with pytest.raises(ValueError, match="no parameter") as caught:
+        StableNetEnsembleClassifier().set_params(**{name: 1})
+    assert str(caught.value) == (
+        f"StableNetEnsembleClassifier has no parameter {name!r}.{hint} It has: "
+        "'estimator', 'max_time', 'n_estimators', 'n_jobs', 'random_state', 'verbose'. "
+        "Parameters of its network are written estimator__..."
+    )
+
+
 def test_messages_contain_column_names(classes):
     X, y = classes
     table = pd.DataFrame(X, columns=list("abcdef"))

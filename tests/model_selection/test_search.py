@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +43,8 @@ from sknan import (
     NaNImputer,
     SafeScaler,
     StableNetClassifier,
+    StableNetEnsembleClassifier,
+    StableNetEnsembleRegressor,
     StableNetRegressor,
 )
 from sknan.model_selection import (
@@ -71,6 +74,11 @@ def pipeline(**params):
     return Pipeline(
         [("impute", NaNImputer()), ("scale", SafeScaler()), ("net", net(**params))]
     )
+
+
+def ensemble(**params):
+    network = net(early_stopping=True, **params)
+    return StableNetEnsembleClassifier(network, n_estimators=2, random_state=0)
 
 
 RATES = {"net__lr": [1e-3, 1e-2, 3e-2]}
@@ -127,8 +135,16 @@ SCORES = {"scoring": ["neg_log_loss", "roc_auc"], "refit": "neg_log_loss", "cv":
                 {"net": [make_pipeline(SafeScaler(), net(lr=0.02))]},
             ],
         ),
+        (
+            make_pipeline(NaNImputer(), SafeScaler(), ensemble()),
+            {
+                "stablenetensembleclassifier__estimator__lr": [1e-3, 1e-2],
+                "stablenetensembleclassifier__n_estimators": [2, 3],
+                "nanimputer__strategy": ["mean", "zero"],
+            },
+        ),
     ],
-    ids=["pipeline", "nested", "replaced steps"],
+    ids=["pipeline", "nested", "replaced steps", "ensemble"],
 )
 def test_the_results_are_those_of_grid_search(table, model, grid):
     params = {**SCORES, "return_train_score": True}
@@ -155,6 +171,74 @@ def test_a_regressor_without_a_pipeline():
     batched = BatchedGridSearchCV(model, grid, cv=3).fit(X, y)
     assert_same_results(batched, GridSearchCV(model, grid, cv=3).fit(X, y))
     assert 0 <= batched.score(X, y) <= 1
+
+
+def test_the_networks_of_all_ensembles_are_trained_together(table):
+    model = make_pipeline(NaNImputer(), SafeScaler(), ensemble())
+    name = "stablenetensembleclassifier__estimator__lr"
+    search = BatchedGridSearchCV(model, {name: [1e-3, 1e-2]}, cv=3).fit(*table)
+    assert search.cv_results_["stacked"].all()
+    assert search.cv_results_["n_recoveries"].tolist() == [0, 0]
+    assert search.cv_results_["diverged_at"].tolist() == [None, None]
+    assert search.cv_results_["effective_lr"].tolist() == [1e-3, 1e-2]
+    assert (search.cv_results_["mean_fit_time"] > 0).all()
+    alone = clone(search.best_estimator_).fit(*table)
+    np.testing.assert_array_equal(
+        search.predict_proba(table[0]), alone.predict_proba(table[0])
+    )
+
+
+def test_the_default_network_of_an_ensemble_can_be_searched():
+    X = np.random.default_rng(0).normal(size=(200, 3))
+    grid = {"estimator__max_epochs": [1, 2]}
+    model = StableNetEnsembleRegressor(n_estimators=2, random_state=0)
+    search = BatchedGridSearchCV(model, grid, cv=2).fit(X, X[:, 0])
+    assert search.cv_results_["stacked"].all()
+    assert search.best_estimator_.estimator.module__n_frequencies == 16
+
+
+def test_an_ensemble_reports_its_earliest_failed_step(table):
+    model = make_pipeline(NaNImputer(), SafeScaler(), ensemble())
+    grid = {"stablenetensembleclassifier__estimator__lr": [1e-3, 1e30]}
+    search = BatchedGridSearchCV(model, grid, cv=2, refit=False)
+    with pytest.warns(DivergenceWarning, match="1 of 2 candidates diverged"):
+        search.fit(*table)
+    assert search.cv_results_["diverged_at"].tolist() == [None, 1]
+    assert search.cv_results_["n_recoveries"][1] >= 4  # two networks on two folds
+    assert search.cv_results_["effective_lr"][1] < 1e30
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning")
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+def test_an_invalid_ensemble_fails_only_its_candidate(table):
+    grid = {
+        "stablenetensembleclassifier__n_estimators": [2, 0],
+        "stablenetensembleclassifier__estimator__clip_norm": [1.0, -1.0],
+    }
+    model = make_pipeline(NaNImputer(), ensemble())
+    search = BatchedGridSearchCV(model, grid, cv=2).fit(*table)
+    is_failed = np.isnan(search.cv_results_["mean_test_score"]).tolist()
+    assert is_failed == [False, True, True, True]
+    assert search.cv_results_["stacked"].tolist() == [True, False, False, False]
+
+
+class HalfTheRows(StableNetClassifier):
+    """Network with its own ``fit``."""
+
+    def fit(self, X, y, **fit_params):
+        return super().fit(X[::2], y[::2], **fit_params)
+
+
+def test_a_subclass_with_its_own_fit_is_searched_by_scikit_learn():
+    X, y = load_breast_cancer(return_X_y=True)
+    X = SafeScaler().fit_transform(X[:200])
+    model = HalfTheRows(max_epochs=2, random_state=0)
+    batched, reference = (
+        kind(model, {"lr": [1e-3, 1e-2]}, cv=3).fit(X, y[:200])
+        for kind in (BatchedGridSearchCV, GridSearchCV)
+    )
+    assert "stacked" not in batched.cv_results_
+    assert_same_results(batched, reference)
 
 
 def test_random_candidates_are_those_of_randomized_search(table):
@@ -197,6 +281,20 @@ def test_epochs_can_be_the_resource(table):
     assert search.best_params_["net__max_epochs"] == 9
     assert search.get_params()["resource"] == "epochs"
     assert search.get_params()["max_resources"] == "auto"
+
+
+def test_epochs_of_an_ensemble_can_be_the_resource(table):
+    model = make_pipeline(NaNImputer(), ensemble(max_epochs=4))
+    search = BatchedHalvingSearchCV(
+        model,
+        {"stablenetensembleclassifier__estimator__lr": [1e-4, 1e-3, 1e-2]},
+        resource="epochs",
+        factor=2,
+        cv=2,
+        random_state=0,
+    ).fit(*table)
+    assert search.n_resources_[-1] == 4
+    assert search.cv_results_["stacked"].all()
 
 
 def test_other_estimators_are_searched_by_scikit_learn(table):
@@ -537,10 +635,41 @@ def test_a_search_in_which_all_fits_fail_raises(table):
         search.fit(*table)
 
 
-def test_an_unknown_parameter_is_refused(table):
-    search = BatchedGridSearchCV(pipeline(), {"net__learning_rate": [0.1]})
-    with pytest.raises(ValueError, match="Did you mean 'lr'"):
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("net__learning_rate", "StableNetClassifier has no parameter 'learning_rate'."),
+        ("lr", "Pipeline has no parameter 'lr'. Did you mean 'net__lr'?"),
+        ("clf__lr", "Pipeline has no parameter 'clf__lr'. Did you mean 'net__lr'?"),
+    ],
+)
+def test_an_unknown_parameter_is_refused_with_its_full_name(table, name, hint):
+    search = BatchedGridSearchCV(pipeline(), {name: [0.1]})
+    with pytest.raises(ValueError, match="Did you mean") as caught:
         search.fit(*table)
+    assert str(caught.value).startswith(hint)
+
+
+def test_an_unknown_parameter_of_an_ensemble_in_a_pipeline_gets_its_full_name(table):
+    model = Pipeline([("impute", NaNImputer()), ("net", ensemble())])
+    search = BatchedGridSearchCV(model, {"net__lr": [0.1]})
+    with pytest.raises(ValueError, match="no parameter") as caught:
+        search.fit(*table)
+    assert str(caught.value) == (
+        "Pipeline has no parameter 'net__lr'. Did you mean 'net__estimator__lr'?"
+    )
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_failed_search_shows_the_line_of_the_users_module(table, n_jobs):
+    failing = StableNetClassifier(Failing, module__stage="init")
+    model = Pipeline([("impute", NaNImputer()), ("net", failing)])
+    with pytest.raises(ValueError, match="All the 3 fits failed") as caught:
+        BatchedGridSearchCV(model, {"net__lr": [0.1]}, cv=3, n_jobs=n_jobs).fit(*table)
+    message = str(caught.value)
+    assert "KeyError: 'init fails'" in message
+    assert 'raise KeyError(f"{stage} fails")' in message
+    assert re.search(r"sknan[\w.]*\._[A-Z]", message) is None
 
 
 @pytest.mark.parametrize("memory", [0, -1, "1 GB", True])

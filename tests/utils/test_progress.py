@@ -31,6 +31,7 @@ from sknan._utils.progress import (
     advance,
     advance_to,
     call_in_workers,
+    counting_parts,
     is_shown,
     progress,
 )
@@ -325,6 +326,19 @@ def two_steps(name):
     time.sleep(0.6)
     advance(1, 1)
     return name, is_shown()
+
+
+def test_parts_of_units_advance_the_bar_by_fractions(terminal, at_once):
+    terminal.open()
+    with progress("Whole", 2, "units", verbose=1):
+        for _ in range(2):
+            with counting_parts(4):
+                for _ in range(4):
+                    advance(1, 1, loss=0.5)
+    assert "2/2 units" in terminal.lines[-1]
+    assert "recoveries=8" in terminal.lines[-1]
+    with counting_parts(4):
+        advance(1)  # without a bar
 
 
 @pytest.mark.parametrize("backend", ["sequential", "threading", "loky", "no generator"])

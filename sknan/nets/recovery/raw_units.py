@@ -153,11 +153,16 @@ class Conditioning:
     def state_dict(self, module: nn.Module) -> dict[str, Any]:
         """Return the units, with the index of each layer in the network."""
         index = {id(part): i for i, part in enumerate(module.modules())}
-        units = [{**vars(u), "layer": index[id(u.layer)]} for u in self._units]
+        units = [
+            {n: index[id(v)] if n == "layer" else v.cpu() for n, v in vars(u).items()}
+            for u in self._units
+        ]
         return {"units": units, "loss_scale": self._loss_scale}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any], module: nn.Module) -> Conditioning:
+    def from_state_dict(
+        cls, state: dict[str, Any], module: nn.Module
+    ) -> Conditioning | None:
         """Return a conditioning with a saved state, for another network.
 
         Parameters
@@ -169,10 +174,18 @@ class Conditioning:
 
         Returns
         -------
-        Conditioning
+        Conditioning or None
+            None if the network has other layers.
         """
         parts: list[Any] = list(module.modules())
-        units = [_Units(**{**u, "layer": parts[u["layer"]]}) for u in state["units"]]
+        units = []
+        for saved in state["units"]:
+            layer = parts[saved["layer"]] if saved["layer"] < len(parts) else None
+            shape = len(saved["out_scale"]), len(saved["scale"])
+            if not isinstance(layer, nn.Linear) or layer.weight.shape != shape:
+                return None
+            tensors = {k: v.to(layer.weight) for k, v in saved.items() if k != "layer"}
+            units.append(_Units(layer, **tensors))
         return cls(units, list(module.parameters()), state["loss_scale"])
 
     def on(self, parameters: Sequence[Tensor]) -> Conditioning:
