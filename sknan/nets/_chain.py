@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import lru_cache
 from types import CodeType
 from typing import Any
 
@@ -225,7 +226,7 @@ def _children_in_turn(module: nn.Module) -> list[nn.Module] | None:
     if type(module).forward is nn.Sequential.forward:
         is_usual = type(module).__iter__ is nn.Sequential.__iter__  # type: ignore[attr-defined]
         return list(module._modules.values()) if is_usual else None  # type: ignore[arg-type]
-    names = _names_in_turn(type(module).forward)
+    names = _names_in_turn(getattr(type(module).forward, "__code__", None))
     if names is None or any(hasattr(type(module), name) for name in names):
         return None
     children = [module._modules.get(name) for name in names]
@@ -233,7 +234,8 @@ def _children_in_turn(module: nn.Module) -> list[nn.Module] | None:
     return known if len(known) == len(children) else None
 
 
-def _names_in_turn(forward: Any) -> list[str] | None:
+@lru_cache(maxsize=256)
+def _names_in_turn(code: CodeType | None) -> tuple[str, ...] | None:
     """Return the attributes that a ``forward`` calls one after the other on its input.
 
     None if it does anything else. The byte code is compared with that of three ways to
@@ -244,13 +246,12 @@ def _names_in_turn(forward: Any) -> list[str] | None:
     If ``return self.body(x)`` is not recognized as a chain, a fit takes 1.3 to 1.9
     times as long, and a batched search 1.5 to 4.4 times (widths 16 to 128).
     """
-    code = getattr(forward, "__code__", None)
     if code is None or code.co_argcount != 2 or not code.co_names:
         return None
     if code.co_flags & _STARRED:
         return None
     self_name, x = code.co_varnames[:2]
-    names = list(code.co_names)
+    names = code.co_names
     calls = [f"{self_name}.{name}({x})" for name in names]
     nested = x
     for name in reversed(names):
