@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 
@@ -100,74 +101,12 @@ def split_rows(
             f"{n_rows} rows, which leaves none to train on. Lower it, or set "
             "early_stopping=False."
         )
-    classes = None
+    stratify = None
     if is_classification:
-        counts = np.bincount(y)
-        counts = counts[counts > 0]
-        fits = n_valid >= len(counts) and n_rows - n_valid >= len(counts)
-        classes = y if counts.min() >= 2 and fits else None
-    train, valid = random_split(n_rows, n_valid, seed, classes)
-    return torch.from_numpy(train), torch.from_numpy(valid)
-
-
-def random_split(
-    n_rows: int, n_valid: int, seed: int, classes: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split row numbers as ``train_test_split`` does, each side sorted.
-
-    The rows are those of scikit-learn's ``train_test_split``. Its stratified split
-    collects row numbers in lists of Python integers, though: for a million rows it
-    takes 200 ms and 70 MiB, and this function 30 ms and 21 MiB.
-
-    Parameters
-    ----------
-    n_rows : int
-        Number of rows.
-    n_valid : int
-        Number of rows to hold out, at least 1 and fewer than ``n_rows``.
-    seed : int
-        Seed of the choice.
-    classes : ndarray of int of shape (n_rows,) or None, default=None
-        Non-negative class codes for a stratified split. Each class needs two rows, and
-        each side at least as many rows as there are classes.
-
-    Returns
-    -------
-    train, valid : ndarray of int64
-    """
-    rng = np.random.RandomState(seed)
-    is_valid = np.zeros(n_rows, dtype=bool)
-    if classes is None:
-        is_valid[rng.permutation(n_rows)[:n_valid]] = True
-    else:
-        counts = np.bincount(classes)
-        # NumPy sorts narrow integers in linear time.
-        codes = classes.astype(np.min_scalar_type(len(counts)))
-        counts = counts[counts > 0]
-        by_class = np.argsort(codes, kind="stable")
-        n_train_of = _rows_per_class(counts, n_rows - n_valid, rng)
-        n_valid_of = _rows_per_class(counts - n_train_of, n_valid, rng)
-        for end, count, n_train, n_held in zip(
-            np.cumsum(counts), counts, n_train_of, n_valid_of, strict=True
-        ):
-            chosen = rng.permutation(count)[n_train : n_train + n_held]
-            is_valid[by_class[end - count + chosen]] = True
-    return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
-
-
-def _rows_per_class(
-    counts: np.ndarray, n_drawn: int, rng: np.random.RandomState
-) -> np.ndarray:
-    """Return the number of rows to draw from each class; ties break at random."""
-    exact = counts / counts.sum() * n_drawn
-    rounded: np.ndarray = np.floor(exact)
-    n_missing = int(n_drawn - rounded.sum())
-    remainders = exact - rounded
-    for value in np.unique(remainders)[::-1]:
-        if n_missing <= 0:
-            break
-        tied = np.flatnonzero(remainders == value)
-        chosen = rng.choice(tied, size=min(len(tied), n_missing), replace=False)
-        rounded[chosen] += 1
-        n_missing -= len(chosen)
-    return rounded.astype(int)
+        counts = np.unique(y, return_counts=True)[1]
+        fits = min(n_valid, n_rows - n_valid) >= len(counts)
+        stratify = y if counts.min() >= 2 and fits else None
+    train, valid = train_test_split(
+        np.arange(n_rows), test_size=n_valid, random_state=seed, stratify=stratify
+    )
+    return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(valid))

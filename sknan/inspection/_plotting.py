@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-# Color of text and frames. The report replaces it by the text color of the page.
-INK = "#010203"
+# Color of text and frames.
+INK = "black"
 
 # Palette of Okabe and Ito, "Color Universal Design" (2008), in an order in which
 # adjacent colors differ in gray. Yellow is omitted, since it is invisible on white.

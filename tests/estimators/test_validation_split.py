@@ -2,58 +2,43 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from sknan.estimators._validation_split import ValidationFold, random_split
+from sknan.estimators._validation_split import ValidationFold, split_rows
 
 
-@settings(deadline=None)
-@given(
-    counts=st.lists(st.integers(2, 40), min_size=2, max_size=6),
-    share=st.floats(0.01, 0.9),
-    seed=st.integers(0, 2**31 - 1),
-)
-def test_a_stratified_split_equals_that_of_train_test_split(counts, share, seed):
-    codes = np.random.default_rng(seed).permutation(
-        np.repeat(np.arange(len(counts)) * 2, counts)  # only even codes occur
-    )
-    n_rows = len(codes)
-    n_valid = int(np.clip(np.ceil(share * n_rows), len(counts), n_rows - len(counts)))
+def test_a_split_keeps_the_shares_of_the_classes_where_that_is_possible():
+    codes = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 50, 10]))
 
-    train, valid = random_split(n_rows, n_valid, seed, codes)
+    train, valid = split_rows(codes, 3, validation_fraction=0.1, is_classification=True)
 
     expected = train_test_split(
-        np.arange(n_rows), test_size=n_valid, random_state=seed, stratify=codes
+        np.arange(160), test_size=16, random_state=3, stratify=codes
     )
     np.testing.assert_array_equal(train, np.sort(expected[0]))
     np.testing.assert_array_equal(valid, np.sort(expected[1]))
 
 
-@settings(deadline=None)
-@given(n_rows=st.integers(2, 500), data=st.data())
-def test_a_split_equals_that_of_train_test_split(n_rows, data):
-    n_valid = data.draw(st.integers(1, n_rows - 1))
-    seed = data.draw(st.integers(0, 2**31 - 1))
+@pytest.mark.parametrize("codes", [[0] * 30 + [1], list(range(10)) * 2])
+def test_a_split_ignores_classes_that_are_too_many_or_too_small(codes):
+    train, valid = split_rows(
+        np.array(codes), 3, validation_fraction=0.1, is_classification=True
+    )
 
-    train, valid = random_split(n_rows, n_valid, seed)
-
-    expected = train_test_split(np.arange(n_rows), test_size=n_valid, random_state=seed)
+    expected = train_test_split(
+        np.arange(len(codes)), test_size=len(valid), random_state=3
+    )
     np.testing.assert_array_equal(train, np.sort(expected[0]))
     np.testing.assert_array_equal(valid, np.sort(expected[1]))
 
 
-@pytest.mark.parametrize("n_classes", [3, 300, 70_000])
-def test_a_stratified_split_of_many_classes_equals_that_of_train_test_split(n_classes):
-    codes = np.repeat(np.arange(n_classes), 4)
-
-    _, valid = random_split(len(codes), n_classes, 0, codes)
-
-    _, expected = train_test_split(
-        np.arange(len(codes)), test_size=n_classes, random_state=0, stratify=codes
+def test_a_split_that_leaves_no_row_is_refused():
+    with pytest.raises(ValueError, match="leaves none") as refused:
+        split_rows(np.ones(3), 0, validation_fraction=0.9, is_classification=False)
+    assert str(refused.value) == (
+        "validation_fraction=0.9 holds out 3 of 3 rows, which leaves none to train on. "
+        "Lower it, or set early_stopping=False."
     )
-    np.testing.assert_array_equal(valid, np.sort(expected))
 
 
 @pytest.mark.parametrize("n_rows", [5, 23, 100])

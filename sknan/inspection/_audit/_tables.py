@@ -15,23 +15,15 @@ from sknan.inspection._audit._columns import codes_of
 from sknan.inspection._audit._finding import Observation
 from sknan.inspection._audit._formatting import number, quantity, share
 from sknan.preprocessing._tables.lazy_table import LazyTable
-from sknan.preprocessing._tables.typed_column import TypedColumn
 
 # Columns with more categories are not compared under other names.
 _FEW_CATEGORIES = 50
-
-# Number of columns that are hashed between two searches for equal rows.
-_N_BETWEEN_SEARCHES = 8
 
 # Ratio of two interquartile ranges from which scales differ, and size of the quartiles
 # from which a scale is large.
 _LARGE = 1e3
 
-# Odd multiplier of a multiplicative hash: 2**64 divided by the golden ratio.
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-
 _Profiles = Sequence[ColumnProfile]
-_RowsAndHashes = tuple[NDArray[np.int64], NDArray[np.uint64]]
 
 
 def observations_in_table(
@@ -186,46 +178,31 @@ def duplicated_rows(
     yield Observation("duplicated rows", n_duplicates / table.n_rows, detail)
 
 
-def _find_duplicates(table: LazyTable, profiles: _Profiles) -> _RowsAndHashes:
-    """Return rows that are equal to others in all columns, and the hash of each.
+def _find_duplicates(
+    table: LazyTable, profiles: _Profiles
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows that are equal to others in all columns, and the group of each.
 
     Columns with the most distinct values are compared first, and each column is read
     only in rows that are equal so far. A column without repeated values therefore ends
     the search. The result is empty if the rows cannot be compared or if there are more
     rows than combinations of values.
     """
-    n_rows = table.n_rows
+    rows = np.arange(table.n_rows)
+    groups = np.zeros(table.n_rows, dtype=np.int64)
     is_comparable = not (table.is_sparse or any(p.holds == "nested" for p in profiles))
-    if not is_comparable or math.prod(1.0 + p.n_distinct for p in profiles) <= n_rows:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
-    rows = np.arange(n_rows)
-    groups = np.zeros(n_rows, dtype=np.uint64)
+    n_combinations = math.prod(1.0 + p.n_distinct for p in profiles)
+    if not is_comparable or n_combinations <= table.n_rows:
+        return rows[:0], groups[:0]
     order = sorted(
         (p for p in profiles if p.top_share < 1), key=lambda p: -p.n_distinct
     )
-    for n_read, profile in enumerate(order, start=1):
-        groups *= _MULTIPLIER
-        groups ^= _hashes(table.read(profile.position), rows)
-        groups ^= groups >> np.uint64(29)
-        is_due = n_read == len(order) or n_read % _N_BETWEEN_SEARCHES == 0
-        if is_due or n_read <= 2 or rows.size < n_rows / 2:
-            equal = pd.Series(groups).duplicated(keep=False).to_numpy()
-            rows, groups = rows[equal], groups[equal]
+    for profile in order:
+        codes, values = codes_of(table.read(profile.position), rows)
+        # Missing cells have the code -1.
+        groups, _ = pd.factorize(groups * (len(values) + 1) + codes)
+        is_repeated = np.bincount(groups)[groups] > 1
+        rows, groups = rows[is_repeated], groups[is_repeated]
         if not rows.size:
             break
     return rows, groups
-
-
-def _hashes(column: TypedColumn, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return a hash of each cell in some rows, the same for equal cells."""
-    if not isinstance(column.cells, np.ndarray) or column.cells.dtype.kind == "c":
-        return codes_of(column, rows)[0].astype(np.uint64)
-    cells = column.cells[rows]
-    if cells.dtype.kind in "mM":
-        return cells.astype(np.int64).view(np.uint64)
-    if cells.dtype.kind in "biu":
-        return cells.astype(np.uint64)
-    bits = (cells.astype(np.float64) + 0.0).view(np.uint64)  # -0.0 becomes 0.0.
-    bits[np.isnan(cells)] = 1
-    # The low bits of integers in floating point are 0.
-    return bits ^ (bits >> np.uint64(32))

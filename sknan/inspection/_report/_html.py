@@ -5,16 +5,16 @@ The page includes its style and figures and loads nothing. All text is escaped.
 
 from __future__ import annotations
 
+import base64
 import html
 import importlib.util
 import io
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from sknan.inspection._plotting import INK, pyplot
+from sknan.inspection._plotting import pyplot
 
 # Number of rows that a table shows before it is expanded.
 _N_ROWS = 20
@@ -39,7 +39,9 @@ STYLE = """
 .sknan-report th, .sknan-report td { text-align: left; vertical-align: top;
   padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); min-width: 3em;
   background: transparent; color: inherit; overflow-wrap: break-word; }
-.sknan-report svg { display: block; width: 100%; height: auto; max-width: 700px; }
+.sknan-report img { display: block; width: 100%; max-width: 700px; }
+@media (prefers-color-scheme: dark) {
+  .sknan-report img { filter: invert(1) hue-rotate(180deg); } }
 .sknan-report pre { background: var(--soft); border-left: 3px solid var(--bad);
   padding: 8px 10px; margin: 8px 0; white-space: pre-wrap; font-size: 13px;
   color: inherit; }
@@ -82,52 +84,16 @@ def table(rows: Sequence[Sequence[Any]], heads: Sequence[str] = ()) -> str:
 
 
 def _picture(figure: Any, title: str) -> str:
-    """Return a matplotlib figure as SVG in the text color of the page, and close it."""
+    """Return a matplotlib figure as an SVG image inside the page, and close it."""
     plt = pyplot("report")
-    text = io.StringIO()
-    for ax in figure.axes:
-        _set_ink(ax)
-    with plt.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", transparent=True)
+    svg = io.BytesIO()
+    # Without date and with fixed ids, equal figures give equal pages.
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sknan"}):
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
-    svg = _with_unique_ids(svg, title)
-    svg = svg.replace(INK, "currentColor")
+    data = base64.b64encode(svg.getvalue()).decode()
     label = html.escape(title, quote=True)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def _with_unique_ids(svg: str, title: str) -> str:
-    """Replace ids by reproducible ones that no other figure of the page has."""
-    used = dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-    prefix = re.sub(r"\W+", "-", title.lower())
-    new = {old: f"{prefix}-{number}" for number, old in enumerate(used)}
-
-    def new_id(match: re.Match[str]) -> str:
-        return f' id="{new[match[1]]}"' if match[1] in new else ""
-
-    svg = re.sub(r'\sid="([^"]*)"', new_id, svg)
-    return re.sub(
-        r'(href="#|url\(#)([^")]+)', lambda match: match[1] + new[match[2]], svg
-    )
-
-
-def _set_ink(ax: Any) -> None:
-    """Draw frame, ticks and labels in the color that is replaced by the page's text."""
-    ax.tick_params(which="both", color=INK, labelcolor=INK)
-    for spine in ax.spines.values():
-        spine.set_edgecolor(INK)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.label.set_color(INK)
-        axis.get_offset_text().set_color(INK)
-    ax.title.set_color(INK)
-    legend = ax.get_legend()
-    if legend is not None:
-        for text in legend.get_texts():
-            text.set_color(INK)
+    return f'<img alt="{label}" src="data:image/svg+xml;base64,{data}">'
 
 
 def page(title: str, body: str) -> str:
