@@ -180,20 +180,17 @@ class _StackedTrials:
         return x, self.stack.prepare_target(target, x.shape[:2])
 
     def run(self) -> np.ndarray:
-        """Return the mean loss of each member after the steps; inf if one fails."""
-        stack = self.stack
-        has_failed = np.zeros(len(self.members), dtype=bool)
+        """Return the mean loss of each member in the last steps; inf if one fails."""
+        stack, n_batches = self.stack, len(self.batches)
         steps = itertools.islice(itertools.cycle(self.batches), N_TRIAL_STEPS)
         factors = stack.step_factors(np.tile(self.rates, (N_TRIAL_STEPS, 1)))
+        losses, norms = np.empty((2, N_TRIAL_STEPS, len(self.members)))
         with torch.no_grad(), np.errstate(invalid="ignore", over="ignore"):
-            for (x, target), factor in zip(steps, factors, strict=True):
-                losses, norms, _ = stack.forward_backward(x, target)
-                has_failed |= are_refused(losses, norms)
-                self.clipping.apply(stack, norms)
+            for i, ((x, target), factor) in enumerate(zip(steps, factors, strict=True)):
+                losses[i], norms[i], _ = stack.forward_backward(x, target)
+                self.clipping.apply(stack, norms[i])
                 stack.step(factor)
-            total = np.zeros(len(self.members))
-            for x, target in self.batches:
-                losses, _, _ = stack.forward_backward(x, target)
-                total += losses
-        mean = total / len(self.batches)
+            has_failed = are_refused(losses, norms).any(0)
+            # numpy's sums could round differently for one member than for many.
+            mean = np.add.accumulate(losses[-n_batches:])[-1] / n_batches
         return np.where(has_failed | ~np.isfinite(mean), math.inf, mean)

@@ -91,13 +91,16 @@ class Stack:
         self._is_transposed = is_stored_transposed(members[0].net)
         self._shapes = [w.shape for w in self._transposed(states[0].weights)]
         self._size = sum(shape.numel() for shape in self._shapes)
+        weights = self._packed([state.weights for state in states])
+        moments = [torch.zeros_like(weights) for _ in range(2)]
+        for k, state in enumerate(states):
+            if state.n_steps:
+                for rows, tensors in zip(moments, state.moments, strict=True):
+                    rows[k] = self._packed([tensors])[0]
         columns = zip(*(state.buffers for state in states), strict=True)
-        self.rows = StackRows(
-            self._packed([state.weights for state in states]),
-            [self._packed([state.moments[i] for state in states]) for i in range(2)],
-            [torch.stack(column) for column in columns],
-            np.array([state.n_steps for state in states]),
-        )
+        buffers = [torch.stack(column) for column in columns]
+        n_steps = np.array([state.n_steps for state in states])
+        self.rows = StackRows(weights, moments, buffers, n_steps)
         self._allocate()
 
     def _packed(self, networks: list[list[Tensor]]) -> Tensor:

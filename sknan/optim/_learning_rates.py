@@ -112,8 +112,8 @@ def lower_scale(scale: float, growth: float) -> ScaleSearch:
     Returns
     -------
     float
-        Factor with the lowest loss among about a dozen, which are a quarter or half of
-        a power of ten apart.
+        Factor with the lowest loss among up to a dozen, which are half of a power of
+        ten apart.
     """
     # A learning rate that moves the weights by k times their size in one step is about
     # k times too high. This first guess is useful even for lr=1e30.
@@ -129,9 +129,7 @@ def lower_scale(scale: float, growth: float) -> ScaleSearch:
     coarse = yield from best_of([guess * 10.0 ** (k / 2) for k in range(-2, 5)])
     while coarse == min(losses) and len(losses) < _MOST_TRIALS:
         coarse = yield from best_of([coarse * 10.0**-0.5, coarse * 10.0**-1.0])
-    if not math.isfinite(losses[coarse]):
-        return min(losses)
-    return (yield from best_of([coarse * 10.0**0.25, coarse * 10.0**-0.25]))
+    return coarse if math.isfinite(losses[coarse]) else min(losses)
 
 
 def run_search(

@@ -15,8 +15,9 @@ from sknan.nets.recovery.protocol import StepRefused, Training
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
 
-# Number of steps for which a lower learning rate is tested.
-N_TRIAL_STEPS = 16
+# Number of steps for which a lower learning rate is tested, twice as many as there are
+# batches.
+N_TRIAL_STEPS = 10
 
 
 class RateTrials:
@@ -53,7 +54,7 @@ class RateTrials:
         return math.isnan(norm)
 
     def losses_after(self, scales: list[float]) -> list[float]:
-        """Return the losses of the latest batches after some steps at lower rates.
+        """Return the losses of the latest batches in some steps at lower rates.
 
         The steps start from the last verified weights, with empty optimizer state.
 
@@ -65,7 +66,7 @@ class RateTrials:
         Returns
         -------
         list of float
-            Mean losses; inf if a step fails.
+            Mean losses of the last pass over the batches; inf if a step fails.
         """
         return [self._loss_after(scale) for scale in scales]
 
@@ -78,15 +79,17 @@ class RateTrials:
                 net.guard_.last_weights(),
                 kept_random_states(net.device),
                 empty_states(optimizers),
+                scaled_rates(optimizers, factor, net.guard_.rate_caps),
             ):
-                with scaled_rates(optimizers, factor, net.guard_.rate_caps):
-                    for i in range(N_TRIAL_STEPS):
-                        self._take_step(batches[i % len(batches)])
-                mean = self._mean_loss()
+                losses = [
+                    self._take_step(batches[i % len(batches)])
+                    for i in range(N_TRIAL_STEPS)
+                ]
         except StepRefused:
             return math.inf
         finally:
             net._zero_grad_optimizer()
+        mean = sum(losses[-len(batches) :]) / len(batches)
         return mean if math.isfinite(mean) else math.inf
 
     @property
@@ -130,11 +133,14 @@ class RateTrials:
             for group in optimizer.param_groups
         ]
 
-    def _take_step(self, batch: Any) -> None:
+    def _take_step(self, batch: Any) -> float:
+        """Take a step, and return its loss before the step."""
         net, conditioning = self.net, self.training.conditioning
+        losses: list[Tensor] = []
 
         def step_fn() -> Tensor:
             loss, norm = self._backward(batch)
+            losses.append(loss.detach())
             if not math.isfinite(norm):
                 raise StepRefused({}, float(loss.detach()), norm)
             parameters = [p for p in net.guard_.parameters if p.grad is not None]
@@ -154,6 +160,7 @@ class RateTrials:
         finally:
             if conditioning is not None:
                 conditioning.to_raw()
+        return float(losses[0])
 
     def _loss(self, batch: Any) -> Tensor:
         inputs, target = unpack_data(batch)

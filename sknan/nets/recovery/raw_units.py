@@ -84,6 +84,12 @@ class _Uses(TorchFunctionMode):
         return weight if n_uses == 1 else None
 
 
+def _may_be_raw(values: Any) -> bool:
+    """Whether numbers are large enough for raw units."""
+    is_float = isinstance(values, Tensor) and values.is_floating_point()
+    return is_float and not bool(values.abs().max() < _RAW)
+
+
 def _middle_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return median and half the central 68 % range of each column, in float64."""
     sample = values[:: max(1, len(values) // _MOST_ROWS)].detach().double()
@@ -286,7 +292,7 @@ def conditioned(
     inputs = batch[0]
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return None
-    if inputs.ndim != 2 or not inputs.numel():
+    if inputs.ndim != 2 or not inputs.numel() or not any(map(_may_be_raw, data)):
         return None
     try:
         with torch.no_grad(), _Uses(inputs) as uses:

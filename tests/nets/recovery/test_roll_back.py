@@ -85,8 +85,8 @@ def test_a_rescue_that_has_learned_nothing_is_an_error():
     net = network_of(MLP, lr=1e30, max_epochs=2, callbacks=[Undone()])
     error = refused(net)
     assert str(error) == (
-        "Training failed once, and the rescued network has learned nothing: its loss "
-        "is no better than that of the untrained network. First failure: "
+        "Training failed 2 times, and the rescued network has learned nothing: its "
+        "loss is no better than that of the untrained network. First failure: "
         f"{net.nonfinite_reports_[0]}"
     )
 
