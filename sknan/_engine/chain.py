@@ -19,11 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sknan._engine.losses import StackedLoss, stacked_loss_of
 from sknan.nets._chain import ACTIVATIONS
-from sknan.nets._tabular_mlp import PeriodicEmbedding
 
 _aten = torch.ops.aten
 
@@ -163,46 +161,6 @@ def _copied(source: Tensor, calls: list[_Call]) -> Tensor:
     copy = torch.empty(source.shape, dtype=source.dtype)
     calls.append(partial(copy.copy_, source))
     return copy
-
-
-class _StackedEmbedding:
-    """Periodic embedding of numbers, computed by autograd member by member."""
-
-    def __init__(
-        self, module: PeriodicEmbedding, blocks: list[tuple[Tensor, Tensor]]
-    ) -> None:
-        self.module = module
-        names = [name for name, _ in module.named_parameters()]
-        self.weights = [
-            {n: w.requires_grad_() for n, w in zip(names, weights, strict=True)}
-            for weights in zip(*(w.unbind() for w, _ in blocks), strict=True)
-        ]
-        self.gradients = list(zip(*(g.unbind() for _, g in blocks), strict=True))
-
-    def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
-        output = x.new_empty(len(x), *self._embed(0, x[0]).shape)
-        calls.append(partial(self._forward, x, output))
-        return output
-
-    def _embed(self, k: int, x: Tensor) -> Tensor:
-        output: Tensor = functional_call(self.module, self.weights[k], (x,))
-        return output
-
-    def _forward(self, x: Tensor, output: Tensor) -> None:
-        with torch.enable_grad():
-            self.outputs = [self._embed(k, rows) for k, rows in enumerate(x)]
-        torch.stack([each.detach() for each in self.outputs], out=output)
-
-    def backward(self, grad: Tensor, needs_input: bool, calls: list[_Call]) -> None:
-        calls.append(partial(self._backward, grad))
-
-    def _backward(self, grad: Tensor) -> None:
-        members = zip(self.outputs, self.weights, self.gradients, grad, strict=True)
-        for output, weights, gradients, output_grad in members:
-            found = torch.autograd.grad(output, list(weights.values()), output_grad)
-            for target, gradient in zip(gradients, found, strict=True):
-                target.copy_(gradient)
-        del self.outputs
 
 
 class _StackedActivation:
@@ -377,9 +335,6 @@ class StackedChain:
                 is_last = i == len(columns) - 1
                 linear = _StackedOutput if is_last else _StackedLinear
                 self.layers.append(linear(weight, bias))
-            elif isinstance(layer, PeriodicEmbedding):
-                embedded = [next(blocks) for _ in layer.parameters()]
-                self.layers.append(_StackedEmbedding(layer, embedded))
             elif isinstance(layer, nn.Dropout):
                 rates = [dropout.p for dropout in column]
                 self.layers.append(_StackedDropout(rates, generators))
@@ -387,9 +342,12 @@ class StackedChain:
                 self.layers.append(_StackedReLU())
             else:
                 self.layers.append(_StackedActivation(layer))
-        weighted = (_StackedLinear, _StackedEmbedding)
         # Layers before the first weights need no gradient.
-        self.first = [isinstance(layer, weighted) for layer in self.layers].index(True)
+        self.first = next(
+            i
+            for i, layer in enumerate(self.layers)
+            if isinstance(layer, _StackedLinear)
+        )
         if not isinstance(self.layers[-1], _StackedOutput):
             self.layers.append(_RowsLast())
         self.programs: dict[int, _StepProgram] = {}

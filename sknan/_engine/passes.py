@@ -62,8 +62,8 @@ def pass_key(net: TableNet, table: TensorTable) -> Hashable | None:
     hashable or None
         None for a network that cannot be stacked.
     """
-    layers = _chain_for_table(net, table)
-    if layers is not None:
+    layers = _chain_of(net)
+    if layers is not None and _is_known(net, table):
         sizes = tuple((type(layer), _sizes(layer)) for layer in layers)
         return "chain", sizes, type(net.criterion_)
     return _module_key(net)
@@ -123,23 +123,24 @@ def stacked_pass(
 
 def _chain_of(net: TableNet) -> list[nn.Module] | None:
     """Return the layers of a chain whose passes are explicit."""
-    has_loss = stacked_loss_of(net.criterion_) is not None
-    return layers_of(net.module_) if has_loss else None
+    if stacked_loss_of(net.criterion_) is None:
+        return None
+    layers = layers_of(net.module_)
+    has_embedding = any(isinstance(layer, PeriodicEmbedding) for layer in layers or [])
+    return None if has_embedding else layers
 
 
-def _chain_for_table(net: TableNet, table: TensorTable) -> list[nn.Module] | None:
-    """Return the layers of a chain whose passes are explicit for a table."""
+def _is_known(net: TableNet, table: TensorTable) -> bool:
+    """Whether a table is the input of a chain of known layers with a known loss."""
     loss = stacked_loss_of(net.criterion_)
     if loss is None or not isinstance(table.y, Tensor) or not loss.accepts(table.y):
-        return None
-    return known_layers(net.module_, net.criterion_, table.X)
+        return False
+    return known_layers(net.module_, net.criterion_, table.X) is not None
 
 
 def _sizes(layer: nn.Module) -> Hashable:
     if isinstance(layer, nn.Linear):
         return (*layer.weight.shape, layer.bias is not None)
-    if isinstance(layer, PeriodicEmbedding):
-        return (*layer.weight.shape, *layer.columns.tolist())
     return getattr(layer, "approximate", None)
 
 
@@ -158,7 +159,11 @@ def _module_key(net: TableNet) -> Hashable | None:
     )
     if not is_supported:
         return None
-    options = {k: repr(v) for k, v in vars(criterion).items() if k[:1] != "_"}
+    options = {
+        name: repr(value)
+        for name, value in vars(criterion).items()
+        if name[:1] != "_" and name != "training"
+    }
     buffers = [b.tolist() for b in criterion.buffers()]
     return (
         type(module),
@@ -188,7 +193,7 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     -------
     bool
     """
-    if _chain_for_table(net, table) is not None:
+    if _is_known(net, table):
         return True
     start = max(0, len(table) - _N_COMPARED)
     batches = [table.rows(slice(i, i + _N_COMPARED)) for i in (0, start)]

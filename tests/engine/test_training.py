@@ -136,10 +136,18 @@ def test_a_member_of_a_stack_is_bitwise_identical_to_a_fit(settings, common):
             assert stacked == single
 
 
-@pytest.mark.parametrize("width", [7, 16, 256])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"module__width": 7},
+        {"module__width": 16},
+        {"module__width": 256},
+        {"module__n_frequencies": 4, "module__dropout": 0.2},
+    ],
+)
 @pytest.mark.parametrize("estimator_class", [StableNetClassifier, StableNetRegressor])
-def test_widths_do_not_change_the_bits_of_a_member(estimator_class, width):
-    jobs = jobs_of(estimator_class, LEARNING_RATES, module__width=width)
+def test_a_stack_of_one_has_the_bits_of_a_member_of_many(estimator_class, params):
+    jobs = jobs_of(estimator_class, LEARNING_RATES, **params)
     estimators = fitted_separately(jobs)
     for outcome, separate in zip(train_together(jobs), estimators, strict=True):
         assert_bitwise_equal(weights_of(outcome.estimator), weights_of(separate))
