@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections import OrderedDict
 from importlib.metadata import version
 from typing import Any, ClassVar
 
 import sklearn
 import torch
 from sklearn.exceptions import InconsistentVersionWarning
+from torch import nn
+from torch.nn.utils import parametrize
 
 _KEY = "_pickled_with"
 
@@ -26,6 +29,40 @@ def _versions() -> dict[str, str]:
         "torch": torch.__version__,
         "scikit-learn": sklearn.__version__,
     }
+
+
+def make_picklable(module: nn.Module) -> None:
+    """Make the parametrized parts of a module picklable, as under weight norm.
+
+    torch gives each parametrized part a class of its own, which refuses to be pickled
+    because no other process can import it. The class before the parametrization and the
+    attributes are enough to restore it.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Module whose parts may be parametrized.
+    """
+    for part in module.modules():
+        if parametrize.is_parametrized(part):
+            kind: Any = type(part)
+            kind.__reduce__ = _reduce_parametrized
+
+
+def _reduce_parametrized(part: nn.Module) -> Any:
+    original = parametrize.type_before_parametrizations(part)
+    # A local hook of weight norm only converts the state of torch's former weight norm.
+    attributes = {**vars(part), "_load_state_dict_pre_hooks": OrderedDict()}
+    return _restore_parametrized, (original, attributes)
+
+
+def _restore_parametrized(original: Any, attributes: dict[str, Any]) -> nn.Module:
+    part: nn.Module = original.__new__(original)
+    part.__dict__.update(attributes)
+    parametrize._inject_new_class(part)
+    for name in part.parametrizations:  # type: ignore[union-attr]
+        parametrize._inject_property(part, name)
+    return part
 
 
 class VersionedPickleMixin:

@@ -10,7 +10,7 @@ import torch
 from skorch.dataset import get_len
 from torch.utils.data import DataLoader
 
-from sknan._utils.pickling import VersionedPickleMixin
+from sknan._utils.pickling import VersionedPickleMixin, make_picklable
 from sknan._utils.settings import usual_settings
 from sknan._utils.validation import is_number
 from sknan.diagnosis._report import NonFiniteReport
@@ -459,6 +459,8 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         # skorch pickles tensors into bytes, to move them between devices when they are
         # loaded. The plain pickler that it uses cannot pickle a module of the user's
         # script or notebook; the caller's pickler, such as cloudpickle, can.
+        for module in self._all_modules() if self.initialized_ else ():
+            make_picklable(module)
         prefixes = tuple(self.cuda_dependent_attributes_)
         tensors = {k: v for k, v in vars(self).items() if k.startswith(prefixes)}
         others = {k: v for k, v in vars(self).items() if k not in tensors}

@@ -22,6 +22,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from skorch.exceptions import DeviceWarning
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from sknan import (
     DivergenceWarning,
@@ -553,3 +554,26 @@ def test_all_tensors_are_in_the_part_of_the_state_that_skorch_moves():
         text = pickle.dumps(state)
         assert b"torch.storage" not in text
         assert b"_rebuild_tensor" not in text
+
+
+class Normed(nn.Module):
+    """Network with parametrized weights."""
+
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.hidden = weight_norm(nn.Linear(n_features_in, 8))
+        self.head = spectral_norm(nn.Linear(8, n_outputs))
+
+    def forward(self, X):
+        return self.head(torch.relu(self.hidden(X)))
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+def test_a_network_with_parametrized_weights_can_be_pickled(pickler):
+    X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    y = (X[:, 0] > 0).astype(int)
+    model = StableNetClassifier(Normed, max_epochs=3, random_state=0).fit(X, y)
+    again = pickle.loads(pickler.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
+    assert len(list(again.net_.module_.hidden.parametrizations.weight)) == 1
+    assert again.partial_fit(X, y).predict_proba(X).shape == (60, 2)
