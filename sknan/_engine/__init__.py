@@ -17,7 +17,7 @@ be 1. In the order in which a training passes through them, the modules are:
 ``fit``
     ``train_stack``, and ``train`` for one plan: as a stack of one if it can be.
 ``grouping``
-    Keys of plans that may share a stack.
+    Keys of plans that may share a stack; ``module_key`` for modules of one's own.
 ``training``
     ``StackTraining``, the loop over epochs and batches of a stack.
 ``member``

@@ -35,12 +35,15 @@ _PER_MEMBER = frozenset(
     {
         "lr",
         "weight_decay",
+        "adaptive_clip",
         "clip_norm",
+        "clip_value",
         "lr_schedule",
         "warmup",
         "random_state",
         "n_iter_no_change",
         "max_recoveries",
+        "on_nonfinite",
         "module__dropout",
         "optimizer__betas",
         "optimizer__dampening",
@@ -128,12 +131,10 @@ def job_key(job: Job) -> Hashable | None:
         return None
     common = {name: v for name, v in params.items() if name not in _PER_MEMBER}
     shape = getattr(job.X, "shape", None)
-    key = (type(job.estimator), shape, frozenset(common.items()))
     try:
-        hash(key)
-    except TypeError:
+        return type(job.estimator), shape, frozenset(common.items())
+    except TypeError:  # a parameter that is not hashable
         return None
-    return key
 
 
 @usual_settings()

@@ -23,6 +23,10 @@ from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.tree import tree_leaves, tree_map
 
+# An operation without a batching rule runs once for each member, as in separate fits.
+# torch would warn the user, who does not know of the stack.
+torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
+
 
 class _MaskedDropout(nn.Module):
     """Dropout by a given mask, which is drawn from the generator of each member."""
@@ -261,6 +265,7 @@ class StackedModule:
         self, x: Tensor, target: Any, masks: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         self.module.train()
+        self.criterion.train()
         compute = vmap(grad_and_value(self._loss, has_aux=True), randomness="error")
         gradients, (losses, output) = compute(
             self.weights, self.buffers, masks, x, target
@@ -271,6 +276,7 @@ class StackedModule:
     def evaluate(self, x: Tensor, target: Any) -> NDArray[Any]:
         """Return losses (K,) in evaluation mode."""
         self.module.eval()
+        self.criterion.eval()
         losses, _ = vmap(self._loss, randomness="error")(
             self.weights, self.buffers, {}, x, target
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sknan._engine.chain import StackedChain, transposed_weights
 from sknan._engine.losses import stacked_loss_of
+from sknan._engine.module_key import module_key
 from sknan._engine.module_pass import StackedModule
 from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import seeded
@@ -66,7 +67,7 @@ def pass_key(net: TableNet, table: TensorTable) -> Hashable | None:
     if layers is not None and _is_known(net, table):
         sizes = tuple((type(layer), _sizes(layer)) for layer in layers)
         return "chain", sizes, type(net.criterion_)
-    return _module_key(net)
+    return module_key(net)
 
 
 def is_stored_transposed(net: TableNet) -> list[bool]:
@@ -142,36 +143,6 @@ def _sizes(layer: nn.Module) -> Hashable:
     if isinstance(layer, nn.Linear):
         return (*layer.weight.shape, layer.bias is not None)
     return getattr(layer, "approximate", None)
-
-
-# -- networks that are no chain of known layers ----------------------------------------
-
-
-def _module_key(net: TableNet) -> Hashable | None:
-    module, criterion = net.module_, net.criterion_
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    is_supported = (
-        isinstance(criterion, nn.Module)
-        and not any(True for _ in criterion.parameters())
-        and all(p.requires_grad and p.is_cpu for p in module.parameters())
-        and bool(tensors)
-        and not isinstance(module, torch.jit.ScriptModule)
-    )
-    if not is_supported:
-        return None
-    options = {
-        name: repr(value)
-        for name, value in vars(criterion).items()
-        if name[:1] != "_" and name != "training"
-    }
-    buffers = [b.tolist() for b in criterion.buffers()]
-    return (
-        type(module),
-        repr(module),
-        repr(sorted(net.get_params_for("module").items())),
-        tuple((name, t.shape, t.dtype) for name, t in tensors),
-        (type(criterion), repr(sorted(options.items())), repr(buffers)),
-    )
 
 
 def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
