@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 # Number of cells in a block. A few float32 arrays of this size fit the second-level
 # cache of a core, and a block has so few long rows that one byte can count them.
@@ -135,22 +135,6 @@ class PerColumn:
         return self._row
 
 
-class Workspace:
-    """Temporary arrays that are reused from block to block."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[tuple[str, Any], NDArray[Any]] = {}
-
-    def empty_like(
-        self, cells: NDArray[Any], name: str, dtype: DTypeLike
-    ) -> NDArray[Any]:
-        """Return an uninitialized array of the shape of ``cells``."""
-        array = self._arrays.get((name, dtype))
-        if array is None or array.size < cells.size:
-            array = self._arrays[name, dtype] = np.empty(cells.size, dtype)
-        return array[: cells.size].reshape(cells.shape)
-
-
 class KnownMask(NamedTuple):
     """Mask of the cells of a float table that have a known value.
 
@@ -165,21 +149,17 @@ class KnownMask(NamedTuple):
     marker: float = math.nan
     limit: float = math.inf
 
-    def __call__(
-        self, cells: NDArray[Any], out: NDArray[np.bool_] | None = None
-    ) -> NDArray[np.bool_]:
-        """Return the mask of ``cells``, written to ``out`` if that is given."""
+    def __call__(self, cells: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return the mask of ``cells``."""
         is_narrow = self.limit < float(np.finfo(cells.dtype).max)
         if math.isnan(self.marker) and not is_narrow:
-            return np.asarray(np.isfinite(cells, out=out))
-        if is_narrow:  # every comparison with NaN is false
-            limit = cells.dtype.type(self.limit)
-            out = np.less_equal(cells, limit, out=out)
-            out &= np.greater_equal(cells, -limit)
-            if not math.isnan(self.marker):
-                out &= np.not_equal(cells, self.marker)
-            return out
-        return np.asarray(np.not_equal(cells, self.marker, out=out))
+            return np.asarray(np.isfinite(cells))
+        if not is_narrow:
+            return np.asarray(cells != self.marker)
+        # Every comparison with NaN is false.
+        limit = cells.dtype.type(self.limit)
+        known = (cells <= limit) & (cells >= -limit)
+        return known if math.isnan(self.marker) else known & (cells != self.marker)
 
 
 def flat_indices(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -215,8 +195,7 @@ def fill(
     if X.size <= _FEW_CELLS:
         np.copyto(out, values, where=~known(X))
         return
-    workspace, fill_values = Workspace(), PerColumn(values)
+    fill_values = PerColumn(values)
     for block in blocks(X, out):
-        mask = known(block.cells, workspace.empty_like(block.cells, "known", np.bool_))
-        missing = flat_indices(np.logical_not(mask, out=mask))
+        missing = flat_indices(~known(block.cells))
         block.out.reshape(-1)[missing] = fill_values.at(block, missing)

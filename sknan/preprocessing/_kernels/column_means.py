@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sknan.preprocessing._kernels.blocks import KnownMask, Workspace, blocks
+from sknan.preprocessing._kernels.blocks import KnownMask, blocks
 
 # Number of cells that are copied at once from a table in C order, and minimum number of
 # columns. A cache line has room for eight float64: copying fewer columns at once would
@@ -58,14 +58,11 @@ def count_known(X: NDArray[Any], known: KnownMask, *, enough: int) -> NDArray[np
         At least ``enough``, or the full count.
     """
     n_known = np.zeros(X.shape[1], dtype=np.int64)
-    workspace = Workspace()
     for block in blocks(X):
         if n_known.min() >= enough:
             break
         if n_known[block.columns].min() < enough:
-            cells = block.cells
-            mask = known(cells, workspace.empty_like(cells, "known", np.bool_))
-            n_known[block.columns] += block.count_true(mask)
+            n_known[block.columns] += block.count_true(known(block.cells))
     return n_known
 
 
@@ -80,19 +77,16 @@ def means(
     """
     n_known = np.zeros(X.shape[1], dtype=np.int64)
     total, compensation = np.zeros((2, X.shape[1]))
-    workspace = Workspace()
     integer = f"i{X.dtype.itemsize}"
     # Sums that overflow are recognized below by their mean.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for block in blocks(X):
-            cells = block.cells
-            mask = known(cells, workspace.empty_like(cells, "known", np.bool_))
+            mask = known(block.cells)
             n_known[block.columns] += block.count_true(mask)
             # A masked copy would branch at each cell. Instead, missing cells become 0
             # by clearing their bits.
-            bits = workspace.empty_like(cells, "bits", integer)
-            np.negative(mask.view(np.int8), out=bits)
-            np.bitwise_and(bits, cells.view(integer), out=bits)
+            bits = np.negative(mask.view(np.int8), dtype=integer)
+            bits &= block.cells.view(integer)
             kept = bits.view(X.dtype)
             part = block.sum_by_column(np.add.reduce(kept, axis=0, dtype=np.float64))
             before = total[block.columns]

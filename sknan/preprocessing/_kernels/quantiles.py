@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from sknan.preprocessing._kernels.blocks import (
     KnownMask,
     PerColumn,
-    Workspace,
     blocks,
     flat_indices,
 )
@@ -156,23 +155,18 @@ class _Candidates(NamedTuple):
         # numpy sorts 16-bit integers in linear time.
         code = np.uint16 if n_columns <= 1 << 16 else np.intp
         codes = PerColumn(np.arange(n_columns, dtype=code))
-        values, columns, workspace = [], [], Workspace()
+        values, columns = [], []
         for block in blocks(X):
             cells, these = block.cells, block.columns
-            is_known, above, below, inside = (
-                workspace.empty_like(cells, name, np.bool_)
-                for name in ("known", "above", "below", "inside")
-            )
-            n_known[these] += block.count_true(known(cells, is_known))
-            inside[...] = False
+            is_known = known(cells)
+            n_known[these] += block.count_true(is_known)
+            inside = np.zeros_like(is_known)
             for q, (least, most) in enumerate(zip(lows, highs, strict=True)):
-                np.greater(cells, least.along(block), out=above)
-                np.less(cells, most.along(block), out=below)
-                above &= is_known
-                below &= is_known
+                above = (cells > least.along(block)) & is_known
+                below = (cells < most.along(block)) & is_known
                 n_above[q, these] += block.count_true(above)
                 n_below[q, these] += block.count_true(below)
-                inside |= np.logical_and(above, below, out=above)
+                inside |= above & below
             indices = flat_indices(inside)
             values.append(cells.reshape(-1)[indices])
             columns.append(np.broadcast_to(codes.at(block, indices), indices.shape))

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from sknan.preprocessing._kernels.blocks import (
     Block,
     PerColumn,
-    Workspace,
     blocks,
     flat_indices,
 )
@@ -79,7 +78,6 @@ class DirectScaling:
         dtype: np.dtype[Any],
     ) -> None:
         self._dtype, self._is_bounded = dtype, bound is not None
-        self._workspace = Workspace()
         self._constant: NDArray[np.intp] | tuple[()] = ()
         least = float(scale.min())
         if least == 0:
@@ -175,8 +173,7 @@ class DirectScaling:
             d = torch.from_numpy(block.out).sub_(center)
             if self._has_rest:
                 d.sub_(rest)
-            sizes = self._workspace.empty_like(block.out, "sizes", self._dtype)
-            np.square(block.out, out=sizes)
+            sizes = np.square(block.out)
             # The steps of `_sizes` in torch: numpy's square root of float64 is slow.
             y = torch.from_numpy(sizes)
             torch.addcdiv(offset, square, y, out=y).rsqrt_()
@@ -207,13 +204,10 @@ class DirectScaling:
     def _scale_tiny(self, block: Block, sizes: NDArray[Any]) -> None:
         """Scale the deviations that are too small to be squared, and need no bound."""
         d, limit = block.out, self._largest_edge
-        is_tiny = self._workspace.empty_like(d, "is tiny", np.bool_)
-        mask = self._workspace.empty_like(d, "mask", np.bool_)
-        np.less(d, limit, out=is_tiny)
-        is_tiny &= np.greater(d, -limit, out=mask)
+        is_tiny = (d < limit) & (d > -limit)
         # Most tiny deviations are zeros, which stay as they are.
         if is_tiny.any():
-            is_tiny &= np.not_equal(d, 0, out=mask)
+            is_tiny &= d != 0
         if not is_tiny.any():
             return
         indices = flat_indices(is_tiny)
