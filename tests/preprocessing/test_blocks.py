@@ -10,7 +10,6 @@ from sknan.preprocessing._kernels.blocks import (
     PerColumn,
     blocks,
     fill,
-    flat_indices,
 )
 
 NAN, INF = np.nan, np.inf
@@ -58,12 +57,6 @@ def test_values_of_columns_are_repeated_along_joined_rows(shape, layout):
         at_indices = everywhere.at(block, indices)
         assert (block.cells.reshape(-1)[indices] == at_indices).all()
     assert (n_true == shape[0]).all()
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.03, 0.1, 0.5, 1.0])
-def test_flat_indices_agree_with_flatnonzero(share):
-    mask = np.random.default_rng(0).random((37, 1000)) < share
-    np.testing.assert_array_equal(flat_indices(mask), np.flatnonzero(mask))
 
 
 @pytest.mark.parametrize("layout", ["C", "F", "strided"])

@@ -162,20 +162,6 @@ class KnownMask(NamedTuple):
         return known if math.isnan(self.marker) else known & (cells != self.marker)
 
 
-def flat_indices(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Return the indices of the true entries of a flattened mask."""
-    flat = mask.reshape(-1)
-    n_true = np.count_nonzero(flat)
-    # If up to a tenth of the entries are true, numpy searches from each true entry to
-    # the next. This takes twice the time of numpy's other algorithm unless the entries
-    # are far apart. Padding with true entries selects the other algorithm.
-    if not flat.size // 50 < n_true <= flat.size // 10 + 1:
-        return flat.nonzero()[0]
-    padded = np.ones(flat.size + flat.size // 8, dtype=np.bool_)
-    padded[: flat.size] = flat
-    return padded.nonzero()[0][:n_true]
-
-
 def fill(
     X: NDArray[Any], values: NDArray[Any], known: KnownMask, out: NDArray[Any]
 ) -> None:
@@ -197,5 +183,5 @@ def fill(
         return
     fill_values = PerColumn(values)
     for block in blocks(X, out):
-        missing = flat_indices(~known(block.cells))
+        missing = np.flatnonzero(~known(block.cells))
         block.out.reshape(-1)[missing] = fill_values.at(block, missing)

@@ -23,7 +23,6 @@ from sknan.preprocessing._kernels.blocks import (
     KnownMask,
     PerColumn,
     blocks,
-    flat_indices,
 )
 from sknan.preprocessing._kernels.column_means import columns_of
 
@@ -167,7 +166,7 @@ class _Candidates(NamedTuple):
                 n_above[q, these] += block.count_true(above)
                 n_below[q, these] += block.count_true(below)
                 inside |= above & below
-            indices = flat_indices(inside)
+            indices = np.flatnonzero(inside)
             values.append(cells.reshape(-1)[indices])
             columns.append(np.broadcast_to(codes.at(block, indices), indices.shape))
         of_column = np.concatenate(columns)

@@ -15,7 +15,6 @@ from sknan.preprocessing._kernels.blocks import (
     Block,
     PerColumn,
     blocks,
-    flat_indices,
 )
 
 # Below bound * 2**-27 the bounded value and the value itself differ by less than half
@@ -210,7 +209,7 @@ class DirectScaling:
             is_tiny &= d != 0
         if not is_tiny.any():
             return
-        indices = flat_indices(is_tiny)
+        indices = np.flatnonzero(is_tiny)
         size, bounded = np.abs(d.reshape(-1)[indices]), sizes.reshape(-1)
         edge, scale, most = self._at_edge.at(block, indices)
         # Rounding must not raise them above the smallest one that is squared.
