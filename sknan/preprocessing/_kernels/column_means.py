@@ -77,17 +77,13 @@ def means(
     """
     n_known = np.zeros(X.shape[1], dtype=np.int64)
     total, compensation = np.zeros((2, X.shape[1]))
-    integer = f"i{X.dtype.itemsize}"
+    zero = X.dtype.type(0)
     # Sums that overflow are recognized below by their mean.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for block in blocks(X):
             mask = known(block.cells)
             n_known[block.columns] += block.count_true(mask)
-            # A masked copy would branch at each cell. Instead, missing cells become 0
-            # by clearing their bits.
-            bits = np.negative(mask.view(np.int8), dtype=integer)
-            bits &= block.cells.view(integer)
-            kept = bits.view(X.dtype)
+            kept = np.where(mask, block.cells, zero)
             part = block.sum_by_column(np.add.reduce(kept, axis=0, dtype=np.float64))
             before = total[block.columns]
             after = before + part

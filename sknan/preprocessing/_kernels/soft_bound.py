@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sknan.preprocessing._kernels.blocks import (
@@ -30,20 +29,6 @@ _REACH = {np.dtype(np.float32): 2.0**48, np.dtype(np.float64): 2.0**480}
 # Smallest deviation, absolute and relative to the scale, whose square has all digits
 # and by whose square the square of the scale can be divided.
 _EDGE = {np.dtype(np.float32): 2.0**-62, np.dtype(np.float64): 2.0**-510}
-
-# Sign bit. Copying it takes half the time of numpy's copysign.
-_SIGN: dict[np.dtype[Any], np.unsignedinteger[Any]] = {
-    np.dtype(np.float32): np.uint32(1 << 31),
-    np.dtype(np.float64): np.uint64(1 << 63),
-}
-
-# Number of cells in a block. Up to the first number torch starts no threads, for which
-# a process that is forked later would wait forever. If torch has only one thread,
-# larger blocks are faster.
-_SERIAL_CELLS, _CELLS = 1 << 15, 1 << 17
-
-# Size of a table up to which numpy is faster than torch, whose calls cost more.
-_FEW_CELLS = 1 << 15
 
 
 class DirectScaling:
@@ -119,70 +104,39 @@ class DirectScaling:
             self._is_near_0 |= (np.abs(self._rest) < edge) & (self._rest != 0)
         if self._is_near_0.any():
             self._largest_edge = edge.max()
-            self._at_edge = PerColumn(np.array([edge, self._scale, self._sizes(edge)]))
+            self._at_edge = PerColumn(
+                np.array([edge, self._scale, self._sizes(edge, self._square)])
+            )
 
     def write(self, X: NDArray[Any], out: NDArray[Any]) -> None:
         """Write the scaled table; ``out`` may be ``X``."""
+        # Copied at once, since writing to new memory block by block is slow.
+        if out is not X:
+            np.copyto(out, X)
+        divisor = self._square if self._is_bounded else self._scale
+        values = PerColumn(np.array([self._center, self._rest, divisor]))
+        largest = np.finfo(self._dtype).max
         # A ratio that overflows, or whose divisor is 0, is meant to become infinite.
         with np.errstate(over="ignore", under="ignore", divide="ignore"):
-            if not self._is_bounded:
-                self._write_scaled(X, out)
-            elif X.size <= _FEW_CELLS:
-                self._write_few(X, out)
-            else:
-                self._write_many(X, out)
+            for block in blocks(out, out):
+                center, rest, divisor = values.along(block)
+                d = block.out
+                d -= center
+                if self._has_rest:
+                    d -= rest
+                if self._is_bounded:
+                    self._write_sizes(block, self._sizes(d, divisor))
+                else:
+                    d /= divisor
+                    np.clip(d, -largest, largest, out=d)
         for j in self._constant:
             column = out[:, j]
             column[~np.isnan(column)] = 0.0
 
-    def _write_scaled(self, X: NDArray[Any], out: NDArray[Any]) -> None:
-        values = PerColumn(np.array([self._center, self._rest, self._scale]))
-        largest = np.finfo(self._dtype).max
-        for block in blocks(X, out):
-            center, rest, scale = values.along(block)
-            d = np.subtract(block.cells, center, out=block.out)
-            if self._has_rest:
-                d -= rest
-            d /= scale
-            np.clip(d, -largest, largest, out=d)
-
-    def _write_few(self, X: NDArray[Any], out: NDArray[Any]) -> None:
-        d = np.subtract(X, self._center, order="C")
-        if self._has_rest:
-            d -= self._rest
-        block = Block(slice(0, d.shape[1]), d, d)
-        self._write_sizes(block, self._sizes(d))
-        out[...] = d
-
-    # Without it, torch checks in each call whether gradients are needed.
-    @torch.inference_mode()
-    def _write_many(self, X: NDArray[Any], out: NDArray[Any]) -> None:
-        # Copied at once, since writing to new memory block by block is slow.
-        if out is not X:
-            np.copyto(out, X)
-        n_cells = _CELLS if torch.get_num_threads() == 1 else _SERIAL_CELLS
-        offsets = np.full_like(self._square, self._offset)
-        values = PerColumn(np.array([self._center, self._rest, offsets, self._square]))
-        bound_rows: NDArray[Any] | None = None
-        for block in blocks(out, out, n_cells):
-            rows = values.along(block)
-            if rows is not bound_rows:
-                bound_rows = rows
-                center, rest, offset, square = torch.from_numpy(rows).unbind()
-            d = torch.from_numpy(block.out).sub_(center)
-            if self._has_rest:
-                d.sub_(rest)
-            sizes = np.square(block.out)
-            # The steps of `_sizes` in torch: numpy's square root of float64 is slow.
-            y = torch.from_numpy(sizes)
-            torch.addcdiv(offset, square, y, out=y).rsqrt_()
-            if self._factor != 1:
-                sizes *= self._factor
-            self._write_sizes(block, sizes)
-
-    def _sizes(self, d: NDArray[Any]) -> NDArray[Any]:
+    def _sizes(self, d: NDArray[Any], square: NDArray[Any]) -> NDArray[Any]:
         """Return the absolute values of the bounded deviations."""
-        y: NDArray[Any] = self._square / np.square(d)
+        y: NDArray[Any] = np.square(d)
+        np.divide(square, y, out=y)
         y += self._offset
         np.sqrt(y, out=y)
         np.reciprocal(y, out=y)
@@ -195,10 +149,7 @@ class DirectScaling:
         d = block.out
         if self._is_near_0[block.columns].any():
             self._scale_tiny(block, sizes)
-        sign = _SIGN[self._dtype]
-        bits = d.view(sign.dtype)
-        np.bitwise_and(bits, sign, out=bits)
-        np.bitwise_or(bits, sizes.view(sign.dtype), out=bits)
+        np.copysign(sizes, d, out=d)
 
     def _scale_tiny(self, block: Block, sizes: NDArray[Any]) -> None:
         """Scale the deviations that are too small to be squared, and need no bound."""
