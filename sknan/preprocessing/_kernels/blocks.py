@@ -162,7 +162,7 @@ class KnownMask(NamedTuple):
             return np.asarray(cells != self.marker)
         # Every comparison with NaN is false.
         limit = cells.dtype.type(self.limit)
-        known = (cells <= limit) & (cells >= -limit)
+        known = np.asarray((cells <= limit) & (cells >= -limit))
         return known if math.isnan(self.marker) else known & (cells != self.marker)
 
 
