@@ -54,6 +54,11 @@ _PER_MEMBER = frozenset(
 # Bytes of a stack above which it is slower than two stacks of half the size.
 _CACHE_SIZE = 2**23
 
+# Tensors in the size of the weights that a step uses (weights, moments, gradients and
+# steps), and those that are kept beside it (two earlier states, best weights).
+_N_COPIES_IN_STEP = 6
+_N_OTHER_COPIES = 7
+
 
 class Composite(Protocol):
     """Contract between an estimator of several networks and :func:`train_together`."""
@@ -155,7 +160,9 @@ def train_together(jobs: list[Job], max_memory: int | None = None) -> list[JobOu
         Outcomes in the order of the jobs.
     """
     runs = [_run_of(job) for job in jobs]
-    networks = [network for run in runs for network in run.networks]
+    networks: list[_JobRun] = []
+    for run in runs:
+        networks += run.networks if isinstance(run, _CompositeRun) else [run]
     with counting_parts(len(networks) / len(jobs) if networks else 1.0):
         _train_networks(networks, max_memory)
     return [run.outcome() for run in runs]
@@ -211,14 +218,7 @@ class _Run:
     ----------
     job : Job
         Job to run.
-
-    Attributes
-    ----------
-    networks : list of _JobRun
-        Trainings of the networks of the job.
     """
-
-    networks: list[_JobRun]
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -251,7 +251,7 @@ class _Run:
         )
 
 
-def _run_of(job: Job) -> _Run:
+def _run_of(job: Job) -> _CompositeRun | _JobRun:
     is_composite = hasattr(job.estimator, "_assemble")
     return _CompositeRun(job) if is_composite else _JobRun(job)
 
@@ -261,7 +261,7 @@ class _CompositeRun(_Run):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.networks = []
+        self.networks: list[_JobRun] = []
         self._run(self._divide)
 
     def _divide(self) -> None:
@@ -285,7 +285,6 @@ class _JobRun(_Run):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.networks = [self]
         self.plan: TrainingPlan | None = None
         # Equal for networks that may share a stack; None for separate training.
         self.key: Hashable | None = None
@@ -386,14 +385,17 @@ def _train_group(runs: list[_JobRun], max_memory: int | None) -> None:
 
 def _members_per_stack(plan: TrainingPlan, max_memory: int | None) -> int:
     """Return the best number of networks in a stack, at least 1."""
-    limit = _CACHE_SIZE if max_memory is None else min(_CACHE_SIZE, max_memory)
-    return max(1, int(limit // _bytes_per_member(plan)))
+    n_members = _CACHE_SIZE // _bytes_per_member(plan, _N_COPIES_IN_STEP)
+    if max_memory is not None:
+        n_bytes = _bytes_per_member(plan, _N_COPIES_IN_STEP + _N_OTHER_COPIES)
+        n_members = min(n_members, int(max_memory // n_bytes))
+    return max(1, n_members)
 
 
-def _bytes_per_member(plan: TrainingPlan) -> int:
-    """Return the bytes of weights, moments and activations of one network."""
+def _bytes_per_member(plan: TrainingPlan, n_copies: int) -> int:
+    """Return the bytes of one network: copies of its weights, and its activations."""
     module = plan.net.module_
     n_weights = sum(p.numel() for p in module.parameters())
     widths = [p.shape[0] for p in module.parameters() if p.ndim > 1]
     n_activations = plan.batch_size * (plan.table.X.shape[1] + 3 * sum(widths))
-    return 4 * int(7 * n_weights + n_activations)
+    return 4 * int(n_copies * n_weights + n_activations)

@@ -222,6 +222,8 @@ class Member:
                 {"batches": [], "epoch": epoch, **row, "dur": dur}
                 for epoch, row in enumerate(self.history, start=1)
             )
+        if not self.plan.keeps_moments:
+            state = state._replace(n_steps=0)
         write_state(net, state)
         self.clipping = clipping
 

@@ -204,6 +204,8 @@ class TrainingPlan:
     is_partial : bool
         Whether to train for one epoch at a constant learning rate, without early
         stopping.
+    keeps_moments : bool
+        Whether the moments of the optimizer are kept for a continued training.
     """
 
     net: TableNet
@@ -215,6 +217,7 @@ class TrainingPlan:
     random_states: tuple[Tensor, Tensor | None]
     num_threads: int | str
     is_partial: bool
+    keeps_moments: bool
 
     @property
     def batch_size(self) -> int:

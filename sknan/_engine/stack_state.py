@@ -103,7 +103,7 @@ class StackState:
         return StackSnapshot(
             self.stack.rows.clone(),
             self.ledger.select(index),
-            self.verified.select(index),
+            self.verified.copy(),
             [member.generator.get_state() for member in self.members],
             self.n_steps,
         )

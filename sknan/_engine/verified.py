@@ -48,6 +48,10 @@ class VerifiedStates(MemberArrays):
         selected.rows = self.rows.select(index)
         return selected
 
+    def copy(self) -> VerifiedStates:
+        """Return a copy, which shares the rows; :meth:`steps_taken` replaces them."""
+        return super().select(np.arange(len(self.n_since)))
+
     def put(self, index: NDArray[np.int64], other: VerifiedStates) -> None:
         """Overwrite the entries of some members."""
         super().put(index, other)
@@ -72,6 +76,7 @@ class VerifiedStates(MemberArrays):
             self.rows = before
         elif accepted.any():
             index = np.flatnonzero(accepted)
+            self.rows = self.rows.clone()
             self.rows.put(index, before.select(index))
         self.n_since = np.where(accepted, 0, self.n_since) + n_steps
         self.has_improved |= accepted

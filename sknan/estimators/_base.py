@@ -367,6 +367,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
             random_states=states,
             num_threads=self.num_threads,
             is_partial=rows.is_partial,
+            keeps_moments=rows.is_partial or self.warm_start,
         )
 
     def _stops_early(self, rows: TrainingRows) -> bool:
@@ -403,7 +404,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         """Check that the trained net is finite, and set the fitted attributes."""
         net, best = plan.net, plan.best
         check_finite_output(net, plan.table.X)
-        if not (plan.is_partial or self.warm_start):
+        if not plan.keeps_moments:
             for optimizer in net._all_optimizers():
                 optimizer.state.clear()
         net._zero_grad_optimizer(set_to_none=True)
