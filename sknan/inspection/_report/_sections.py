@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.inspection._audit._run import audit
-from sknan.inspection._audit._table_audit import HEADS, TableAudit
+from sknan.inspection._audit._table_audit import HEADS
 from sknan.inspection._audit_display import AuditDisplay
 from sknan.inspection._learning_rate_display import LearningRateDisplay
 from sknan.inspection._report._html import (
@@ -92,7 +92,7 @@ def _data_sections(estimator: Any, X: Any, y: Any) -> Iterator[str]:
         yield section("Data", parts)
     imputers = list(_imputers_in(getattr(estimator, "best_estimator_", estimator)))
     if imputers:
-        yield section("Imputation", [_imputation(step, found) for step in imputers])
+        yield section("Imputation", map(_imputation, imputers))
 
 
 def _imputers_in(model: Any) -> Iterator[NaNImputer]:
@@ -107,37 +107,13 @@ def _imputers_in(model: Any) -> Iterator[NaNImputer]:
         yield from _imputers_in(step)
 
 
-def _imputation(imputer: NaNImputer, found: TableAudit | None) -> str:
-    """Return the fill values, those with the most cells to fill first."""
+def _imputation(imputer: NaNImputer) -> str:
+    """Return the fill value of each column."""
     fills = list(imputer.statistics_)
     names = list(getattr(imputer, "feature_names_in_", range(len(fills))))
-    counts = _cells_to_fill(names, found)
-    text = f"NaNImputer, strategy {imputer.strategy!r}"
-    heads = ["column", "filled with"]
     rows = [(name, value_text(v)) for name, v in zip(names, fills, strict=True)]
-    if counts is None:
-        text += ": the fill value of each column."
-        return element("p", text) + cut_table(rows, heads)
-    order = sorted(range(len(fills)), key=lambda place: -counts[place])
-    filled = [(*rows[place], counts[place]) for place in order if counts[place]]
-    text += f": {sum(counts)} cells filled in {len(filled)} columns."
-    return element("p", text) + cut_table(filled, [*heads, "cells in the table above"])
-
-
-def _cells_to_fill(names: Sequence[Any], found: TableAudit | None) -> list[int] | None:
-    """Return the number of missing and infinite cells in each column of an imputer.
-
-    None if the audited table lacks a column of the imputer.
-    """
-    if found is None or not names:
-        return None
-    columns = {column["column"]: column for column in found.statistics}
-    if set(names) - set(columns):
-        return None
-    return [
-        round(found.n_rows * (columns[name]["missing"] + columns[name]["infinite"]))
-        for name in names
-    ]
+    text = f"NaNImputer, strategy {imputer.strategy!r}: the fill value of each column."
+    return element("p", text) + cut_table(rows, ["column", "filled with"])
 
 
 # -- training ------------------------------------------------------------------------

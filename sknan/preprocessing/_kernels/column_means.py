@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,6 @@ _MIN_COLUMNS = 8
 
 # Number of rows in the sample that is searched for values on both sides of a mean.
 _FEW_ROWS = 1 << 10
-
-# Every finite float64 is a whole multiple of 2**-1074.
-_FRACTION_BITS = 1074
 
 
 def columns_of(X: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -146,10 +144,9 @@ def median(values: NDArray[Any], n_zeros: int) -> float:
 class RunningMeans:
     """Means of the columns over all chunks seen so far.
 
-    The total of a column is a Python integer, the sum in units of ``2**-1074``. Adding
-    a chunk therefore neither rounds nor overflows, and the order of the chunks does not
-    matter. Each mean is between the smallest and the largest mean of the chunks, and so
-    within the range of the values.
+    The totals are fractions, so that adding a chunk neither rounds nor overflows, and
+    the order of the chunks does not matter. Each mean is between the smallest and the
+    largest mean of the chunks, and so within the range of the values.
 
     Parameters
     ----------
@@ -161,7 +158,7 @@ class RunningMeans:
 
     def __init__(self, means: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
         self.means, self.counts = means, counts
-        self._totals: list[int] | None = None
+        self._totals: list[Fraction] | None = None
 
     def add(self, chunk: RunningMeans) -> None:
         """Include the values of one more chunk."""
@@ -170,13 +167,8 @@ class RunningMeans:
         self.means, self.counts = self.means.copy(), self.counts + chunk.counts
         for j in np.flatnonzero(chunk.counts):
             self._totals[j] += _total(float(chunk.means[j]), int(chunk.counts[j]))
-            # True division of integers is rounded correctly.
-            self.means[j] = self._totals[j] / (int(self.counts[j]) << _FRACTION_BITS)
+            self.means[j] = float(self._totals[j] / int(self.counts[j]))
 
 
-def _total(mean: float, count: int) -> int:
-    """Return ``count * mean`` exactly, in units of ``2**-1074``."""
-    if not count:
-        return 0
-    numerator, denominator = mean.as_integer_ratio()  # the latter is a power of two
-    return count * numerator << _FRACTION_BITS + 1 - denominator.bit_length()
+def _total(mean: float, count: int) -> Fraction:
+    return count * Fraction(mean) if count else Fraction()
