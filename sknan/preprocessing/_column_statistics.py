@@ -45,8 +45,8 @@ class ColumnStatistics(NamedTuple):
     def of_dense(self, X: NDArray[Any]) -> Statistics:
         """Return the statistics of a dense table of floats."""
         if self.strategy == "zero":
-            is_empty = column_means.count_known(X, self.known, enough=1) == 0
-            return np.where(is_empty, self.empty, 0.0)
+            _, n_known = column_means.means(X, self.known)
+            return np.where(n_known > 0, 0.0, self.empty)
         if self.strategy == "mean":
             return RunningMeans(*column_means.means(X, self.known))
         if self.strategy in ("auto", "median"):

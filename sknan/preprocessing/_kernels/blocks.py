@@ -120,15 +120,7 @@ class PerColumn:
 
     def along(self, block: Block) -> NDArray[Any]:
         """Return the values for each entry of a long row."""
-        return self._repeated(block, block.cells.shape[1])
-
-    def at(self, block: Block, indices: NDArray[np.intp]) -> Any:
-        """Return the values for the cells at some indices of the flattened block."""
-        if block.columns.stop - block.columns.start == 1:
-            return self._values[..., block.columns.start]
-        return self._repeated(block, block.cells.size)[..., indices]
-
-    def _repeated(self, block: Block, size: int) -> NDArray[Any]:
+        size = block.cells.shape[1]
         if self._key != (block.columns.start, size):
             values = self._values[..., block.columns]
             n_columns = values.shape[-1]
@@ -137,6 +129,13 @@ class PerColumn:
             self._key = (block.columns.start, size)
             self._row = np.tile(values, size // n_columns)
         return self._row
+
+    def where(self, block: Block, mask: NDArray[np.bool_]) -> NDArray[Any]:
+        """Return the values for the true cells of a mask of the block."""
+        row = self.along(block)
+        return np.broadcast_to(row[..., None, :], (*row.shape[:-1], *mask.shape))[
+            ..., mask
+        ]
 
 
 class KnownMask(NamedTuple):
@@ -187,5 +186,5 @@ def fill(
         return
     fill_values = PerColumn(values)
     for block in blocks(X, out):
-        missing = np.flatnonzero(~known(block.cells))
-        block.out.reshape(-1)[missing] = fill_values.at(block, missing)
+        missing = ~known(block.cells)
+        block.out[missing] = fill_values.where(block, missing)

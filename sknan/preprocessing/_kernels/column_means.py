@@ -38,32 +38,6 @@ def midpoint(low: float, high: float) -> float:
     return total / 2 if math.isfinite(total) else low / 2 + high / 2
 
 
-def count_known(X: NDArray[Any], known: KnownMask, *, enough: int) -> NDArray[np.int64]:
-    """Count the known cells of each column, until every column has enough.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_rows, n_columns), float
-        Table with missing values.
-    known : KnownMask
-        Mask of the cells that are counted.
-    enough : int
-        Count at which the counting may stop; ``len(X)`` for the full counts.
-
-    Returns
-    -------
-    ndarray of shape (n_columns,)
-        At least ``enough``, or the full count.
-    """
-    n_known = np.zeros(X.shape[1], dtype=np.int64)
-    for block in blocks(X):
-        if n_known.min() >= enough:
-            break
-        if n_known[block.columns].min() < enough:
-            n_known[block.columns] += block.count_true(known(block.cells))
-    return n_known
-
-
 def means(
     X: NDArray[Any], known: KnownMask
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -166,9 +166,8 @@ class _Candidates(NamedTuple):
                 n_above[q, these] += block.count_true(above)
                 n_below[q, these] += block.count_true(below)
                 inside |= above & below
-            indices = np.flatnonzero(inside)
-            values.append(cells.reshape(-1)[indices])
-            columns.append(np.broadcast_to(codes.at(block, indices), indices.shape))
+            values.append(cells[inside])
+            columns.append(codes.where(block, inside))
         of_column = np.concatenate(columns)
         n_candidates = np.bincount(of_column, minlength=n_columns)
         ends = np.concatenate([[0], np.cumsum(n_candidates)])

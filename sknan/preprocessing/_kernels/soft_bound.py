@@ -160,12 +160,11 @@ class DirectScaling:
             is_tiny &= d != 0
         if not is_tiny.any():
             return
-        indices = np.flatnonzero(is_tiny)
-        size, bounded = np.abs(d.reshape(-1)[indices]), sizes.reshape(-1)
-        edge, scale, most = self._at_edge.at(block, indices)
+        size = np.abs(d[is_tiny])
+        edge, scale, most = self._at_edge.where(block, is_tiny)
         # Rounding must not raise them above the smallest one that is squared.
         scaled = np.minimum(size / scale, most)
-        bounded[indices] = np.where(size < edge, scaled, bounded[indices])
+        sizes[is_tiny] = np.where(size < edge, scaled, sizes[is_tiny])
 
 
 def squash(z: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
