@@ -86,7 +86,11 @@ def write_state(net: TableNet, state: NetworkState) -> None:
     if not (state.n_steps and has_moments):
         return
     for i, parameter in enumerate(parameters):
-        kept = {n: m[i].clone() for n, m in zip(names, state.moments, strict=False)}
+        # In the memory layout of the parameter, which the fused optimizers assume.
+        kept = {
+            name: torch.empty_like(parameter).copy_(moment[i])
+            for name, moment in zip(names, state.moments, strict=False)
+        }
         if len(names) == 2:
             kept = {"step": torch.tensor(float(state.n_steps)), **kept}
         states[parameter] = kept
