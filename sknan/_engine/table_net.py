@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import ClassifierTags, RegressorTags
 from skorch.callbacks import EpochTimer, PrintLog
+from skorch.callbacks.scoring import ScoringBase
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from sknan._engine.prediction import UserRows, decoded
+from sknan._utils.settings import usual_settings
+from sknan.exceptions import NonFiniteTrainingError
 from sknan.losses._traits import traits_of
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._nets import GuardedNet
+from sknan.nets._records import is_orderly_stop
 from sknan.nets.recovery.output_repair import output_repaired, without_output
 
 # Number of values, about 4 MB of float32, in the input of a validation batch and in the
@@ -21,6 +29,9 @@ _VALUES_PER_FORWARD = 2**20
 
 # Largest number of rows in a prediction batch. More rows are not faster.
 _ROWS_PER_FORWARD = 2**11
+
+# Entries of a batch that the net itself writes into the history.
+_BATCH_SIZES = {"train_batch_size", "valid_batch_size"}
 
 # Default of the estimators' parameter clip_norm.
 _DEFAULT_CLIP_NORM = 1.0
@@ -43,6 +54,40 @@ class TableNet(GuardedNet):
         if self.verbose >= 2:
             callbacks.append(("print_log", PrintLog()))
         return callbacks
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if self.coding_.classes is None:
+            tags.estimator_type, tags.regressor_tags = "regressor", RegressorTags()
+        else:
+            tags.estimator_type, tags.classifier_tags = "classifier", ClassifierTags()
+        return tags
+
+    def notify(self, method_name: str, **kwargs: Any) -> None:
+        """Call a method of the net and of its callbacks; parameters as in skorch.
+
+        The callbacks receive the rows of an epoch with the targets of the user. An
+        epoch after which one of them ends the training is also complete for the others,
+        so that it may be the best epoch.
+        """
+        stop: KeyboardInterrupt | None = None
+        getattr(self, method_name)(self, **kwargs)
+        for name in kwargs.keys() & {"dataset_train", "dataset_valid"}:
+            if isinstance(kwargs[name], TensorTable):
+                kwargs[name] = UserRows(kwargs[name], self.coding_)
+        for _, callback in self.callbacks_:
+            given = kwargs
+            if isinstance(callback, ScoringBase) and "batch" in kwargs:
+                X, y = kwargs["batch"]
+                given = {**kwargs, "batch": (X, decoded(y, self.coding_))}
+            try:
+                getattr(callback, method_name)(self, **given)
+            except KeyboardInterrupt as interrupt:
+                if method_name != "on_epoch_end" or not is_orderly_stop(interrupt):
+                    raise
+                stop = stop or interrupt
+        if stop is not None:
+            raise stop
 
     def _warn_of_idle_clip(self, *clipping: Any) -> None:
         # A default that has no effect needs no warning.
@@ -89,13 +134,71 @@ class TableNet(GuardedNet):
         )
 
     def _log_batch(self, prefix: str, loss: float, rows: int) -> None:
-        """Log nothing, because the history is pickled with the net."""
+        """Log the number of rows, by which scores of batches are averaged."""
+        self.history.record_batch(f"{prefix}_batch_size", rows)
 
     def _log_epoch(self, prefix: str, mean_loss: float) -> None:
         self.history.record(f"{prefix}_loss", mean_loss)
         batches = self.history[-1, "batches"]
-        if not any(batches):  # a callback may have written to them
+        # The history is pickled with the net. A callback may have written to it.
+        if all(batch.keys() <= _BATCH_SIZES for batch in batches):
             batches.clear()
+
+    # -- predictions -----------------------------------------------------------------
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Labels of the classes."""
+        if self.coding_.classes is None:
+            raise AttributeError("A regressor has no classes_.")
+        classes: np.ndarray = self.coding_.classes
+        return classes
+
+    @usual_settings(any_dtype=True)
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probabilities of the classes, as the estimator does."""
+        output = self._output_of(X)
+        result: np.ndarray = self.coding_.probabilities(self.criterion_, output)
+        return result
+
+    @usual_settings(any_dtype=True)
+    def predict(self, X: Any) -> np.ndarray:
+        """Return labels, or numbers in the units of ``y``, as the estimator does."""
+        output = self._output_of(X)
+        result: np.ndarray = self.coding_.predict(self.criterion_, output)
+        return result
+
+    def score(self, X: Any, y: Any) -> float:
+        """Return the accuracy of a classifier, or the R2 score of a regressor."""
+        metric = r2_score if self.coding_.classes is None else accuracy_score
+        return float(metric(y, self.predict(X)))
+
+    def _output_of(self, X: Any) -> Tensor:
+        X = X if isinstance(X, Tensor) else getattr(X, "X", X)
+        rows = torch.as_tensor(X if isinstance(X, Tensor) else np.asarray(X))
+        return self.finite_output(rows.to(self.device, torch.float32))
+
+    def finite_output(self, X: Tensor) -> Tensor:
+        """Return the output of :meth:`raw_output`, if it is finite.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_samples, ...)
+            Rows on the device of the module.
+
+        Raises
+        ------
+        NonFiniteTrainingError
+            If the output of a row is not finite.
+        """
+        output, bad = self.raw_output(X)
+        if bad:
+            raise NonFiniteTrainingError(
+                f"The network's output is non-finite for {len(bad)} of {len(output)} "
+                f"rows, first row {bad[0]}, although X is finite: its values lie far "
+                "outside the training data. Bound them with SafeScaler()."
+            )
+        return output
 
     def raw_output(self, X: Tensor) -> tuple[Tensor, list[int]]:
         """Return the output of the module in evaluation mode.

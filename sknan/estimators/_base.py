@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sknan._engine.fit import train
 from sknan._engine.listeners import EpochTasks
 from sknan._engine.plan import TrainingPlan, TrainingRows
+from sknan._engine.prediction import TargetCoding
 from sknan._engine.range_test import range_test
 from sknan._engine.table_net import TableNet
 from sknan._utils.pickling import VersionedPickleMixin
@@ -47,7 +48,6 @@ from sknan.estimators._parameters import (
     is_auto,
 )
 from sknan.estimators._validation_split import ValidationFold, split_rows
-from sknan.exceptions import NonFiniteTrainingError
 from sknan.losses._registry import get_criterion
 from sknan.losses._traits import LossTraits, traits_of
 from sknan.nets._batching import TensorTable
@@ -88,7 +88,8 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     together.
 
     A subclass defines how targets are validated (``_validate_target``), encoded for
-    training (``_encode_target``) and compared with the output (``_match_target``).
+    training (``_encode_target``), converted back (``_coding``) and compared with the
+    output (``_match_target``).
     """
 
     _task: ClassVar[str]
@@ -135,6 +136,11 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         outputs it needs. ``target`` contains the validated ``y`` of the rows to train
         on.
         """
+        raise NotImplementedError
+
+    @property
+    def _coding(self) -> TargetCoding:
+        """Conversion between ``y`` and the targets of the network."""
         raise NotImplementedError
 
     def _continues(self, is_partial: bool) -> bool:
@@ -226,6 +232,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
             lr=self.lr_,
             batch_size=self.rows_per_batch(len(X)),
             train_split=None,
+            use_caching=False,  # scores are those of the weights at an epoch's end
             callbacks=list(self.callbacks or ()),
             compile=self.compile,
             warm_start=True,  # the estimator decides when to start from scratch
@@ -341,6 +348,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
                 net = self._update_net(per_row=per_row)
             else:
                 net = self._build_net(rows.X, rows.n_outputs, per_row=per_row)
+            net.coding_ = self._coding
             if table_of is None:
                 table = self._table(net, rows)
             else:
@@ -433,11 +441,4 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         X_in = check_features(self, X, reset=False)
         rows = torch.from_numpy(X_in).to(self.net_.device)
         with threads_for(self.net_.flops_per_row_ * len(rows), self.num_threads):
-            output, bad = self.net_.raw_output(rows)
-        if bad:
-            raise NonFiniteTrainingError(
-                f"The network's output is non-finite for {len(bad)} of {len(output)} "
-                f"rows, first row {bad[0]}, although X is finite: its values lie far "
-                "outside the training data. Bound them with SafeScaler()."
-            )
-        return output
+            return self.net_.finite_output(rows)

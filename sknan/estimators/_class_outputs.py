@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,34 @@ class LabelPredictionMixin(ClassifierMixin):
         """
         codes = self.predict_proba(X).argmax(axis=1)
         labels: np.ndarray = self.classes_[codes]
+        return labels
+
+
+@dataclass(frozen=True)
+class ClassCoding:
+    """Conversion between labels and class codes.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (n_classes,)
+        Labels of the classes, in the order of their codes.
+    """
+
+    classes: np.ndarray
+
+    def decode(self, target: Tensor) -> np.ndarray:
+        """Return the labels of rows."""
+        labels: np.ndarray = self.classes[target.flatten().long().numpy(force=True)]
+        return labels
+
+    def probabilities(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
+        """Return the probabilities of the classes, (n_samples, n_classes)."""
+        return class_probabilities(criterion, output).numpy()
+
+    def predict(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
+        """Return the labels of the most probable classes."""
+        codes = self.probabilities(criterion, output).argmax(axis=1)
+        labels: np.ndarray = self.classes[codes]
         return labels
 
 

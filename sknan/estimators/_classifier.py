@@ -14,10 +14,10 @@ from sknan._utils.settings import usual_settings
 from sknan._utils.validation import DROP_ROWS
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import (
+    ClassCoding,
     LabelPredictionMixin,
     check_binary_output,
     check_class_output,
-    class_probabilities,
 )
 from sknan.estimators._labels import encode_labels, list_labels, refuse_missing_labels
 from sknan.losses._traits import traits_of
@@ -104,8 +104,8 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         Weights of the classes, as in scikit-learn. They are multiplied by
         ``sample_weight``.
     callbacks : list or None, default=None
-        Callbacks of skorch. They are called with the net in ``net_``, whose targets are
-        class codes.
+        Callbacks of skorch. They are called with the net in ``net_``, which predicts as
+        the estimator does.
     warm_start : bool, default=False
         Whether ``fit`` continues with the weights and the optimizer of the last fit.
         Parameters of the module, the criterion and the optimizer then keep their
@@ -339,6 +339,10 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
             )
         return known
 
+    @property
+    def _coding(self) -> ClassCoding:
+        return ClassCoding(self.classes_)
+
     def _as_target(self, y: Any) -> np.ndarray:
         return encode_labels(self._validate_target(y), self.classes_)
 
@@ -367,4 +371,4 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
             Columns in the order of ``classes_``. The sum of each row is 1.
         """
         output = self._output(X)
-        return class_probabilities(self.net_.criterion_, output).numpy()
+        return self._coding.probabilities(self.net_.criterion_, output)

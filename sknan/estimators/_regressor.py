@@ -16,12 +16,11 @@ from sknan.estimators._base import StableNetBase
 from sknan.estimators._components import name_of
 from sknan.estimators._input import name_text_cell
 from sknan.estimators._target_scaling import (
+    NumberCoding,
     mean_and_scale,
     prediction_dtype,
     standardize,
 )
-from sknan.losses._bounded import unbounded
-from sknan.losses._traits import predictions
 
 
 class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
@@ -105,8 +104,8 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
     n_iter_no_change : int, default=20
         Number of epochs without improvement after which training stops.
     callbacks : list or None, default=None
-        Callbacks of skorch. They are called with the net in ``net_``, whose targets are
-        standardized.
+        Callbacks of skorch. They are called with the net in ``net_``, which predicts as
+        the estimator does.
     warm_start : bool, default=False
         Whether ``fit`` continues with the weights and the optimizer of the last fit.
         Parameters of the module, the criterion and the optimizer then keep their
@@ -387,14 +386,16 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
             Predictions in the shape of ``y``. See Notes for the dtype.
         """
         output = self._output(X)
-        output = predictions(unbounded(self.net_.criterion_), output)
-        values: np.ndarray = output.double().numpy().reshape(-1, *self._target_shape)
-        with np.errstate(over="ignore"):  # an overflow is clipped below
-            values = values * self.target_scale_ + self.target_mean_
-        limit = np.finfo(self._target_dtype).max
-        # numpy.clip takes twice as long for a few values.
-        values = np.minimum(np.maximum(values, -limit), limit)
-        return values.astype(self._target_dtype, copy=False)
+        return self._coding.predict(self.net_.criterion_, output)
+
+    @property
+    def _coding(self) -> NumberCoding:
+        return NumberCoding(
+            self.target_mean_,
+            self.target_scale_,
+            self._target_shape,
+            self._target_dtype,
+        )
 
 
 def _n_targets(shape: tuple[int, ...]) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
+
+from sknan.losses._bounded import unbounded
+from sknan.losses._traits import predictions
 
 # float32 has 24 bits of mantissa.
 _LARGEST_EXACT_INTEGER = 2**24
@@ -65,3 +70,42 @@ def standardize(values: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.n
     halves: np.ndarray = values.astype(np.float64) / 2 - mean / 2
     standardized: np.ndarray = (halves / scale * 2).astype(np.float32)
     return standardized
+
+
+@dataclass(frozen=True)
+class NumberCoding:
+    """Conversion between numbers and standardized targets.
+
+    Parameters
+    ----------
+    mean, scale : ndarray of shape () or (n_targets,)
+        Mean and standard deviation of each target.
+    shape : tuple of int
+        Shape of the targets of a row.
+    dtype : type
+        Type of the predictions.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    shape: tuple[int, ...]
+    dtype: type[np.floating[Any]]
+    classes: None = None
+
+    def decode(self, target: Tensor) -> np.ndarray:
+        """Return targets or predictions in the units of ``y``."""
+        values: np.ndarray = target.double().numpy(force=True).reshape(-1, *self.shape)
+        with np.errstate(over="ignore"):  # an overflow is clipped below
+            values = values * self.scale + self.mean
+        limit = np.finfo(self.dtype).max
+        # numpy.clip takes twice as long for a few values.
+        values = np.minimum(np.maximum(values, -limit), limit)
+        return values.astype(self.dtype, copy=False)
+
+    def probabilities(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
+        """Raise an error, because numbers have no probabilities."""
+        raise AttributeError("A regressor has no predict_proba.")
+
+    def predict(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
+        """Return the predicted numbers."""
+        return self.decode(predictions(unbounded(criterion), output))
