@@ -10,6 +10,8 @@ be 1. In the order in which a training passes through them, the modules are:
 ``table_net``
     ``TableNet``, the guarded net of an estimator. It predicts, and its own loop trains
     where single steps must be seen or changed.
+``prediction``
+    Targets and predictions of a net in the terms of its estimator, for callbacks.
 ``listeners``
     Listeners for the epochs of a training: progress bar, scikit-learn's callbacks.
 ``jobs``
@@ -17,12 +19,15 @@ be 1. In the order in which a training passes through them, the modules are:
 ``fit``
     ``train_stack``, and ``train`` for one plan: as a stack of one if it can be.
 ``grouping``
-    Keys of plans that may share a stack; ``module_key`` for modules of one's own.
+    Keys of plans that may share a stack; ``module_key`` for modules of one's own, and
+    ``callbacks`` for the callbacks that a stack can serve.
 ``training``
     ``StackTraining``, the loop over epochs and batches of a stack.
 ``member``
     The part of a stacked training that each network has for itself: its rows, history,
     best epoch and result.
+``following``
+    Notification of callbacks between epochs, and what they change in a stack.
 ``state``
     Weights, gradients and moments of all members, and the steps on them;
     ``stack_rows`` and ``network_state`` hold the state of a stack and of one network.

@@ -78,7 +78,10 @@ def train_stack(
             if len(plans) > 1:
                 raise
             training.interrupt()  # as skorch's loop does
-    advance(len(training.finished) - training.n_reported)
+    if not training.counts_epochs:
+        recovered = [len(plan.net.nonfinite_reports_) for plan in plans]
+        n_recoveries = 0 if training.n_reported else sum(recovered)
+        advance(len(training.finished) - training.n_reported, n_recoveries)
     ends = {id(member.plan): member.conclude for member in training.finished}
     return [ends[id(plan)] for plan in plans]
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
+from sknan._engine.callbacks import follows_epochs
 from sknan._engine.learning_rates import is_schedule_valid
 from sknan._engine.optimizer_step import optimizer_key
 from sknan._engine.passes import pass_key
@@ -30,13 +31,13 @@ def plan_key(plan: TrainingPlan) -> Hashable | None:
         None for a plan that must be run separately.
     """
     net, table = plan.net, plan.table
-    # Callbacks and LBFGS need to see or change single steps.
+    # LBFGS, and callbacks that see batches, need the steps of the loop of the net.
     is_supported = (
         not plan.is_partial
         and not net.history  # a training that continues another one
         and net._conditioning_ is None
         and net.device == "cpu"
-        and not net.callbacks
+        and all(follows_epochs(callback) for _, callback in net.callbacks_)
         and not net.compile
         and isinstance(table.X, Tensor)
     )

@@ -33,6 +33,7 @@ from sknan.nets._chain import layers_of
 # Parameters in which the members of one stack may differ.
 _PER_MEMBER = frozenset(
     {
+        "callbacks",
         "lr",
         "weight_decay",
         "adaptive_clip",
@@ -132,7 +133,7 @@ def job_key(job: Job) -> Hashable | None:
         None for a job that must be run separately.
     """
     params = job.estimator.get_params(deep=False)
-    if params["callbacks"] or params["verbose"] > 1 or params["device"] != "cpu":
+    if params["verbose"] > 1 or params["device"] != "cpu":
         return None
     common = {name: v for name, v in params.items() if name not in _PER_MEMBER}
     shape = getattr(job.X, "shape", None)

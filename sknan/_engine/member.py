@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sknan._engine.member_recovery import MemberRecovery
 from sknan._engine.network_state import NetworkState, read_state, write_state
-from sknan._engine.plan import TrainingPlan
+from sknan._engine.plan import RestOfTraining, TrainingPlan
 from sknan._utils.random_state import kept_random_states, resumed
 from sknan.nets._records import is_orderly_stop, warn_of_interrupt
 from sknan.nets.recovery.raw_units import Conditioning
@@ -43,6 +43,10 @@ class Member:
         Recovery from failed steps; None before the first one.
     error : Exception or None
         Exception that has ended the training.
+    rest : RestOfTraining or None
+        What the loop of its net is to do, after a listener changed more than numbers.
+    is_stopped : bool
+        Whether a listener has ended the training.
     is_interrupted : bool
         Whether Ctrl-C has ended the training.
     """
@@ -67,6 +71,8 @@ class Member:
         self.best_weights: list[Tensor] | None = None
         self.recovery: MemberRecovery | None = None
         self.error: Exception | None = None
+        self.rest: RestOfTraining | None = None
+        self.is_stopped = False
         self.is_interrupted = False
 
     @property
@@ -111,30 +117,44 @@ class Member:
 
     # -- listeners -----------------------------------------------------------------
 
-    def _notify(self, method_name: str, **kwargs: Any) -> None:
-        table = self.plan.table
-        train, valid = self.train - self.offset, self.valid - self.offset
-        if "epoch" in method_name:
-            kwargs["dataset_train"] = table.view(train)
-            kwargs["dataset_valid"] = table.view(valid) if len(valid) else None
-        else:
-            kwargs |= {"X": table, "y": None}
-        with kept_random_states():
-            self.net.notify(method_name, **kwargs)
-
     def begin(self) -> None:
-        """Start the clock, and notify the listeners of the beginning."""
+        """Start the clock, and prepare the net for its listeners."""
         if self.plan.time_limit is not None:
             self.plan.time_limit.initialize()
         if self.is_followed:
             self.first_state = read_state(self.net)
             self.net._prepare_guard(is_new=True)
-            self._notify("on_train_begin")
 
-    def begin_epoch(self) -> None:
-        """Notify the listeners of the beginning of an epoch."""
-        if self.is_followed:
-            self._notify("on_epoch_begin")
+    def notify(self, method_name: str, state: NetworkState | None = None) -> None:
+        """Notify the listeners, which may draw random numbers.
+
+        Parameters
+        ----------
+        method_name : str
+            Method of the listeners.
+        state : NetworkState or None, default=None
+            State of the member, which the listeners find in the net. None leaves the
+            net as it is.
+        """
+        table = self.plan.table
+        kwargs: dict[str, Any] = {"X": table, "y": None}
+        if "epoch" in method_name:
+            train, valid = self.train - self.offset, self.valid - self.offset
+            kwargs = {"dataset_train": table.view(train), "dataset_valid": None}
+            if len(valid):
+                kwargs["dataset_valid"] = table.view(valid)
+        if state is not None:
+            write_state(self.net, state)
+        try:
+            with kept_random_states():
+                self.net.notify(method_name, **kwargs)
+        except KeyboardInterrupt as interrupt:
+            if method_name != "on_epoch_end":
+                raise
+            self.is_stopped = True
+            self.is_interrupted = not is_orderly_stop(interrupt)
+        except Exception as error:
+            self.error = error
 
     def recovery_of(self, n_steps: int) -> MemberRecovery:
         """Return the recovery from failed steps, which the first call creates.
@@ -151,15 +171,26 @@ class Member:
             self.recovery = MemberRecovery(self.net, table, n_steps)
         return self.recovery
 
-    def end_epoch(
-        self, row: dict[str, Any], weights: Callable[[], list[Tensor]], n_members: int
-    ) -> bool:
-        """Add an epoch to the history, and keep its weights if they are the best.
+    def log_epoch(self, row: dict[str, Any]) -> None:
+        """Add an epoch to the history.
 
         Parameters
         ----------
         row : dict of str to object
             Row of the epoch in the history.
+        """
+        self.history.append(row)
+        if self.recovery is not None:
+            row["n_recoveries"] = self.recovery.n_reports(len(self.history))
+        if self.is_followed:
+            for name, value in row.items():
+                self.net.history.record(name, value)
+
+    def end_epoch(self, weights: Callable[[], list[Tensor]], n_members: int) -> bool:
+        """Keep the weights of the epoch if they are the best.
+
+        Parameters
+        ----------
         weights : callable
             Function that returns a copy of the present weights and buffers.
         n_members : int
@@ -168,33 +199,24 @@ class Member:
         Returns
         -------
         bool
-            Whether the training continues: False when patience or time is exhausted.
+            Whether the member goes on in the stack: False if a listener, patience or
+            time ends its training, or if the loop of its net is to end it.
         """
-        self.history.append(row)
-        if self.recovery is not None:
-            row["n_recoveries"] = self.recovery.n_reports(len(self.history))
-        is_stopped = self.is_followed and self._tell_listeners(row, weights())
         limit, best = self.plan.time_limit, self.plan.best
+        is_ending = self.is_stopped or self.error is not None
         if limit is not None:
-            is_stopped |= not limit.allows_epoch(n_members)
-        if best is None:
-            return not is_stopped
-        is_best, continues = best.update(len(self.history), row["valid_loss"])
-        if is_best:
-            self.best_weights = weights()
-        return continues and not is_stopped
-
-    def _tell_listeners(self, row: dict[str, Any], weights: list[Tensor]) -> bool:
-        """Notify the listeners of the end of an epoch; return whether one stops it."""
-        for name, value in row.items():
-            self.net.history.record(name, value)
-        self._set_weights(weights)
-        try:
-            self._notify("on_epoch_end")
-        except KeyboardInterrupt as interrupt:
-            self.is_interrupted = not is_orderly_stop(interrupt)
-            return True
-        return False
+            is_ending |= not limit.allows_epoch(n_members)
+        if best is not None:
+            is_best, continues = best.update(
+                len(self.history), self.history[-1]["valid_loss"]
+            )
+            if is_best:
+                self.best_weights = weights()
+            is_ending |= not continues
+        is_ending |= len(self.history) >= self.net.max_epochs
+        if is_ending:
+            self.rest = None
+        return not is_ending and self.rest is None
 
     def finish(
         self, state: NetworkState, seconds: float, clipping: tuple[int, int, float]
@@ -211,6 +233,8 @@ class Member:
             Number of steps, number of clipped steps, and largest gradient norm.
         """
         net, recovery = self.net, self.recovery
+        if self.rest is not None:
+            return
         if recovery is None:
             net._prepare_guard(is_new=True)
         else:
@@ -249,6 +273,9 @@ class Member:
         """
         if self.error is not None:
             raise self.error
+        if self.rest is not None:
+            self._train_in_loop(self.rest)
+            return
         if self.recovery is None:
             self.net._warn_of_idle_clip(*self.clipping)
         else:
@@ -256,10 +283,25 @@ class Member:
                 self.net._end_training(0, is_interrupted=self.is_interrupted)
         self.net._is_untrained_ = False
         if self.is_followed:
-            self._notify("on_train_end")
+            self.notify("on_train_end")
+            if self.error is not None:
+                raise self.error
         if self.best_weights is not None:
             self._set_weights(self.best_weights)
         if self.is_interrupted:
             has_best = self.best_weights is not None
             n_epochs = self.net.max_epochs
             warn_of_interrupt(self.net, 0, n_epochs, has_best=has_best)
+
+    def _train_in_loop(self, rest: RestOfTraining) -> None:
+        """Continue the training by the loop of the net."""
+        plan, best = self.plan, self.plan.best
+        plan.random_states = self.generator.get_state(), None
+        if best is not None:
+            present = read_state(self.net)
+            best.keep_weights_of(self.net)
+            if self.best_weights is not None:
+                self._set_weights(self.best_weights)
+                best.keep_weights_of(self.net)
+                write_state(self.net, present)
+        plan.run_loop(rest)

@@ -126,7 +126,7 @@ def _mask_shapes(net: TableNet, x: Tensor) -> list[tuple[str, torch.Size]] | Non
     return called if is_once else None
 
 
-def _attributes(module: nn.Module) -> str:
+def attributes_of(module: nn.Module) -> str:
     """Return the attributes of all parts of a module that are not tensors."""
     tensors = ("_parameters", "_buffers", "_modules")
     return repr(
@@ -241,12 +241,12 @@ class StackedModule:
         masks = self._mask_memory(x)
         changed = [x, *self.buffers.values()]
         values = [tensor.clone() for tensor in changed]
-        module, attributes = copy.deepcopy(self.module), _attributes(self.module)
+        module, attributes = copy.deepcopy(self.module), attributes_of(self.module)
         with Recording() as recording:
             losses, output = self._compute(x, target, masks)
         torch._foreach_copy_(changed, values)
         calls: list[Callable[[], object]]
-        if recording.reads_values or attributes != _attributes(self.module):
+        if recording.reads_values or attributes != attributes_of(self.module):
             # Python code may compute something else in the next step.
             self.module = module
 

@@ -6,6 +6,7 @@ a search can collect the plans of many estimators and train their networks toget
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,7 @@ from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._time_limit import TimeLimit
+from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
 
 class TrainingRows(NamedTuple):
@@ -178,6 +180,40 @@ class Trainable(SupportsCallbacks, Protocol):
 
 
 @dataclass
+class RestOfTraining:
+    """What the loop of a net is to do after epochs in a stack, as after a backup.
+
+    Parameters
+    ----------
+    n_epochs_done : int
+        Number of epochs that the stack has trained.
+    state : dict of str to object or None
+        State of the guarded training; None before its first step.
+    schedule : LearningRateSchedule or None
+        Schedule that depends on the losses of the epochs.
+    """
+
+    n_epochs_done: int
+    state: dict[str, Any] | None
+    schedule: LearningRateSchedule | None
+
+    def restore_training(self, net: TableNet) -> None:
+        """Restore the state of the training, before its first step in the loop."""
+        net._backup_ = None
+        if self.state is not None and net._training_ is not None:
+            net._training_.load_state_dict(self.state)
+        if self.schedule is not None:
+            net.schedule_ = self.schedule
+
+    def run(self, net: TableNet, table: TensorTable) -> None:
+        """Train the remaining epochs."""
+        net._backup_ = self
+        with contextlib.suppress(KeyboardInterrupt):  # ends a training in skorch
+            net.fit_loop(table, _routing_method="partial_fit")
+        net.notify("on_train_end", X=table, y=None)
+
+
+@dataclass
 class TrainingPlan:
     """Prepared training of an estimator's net.
 
@@ -229,22 +265,32 @@ class TrainingPlan:
         train, valid = self.split(seed)
         return self.table.view(train), self.table.subset(valid)
 
-    def run_loop(self) -> None:
-        """Train the net by its own loop."""
+    def run_loop(self, rest: RestOfTraining | None = None) -> None:
+        """Train the net by its own loop.
+
+        Parameters
+        ----------
+        rest : RestOfTraining or None, default=None
+            Rest of a training that has begun in a stack.
+        """
         net, best = self.net, self.best
         n_flops = 3.0 * net.flops_per_row_ * self.batch_size
         try:
             if best is not None:
                 net._split_seed_ = self.split_seed  # restoring a backup may change it
                 net.train_split = lambda _: self._split_table(net._split_seed_)
-                net.callbacks_.append(("best_weights", best.initialize()))
+                if rest is None:
+                    best.initialize()
+                net.callbacks_.append(("best_weights", best))
             if self.time_limit is not None:
                 net.callbacks_.append(("time_limit", self.time_limit))
             with (
                 resumed(self.random_states, net.device),
                 threads_for(n_flops, self.num_threads),
             ):
-                if self.is_partial:
+                if rest is not None:
+                    rest.run(net, self.table)
+                elif self.is_partial:
                     net.set_params(lr_schedule=None, warmup=0.0, max_epochs=1)
                     net.partial_fit(self.table)
                 else:

@@ -89,6 +89,21 @@ def recover_weights(
     return _ended(training)
 
 
+def recovery_at_present(training: StackState, k: int) -> MemberRecovery:
+    """Return the guarded training of a member in its present state, after an epoch.
+
+    Parameters
+    ----------
+    training : StackState
+        Training of the member.
+    k : int
+        Position of the member.
+    """
+    i = len(training.bounds) - 1
+    failed = _failed_step(training, k, training.snapshot(), i)
+    return _load(training, {k: failed}, i + 1)[k]
+
+
 def add_latest_batches(training: StackState, k: int, i: int) -> None:
     """Pass on the latest batches of a member that has recovered from a failed step.
 

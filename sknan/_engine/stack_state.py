@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sknan._engine.grouping import batch_bounds, n_rows_of
 from sknan._engine.ledger import StepLedger
+from sknan._engine.listeners import EpochBar
 from sknan._engine.member import Member
 from sknan._engine.plan import TrainingPlan
 from sknan._engine.stack_rows import StackRows
@@ -63,6 +64,9 @@ class StackState:
         Members that are still trained.
     finished : list of Member
         Members that have reached the end of their training, or failed.
+    counts_epochs : bool
+        Whether the progress bar counts epochs, which a listener does, and not
+        trainings.
     n_reported : float
         Number of trainings (the sum of fractions) that the progress bar has counted.
     """
@@ -95,6 +99,9 @@ class StackState:
         self.n_steps = 0
         self.orders = self.previous_orders = torch.zeros(len(plans), 0)
         self.finished: list[Member] = []
+        self.counts_epochs = any(
+            isinstance(callback, EpochBar) for _, callback in net.callbacks_
+        )
         self.n_reported = 0.0
 
     def snapshot(self) -> StackSnapshot:

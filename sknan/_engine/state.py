@@ -136,7 +136,7 @@ class Stack:
         self._coefficients_array = self._coefficients.numpy()[:, 0]
         # Decoupled weight decay (AdamW) is applied to the weights, not to the gradient.
         self._is_decoupled = bool(members[0].group.get("decoupled_weight_decay"))
-        self._decays = np.array([member.group["weight_decay"] for member in members])
+        self.decays = np.array([member.group["weight_decay"] for member in members])
         self._pass = stacked_pass(
             [member.net for member in members],
             [member.generator for member in members],
@@ -374,9 +374,9 @@ class Stack:
         list of StepFactors
         """
         columns = self._column(learning_rates).unbind()
-        if not self._decays.any():
+        if not self.decays.any():
             return [StepFactors(column, None) for column in columns]
-        decays = np.broadcast_to(self._decays, learning_rates.shape).copy()
+        decays = np.broadcast_to(self.decays, learning_rates.shape).copy()
         if self._is_decoupled:
             decays = 1.0 - learning_rates * decays
         return list(map(StepFactors, columns, self._column(decays).unbind()))

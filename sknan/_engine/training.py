@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sknan._engine.following import notify_listeners
 from sknan._engine.recovery import add_latest_batches, recover_steps, recover_weights
 from sknan._engine.stack_state import StackSnapshot, StackState
 from sknan._utils.progress import advance, is_shown
@@ -52,10 +53,11 @@ class StackTraining(StackState):
         self.start = time.perf_counter()
         for member in self.members:
             member.begin()
+        notify_listeners(self, "on_train_begin")
         for _ in range(self.n_epochs):
-            for member in self.members:
-                member.begin_epoch()
-            self._train_epoch()
+            notify_listeners(self, "on_epoch_begin")
+            if self.members:
+                self._train_epoch()
             if not self.members:
                 return
         self._finish(range(len(self.members)))
@@ -316,12 +318,16 @@ class StackTraining(StackState):
             return
         rows = self.ledger.end_epoch(n_rows, valid_losses)
         n_members = len(self.members)
+        for member, row in zip(self.members, rows, strict=True):
+            member.log_epoch(row)
+        notify_listeners(self, "on_epoch_end")
         continues = [
-            member.end_epoch(row, partial(self.stack.weights_of, k), n_members)
-            for k, (member, row) in enumerate(zip(self.members, rows, strict=True))
+            member.end_epoch(partial(self.stack.weights_of, k), n_members)
+            for k, member in enumerate(self.members)
         ]
         self._finish(np.flatnonzero(~np.array(continues)).tolist())
-        self._report(rows)
+        if not self.counts_epochs:
+            self._report(rows)
         self.keep(np.flatnonzero(continues))
 
     def _report(self, rows: list[dict[str, Any]]) -> None:
@@ -330,8 +336,9 @@ class StackTraining(StackState):
             return
         share = len(rows) / self.n_epochs
         self.n_reported += share
+        n_recoveries = sum(row["n_recoveries"] for row in rows)
         best = min(rows, key=itemgetter("train_loss"))
-        advance(share, train_loss=best["train_loss"], lr=best["lr"])
+        advance(share, n_recoveries, train_loss=best["train_loss"], lr=best["lr"])
 
     def _valid_losses(self) -> list[float] | None:
         """Return the losses on held-out rows, if there are any."""

@@ -52,8 +52,22 @@ class BestWeights(Callback):
         """Start without a best epoch."""
         self.initialize()
         self._last_gain_ = len(net.history)
+        self._snapshot_ = self._snapshot_of(net)
+
+    def _snapshot_of(self, net: Any) -> Snapshot:
         names = [*net._modules, *net._criteria]
-        self._snapshot_ = Snapshot([getattr(net, f"{n}_") for n in names])
+        return Snapshot([getattr(net, f"{n}_") for n in names])
+
+    def keep_weights_of(self, net: Any) -> None:
+        """Keep the present weights of a net as those of the best epoch.
+
+        Parameters
+        ----------
+        net : skorch net
+            Net whose earlier epochs were compared by :meth:`update`.
+        """
+        self._snapshot_ = self._snapshot_of(net)
+        self._snapshot_.take()
 
     def on_epoch_end(self, net: Any, **_: Any) -> None:
         """Save the weights of a best epoch, and stop if patience is exhausted."""

@@ -339,7 +339,7 @@ class GuardedTraining:
         may_overflow = guard.may_overflow(factor, self._step_norm)
         if may_overflow and not guard.has_finite_weights():
             raise StepRefused(taken, float(taken["loss"].detach()), self._step_norm)
-        self.rate = float(net.lr) * factor
+        self.rate = net._base_rate() * factor
         self.latest_batches.append(batch)
         guard.step_taken()
         self.n_steps += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import cloudpickle
 import torch
@@ -70,6 +70,17 @@ def guard_parts(
     )
 
 
+class EarlierEpochs(Protocol):
+    """Epochs of a training that were done elsewhere, as those of a backup."""
+
+    @property
+    def n_epochs_done(self) -> int:
+        """Number of these epochs."""
+
+    def restore_training(self, net: Any) -> None:
+        """Restore the state after these epochs, before the first batch of the rest."""
+
+
 class GuardMixin(VersionedPickleMixin, OutputMixin):
     """Guard, clip and schedule every training step of a skorch net.
 
@@ -132,7 +143,7 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
     # Answers to a failed step, tried in this order.
     _recoveries: tuple[Recovery, ...] = RECOVERIES
     _training_: GuardedTraining | None
-    _backup_: BackupAndRestore | None = None
+    _backup_: EarlierEpochs | None = None
     _epoch_loss_: float
     # Whether the weights have not been trained or loaded since the initialization.
     _is_untrained_ = False
@@ -215,8 +226,8 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         super().on_train_begin(net, *args, **kwargs)
         backups = [c for _, c in self.callbacks_ if isinstance(c, BackupAndRestore)]
         self._backup_ = backups[0] if backups else None
-        if self._backup_ is not None:
-            self._backup_.restore_net(self)
+        if backups:
+            backups[0].restore_net(self)
 
     def fit_loop(
         self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
@@ -401,6 +412,11 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         """Pass the loss of an epoch to the schedule."""
         if hasattr(self, "schedule_"):
             self.schedule_.update(loss)
+
+    def _base_rate(self) -> float:
+        """Return ``lr``, or what a callback has replaced it by in the optimizer."""
+        groups = [g for o in self._all_optimizers() for g in o.param_groups]
+        return float(groups[0]["lr"] if len(groups) == 1 else self.lr)
 
     def _rate_factor(self) -> float:
         """Return the factor of ``lr`` at this step, by schedule and guard."""
