@@ -14,6 +14,7 @@ from sknan._engine.state import Stack
 from sknan._engine.table_net import TableNet
 from sknan._utils.member_arrays import MemberArrays
 from sknan.optim._adaptive_clipping import resolve_adaptive_clip
+from sknan.optim._clipping import lowered_norm
 
 Floats = NDArray[np.float64]
 
@@ -99,7 +100,8 @@ class Clipping(MemberArrays):
         norms = norms * factors
         if (self.values < math.inf).any():
             stack.clamp(self.values)
-            norms = np.where(self.values < math.inf, stack.gradient_norms(), norms)
+            after = lowered_norm(norms, stack.gradient_norms())
+            norms = np.where(self.values < math.inf, after, norms)
         if np.count_nonzero(norms > self.limits):  # faster than any()
             coefficients = self.limits / np.maximum(norms, self.limits)
             stack.clip(coefficients)

@@ -31,7 +31,12 @@ from sknan.nets.recovery.protocol import (
 )
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.raw_units import Conditioning
-from sknan.optim._clipping import clip_grad_norm, clip_grad_value, grad_norm
+from sknan.optim._clipping import (
+    clip_grad_norm,
+    clip_grad_value,
+    grad_norm,
+    lowered_norm,
+)
 from sknan.optim._learning_rates import run_search, scaled_rates
 
 # Number of recent batches on which a lower learning rate is tested.
@@ -414,7 +419,7 @@ class GuardedTraining:
             norm *= net.adaptive_clip_(parameters, grads, norm)
         if net.clip_value is not None:
             clip_grad_value(grads, net.clip_value)
-            norm = float(grad_norm(grads))
+            norm = float(lowered_norm(norm, float(grad_norm(grads))))
         for max_norm in (net.clip_norm, rescue_norm):
             if max_norm is not None:
                 norm *= clip_grad_norm(grads, max_norm, norm)

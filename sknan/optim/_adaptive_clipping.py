@@ -22,6 +22,7 @@ from sknan.optim._clipping import (
     clip_grad_norm,
     coalesced_values,
     grad_norm,
+    lowered_norm,
     stable_grad_norm,
 )
 
@@ -104,8 +105,7 @@ class AGC:
         after = float(grad_norm(grads))
         if not math.isfinite(after) or after == 0.0:
             after = stable_grad_norm(grads)
-        # A smaller difference is rounding: the norms are summed in different orders.
-        return after / norm if after < norm * (1.0 - 1e-6) else 1.0
+        return float(lowered_norm(norm, after)) / norm
 
     def _clip_units(self, weight: Tensor, grad: Tensor, norm: float) -> None:
         dims = tuple(range(1, grad.ndim)) or None

@@ -13,7 +13,9 @@ import math
 import sys
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +44,23 @@ def grad_norm(grads: Sequence[Tensor]) -> Tensor:
     """
     norms = grad_norms(grads)
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def lowered_norm(before: Any, after: Any) -> Any:
+    """Return the norm after clipping, or that before it if they differ by rounding.
+
+    The two norms may have been summed in different orders.
+
+    Parameters
+    ----------
+    before, after : float or ndarray
+        Norms of the gradients before and after clipping.
+
+    Returns
+    -------
+    float or ndarray
+    """
+    return np.where(after < before * (1.0 - 1e-6), after, before)[()]
 
 
 @torch.no_grad()

@@ -54,6 +54,14 @@ def test_a_clip_that_never_had_an_effect_gives_a_warning():
     )
 
 
+def test_a_clip_by_value_that_never_had_an_effect_gives_a_warning():
+    net = network_of(clip_value=1e6, max_epochs=4)
+    with pytest.warns(UserWarning, match="clip_value=1000000.0 never had an effect"):
+        net.fit(X, Y)
+    assert set(net.history[:, "clip_share"]) == {0.0}
+    assert set(net.history[:, "clip_coefficient"]) == {1.0}
+
+
 def test_no_warning_says_that_the_default_clip_of_an_estimator_was_idle():
     labels = (Y.ravel() > 0).astype(int)
     model = StableNetClassifier(lr=1e-6, max_epochs=30, batch_size=16, random_state=0)

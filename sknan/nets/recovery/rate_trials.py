@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -74,6 +75,8 @@ class RateTrials:
         net, batches = self.net, self.batches
         optimizers = net._all_optimizers()
         factor = scale * net._schedule_factor()
+        clipper = net.adaptive_clip_
+        net.adaptive_clip_ = copy.deepcopy(clipper)  # which remembers gradient norms
         try:
             with (
                 net.guard_.last_weights(),
@@ -88,6 +91,7 @@ class RateTrials:
         except StepRefused:
             return math.inf
         finally:
+            net.adaptive_clip_ = clipper
             net._zero_grad_optimizer()
         mean = sum(losses[-len(batches) :]) / len(batches)
         return mean if math.isfinite(mean) else math.inf

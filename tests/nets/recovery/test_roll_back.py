@@ -7,6 +7,8 @@ from failing_trainings import MLP, fitted, is_sound, network_of, r2, refused
 from skorch.callbacks import Callback
 from torch import nn
 
+from sknan.optim import QuantileClip
+
 
 def test_the_learning_rate_is_lowered_until_the_network_learns():
     net = fitted(network_of(MLP, lr=1e4))
@@ -17,6 +19,13 @@ def test_the_learning_rate_is_lowered_until_the_network_learns():
     )
     assert 1e-3 < net.effective_lr_ < 2.0
     assert r2(net) > 0.8
+
+
+def test_trials_of_lower_rates_leave_the_history_of_an_adaptive_clip_unchanged():
+    net = fitted(network_of(MLP, lr=1e4, adaptive_clip=QuantileClip()))
+    assert net.nonfinite_reports_
+    # One norm for each step that was taken, and no others.
+    assert len(net.adaptive_clip_._latest) <= 10 * 8
 
 
 class Deep(nn.Module):
