@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sknan._engine.chain import stacked_product
 
@@ -93,10 +93,21 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.Tag.inplace_view in func.tags:
+            self._keep_shape(args[0])
+            return func(*args, **kwargs)
         result = func(*args, **kwargs)
         self.reads_values |= func is _aten._local_scalar_dense.default
         self.operations.append(_Operation(func, args, kwargs, result))
         return result
+
+    def _keep_shape(self, tensor: Tensor) -> None:
+        """Keep the present shape of a tensor in the operations so far."""
+        view = tensor.view_as(tensor)
+        self.operations = [
+            tree_map(lambda leaf: view if leaf is tensor else leaf, operation)
+            for operation in self.operations
+        ]
 
     def calls(
         self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]

@@ -32,12 +32,19 @@ def cases():
         )
         return normalized * 2.0, mean + variance + y.sum()
 
+    def shape_changed_in_place(x, y):
+        product = x.transpose(1, 2) @ x
+        total = product.sum(0)
+        product.unsqueeze_(1)
+        return product * y[:, :1, None], total
+
     functions = [
         product_and_views,
         in_place,
         several_results,
         result_without_variant,
         statistics,
+        shape_changed_in_place,
     ]
     return {function.__name__: function for function in functions}
 
