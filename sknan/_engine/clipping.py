@@ -40,17 +40,20 @@ class Clipping(MemberArrays):
         Adaptive clipping, or None.
     is_used : ndarray of shape (n_members,), bool
         Whether the user has set any of the three.
+    is_by_norm_only : bool
+        Whether no member has more than a largest norm.
     """
 
     _arrays = ("limits", "values", "clippers", "is_used")
 
     def __init__(self, nets: Sequence[TableNet]) -> None:
         norms = [net.clip_norm for net in nets]
-        values = [net.clip_value for net in nets]
+        clips = [net.clip_value for net in nets]
         self.limits = np.array([HUGE if c is None else float(c) for c in norms])
-        self.values = np.array([math.inf if c is None else float(c) for c in values])
+        self.values = np.array([math.inf if c is None else float(c) for c in clips])
         self.clippers = np.empty(len(nets), dtype=object)
         self.clippers[:] = [resolve_adaptive_clip(net.adaptive_clip) for net in nets]
+        self.is_by_norm_only = all(c is None for c in (*clips, *self.clippers))
         self.is_used = (
             (self.limits < HUGE)
             | (self.values < math.inf)
@@ -90,23 +93,28 @@ class Clipping(MemberArrays):
             Norm after clipping, divided by the norm before; None if no gradient was
             clipped.
         """
-        before = norms
-        is_finite = np.isfinite(norms)
-        factors = np.ones(len(norms))
-        for k in np.flatnonzero((self.clippers != None) & is_finite).tolist():  # noqa: E711
-            parameters = stack.parameters_of(k)
-            grads: list[Any] = [parameter.grad for parameter in parameters]
-            factors[k] = self.clippers[k](parameters, grads, float(norms[k]))
-        norms = norms * factors
-        if (self.values < math.inf).any():
-            stack.clamp(self.values)
-            after = lowered_norm(norms, stack.gradient_norms())
-            norms = np.where(self.values < math.inf, after, norms)
-        if np.count_nonzero(norms > self.limits):  # faster than any()
-            coefficients = self.limits / np.maximum(norms, self.limits)
-            stack.clip(coefficients)
-            norms = norms * coefficients
-        elif norms is before:
+        if not self.is_by_norm_only:
+            return self._apply_in_order(stack, norms)
+        if not np.count_nonzero(norms > self.limits):  # faster than any()
             return None
-        with np.errstate(invalid="ignore"):
-            return np.where(before > 0.0, norms / before, 1.0)
+        coefficients: Floats = self.limits / np.maximum(norms, self.limits)
+        stack.clip(coefficients)
+        return coefficients
+
+    def _apply_in_order(self, stack: Stack, norms: Floats) -> Floats:
+        """Apply the adaptive clipping, the largest values, and the norms."""
+        factors = np.ones(len(norms))
+        for k in np.flatnonzero(np.isfinite(norms)).tolist():
+            if self.clippers[k] is not None:
+                parameters = stack.parameters_of(k)
+                grads: list[Any] = [parameter.grad for parameter in parameters]
+                factors[k] = self.clippers[k](parameters, grads, float(norms[k]))
+        clipped = norms * factors
+        has_value = self.values < math.inf
+        if has_value.any():
+            stack.clamp(self.values)
+            lowered = lowered_norm(clipped, stack.gradient_norms())
+            clipped = np.where(has_value, lowered, clipped)
+        coefficients = self.limits / np.maximum(clipped, self.limits)
+        stack.clip(coefficients)
+        return np.where(norms > 0.0, clipped * coefficients / norms, 1.0)

@@ -150,24 +150,23 @@ class Stack:
         """Prepare the steps anew after counts or conditioning of a member changed."""
         self._step.zero_()  # the steps of a failed member may be NaN
         parts = [self._step, self._gradient, *self.rows.moments]
-        numbers_by_key: dict[Hashable, list[int]] = {}
+        numbers_by_key: dict[tuple[Hashable, int], list[int]] = {}
         counts = self.rows.counts.tolist()
         for k, (member, count) in enumerate(zip(self.members, counts, strict=True)):
             key = kernel_key(member.group), count
             numbers_by_key.setdefault(key, []).append(k)
         is_single = len(numbers_by_key) == 1
-        # Arguments of each kernel call of a step: group, count of steps, tensors.
-        self._kernel_calls = [
-            (
-                self.members[numbers[0]].group,
-                torch.tensor(float(counts[numbers[0]])),
-                [
-                    [part.view(-1)] if is_single else [part[k] for k in numbers]
-                    for part in parts
-                ],
-            )
-            for numbers in numbers_by_key.values()
-        ]
+        # Arguments of each kernel call: group, count of steps as tensor and as array,
+        # tensors.
+        self._kernel_calls = []
+        for (_, n_steps), numbers in numbers_by_key.items():
+            count = torch.tensor(float(n_steps))
+            lists = [
+                [part.view(-1)] if is_single else [part[k] for k in numbers]
+                for part in parts
+            ]
+            group = self.members[numbers[0]].group
+            self._kernel_calls.append((group, count, count.numpy(), lists))
         self._conditionings = [
             member.conditioning.on(self.parameters_of(k))
             for k, member in enumerate(self.members)
@@ -396,8 +395,8 @@ class Stack:
                 self._weights.mul_(factors.decay)
             else:
                 self._gradient.addcmul_(self._weights, factors.decay)
-        for group, count, lists in self._kernel_calls:
-            count.add_(1)
+        for group, count, count_array, lists in self._kernel_calls:
+            count_array += 1.0
             write_unit_steps(group, count, lists)
         self.rows.counts += 1
         self._weights.addcmul_(self._step, factors.rate)
