@@ -97,7 +97,8 @@ class Clipping(MemberArrays):
             return self._apply_in_order(stack, norms)
         if not np.count_nonzero(norms > self.limits):  # faster than any()
             return None
-        coefficients: Floats = self.limits / np.maximum(norms, self.limits)
+        # A NaN would spread to the padding of the rows, which fmax prevents.
+        coefficients: Floats = self.limits / np.fmax(norms, self.limits)
         stack.clip(coefficients)
         return coefficients
 
@@ -115,6 +116,6 @@ class Clipping(MemberArrays):
             stack.clamp(self.values)
             lowered = lowered_norm(clipped, stack.gradient_norms())
             clipped = np.where(has_value, lowered, clipped)
-        coefficients = self.limits / np.maximum(clipped, self.limits)
+        coefficients = self.limits / np.fmax(clipped, self.limits)
         stack.clip(coefficients)
         return np.where(norms > 0.0, clipped * coefficients / norms, 1.0)

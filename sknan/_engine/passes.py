@@ -200,8 +200,7 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     # A gradient of zero, as of a bias before batch normalization, is rounding error of
     # the size of the other gradients.
     largest = max(float(own.abs().max()) for _, own in pairs if own.numel())
-    tolerances = {"rtol": _RTOL, "atol": _ATOL * largest, "equal_nan": True}
     return all(
-        bool(torch.allclose(stacked, separate, **tolerances))
-        for stacked, separate in pairs
+        bool(torch.allclose(a, b, _RTOL, _ATOL * largest, equal_nan=True))
+        for a, b in pairs
     )

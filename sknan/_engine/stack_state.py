@@ -117,7 +117,12 @@ class StackState:
 
     def batch_of(self, rows: Tensor) -> tuple[Tensor, Any]:
         """Return inputs and targets of rows of one member, by their numbers."""
-        return torch.from_numpy(self.X[rows.numpy()]), self.targets(rows)
+        return self.inputs_of(rows), self.targets(rows)
+
+    def inputs_of(self, rows: Tensor) -> Tensor:
+        """Return the inputs of rows (..., K, B), in memory that torch has aligned."""
+        chosen = torch.from_numpy(self.X).index_select(0, rows.flatten())
+        return chosen.view(*rows.shape, *chosen.shape[1:])
 
     def targets(self, rows: Tensor) -> Any:
         """Return the targets of rows (..., K, B)."""

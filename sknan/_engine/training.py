@@ -290,8 +290,9 @@ class StackTraining(StackState):
             first += n_steps * size
             target = self.stack.prepare_target(self.targets(rows), rows.shape)
             if size not in self.inputs:
-                array = np.empty((n_members, size, *self.X.shape[1:]), self.X.dtype)
-                self.inputs[size] = torch.from_numpy(array), array
+                first_row = torch.from_numpy(self.X[:1])
+                x = first_row.new_empty(n_members, size, *self.X.shape[1:])
+                self.inputs[size] = x, x.numpy()
             x, array = self.inputs[size]
             for rows_of_step, target_of_step in zip(
                 rows.numpy(), _unbound(target, n_steps), strict=True
@@ -345,7 +346,7 @@ class StackTraining(StackState):
         if self.members[0].plan.best is None:
             return None
         rows = torch.stack([member.valid for member in self.members])
-        x = torch.from_numpy(self.X[rows.numpy()])
+        x = self.inputs_of(rows)
         try:
             return self.stack.evaluate(x, self.targets(rows))
         except Exception:  # a user's module may raise anything, for one of the members
