@@ -21,9 +21,6 @@ _BLOCK_CELLS = 1 << 16
 # Approximate length of a long row, to which the rows of a narrow table are joined.
 _WIDTH = 1 << 10
 
-# Number of rows from which rows are joined. One byte can count fewer rows.
-_FEW_ROWS = 1 << 8
-
 # Size of a table up to which blocks cost more than they save.
 _FEW_CELLS = 1 << 12
 
@@ -82,8 +79,7 @@ def blocks(
     by_column = guide.flags.f_contiguous and not guide.flags.c_contiguous
     # In a short table one block for each column would be too many blocks.
     width = 1 if by_column and n_rows >= _WIDTH else n_columns
-    # In a table of a few rows there is little to join.
-    joined = max(1, _WIDTH // width) if n_rows >= _FEW_ROWS else 1
+    joined = max(1, _WIDTH // width)
     step = joined * max(1, n_cells // (joined * width))
     whole = n_rows // joined * joined
     ends = [*range(0, whole, step), whole, n_rows]
