@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import numpy as np
 
+from sknan._utils.html import table
 from sknan.nets._curves import TrainingCurves, network_of, skorch_net_of
 
 
@@ -83,12 +83,5 @@ def facts_of_several(networks: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def summary_as_html(model: Any) -> str:
     """Return the facts as a small HTML table."""
-    left = "text-align:left; vertical-align:top; padding:1px 10px 1px 0"
-    rows = "".join(
-        f"<tr><th style='{left}'>{html.escape(name)}</th>"
-        f"<td style='{left}'>{html.escape(text)}</td></tr>"
-        for name, text in training_facts(model)
-    )
-    return (
-        f"<details><summary>Training summary</summary><table>{rows}</table></details>"
-    )
+    facts = table(training_facts(model))
+    return f"<details><summary>Training summary</summary>{facts}</details>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from sknan._utils.html import element, table
 from sknan.inspection._audit._column_profile import ColumnProfile
 from sknan.inspection._audit._finding import Finding
 from sknan.inspection._audit._remedies import SEVERITIES, Severity
@@ -19,8 +19,6 @@ from sknan.inspection._audit._remedies import SEVERITIES, Severity
 HEADS = ("severity", "finding", "evidence", "action")
 
 _WIDTH = 80
-
-_CELL = "text-align:left; vertical-align:top"
 
 _COLUMNS = [
     *("severity", "where", "kind", "column", "position", "value", "detail", "action"),
@@ -156,16 +154,8 @@ class TableAudit:
 
     def _repr_html_(self) -> str:
         """Return the findings as a table for notebooks, without colors."""
-        rows = "".join(
-            f"<tr><td style='{_CELL}'>{html.escape(finding.severity)}</td>"
-            f"<td style='{_CELL}'><b>{html.escape(finding.title)}</b></td>"
-            f"<td style='{_CELL}'>{html.escape(finding.evidence)}</td>"
-            f"<td style='{_CELL}'>{html.escape(finding.action)}</td></tr>"
-            for finding in self.findings
-        )
-        heads = "".join(f"<th style='{_CELL}'>{name}</th>" for name in HEADS)
-        table = f"<table><tr>{heads}</tr>{rows}</table>" if rows else ""
-        return f"<div><p>{html.escape(self.summary)}</p>{table}</div>"
+        rows = [(f.severity, f.title, f.evidence, f.action) for f in self]
+        return f"<div>{element('p', self.summary)}{table(rows, HEADS)}</div>"
 
 
 def statistics_of(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sknan._utils.html import element, table
 from sknan.inspection._plotting import pyplot
 
 # Number of rows that a table shows before it is expanded.
@@ -33,12 +34,10 @@ STYLE = """
   border-bottom: 1px solid var(--line); }
 .sknan-report p { margin: 8px 0; }
 .sknan-report .quiet { color: var(--quiet); }
-.sknan-report .wide { overflow-x: auto; }
 .sknan-report table { border-collapse: collapse; font-size: 13px; margin: 8px 0;
   background: transparent; color: inherit; }
-.sknan-report th, .sknan-report td { text-align: left; vertical-align: top;
-  padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); min-width: 3em;
-  background: transparent; color: inherit; overflow-wrap: break-word; }
+.sknan-report th, .sknan-report td { border-bottom: 1px solid var(--line);
+  min-width: 3em; background: transparent; color: inherit; overflow-wrap: break-word; }
 .sknan-report img { display: block; width: 100%; max-width: 700px; }
 @media (prefers-color-scheme: dark) {
   .sknan-report img { filter: invert(1) hue-rotate(180deg); } }
@@ -49,15 +48,7 @@ STYLE = """
   padding: 4px 12px; margin: 12px 0; }
 .sknan-report .incident b.what { color: var(--bad); }
 .sknan-report summary { cursor: pointer; }
-@media (max-width: 600px) { .sknan-report { padding: 10px; }
-  .sknan-report th, .sknan-report td { padding-right: 8px; } }
 """
-
-
-def element(name: str, text: Any = "", css: str = "") -> str:
-    """Return an element with text, which is escaped."""
-    kind = f' class="{css}"' if css else ""
-    return f"<{name}{kind}>{html.escape(str(text))}</{name}>"
 
 
 def section(title: str, parts: Iterable[str]) -> str:
@@ -68,19 +59,6 @@ def section(title: str, parts: Iterable[str]) -> str:
 def details(title: str, inside: str) -> str:
     """Return HTML that is shown after a click on its title."""
     return f"<details>{element('summary', title)}{inside}</details>"
-
-
-def table(rows: Sequence[Sequence[Any]], heads: Sequence[str] = ()) -> str:
-    """Return a table of text. Without heads, the first cell of a row is its head."""
-    if not rows:
-        return ""
-    head = "".join(element("th", name) for name in heads)
-    lines = [f"<tr>{head}</tr>"] if heads else []
-    for first, *others in rows:
-        cells = element("td" if heads else "th", first)
-        cells += "".join(element("td", cell) for cell in others)
-        lines.append(f"<tr>{cells}</tr>")
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
 def _picture(figure: Any, title: str) -> str:

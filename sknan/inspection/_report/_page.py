@@ -8,7 +8,8 @@ from typing import Any
 
 from sklearn.pipeline import Pipeline
 
-from sknan.inspection._report._html import STYLE, element, page
+from sknan._utils.html import element
+from sknan.inspection._report._html import STYLE, page
 from sknan.inspection._report._sections import sections_of
 from sknan.nets._curves import last_of, networks_of, skorch_net_of
 

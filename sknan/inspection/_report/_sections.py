@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
+from sknan._utils.html import element, table
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.inspection._audit._run import audit
 from sknan.inspection._audit._table_audit import HEADS
@@ -23,9 +24,7 @@ from sknan.inspection._report._html import (
     cut_table,
     details,
     drawn,
-    element,
     section,
-    table,
     value_text,
 )
 from sknan.inspection._training_display import TrainingDisplay
