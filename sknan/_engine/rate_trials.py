@@ -180,8 +180,8 @@ class _StackedTrials:
         return x, self.stack.prepare_target(target, x.shape[:2])
 
     def run(self) -> np.ndarray:
-        """Return the mean loss of each member in the last steps; inf if one fails."""
-        stack, n_batches = self.stack, len(self.batches)
+        """Return the mean loss of each member before its steps; inf if one fails."""
+        stack = self.stack
         steps = itertools.islice(itertools.cycle(self.batches), N_TRIAL_STEPS)
         factors = stack.step_factors(np.tile(self.rates, (N_TRIAL_STEPS, 1)))
         losses, norms = np.empty((2, N_TRIAL_STEPS, len(self.members)))
@@ -192,5 +192,5 @@ class _StackedTrials:
                 stack.step(factor)
             has_failed = are_refused(losses, norms).any(0)
             # numpy's sums could round differently for one member than for many.
-            mean = np.add.accumulate(losses[-n_batches:])[-1] / n_batches
+            mean = np.add.accumulate(losses)[-1] / N_TRIAL_STEPS
         return np.where(has_failed | ~np.isfinite(mean), math.inf, mean)

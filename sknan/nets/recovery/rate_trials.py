@@ -55,7 +55,7 @@ class RateTrials:
         return math.isnan(norm)
 
     def losses_after(self, scales: list[float]) -> list[float]:
-        """Return the losses of the latest batches in some steps at lower rates.
+        """Return the mean losses of some steps at lower rates on the latest batches.
 
         The steps start from the last verified weights, with empty optimizer state.
 
@@ -67,7 +67,9 @@ class RateTrials:
         Returns
         -------
         list of float
-            Mean losses of the last pass over the batches; inf if a step fails.
+            Mean losses before the steps; inf if a step fails. Losses after all steps
+            would favor rates that are far too high: their first steps ruin the weights,
+            and the next ones learn few batches by heart, up to a loss of 0.
         """
         return [self._loss_after(scale) for scale in scales]
 
@@ -93,7 +95,7 @@ class RateTrials:
         finally:
             net.adaptive_clip_ = clipper
             net._zero_grad_optimizer()
-        mean = sum(losses[-len(batches) :]) / len(batches)
+        mean = sum(losses) / len(losses)
         return mean if math.isfinite(mean) else math.inf
 
     @property
