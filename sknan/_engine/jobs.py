@@ -15,6 +15,7 @@ A network whose step fails is recovered by the guard, and continues in the stack
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 import warnings
@@ -370,18 +371,26 @@ def _validate(
 
 def _train_group(runs: list[_JobRun], max_memory: int | None) -> None:
     """Train the networks of one key in stacks of a good size."""
+    # Networks of one seed draw equal batches and dropout masks, once in each stack.
+    runs = sorted(runs, key=_seed_of)
     plans = [run.plan for run in runs if run.plan is not None]
     n_stacks = math.ceil(len(runs) / _members_per_stack(plans[0], max_memory))
-    for i in range(n_stacks):
-        stack = runs[i::n_stacks]
+    bounds = [len(runs) * i // n_stacks for i in range(n_stacks + 1)]
+    for first, last in itertools.pairwise(bounds):
+        stack = runs[first:last]
         if len(stack) < 2:
             continue
         start = time.perf_counter()
-        ends = train_stack(plans[i::n_stacks], [run.source for run in stack])
+        ends = train_stack(plans[first:last], [run.source for run in stack])
         share = (time.perf_counter() - start) / len(stack)
         for run, end in zip(stack, ends, strict=True):
             run.end = end
             run.seconds += share
+
+
+def _seed_of(run: _JobRun) -> bytes:
+    assert run.plan is not None
+    return run.plan.random_states[0].numpy().tobytes()
 
 
 def _members_per_stack(plan: TrainingPlan, max_memory: int | None) -> int:
