@@ -1,6 +1,6 @@
 """Time and memory of a batched grid search over learning rates.
 
-    python -m benchmarks.search [--repeats N] [--only grid scaling memory] [--json FILE]
+    python -m benchmarks.search [--repeats N] [--only PART ...] [--json FILE]
 
 A grid has eight learning rates on five folds of 3 400 x 30, with two hidden layers, ten
 epochs and two workers. The rates of the *wild* grid reach from sensible to absurd, and
@@ -9,7 +9,8 @@ epochs and two workers. The rates of the *wild* grid reach from sensible to absu
 net, over scikit-learn's ``MLPClassifier`` and over ``StableNetClassifier``. Wall time
 is measured alternately, with workers that have been started before, and includes the
 refit of the best candidate. *Products* is the time of the batched matrix products of
-all steps alone, on one thread.
+all steps alone, on one thread. *Pipeline* searches four learning rates of
+``tabular_pipeline`` on a table with missing numbers, categories, dates and text.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
@@ -34,12 +36,17 @@ from torch import Tensor, nn
 
 from benchmarks.prediction import added_peak
 from benchmarks.timing import in_turn, keep_freed_memory, ratio_in_turn
-from sknan import StableNetClassifier
+from sknan import StableNetClassifier, tabular_pipeline
 from sknan.model_selection import BatchedGridSearchCV
 
 N_ROWS, N_FEATURES, N_FOLDS, N_EPOCHS = 3_400, 30, 5, 10
 RATES = np.logspace(-4, -2, 8).tolist()
 WILD_RATES = np.logspace(-4, 2, 8).tolist()
+
+
+# Lower limit of the speed relative to GridSearchCV for a pipeline that ends in an
+# ensemble, whose networks GridSearchCV trains together too, five at a time.
+PIPELINE_LIMIT = 1.1
 
 
 class Perceptron(nn.Sequential):
@@ -216,6 +223,47 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def raw_table(n_rows: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return a table with missing numbers, categories, dates and text."""
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(n_rows, 6))
+    table = pd.DataFrame(numbers, columns=list("abcdef"))
+    table = table.mask(rng.random(table.shape) < 0.05)
+    table["city"] = rng.choice(["Berlin", "Oslo", "Paris", "Rome"], n_rows)
+    table["day"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(
+        rng.integers(0, 700, n_rows), unit="D"
+    )
+    words = np.array([f"word{i}" for i in range(300)])
+    table["note"] = [" ".join(rng.choice(words, 6)) for _ in range(n_rows)]
+    score = numbers[:, 0] + (table["city"] == "Rome") + rng.normal(size=n_rows)
+    return table, (score > 0).to_numpy().astype(np.int64)
+
+
+def measure_pipeline(repeats: int) -> dict[str, Any]:
+    """Print the seconds of searches over a pipeline that ends in an ensemble."""
+    found = {}
+    model = tabular_pipeline("classifier").set_params(net__random_state=0)
+    rates = {"net__estimator__lr": [3e-4, 1e-3, 3e-3, 1e-2]}
+    for n_rows in (300, 1_000):
+        X, y = raw_table(n_rows)
+        functions = [
+            lambda kind=kind, X=X, y=y: kind(model, rates, cv=N_FOLDS, n_jobs=2).fit(
+                X, y
+            )
+            for kind in (BatchedGridSearchCV, GridSearchCV)
+        ]
+        batched, separate = map(statistics.median, in_turn(functions, repeats=repeats))
+        speed = separate / batched
+        missed = "  missed" if speed < PIPELINE_LIMIT else ""
+        print(
+            f"pipeline, {n_rows} rows: {batched:.2f} s, GridSearchCV {separate:.2f} s, "
+            f"{speed:.2f} times batched  (at least {PIPELINE_LIMIT:g}){missed}",
+            flush=True,
+        )
+        found[n_rows] = {"batched": batched, "GridSearchCV": separate}
+    return found
+
+
 def measure_scaling() -> dict[str, Any]:
     """Print the time of a candidate by the number of candidates and the width."""
     X, y = data()
@@ -275,7 +323,8 @@ def main() -> None:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="runs of each search")
-    parser.add_argument("--only", nargs="*", choices=["grid", "scaling", "memory"])
+    parts = ["grid", "pipeline", "scaling", "memory"]
+    parser.add_argument("--only", nargs="*", choices=parts)
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -285,6 +334,8 @@ def main() -> None:
         warnings.simplefilter("ignore", ConvergenceWarning)
         if not arguments.only or "grid" in arguments.only:
             found["grid"] = measure_grids(arguments.repeats)
+        if not arguments.only or "pipeline" in arguments.only:
+            found["pipeline"] = measure_pipeline(arguments.repeats)
         if not arguments.only or "scaling" in arguments.only:
             found["scaling"] = measure_scaling()
         if not arguments.only or "memory" in arguments.only:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -69,6 +70,34 @@ def with_last(model: Any, last: Any) -> Any:
     name, step = model.steps[-1]
     changed.steps = [*model.steps[:-1], (name, with_last(step, last))]
     return changed
+
+
+def remember_transforms(model: Any) -> None:
+    """Let the fitted transformers of a pipeline transform each input only once."""
+    while isinstance(model, Pipeline):
+        for _, step in model.steps[:-1]:
+            if hasattr(step, "transform"):
+                step.transform = _RememberedTransform(step.transform)
+        model = model.steps[-1][1]
+
+
+class _RememberedTransform:
+    """Method ``transform`` of a fitted transformer that keeps its results."""
+
+    def __init__(self, transform: Callable[..., Any]) -> None:
+        self.transform = transform
+        self.results: dict[int, tuple[Any, Any]] = {}
+
+    def __call__(self, X: Any, **params: Any) -> Any:
+        if params:
+            return self.transform(X, **params)
+        if id(X) not in self.results:
+            # X is kept too, so that no other object gets its id.
+            self.results[id(X)] = X, self.transform(X)
+        return self.results[id(X)][1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "results": {}}
 
 
 class FitInputRecorder(BaseEstimator):

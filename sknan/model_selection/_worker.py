@@ -7,7 +7,6 @@ the pipeline itself, whose network is replaced by a recorder of its input.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -18,13 +17,12 @@ import cloudpickle
 import numpy as np
 from joblib import effective_n_jobs
 from sklearn.base import clone
-from sklearn.pipeline import Pipeline
 
 from sknan._engine.jobs import Job, train_together
 from sknan._utils.progress import advance, call_in_workers
 from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan.exceptions import DivergenceWarning
-from sknan.model_selection._pipelines import last_step, with_last
+from sknan.model_selection._pipelines import last_step, remember_transforms, with_last
 from sknan.model_selection._results import FitResult, RemoteError, divergence_fields
 from sknan.model_selection._transformers import (
     FitOptions,
@@ -105,6 +103,8 @@ def train_share(
             used = sorted({task.split for task in tasks if task.pipeline == index})
             models = prepare(pipeline, X, y, options, [splits[i] for i in used])
             prepared |= {(index, i): m for i, m in zip(used, models, strict=True)}
+        for model in prepared.values():
+            remember_transforms(model.model)  # candidates are scored on the same rows
         trained, training_warnings = _train(tasks, prepared, max_memory)
         results = [_score_model(model, options.scorer) for model in trained]
     distinct = {
@@ -167,8 +167,6 @@ def _score_model(trained: PreparedModel, scorer: Any) -> FitResult:
 
 def _score(model: Any, scorer: Any, X: Any, y: Any, params: dict[str, Any]) -> Any:
     """Return the score, or the error of the scorer."""
-    if isinstance(model, Pipeline):
-        X = copy.deepcopy(X)  # a step may write into X, on which others are scored
     target = () if y is None else (y,)
     try:
         return scorer(model, X, *target, **params)

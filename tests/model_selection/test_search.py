@@ -331,6 +331,7 @@ class CountsFits(TransformerMixin, BaseEstimator):
     """Transformer that counts how often it is fitted and changes nothing."""
 
     fits: Counter[tuple[int, int]] = Counter()  # noqa: RUF012 - shared by clones
+    transforms: Counter[int] = Counter()  # noqa: RUF012 - shared by clones
 
     def __init__(self, setting=0):
         self.setting = setting
@@ -341,6 +342,7 @@ class CountsFits(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X):
+        self.transforms[int(X[:, 0].sum())] += 1
         return X
 
 
@@ -350,6 +352,7 @@ def numbered(table):
     X = np.nan_to_num(table[0].to_numpy())
     X[:, 0] = np.arange(len(X))
     CountsFits.fits.clear()
+    CountsFits.transforms.clear()
     return X, table[1].to_numpy()
 
 
@@ -359,6 +362,8 @@ def test_transformers_are_fitted_once_for_each_fold_and_setting(numbered):
     BatchedGridSearchCV(model, grid, cv=3, refit=False).fit(*numbered)
     assert len(CountsFits.fits) == 6
     assert set(CountsFits.fits.values()) == {1}
+    # The rows of each training part and each test part, with each setting.
+    assert sorted(CountsFits.transforms.values()) == [2] * 6
 
 
 def test_the_cache_of_a_pipeline_is_used(numbered, tmp_path):
