@@ -198,8 +198,8 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     ]
     pairs += [(b[0], own) for b, own in zip(buffers, module.buffers(), strict=True)]
     # A gradient of zero, as of a bias before batch normalization, is rounding error of
-    # the size of the other gradients.
-    finite = [own.nan_to_num(0.0, 0.0, 0.0) for _, own in pairs if own.numel()]
+    # the size of the other gradients. Buffers may be of another dtype, such as bool.
+    finite = [own.double().nan_to_num(0.0, 0.0, 0.0) for _, own in pairs if own.numel()]
     largest = max(float(own.abs().max()) for own in finite)
     return all(
         bool(torch.allclose(a, b, _RTOL, _ATOL * largest, equal_nan=True))

@@ -110,6 +110,22 @@ class FunctionalDropout(Convolution):
         return super().forward(nn.functional.dropout(X, 0.5, self.training))
 
 
+class Masked(Convolution):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__(n_features_in, n_outputs)
+        self.register_buffer("mask", torch.arange(n_features_in) > 0)
+
+    def forward(self, X):
+        return super().forward(torch.where(self.mask, X, 0.0))
+
+
+def test_a_module_with_a_buffer_of_booleans_is_stacked():
+    jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=Masked, max_epochs=1)
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked for outcome in outcomes)
+    assert_close(outcomes, fitted_separately(jobs))
+
+
 class Reassigned(Convolution):
     def __init__(self, n_features_in, n_outputs):
         super().__init__(n_features_in, n_outputs)
