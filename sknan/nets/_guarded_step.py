@@ -226,8 +226,22 @@ class GuardedTraining:
         dict
             ``loss`` and ``y_pred``, and ``was_skipped`` = True if no step was taken.
         """
+        self._refuse_invalid_rates()
         trials = RateTrials(self, batch, fit_params)
         return run_search(self.search_step(trials), trials.losses_after)
+
+    def _refuse_invalid_rates(self) -> None:
+        """Refuse a learning rate of the optimizers that no reduction makes finite."""
+        for optimizer in self.net._all_optimizers():
+            for group in optimizer.param_groups:
+                rate = float(group["lr"])
+                if not math.isfinite(rate):
+                    raise NonFiniteTrainingError(
+                        f"The learning rate of {type(optimizer).__name__} is {rate} at "
+                        f"epoch {len(self.net.history)}, batch {self.batch_number}. "
+                        "Correct the parameter lr, or the callback or scheduler that "
+                        "has set it."
+                    )
 
     def search_step(
         self, trials: RateTrials
