@@ -727,6 +727,54 @@ class Halving(BaseEstimator, TransformerMixin):
         return X
 
 
+SCRIPT_WITH_A_MODULE = """
+import numpy as np, torch
+from sklearn.model_selection import GridSearchCV
+from sknan import *
+
+class OfThisScript(torch.nn.Module):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.first = torch.nn.Linear(n_features_in, 8)
+        self.norm = torch.nn.BatchNorm1d(8)
+        self.last = torch.nn.Linear(8, n_outputs)
+
+    def forward(self, X):
+        return self.last(torch.relu(self.norm(self.first(X))))
+
+def falling(progress):
+    return 1.0 - progress
+
+X = np.random.default_rng(0).normal(size=(120, 4))
+y = X[:, 0] > 0
+net = StableNetClassifier(
+    OfThisScript, lr_schedule=falling, max_epochs=2, random_state=0
+)
+searches = [
+    kind(net, {"lr": [1e-3, 1e-2]}, cv=2, n_jobs=2).fit(X, y)
+    for kind in (BatchedGridSearchCV, GridSearchCV)
+]
+scores = [search.cv_results_["mean_test_score"] for search in searches]
+assert np.abs(scores[0] - scores[1]).max() < 0.02, scores
+assert searches[0].cv_results_["stacked"].all()
+ensembles = [
+    StableNetEnsembleClassifier(net, 2, n_jobs=n_jobs, random_state=0).fit(X, y)
+    for n_jobs in (1, 2)
+]
+predictions = [ensemble.predict_proba(X) for ensemble in ensembles]
+assert (predictions[0] == predictions[1]).all()
+for network in ensembles[1].estimators_:
+    assert type(network.net_.module_) is network.module is OfThisScript
+"""
+
+
+def test_modules_of_a_script_travel_to_workers_and_back(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT_WITH_A_MODULE)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("scoring", ["neg_log_loss", ["neg_log_loss", "roc_auc"]])
 def test_models_that_write_into_their_input_are_scored_on_the_original(table, scoring):
     X, y = table[0].fillna(0.0).to_numpy(), table[1]
