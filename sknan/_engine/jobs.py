@@ -18,7 +18,6 @@ import contextlib
 import itertools
 import math
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from sknan._engine.grouping import plan_key
 from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
 from sknan._utils.progress import advance, counting_parts
 from sknan._utils.settings import usual_settings
+from sknan._utils.warn import recorded_warnings
 from sknan.nets._chain import layers_of
 
 # Parameters in which the members of one stack may differ.
@@ -107,15 +107,15 @@ class JobOutcome(NamedTuple):
         Time of the job; for a job in a stack, its share of the stack's time.
     is_stacked : bool
         Whether the network, or each of the networks, was trained in a stack to its end.
-    warnings : list of WarningMessage
-        Warnings that ``fit`` would have issued.
+    warnings : list of Warning
+        Warnings of the library that ``fit`` would have issued.
     """
 
     estimator: Any
     error: Exception | None
     seconds: float
     is_stacked: bool
-    warnings: list[warnings.WarningMessage]
+    warnings: list[Warning]
 
 
 def job_key(job: Job) -> Hashable | None:
@@ -199,8 +199,6 @@ class _ValidatedRows:
         Validated rows.
     attributes : dict of str to object
         Attributes that the validation has set on the estimator.
-    warnings : list of WarningMessage
-        Warnings that the validation has issued.
     plan : TrainingPlan or None
         Plan of the first job, whose table the others share. None for a module other
         than a chain of known layers: a call of such a module may have side effects, so
@@ -209,7 +207,6 @@ class _ValidatedRows:
 
     rows: TrainingRows
     attributes: dict[str, Any]
-    warnings: list[warnings.WarningMessage]
     plan: TrainingPlan | None = None
 
 
@@ -226,18 +223,17 @@ class _Run:
         self.job = job
         self.error: Exception | None = None
         self.seconds = 0.0
-        self.warnings: list[warnings.WarningMessage] = []
+        self.warnings: list[Warning] = []
 
     def _run(self, action: Callable[[], None]) -> None:
         """Call a function; record its time, its warnings and its exception."""
         start = time.perf_counter()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with recorded_warnings() as recorded:
             try:
                 action()
             except Exception as error:
                 self.error = error
-        self.warnings += caught
+        self.warnings += recorded
         self.seconds += time.perf_counter() - start
 
     @property
@@ -318,8 +314,6 @@ class _JobRun(_Run):
             if key is not None:
                 validated[key] = checked
         vars(estimator).update(checked.attributes)
-        for w in checked.warnings:
-            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
         self.plan = estimator._plan(checked.rows, fold, checked.plan)
         if checked.plan is None and layers_of(self.plan.net.module_) is not None:
             checked.plan = self.plan
@@ -362,11 +356,9 @@ def _validate(
     estimator: Trainable, X: Any, y: Any, fit_params: dict[str, Any]
 ) -> _ValidatedRows:
     before = set(vars(estimator))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        rows = estimator._training_rows(X, y, **fit_params)
+    rows = estimator._training_rows(X, y, **fit_params)
     attributes = {name: v for name, v in vars(estimator).items() if name not in before}
-    return _ValidatedRows(rows, attributes, caught)
+    return _ValidatedRows(rows, attributes)
 
 
 def _train_group(runs: list[_JobRun], max_memory: int | None) -> None:

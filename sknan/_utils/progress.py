@@ -221,8 +221,11 @@ def call_in_workers(
     list
         Results of the calls, in the order of ``arguments``.
     """
+    if effective_n_jobs(n_jobs) == 1:
+        # `delayed` replaces the warning filters of the process during a call.
+        return [function(*these) for these in arguments]
     bar = _current.get()
-    if isinstance(bar, _Bar) and effective_n_jobs(n_jobs) > 1:
+    if isinstance(bar, _Bar):
         bar.show()
     try:
         parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")

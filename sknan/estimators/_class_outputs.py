@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from sklearn.base import ClassifierMixin
 from torch import Tensor, nn
 
-from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan._utils.warn import warn
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import traits_of
 
@@ -152,12 +151,10 @@ def check_class_output(criterion: nn.Module, output: Tensor, n_classes: int) -> 
             "logits, or end the module with a softmax."
         )
     if kind == "logits" and gives_probabilities:
-        warnings.warn(
+        warn(
             "The rows of the module's output are probabilities, but criterion "
             f"{name} takes logits: a second softmax slows training down. Remove the "
             "softmax from the module.",
-            UserWarning,
-            stacklevel=stacklevel_of_caller(),
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,8 +14,8 @@ from sklearn.utils.validation import check_is_fitted
 from sknan._engine.jobs import Job, JobOutcome, train_together
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.progress import call_in_workers, progress
-from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.validation import did_you_mean, is_integer
+from sknan._utils.warn import warn
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import LabelPredictionMixin
@@ -228,18 +227,18 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
 
 def _show_warnings(outcomes: list[JobOutcome]) -> None:
     """Show each warning of the networks once, and one summary of all recoveries."""
-    caught = [w.message for outcome in outcomes for w in outcome.warnings]
+    caught = [w for outcome in outcomes for w in outcome.warnings]
     recoveries = [w for w in caught if isinstance(w, DivergenceWarning)]
     for warning in {(type(w), str(w)): w for w in caught}.values():
         if not isinstance(warning, DivergenceWarning):
-            warnings.warn(warning, stacklevel=stacklevel_of_caller())
+            warn(warning)
     if recoveries:
         summary = DivergenceWarning(
             f"{len(recoveries)} of {len(outcomes)} networks were rescued in training. "
             f"The first: {recoveries[0]}",
             recoveries[0].report,
         )
-        warnings.warn(summary, stacklevel=stacklevel_of_caller())
+        warn(summary)
 
 
 class StableNetEnsembleClassifier(LabelPredictionMixin, _Ensemble):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from sknan._engine.table_net import TableNet
 from sknan._utils.compiled import uncompiled
 from sknan._utils.threads import FlopCount
+from sknan._utils.warn import recorded_warnings
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._chain import output_bound
 from sknan.nets.recovery.output_repair import rows_with_output
@@ -85,9 +84,7 @@ def check_finite_output(net: TableNet, X: Tensor) -> None:
     """
     if output_bound(net.module_, X) < _FAR_FROM_OVERFLOW:
         return
-    with warnings.catch_warnings():
-        # Repairs in training have been reported already.
-        warnings.filterwarnings("ignore", "The network's output was not finite")
+    with recorded_warnings():  # dropped: training has reported its repairs
         output, bad = net.raw_output(X)
     if bad:
         raise NonFiniteTrainingError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from sklearn.base import BaseEstimator
 
 from sknan._utils.progress import progress
-from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.validation import is_number
+from sknan._utils.warn import warn
 from sknan.model_selection._divergence import divergence_columns, divergence_warning
 from sknan.model_selection._pipelines import final_network
 from sknan.model_selection._run import SearchRun
@@ -60,7 +59,7 @@ class BatchedSearchMixin(BaseEstimator):
         best = self.best_index_ if has_best else None
         warning = divergence_warning(run.results, self.cv_results_, best)
         if warning is not None:
-            warnings.warn(warning, stacklevel=stacklevel_of_caller())
+            warn(warning)
         return self
 
     def _get_scorers(self) -> Any:

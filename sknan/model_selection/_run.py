@@ -94,12 +94,14 @@ class SearchRun:
                 self._estimator, candidates, X, y, splits, self._trainer
             )
 
-        with warnings.catch_warnings():
-            # Stand-ins take no callbacks. Those of the search are notified of each
-            # candidate nevertheless.
-            warnings.filterwarnings(
-                "ignore", f"The estimator {PretrainedStandIn.__name__} does"
-            )
+        with contextlib.ExitStack() as filters:
+            if has_callbacks:
+                # Stand-ins take no callbacks. Those of the search are notified of each
+                # candidate nevertheless.
+                filters.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings(
+                    "ignore", f"The estimator {PretrainedStandIn.__name__} does"
+                )
             try:
                 yield SplitterStandIn(cv, start, has_callbacks)
             finally:

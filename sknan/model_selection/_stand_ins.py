@@ -96,8 +96,6 @@ class Evaluation:
     def result(self, index: int, params: Mapping[str, Any]) -> FitResult:
         """Return the result of a task, once.
 
-        If the task is not trained yet, it is trained together with the tasks after it.
-
         Parameters
         ----------
         index : int
@@ -112,6 +110,10 @@ class Evaluation:
                 f"trained {candidate!r}. This is a bug: please report it with your "
                 "version of scikit-learn, and use scikit-learn's own search meanwhile."
             )
+        return self._ready.pop(index)
+
+    def train(self, index: int) -> None:
+        """Train a task together with the tasks after it, unless it is trained."""
         if index not in self._ready:
             tasks = self._tasks[index : index + self._trainer.max_tasks()]
             results = self._trainer.train(
@@ -119,7 +121,6 @@ class Evaluation:
             )
             self._ready = dict(enumerate(results, start=index))
             advance(0, recoveries=0)  # the bar shows the number even if it is 0
-        return self._ready.pop(index)
 
     def tags(self, index: int) -> Tags:
         """Return the tags of the model of a task."""
@@ -191,13 +192,15 @@ class PretrainedStandIn:
         self._evaluation = evaluation
         self._results = results
         self._index = next(evaluation.indices)
+        # The tasks are trained here, when scikit-learn clones the estimator. It changes
+        # the warning filters of the process around the calls of the other methods, and
+        # attributes the errors of `fit` to the candidate.
+        evaluation.train(self._index)
 
     def __sklearn_tags__(self) -> Tags:
         return self._evaluation.tags(self._index)
 
     def set_params(self, **params: Any) -> PretrainedStandIn:
-        # The tasks are trained here and not in `fit`, whose errors scikit-learn
-        # attributes to the candidate.
         self._result = self._evaluation.result(self._index, params)
         self._scores = iter(self._result.scores)
         return self

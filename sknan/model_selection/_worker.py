@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from sklearn.base import clone
 
 from sknan._engine.jobs import Job, train_together
 from sknan._utils.progress import advance, call_in_workers
-from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan._utils.warn import recorded_warnings, warn
 from sknan.exceptions import DivergenceWarning
 from sknan.model_selection._pipelines import last_step, remember_transforms, with_last
 from sknan.model_selection._results import FitResult, RemoteError, divergence_fields
@@ -92,12 +91,12 @@ def train_share(
     results : list of FitResult
         Results in the order of the tasks.
     messages : list of Warning
-        Each distinct warning once, except for those about divergence, which follow
-        from the results.
+        Each distinct warning of the library once, except for those about divergence,
+        which follow from the results.
     n_bytes : int
         Size of a pickled model if ``max_memory`` is not None, else 0.
     """
-    with warnings.catch_warnings(record=True) as caught:
+    with recorded_warnings() as recorded:
         prepared: dict[tuple[int, int], PreparedModel] = {}
         for index, pipeline in pipelines.items():
             used = sorted({task.split for task in tasks if task.pipeline == index})
@@ -108,10 +107,9 @@ def train_share(
         trained, training_warnings = _train(tasks, prepared, max_memory)
         results = [_score_model(model, options.scorer) for model in trained]
     distinct = {
-        (type(w.message), str(w.message)): w.message
-        for w in [*caught, *training_warnings]
-        if isinstance(w.message, Warning)
-        and not isinstance(w.message, DivergenceWarning)
+        (type(w), str(w)): w
+        for w in [*recorded, *training_warnings]
+        if not isinstance(w, DivergenceWarning)
     }
     n_bytes = 0 if max_memory is None else _pickled_size(trained)
     return results, list(distinct.values()), n_bytes
@@ -121,7 +119,7 @@ def _train(
     tasks: list[Task],
     prepared: dict[tuple[int, int], PreparedModel],
     max_memory: int | None,
-) -> tuple[list[PreparedModel], list[warnings.WarningMessage]]:
+) -> tuple[list[PreparedModel], list[Warning]]:
     """Train the networks on the transformed rows, and put them into their pipelines."""
     n_users = Counter((task.pipeline, task.split) for task in tasks)
     jobs: dict[int, Job] = {}
@@ -241,7 +239,7 @@ class ShareTrainer:
             key = (type(message), str(message))
             if key not in self._warned:
                 self._warned.add(key)
-                warnings.warn(message, stacklevel=stacklevel_of_caller())
+                warn(message)
         n_bytes = max(n for _, _, n in found)
         if n_bytes:
             self._bytes_of_model = _BYTES_PER_PICKLED_BYTE * n_bytes

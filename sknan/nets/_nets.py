@@ -7,7 +7,6 @@ in skorch. :class:`GuardMixin` documents the additional parameters.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from skorch import (
 from skorch.dataset import ValidSplit
 from torch import Tensor
 
+from sknan._utils.warn import warn
 from sknan.nets._mixin import GuardMixin
 
 _LOGITS_TO_NLL = (
@@ -82,7 +82,7 @@ class GuardedNetClassifier(GuardMixin, NeuralNetClassifier):
         if is_nll and isinstance(y_pred, Tensor):
             is_first = self._training_ is not None and not self._training_.n_steps
             if kwargs.get("training") and is_first and (y_pred < 0).any():
-                warnings.warn(_LOGITS_TO_NLL, UserWarning, stacklevel=2)
+                warn(_LOGITS_TO_NLL)
             y_pred = y_pred.clamp(min=0.0)
         loss: Tensor = super().get_loss(y_pred, y_true, *args, **kwargs)
         return loss

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dis import opname
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sknan._utils.stacklevel import stacklevel_of_caller
+from sknan._utils.warn import warn
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._guarded_step import GuardedTraining
@@ -134,13 +133,12 @@ def no_step_error(reports: list[NonFiniteReport]) -> NonFiniteTrainingError:
 def warn_of_rescue(net: Any, reports: list[NonFiniteReport]) -> None:
     """Warn that training failed and went on."""
     was = "" if net.guard_.lr_scale == 1.0 else f" instead of lr={net.lr:.3g}"
-    warnings.warn(
+    warn(
         DivergenceWarning(
             f"Training failed {_times(reports)} and was rescued; it went on with "
             f"lr={net.effective_lr_:.3g}{was}. First failure: {reports[0]}",
             reports[0],
         ),
-        stacklevel=stacklevel_of_caller(),
     )
 
 
@@ -189,11 +187,9 @@ def warn_of_interrupt(
     if n_done > 0 and "train_batch_count" not in net.history[-1]:
         n_done -= 1  # in the course of the epoch
     kept = "weights of its best epoch" if has_best else "last weights that are usable"
-    warnings.warn(
+    warn(
         f"Training was interrupted after {n_done} of {n_epochs} epochs. The network "
         f"keeps the {kept}. Call fit again for a complete training.",
-        UserWarning,
-        stacklevel=stacklevel_of_caller(),
     )
 
 
@@ -213,10 +209,8 @@ def warn_of_idle_clip(net: Any, n_steps: int, n_clipped: int, norm: float) -> No
     limit = getattr(net, name)
     if limit is None or n_clipped or n_steps < _FEWEST_STEPS:
         return
-    warnings.warn(
+    warn(
         f"{name}={limit!r} never had an effect: the norm of the gradients was at most "
         f"{norm:.3g} in {n_steps} steps. Lower it to bound what is unusual here, or "
         "leave it out.",
-        UserWarning,
-        stacklevel=stacklevel_of_caller(),
     )

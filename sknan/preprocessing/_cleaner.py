@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,11 +30,8 @@ class CategoryEncoder(OneHotEncoder):
     With ``drop``, scikit-learn's encoder warns of unknown categories in each call.
     """
 
-    def transform(self, X: Any) -> Any:
-        """Encode the categories; a category that ``fit`` has not seen is all zeros."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found unknown categories")
-            return super().transform(X)
+    def _transform(self, X: Any, warn_on_unknown: bool = False, **options: Any) -> Any:
+        return super()._transform(X, **options)
 
 
 class TableCleaner(

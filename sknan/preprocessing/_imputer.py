@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections.abc import Callable
 from functools import update_wrapper
 from types import MethodType
@@ -20,8 +19,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.validation import did_you_mean
+from sknan._utils.warn import warn
 from sknan.preprocessing._imputer_base import ImputerBase, is_float_array
 
 STRATEGIES = ("auto", "mean", "median", "zero", "most_frequent", "constant")
@@ -390,9 +389,8 @@ class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
     def _warn_of_dropped(self, dropped: NDArray[np.bool_]) -> None:
         names = getattr(self, "feature_names_in_", None)
         columns = np.flatnonzero(dropped) if names is None else names[dropped]
-        warnings.warn(
+        warn(
             f"Skipping features without any observed values: {columns}. At least one "
             f"non-missing value is needed for imputation with strategy="
             f"{self.strategy!r}. keep_empty_features=True keeps them, filled with 0.",
-            stacklevel=stacklevel_of_caller(),
         )

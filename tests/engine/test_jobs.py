@@ -74,9 +74,7 @@ def test_an_outcome_holds_the_error_that_fit_would_raise():
 def test_an_outcome_holds_the_warnings_of_fit():
     settings = [{"clip_norm": 1e6}, {"clip_norm": 0.1}]
     outcomes = train_together(jobs_of(StableNetRegressor, settings))
-    assert "clip_norm=1000000.0 never had an effect" in str(
-        outcomes[0].warnings[0].message
-    )
+    assert "clip_norm=1000000.0 never had an effect" in str(outcomes[0].warnings[0])
     assert not outcomes[2].warnings
 
 
@@ -88,12 +86,13 @@ def test_jobs_on_the_same_rows_share_their_validation():
         Job(StableNetClassifier(max_epochs=2, lr=lr, random_state=0), frame, column, {})
         for lr in (1e-3, 1e-2, -1.0)
     ]
-    *outcomes, refused = train_together(jobs)
+    with pytest.warns(DataConversionWarning) as caught:
+        *outcomes, refused = train_together(jobs)
+    assert len(caught) == 1
     for outcome in outcomes:
         assert outcome.is_stacked
         assert outcome.estimator.feature_names_in_.tolist() == list("abcde")
         assert outcome.estimator.classes_.tolist() == [0, 1]
-        assert [w.category for w in outcome.warnings] == [DataConversionWarning]
     with pytest.raises(ValueError, match="lr") as separate:
         clone(jobs[2].estimator).fit(frame, column)
     assert str(refused.error) == str(separate.value)
@@ -130,7 +129,7 @@ def test_a_member_that_fails_late_does_not_change_the_others():
         assert_bitwise_equal(weights_of(outcome.estimator), weights_of(estimator))
     assert_close(outcomes, estimators)
     assert outcomes[2].estimator.nonfinite_reports_
-    assert [w.category for w in outcomes[2].warnings] == [DivergenceWarning]
+    assert [type(w) for w in outcomes[2].warnings] == [DivergenceWarning]
 
 
 def raising_late(progress):

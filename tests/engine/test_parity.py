@@ -18,6 +18,7 @@ from torch import nn
 
 from sknan import StableNetClassifier, StableNetRegressor
 from sknan._engine.jobs import Job, train_together
+from sknan._utils.warn import recorded_warnings
 from sknan.estimators._components import _OPTIMIZERS
 from sknan.losses import (
     CLASSIFICATION_LOSSES,
@@ -27,6 +28,9 @@ from sknan.losses import (
 )
 from sknan.losses._traits import _TRAITS_OF_TORCH
 from sknan.optim import SCHEDULES, Plateau, QuantileClip
+
+# torch deprecates the parameter of losses, which still works.
+pytestmark = pytest.mark.filterwarnings("ignore:size_average")
 
 _rng = np.random.default_rng(0)
 X = _rng.normal(size=(70, 4)).astype(np.float32)
@@ -275,20 +279,19 @@ def by_the_loop(estimator, *args, **fit_params):
 def trained(job, train):
     """Return what a function leaves of the training of a job."""
     estimator, error = clone(job.estimator), None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with recorded_warnings() as issued:
         try:
             train(estimator, job.X, job.y, **job.fit_params)
         except Exception as raised:
             error = raised
-    return result_of(estimator, error, caught)
+    return result_of(estimator, error, issued)
 
 
-def result_of(estimator, error, caught):
+def result_of(estimator, error, issued):
     """Return the error, warnings and everything else that a training leaves."""
     result = {
         "error": error and (type(error), str(error)),
-        "warnings": sorted((w.category.__name__, str(w.message)) for w in caught),
+        "warnings": sorted((type(w).__name__, str(w)) for w in issued),
     }
     if error is not None:
         return result

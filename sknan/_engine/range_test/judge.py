@@ -6,7 +6,6 @@ on training rows would favor the learning rate that memorizes fastest.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -110,14 +109,13 @@ class Judgment:
         losses = curves.losses.astype(np.float64)
         n_rates, _, n_steps = losses.shape
         train = _end(losses, max(1, n_steps // _END))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # all of them may be NaN
-            first = np.nanmax(losses[:, :, 0], axis=0)
-            valid = first_valid = None
-            if curves.valid_losses.size:
-                checks = curves.valid_losses.astype(np.float64)
-                valid = _end(checks, _N_LAST_CHECKS)
-                first_valid = np.nanmax(checks[:, :, 0], axis=0)
+        # NaN where all of them are NaN; `nanmax` would warn then.
+        first = np.fmax.reduce(losses[:, :, 0], axis=0)
+        valid = first_valid = None
+        if curves.valid_losses.size:
+            checks = curves.valid_losses.astype(np.float64)
+            valid = _end(checks, _N_LAST_CHECKS)
+            first_valid = np.fmax.reduce(checks[:, :, 0], axis=0)
         n_complete = _n_leading(np.isfinite(train).all(axis=1))
         is_stable = np.zeros(n_rates, dtype=bool)
         if not n_complete:

@@ -8,8 +8,6 @@ learning rate alone, and where it ends early, the others continue.
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -18,6 +16,7 @@ from sknan._engine.range_test.curves import RateCurves, curves_at_rates, flops_p
 from sknan._engine.range_test.judge import Judgment, suggest
 from sknan._engine.range_test.learning_rate_range import LearningRateRange
 from sknan._utils.progress import progress
+from sknan._utils.warn import recorded_warnings
 
 DEFAULT_RATES = tuple(float(f"{10 ** (k / 3):.3g}") for k in range(-15, 4))
 
@@ -70,8 +69,7 @@ def range_test(
     tested = np.asarray(DEFAULT_RATES if rates is None else rates, dtype=np.float64)
     rng = np.random.RandomState(seed)
     seeds = [int(s) for s in rng.randint(np.iinfo(np.int32).max, size=n_seeds)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the real training issues its own warnings
+    with recorded_warnings():  # dropped: the real training issues its own
         if n_steps == "auto":
             n_steps = _n_steps(estimator, rows, len(tested) * n_seeds)
         total = int(n_steps) * n_seeds

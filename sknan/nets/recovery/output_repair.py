@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from sknan._utils.stacklevel import stacklevel_of_caller
 from sknan._utils.tree import tree_leaves, tree_map
+from sknan._utils.warn import warn
 from sknan.diagnosis._culprits import (
     nonfinite_rows,
     rows_by_bisection,
@@ -56,13 +55,11 @@ def output_repaired(net: Any, inputs: Any, outputs: Any) -> Any:
     # A value of this size was clamped to the range of its dtype: it is no prediction.
     if any(not bool((leaf.abs() < HUGE).all()) for leaf in found):
         return outputs
-    warnings.warn(
+    warn(
         f"The network's output was not finite for {len(rows)} of {n_rows} rows, first "
         f"row {rows[0]} of the batch, although their input is; they were computed "
         "again with each operation kept inside its domain. "
         "sknan.diagnosis.diagnose(net, X, y) names the operation.",
-        UserWarning,
-        stacklevel=stacklevel_of_caller(),
     )
     repaired = iter(tree_leaves(recomputed))
 
