@@ -195,11 +195,11 @@ def test_a_forked_process_predicts_and_trains(n_rows):
         net = regressor(num_threads=2).fit(X, y)
         expected = net.predict(many)
         context = multiprocessing.get_context("fork")
-        queue = context.Queue()
         for action in (
             lambda: net.predict(many),
             lambda: clone(net).fit(X, y).predict(many),
         ):
+            queue = context.Queue()  # a killed child may hold the lock of its queue
             child = context.Process(target=_answer, args=(queue, action))
             child.start()
             try:
