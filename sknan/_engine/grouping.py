@@ -16,6 +16,9 @@ from sknan._utils.tree import tree_leaves
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.optim._learning_rates import hopeless_decay
 
+# Number of steps up to which the learning rates of all steps are computed in advance.
+_MOST_STEPS = 10**6
+
 
 def plan_key(plan: TrainingPlan) -> Hashable | None:
     """Return a key that is equal for plans that may share a stack.
@@ -49,6 +52,8 @@ def plan_key(plan: TrainingPlan) -> Hashable | None:
         return None
     n_train, n_valid = n_rows_of(plan)
     n_steps = len(batch_bounds(n_train, net.batch_size)) * net.max_epochs
+    if n_steps > _MOST_STEPS:
+        return None
     if not is_schedule_valid(net, n_steps) or hopeless_decay([net.optimizer_]):
         return None
     return (

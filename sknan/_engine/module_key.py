@@ -41,20 +41,34 @@ def module_key(net: TableNet) -> Hashable | None:
         and all(p.requires_grad and p.is_cpu for p in module.parameters())
         and bool(tensors)
         and not isinstance(module, torch.jit.ScriptModule)
+        and not any(map(_needs_own_calls, module.modules()))
     )
     if not is_supported:
         return None
     try:
         return (
             tuple((name, t.shape, t.dtype) for name, t in tensors),
-            tuple((name, _part_key(part)) for name, part in module.named_modules()),
-            tuple((_part_key(p), _exact(p._buffers)) for p in criterion.modules()),
+            tuple((name, part_key(part)) for name, part in module.named_modules()),
+            tuple((part_key(p), _exact(p._buffers)) for p in criterion.modules()),
         )
     except RecursionError:  # an object that refers to itself
         return None
 
 
-def _part_key(part: nn.Module) -> Hashable:
+def _needs_own_calls(part: nn.Module) -> bool:
+    """Whether torch must call a part itself: for hooks, and for recurrent kernels.
+
+    A stack neither calls the hooks of a gradient nor has a fast kernel for recurrent
+    layers.
+    """
+    parameters = part.parameters(recurse=False)
+    return isinstance(part, nn.RNNBase) or any(
+        p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)
+        for p in parameters
+    )
+
+
+def part_key(part: nn.Module) -> Hashable:
     """Return a key of the class, the hooks, and attributes that are not registered."""
     attributes = {k: v for k, v in vars(part).items() if k not in _STATE}
     for name in vars(nn.Module()).keys() - _STATE:

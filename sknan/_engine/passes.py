@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sknan._engine.chain import StackedChain, transposed_weights
 from sknan._engine.losses import stacked_loss_of
-from sknan._engine.module_key import module_key
+from sknan._engine.module_key import module_key, part_key
 from sknan._engine.module_pass import StackedModule
 from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import seeded
@@ -171,13 +171,18 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     doubled = [
         tree_map(lambda leaf: torch.stack([leaf, leaf]), batch) for batch in batches
     ]
-    module = copy.deepcopy(net.module_).train()
+    try:
+        module, criterion = copy.deepcopy((net.module_.train(), net.criterion_))
+    except Exception:  # a module that keeps a result of its forward pass
+        return False
     clone: TableNet = object.__new__(type(net))  # a copy would be pickled
-    clone.__dict__.update({**vars(net), "module_": module})
+    copies = {"module_": module, "criterion_": criterion}
+    clone.__dict__.update({**vars(net), **copies})
     tensors = [list(module.parameters()), list(module.buffers())]
     weights, buffers = ([torch.stack([t.detach()] * 2) for t in ts] for ts in tensors)
     gradients = [torch.empty_like(w) for w in weights]
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    before = _attributes(clone)
     try:
         stacked = StackedModule([clone] * 2, generators, weights, gradients, buffers)
         x = doubled[0][0].clone()
@@ -190,6 +195,8 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
                 loss = clone.get_loss(module(rows.clone()), target)
                 loss.backward()  # type: ignore[no-untyped-call]
     except Exception:  # a user's module may raise anything that vmap causes
+        return False
+    if _attributes(clone) != before:  # such as a counter of calls
         return False
     pairs = [(torch.as_tensor(losses[0]), loss.detach())]
     pairs += [
@@ -205,3 +212,9 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
         bool(torch.allclose(a, b, _RTOL, _ATOL * largest, equal_nan=True))
         for a, b in pairs
     )
+
+
+def _attributes(net: TableNet) -> list[Hashable]:
+    """Return keys of all attributes of module and criterion that are no tensors."""
+    parts = [*net.module_.modules(), *net.criterion_.modules()]
+    return [part_key(part) for part in parts]

@@ -58,7 +58,7 @@ class StackRows:
 
     def are_finite(self) -> NDArray[np.bool_]:
         """Return for each member whether its weights and buffers are finite."""
-        floats = [b.flatten(1) for b in self.buffers if b.is_floating_point()]
+        floats = [b.reshape(len(b), -1) for b in self.buffers if b.is_floating_point()]
         sums = torch.stack([rows.sum(1) for rows in (self.weights, *floats)])
         finite: NDArray[np.bool_] = torch.isfinite(sums).all(0).numpy()
         return finite

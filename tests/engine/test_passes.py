@@ -7,6 +7,7 @@ from engine_helpers import (
     LEARNING_RATES,
     assert_bitwise_equal,
     assert_close,
+    fitted_by_the_loop,
     fitted_separately,
     jobs_of,
     weights_of,
@@ -174,11 +175,46 @@ class Annealed(Convolution):
         return super().forward(X) * 0.9**self.n_calls
 
 
-def test_a_module_that_counts_its_calls_trains_like_separate_fits():
-    jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=Annealed, max_epochs=1)
+class Pruned(Convolution):
+    """Gradient of a weight that a hook changes."""
+
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__(n_features_in, n_outputs)
+        next(self.parameters()).register_hook(torch.zeros_like)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.cells = nn.GRU(1, 4, batch_first=True)
+        self.head = nn.Linear(4, n_outputs)
+
+    def forward(self, X):
+        return self.head(self.cells(X.unsqueeze(-1))[0][:, -1])
+
+
+@pytest.mark.parametrize("module", [Annealed, Pruned, Recurrent])
+def test_modules_that_torch_must_call_itself_use_the_loop(module):
+    jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=module, max_epochs=2)
+    outcomes = train_together(jobs)
+    assert not any(outcome.is_stacked for outcome in outcomes)
+    assert_close(outcomes, fitted_by_the_loop(jobs))
+
+
+class ScaledByBuffer(Convolution):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__(n_features_in, n_outputs)
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, X):
+        return self.scale * super().forward(X)
+
+
+def test_a_buffer_without_dimensions_is_stacked():
+    jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=ScaledByBuffer)
     outcomes = train_together(jobs)
     assert all(outcome.is_stacked for outcome in outcomes)
-    assert_close(outcomes, fitted_separately(jobs))
+    assert_close(outcomes, fitted_by_the_loop(jobs))
 
 
 @pytest.mark.filterwarnings("ignore::sknan.DivergenceWarning")
