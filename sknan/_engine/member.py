@@ -65,8 +65,8 @@ class Member:
             rows = plan.split(plan.split_seed)
         self.train, self.valid = rows[0] + offset, rows[1] + offset
         self.history: list[dict[str, Any]] = []
-        timer = EpochTimer
-        self.is_followed = any(type(c) is not timer for _, c in self.net.callbacks_)
+        listeners = [callback for _, callback in self.net.callbacks_]
+        self.is_followed = any(type(c) is not EpochTimer for c in listeners)
         self.first_state: NetworkState | None = None
         self.best_weights: list[Tensor] | None = None
         self.recovery: MemberRecovery | None = None

@@ -5,14 +5,12 @@ The learning rates that roll backs try are trained as a stack of all these membe
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from sknan._engine.member_recovery import FailedStep, MemberRecovery
 from sknan._engine.network_state import read_state
-from sknan._engine.rate_trials import run_searches
+from sknan._engine.rate_trials import RecoverySearch, run_searches
 from sknan._engine.stack_state import StackSnapshot, StackState
 from sknan._engine.table_net import is_collapsed
 
@@ -22,7 +20,7 @@ def recover_steps(
     numbers: NDArray[np.int64],
     before: StackSnapshot,
     i: int,
-) -> NDArray[np.int64]:
+) -> None:
     """Take the failed steps of some members, in place of the steps of the stack.
 
     Parameters
@@ -35,29 +33,20 @@ def recover_steps(
         State before the step.
     i : int
         Number of the batch in its epoch, from 0.
-
-    Returns
-    -------
-    ndarray of int
-        Positions of the members whose training has ended with an error.
     """
     failed = {int(k): _failed_step(training, int(k), before, i) for k in numbers}
     loaded = _load(training, failed, i)
     searches = {k: recovery.step(failed[k]) for k, recovery in loaded.items()}
-    run_searches(list(searches.values()))
+    _run(training, searches)
     for k, search in searches.items():
-        training.members[k].error = search.error
         if search.error is None:
-            _put_back(training, k)
             step = search.result or {}
             training.ledger.record_recovered(k, i, loaded[k].training, step)
-            training.ledger.is_constant[k] = _is_constant(failed[k], step)
-    return _ended(training)
+            output = step.get("y_pred")
+            training.ledger.is_constant[k] = is_collapsed(failed[k].batch[0], output)
 
 
-def recover_weights(
-    training: StackState, numbers: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def recover_weights(training: StackState, numbers: NDArray[np.int64]) -> None:
     """Restore usable weights of members that may have unusable ones after an epoch.
 
     Parameters
@@ -66,11 +55,6 @@ def recover_weights(
         Training at the end of an epoch.
     numbers : ndarray of int
         Positions of the members.
-
-    Returns
-    -------
-    ndarray of int
-        Positions of the members whose training has ended with an error.
     """
     present, i = training.snapshot(), len(training.bounds) - 1
     present.verified.is_proposed[:] = False
@@ -81,12 +65,7 @@ def recover_weights(
         for k, recovery in loaded.items()
         if (search := recovery.answer_to_weights(failed[k])) is not None
     }
-    run_searches(list(searches.values()))
-    for k, search in searches.items():
-        training.members[k].error = search.error
-        if search.error is None:
-            _put_back(training, k)
-    return _ended(training)
+    _run(training, searches)
 
 
 def recovery_at_present(training: StackState, k: int) -> MemberRecovery:
@@ -185,10 +164,13 @@ def _put_back(training: StackState, k: int) -> None:
     member.generator.set_state(recovery.random_state)
 
 
-def _ended(training: StackState) -> NDArray[np.int64]:
-    return np.flatnonzero([member.error is not None for member in training.members])
+def _run(training: StackState, searches: dict[int, RecoverySearch]) -> None:
+    """Run recoveries by the position of their member, and write back what they reach.
 
-
-def _is_constant(failed: FailedStep, step: dict[str, Any]) -> bool:
-    """Whether a recovered step gave one output for different rows."""
-    return is_collapsed(failed.batch[0], step.get("y_pred"))
+    A member whose recovery raises keeps the error.
+    """
+    run_searches(list(searches.values()))
+    for k, search in searches.items():
+        training.members[k].error = search.error
+        if search.error is None:
+            _put_back(training, k)

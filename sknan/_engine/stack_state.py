@@ -132,6 +132,11 @@ class StackState:
             self.y,
         )
 
+    def resume(self) -> None:
+        """Continue after recoveries, without the members that have failed."""
+        self.stack.prepare_steps()
+        self.keep(np.flatnonzero([member.error is None for member in self.members]))
+
     def keep(self, index: NDArray[np.int64]) -> None:
         """Remove all other members; those that failed are finished.
 

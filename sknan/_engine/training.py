@@ -140,9 +140,8 @@ class StackTraining(StackState):
         else:
             suspects = self._judge(before, first, record)
         if len(suspects):
-            lost = self._train_subset(suspects, before, first, span)
-            self.stack.prepare_steps()
-            self.keep(np.delete(np.arange(len(self.members)), lost))
+            self._train_subset(suspects, before, first, span)
+            self.resume()
 
     def run_span(self, span: list[tuple[int, int]]) -> StepRecord:
         """Make the steps of a span, without checks.
@@ -201,7 +200,7 @@ class StackTraining(StackState):
         before: StackSnapshot,
         first: int,
         span: list[tuple[int, int]],
-    ) -> NDArray[np.int64]:
+    ) -> None:
         """Make the steps of a span again for some members, with a check of each step.
 
         Parameters
@@ -214,11 +213,6 @@ class StackTraining(StackState):
             Number of the first batch of the span in its epoch.
         span : list of (int, int)
             Start and stop of each batch.
-
-        Returns
-        -------
-        ndarray of int
-            Positions of the members whose training has ended with an error.
         """
         subset = copy.copy(self)
         subset.members = members = [self.members[k] for k in index]
@@ -239,8 +233,6 @@ class StackTraining(StackState):
             self.stack.rows.put(kept, subset.stack.rows)
             self.ledger.put(kept, subset.ledger)
             self.verified.put(kept, subset.verified)
-        ended: NDArray[np.int64] = index[has_ended]
-        return ended
 
     def _train_carefully(self, first: int, span: list[tuple[int, int]]) -> None:
         """Make the steps of a span, and recover the members that fail in each step.
@@ -262,19 +254,16 @@ class StackTraining(StackState):
                 if len(self.members) > 1:
                     halves = np.array_split(np.arange(len(self.members)), 2)
                     rest = span[i - first :]
-                    lost = np.concatenate(
-                        [self._train_subset(h, before, i, rest) for h in halves]
-                    )
-                    self.stack.prepare_steps()
-                    self.keep(np.delete(np.arange(len(self.members)), lost))
+                    for half in halves:
+                        self._train_subset(half, before, i, rest)
+                    self.resume()
                     return
                 self.n_steps = before.n_steps + 1
                 record = StepRecord(*np.full((4, 1, 1), np.nan))
             suspects = self._judge(before, i, record)
             if len(suspects):
-                lost = recover_steps(self, suspects, before, i)
-                self.stack.prepare_steps()
-                self.keep(np.delete(np.arange(len(self.members)), lost))
+                recover_steps(self, suspects, before, i)
+                self.resume()
             if not self.members:
                 return
 
@@ -308,9 +297,8 @@ class StackTraining(StackState):
         self.verified.is_proposed[:] = True
         is_doubtful = self.ledger.is_constant | ~self.stack.rows.are_finite()
         if is_doubtful.any():
-            lost = recover_weights(self, np.flatnonzero(is_doubtful))
-            self.stack.prepare_steps()
-            self.keep(np.delete(np.arange(len(self.members)), lost))
+            recover_weights(self, np.flatnonzero(is_doubtful))
+            self.resume()
             if not self.members:
                 return
         n_rows = np.array([stop - start for start, stop in self.bounds])
