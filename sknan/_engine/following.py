@@ -22,6 +22,8 @@ from sknan._engine.recovery import recovery_at_present
 from sknan._engine.stack_state import StackState
 from sknan._engine.table_net import TableNet
 from sknan._utils.tree import tree_leaves
+from sknan.exceptions import NonFiniteTrainingError
+from sknan.nets._rates import refuse_invalid_rates
 
 
 def notify_listeners(training: StackState, method_name: str) -> None:
@@ -51,6 +53,12 @@ def _notify_member(training: StackState, k: int, method_name: str) -> None:
     member.notify(method_name, before)
     if member.error is not None or not net.callbacks:
         return
+    if method_name == "on_epoch_begin":
+        try:
+            refuse_invalid_rates(net, 1)
+        except NonFiniteTrainingError as error:
+            member.error = error
+            return
     if _settings_of(net) != settings:
         member.rest = _rest_of_training(training, k)
         return

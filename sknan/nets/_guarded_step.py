@@ -19,6 +19,7 @@ from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED, is_runaway
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorBatches, TensorTable
+from sknan.nets._rates import refuse_invalid_rates
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery.explain import explain, explain_weights, loss_of
 from sknan.nets.recovery.finite_operations import finite_step
@@ -226,22 +227,8 @@ class GuardedTraining:
         dict
             ``loss`` and ``y_pred``, and ``was_skipped`` = True if no step was taken.
         """
-        self._refuse_invalid_rates()
         trials = RateTrials(self, batch, fit_params)
         return run_search(self.search_step(trials), trials.losses_after)
-
-    def _refuse_invalid_rates(self) -> None:
-        """Refuse a learning rate of the optimizers that no reduction makes finite."""
-        for optimizer in self.net._all_optimizers():
-            for group in optimizer.param_groups:
-                rate = float(group["lr"])
-                if not math.isfinite(rate):
-                    raise NonFiniteTrainingError(
-                        f"The learning rate of {type(optimizer).__name__} is {rate} at "
-                        f"epoch {len(self.net.history)}, batch {self.batch_number}. "
-                        "Correct the parameter lr, or the callback or scheduler that "
-                        "has set it."
-                    )
 
     def search_step(
         self, trials: RateTrials
@@ -259,6 +246,7 @@ class GuardedTraining:
             Factors of the learning rate to try after a roll back.
         """
         batch, fit_params = trials.batch, trials.fit_params
+        refuse_invalid_rates(self.net, self.batch_number)
         while True:
             try:
                 return self.attempt(batch, fit_params)

@@ -24,8 +24,9 @@ _BACKOFF = 0.1
 # Largest multiple of the present learning rate that the search may return.
 _LEAST_BACKOFF = 0.5
 
-# Number of factors after which the search stops, even if the lowest one is the best.
-_MOST_TRIALS = 12
+# Rounds of trials, of seven factors and then two each, after which the search stops
+# even if the lowest factor is the best.
+_MOST_ROUNDS = 4
 
 # Weight decay from which on a lower learning rate is no remedy.
 _HOPELESS_DECAY = 1.0
@@ -119,17 +120,15 @@ def lower_scale(scale: float, growth: float) -> ScaleSearch:
     # k times too high. This first guess is useful even for lr=1e30.
     guess = scale * (min(_BACKOFF, 1.0 / growth) if growth else _BACKOFF)
     losses: dict[float, float] = {}
-
-    def best_of(scales: list[float]) -> Generator[list[float], list[float], float]:
-        tried = [s for s in scales if s <= scale * _LEAST_BACKOFF]
-        if tried:
-            losses.update(zip(tried, (yield tried), strict=True))
-        return min(losses, key=losses.__getitem__)
-
-    coarse = yield from best_of([guess * 10.0 ** (k / 2) for k in range(-2, 5)])
-    while coarse == min(losses) and len(losses) < _MOST_TRIALS:
-        coarse = yield from best_of([coarse * 10.0**-0.5, coarse * 10.0**-1.0])
-    return coarse if math.isfinite(losses[coarse]) else min(losses)
+    tried = [guess * 10.0 ** (k / 2) for k in range(-2, 5)]
+    for _ in range(_MOST_ROUNDS):
+        tried = [s for s in tried if s <= scale * _LEAST_BACKOFF]
+        losses.update(zip(tried, (yield tried), strict=True))
+        best = min(losses, key=losses.__getitem__)
+        if best != min(losses):
+            return best if math.isfinite(losses[best]) else min(losses)
+        tried = [best * 10.0**-0.5, best * 10.0**-1.0]
+    return min(losses)
 
 
 def run_search(

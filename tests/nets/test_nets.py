@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import pickle
 import warnings
 
@@ -580,32 +579,3 @@ def test_no_second_copy_of_the_weights_outlives_the_training():
     twin = pickle.loads(pickle.dumps(net))
     assert twin.module is twin.module_
     np.testing.assert_array_equal(twin.predict(X), net.predict(X))
-
-
-@pytest.mark.parametrize("rate", [math.nan, math.inf])
-def test_a_learning_rate_that_is_not_finite_is_refused(rate):
-    torch.manual_seed(0)
-    net = GuardedNet(
-        nn.Linear(3, 1),
-        nn.MSELoss,
-        optimizer=torch.optim.Adam,
-        lr=0.01,
-        batch_size=20,
-        max_epochs=3,
-        train_split=None,
-        verbose=0,
-        callbacks=[
-            LRScheduler(
-                torch.optim.lr_scheduler.LambdaLR,
-                lr_lambda=lambda epoch: rate if epoch == 1 else 1.0,
-            )
-        ],
-    )
-    X = torch.randn(40, 3)
-    with pytest.raises(NonFiniteTrainingError) as caught:
-        net.fit(X, X[:, :1])
-    assert str(caught.value) == (
-        f"The learning rate of Adam is {rate} at epoch 2, batch 1. Correct the "
-        "parameter lr, or the callback or scheduler that has set it."
-    )
-    assert all(torch.isfinite(weight).all() for weight in net.module_.parameters())

@@ -1,0 +1,79 @@
+"""Refusal of invalid learning rates, with the place that they come from."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any, NoReturn
+
+from sknan.diagnosis._report import NonFiniteReport
+from sknan.exceptions import NonFiniteTrainingError
+
+# A scheduler that computes each rate from the previous one may round a rate of 0 to a
+# negative number, of at most this multiple of the parameter lr.
+_ROUNDING = 1e-6
+
+_ACTION = "Set a finite learning rate of at least 0."
+
+
+def refuse_invalid_rates(net: Any, batch_number: int) -> None:
+    """Refuse learning rates of the next step that are NaN, infinite or negative.
+
+    Parameters
+    ----------
+    net : skorch net with GuardMixin
+        Net before a training step.
+    batch_number : int
+        Number of the batch in its epoch, counted from 1.
+
+    Raises
+    ------
+    NonFiniteTrainingError
+        If a learning rate, or the factor by the schedule, is invalid. The message names
+        what has set it.
+    """
+    least = -_ROUNDING * abs(float(net.lr))
+    for optimizer in net._all_optimizers():
+        for group in optimizer.param_groups:
+            rate = float(group["lr"])
+            if not least <= rate < math.inf:
+                name = type(optimizer).__name__
+                found = f"The learning rate of {name} is {rate:.3g}{_origin(net, rate)}"
+                _refuse(net, batch_number, found)
+    try:
+        net._schedule_factor()
+    except (ArithmeticError, TypeError, ValueError) as error:
+        lines = str(error).splitlines() or [""]
+        _refuse(net, batch_number, f"lr_schedule fails: {lines[0].rstrip('.')}", error)
+
+
+def _refuse(
+    net: Any, batch_number: int, found: str, error: Exception | None = None
+) -> NoReturn:
+    epoch = len(net.history or ())
+    report = NonFiniteReport(
+        "step", "learning_rate", f"{found}.", _ACTION, epoch=epoch, batch=batch_number
+    )
+    net.guard_.reports.append(report)
+    message = f"{found}, at {report.place}. {_ACTION}"
+    raise NonFiniteTrainingError(message, report) from error
+
+
+def _origin(net: Any, rate: float) -> str:
+    """Return a clause on what has set a learning rate."""
+    if rate == float(net.lr):
+        return ", which is the parameter lr"
+    others = []
+    for name, callback in net.callbacks_:
+        kind = type(callback)
+        scheduler = getattr(callback, "lr_scheduler_", None)
+        if scheduler is not None:
+            with contextlib.suppress(Exception):  # a scheduler of the user's own
+                if any(str(rate) == str(float(r)) for r in scheduler.get_last_lr()):
+                    policy = type(scheduler).__name__
+                    return f", set by {policy} in the callback {name!r}"
+        if not kind.__module__.startswith(("skorch.", "sknan.")):
+            others.append(f"{name!r} ({kind.__name__})")
+    if others:
+        return f", set by one of the callbacks {', '.join(others)}"
+    return ", set in optimizer.param_groups by a scheduler or by your own code"

@@ -1,0 +1,153 @@
+"""Learning rates that are no learning rates: who has set them, and where."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from skorch.callbacks import Callback, LRScheduler
+from torch import nn
+
+from sknan import GuardedNetRegressor, NonFiniteTrainingError, StableNetRegressor
+
+X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+Y = X[:, :1]
+
+
+class SetRate(Callback):
+    """Set the learning rate in the optimizer at the beginning of an epoch."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def on_epoch_begin(self, net, **kwargs):
+        if len(net.history) == 2:
+            for group in net.optimizer_.param_groups:
+                group["lr"] = self.rate
+
+
+class SetRateOfBatch(SetRate):
+    """Set the learning rate before a batch."""
+
+    def on_batch_begin(self, net, **kwargs):
+        self.on_epoch_begin(net)
+
+
+def scheduler(rate):
+    return LRScheduler(
+        torch.optim.lr_scheduler.LambdaLR,
+        lr_lambda=lambda epoch: rate if epoch == 1 else 1.0,
+    )
+
+
+def loop(callback, **params):
+    torch.manual_seed(0)
+    return GuardedNetRegressor(
+        nn.Linear(3, 1),
+        optimizer=torch.optim.Adam,
+        lr=0.01,
+        batch_size=20,
+        max_epochs=3,
+        train_split=None,
+        verbose=0,
+        callbacks=None if callback is None else [("rate", callback)],
+        **params,
+    )
+
+
+def estimator(callback, **params):
+    return StableNetRegressor(
+        optimizer="adam",
+        lr=0.01,
+        lr_schedule=params.pop("lr_schedule", "constant"),
+        batch_size=20,
+        max_epochs=3,
+        early_stopping=False,
+        random_state=0,
+        callbacks=None if callback is None else [("rate", callback)],
+        **params,
+    )
+
+
+@pytest.mark.parametrize("door", [loop, estimator])
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -2.0])
+@pytest.mark.parametrize(
+    ("make", "origin"),
+    [
+        (SetRate, "one of the callbacks 'rate' (SetRate)"),
+        (SetRateOfBatch, "one of the callbacks 'rate' (SetRateOfBatch)"),
+        (scheduler, "LambdaLR in the callback 'rate'"),
+    ],
+)
+def test_a_learning_rate_that_is_none_is_refused_with_its_origin(
+    door, rate, make, origin
+):
+    net = door(make(rate))
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        net.fit(X, Y if door is loop else Y.ravel())
+    value = f"{0.01 * rate:.3g}" if make is scheduler else f"{rate:.3g}"
+    assert str(caught.value) == (
+        f"The learning rate of Adam is {value}, set by {origin}, at epoch 2, batch 1. "
+        "Set a finite learning rate of at least 0."
+    )
+    assert caught.value.report.cause == "learning_rate"
+    if door is loop:
+        assert net.nonfinite_reports_ == [caught.value.report]
+        assert all(torch.isfinite(w).all() for w in net.module_.parameters())
+
+
+def test_an_infinite_parameter_is_named():
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        loop(None).set_params(lr=math.inf).fit(X, Y)
+    assert str(caught.value) == (
+        "The learning rate of Adam is inf, which is the parameter lr, at epoch 1, "
+        "batch 1. Set a finite learning rate of at least 0."
+    )
+
+
+def test_a_rate_in_param_groups_of_the_optimizer_is_named():
+    net = loop(None).initialize()
+    net.optimizer_.param_groups[0]["lr"] = -0.5
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        net.partial_fit(X, Y)
+    assert str(caught.value) == (
+        "The learning rate of Adam is -0.5, set in optimizer.param_groups by a "
+        "scheduler or by your own code, at epoch 1, batch 1. Set a finite learning "
+        "rate of at least 0."
+    )
+
+
+@pytest.mark.parametrize("door", [loop, estimator])
+@pytest.mark.parametrize(
+    ("schedule", "found"),
+    [
+        (
+            lambda progress: math.nan,
+            "The lr_schedule <lambda> returned nan at progress 0.08333333333333333. "
+            "Return a finite factor of 0 or more",
+        ),
+        (lambda progress: 1.0 / (0.0 * progress), "float division by zero"),
+        (lambda progress: float("half"), "could not convert string to float: 'half'"),
+        (lambda progress: (-progress) ** 0.5, "real number, not 'complex'"),
+    ],
+)
+def test_a_schedule_that_fails_is_named(door, schedule, found):
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        door(None, lr_schedule=schedule).fit(X, Y if door is loop else Y.ravel())
+    message = str(caught.value)
+    assert message.startswith("lr_schedule fails: ")
+    assert found in message
+    assert message.endswith(
+        ", at epoch 1, batch 1. Set a finite learning rate of at least 0."
+    )
+    assert caught.value.report.cause == "learning_rate"
+
+
+@pytest.mark.parametrize("door", [loop, estimator])
+def test_a_rate_that_rounding_makes_negative_is_none(door):
+    net = door(SetRate(-1e-12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.fit(X, Y if door is loop else Y.ravel())
+    assert net.nonfinite_reports_ == []
