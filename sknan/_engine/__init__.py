@@ -19,8 +19,9 @@ be 1. In the order in which a training passes through them, the modules are:
 ``fit``
     ``train_stack``, and ``train`` for one plan: as a stack of one if it can be.
 ``grouping``
-    Keys of plans that may share a stack; ``module_key`` for modules of one's own, and
-    ``callbacks`` for the callbacks that a stack can serve.
+    Keys of plans that may share a stack; ``module_key`` for modules of one's own, with
+    ``code_state`` for what their code reads, and ``callbacks`` for the callbacks that a
+    stack can serve.
 ``training``
     ``StackTraining``, the loop over epochs and batches of a stack.
 ``member``

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from sknan._engine.code_state import code_state
 from sknan._engine.member import Member
-from sknan._engine.module_pass import attributes_of
 from sknan._engine.network_state import NetworkState, read_state
 from sknan._engine.optimizer_step import optimizer_key
 from sknan._engine.plan import RestOfTraining
@@ -82,11 +83,13 @@ def _numbers_of(member: Member, state: NetworkState) -> list[torch.Tensor]:
 def _settings_of(net: TableNet) -> list[Any]:
     """Return what a stack does not take over from a net, in a form to compare."""
     module, parameters = net.module_, list(net.module_.parameters())
+    dropouts = [part.p for part in module.modules() if type(part) is nn.Dropout]
     return [
         optimizer_key(net.optimizer_),
         [id(part) for part in (module, net.criterion_, net.optimizer_, *parameters)],
         [(p.requires_grad, len(p._backward_hooks or ())) for p in parameters],
-        [attributes_of(part.eval()) for part in (module, net.criterion_)],
+        code_state(module, net.criterion_),
+        dropouts,
         net.clip_norm,
         net.clip_value,
     ]

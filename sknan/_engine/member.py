@@ -12,7 +12,12 @@ from skorch.callbacks import EpochTimer
 from torch import Tensor
 
 from sknan._engine.member_recovery import MemberRecovery
-from sknan._engine.network_state import NetworkState, read_state, write_state
+from sknan._engine.network_state import (
+    NetworkState,
+    read_state,
+    write_state,
+    write_tensors,
+)
 from sknan._engine.plan import RestOfTraining, TrainingPlan
 from sknan._utils.random_state import kept_random_states, resumed
 from sknan.nets._records import is_orderly_stop, warn_of_interrupt
@@ -251,13 +256,6 @@ class Member:
         write_state(net, state)
         self.clipping = clipping
 
-    def _set_weights(self, weights: list[Tensor]) -> None:
-        module = self.net.module_
-        tensors = [*module.parameters(), *module.buffers()]
-        with torch.no_grad():
-            for tensor, value in zip(tensors, weights, strict=True):
-                tensor.copy_(value)
-
     def conclude(self) -> None:
         """Bring the net into the state that its separate training would leave.
 
@@ -287,7 +285,7 @@ class Member:
             if self.error is not None:
                 raise self.error
         if self.best_weights is not None:
-            self._set_weights(self.best_weights)
+            write_tensors(self.net, self.best_weights)
         if self.is_interrupted:
             has_best = self.best_weights is not None
             n_epochs = self.net.max_epochs
@@ -301,7 +299,7 @@ class Member:
             present = read_state(self.net)
             best.keep_weights_of(self.net)
             if self.best_weights is not None:
-                self._set_weights(self.best_weights)
+                write_tensors(self.net, self.best_weights)
                 best.keep_weights_of(self.net)
                 write_state(self.net, present)
         plan.run_loop(rest)

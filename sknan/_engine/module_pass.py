@@ -23,9 +23,22 @@ from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.tree import tree_leaves, tree_map
 
-# An operation without a batching rule runs once for each member, as in separate fits.
-# torch would warn the user, who does not know of the stack.
-torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
+_set_fallback_warning = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
+
+
+def _for_members(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function of one network for all members.
+
+    An operation without a batching rule runs once for each member, as in separate fits.
+    torch would warn the user, who does not know of the stack. The flag of this warning
+    belongs to the whole process. It is set only in this call, by one thread at a time.
+    """
+    with kept_random_states():
+        _set_fallback_warning(False)
+        try:
+            return vmap(function, randomness="error")(*args)
+        finally:
+            _set_fallback_warning(True)
 
 
 class _MaskedDropout(nn.Module):
@@ -124,17 +137,6 @@ def _mask_shapes(net: TableNet, x: Tensor) -> list[tuple[str, torch.Size]] | Non
         module(x)
     is_once = len(called) == len(dropouts) == len(dict(called))
     return called if is_once else None
-
-
-def attributes_of(module: nn.Module) -> str:
-    """Return the attributes of all parts of a module that are not tensors."""
-    tensors = ("_parameters", "_buffers", "_modules")
-    return repr(
-        [
-            {name: v for name, v in vars(part).items() if name not in tensors}
-            for part in module.modules()
-        ]
-    )
 
 
 class _RecordedStep(NamedTuple):
@@ -241,24 +243,14 @@ class StackedModule:
         masks = self._mask_memory(x)
         changed = [x, *self.buffers.values()]
         values = [tensor.clone() for tensor in changed]
-        module, attributes = copy.deepcopy(self.module), attributes_of(self.module)
         with Recording() as recording:
             losses, output = self._compute(x, target, masks)
+        if recording.reads_values:
+            raise ValueError("The operations depend on the value of a tensor.")
         torch._foreach_copy_(changed, values)
-        calls: list[Callable[[], object]]
-        if recording.reads_values or attributes != attributes_of(self.module):
-            # Python code may compute something else in the next step.
-            self.module = module
-
-            def compute() -> None:
-                results = self._compute(x, target, masks)
-                torch._foreach_copy_([losses, output], list(results))
-
-            calls = [compute]
-        else:
-            inputs = [*changed, *tree_leaves(target), *masks.values()]
-            inputs += self.weights.values()
-            calls = recording.calls(inputs, [losses, output])
+        inputs = [*changed, *tree_leaves(target), *masks.values()]
+        inputs += self.weights.values()
+        calls = recording.calls(inputs, [losses, output])
         return _RecordedStep(x, tree_leaves(target), masks, calls, losses, output)
 
     def _compute(
@@ -266,9 +258,13 @@ class StackedModule:
     ) -> tuple[Tensor, Tensor]:
         self.module.train()
         self.criterion.train()
-        compute = vmap(grad_and_value(self._loss, has_aux=True), randomness="error")
-        gradients, (losses, output) = compute(
-            self.weights, self.buffers, masks, x, target
+        gradients, (losses, output) = _for_members(
+            grad_and_value(self._loss, has_aux=True),
+            self.weights,
+            self.buffers,
+            masks,
+            x,
+            target,
         )
         torch._foreach_copy_(self.gradients, list(gradients.values()))
         return losses, output
@@ -277,7 +273,6 @@ class StackedModule:
         """Return losses (K,) in evaluation mode."""
         self.module.eval()
         self.criterion.eval()
-        losses, _ = vmap(self._loss, randomness="error")(
-            self.weights, self.buffers, {}, x, target
-        )
-        return losses.numpy()
+        losses, _ = _for_members(self._loss, self.weights, self.buffers, {}, x, target)
+        array: NDArray[Any] = losses.numpy()
+        return array

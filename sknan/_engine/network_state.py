@@ -75,17 +75,14 @@ def write_state(net: TableNet, state: NetworkState) -> None:
     state : NetworkState
         State, which is copied.
     """
-    parameters = list(net.module_.parameters())
-    tensors = [*parameters, *net.module_.buffers()]
-    for tensor, value in zip(tensors, [*state.weights, *state.buffers], strict=True):
-        tensor.copy_(value)
+    write_tensors(net, [*state.weights, *state.buffers])
     states = net.optimizer_.state
     states.clear()
     names = _moment_names(net)
     has_moments = len(names) == 2 or net.optimizer_.param_groups[0]["momentum"]
     if not (state.n_steps and has_moments):
         return
-    for i, parameter in enumerate(parameters):
+    for i, parameter in enumerate(net.module_.parameters()):
         # In the memory layout of the parameter, which the fused optimizers assume.
         kept = {
             name: torch.empty_like(parameter).copy_(moment[i])
@@ -94,3 +91,20 @@ def write_state(net: TableNet, state: NetworkState) -> None:
         if len(names) == 2:
             kept = {"step": torch.tensor(float(state.n_steps)), **kept}
         states[parameter] = kept
+
+
+@torch.no_grad()
+def write_tensors(net: TableNet, values: list[Tensor]) -> None:
+    """Set the weights and buffers of a net.
+
+    Parameters
+    ----------
+    net : TableNet
+        Net.
+    values : list of Tensor
+        Values of the parameters, then those of the buffers, which are copied.
+    """
+    module = net.module_
+    tensors = [*module.parameters(), *module.buffers()]
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)

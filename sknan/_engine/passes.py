@@ -15,8 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sknan._engine.chain import StackedChain, transposed_weights
+from sknan._engine.code_state import (
+    code_state,
+    generator_states,
+    set_generator_states,
+)
 from sknan._engine.losses import stacked_loss_of
-from sknan._engine.module_key import module_key, part_key
+from sknan._engine.module_key import module_key
 from sknan._engine.module_pass import StackedModule
 from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import seeded
@@ -148,10 +153,10 @@ def _sizes(layer: nn.Module) -> Hashable:
 def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     """Whether a stacked pass gives the result of a separate one, up to rounding.
 
-    It does not if the operations depend on the values of the data, or on random numbers
-    other than those of a dropout layer. Two steps of a stack of two copies of the
-    network are compared with those of the network, on a few rows each; chains of known
-    layers need no comparison.
+    It does not if the operations depend on the values of the data, on random numbers
+    other than those of a dropout layer, or on state that Python code changes, such as a
+    counter. Two steps of a stack of two copies of the network are compared with those
+    of the network, on a few rows each; chains of known layers need no comparison.
 
     Parameters
     ----------
@@ -168,53 +173,67 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
         return True
     start = max(0, len(table) - _N_COMPARED)
     batches = [table.rows(slice(i, i + _N_COMPARED)) for i in (0, start)]
+    generators = generator_states()
+    try:
+        clone = _copied(net)
+        before = code_state(clone.module_, clone.criterion_)
+        found = _stacked_results(clone, batches)
+        expected = _separate_results(clone, batches)
+        is_constant = code_state(clone.module_, clone.criterion_) == before
+    except Exception:  # a user's module may raise anything that vmap or a copy causes
+        return False
+    finally:
+        is_random = generator_states() != generators
+        if is_random:
+            set_generator_states(generators)
+    return is_constant and not is_random and _are_close(found, expected)
+
+
+def _copied(net: TableNet) -> TableNet:
+    """Return a net whose module and criterion are copies."""
+    module, criterion = copy.deepcopy((net.module_.train(), net.criterion_))
+    clone: TableNet = object.__new__(type(net))  # a copy would be pickled
+    clone.__dict__.update({**vars(net), "module_": module, "criterion_": criterion})
+    return clone
+
+
+def _stacked_results(net: TableNet, batches: list[tuple[Tensor, Any]]) -> list[Tensor]:
+    """Return loss, gradients and buffers of a member of a stack after some steps."""
     doubled = [
         tree_map(lambda leaf: torch.stack([leaf, leaf]), batch) for batch in batches
     ]
-    try:
-        module, criterion = copy.deepcopy((net.module_.train(), net.criterion_))
-    except Exception:  # a module that keeps a result of its forward pass
-        return False
-    clone: TableNet = object.__new__(type(net))  # a copy would be pickled
-    copies = {"module_": module, "criterion_": criterion}
-    clone.__dict__.update({**vars(net), **copies})
-    tensors = [list(module.parameters()), list(module.buffers())]
+    tensors = [list(net.module_.parameters()), list(net.module_.buffers())]
     weights, buffers = ([torch.stack([t.detach()] * 2) for t in ts] for ts in tensors)
     gradients = [torch.empty_like(w) for w in weights]
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
-    before = _attributes(clone)
-    try:
-        stacked = StackedModule([clone] * 2, generators, weights, gradients, buffers)
-        x = doubled[0][0].clone()
-        with torch.no_grad():
-            for rows, target in doubled:
-                losses, _ = stacked.step(x.copy_(rows), target)
-        with seeded(0, "cpu"):
-            for rows, target in batches:
-                module.zero_grad()
-                loss = clone.get_loss(module(rows.clone()), target)
-                loss.backward()  # type: ignore[no-untyped-call]
-    except Exception:  # a user's module may raise anything that vmap causes
-        return False
-    if _attributes(clone) != before:  # such as a counter of calls
-        return False
-    pairs = [(torch.as_tensor(losses[0]), loss.detach())]
-    pairs += [
-        (gradient[0], p.grad if p.grad is not None else torch.zeros_like(p))
-        for gradient, p in zip(gradients, module.parameters(), strict=True)
+    stacked = StackedModule([net] * 2, generators, weights, gradients, buffers)
+    x = doubled[0][0].clone()
+    with torch.no_grad():
+        for rows, target in doubled:
+            losses, _ = stacked.step(x.copy_(rows), target)
+    return [torch.as_tensor(losses[0]), *(t[0] for t in (*gradients, *buffers))]
+
+
+def _separate_results(net: TableNet, batches: list[tuple[Tensor, Any]]) -> list[Tensor]:
+    """Return loss, gradients and buffers of a network after some steps."""
+    module = net.module_
+    with seeded(0, "cpu"):
+        for rows, target in batches:
+            module.zero_grad()
+            loss = net.get_loss(module(rows.clone()), target)
+            loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [
+        torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()
     ]
-    pairs += [(b[0], own) for b, own in zip(buffers, module.buffers(), strict=True)]
+    return [loss.detach(), *gradients, *module.buffers()]
+
+
+def _are_close(found: list[Tensor], expected: list[Tensor]) -> bool:
     # A gradient of zero, as of a bias before batch normalization, is rounding error of
     # the size of the other gradients. Buffers may be of another dtype, such as bool.
-    finite = [own.double().nan_to_num(0.0, 0.0, 0.0) for _, own in pairs if own.numel()]
-    largest = max(float(own.abs().max()) for own in finite)
+    finite = [t.double().nan_to_num(0.0, 0.0, 0.0) for t in expected if t.numel()]
+    atol = _ATOL * max(float(t.abs().max()) for t in finite)
     return all(
-        bool(torch.allclose(a, b, _RTOL, _ATOL * largest, equal_nan=True))
-        for a, b in pairs
+        bool(torch.allclose(a, b, _RTOL, atol, equal_nan=True))
+        for a, b in zip(found, expected, strict=True)
     )
-
-
-def _attributes(net: TableNet) -> list[Hashable]:
-    """Return keys of all attributes of module and criterion that are no tensors."""
-    parts = [*net.module_.modules(), *net.criterion_.modules()]
-    return [part_key(part) for part in parts]

@@ -19,7 +19,7 @@ from sknan.nets._tabular_mlp import PeriodicEmbedding
 
 _aten = torch.ops.aten
 
-# Attributes with the hooks of a module or of all modules. All of them must be empty.
+# Attributes with the hooks of a module, and of all modules.
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -161,10 +161,9 @@ def output_bound(module: nn.Module, X: Tensor) -> float:
 
 
 def _is_observed() -> bool:
-    """Whether global hooks, modes, autocast or anomaly mode affect operations."""
+    """Whether modes, autocast or anomaly mode affect operations."""
     return (
-        any(getattr(torch_module, name) for name in _GLOBAL_HOOKS)
-        or any(
+        any(
             not isinstance(mode, Float32Mode)
             for mode in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         )
@@ -181,7 +180,14 @@ def _has_plain_forward(module: nn.Module) -> bool:
         and type(module).__getattr__ is nn.Module.__getattr__
         and "forward" not in vars(module)
         and getattr(module, "_compiled_call_impl", None) is None
-        and not any(getattr(module, name) for name in _HOOKS)
+        and not has_hooks(module)
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether torch calls hooks with each call of a module."""
+    return any(getattr(module, name) for name in _HOOKS) or any(
+        getattr(torch_module, name) for name in _GLOBAL_HOOKS
     )
 
 

@@ -137,14 +137,6 @@ class Reassigned(Convolution):
         return super().forward(X)
 
 
-class CountingGlobally(Convolution):
-    n_calls = 0
-
-    def forward(self, X):
-        CountingGlobally.n_calls += 1
-        return super().forward(X) * CountingGlobally.n_calls
-
-
 class TwiceDropped(Residual):
     def __init__(self, n_features_in, n_outputs):
         super().__init__(n_features_in, n_outputs)
@@ -160,11 +152,6 @@ def test_modules_that_vmap_cannot_reproduce_are_trained_separately(module):
     outcomes = train_together(jobs)
     assert not any(outcome.is_stacked for outcome in outcomes)
     assert_close(outcomes, estimators)
-
-
-def test_a_module_that_counts_its_calls_outside_of_itself_is_trained_separately():
-    jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=CountingGlobally)
-    assert not any(outcome.is_stacked for outcome in train_together(jobs))
 
 
 class Annealed(Convolution):
@@ -183,6 +170,20 @@ class Pruned(Convolution):
         next(self.parameters()).register_hook(torch.zeros_like)
 
 
+class Hooked(Convolution):
+    """Output that a hook changes from the tenth call on."""
+
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__(n_features_in, n_outputs)
+        self.n_calls = 0
+        self.register_forward_hook(self.count)
+
+    @staticmethod
+    def count(module, args, output):
+        module.n_calls += module.training
+        return output * 0.5 if module.n_calls > 10 else output
+
+
 class Recurrent(nn.Module):
     def __init__(self, n_features_in, n_outputs):
         super().__init__()
@@ -193,7 +194,7 @@ class Recurrent(nn.Module):
         return self.head(self.cells(X.unsqueeze(-1))[0][:, -1])
 
 
-@pytest.mark.parametrize("module", [Annealed, Pruned, Recurrent])
+@pytest.mark.parametrize("module", [Annealed, Hooked, Pruned, Recurrent])
 def test_modules_that_torch_must_call_itself_use_the_loop(module):
     jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=module, max_epochs=2)
     outcomes = train_together(jobs)
@@ -245,3 +246,18 @@ def test_all_layers_and_batch_sizes_of_a_chain(activation):
     ]
     jobs = jobs_of(StableNetClassifier, settings, **common)
     assert_close(train_together(jobs), fitted_separately(jobs))
+
+
+class Renormalized(Convolution):
+    """Module with an operation that has no batching rule."""
+
+    def forward(self, X):
+        return super().forward(torch.renorm(X, 2, 0, 1.0))
+
+
+def test_an_operation_without_a_batching_rule_gives_no_warning():
+    jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=Renormalized)
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked for outcome in outcomes)
+    with pytest.warns(UserWarning, match="batching rule"):  # the user's own
+        torch.vmap(torch.histc)(torch.ones(2, 3))
