@@ -216,36 +216,6 @@ def check_finite(
     )
 
 
-def first_text_cell(X: Any, columns: Sequence[Any] | None) -> str | None:
-    """Return the place of the first cell that cannot be converted to a number.
-
-    Parameters
-    ----------
-    X : array-like or DataFrame of shape (n_samples, n_features) or (n_samples,)
-        Table that could not be converted.
-    columns : sequence of str or None
-        Labels of the columns.
-
-    Returns
-    -------
-    str or None
-        Description such as ``"'red' at row 3, column 'color'"``, or None if there is
-        no such cell.
-    """
-    table = np.asarray(X, dtype=object)
-    if table.ndim not in (1, 2):
-        return None
-    for j in range(1 if table.ndim == 1 else table.shape[1]):
-        for i, cell in enumerate(table if table.ndim == 1 else table[:, j]):
-            if isinstance(cell, (str, bytes)):
-                try:
-                    float(cell)
-                except ValueError:
-                    place = "" if table.ndim == 1 else column_name(j, columns)
-                    return f"{cell!r} at row {i}{place and f', column {place}'}"
-    return None
-
-
 def already_valid_array(
     X: Any, estimator: Any, dtypes: Sequence[np.dtype[Any]] = _FLOATS
 ) -> np.ndarray | None:

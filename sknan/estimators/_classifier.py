@@ -19,7 +19,12 @@ from sknan.estimators._class_outputs import (
     check_binary_output,
     check_class_output,
 )
-from sknan.estimators._labels import encode_labels, list_labels, refuse_missing_labels
+from sknan.estimators._labels import (
+    encode_labels,
+    label_array,
+    list_labels,
+    refuse_missing_labels,
+)
 from sknan.losses._traits import traits_of
 
 
@@ -279,7 +284,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         return self
 
     def _validate_target(self, y: Any) -> np.ndarray:
-        labels: np.ndarray = column_or_1d(y, warn=True)
+        labels: np.ndarray = column_or_1d(label_array(y), warn=True)
         refuse_missing_labels(labels, "y", DROP_ROWS)
         check_classification_targets(labels)
         return labels
@@ -329,7 +334,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
                     "labels that may occur in any call."
                 )
             return self.classes_
-        given = column_or_1d(classes)
+        given = column_or_1d(label_array(classes))
         refuse_missing_labels(given, "classes", "A label must be finite.")
         known: np.ndarray = np.unique(given)
         if continues and not np.array_equal(known, self.classes_):

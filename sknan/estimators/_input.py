@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import numbers
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from sknan._utils.validation import already_valid_array, check_finite, first_text_cell
+from sknan._utils.validation import already_valid_array, check_finite
+from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
 
 class CheckedRows(NamedTuple):
@@ -61,13 +60,13 @@ def check_features(
     X_in = None if reset else already_valid_array(X, estimator)
     if X_in is None or len(X_in) < min_samples:
         encode = (
-            f" Encode it first: sknan.tabular_pipeline({owner}()) does, or "
+            f"Encode the table first: sknan.tabular_pipeline({owner}()) does, or "
             "sklearn.preprocessing.OneHotEncoder()."
         )
-        with name_text_cell("X", X, owner, encode):
+        with name_unfit_cell("X", X, owner, encode):
             X_in = validate_data(
                 estimator,
-                X,
+                plain_cells(X),
                 reset=reset,
                 # Other dtypes, such as integers, become the first of these.
                 dtype=(np.float32, np.float64),
@@ -84,39 +83,6 @@ def check_features(
     )
     # torch warns about an array that is not writable, such as a shared one.
     return np.require(X_in, dtype=np.float32, requirements=["C", "W"])
-
-
-@contextlib.contextmanager
-def name_text_cell(name: str, values: Any, owner: str, remedy: str) -> Iterator[None]:
-    """Replace an error about text inside the block by one that names the first cell.
-
-    Parameters
-    ----------
-    name : str
-        Name of the input for the message, ``"X"`` or ``"y"``.
-    values : array-like or DataFrame
-        Input that the block converts to numbers.
-    owner : str
-        Class name of the estimator.
-    remedy : str
-        Last sentence of the message, with a leading space.
-
-    Raises
-    ------
-    ValueError
-        If the block fails because a cell cannot be converted to a number.
-    """
-    try:
-        yield
-    except ValueError as error:
-        is_text = "could not convert string" in str(error)
-        columns = getattr(values, "columns", None)
-        cell = first_text_cell(values, columns) if is_text else None
-        if cell is None:
-            raise
-        raise ValueError(
-            f"{name} contains text, first {cell}, but {owner} needs numbers.{remedy}"
-        ) from None
 
 
 def check_sample_weight(sample_weight: Any, n_samples: int) -> np.ndarray | None:

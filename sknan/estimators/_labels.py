@@ -10,6 +10,18 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from sknan._utils.validation import FLOAT64_MAX, check_finite
 from sknan.exceptions import NonFiniteDataError
+from sknan.preprocessing._tables.plain_cells import plain_cells
+
+
+def label_array(y: Any) -> Any:
+    """Return labels with NaN for masked ones, and integers of pandas as integers."""
+    if isinstance(y, np.ma.MaskedArray):
+        return plain_cells(y)
+    # scikit-learn converts nullable integers to float64, which rounds large ones.
+    is_pandas = isinstance(
+        y, (pd.Series, pd.DataFrame, pd.api.extensions.ExtensionArray)
+    )
+    return np.asarray(y) if is_pandas else y
 
 
 def refuse_missing_labels(labels: np.ndarray, name: str, remedy: str) -> None:
@@ -26,12 +38,12 @@ def refuse_missing_labels(labels: np.ndarray, name: str, remedy: str) -> None:
     """
     if labels.dtype.kind == "f":
         check_finite(labels, name=name, remedy=remedy, limit=FLOAT64_MAX)
-    elif labels.dtype.kind == "O":
+    elif labels.dtype.kind in "OMm":
         missing = pd.isna(labels)
         if missing.any():
             raise NonFiniteDataError(
-                f"{name} contains {int(missing.sum())} missing labels (None or NaN), "
-                f"first at row {int(missing.argmax())}. {remedy}"
+                f"{name} contains {int(missing.sum())} missing labels (None, NaN or "
+                f"NaT), first at row {int(missing.argmax())}. {remedy}"
             )
 
 

@@ -14,13 +14,13 @@ from sknan._utils.settings import usual_settings
 from sknan._utils.validation import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._components import name_of
-from sknan.estimators._input import name_text_cell
 from sknan.estimators._target_scaling import (
     NumberCoding,
     mean_and_scale,
     prediction_dtype,
     standardize,
 )
+from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
 
 class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
@@ -288,10 +288,10 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
 
     def _validate_target(self, y: Any) -> np.ndarray:
         """Return the targets as float64, or as float32 if they are float32."""
-        remedy = " Pass numbers, or labels to StableNetClassifier."
-        with name_text_cell("y", y, type(self).__name__, remedy):
+        remedy = "Pass numbers, or labels to StableNetClassifier."
+        with name_unfit_cell("y", y, type(self).__name__, remedy):
             values: np.ndarray = check_array(
-                y,
+                plain_cells(y),
                 ensure_2d=False,
                 dtype=(np.float64, np.float32),
                 # Checked below, since scikit-learn does not name the row.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from functools import update_wrapper
 from types import MethodType
@@ -68,13 +67,15 @@ class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
     The parameters and the behavior are those of :class:`~sklearn.impute.SimpleImputer`.
     In addition, infinities and numbers too large for the output count as missing,
     statistics do not overflow, zero is a strategy, and the dtype of the output can be
-    chosen.
+    chosen. Booleans become 0.0 and 1.0. Dates and durations stay what they are under
+    ``"most_frequent"`` and ``"constant"``, and are refused by the other strategies.
 
     Parameters
     ----------
     missing_values : int, float, str, np.nan, None or pandas.NA, default=np.nan
-        Marker of missing values. If it is NaN or ``pandas.NA``, infinities count as
-        missing, too. With any other marker, infinities and NaN are refused.
+        Marker of missing values. NaN, None and ``pandas.NA`` mean the same: all of
+        these, NaT, masked cells and infinities count as missing. With any other marker,
+        all of these are refused.
 
     strategy : str or callable, default="auto"
         Statistic of each column that is filled in:
@@ -234,12 +235,6 @@ class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
                 f"The 'strategy' parameter of NaNImputer must be one of {known} or a "
                 f"callable. Got {strategy!r} instead.{hint}"
             )
-        value = self.fill_value
-        is_checked = strategy == "constant" and isinstance(value, numbers.Real)
-        if is_checked and not abs(float(value)) <= self._largest():
-            raise ValueError(
-                f"fill_value must be finite and fit the output's dtype, got {value!r}."
-            )
         self._running = None
         super().fit(X, y)
         # `transform` compares the dtype of its input with the dtype given to `fit`.
@@ -272,7 +267,7 @@ class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
             filled = self._filled(X_in, kept)
         else:
             missing = self._missing(X_in)
-            filled = self._cast(self._filled_in_place(X_in, missing, kept), X)
+            filled = self._filled_in_place(self._cast(X_in, X), missing, kept)
         return self._concatenate_indicator(filled, self._transform_indicator(missing))
 
     @_StreamedOnly

@@ -16,10 +16,11 @@ from sklearn.impute import SimpleImputer
 from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 
-from sknan._utils.validation import FLOAT64_MAX, already_valid_array, first_text_cell
+from sknan._utils.validation import FLOAT64_MAX, already_valid_array
 from sknan.preprocessing._column_statistics import ColumnStatistics, refuse_containers
 from sknan.preprocessing._kernels.blocks import KnownMask, fill
 from sknan.preprocessing._kernels.column_means import RunningMeans
+from sknan.preprocessing._tables.plain_cells import ENCODE, name_unfit_cell, plain_cells
 
 # Strategies that also fill text. scikit-learn's code finds their statistics.
 _ANY_KIND = ("most_frequent", "constant")
@@ -35,6 +36,7 @@ class ImputerBase(SimpleImputer):
 
     dtype: DTypeLike | None
     statistics_: NDArray[Any]
+    _fit_dtype: np.dtype[Any]
     _running: RunningMeans | None
 
     def _output_dtype(self) -> np.dtype[Any] | None:
@@ -56,10 +58,10 @@ class ImputerBase(SimpleImputer):
         return FLOAT64_MAX if dtype is None else float(np.finfo(dtype).max)
 
     def _takes_nan(self) -> bool:
-        """Return whether NaN marks missing values."""
+        """Return whether NaN and every other usual marker mean a missing value."""
         marker = self.missing_values
         is_nan = isinstance(marker, numbers.Real) and math.isnan(marker)
-        return is_nan or marker is pd.NA
+        return is_nan or marker is None or marker is pd.NA
 
     def _marker(self) -> Any:
         """Return the marker of missing values that scikit-learn's code recognizes."""
@@ -96,16 +98,74 @@ class ImputerBase(SimpleImputer):
             table = already_valid_array(X, self, _TABLE_DTYPES)
             if table is not None:
                 return table
-        validate = self._validate_numbers if is_numeric else super()._validate_input
-        try:
-            # Non-finite cells are missing, unless there is another marker.
-            with config_context(assume_finite=self._takes_nan() or None):
-                X_in = validate(X, in_fit=in_fit)
-        except ValueError as error:
-            raise ValueError(self._explain(error, X)) from None
+        owner = f"NaNImputer(strategy={self.strategy!r})"
+        remedy = f"{ENCODE}, or pass strategy='most_frequent'."
+        # Non-finite cells are missing, unless there is another marker.
+        with (
+            name_unfit_cell("X", X, owner, remedy),
+            config_context(assume_finite=self._takes_nan() or None),
+        ):
+            X_in = self._validated(plain_cells(X), is_numeric, in_fit)
+        self._check_marker(X_in)
+        if self.strategy == "constant":
+            self._check_fill_value(X_in.dtype, in_fit)
         if is_float_array(X_in) and (is_numeric or not in_fit):
             return X_in
         return self._mark_unfit_cells(X_in, in_fit)
+
+    def _validated(self, X: Any, is_numeric: bool, in_fit: bool) -> Any:
+        """Validate a table as SimpleImputer does, without copying a dense table."""
+        is_filled_in_place = sparse.issparse(X) or not is_numeric
+        dtype: Any = _TABLE_DTYPES
+        if not is_numeric:
+            # SimpleImputer refuses booleans and NumPy's text.
+            dtype = {"b": np.float64, "U": object, "S": object}.get(_kind_of(X))
+            if not in_fit and self._fit_dtype.kind == "O":
+                dtype = object
+        X_in = validate_data(
+            self,
+            X,
+            reset=in_fit,
+            accept_sparse="csc",
+            dtype=dtype,
+            force_writeable=True if is_filled_in_place and not in_fit else None,
+            ensure_all_finite="allow-nan" if self._takes_nan() else True,
+            copy=self.copy and is_filled_in_place,
+        )
+        if in_fit:
+            self._fit_dtype = X_in.dtype
+        return X_in
+
+    def _check_marker(self, X: Any) -> None:
+        marker = self.missing_values
+        if X.dtype.kind != "O" and not (
+            self._takes_nan() or isinstance(marker, numbers.Real)
+        ):
+            raise ValueError(
+                "'X' and 'missing_values' types are expected to be both numerical. Got "
+                f"X.dtype={X.dtype} and  type(missing_values)={type(marker)}."
+            )
+        if sparse.issparse(X) and marker == 0:
+            raise ValueError(
+                "Imputation not possible when missing_values == 0 and input is sparse. "
+                "Provide a dense array instead."
+            )
+
+    def _check_fill_value(self, table_dtype: np.dtype[Any], in_fit: bool) -> None:
+        value = self.fill_value
+        given = np.min_scalar_type(value) if in_fit else self._fill_dtype
+        if value is not None and not np.can_cast(given, table_dtype, "same_kind"):
+            raise ValueError(
+                f"fill_value={value!r} cannot be cast to the input data that is "
+                f"{table_dtype!r}. Pass a value of the same kind as the table."
+            )
+        dtype = self._output_dtype() or table_dtype
+        is_scalar = isinstance(value, numbers.Real) or value is pd.NA or value is pd.NaT
+        if in_fit and is_scalar and not _is_within(value, dtype):
+            raise ValueError(
+                f"fill_value must be finite and fit the output's dtype, {dtype}, got "
+                f"{value!r}."
+            )
 
     def _mark_unfit_cells(self, X: Any, in_fit: bool) -> Any:
         dtype = self._output_dtype()
@@ -119,62 +179,26 @@ class ImputerBase(SimpleImputer):
             _entries(X)[unfit] = self._marker()
         return X
 
-    def _validate_numbers(self, X: Any, in_fit: bool) -> Any:
-        """Validate a table as SimpleImputer does, without copying a dense table."""
-        is_sparse = sparse.issparse(X)
-        try:
-            X_in = validate_data(
-                self,
-                X,
-                reset=in_fit,
-                accept_sparse="csc",
-                dtype=_TABLE_DTYPES,
-                force_writeable=True if is_sparse and not in_fit else None,
-                ensure_all_finite="allow-nan" if self._takes_nan() else True,
-                copy=self.copy and is_sparse,
-            )
-        except ValueError as error:
-            if "could not convert" not in str(error):
-                raise
-            raise ValueError(
-                f"Cannot use {self.strategy} strategy with non-numeric data:\n{error}"
-            ) from None
-        if in_fit:
-            self._fit_dtype = X_in.dtype
-        marker = self.missing_values
-        if not (self._takes_nan() or isinstance(marker, numbers.Real)):
-            raise ValueError(
-                "'X' and 'missing_values' types are expected to be both numerical. Got "
-                f"X.dtype={X_in.dtype} and  type(missing_values)={type(marker)}."
-            )
-        if is_sparse and marker == 0:
-            raise ValueError(
-                "Imputation not possible when missing_values == 0 and input is sparse. "
-                "Provide a dense array instead."
-            )
-        return X_in
-
-    def _explain(self, error: ValueError, X: Any) -> str:
-        message = str(error)
-        if "could not convert" not in message:
-            return message
-        place = first_text_cell(X, getattr(X, "columns", None)) or "text"
-        return (
-            f"{message}. X contains {place}. Encode text first, for example with "
-            "skrub.TableVectorizer(), or pass strategy='most_frequent'."
-        )
-
-    def _dense_fit(self, X: NDArray[Any], strategy: Any, *rest: Any) -> NDArray[Any]:
+    def _dense_fit(
+        self, X: NDArray[Any], strategy: Any, marker: Any, fill_value: Any
+    ) -> NDArray[Any]:
         if strategy in _ANY_KIND:
             if strategy == "most_frequent":
                 refuse_containers(X, getattr(self, "feature_names_in_", None))
-            return np.asarray(super()._dense_fit(X, strategy, *rest))
+                # SimpleImputer rounds integers to float64.
+                if X.dtype.kind in "iu" and not _fit_float64(X):
+                    X = X.astype(object)
+            found = super()._dense_fit(X, strategy, self._marker(), fill_value)
+            return np.asarray(found)
         self._fit_indicator(~self._known()(X) if self.add_indicator else None)
         return self._learned(self._column_statistics().of_dense(X))
 
-    def _sparse_fit(self, X: Any, strategy: Any, *rest: Any) -> NDArray[Any]:
+    def _sparse_fit(
+        self, X: Any, strategy: Any, marker: Any, fill_value: Any
+    ) -> NDArray[Any]:
         if strategy in _ANY_KIND:
-            return np.asarray(super()._sparse_fit(X, strategy, *rest))
+            found = super()._sparse_fit(X, strategy, self._marker(), fill_value)
+            return np.asarray(found)
         missing = self._missing(X)
         known = ~missing.data
         self._fit_indicator(missing)  # removes the entries that are False
@@ -203,7 +227,7 @@ class ImputerBase(SimpleImputer):
         values = self.statistics_
         if not kept.all():
             X, values, in_place = X[:, kept], values[kept], True
-        values = _rounded(values, X.dtype).astype(dtype, copy=False)
+        values = _rounded(values, dtype)
         if X.dtype == dtype:
             out = X if in_place and X.flags.writeable else np.array(X, order="K")
         else:
@@ -235,15 +259,9 @@ class ImputerBase(SimpleImputer):
         dtype = self._output_dtype()
         if dtype is None:
             return filled
-        try:
+        remedy = f"{ENCODE}, or leave dtype=None."
+        with name_unfit_cell("X", X, f"NaNImputer(dtype={self.dtype!r})", remedy):
             return filled.astype(dtype, copy=False)
-        except ValueError as error:
-            place = first_text_cell(X, getattr(X, "columns", None)) or "text"
-            raise ValueError(
-                f"dtype={self.dtype!r} needs numbers, and X contains {place}: {error}. "
-                "Encode text first, for example with skrub.TableVectorizer(), or "
-                "leave dtype=None."
-            ) from None
 
     def __sklearn_tags__(self) -> Tags:
         # SimpleImputer's method imports pandas in each call, and a pipeline calls it
@@ -298,12 +316,42 @@ def _unfit_cells(
 
 
 def _exceeds(cell: Any, largest: float) -> bool:
-    return isinstance(cell, numbers.Real) and abs(float(cell)) > largest
+    # abs(float(cell)) would fail for integers beyond float64.
+    is_number = isinstance(cell, numbers.Real)
+    return is_number and bool(cell > largest or cell < -largest)
+
+
+def _kind_of(X: Any) -> str:
+    """Return the kind of the dtype of a table, or "" if it has several or none."""
+    dtypes = X.dtypes if isinstance(X, pd.DataFrame) else [getattr(X, "dtype", None)]
+    kinds = {getattr(dtype, "kind", "") for dtype in dtypes}
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
+def _fit_float64(X: NDArray[Any]) -> bool:
+    """Return whether float64 represents all integers up to those of a table."""
+    return bool(X.min() >= -(2**53) and X.max() <= 2**53)
+
+
+def _range_of(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """Return the smallest and the largest number of a dtype; of float64 for objects."""
+    if dtype.kind in "iu":
+        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    largest = float(np.finfo(dtype if dtype.kind == "f" else np.float64).max)
+    return -largest, largest
+
+
+def _is_within(value: Any, dtype: np.dtype[Any]) -> bool:
+    low, high = _range_of(dtype)
+    return not pd.isna(value) and bool(low <= value <= high)
 
 
 def _rounded(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Convert fill values to the dtype of a table, without an overflow."""
-    if dtype.kind == "f" and values.dtype.kind == "f" and dtype != values.dtype:
-        largest = float(np.finfo(dtype).max)
-        values = np.minimum(np.maximum(values, -largest), largest)
-    return values.astype(dtype, copy=False)
+    if dtype.kind not in "fiu" or values.dtype == dtype:
+        return values.astype(dtype, copy=False)
+    low, high = _range_of(dtype)
+    if values.dtype.kind == "f" and dtype.kind == "f":
+        values = np.minimum(np.maximum(values, low), high)
+        return values.astype(dtype)
+    return np.array([min(max(value, low), high) for value in values.tolist()], dtype)

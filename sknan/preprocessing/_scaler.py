@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan._utils.validation import already_valid_array, first_text_cell, is_number
+from sknan._utils.validation import already_valid_array, is_number
 from sknan.preprocessing._kernels.blocks import KnownMask, PerColumn, blocks
 from sknan.preprocessing._kernels.column_means import midpoint
 from sknan.preprocessing._kernels.quantiles import bracketing_values, quantile_rank
@@ -25,6 +25,11 @@ from sknan.preprocessing._kernels.soft_bound import (
     round_down,
     squash,
     unsquash,
+)
+from sknan.preprocessing._tables.plain_cells import (
+    ENCODE,
+    name_unfit_cell,
+    plain_cells,
 )
 
 _MAX = float(np.finfo(np.float64).max)
@@ -333,21 +338,13 @@ def _interpolate(low: float, high: float, weight: float) -> float:
 def _numbers(
     scaler: SafeScaler, X: ArrayLike, validate: Callable[..., NDArray[Any]]
 ) -> NDArray[Any]:
-    """Validate a table of float32 or float64; refuse text with its row and column."""
-    try:
-        # Numbers beyond float64 become infinite, which is allowed.
-        with np.errstate(over="ignore"):
-            return validate(
-                X,
-                dtype=[np.float64, np.float32],
-                ensure_all_finite=False,
-                estimator=scaler,
-            )
-    except ValueError as error:
-        if "could not convert" not in str(error):
-            raise
-        place = first_text_cell(X, getattr(X, "columns", None))
-        raise ValueError(
-            f"SafeScaler needs numbers, and X contains {place or 'text'}: {error}. "
-            "Encode text first, for example with skrub.TableVectorizer()."
-        ) from None
+    """Validate a table of float32 or float64; name the first cell that is no number."""
+    # Numbers beyond float64 become infinite, which is allowed.
+    unfit = name_unfit_cell("X", X, "SafeScaler", f"{ENCODE}.")
+    with unfit, np.errstate(over="ignore"):
+        return validate(
+            plain_cells(X),
+            dtype=[np.float64, np.float32],
+            ensure_all_finite=False,
+            estimator=scaler,
+        )

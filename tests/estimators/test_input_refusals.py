@@ -181,7 +181,7 @@ def test_the_message_names_the_first_cell_of_text(Estimator, y):
     table = pd.DataFrame(X, columns=["a", "b", "c"]).astype(object)
     table.loc[4, "b"] = "red"
     advice = (
-        f"but {Estimator.__name__} needs numbers. Encode it first: "
+        f"but {Estimator.__name__} needs numbers. Encode the table first: "
         f"sknan.tabular_pipeline({Estimator.__name__}()) does, or "
         "sklearn.preprocessing.OneHotEncoder()."
     )
@@ -246,7 +246,7 @@ def test_the_message_names_the_first_missing_label(missing):
     labels = np.array(["yes", "no"] * 6, dtype=object)
     labels[[4, 6]] = missing
     assert refusal(NonFiniteDataError, classifier().fit, X, labels) == (
-        f"y contains 2 missing labels (None or NaN), first at row 4. {DROP_ROWS}"
+        f"y contains 2 missing labels (None, NaN or NaT), first at row 4. {DROP_ROWS}"
     )
 
 

@@ -405,10 +405,9 @@ def test_an_unknown_dtype_is_refused(dtype):
 def test_the_message_about_text_names_row_and_column():
     table = pd.DataFrame({"age": [3.0, 4.0], "color": ["1", "red"]})
     assert message_of(ValueError, NaNImputer(strategy="median").fit, table) == (
-        "Cannot use median strategy with non-numeric data:\n"
-        "could not convert string to float: 'red'. X contains 'red' at row 1, "
-        "column 'color'. Encode text first, for example with "
-        "skrub.TableVectorizer(), or pass strategy='most_frequent'."
+        "X contains text, first 'red' at row 1, column 'color', but "
+        "NaNImputer(strategy='median') needs numbers. Encode the table first, for "
+        "example with skrub.TableVectorizer(), or pass strategy='most_frequent'."
     )
 
 
@@ -416,8 +415,8 @@ def test_text_cannot_be_converted_to_a_float_output():
     table = pd.DataFrame({"color": ["blue", "red"]})
     imputer = NaNImputer(strategy="most_frequent", dtype="float32").fit(table)
     assert message_of(ValueError, imputer.transform, table) == (
-        "dtype='float32' needs numbers, and X contains 'blue' at row 0, column "
-        "'color': could not convert string to float: 'blue'. Encode text first, for "
+        "X contains text, first 'blue' at row 0, column 'color', but "
+        "NaNImputer(dtype='float32') needs numbers. Encode the table first, for "
         "example with skrub.TableVectorizer(), or leave dtype=None."
     )
 
@@ -434,7 +433,7 @@ def test_a_container_in_a_cell_is_refused():
 def test_a_fill_value_that_does_not_fit_is_refused(value):
     imputer = NaNImputer(strategy="constant", fill_value=value, dtype="float32")
     assert message_of(ValueError, imputer.fit, PRICES) == (
-        f"fill_value must be finite and fit the output's dtype, got {value!r}."
+        f"fill_value must be finite and fit the output's dtype, float32, got {value!r}."
     )
 
 

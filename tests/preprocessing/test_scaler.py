@@ -312,9 +312,8 @@ def test_an_invalid_quantile_range_is_refused(pair):
 def test_the_message_about_text_names_row_and_column():
     frame = pd.DataFrame({"age": [3.0, 4.0], "color": ["1", "red"]})
     assert message_of(ValueError, SafeScaler().fit, frame) == (
-        "SafeScaler needs numbers, and X contains 'red' at row 1, column 'color': "
-        "could not convert string to float: 'red'. Encode text first, for example with "
-        "skrub.TableVectorizer()."
+        "X contains text, first 'red' at row 1, column 'color', but SafeScaler needs "
+        "numbers. Encode the table first, for example with skrub.TableVectorizer()."
     )
 
 

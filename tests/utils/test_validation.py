@@ -18,7 +18,6 @@ from sknan._utils.validation import (
     column_name,
     count_nonfinite,
     did_you_mean,
-    first_text_cell,
 )
 from sknan.exceptions import NonFiniteDataError
 
@@ -238,18 +237,3 @@ def test_the_most_similar_name_is_suggested(name, expected):
 def test_a_column_is_named_by_its_label_or_its_position():
     assert column_name(1, None) == "1"
     assert column_name(1, ["a", "b"]) == "'b'"
-
-
-@pytest.mark.parametrize(
-    ("table", "columns", "expected"),
-    [
-        ([[1, "2.5"], ["nan", "red"]], None, "'red' at row 1, column 1"),
-        ([[1, "red"], ["blue", 2]], ["x", "y"], "'blue' at row 1, column 'x'"),
-        ([[1, b"red"]], None, "b'red' at row 0, column 1"),
-        ([[1, "2.5"], ["nan", None]], None, None),
-        (["1", "blue"], None, "'blue' at row 1"),
-        (np.zeros((0, 2)), None, None),
-    ],
-)
-def test_the_first_cell_that_is_not_a_number_is_found(table, columns, expected):
-    assert first_text_cell(table, columns) == expected

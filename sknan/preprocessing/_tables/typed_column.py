@@ -119,7 +119,7 @@ def read_column(
     """
     if is_polars(series):
         dtype = str(series.dtype)
-        series = _from_polars(series)
+        series = from_polars(series)
     else:
         if not isinstance(series, pd.Series):
             series = _as_series(series)
@@ -141,7 +141,7 @@ def _as_series(values: Any) -> pd.Series:
     return pd.Series(values, dtype=object if not values else None)
 
 
-def _from_polars(series: Any) -> pd.Series:
+def from_polars(series: Any) -> pd.Series:
     """Convert a polars Series to pandas, without pyarrow."""
     dtype = series.dtype
     name = type(dtype).__name__ if not isinstance(dtype, type) else dtype.__name__

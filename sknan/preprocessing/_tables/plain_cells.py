@@ -1,0 +1,201 @@
+"""Preparation of tables and targets for a cast to numbers.
+
+A cast of NumPy turns a missing date into a huge number, reads the values that a mask
+hides, and fails at ``pandas.NA``. Here every missing cell becomes NaN and every date
+becomes an object. The cast then gives the right number, or it fails at a cell that a
+message can name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import decimal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sknan._utils.validation import FLOAT64_MAX, column_name
+from sknan.preprocessing._tables.typed_column import from_polars, is_polars
+
+# Remedy for a table with other cells than numbers, without its period.
+ENCODE = "Encode the table first, for example with skrub.TableVectorizer()"
+
+_MISSING = (type(None), type(pd.NA), type(pd.NaT), type(np.ma.masked))
+
+# Types of cells that a cast reads as they are.
+_CASTABLE = {float, bool, str, np.float64, np.float32, np.bool_}
+
+# Parts of the messages of casts that fail.
+_CAST_FAILED = ("could not convert", "real number, not", "setting an array element")
+
+
+def plain_cells(values: Any) -> Any:
+    """Return a table or target with NaN for missing cells and objects for dates.
+
+    Parameters
+    ----------
+    values : array-like, DataFrame or sparse matrix
+        Table or target of any library.
+
+    Returns
+    -------
+    array-like, DataFrame or sparse matrix
+        ``values`` itself if it has only numbers of NumPy's dtypes or is sparse. A
+        structured array becomes a DataFrame.
+    """
+    if isinstance(values, np.ndarray):
+        return _plain_array(values)
+    if isinstance(values, pd.DataFrame):
+        return _plain_frame(values)
+    if is_polars(values) and hasattr(values, "get_columns"):
+        return _plain_frame(pd.DataFrame({s.name: from_polars(s) for s in values}))
+    if isinstance(values, (pd.Series, pd.api.extensions.ExtensionArray)):
+        return _plain_array(np.asarray(values))
+    if isinstance(values, (list, tuple)):
+        try:
+            cells = np.asarray(values)
+        except (ValueError, TypeError):  # rows of different lengths
+            return values
+        if cells.dtype.kind in "US":  # NumPy makes text of the numbers among text
+            cells = np.array(values, dtype=object)
+        return _plain_array(cells)
+    if hasattr(values, "to_pandas") and not is_polars(values):
+        return plain_cells(values.to_pandas())
+    return values
+
+
+@contextlib.contextmanager
+def name_unfit_cell(name: str, values: Any, owner: str, remedy: str) -> Iterator[None]:
+    """Replace an error of a cast inside the block by one that names the first cell.
+
+    Parameters
+    ----------
+    name : str
+        Name of the input for the message, ``"X"`` or ``"y"``.
+    values : array-like or DataFrame
+        Input that the block converts to numbers.
+    owner : str
+        What needs numbers, such as the class name of an estimator.
+    remedy : str
+        Last sentence of the message.
+
+    Raises
+    ------
+    ValueError
+        If the block fails because a cell is text, a date or a duration.
+    TypeError
+        If the block fails because a cell is another object.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        is_cast = any(part in str(error) for part in _CAST_FAILED)
+        found = _first_unfit_cell(values) if is_cast else None
+        if found is None:
+            raise
+        cell, place = found
+        kind = _kind_of(cell)
+        if kind is None:
+            raise TypeError(
+                f"{name} contains an object of type {type(cell).__name__}{place}, but "
+                f"{owner} needs numbers: {str(error).rstrip('.')}. Convert it to a "
+                "number, or leave the column out."
+            ) from None
+        shown = repr(cell) if kind == "text" else f"{cell}"
+        raise ValueError(
+            f"{name} contains {kind}, first {shown}{place}, but {owner} needs numbers. "
+            f"{remedy}"
+        ) from None
+
+
+def _plain_array(values: NDArray[Any]) -> Any:
+    if values.dtype.names is not None:
+        names = values.dtype.names
+        return pd.DataFrame({name: _plain_array(values[name]) for name in names})
+    if isinstance(values, np.ma.MaskedArray):
+        values = _without_mask(values)
+    if values.dtype.kind in "Mm":
+        as_objects = pd.Series(values.ravel()).astype(object).to_numpy()
+        values = as_objects.reshape(values.shape)
+    if values.dtype.kind != "O" or {*map(type, values.flat)} <= _CASTABLE:
+        return values
+    return np.frompyfunc(_plain_cell, 1, 1)(values)
+
+
+def _without_mask(values: np.ma.MaskedArray[Any, Any]) -> NDArray[Any]:
+    mask, cells = np.ma.getmaskarray(values), np.asarray(values.data)
+    if mask.any():
+        kind = cells.dtype.kind
+        wide: Any = cells.dtype if kind == "f" else float if kind in "biu" else object
+        cells = cells.astype(wide)
+        cells[mask] = np.nan
+    return cells
+
+
+def _plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    plain = frame
+    for j, dtype in enumerate(frame.dtypes):
+        is_numpy = isinstance(dtype, np.dtype) and dtype.kind in "biuf"
+        if not is_numpy and not isinstance(dtype, pd.SparseDtype):
+            if plain is frame:
+                plain = frame.copy(deep=False)
+            plain.isetitem(j, _plain_column(frame.iloc[:, j]))
+    return plain
+
+
+def _plain_column(column: pd.Series) -> pd.Series:
+    if pd.api.types.is_bool_dtype(column.dtype):
+        cells = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        cells = _plain_array(np.asarray(column))
+    # pandas would make dates of the objects again.
+    return pd.Series(cells, index=column.index, dtype=cells.dtype)
+
+
+def _plain_cell(cell: Any) -> Any:
+    """Return a cell that a cast reads rightly or refuses."""
+    if isinstance(cell, _MISSING):
+        return np.nan
+    if isinstance(cell, (np.datetime64, np.timedelta64)):  # a cast reads 2020 as 50
+        is_date = isinstance(cell, np.datetime64)
+        return _plain_cell(pd.Timestamp(cell) if is_date else pd.Timedelta(cell))
+    if isinstance(cell, decimal.Decimal) and cell.is_nan():
+        return np.nan
+    if isinstance(cell, int) and abs(cell) > FLOAT64_MAX:
+        return np.inf if cell > 0 else -np.inf
+    return cell
+
+
+def _first_unfit_cell(values: Any) -> tuple[Any, str] | None:
+    """Return the first cell that cannot be converted to a number, with its place."""
+    table = plain_cells(values)
+    names = list(table.columns) if isinstance(table, pd.DataFrame) else None
+    if names is None:
+        table = np.asarray(table)
+    if table.ndim not in (1, 2):
+        return None
+    for j in range(table.shape[1] if table.ndim == 2 else 1):
+        column = np.asarray(table)
+        if table.ndim == 2:
+            column = table[:, j] if names is None else np.asarray(table.iloc[:, j])
+        if column.dtype.kind in "biufc":
+            continue
+        for i, cell in enumerate(column.tolist()):
+            try:
+                float(cell)
+            except (TypeError, ValueError):
+                place = "" if table.ndim == 1 else f", column {column_name(j, names)}"
+                return cell, f" at row {i}{place}"
+    return None
+
+
+def _kind_of(cell: Any) -> str | None:
+    if isinstance(cell, (str, bytes)):
+        return "text"
+    if isinstance(cell, (datetime.date, pd.Period)):
+        return "dates"
+    return "durations" if isinstance(cell, datetime.timedelta) else None
