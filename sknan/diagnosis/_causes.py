@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._evidence import CRITERION, FailedOperation, StepEvidence
-from sknan.diagnosis._remedies import ACTIONS, action_for
+from sknan.diagnosis._remedies import ACTIONS, action_for, remedy_for_check
 from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
 from sknan.diagnosis._thresholds import HUGE, NARROW
 
@@ -206,9 +206,20 @@ def _blame_error(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the forward pass or the loss raised an exception."""
     if evidence.error is None:
         return None
-    lines = str(evidence.error).strip().splitlines() or [""]
-    clause = f"The step raised {type(evidence.error).__name__}: {lines[0].rstrip('.')}"
-    return _refined_report(evidence, "forward", "architecture", clause)
+    kind = type(evidence.error).__name__.lstrip("_")  # torch's _LinAlgError
+    failed = evidence.failed_operation
+    message = (str(evidence.error).strip().splitlines() or [""])[0].rstrip(".:")
+    clause = f"The step raised {kind}: {message}"
+    report = _refined_report(evidence, "forward", "architecture", clause)
+    if failed is None or not failed.has_raised:
+        return report
+    report = dataclasses.replace(report, error=kind)
+    if report.cause not in ("activation", "architecture", "loss"):
+        return report  # the failed check is only the consequence
+    cause, action = remedy_for_check(
+        report.cause, failed, evidence.error, evidence.n_rows
+    )
+    return dataclasses.replace(report, cause=cause, action=action)
 
 
 def _blame_output(evidence: StepEvidence) -> NonFiniteReport | None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.tree import tree_leaves, tree_map
+from sknan.diagnosis._raised import does_raise
 from sknan.diagnosis._report import Phase
 
 # In a wider table the columns are not examined one by one.
@@ -185,11 +185,15 @@ def places_to_blame(
         return rows, ()
 
     def is_repaired(copies: Tensor) -> Tensor:
-        try:
-            with kept_random_states(), torch.no_grad():
-                bad = nonfinite_rows(forward(copies), len(copies))
-        except LinAlgError:  # a decomposition raises if any copy has no result
-            return torch.zeros(len(copies), dtype=torch.bool)
-        return ~torch.isin(torch.arange(len(copies)), torch.tensor(bad))
+        n_copies, found = len(copies), []
+
+        def has_output(part: slice) -> bool:
+            return not does_raise(lambda: found.append(forward(copies[part])))
+
+        with kept_random_states(), torch.no_grad():
+            bad = rows_by_bisection(has_output, n_copies)
+        if not bad:
+            bad = nonfinite_rows(found[0], n_copies)
+        return ~torch.isin(torch.arange(n_copies), torch.tensor(bad))
 
     return rows, columns_to_blame(inputs, rows[0], is_repaired)

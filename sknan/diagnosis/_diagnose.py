@@ -20,8 +20,10 @@ from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import places_to_blame
 from sknan.diagnosis._evidence import StepEvidence
+from sknan.diagnosis._raised import may_concern_values
 from sknan.diagnosis._replay import ModuleNames, replay
 from sknan.diagnosis._report import NonFiniteReport
+from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
 from sknan.optim._clipping import stable_grad_norm
 
 
@@ -93,12 +95,16 @@ class _Step:
         names = ModuleNames(self.modules, self.criteria)
         failed = replay(self.run, names, batch, n_rows)
         evidence = dataclasses.replace(self._evidence(), failed_operation=failed)
-        if failed is None:
-            if evidence.error is not None:
-                raise evidence.error  # it is not about non-finite numbers
-            if evidence.is_finite:
-                return None
-        else:
+        if evidence.error is not None and (
+            failed is None or (failed.has_raised and not self._depends_on_values())
+        ):
+            raise evidence.error
+        if failed is None and evidence.is_finite:
+            return None
+        if failed is not None:
+            if failed.has_raised and not failed.rows:
+                rows = rows_that_raise(self._run_on, batch)
+                failed = dataclasses.replace(failed, rows=rows)
             if failed.is_only_in_buffer:  # the gradients do not depend on the buffer
                 evidence = dataclasses.replace(evidence, gradient_norm=math.nan)
             rows, columns = places_to_blame(
@@ -112,13 +118,31 @@ class _Step:
             evidence = dataclasses.replace(evidence, rows=rows, columns=columns)
         return self._in_data(examine_step(evidence))
 
+    def _run_on(self, batch: tuple[Any, Any]) -> None:
+        """Run the step on another batch."""
+        with torch.enable_grad():
+            _, loss = dataclasses.replace(self, inputs=batch[0], target=batch[1]).run()
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def _depends_on_values(self) -> bool:
+        """Whether a step that raises passes with other rows, targets or outputs."""
+
+        def loss_of_harmless_outputs() -> None:
+            outputs = harmless(self.forward(self.inputs))
+            self.loss(outputs, harmless(self.target), self.inputs)
+
+        batch = self.inputs, self.target
+        return depends_on_values(self._run_on, batch, [loss_of_harmless_outputs])
+
     def _evidence(self) -> StepEvidence:
         """Run the step, and return what is known without a replay."""
         outputs, error, loss_value, norm = None, None, math.nan, math.nan
         try:
             with torch.enable_grad():
                 outputs, loss = self.run()
-        except Exception as raised:  # such as by a decomposition of NaN
+        except Exception as raised:
+            if not may_concern_values(raised):
+                raise
             error = raised
         else:
             loss_value = float(loss.detach())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._report import Cause, Phase
 from sknan.diagnosis._thresholds import is_runaway
 
@@ -49,6 +50,8 @@ class FailedOperation:
         Whether the value was not finite either, and did not contribute to the loss.
     weight : str or None, default=None
         Name of a weight among the arguments that was not finite before the step.
+    has_raised : bool, default=False
+        Whether the operation has raised an exception.
     """
 
     phase: Phase
@@ -64,6 +67,7 @@ class FailedOperation:
     is_only_in_buffer: bool = False
     is_in_unused_branch: bool = False
     weight: str | None = None
+    has_raised: bool = False
 
     @property
     def place(self) -> dict[str, Any]:
@@ -121,6 +125,11 @@ class StepEvidence:
     amplification: str = ""
     rows: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows in the batch; 0 if it is unknown."""
+        return next((len(x) for x in tree_leaves(self.inputs) if x.ndim), 0)
 
     @property
     def is_finite(self) -> bool:

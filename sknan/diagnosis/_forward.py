@@ -7,6 +7,7 @@ until the loss, so that a NaN in a branch that does not reach the loss is not bl
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sknan._utils.tree import tree_leaves
@@ -144,8 +144,8 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Facts about the nodes of the autograd graph, by sequence number.
     nonfinite_nodes : set of int
         Sequence numbers of the nodes whose value is not finite.
-    failed_decomposition : FailedOperation or None
-        Matrix decomposition that raised an exception.
+    raised : (Exception, FailedOperation) or None
+        Latest exception of an operation, and the operation.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.module_stack: list[str] = []
         self.nodes: dict[int, GraphNode] = {}
         self.nonfinite_nodes: set[int] = set()
-        self.failed_decomposition: FailedOperation | None = None
+        self.raised: tuple[Exception, FailedOperation] | None = None
         self._stop = stop
         self._nonfinite_weights = nonfinite_weights
         self._latest: _Call | None = None  # the latest that is not a move
@@ -192,8 +192,8 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         call = self._call(func, args, kwargs)
         try:
             output = func(*args, **kwargs)
-        except LinAlgError:
-            self.failed_decomposition = self._failed_decomposition(call)
+        except Exception as error:
+            self.raised = error, self._raised(call)
             raise
         outputs = [output] if isinstance(output, Tensor) else tree_leaves(output)
         self._alive.append((call.inputs, outputs))
@@ -276,14 +276,15 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rows = bad_rows(~torch.isfinite(out), self.n_rows)
         return _Origin(len(self._alive), self._failed(call, out, rows, weight))
 
-    def _failed_decomposition(self, call: _Call) -> FailedOperation:
-        """Return the decomposition without a result, before the check that raised."""
-        info = call.inputs[0]
-        is_code = not info.is_floating_point()  # 0 for success
-        rows = bad_rows(info != 0, self.n_rows) if is_code else ()
+    def _raised(self, call: _Call) -> FailedOperation:
+        """Return the operation that has raised, or whose result a check refuses."""
+        out = call.inputs[0] if call.inputs else torch.empty(0)
         if "check_errors" in call.kind.name and self._latest is not None:
-            call = self._latest
-        return self._failed(call, info, rows)
+            rows = bad_rows(out != 0, self.n_rows)  # a code for each matrix
+            failed = self._failed(self._latest, out, rows)
+        else:
+            failed = dataclasses.replace(self._failed(call, out, ()), domain=None)
+        return dataclasses.replace(failed, has_raised=True)
 
     def _failed(
         self, call: _Call, out: Tensor, rows: tuple[int, ...], weight: str | None = None

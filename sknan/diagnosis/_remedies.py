@@ -107,3 +107,58 @@ def action_for(cause: Cause, failed: FailedOperation, has_columns: bool) -> str:
     if cause == "architecture" and not failed.depends_on_batch:
         return "Choose another initialization, or sknan.functional.normalize."
     return ACTIONS[cause]
+
+
+def remedy_for_check(
+    cause: Cause, failed: FailedOperation, error: Exception, n_rows: int
+) -> tuple[Cause, str]:
+    """Return cause and action for a call that has raised an exception.
+
+    Parameters
+    ----------
+    cause : str
+        Cause of a failure at this place.
+    failed : FailedOperation
+        The call.
+    error : Exception
+        The exception, which some values of its arguments would not give.
+    n_rows : int
+        Number of rows in the batch.
+
+    Returns
+    -------
+    cause : str
+    action : str
+        One sentence.
+    """
+    name, message = failed.operation.removeprefix("aten."), str(error)
+    if n_rows == 1:
+        return "architecture", (
+            "Choose a batch_size that leaves no batch of one row, or leave it out with "
+            "iterator_train__drop_last=True."
+        )
+    if isinstance(error, IndexError):
+        return "data", (
+            "Check that codes in X are below num_embeddings, and class labels in y "
+            "below the number of outputs."
+        )
+    if name == "binary_cross_entropy" and "target" in message:
+        return "data", "Check y: each target must be a probability, in [0, 1]."
+    if name == "binary_cross_entropy":
+        return cause, (
+            "Use torch.nn.BCEWithLogitsLoss on logits, or end the network with a "
+            "sigmoid."
+        )
+    if "support" in message and "value argument" in message:
+        return "data", "Check that y lies in the support of the distribution."
+    if "linalg" in name or "cholesky" in name or "PositiveDefinite" in message:
+        return "architecture", (
+            "Keep the matrix away from the edge, for example by adding a small "
+            "multiple of the identity."
+        )
+    if "constraint" in message:
+        return cause, (
+            "Keep the parameter inside its domain, for example a scale by "
+            "torch.nn.functional.softplus(x) + 1e-6."
+        )
+    return cause, "Keep the arguments inside the domain that this call checks."

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sknan.diagnosis._backward import first_failed_node
 from sknan.diagnosis._evidence import CRITERION, FailedOperation
 from sknan.diagnosis._forward import OperationTracer
+from sknan.diagnosis._raised import failed_check, is_raised_by_user, may_concern_values
 from sknan.diagnosis._values import all_finite, nonempty_floats, storage_key
 
 
@@ -98,25 +99,47 @@ def replay(
     Returns
     -------
     FailedOperation or None
-        None if no operation is found, or the gradients are finite this time.
+        None if no operation is found, the gradients are finite this time, or the user's
+        code raises an exception on purpose.
     """
     tracer = OperationTracer(n_rows, batch, sys._getframe(), names.nonfinite_weights)
     with torch.enable_grad(), _tracked_modules(names, tracer):
         try:
             with tracer:
                 outputs, loss = run()
-        except Exception:  # the operations until then are all the evidence there is
-            return tracer.failed_decomposition or tracer.first_failed()
-        if not bool(torch.isfinite(loss.detach()).all()):
-            return tracer.origin_of(loss)
-        for output in nonempty_floats(outputs):  # a stable loss may ignore a NaN
-            if tracer.origin_of(output) is not None and not all_finite(output):
-                return tracer.origin_of(output)
-        for buffer in names.buffers:
-            failed = tracer.origin_of(buffer)
-            if failed is not None and not all_finite(buffer):
-                return dataclasses.replace(failed, is_only_in_buffer=True)
-        return first_failed_node(loss, tracer)
+            return _failed_in(outputs, loss, tracer, names)
+        except Exception as error:
+            if not may_concern_values(error):
+                raise
+            return _raised_in(error, tracer)
+
+
+def _failed_in(
+    outputs: Any, loss: Tensor, tracer: OperationTracer, names: ModuleNames
+) -> FailedOperation | None:
+    """Return the operation that failed in a step that raised no exception."""
+    if not bool(torch.isfinite(loss.detach()).all()):
+        return tracer.origin_of(loss)
+    for output in nonempty_floats(outputs):  # a stable loss may ignore a NaN
+        if tracer.origin_of(output) is not None and not all_finite(output):
+            return tracer.origin_of(output)
+    for buffer in names.buffers:
+        failed = tracer.origin_of(buffer)
+        if failed is not None and not all_finite(buffer):
+            return dataclasses.replace(failed, is_only_in_buffer=True)
+    return first_failed_node(loss, tracer)
+
+
+def _raised_in(error: Exception, tracer: OperationTracer) -> FailedOperation | None:
+    """Return what is to blame for an exception; None if the user's code intends it."""
+    origin, raised = tracer.first_failed(), None
+    if not is_raised_by_user(error):
+        raised = failed_check(error, tracer.module)
+        if tracer.raised is not None and str(tracer.raised[0]) == str(error):
+            raised = dataclasses.replace(tracer.raised[1], source=raised.source)
+            if origin is not None and origin.operation == raised.operation:
+                return raised
+    return origin or raised
 
 
 def trace_operations(run: Callable[[], Any]) -> FailedOperation | None:

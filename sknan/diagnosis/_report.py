@@ -108,6 +108,8 @@ class NonFiniteReport:
     rows_in : {"data", "batch"}, default="batch"
         Data in which ``rows`` are counted. It is the batch if a data loader does not
         disclose which rows it has drawn.
+    error : str, default=""
+        Type of the exception that the operation has raised, such as ``"ValueError"``.
     recovery : str, default=""
         Sentence that says how the guard recovered; empty if training stopped.
     capsule : Capsule or None, default=None
@@ -133,6 +135,7 @@ class NonFiniteReport:
     rows: tuple[int, ...] = ()
     columns: tuple[int | str, ...] = ()
     rows_in: Literal["data", "batch"] = "batch"
+    error: str = ""
     recovery: str = ""
     capsule: Capsule | None = field(default=None, repr=False, compare=False)
 
@@ -145,7 +148,7 @@ class NonFiniteReport:
     @property
     def headline(self) -> str:
         """Failure and its place in words, without evidence and action."""
-        what = _HEADLINES[self.phase]
+        what = self.error or _HEADLINES[self.phase]
         of = f" of {self.operation}" if self.operation else ""
         where = f" in {self.module!r}" if self.module else ""
         line = f" ({self.source})" if self.source else ""

@@ -20,8 +20,18 @@ _APPLY_AUTOGRAD_FUNCTION = torch.autograd.Function.apply.__code__
 
 
 @functools.cache
-def _is_users(filename: str) -> bool:
-    """Whether a file contains code of the user, not of a library."""
+def is_users(filename: str) -> bool:
+    """Whether a file contains code of the user, not of a library.
+
+    Parameters
+    ----------
+    filename : str
+        Path of a source file.
+
+    Returns
+    -------
+    bool
+    """
     if filename.startswith((*_LIBRARY_FOLDERS, "<frozen")):
         # Some installations keep packages below the standard library.
         is_package = "site-packages" in filename
@@ -52,7 +62,7 @@ def line_of_user(stop: FrameType, *, is_of_node: bool = False) -> str | None:
     while frame is not None and frame is not stop:
         if is_of_node and frame.f_code is _APPLY_AUTOGRAD_FUNCTION:
             found = None
-        elif found is None and _is_users(frame.f_code.co_filename):
+        elif found is None and is_users(frame.f_code.co_filename):
             found = frame
             if not is_of_node:
                 break

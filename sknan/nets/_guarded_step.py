@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import kept_random_states, random_states
+from sknan.diagnosis._raised import may_concern_values
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED, is_runaway
 from sknan.exceptions import NonFiniteTrainingError
@@ -312,7 +313,9 @@ class GuardedTraining:
             try:
                 net._zero_grad_optimizer()
                 step = single(net, batch, **fit_params)
-            except Exception as error:  # for example a decomposition of NaN
+            except Exception as error:
+                if not may_concern_values(error):
+                    raise
                 empty = {"loss": torch.tensor(math.nan), "y_pred": None}
                 raise StepRefused(empty, math.nan, math.nan, error) from error
             accumulator.store_step(step)

@@ -25,18 +25,28 @@ def test_a_replay_that_raises_returns_the_failure_found_before():
 
     def run():
         module(torch.tensor([[-1.0]]))
-        raise KeyError("later")
+        raise ValueError("later")
 
     failed = replay(run, ModuleNames({"module": module}, []), (), 1)
     assert (failed.operation, failed.module) == ("aten.log", "")
     assert not nn.modules.module._global_forward_hooks
 
 
-def test_a_replay_that_raises_at_once_finds_nothing():
+def test_a_replay_in_which_the_user_raises_on_purpose_finds_nothing():
     def run():
-        raise KeyError("at once")
+        raise ValueError("at once")
 
     assert replay(run, ModuleNames({}, []), (), 1) is None
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), MemoryError(), TypeError("b")])
+def test_an_exception_that_no_value_causes_passes_through_a_replay(error):
+    def run():
+        torch.log(-torch.ones(1))
+        raise error
+
+    with pytest.raises(type(error)):
+        replay(run, ModuleNames({}, []), (), 1)
 
 
 def test_any_code_can_be_traced():

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from skorch.dataset import unpack_data
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.tree import tree_leaves, tree_map
+from sknan.diagnosis._raised import may_concern_values
 from sknan.optim._clipping import grad_norm
 
 # The network, and not the learning rate, is to blame if it makes gradients grow by more
@@ -46,7 +46,9 @@ def amplification_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> str:
         net._set_training(True)
         try:
             outputs = net.infer(inputs, **fit_params)
-        except LinAlgError:
+        except Exception as error:
+            if not may_concern_values(error):
+                raise
             return ""
         output = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
         sources = [leaf for leaf in leaves if leaf.requires_grad]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states, random_states, resumed
+from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import places_to_blame
 from sknan.diagnosis._evidence import FailedOperation, StepEvidence
 from sknan.diagnosis._replay import ModuleNames, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport, capture
 from sknan.diagnosis._thresholds import HUGE, NARROW
+from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
 from sknan.nets.recovery.protocol import Explanation, StepRefused, Training
 
@@ -93,8 +96,11 @@ def explain(
                 failed = _find_in_optimizer(net, batch, fit_params)
     elif not evidence.is_finite:
         failed = _find_operation(training, batch, fit_params)
-        if refused.error is not None and failed is None:
-            raise refused.error
+        is_of_program = failed is None or (
+            failed.has_raised and not _depends_on_values(training, batch, fit_params)
+        )
+        if refused.error is not None and is_of_program:
+            raise refused.error from None
     is_huge = failed is not None and failed.largest >= HUGE
     if (evidence.is_runaway or is_huge) and not is_rate_absurd(net):
         with guard.first_weights():
@@ -103,6 +109,10 @@ def explain(
     columns: tuple[int, ...] = ()
     guard.weights.last.restore_buffers()
     if failed is not None and failed.phase != "step":
+        if failed.has_raised and not failed.rows:
+            run = _runner(training, fit_params)
+            rows = rows_that_raise(run, unpack_data(batch))
+            failed = dataclasses.replace(failed, rows=rows)
         rows, columns = _places(net, evidence.outputs, failed, batch, fit_params)
     guard.weights.last.restore_buffers()
     for (_, parameter), grad in zip(evidence.named_parameters, grads, strict=True):
@@ -175,6 +185,50 @@ def _find_operation(
         failed = replay(run, names, (inputs, target), get_len(inputs))
     net._zero_grad_optimizer()
     return failed
+
+
+def _depends_on_values(training: Training, batch: Any, fit_params: Any) -> bool:
+    """Whether a step that raises passes with other rows, targets, outputs or weights.
+
+    An exception that is raised in any case is an error of the program.
+    """
+    net, guard = training.net, training.guard
+    run, (inputs, target) = _runner(training, fit_params), unpack_data(batch)
+
+    def loss_of_harmless_outputs() -> None:
+        outputs = harmless(net.infer(inputs, **fit_params))
+        net.get_loss(outputs, harmless(target), X=inputs, training=True)
+
+    def with_first_weights() -> None:
+        with guard.first_weights():
+            run(batch)
+
+    trials: list[Callable[[], Any]] = [loss_of_harmless_outputs, with_first_weights]
+    shapes = _shapes(batch)
+    earlier = [b for b in training.latest_batches if _shapes(b) == shapes]
+    trials += [partial(run, other) for other in earlier]
+    return depends_on_values(run, (inputs, target), trials)
+
+
+def _shapes(batch: Any) -> list[torch.Size]:
+    return [leaf.shape for leaf in tree_leaves(batch)]
+
+
+def _runner(training: Training, fit_params: Any) -> Callable[[Any], None]:
+    """Return a function that runs a step without a check, and leaves no gradients."""
+    net = training.net
+
+    def run(batch: Any) -> None:
+        inputs, target = unpack_data(batch)
+        net.guard_.weights.last.restore_buffers()
+        try:
+            with resumed(training.random_states, net.device), torch.enable_grad():
+                _, loss = loss_of(net, inputs, target, fit_params)
+                loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            net._zero_grad_optimizer()
+
+    return run
 
 
 def _find_in_optimizer(net: Any, batch: Any, fit_params: Any) -> FailedOperation | None:

@@ -11,6 +11,7 @@ from skorch.dataset import unpack_data
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states, resumed
+from sknan.diagnosis._raised import may_concern_values
 from sknan.nets.recovery.explain import empty_states, loss_of
 from sknan.nets.recovery.protocol import StepRefused, Training
 from sknan.optim._clipping import grad_norm
@@ -172,7 +173,9 @@ class RateTrials:
         inputs, target = unpack_data(batch)
         try:
             return loss_of(self.net, inputs, target, self.fit_params)[1]
-        except Exception as error:  # for example a decomposition of NaN
+        except Exception as error:
+            if not may_concern_values(error):
+                raise
             raise StepRefused({}, math.nan, math.nan, error) from error
 
     def _backward(self, batch: Any) -> tuple[Tensor, float]:

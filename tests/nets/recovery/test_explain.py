@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from failing_trainings import MLP, X, Y, fitted, is_sound, network_of
+from failing_trainings import (
+    MLP,
+    X,
+    Y,
+    fitted,
+    is_sound,
+    network_of,
+    r2,
+    with_bad_rows,
+)
 from torch import nn
 
 from sknan import NonFiniteTrainingError
@@ -88,3 +97,52 @@ def test_a_decomposition_that_raises_is_a_failed_step():
 def test_an_error_without_nonfinite_numbers_is_raised_unchanged():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         network_of(MLP, module__d_in=5).fit(X, Y)
+
+
+class Spread(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = MLP()
+
+    def forward(self, x):
+        normal = torch.distributions.Normal(0.0, x[:, :1])
+        return self.mlp(torch.cat([normal.stddev, x[:, 1:]], 1))
+
+
+def test_rows_that_a_check_refuses_are_left_out_of_each_step():
+    inputs = with_bad_rows()
+    targets = inputs[:, 1:2] - inputs[:, 2:3]
+    net = fitted(network_of(Spread), inputs, targets)
+    assert r2(net, abs(inputs) + 1e-3, targets) > 0.5
+    assert {row for r in net.nonfinite_reports_ for row in r.rows} == {7, 90}
+    first = net.nonfinite_reports_[0]
+    assert (first.operation, first.error) == ("Normal", "ValueError")
+    assert first.recovery == (
+        "The step was taken without the rows to blame, clipped to norm 1."
+    )
+
+
+def test_a_lone_row_under_batch_normalization_is_skipped():
+    norm = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    net = fitted(network_of(norm, batch_size=127, max_epochs=3, lr=0.01))
+    assert is_sound(net)
+    assert [r.operation for r in net.nonfinite_reports_] == ["BatchNorm1d"] * 3
+    assert net.nonfinite_reports_[0].recovery == "The batch was left out."
+
+
+class FixedSize(nn.Module):
+    """Module that passes for all batches but a shorter last one."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = MLP()
+
+    def forward(self, x):
+        return self.mlp(x) + torch.zeros(48, 1)
+
+
+def test_a_batch_size_in_the_code_is_an_error_of_the_program():
+    with pytest.raises(RuntimeError, match="size of tensor") as caught:
+        network_of(FixedSize, batch_size=48).fit(X, Y)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__

@@ -1,0 +1,125 @@
+"""Exceptions of a training step that are about values, such as those of checks."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dis import opname
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from sknan.diagnosis._evidence import CRITERION, FailedOperation
+from sknan.diagnosis._user_code import is_users
+
+# Raised for values, and for shapes.
+_FOR_ARGUMENTS = (
+    ArithmeticError,
+    AssertionError,
+    IndexError,
+    RuntimeError,
+    ValueError,
+)
+_NEVER_FOR_VALUES = (NotImplementedError, RecursionError, torch.OutOfMemoryError)
+_LIBRARIES = ("builtins", "numpy", "torch")
+
+
+def may_concern_values(error: BaseException) -> bool:
+    """Whether an exception may come from a check of argument values.
+
+    Exceptions of another type, such as a ``TypeError``, are errors of the program. The
+    user's own exceptions are for the user's own code to handle.
+
+    Parameters
+    ----------
+    error : BaseException
+        Exception of a training step.
+
+    Returns
+    -------
+    bool
+    """
+    return (
+        isinstance(error, _FOR_ARGUMENTS)
+        and not isinstance(error, _NEVER_FOR_VALUES)
+        and type(error).__module__.partition(".")[0] in _LIBRARIES
+    )
+
+
+def does_raise(run: Callable[[], Any]) -> bool:
+    """Whether a function raises an exception that may depend on values.
+
+    Parameters
+    ----------
+    run : callable
+        Function without arguments.
+
+    Raises
+    ------
+    Exception
+        If the function raises any other exception.
+    """
+    try:
+        run()
+    except Exception as error:
+        if not may_concern_values(error):
+            raise
+        return True
+    return False
+
+
+def is_raised_by_user(error: BaseException) -> bool:
+    """Whether a ``raise`` or ``assert`` in the user's code has raised an exception."""
+    place = error.__traceback__
+    if place is None:
+        return False
+    while place.tb_next is not None:
+        place = place.tb_next
+    code = place.tb_frame.f_code
+    is_raise = opname[code.co_code[place.tb_lasti]] == "RAISE_VARARGS"
+    is_package = "site-packages" in code.co_filename
+    return is_raise and is_users(code.co_filename) and not is_package
+
+
+def failed_check(error: Exception, module: str) -> FailedOperation:
+    """Return the call in the user's code that has raised an exception.
+
+    Parameters
+    ----------
+    error : Exception
+        Exception of the forward pass or the loss.
+    module : str
+        Path of the module whose forward pass was running.
+
+    Returns
+    -------
+    FailedOperation
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    of_user = [i for i, (f, _) in enumerate(frames) if is_users(f.f_code.co_filename)]
+    source = None
+    if of_user:
+        frame, line = frames[of_user[-1]]
+        source = f"{frame.f_code.co_filename}:{line}"
+        frames = frames[of_user[-1] + 1 :]
+    return FailedOperation(
+        phase="loss" if module == CRITERION else "forward",
+        module=module,
+        operation=_name_of_call([frame for frame, _ in frames]),
+        source=source,
+        has_raised=True,
+    )
+
+
+def _name_of_call(frames: list[FrameType]) -> str:
+    """Return the name of the module, object or function that has raised."""
+    owners = [frame.f_locals.get("self") for frame in frames]
+    modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+    if modules:
+        return type(modules[-1]).__name__
+    if not frames:  # a function in C, such as math.log
+        return ""
+    owner = owners[0]
+    return frames[0].f_code.co_name if owner is None else type(owner).__name__
