@@ -37,10 +37,17 @@ def notify_listeners(training: StackState, method_name: str) -> None:
     method_name : {"on_train_begin", "on_epoch_begin", "on_epoch_end"}
         Method of the listeners. Before an epoch, members that do not go on in the stack
         are removed.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the user has interrupted one of several trainings, to end all of them.
     """
     for k, member in enumerate(training.members):
         if member.is_followed:
             _notify_member(training, k, method_name)
+        if member.is_interrupted and len(training.members) > 1:
+            raise KeyboardInterrupt
     if method_name != "on_epoch_end":
         training.finished += [m for m in training.members if m.rest is not None]
         goes_on = [m.error is None and m.rest is None for m in training.members]

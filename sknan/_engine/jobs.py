@@ -30,6 +30,7 @@ from sknan._utils.progress import advance, counting_parts
 from sknan._utils.settings import usual_settings
 from sknan._utils.warn import recorded_warnings
 from sknan.nets._chain import layers_of
+from sknan.nets._records import InterruptWarning
 
 # Parameters in which the members of one stack may differ.
 _PER_MEMBER = frozenset(
@@ -226,13 +227,21 @@ class _Run:
         self.warnings: list[Warning] = []
 
     def _run(self, action: Callable[[], None]) -> None:
-        """Call a function; record its time, its warnings and its exception."""
+        """Call a function; record its time, its warnings and its exception.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If the user has interrupted the training, to end all trainings.
+        """
         start = time.perf_counter()
         with recorded_warnings() as recorded:
             try:
                 action()
             except Exception as error:
                 self.error = error
+        if any(isinstance(warning, InterruptWarning) for warning in recorded):
+            raise KeyboardInterrupt
         self.warnings += recorded
         self.seconds += time.perf_counter() - start
 

@@ -57,6 +57,14 @@ class _Upcast(torch.autograd.Function):
 
 def upcast(x: Tensor) -> Tensor:
     """Return the output of a network in float32 or float64."""
+    if not isinstance(x, Tensor):
+        found = f"a {type(x).__name__}"
+        if isinstance(x, (tuple, list)):
+            found += f" of {len(x)} values"
+        raise TypeError(
+            f"The module returns {found}, but the loss needs one tensor. Return only "
+            "that tensor from forward, or pass a criterion that takes the whole output."
+        )
     is_half = x.dtype in (torch.float16, torch.bfloat16)
     # The gradient of a plain cast may overflow in half precision.
     wide: Tensor = _Upcast.apply(x) if is_half else widen(x)[0]  # type: ignore[no-untyped-call]

@@ -167,6 +167,10 @@ def is_orderly_stop(interrupt: KeyboardInterrupt) -> bool:
     return package in ("skorch", "sknan") and opname[instruction] == "RAISE_VARARGS"
 
 
+class InterruptWarning(UserWarning):
+    """Warning that the user has interrupted a training."""
+
+
 def warn_of_interrupt(
     net: Any, n_before: int, n_epochs: int, *, has_best: bool
 ) -> None:
@@ -188,8 +192,10 @@ def warn_of_interrupt(
         n_done -= 1  # in the course of the epoch
     kept = "weights of its best epoch" if has_best else "last weights that are usable"
     warn(
-        f"Training was interrupted after {n_done} of {n_epochs} epochs. The network "
-        f"keeps the {kept}. Call fit again for a complete training.",
+        InterruptWarning(
+            f"Training was interrupted after {n_done} of {n_epochs} epochs. The "
+            f"network keeps the {kept}. Call fit again for a complete training."
+        )
     )
 
 

@@ -1,5 +1,6 @@
 """Jobs: keys, outcomes, errors, warnings, and jobs that cannot share a stack."""
 
+import signal
 import warnings
 
 import numpy as np
@@ -20,8 +21,14 @@ from sklearn.exceptions import DataConversionWarning
 from skorch.callbacks import Callback
 from torch import nn
 
-from sknan import DivergenceWarning, StableNetClassifier, StableNetRegressor
+from sknan import (
+    DivergenceWarning,
+    StableNetClassifier,
+    StableNetEnsembleRegressor,
+    StableNetRegressor,
+)
 from sknan._engine.jobs import Job, job_key, train_together
+from sknan.model_selection import BatchedGridSearchCV
 
 
 def test_jobs_that_may_share_a_stack_have_equal_keys():
@@ -169,3 +176,63 @@ def test_a_module_that_raises_for_one_member_does_not_affect_the_others():
     *outcomes, diverged = train_together(jobs)
     assert_close(outcomes, estimators)
     assert type(diverged.error) is type(separate.value)
+
+
+class InterruptAt(Callback):
+    """Interrupt the second training in its second epoch, and count the trainings."""
+
+    trainings = ()  # of the class: callbacks are copied
+
+    def __init__(self, method_name):
+        self.method_name = method_name
+
+    def notify(self, method_name, net):
+        if method_name == "on_train_begin":
+            InterruptAt.trainings += (net,)
+        is_second = len(InterruptAt.trainings) > 1 and len(net.history) == 2
+        if method_name == self.method_name and is_second:
+            signal.raise_signal(signal.SIGINT)
+
+    def on_train_begin(self, net, **_):
+        self.notify("on_train_begin", net)
+
+    def on_epoch_end(self, net, **_):
+        self.notify("on_epoch_end", net)
+
+
+class InterruptInBatch(InterruptAt):
+    """Callback that sees batches, so that each training uses the loop of its net."""
+
+    def on_batch_end(self, net, **_):
+        self.notify("on_batch_end", net)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method_name"),
+    [
+        (InterruptAt, "on_epoch_end"),
+        (InterruptInBatch, "on_epoch_end"),
+        (InterruptInBatch, "on_batch_end"),
+    ],
+)
+def test_an_interrupt_ends_all_jobs(kind, method_name):
+    InterruptAt.trainings = ()
+    callbacks = [kind(method_name)]
+    jobs = jobs_of(StableNetRegressor, LEARNING_RATES, callbacks=callbacks)
+    with pytest.raises(KeyboardInterrupt):
+        train_together(jobs)
+    # A stack begins all of its trainings together.
+    assert len(InterruptAt.trainings) == (2 if kind is InterruptInBatch else len(jobs))
+
+
+def test_an_interrupt_ends_a_search_and_an_ensemble():
+    callbacks = [InterruptInBatch("on_batch_end")]
+    net = StableNetRegressor(
+        max_epochs=100, callbacks=callbacks, random_state=0, batch_size=32
+    )
+    search = BatchedGridSearchCV(net, {"lr": [1e-3, 1e-2]}, cv=2)
+    ensemble = StableNetEnsembleRegressor(net, n_estimators=3, random_state=0)
+    for estimator in (search, ensemble):
+        InterruptAt.trainings = ()
+        with pytest.raises(KeyboardInterrupt):
+            estimator.fit(*TABLES[0])

@@ -323,6 +323,16 @@ def test_invalid_shapes_and_parameters_raise(call, message):
     assert str(caught.value) == message
 
 
+def test_an_output_that_is_no_tensor_raises():
+    with pytest.raises(TypeError) as caught:
+        sl.MSELoss()((torch.ones(3), torch.ones(3)), torch.ones(3))
+    assert str(caught.value) == (
+        "The module returns a tuple of 2 values, but the loss needs one tensor. Return "
+        "only that tensor from forward, or pass a criterion that takes the whole "
+        "output."
+    )
+
+
 def test_a_vector_and_a_column_are_aligned():
     column, vector = torch.randn(5, 1), torch.randn(5)
     expected = (column[:, 0] - vector).square().mean()
