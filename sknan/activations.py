@@ -181,8 +181,7 @@ class SafeDivide(_Activation):
     Parameters
     ----------
     eps : float or None, default=None
-        Largest absolute value of a denominator that counts as zero; None depends on the
-        dtype.
+        Largest absolute value of a denominator that counts as zero; None is 0.
 
     Shape
     -----
@@ -295,7 +294,7 @@ class SafeNormalize(_Scaling):
     dim : int, default=-1
         Dimension of a vector.
     eps : float or None, default=None
-        Largest length that counts as zero; None depends on the dtype.
+        Largest length that counts as zero; None is 0.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -313,7 +312,7 @@ class SafeStandardize(_Scaling):
     dim : int, default=-1
         Dimension to reduce.
     eps : float or None, default=None
-        Largest standard deviation that counts as zero; None depends on the dtype.
+        Largest standard deviation that counts as zero; None is 0.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,17 +1,17 @@
-"""Restriction of tensors to a domain with finite function values and gradients.
+"""Functions that equal torch's where value and gradient are finite, and are finite.
 
-The functions of this package compute in a dtype that is wide enough (``widen``,
-``narrow``), limit their arguments (``within``, ``without_zero``), and set an exact
-value where the limited argument just misses it (``snapped``).
+float16 and bfloat16 are computed in float32 (``widen``, ``narrow``). Where torch's
+value is not finite, a function takes its value at the nearest argument for which it is.
+The derivatives decide which elements have a gradient (``repaired``).
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,48 +19,81 @@ class Edge(NamedTuple):
     """Limits of a dtype."""
 
     largest: float
-    # Smaller numbers count as zero. This is the smallest normal number, whose
-    # reciprocal is finite. float16 is computed in float32, where all of its subnormal
-    # numbers are normal.
-    tiny: float
-    # Distance from 1 to the next smaller number.
-    gap: float
+    tiny: float  # smallest normal number
+    smallest: float  # smallest subnormal number
+    gap: float  # distance from 1 to the next smaller number
 
 
 EDGES = {
-    dtype: Edge(
-        torch.finfo(dtype).max, torch.finfo(dtype).tiny, torch.finfo(dtype).eps / 2
-    )
-    for dtype in (torch.bfloat16, torch.float32, torch.float64)
+    dtype: Edge(info.max, info.tiny, info.tiny * info.eps, info.eps / 2)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for info in [torch.finfo(dtype)]
 }
-EDGES[torch.float16] = Edge(65504.0, 2.0**-25, 2.0**-11)
 
 _NARROW = (torch.float16, torch.bfloat16)
+
+# Number inside the domain of every function, where nothing overflows. It replaces the
+# elements that have no gradient: 0 times an infinite derivative would be NaN.
+_INSIDE = 0.5
+
+
+class _Upcast(torch.autograd.Function):
+    """Cast to float32 whose gradient is limited to the range of the input's dtype."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.float()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        largest = EDGES[ctx.dtype].largest
+        return gradients[0].clamp(-largest, largest).to(ctx.dtype)
+
+
+def edge_of(x: Tensor) -> Edge:
+    """Return the limits of the dtype of a result for ``x``."""
+    return EDGES[x.dtype if x.is_floating_point() else torch.get_default_dtype()]
 
 
 def widen(x: Tensor) -> tuple[Tensor, Edge]:
     """Return the tensor in its computation dtype, and the limits of its own dtype."""
+    if x.is_complex():
+        raise TypeError(f"Complex numbers are not supported, got {x.dtype}.")
     if not x.is_floating_point():
         x = x.to(torch.get_default_dtype())
-    edge = EDGES[x.dtype]
-    return (x.float() if x.dtype in _NARROW else x), edge
+    wide: Tensor = _Upcast.apply(x) if x.dtype in _NARROW else x  # type: ignore[no-untyped-call]
+    return wide, EDGES[x.dtype]
 
 
-def widen_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, torch.dtype, Edge]:
+def widen_pair(
+    x: Tensor | float, y: Tensor | float
+) -> tuple[Tensor, Tensor, torch.dtype, Edge]:
     """Return two tensors broadcast and widened, their common dtype and its limits."""
-    shape = torch.broadcast_shapes(x.shape, y.shape)  # type: ignore[no-untyped-call]
-    dtype = torch.promote_types(x.dtype, y.dtype)
-    first, edge = widen(x.to(dtype).expand(shape))
-    second, _ = widen(y.to(dtype).expand(shape))
+    # torch.compile does not trace result_type; it drops an unused sum.
+    is_compiled = torch.compiler.is_compiling()
+    dtype = (x + y).dtype if is_compiled else torch.result_type(x, y)  # type: ignore[union-attr]
+    device = (x if isinstance(x, Tensor) else y).device  # type: ignore[union-attr]
+    pair = [torch.as_tensor(z, dtype=dtype, device=device) for z in (x, y)]
+    shape = torch.broadcast_shapes(*(z.shape for z in pair))  # type: ignore[no-untyped-call]
+    (first, edge), (second, _) = (widen(z.expand(shape)) for z in pair)
     return first, second, dtype, edge
 
 
 def narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a result in the dtype of the argument, limited to its range."""
-    if dtype not in _NARROW:
-        return y
-    largest = EDGES[dtype].largest
-    return F.hardtanh(y, -largest, largest).to(dtype)
+    return limited(y.to(dtype)) if dtype in _NARROW else y
+
+
+def limited(y: Tensor) -> Tensor:
+    """Replace infinities by the largest numbers, with gradient 0; NaN stays NaN."""
+    largest = EDGES[y.dtype].largest
+    return y.clamp(-largest, largest)
 
 
 def can_read_values(x: Tensor) -> bool:
@@ -92,23 +125,109 @@ def is_between(x: Tensor, low: float, high: float) -> bool:
 
 
 def within(x: Tensor, low: float, high: float) -> Tensor:
-    """Clamp to two bounds, with gradient 0 at and beyond them; NaN stays NaN."""
-    return x if is_between(x, low, high) else F.hardtanh(x, low, high)
+    """Clamp to two bounds, with gradient 0 beyond them; NaN stays NaN."""
+    return x if is_between(x, low, high) else x.clamp(low, high)
 
 
-def snapped(y: Tensor, at: float, to: float) -> Tensor:
-    """Replace elements not above ``at`` by ``to``, with gradient 0; NaN stays NaN."""
-    return y if is_between(y, at, math.inf) else F.threshold(y, at, to)
+def scale_for(size: Tensor) -> Tensor | None:
+    """Return powers of two by which numbers are multiplied before they are squared.
 
+    Parameters
+    ----------
+    size : Tensor
+        Largest absolute value among the numbers that belong together.
 
-def without_zero(x: Tensor, gap: float) -> Tensor:
-    """Replace elements of absolute value up to ``gap`` by infinity, with gradient 0."""
-    size = x.detach().abs()
-    return (
-        x if is_between(size, gap, math.inf) else torch.where(size <= gap, math.inf, x)
+    Returns
+    -------
+    Tensor or None
+        Factors with which the squares of the largest numbers neither overflow nor
+        underflow; None if all are known to be 1.
+    """
+    # In float32 sizes below 2**-40 are multiplied by 2**88, those above divided by it.
+    bits = math.log2(EDGES[size.dtype].largest)
+    bound, factor = 2.0 ** round(bits * 5 / 16), 2.0 ** round(bits * 11 / 16)
+    if is_between(size, 1 / bound, bound):
+        return None
+    one = torch.ones_like(size)
+    return torch.where(
+        size < 1 / bound, factor, torch.where(size > bound, 1 / factor, one)
     )
 
 
-def just_above(value: float) -> float:
-    """Return a slightly larger number that a rounded ``value`` does not exceed."""
-    return value * (1 + 1e-6)
+def repaired(
+    function: Callable[..., Tensor],
+    derivatives: Callable[..., Sequence[Tensor]],
+    arguments: Sequence[Tensor],
+    nearest: Sequence[Tensor],
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Tensor:
+    """Apply a function, with finite value and derivatives in every element.
+
+    Parameters
+    ----------
+    function : callable
+        Function of tensors, element by element.
+    derivatives : callable
+        Function of the same tensors that returns one partial derivative for each. An
+        argument has a gradient where its derivative is finite.
+    arguments : sequence of Tensor
+        Arguments of one shape, in a dtype for computation.
+    nearest : sequence of Tensor
+        Constants nearest to the arguments for which the function is not NaN. Elements
+        that differ from their argument have no gradient.
+    low, high : float
+        Further limits of the value.
+    """
+    value = function(*nearest)
+    is_sound = value.isfinite()
+    for x, near in zip(arguments, nearest, strict=True):
+        is_sound = is_sound & (x.detach() == near)
+        value = torch.where(x.isnan(), math.nan, value)
+    slopes = derivatives(*nearest)
+    has_slope = [is_sound & slope.isfinite() for slope in slopes]
+    has_all = has_slope[0] if len(slopes) == 1 else has_slope[0] & has_slope[1]
+    inside = [torch.where(has_all, x, _INSIDE) for x in arguments]
+    value = limited(value).clamp(low, high)
+    y = torch.where(has_all, function(*inside), value)
+    if len(slopes) == 1:
+        return y
+    for i, has in enumerate(has_slope):
+        has_only = has & ~has_all
+        inside = [torch.where(has_only, x.detach(), _INSIDE) for x in arguments]
+        inside[i] = torch.where(has_only, arguments[i], _INSIDE)
+        y = torch.where(has_only, function(*inside), y)
+    return y
+
+
+def elementwise(
+    function: Callable[[Tensor], Tensor],
+    derivative: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    sound: tuple[float, float] = (-math.inf, math.inf),
+    domain: tuple[float, float] = (-math.inf, math.inf),
+    values: tuple[float, float] = (-math.inf, math.inf),
+) -> Tensor:
+    """Apply a function of one tensor, repaired unless all elements are sound.
+
+    Parameters
+    ----------
+    function, derivative : callable
+        Function of torch and the size of its derivative.
+    x : Tensor
+        Argument.
+    sound : tuple of float
+        Open interval in which torch's value and gradient are finite.
+    domain : tuple of float
+        Closed interval of the arguments for which the value is defined.
+    values : tuple of float
+        Values at the ends of the domain. They matter if the processor flushes subnormal
+        numbers to zero.
+    """
+    wide, _ = widen(x)
+    if is_between(wide, *sound):
+        return narrow(function(wide), x.dtype)
+    nearest = wide.detach().clamp(*domain)
+    y = repaired(function, lambda x: [derivative(x)], [wide], [nearest], *values)
+    return narrow(y, x.dtype)

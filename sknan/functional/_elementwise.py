@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sknan.functional._domain import Edge, narrow, widen, within
+from sknan.functional._domain import (
+    EDGES,
+    edge_of,
+    elementwise,
+    narrow,
+    widen,
+    within,
+)
 
 
 def log(x: Tensor) -> Tensor:
@@ -22,21 +30,33 @@ def log(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.log`` above the smallest normal number (in float16
-        above 1.5e-5, below which the gradient overflows). At and below that edge the
-        logarithm of the edge, -87.3 in float32, with gradient 0. Infinity gives the
-        logarithm of the largest number, with gradient 0.
+        Bitwise equal to ``torch.log`` for positive numbers. Zero and negative numbers
+        give the logarithm of the smallest number, -103.3 in float32, and infinity that
+        of the largest, with gradient 0.
 
     Examples
     --------
     >>> import torch
     >>> from sknan.functional import log
     >>> log(torch.tensor([0.0, 1.0, float("inf")]))
-    tensor([-87.3365,   0.0000,  88.7228])
+    tensor([-103.2789,    0.0000,   88.7228])
     """
-    wide, edge = widen(x)
-    low = max(edge.tiny, 1 / edge.largest)
-    return narrow(torch.log(within(wide, low, edge.largest)), x.dtype)
+    return logarithm(torch.log, x)
+
+
+def logarithm(
+    function: Callable[[Tensor], Tensor], x: Tensor, base: float = math.e
+) -> Tensor:
+    """Apply torch's logarithm to a base, finite as in :func:`log`."""
+    edge = edge_of(x)
+    return elementwise(
+        function,
+        lambda x: torch.reciprocal(x * math.log(base)),
+        x,
+        sound=(edge.tiny, edge.largest),
+        domain=(edge.smallest, edge.largest),
+        values=(math.log(edge.smallest, base), math.inf),
+    )
 
 
 def log1p(x: Tensor) -> Tensor:
@@ -50,12 +70,18 @@ def log1p(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.log1p`` above the number next to -1. At and below it
-        the value at that edge, -16.6 in float32, with gradient 0. Infinity counts as
-        the largest number, with gradient 0.
+        Bitwise equal to ``torch.log1p`` above -1. At and below it the value of the
+        number next to -1, -16.6 in float32, with gradient 0. Infinity counts as the
+        largest number, with gradient 0.
     """
-    wide, edge = widen(x)
-    return narrow(torch.log1p(within(wide, edge.gap - 1.0, edge.largest)), x.dtype)
+    edge = edge_of(x)
+    return elementwise(
+        torch.log1p,
+        lambda x: torch.reciprocal(x + 1.0),
+        x,
+        sound=(-0.5, edge.largest),
+        domain=(edge.gap - 1.0, edge.largest),
+    )
 
 
 def exp(x: Tensor) -> Tensor:
@@ -69,12 +95,12 @@ def exp(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.exp`` below the logarithm of the largest number, 88.7
-        in float32. At and above that edge the value at the edge, with gradient 0.
-        Negative infinity gives 0.
+        Bitwise equal to ``torch.exp`` up to the logarithm of the largest number, 88.7
+        in float32. Above, the largest number, with gradient 0. Negative infinity gives
+        0.
     """
-    wide, edge = widen(x)
-    return narrow(torch.exp(within(wide, -math.inf, _log_largest(edge))), x.dtype)
+    sound = (-math.inf, math.log(edge_of(x).largest) - 1.0)
+    return elementwise(torch.exp, torch.exp, x, sound=sound)
 
 
 def expm1(x: Tensor) -> Tensor:
@@ -88,17 +114,11 @@ def expm1(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.expm1`` below the edge of :func:`exp`. At and above it
-        the value at the edge, with gradient 0.
+        Bitwise equal to ``torch.expm1`` up to the edge of :func:`exp`. Above, the
+        largest number, with gradient 0.
     """
-    wide, edge = widen(x)
-    return narrow(torch.expm1(within(wide, -math.inf, _log_largest(edge))), x.dtype)
-
-
-def _log_largest(edge: Edge) -> float:
-    # Slightly less than the logarithm: an error of one unit in its last place is an
-    # error of 88 units in the exponential.
-    return math.log(edge.largest) - 64 * edge.gap
+    sound = (-math.inf, math.log(edge_of(x).largest) - 1.0)
+    return elementwise(torch.expm1, torch.exp, x, sound=sound)
 
 
 def logit(x: Tensor) -> Tensor:
@@ -112,14 +132,19 @@ def logit(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.logit`` between the edge of :func:`log` and the number
-        next to 1. Elsewhere the value at the nearer edge (-87.3 or 16.6 in float32),
-        with gradient 0. Around 1/2, where the value crosses 0, the absolute error is
-        that of numbers around 1.
+        Bitwise equal to ``torch.logit`` between 0 and 1. Elsewhere the value of the
+        nearest number between (-103.3 or 16.6 in float32), with gradient 0. Around 1/2,
+        where the value crosses 0, the absolute error is that of numbers around 1.
     """
-    wide, edge = widen(x)
-    low = max(edge.tiny, 2 / edge.largest)
-    return narrow(torch.logit(within(wide, low, 1.0 - edge.gap)), x.dtype)
+    edge = edge_of(x)
+    return elementwise(
+        torch.logit,
+        lambda x: torch.reciprocal(x * (1.0 - x)),
+        x,
+        sound=(edge.tiny, 1.0 - edge.gap),
+        domain=(edge.smallest, 1.0 - edge.gap),
+        values=(math.log(edge.smallest), math.inf),
+    )
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -152,8 +177,10 @@ def log_sigmoid(x: Tensor) -> Tensor:
         Bitwise equal to ``torch.nn.functional.logsigmoid`` for finite numbers. Negative
         infinity gives the lowest finite number. The gradient is 0 at the infinities.
     """
-    wide, edge = widen(x)
-    return narrow(F.logsigmoid(within(wide, -edge.largest, edge.largest)), x.dtype)
+    most = edge_of(x).largest
+    return elementwise(
+        F.logsigmoid, torch.sigmoid, x, sound=(-most, most), domain=(-most, most)
+    )
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -171,9 +198,13 @@ def softplus(x: Tensor) -> Tensor:
         Above 20 torch returns ``x`` itself. This function does so above 40, where it is
         exact in float64 as well. Infinity gives the largest number, with gradient 0.
     """
-    wide, edge = widen(x)
-    return narrow(
-        F.softplus(within(wide, -math.inf, edge.largest), threshold=40.0), x.dtype
+    bounds = (-math.inf, edge_of(x).largest)
+    return elementwise(
+        lambda x: F.softplus(x, threshold=40.0),
+        torch.sigmoid,
+        x,
+        sound=bounds,
+        domain=bounds,
     )
 
 
@@ -207,8 +238,9 @@ def smooth_clip(x: Tensor, limit: float) -> Tensor:
     """
     if not 0 < limit < math.inf:
         raise ValueError(f"limit must be a positive finite number, got {limit!r}.")
-    wide, edge = widen(x)
-    part = within(wide / limit, -edge.largest, edge.largest)
+    wide, _ = widen(x)
+    most = EDGES[wide.dtype].largest
+    part = within(wide / limit, -most, most)
     return narrow(part / torch.hypot(part, torch.ones_like(part)) * limit, x.dtype)
 
 
@@ -265,20 +297,20 @@ def soft_clamp(
     True
     """
     low_knee, high_knee, w = _knees(low, high, width)
-    wide, edge = widen(x)
-    y = wide
+    y, _ = widen(x)
     if high_knee is not None:
-        share = _share_of_width(y, high_knee, w, edge)
+        share = _share_of_width(y, high_knee, w)
         y = torch.where(y > high_knee, high_knee + w * share, y)
     if low_knee is not None:
-        share = _share_of_width(-y, -low_knee, w, edge)
+        share = _share_of_width(-y, -low_knee, w)
         y = torch.where(y < low_knee, low_knee - w * share, y)
-    return narrow(within(y, -edge.largest, edge.largest), x.dtype)
+    largest = EDGES[y.dtype].largest
+    return narrow(within(y, -largest, largest), x.dtype)
 
 
-def _share_of_width(x: Tensor, knee: float, width: float, edge: Edge) -> Tensor:
+def _share_of_width(x: Tensor, knee: float, width: float) -> Tensor:
     """Return the position between knee and bound, from 0 to 1; 0 before the knee."""
-    beyond = within((x - knee) / width, 0.0, edge.largest)
+    beyond = within((x - knee) / width, 0.0, EDGES[x.dtype].largest)
     return 1 - 1 / (1 + torch.log1p(beyond))
 
 

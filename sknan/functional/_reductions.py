@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from sknan.functional._domain import (
-    Edge,
+    EDGES,
     is_between,
+    limited,
     narrow,
+    scale_for,
     widen,
     widen_pair,
     within,
-    without_zero,
 )
 
 Dim = int | tuple[int, ...] | None
@@ -41,11 +42,10 @@ def softmax(
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.softmax`` for logits whose absolute value is less than
-        a quarter of the largest number. Larger logits and infinities count as that
-        number, with gradient 0: several infinite logits share the row equally, and so
-        do all elements of a row of -inf. The error is at most 4 units in the last place
-        of the largest weight of the row.
+        Bitwise equal to ``torch.softmax`` for finite logits. Infinities count as the
+        largest number, with gradient 0: several infinite logits share the row equally,
+        and so do all elements of a row of -inf. The error is at most 4 units in the
+        last place of the largest weight of the row.
 
     Examples
     --------
@@ -56,11 +56,11 @@ def softmax(
     tensor([[0., 0.],
             [1., 0.]])
     """
-    wide, edge = widen(x)
+    wide, _ = widen(x)
     if mask is not None:
         # An excluded element may be NaN, which a product with 0 would keep.
         wide = wide.masked_fill(~mask, -math.inf)
-    wide = within(wide, -edge.largest / 4, edge.largest / 4)
+    wide = _finite_logits(wide, dim)
     weights = torch.softmax(wide, dim)
     if eps and wide.numel():
         top = wide.amax(dim, keepdim=True)
@@ -84,12 +84,28 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.log_softmax`` for logits whose absolute value is less
-        than a quarter of the largest number.
+        Bitwise equal to ``torch.log_softmax`` for finite logits. A logarithm that
+        overflows is the lowest number, with gradient 0.
     """
-    wide, edge = widen(x)
-    most = edge.largest / 4
-    return narrow(torch.log_softmax(within(wide, -most, most), dim), x.dtype)
+    wide, _ = widen(x)
+    most = EDGES[wide.dtype].largest / 2
+    if is_between(wide, -most, most):
+        return narrow(torch.log_softmax(wide, dim), x.dtype)
+    return narrow(limited(torch.log_softmax(_finite_logits(wide, dim), dim)), x.dtype)
+
+
+def _finite_logits(x: Tensor, dim: int) -> Tensor:
+    """Limit infinite logits; the elements of a row of -inf become equal."""
+    largest = EDGES[x.dtype].largest
+    if not x.numel() or is_between(x, -largest, largest):
+        return x
+    is_empty = (x.detach() == -math.inf).all(dim, keepdim=True)
+    return torch.where(is_empty, 0.0, x.clamp(max=largest))
+
+
+def _finite(x: Tensor) -> Tensor:
+    largest = EDGES[x.dtype].largest
+    return within(x, -largest, largest)
 
 
 def logsumexp(x: Tensor, dim: Dim = -1, *, keepdim: bool = False) -> Tensor:
@@ -107,14 +123,12 @@ def logsumexp(x: Tensor, dim: Dim = -1, *, keepdim: bool = False) -> Tensor:
     Returns
     -------
     Tensor
-        Bitwise equal to ``torch.logsumexp`` for arguments whose absolute value is less
-        than a quarter of the largest number.
+        Bitwise equal to ``torch.logsumexp`` for finite arguments. The logarithm of an
+        empty sum is the lowest number.
     """
-    wide, edge = widen(x)
-    most = edge.largest / 4
-    total = torch.logsumexp(within(wide, -most, most), _dims(x, dim), keepdim=keepdim)
-    # An empty sum gives the logarithm of 0.
-    return narrow(within(total, -most, most), x.dtype)
+    wide, _ = widen(x)
+    total = torch.logsumexp(_finite(wide), _dims(x, dim), keepdim=keepdim)
+    return narrow(_finite(total), x.dtype)
 
 
 def norm(x: Tensor, dim: Dim = None, *, keepdim: bool = False) -> Tensor:
@@ -123,7 +137,7 @@ def norm(x: Tensor, dim: Dim = None, *, keepdim: bool = False) -> Tensor:
     Parameters
     ----------
     x : Tensor of shape (*), float
-        Elements, limited to the largest number over the root of the number of elements.
+        Any numbers; infinities count as the largest number.
     dim : int, tuple of int or None, default=None
         Dimensions to sum over; None for all.
     keepdim : bool, default=False
@@ -133,13 +147,11 @@ def norm(x: Tensor, dim: Dim = None, *, keepdim: bool = False) -> Tensor:
     -------
     Tensor
         Bitwise equal to ``torch.linalg.vector_norm`` where squares neither overflow nor
-        underflow. Elsewhere computed from the ratios to the largest element, within 2
-        units in the last place. 0 with gradient 0 where no element is larger in
-        absolute value than the root of the smallest normal number (1.1e-19 in float32).
+        underflow, and exact elsewhere, where torch's is 0 or infinite. 0 with gradient
+        0 for a zero vector. A length that overflows is the largest number.
     """
-    wide, edge = widen(x)
-    length = _length(_with_finite_length(wide, dim, edge), dim, keepdim, edge)
-    return narrow(length, x.dtype)
+    wide, _ = widen(x)
+    return narrow(_length(wide, dim, keepdim), x.dtype)
 
 
 def _dims(x: Tensor, dim: Dim) -> tuple[int, ...]:
@@ -157,37 +169,33 @@ def _count(x: Tensor, dim: Dim) -> int:
     return count
 
 
-def _with_finite_length(x: Tensor, dim: Dim, edge: Edge, times: float = 1.0) -> Tensor:
-    """Limit the elements so that ``times`` the length of ``x`` is finite."""
-    most = edge.largest / times / math.sqrt(max(_count(x, dim), 1))
-    most *= 1 - 4 * edge.gap
-    return within(x, -most, most)
+def _scaled(x: Tensor, dim: Dim) -> tuple[Tensor, Tensor | None]:
+    """Return finite vectors times powers of two, and these; None if all are 1."""
+    if not x.numel():
+        return x, None
+    x = _finite(x)
+    scale = scale_for(x.detach().abs().amax(_dims(x, dim), keepdim=True))
+    return (x, None) if scale is None else (x * scale, scale)
 
 
-def _sums_in_double(x: Tensor) -> bool:
-    """Whether sums can be computed in a wider dtype; Apple's GPUs lack float64."""
-    return x.dtype is torch.float32 and x.device.type != "mps"
-
-
-def _length(x: Tensor, dim: Dim, keepdim: bool, edge: Edge) -> Tensor:
-    """Euclidean length of vectors whose length is finite."""
-    least = math.sqrt(edge.tiny)
+def _length(x: Tensor, dim: Dim, keepdim: bool) -> Tensor:
+    """Euclidean length of vectors."""
     length: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
-    # No square has overflowed, and no square of relevant size has underflowed.
-    is_moderate = is_between(
-        length, least / math.sqrt(edge.gap), math.sqrt(edge.largest)
-    )
-    if is_moderate or not x.numel():
+    if scale_for(length) is None:
         return length
-    # The unit is the largest element, treated as a constant in the gradient.
-    unit = x.detach().abs().amax(_dims(x, dim), keepdim=True)
-    is_zero = unit <= least
-    unit = torch.where(is_zero, 1.0, unit)
-    # A constant where the vector is zero: all derivatives are 0.
-    inside = torch.where(is_zero, 1.0, x)
-    length = torch.linalg.vector_norm(inside / unit, dim=dim, keepdim=True) * unit
-    length = torch.where(is_zero, 0.0, length)
+    scaled, scale = _scaled(x, dim)
+    length = _length_if_not_zero(scaled, dim)
+    if scale is not None:
+        length = limited(length / scale)
     return length if keepdim else length.squeeze(_dims(x, dim))
+
+
+def _length_if_not_zero(scaled: Tensor, dim: Dim) -> Tensor:
+    """Length whose second derivative is finite for a zero vector, too."""
+    is_zero = (scaled.detach() == 0).all(_dims(scaled, dim), keepdim=True)
+    inside = torch.where(is_zero, 1.0, scaled)
+    length = torch.linalg.vector_norm(inside, dim=dim, keepdim=True)
+    return torch.where(is_zero, 0.0, length)
 
 
 def normalize(x: Tensor, dim: Dim = -1, *, eps: float | None = None) -> Tensor:
@@ -200,26 +208,36 @@ def normalize(x: Tensor, dim: Dim = -1, *, eps: float | None = None) -> Tensor:
     dim : int, tuple of int or None, default=-1
         Dimensions of a vector.
     eps : float or None, default=None
-        Largest length that counts as zero. None is the limit of :func:`norm`, and at
-        least the largest number to the power of -1/2 (0.004 in float16), because the
-        gradient is one over the length.
+        Largest length that counts as zero; None is 0.
 
     Returns
     -------
     Tensor of shape (*)
-        Within 4 units in the last place of ``torch.nn.functional.normalize`` for
-        lengths above ``eps``. 0 with gradient 0 for smaller lengths, which torch
-        divides by its ``eps``.
+        Within 4 units in the last place of ``x / torch.linalg.vector_norm(x)``. 0 with
+        gradient 0 for lengths that count as zero, which
+        ``torch.nn.functional.normalize`` divides by its ``eps``. Gradient 0 also for
+        lengths near the smallest normal number, because the gradient is one over the
+        length.
     """
-    wide, edge = widen(x)
-    vectors = _with_finite_length(wide, dim, edge)
-    return narrow(_unit_vectors(vectors, dim, eps, edge), x.dtype)
+    wide, _ = widen(x)
+    return narrow(_unit_vectors(wide, dim, 0.0 if eps is None else eps), x.dtype)
 
 
-def _unit_vectors(x: Tensor, dim: Dim, eps: float | None, edge: Edge) -> Tensor:
-    """Scale vectors whose length is finite to length 1."""
-    gap = edge.largest**-0.5 if eps is None else eps
-    return x / without_zero(_length(x, dim, True, edge), gap)
+def _unit_vectors(x: Tensor, dim: Dim, eps: float | Tensor) -> Tensor:
+    """Scale vectors to length 1, or to 0 if their length is at most ``eps``."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    if (
+        not isinstance(eps, Tensor)
+        and scale_for(length) is None
+        and is_between(length, eps, math.inf)
+    ):
+        return x / length
+    size = _length(x.detach(), dim, True)
+    scaled, _ = _scaled(x, dim)
+    has_gradient = size > EDGES[x.dtype].tiny * max(_count(x, dim), 1)
+    scaled = torch.where(has_gradient, scaled, scaled.detach())
+    length = _length_if_not_zero(scaled, dim)
+    return scaled / torch.where(size <= eps, math.inf, length)
 
 
 def var(
@@ -242,16 +260,21 @@ def var(
     -------
     Tensor
         Within 4 units in the last place of ``torch.var``. 0 with gradient 0 if the
-        number of elements is not more than ``correction``. Deviations are limited to
-        the root of the largest number (1.8e19 in float32), so that their squares are
-        finite.
+        number of elements is not more than ``correction``. A variance that overflows is
+        the largest number, with gradient 0.
     """
-    wide, edge = widen(x)
-    most = math.sqrt(edge.largest / max(_count(wide, dim), 1)) / 2
-    deviations = within(_centered(wide, dim, edge), -most, most)
+    wide, _ = widen(x)
+    most = EDGES[wide.dtype].largest / 4
+    # Halves, because a deviation is at most twice the largest number.
+    share = 1.0 if is_between(wide, -most, most) else 0.5
+    deviations = _centered(_finite(wide) * share, dim)
+    # The square may overflow, but not its derivative.
+    deviations = within(deviations, -most / 2, most / 2) / share
     freedom = _count(wide, dim) - correction
+    if freedom <= 0:
+        deviations = deviations * 0.0
     total = deviations.square().sum(_dims(x, dim), keepdim=keepdim)
-    return narrow(total / freedom if freedom > 0 else total * 0.0, x.dtype)
+    return narrow(_finite(total / max(freedom, 1)), x.dtype)
 
 
 def std(
@@ -276,25 +299,38 @@ def std(
         Within 4 units in the last place of ``torch.std``. 0 with gradient 0 if all
         elements are equal, or their number is not more than ``correction``.
     """
-    wide, edge = widen(x)
-    deviations = _centered(wide, dim, edge)
+    wide, _ = widen(x)
+    deviations, scale = _deviations(wide, dim)
     freedom = _count(wide, dim) - correction
     share = 1 / math.sqrt(freedom) if freedom > 0 else 0.0
-    return narrow(_length(deviations, dim, keepdim, edge) * share, x.dtype)
+    spread = _length(deviations, dim, True) * share
+    if scale is not None:
+        spread = limited(spread / scale)
+    return narrow(spread if keepdim else spread.squeeze(_dims(x, dim)), x.dtype)
 
 
-def _centered(x: Tensor, dim: Dim, edge: Edge) -> Tensor:
-    """Return deviations from the mean, limited so that their length is finite."""
-    # A deviation is at most twice the largest absolute value.
-    inside = _with_finite_length(x, dim, edge, 2.0)
-    dims = _dims(x, dim)
-    if not _sums_in_double(x):
-        # Divided before they are added, since the sum of large numbers overflows.
-        mean = (inside / max(_count(x, dim), 1)).sum(dims, keepdim=True)
-    else:
-        total = inside.sum(dims, keepdim=True, dtype=torch.float64)
-        mean = total / max(_count(x, dim), 1)
-    return inside - mean.to(x.dtype)
+def _deviations(x: Tensor, dim: Dim) -> tuple[Tensor, Tensor | None]:
+    """Return deviations from the mean, times powers of two, and these, as `_scaled`."""
+    most = EDGES[x.dtype].largest ** 0.25
+    if is_between(x, -most, most):
+        return _centered(x, dim), None
+    scaled, scale = _scaled(x, dim)
+    return _centered(scaled, dim), scale
+
+
+def _centered(x: Tensor, dim: Dim) -> Tensor:
+    """Return deviations from the mean, exactly 0 for equal numbers."""
+    dims, count = _dims(x, dim), max(_count(x, dim), 1)
+    if x.dtype is torch.float32 and x.device.type != "mps":  # which lacks float64
+        total = x.sum(dims, keepdim=True, dtype=torch.float64)
+        return x - (total / count).to(x.dtype)
+    if x.numel():
+        first = x.detach()
+        for d in dims:
+            first = first.narrow(d, 0, 1)
+        x = x - first
+    # Divided before they are added, since the sum of large numbers overflows.
+    return x - (x / count).sum(dims, keepdim=True)
 
 
 def standardize(
@@ -319,14 +355,13 @@ def standardize(
         ``(x - mean) / std``. 0 with gradient 0 if all elements are equal, or if there
         is only one.
     """
-    wide, edge = widen(x)
-    deviations = _centered(wide, dim, edge)
-    freedom = _count(wide, dim) - correction
-    length = _length(deviations, dim, True, edge)
-    gap = edge.largest**-0.5 if eps is None else eps
-    root = math.sqrt(max(freedom, 0))
-    unit = without_zero(length, gap * max(root, 1.0))
-    return narrow(deviations / unit * root, x.dtype)
+    wide, _ = widen(x)
+    deviations, scale = _deviations(wide, dim)
+    root = math.sqrt(max(_count(wide, dim) - correction, 0))
+    gap: float | Tensor = 0.0 if eps is None else eps * max(root, 1.0)
+    if eps is not None and scale is not None:
+        gap = gap * scale
+    return narrow(_unit_vectors(deviations, dim, gap) * root, x.dtype)
 
 
 def cosine_similarity(
@@ -349,21 +384,17 @@ def cosine_similarity(
         Cosines in [-1, 1], up to rounding. For lengths above ``eps`` they differ from
         torch's by at most 4 units in the last place of 1.
     """
-    first, second, dtype, edge = widen_pair(x, y)
-    first = _with_finite_length(first, dim, edge)
-    second = _with_finite_length(second, dim, edge)
-    return narrow(_cosine(first, second, dim, eps, edge), dtype)
+    first, second, dtype, _ = widen_pair(x, y)
+    return narrow(_cosine(first, second, dim, 0.0 if eps is None else eps), dtype)
 
 
-def _cosine(x: Tensor, y: Tensor, dim: int, eps: float | None, edge: Edge) -> Tensor:
-    """Cosine of the angle between vectors whose length is finite."""
-    lengths = [_length(z, dim, False, edge) for z in (x, y)]
-    low = max(eps or 0.0, edge.largest**-0.25)
-    if all(is_between(length, low, edge.largest**0.25) for length in lengths):
+def _cosine(x: Tensor, y: Tensor, dim: int, eps: float) -> Tensor:
+    lengths: list[Tensor] = [torch.linalg.vector_norm(z, dim=dim) for z in (x, y)]
+    most = EDGES[x.dtype].largest ** 0.25
+    if all(is_between(length, max(eps, 1 / most), most) for length in lengths):
         product: Tensor = torch.linalg.vecdot(x, y, dim=dim)
         return product / (lengths[0] * lengths[1])
-    first, second = (_unit_vectors(z, dim, eps, edge) for z in (x, y))
-    return (first * second).sum(dim)
+    return (_unit_vectors(x, dim, eps) * _unit_vectors(y, dim, eps)).sum(dim)
 
 
 def correlation(
@@ -385,9 +416,15 @@ def correlation(
     Tensor of shape (*) without ``dim``
         Correlations in [-1, 1], up to rounding.
     """
-    first, second, dtype, edge = widen_pair(x, y)
-    first, second = _centered(first, dim, edge), _centered(second, dim, edge)
-    return narrow(_cosine(first, second, dim, eps, edge), dtype)
+    first, second, dtype, _ = widen_pair(x, y)
+    centered = [_deviations(z, dim) for z in (first, second)]
+    if eps is None:
+        return narrow(_cosine(centered[0][0], centered[1][0], dim, 0.0), dtype)
+    units = [
+        _unit_vectors(z, dim, eps if scale is None else eps * scale)
+        for z, scale in centered
+    ]
+    return narrow((units[0] * units[1]).sum(dim), dtype)
 
 
 def pairwise_distance(
@@ -412,6 +449,13 @@ def pairwise_distance(
         adds 1e-6 to each difference.)
     """
     first, second, dtype, edge = widen_pair(x, y)
-    most = edge.largest / 2
-    difference = within(first, -most, most) - within(second, -most, most)
-    return narrow(norm(difference, dim, keepdim=keepdim), dtype)
+    most = edge.largest / 4
+    if is_between(first, -most, most) and is_between(second, -most, most):
+        return narrow(_length(first - second, dim, keepdim), dtype)
+    # Halves of large numbers, because the difference may overflow.
+    first, second = _finite(first), _finite(second)
+    size = torch.maximum(first.abs(), second.abs()).detach()
+    share = torch.where((size > most).any(dim, keepdim=True), 0.5, 1.0)
+    share = share.to(size.dtype)
+    length = limited(_length(first * share - second * share, dim, True) / share)
+    return narrow(length if keepdim else length.squeeze(dim), dtype)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sknan.functional._domain import (
     Edge,
+    edge_of,
+    elementwise,
     is_between,
-    just_above,
     narrow,
-    snapped,
+    repaired,
+    scale_for,
     widen,
     widen_pair,
-    within,
-    without_zero,
 )
 
 
@@ -32,9 +32,8 @@ def sqrt(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.sqrt`` above the smallest normal number; 0 with
-        gradient 0 at and below it. Infinity gives the root of the largest number, with
-        gradient 0.
+        Bitwise equal to ``torch.sqrt`` for positive numbers; 0 with gradient 0 at and
+        below zero. Infinity gives the root of the largest number, with gradient 0.
 
     Notes
     -----
@@ -51,9 +50,14 @@ def sqrt(x: Tensor) -> Tensor:
     >>> sqrt(x).tolist(), x.grad.tolist()
     ([0.0, 0.0, 2.0], [0.0, 0.0, 0.25])
     """
-    wide, edge = widen(x)
-    root = torch.sqrt(within(wide, edge.tiny, edge.largest))
-    return narrow(snapped(root, just_above(math.sqrt(edge.tiny)), 0.0), x.dtype)
+    edge = edge_of(x)
+    return elementwise(
+        torch.sqrt,
+        lambda x: 0.5 / torch.sqrt(x),
+        x,
+        sound=(edge.tiny, edge.largest),
+        domain=(0.0, edge.largest),
+    )
 
 
 def rsqrt(x: Tensor) -> Tensor:
@@ -67,13 +71,19 @@ def rsqrt(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.rsqrt`` above the largest number to the power of -2/3
-        (2.1e-26 in float32), below which the gradient overflows. At and below that edge
-        the value at the edge, with gradient 0. Infinity gives 0.
+        Bitwise equal to ``torch.rsqrt`` for positive numbers. The gradient overflows
+        below 1.3e-26 in float32, where it is 0. Zero and negative numbers count as the
+        smallest number. Infinity gives 0.
     """
-    wide, edge = widen(x)
-    low = max(edge.tiny, just_above(edge.largest ** (-2 / 3)))
-    return narrow(torch.rsqrt(within(wide, low, math.inf)), x.dtype)
+    edge = edge_of(x)
+    return elementwise(
+        torch.rsqrt,
+        lambda x: 0.5 * torch.rsqrt(x).pow(3),
+        x,
+        sound=(edge.largest**-0.5, math.inf),
+        domain=(edge.smallest, math.inf),
+        values=(0.0, edge.smallest**-0.5),
+    )
 
 
 def reciprocal(x: Tensor) -> Tensor:
@@ -87,13 +97,17 @@ def reciprocal(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.reciprocal`` for absolute values above the largest
-        number to the power of -1/2 (5.4e-20 in float32), below which the gradient
-        overflows. 0 with gradient 0 below: the middle between the limits from both
-        sides.
+        Bitwise equal to ``torch.reciprocal`` except at zero, where it is 0 with
+        gradient 0: the middle between the limits from both sides. The gradient
+        overflows below 5.4e-20 in float32, where it is 0.
     """
     wide, edge = widen(x)
-    return narrow(torch.reciprocal(without_zero(wide, edge.largest**-0.5)), x.dtype)
+    size = wide.detach().abs()
+    if is_between(size, edge.largest**-0.5, math.inf):
+        return narrow(torch.reciprocal(wide), x.dtype)
+    nearest = torch.where(size == 0, math.inf, wide.detach())
+    y = repaired(torch.reciprocal, lambda x: [1.0 / x / x], [wide], [nearest])
+    return narrow(y, x.dtype)
 
 
 def divide(
@@ -108,22 +122,19 @@ def divide(
     denominator : Tensor of shape (*), float
         Any numbers, broadcast against the numerator.
     eps : float or None, default=None
-        Largest absolute value of a denominator that counts as zero. None is the largest
-        number to the power of -1/4: 2.3e-10 in float32, 0.06 in float16.
+        Largest absolute value of a denominator that counts as zero; None is 0.
 
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to torch's quotient where the denominator does not count as zero
-        and the absolute value of the numerator is below the largest number to the power
-        of 1/2 (1.8e19 in float32). Larger numerators count as that number, with
-        gradient 0. The quotient is 0 with gradient 0 where the denominator counts as
-        zero.
+        Bitwise equal to torch's quotient where the denominator does not count as zero;
+        0 with gradient 0 where it does. A quotient that overflows is the largest
+        number, with gradient 0.
 
     Notes
     -----
-    The gradient with respect to the denominator, numerator / denominator**2, is finite
-    with these limits and not without them.
+    The derivative with respect to the denominator, numerator / denominator**2, may
+    overflow where the quotient does not. It is 0 there.
 
     Examples
     --------
@@ -133,68 +144,94 @@ def divide(
     tensor([0.2500, 0.0000, 0.0000])
     """
     upper, lower, dtype, edge = widen_pair(numerator, denominator)
-    most = edge.largest**0.5
-    gap = edge.largest**-0.25 if eps is None else eps
-    return narrow(within(upper, -most, most) / without_zero(lower, gap), dtype)
+    gap = 0.0 if eps is None else eps
+    size = lower.detach().abs()
+    most = edge.largest**0.25
+    if is_between(size, max(gap, 1 / most), most) and is_between(upper, -most, most):
+        return narrow(upper / lower, dtype)
+    nearest = [
+        upper.detach().clamp(-edge.largest, edge.largest),
+        torch.where(size <= gap, math.inf, lower.detach()),
+    ]
+    y = repaired(
+        torch.divide, lambda x, y: (1.0 / y, x / y / y), [upper, lower], nearest
+    )
+    return narrow(y, dtype)
 
 
-def power(x: Tensor, exponent: float) -> Tensor:
-    """Power with a fixed exponent, finite for every number.
+def power(x: Tensor, exponent: Tensor | float) -> Tensor:
+    """Power that is finite for every number.
 
     Parameters
     ----------
     x : Tensor of shape (*), float
         Any numbers. Negative ones count as 0 unless the exponent is an integer.
-    exponent : float
-        Finite exponent.
+    exponent : float or Tensor
+        Finite exponent, or exponents that are broadcast against ``x``.
 
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.pow`` where the power and its gradient are finite.
-        Elsewhere the value at that edge, with gradient 0. 0 to a positive power is 0.
-        0 to a negative power is 0 if the exponent is an odd integer, else the value at
-        the edge. NaN stays NaN, even to the power of 0.
+        Bitwise equal to ``torch.pow`` where the power is finite. A power that overflows
+        is the largest number, with gradient 0. 0 to a negative power is 0 if the
+        exponent is an odd integer, else the power of the smallest number. NaN stays
+        NaN, even to the power of 0.
 
     Raises
     ------
     ValueError
-        If the exponent is not finite.
+        If the exponent is a number that is not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknan.functional import power
+    >>> power(torch.tensor([-8.0, 0.0, 4.0]), 0.5)
+    tensor([0., 0., 2.])
+    >>> power(torch.tensor(2.0), torch.tensor([1.0, 3.0]))
+    tensor([2., 8.])
     """
-    if not math.isfinite(exponent):
-        raise ValueError(f"exponent must be finite, got {exponent!r}.")
+    if not isinstance(exponent, Tensor):
+        return _fixed_power(x, exponent)
+    base, p, dtype, edge = widen_pair(x, exponent)
+    nearest = [_nearest_base(base.detach(), p.detach(), edge), p.detach()]
+    return narrow(repaired(torch.pow, _slopes_of_power, [base, p], nearest), dtype)
+
+
+def _fixed_power(x: Tensor, p: float) -> Tensor:
+    if not math.isfinite(p):
+        raise ValueError(f"exponent must be finite, got {p!r}.")
     wide, edge = widen(x)
-    low, high = _range_of_power(exponent, edge)
-    is_integer = float(exponent).is_integer()
-    if exponent == 0:
-        return narrow(within(wide, -1.0, 1.0) * 0.0 + 1.0, x.dtype)
-    if is_integer and exponent >= 0:
-        return narrow(torch.pow(within(wide, -high, high), exponent), x.dtype)
-    if is_integer and exponent % 2:
-        return narrow(torch.pow(without_zero(wide, low), exponent), x.dtype)
-    inside = within(wide.abs() if is_integer else wide, low, high)
-    y = torch.pow(inside, exponent)
-    if exponent > 0:
-        y = snapped(y, just_above(low**exponent), 0.0)
+    # Both x**p and p * x**(p - 1) are finite up to this number.
+    most = math.exp((math.log(edge.largest) - math.log1p(abs(p))) / (abs(p) + 1))
+    if is_between(wide.detach().abs(), 1 / most, most) and (
+        float(p).is_integer() or is_between(wide, 0.0, most)
+    ):
+        return narrow(torch.pow(wide, p), x.dtype)
+    exponents = torch.full_like(wide, p)
+    y = repaired(
+        lambda x: torch.pow(x, p),
+        lambda x: _slopes_of_power(x, exponents)[:1],
+        [wide],
+        [_nearest_base(wide.detach(), exponents, edge)],
+    )
     return narrow(y, x.dtype)
 
 
-def _range_of_power(p: float, edge: Edge) -> tuple[float, float]:
-    """Return the positive range in which ``x**p`` and its derivative are finite."""
-    low, high = edge.tiny, edge.largest
-    ends = []
-    if p != 0:
-        ends.append((math.log(edge.largest)) / p)
-    if p not in (0, 1):
-        # torch computes x**(p - 1) first and then multiplies by p.
-        ends.append((math.log(edge.largest) - max(math.log(abs(p)), 0.0)) / (p - 1))
-    for end, is_upper in zip(ends, (p > 0, p > 1), strict=False):
-        # Rounded into the range: an error in the exponent grows with its size.
-        if is_upper:
-            high = min(high, math.exp(min(end * (1 - 1e-6), math.log(edge.largest))))
-        else:
-            low = max(low, math.exp(end * (1 - 1e-6)))
-    return low, high
+def _nearest_base(x: Tensor, p: Tensor, edge: Edge) -> Tensor:
+    """Return the numbers nearest to ``x`` whose power is defined."""
+    is_integer = p == p.trunc()
+    # 0 is the middle between the limits of an odd negative power from both sides.
+    is_odd_pole = (x == 0) & (p < 0) & (p.remainder(2.0) == 1)
+    x = torch.where(is_odd_pole, math.inf, x)
+    least = torch.where(p < 0, edge.smallest, 0.0).to(x.dtype)
+    return torch.where(is_integer, x, torch.maximum(x, least))
+
+
+def _slopes_of_power(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    by_base = torch.where(p == 0, 0.0, p * torch.pow(x, p - 1.0))
+    by_exponent = torch.where((x == 0) & (p >= 0), 0.0, torch.pow(x, p) * torch.log(x))
+    return by_base, by_exponent
 
 
 def atanh(x: Tensor) -> Tensor:
@@ -208,12 +245,17 @@ def atanh(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.atanh`` strictly between the numbers next to -1 and 1.
-        Elsewhere the value at that edge, 8.7 in float32, with gradient 0.
+        Bitwise equal to ``torch.atanh`` between -1 and 1. Elsewhere the value of the
+        nearest number between, 8.7 in float32, with gradient 0.
     """
-    wide, edge = widen(x)
-    most = 1.0 - edge.gap
-    return narrow(torch.atanh(within(wide, -most, most)), x.dtype)
+    most = 1.0 - edge_of(x).gap
+    return elementwise(
+        torch.atanh,
+        lambda x: torch.reciprocal(1.0 - x.square()),
+        x,
+        sound=(-most, most),
+        domain=(-most, most),
+    )
 
 
 def asin(x: Tensor) -> Tensor:
@@ -227,12 +269,10 @@ def asin(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.asin`` strictly between the numbers next to -1 and 1.
-        Elsewhere -pi/2 or pi/2, with gradient 0.
+        Bitwise equal to ``torch.asin`` between -1 and 1. Elsewhere -pi/2 or pi/2, with
+        gradient 0.
     """
-    wide, edge = widen(x)
-    inner, rest = _inside_unit_interval(wide, edge)
-    return narrow(torch.asin(inner) + rest, x.dtype)
+    return _arc(torch.asin, x)
 
 
 def acos(x: Tensor) -> Tensor:
@@ -246,23 +286,21 @@ def acos(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.acos`` strictly between the numbers next to -1 and 1.
-        Elsewhere pi or 0, with gradient 0.
+        Bitwise equal to ``torch.acos`` between -1 and 1. Elsewhere pi or 0, with
+        gradient 0.
     """
-    wide, edge = widen(x)
-    inner, rest = _inside_unit_interval(wide, edge)
-    return narrow(torch.acos(inner) - rest, x.dtype)
+    return _arc(torch.acos, x)
 
 
-def _inside_unit_interval(x: Tensor, edge: Edge) -> tuple[Tensor, Tensor | float]:
-    """Return ``x`` moved into (-1, 1), and the part of the arcsine that is lost."""
-    most = 1.0 - edge.gap
-    lacking = math.pi / 2 - math.asin(most)
-    inner = within(x, -most, most)
-    if inner is x:
-        return x, 0.0
-    steps = F.softshrink(F.hardtanh(x.detach()), most)  # -gap, 0 or gap
-    return inner, steps * (lacking / edge.gap)
+def _arc(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Inverse sine or cosine."""
+    return elementwise(
+        function,
+        lambda x: torch.rsqrt(1.0 - x.square()),
+        x,
+        sound=(-1.0, 1.0),
+        domain=(-1.0, 1.0),
+    )
 
 
 def atan2(y: Tensor, x: Tensor) -> Tensor:
@@ -277,25 +315,28 @@ def atan2(y: Tensor, x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (*)
-        Angle in [-pi, pi], within 2 units in the last place of ``torch.atan2``. A point
-        counts as the origin if neither coordinate is larger in absolute value than the
-        largest number to the power of -1/2. The value there is torch's and the gradient
-        is 0.
+        Angle in [-pi, pi], within 2 units in the last place of ``torch.atan2``. The
+        gradient is that of exact squares, which neither overflow nor underflow, and 0
+        at the origin.
     """
     upper, lower, dtype, edge = widen_pair(y, x)
-    upper = within(upper, -edge.largest, edge.largest)
-    lower = within(lower, -edge.largest, edge.largest)
-    size = torch.maximum(upper.abs(), lower.abs()).detach()
-    if is_between(size, edge.largest**-0.5, edge.largest**0.5 / 2):
+    nearest = [z.detach().clamp(-edge.largest, edge.largest) for z in (upper, lower)]
+    scale = scale_for(torch.maximum(nearest[0].abs(), nearest[1].abs()))
+    if scale is None:
         return narrow(torch.atan2(upper, lower), dtype)
-    # The angle does not change if both coordinates are divided by the same number. The
-    # sum of their squares then neither overflows nor underflows.
-    scale = torch.reciprocal(without_zero(size, edge.largest**-0.5))
-    at_origin = scale == 0
-    # At the origin the angle is that of the signs alone, without a gradient.
-    upper = torch.where(at_origin, upper.detach(), upper * scale)
-    lower = torch.where(at_origin, lower.detach().sign() + (lower == 0), lower * scale)
-    return narrow(torch.atan2(upper, lower), dtype)
+
+    def derivatives(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        square = (y * scale).square() + (x * scale).square()
+        return x * scale / square * scale, y * scale / square * scale
+
+    # The angle does not change if both coordinates are multiplied by the same number.
+    y = repaired(
+        lambda y, x: torch.atan2(y * scale, x * scale),
+        derivatives,
+        [upper, lower],
+        nearest,
+    )
+    return narrow(y, dtype)
 
 
 def hypot(x: Tensor, y: Tensor) -> Tensor:
@@ -304,22 +345,23 @@ def hypot(x: Tensor, y: Tensor) -> Tensor:
     Parameters
     ----------
     x, y : Tensor of shape (*), float
-        Coordinates, broadcast against each other. Their absolute values count up to 0.7
-        times the largest number.
+        Coordinates, broadcast against each other. Infinities count as the largest
+        number.
 
     Returns
     -------
     Tensor of shape (*)
-        Bitwise equal to ``torch.hypot`` for lengths above the root of twice the
-        smallest normal number (1.5e-19 in float32). 0 with gradient 0 for smaller ones.
+        Bitwise equal to ``torch.hypot``; 0 with gradient 0 at the origin. A length that
+        overflows is the largest number, with gradient 0.
     """
     first, second, dtype, edge = widen_pair(x, y)
-    most = 0.7 * edge.largest
-    least = math.sqrt(edge.tiny)
     length = torch.hypot(first, second)
-    if is_between(length, just_above(least * math.sqrt(2)), most):
+    if is_between(length, edge.tiny, edge.largest):
         return narrow(length, dtype)
-    first, second = within(first, -most, most), within(second, -most, most)
-    is_origin = (first.abs() <= least) & (second.abs() <= least)
-    length = torch.hypot(torch.where(is_origin, least, first), second)
-    return narrow(snapped(length, just_above(least * math.sqrt(2)), 0.0), dtype)
+    nearest = [z.detach().clamp(-edge.largest, edge.largest) for z in (first, second)]
+
+    def derivatives(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        length = torch.hypot(x, y)
+        return x / length, y / length
+
+    return narrow(repaired(torch.hypot, derivatives, [first, second], nearest), dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,25 +36,6 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
 
 
-class _Upcast(torch.autograd.Function):
-    """Cast to float32 whose gradient is limited to the range of the input's dtype."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.float()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.dtype = inputs[0].dtype
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        largest = EDGES[ctx.dtype].largest
-        return gradients[0].clamp(-largest, largest).to(ctx.dtype)
-
-
 def upcast(x: Tensor) -> Tensor:
     """Return the output of a network in float32 or float64."""
     if not isinstance(x, Tensor):
@@ -65,10 +46,7 @@ def upcast(x: Tensor) -> Tensor:
             f"The module returns {found}, but the loss needs one tensor. Return only "
             "that tensor from forward, or pass a criterion that takes the whole output."
         )
-    is_half = x.dtype in (torch.float16, torch.bfloat16)
-    # The gradient of a plain cast may overflow in half precision.
-    wide: Tensor = _Upcast.apply(x) if is_half else widen(x)[0]  # type: ignore[no-untyped-call]
-    return wide
+    return widen(x)[0]
 
 
 def aligned(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

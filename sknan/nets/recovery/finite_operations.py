@@ -3,8 +3,8 @@
 A mode above autograd intercepts each torch operation that the code calls. Operations
 with a counterpart in `sknan.functional` are computed by the counterpart. Its value is
 bitwise identical to torch's (within 4 units in the last place for standard deviations
-and angles) wherever torch's value and derivative are finite and no input is subnormal;
-elsewhere it is the value at the edge of the domain. Values that any other operation
+and angles) wherever torch's value and derivative are finite; elsewhere it is the value
+at the edge of the domain. Values that any other operation
 makes non-finite from finite inputs are clamped to the range of the dtype, with
 derivative 0. Infinities that the code asks for, as in a mask, remain.
 """
@@ -15,6 +15,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,43 +27,12 @@ from torch.overrides import TorchFunctionMode
 from sknan import functional
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._backward import sanitized_backward
-from sknan.functional._domain import narrow, widen, within
+from sknan.functional._elementwise import logarithm
 from sknan.nets.recovery.explain import loss_of
 
 
-def _log_to(base_log: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def log(x: Tensor) -> Tensor:
-        wide, edge = widen(x)
-        low = max(edge.tiny, 1 / edge.largest)
-        return narrow(base_log(within(wide, low, edge.largest)), x.dtype)
-
-    return log
-
-
-def _divide(input: Any, other: Any) -> Tensor:
-    """Return the quotient where it and its derivatives are finite, else `divide`."""
-    dtype = torch.result_type(input, other)
-    if not dtype.is_floating_point:
-        dtype = torch.get_default_dtype()
-    device = (input if isinstance(input, Tensor) else other).device
-    upper, lower = (
-        x.to(dtype)
-        if isinstance(x, Tensor)
-        else torch.as_tensor(x, dtype=dtype, device=device)
-        for x in (input, other)
-    )
-    with torch.no_grad():
-        quotient = upper / lower
-        is_sound = torch.isfinite(quotient) & torch.isfinite(lower.reciprocal())
-        is_sound &= torch.isfinite(quotient / lower)
-        is_sound |= upper.isnan() | lower.isnan()
-    if bool(is_sound.all()):
-        return upper / lower
-    sound = upper.masked_fill(~is_sound, 0.0) / lower.masked_fill(~is_sound, 1.0)
-    repaired = functional.divide(
-        upper.masked_fill(is_sound, 0.0), lower.masked_fill(is_sound, 1.0)
-    )
-    return torch.where(is_sound, sound, repaired.to(dtype))
+def _divide(input: Any, other: Any) -> Tensor:  # with the names of torch
+    return functional.divide(input, other)
 
 
 def _divided_into(input: Tensor, other: Any) -> Tensor:
@@ -71,10 +41,14 @@ def _divided_into(input: Tensor, other: Any) -> Tensor:
 
 
 def _power(input: Any, exponent: Any) -> Tensor:
-    is_fixed = isinstance(exponent, numbers.Real) and math.isfinite(exponent)
-    if is_fixed and isinstance(input, Tensor) and input.is_floating_point():
-        return functional.power(input, float(exponent))
+    tensors = [x for x in (input, exponent) if isinstance(x, Tensor)]
+    if any(x.is_floating_point() for x in tensors) and _is_finite_number(exponent):
+        return functional.power(input, exponent)
     return torch.pow(input, exponent)
+
+
+def _is_finite_number(x: Any) -> bool:
+    return isinstance(x, Tensor) or (isinstance(x, numbers.Real) and math.isfinite(x))
 
 
 def _softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
@@ -104,8 +78,8 @@ _FINITE_IN_PLACE: dict[Any, Callable[..., Any]] = {}
 _BY_NAME: dict[str, Callable[..., Any]] = {
     "log": functional.log,
     "log1p": functional.log1p,
-    "log2": _log_to(torch.log2),
-    "log10": _log_to(torch.log10),
+    "log2": partial(logarithm, torch.log2, base=2.0),
+    "log10": partial(logarithm, torch.log10, base=10.0),
     "exp": functional.exp,
     "expm1": functional.expm1,
     "sqrt": functional.sqrt,

@@ -375,7 +375,8 @@ def test_half_precision_is_clamped_to_the_range_of_the_dtype(dtype):
 
 def test_values_outside_the_domain_are_those_at_the_edge():
     x = torch.tensor([-1.0, 0.0])
-    assert repaired(torch.log, x).tolist() == [torch.tensor(TINY).log().item()] * 2
+    least = torch.tensor(torch.finfo(x.dtype).smallest_normal * 2.0**-23)
+    assert repaired(torch.log, x).tolist() == [least.log().item()] * 2
     assert repaired(torch.sqrt, x).tolist() == [0.0, 0.0]
     assert repaired(lambda v: v / 0, x).tolist() == [0.0, 0.0]
     assert repaired(lambda v: v * 0 / 0, x).tolist() == [0.0, 0.0]
