@@ -9,12 +9,11 @@ from collections.abc import Generator
 from typing import Any, Literal
 
 import torch
-from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator
 from torch import Tensor
 
 from sknan._utils.compiled import uncompiled
-from sknan._utils.random_state import kept_random_states, random_states
+from sknan._utils.random_state import random_states
 from sknan.diagnosis._raised import may_concern_values
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED, is_runaway
@@ -22,7 +21,7 @@ from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._rates import refuse_invalid_rates
 from sknan.nets.guard._guard import Guard
-from sknan.nets.recovery.explain import explain, explain_weights, loss_of
+from sknan.nets.recovery.explain import explain, explain_weights
 from sknan.nets.recovery.finite_operations import finite_step
 from sknan.nets.recovery.protocol import (
     Answer,
@@ -211,6 +210,15 @@ class GuardedTraining:
             columns = tuple(str(names[int(column)]) for column in columns)
         return dataclasses.replace(report, rows=rows, rows_in="data", columns=columns)
 
+    def rows_of_data(self) -> list[Any]:
+        """Return a batch of evenly spaced training rows; none with a data loader."""
+        if not isinstance(self.batches, TensorBatches):
+            return []
+        n_rows = len(self.batches.dataset)
+        n_chosen = min(self.batches.batch_size, n_rows)
+        index = torch.linspace(0, n_rows - 1, n_chosen).round().long()
+        return [self.batches.dataset.rows(index)]
+
     # -- the step --------------------------------------------------------------------
 
     def step(self, batch: Any, fit_params: dict[str, Any]) -> Step:
@@ -373,18 +381,17 @@ class GuardedTraining:
         loss, norm, parameters, grads = guard.look(step["loss"])
         rescue_norm = guard.clip_norm(is_repeated=mode != "plain")
 
-        def loss_of_batch() -> float:
-            with kept_random_states(net.device), torch.no_grad():
-                inputs, target = unpack_data(batch)
-                return float(loss_of(net, inputs, target, fit_params)[1].item())
-
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise StepRefused(step, loss, norm)
+
+        def untrained_loss() -> float:
+            return RateTrials(self, batch, fit_params).largest_loss()
+
         is_short = net.clip_norm is not None or rescue_norm is not None
         is_absurd = norm >= OVERFLOWS_SQUARED and self.raw_table is not None
         if not is_short:
             is_absurd |= norm >= OVERFLOWS_SQUARED or guard.is_spike(loss, norm)
-        if is_absurd or guard.has_exploded(loss, loss_of_batch):
+        if is_absurd or guard.has_exploded(loss, untrained_loss):
             raise StepRefused(step, loss, norm, is_gradient_absurd=is_absurd)
         if mode == "finite_operations" and norm == 0.0:
             raise StepRefused(step, loss, norm)  # such a step teaches nothing

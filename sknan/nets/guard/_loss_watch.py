@@ -20,20 +20,19 @@ _EXPLOSION = 10.0
 # ... for this many consecutive steps (fewer in a short training). A spike is shorter.
 _PATIENCE = 16
 
-# Weights are verified only while the loss is below this multiple of the untrained loss.
-_TRUSTED = 2.0
-
 # A gradient norm that is this many times the largest recent one, and larger than any
 # before, is a fault. In the first steps it is compared with the loss too.
 _SPIKE = 1e6
 _FEWEST_NORMS = 5
 
 
-def _exceeds(
-    loss: Any, reference: Any, factor: float = _EXPLOSION, maximum: Any = max
-) -> Any:
-    # The difference also works for negative losses.
-    return loss - reference > (factor - 1.0) * maximum(abs(reference), 1e-6)
+def _exceeds(loss: Any, reference: Any, scale: Any, factor: float) -> Any:
+    """Whether a loss is ``factor`` times the reference, on the scale of the losses.
+
+    The difference also works for negative losses. If all losses were 0 so far, their
+    scale is unknown, and none exceeds another.
+    """
+    return (loss - reference > (factor - 1.0) * scale) & (scale > 0.0)
 
 
 def _patience(n_steps: int | None) -> int:
@@ -83,6 +82,8 @@ class LossWatch(_NormWatch):
         self.reference = reference
         self._recent: deque[float] = deque(maxlen=_patience(n_steps))
         self._has_loss = False
+        # Sum of the sizes of all losses before the recent ones, and their number.
+        self._total, self._n_earlier = 0.0, 0
 
     def forget(self) -> None:
         """Forget the recent losses after a failed step."""
@@ -97,24 +98,29 @@ class LossWatch(_NormWatch):
         recent = deque(state["_recent"], maxlen=self._recent.maxlen)
         vars(self).update({**state, "_recent": recent})
 
+    def _scale(self, reference: float) -> float:
+        """Size of an untrained loss or the mean size of the earlier losses."""
+        return max(abs(reference), self._total / max(self._n_earlier, 1))
+
     def is_trusted(self, loss: float) -> bool:
         """Whether the loss is low enough for a roll back to these weights."""
-        return not _exceeds(loss, self.reference, _TRUSTED)
+        scale = self._scale(self.reference)
+        return not _exceeds(loss, self.reference, scale, 2.0)
 
     def has_exploded(self, loss: float, untrained_loss: Callable[[], float]) -> bool:
         """Whether a finite loss has diverged.
 
         It is suspected if each of the recent losses exceeds the untrained loss tenfold.
-        It is confirmed if the loss of this batch exceeds tenfold the loss that the
-        untrained weights give for the same batch. If not, the data are larger here, and
-        the reference is raised.
+        It is confirmed if the present loss exceeds tenfold what the untrained weights
+        give for the recent batches. If not, the data are larger here, and the reference
+        is raised. A loss near 0 is compared on the scale of the losses seen before.
 
         Parameters
         ----------
         loss : float
             Finite loss of the present step.
         untrained_loss : callable
-            Function that computes the loss of the same batch with the untrained
+            Function that returns the largest loss of recent batches with the untrained
             weights. It is called only on suspicion.
 
         Returns
@@ -124,16 +130,21 @@ class LossWatch(_NormWatch):
         if not self._has_loss:
             self.reference = max(self.reference, loss)
             self._has_loss = True
-        self._recent.append(loss)
-        is_suspect = len(self._recent) == self._recent.maxlen and _exceeds(
-            min(self._recent), self.reference
-        )
-        if not is_suspect:
+        recent, reference = self._recent, self.reference
+        if len(recent) == recent.maxlen:
+            self._total += abs(recent[0])
+            self._n_earlier += 1
+        recent.append(loss)
+        if len(recent) < (recent.maxlen or 0) or not _exceeds(
+            min(recent), reference, self._scale(reference), _EXPLOSION
+        ):
             return False
         before = untrained_loss()
-        if math.isfinite(before) and _exceeds(loss, before):
+        if not math.isfinite(before):
+            before = -math.inf
+        elif _exceeds(loss, before, self._scale(before), _EXPLOSION):
             return True
-        self.reference = max(self.reference, min(self._recent))
+        self.reference = max(reference, before, min(recent))
         return False
 
     def is_spike(self, loss: float, norm: float) -> bool:
@@ -152,7 +163,8 @@ class LossWatch(_NormWatch):
         -------
         bool
         """
-        is_ordinary = not self._has_loss or not _exceeds(loss, self.reference)
+        size = abs(self.reference)
+        is_ordinary = not _exceeds(loss, self.reference, size, _EXPLOSION)
         if is_ordinary and self._is_absurd(loss, norm):
             return True
         self._add_norm(norm)
@@ -173,12 +185,22 @@ class LossWatches(_NormWatch, MemberArrays):
     """
 
     _maximum = np.maximum
-    _arrays = ("_recent", "_usual_norm", "_largest_norm", "_reference")
+    _arrays = (
+        "_recent",
+        "_usual_norm",
+        "_largest_norm",
+        "_reference",
+        "_total",
+        "_n_earlier",
+        "_first_scale",
+    )
 
     def __init__(self, n_steps: int, n_trainings: int) -> None:
         super().__init__(np.zeros(n_trainings))
         self._recent = np.full((_patience(n_steps), n_trainings), -math.inf)
         self._reference = np.full(n_trainings, math.nan)
+        self._total, self._first_scale = np.zeros((2, n_trainings))
+        self._n_earlier = np.zeros(n_trainings, dtype=np.int64)
 
     def watch_of(self, k: int) -> LossWatch:
         """Return the watch of a training by itself.
@@ -193,6 +215,8 @@ class LossWatches(_NormWatch, MemberArrays):
         watch._recent = deque(recent[recent > -math.inf].tolist(), maxlen=len(recent))
         watch._has_loss = not math.isnan(self._reference[k])
         watch.reference = float(self._reference[k]) if watch._has_loss else -math.inf
+        watch._total = float(self._total[k])
+        watch._n_earlier = int(self._n_earlier[k])
         watch._n_norms = self._n_norms
         watch._usual_norm = float(self._usual_norm[k])
         watch._largest_norm = float(self._largest_norm[k])
@@ -212,6 +236,8 @@ class LossWatches(_NormWatch, MemberArrays):
         self._recent[:, k] = -math.inf
         self._recent[len(self._recent) - len(recent) :, k] = recent
         self._reference[k] = watch.reference if watch._has_loss else math.nan
+        self._total[k] = watch._total
+        self._n_earlier[k] = watch._n_earlier
         self._usual_norm[k] = watch._usual_norm
         self._largest_norm[k] = watch._largest_norm
 
@@ -221,14 +247,14 @@ class LossWatches(_NormWatch, MemberArrays):
         Parameters
         ----------
         losses : ndarray of shape (n_trainings,)
-            Losses of a step.
+            Losses of the first of the latest steps.
 
         Returns
         -------
         ndarray of bool, same shape
         """
         exceeds: NDArray[np.bool_] = _exceeds(
-            losses, self._reference, _TRUSTED, np.maximum
+            losses, self._reference, self._first_scale, 2.0
         )
         return ~exceeds
 
@@ -244,13 +270,20 @@ class LossWatches(_NormWatch, MemberArrays):
         -------
         ndarray of bool, same shape
         """
-        suspects = self._exceeds(losses, losses[0])
-        n_recent = len(self._recent)
+        reference = self._reference_of(losses)
         recent = np.concatenate([self._recent, losses])
-        self._recent = recent[-n_recent:]
+        n_recent, self._recent = len(self._recent), recent[-len(self._recent) :]
+        earlier = recent[: len(losses)]
+        sizes = np.where(earlier > -math.inf, np.abs(earlier), 0.0)
+        totals = np.add.accumulate(np.concatenate([self._total[None], sizes]))[1:]
+        counts = self._n_earlier + np.cumsum(earlier > -math.inf, axis=0)
+        scales = np.maximum(np.abs(reference), totals / np.maximum(counts, 1))
+        self._total, self._n_earlier = totals[-1], counts[-1]
+        self._first_scale = scales[0]
+        suspects: NDArray[np.bool_] = _exceeds(losses, reference, scales, _EXPLOSION)
         if suspects.any():
             windows = sliding_window_view(recent[1:], n_recent, axis=0)
-            suspects = self._exceeds(windows.min(axis=-1), losses[0])
+            suspects = _exceeds(windows.min(axis=-1), reference, scales, _EXPLOSION)
         return suspects
 
     def is_spike(self, losses: Floats, norms: Floats) -> NDArray[np.bool_]:
@@ -265,17 +298,15 @@ class LossWatches(_NormWatch, MemberArrays):
         -------
         ndarray of bool, same shape
         """
-        is_spike = ~self._exceeds(losses, losses[0])
+        reference = self._reference_of(losses)
+        is_spike = ~_exceeds(losses, reference, np.abs(reference), _EXPLOSION)
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             is_spike[step] &= self._is_absurd(loss, norm)
             self._add_norm(norm)
         return is_spike
 
-    def _exceeds(self, losses: Floats, first: Floats) -> NDArray[np.bool_]:
-        """Whether losses have exploded, compared with the first ones of all."""
+    def _reference_of(self, losses: Floats) -> Floats:
+        """Return the untrained losses: the first losses of all."""
         is_new = np.isnan(self._reference)
-        self._reference = np.where(is_new, first, self._reference)
-        exceeds: NDArray[np.bool_] = _exceeds(
-            losses, self._reference, maximum=np.maximum
-        )
-        return exceeds
+        self._reference = np.where(is_new, losses[0], self._reference)
+        return self._reference

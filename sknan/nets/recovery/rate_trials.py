@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from typing import Any
@@ -103,6 +104,19 @@ class RateTrials:
     def batches(self) -> list[Any]:
         """Latest batches of the training, and the failed one."""
         return [*self.training.latest_batches, self.batch]
+
+    def largest_loss(self) -> float:
+        """Return the largest finite loss of a sample of the data; NaN if there is none.
+
+        The sample is the recent batches and, if the training rows are known, a batch
+        of rows from the whole table, which may be sorted.
+        """
+        losses = []
+        with kept_random_states(self.net.device), torch.no_grad():
+            for batch in [*self.batches, *self.training.rows_of_data()]:
+                with contextlib.suppress(StepRefused):
+                    losses.append(float(self._loss(batch)))
+        return max(filter(math.isfinite, losses), default=math.nan)
 
     def has_learned(self) -> bool:
         """Whether the present weights have a lower loss than the first ones."""

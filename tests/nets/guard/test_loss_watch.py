@@ -64,8 +64,14 @@ def test_larger_data_raise_the_reference():
     assert steps_until_explosion(watch, [1.0] + [50.0] * 20, lambda: 40.0) is None
     assert watch.reference == 50.0
     # An explosion must exceed the new reference tenfold.
-    assert steps_until_explosion(watch, [450.0] * 20, never) is None
-    assert steps_until_explosion(watch, [600.0] * 20, lambda: 40.0) is not None
+    assert steps_until_explosion(watch, [450.0] * 9, never) is None
+    assert steps_until_explosion(watch, [6000.0] * 9, lambda: 40.0) is not None
+
+
+def test_the_reference_rises_to_the_untrained_loss_of_recent_batches():
+    watch = LossWatch(40)
+    assert steps_until_explosion(watch, [1.0] + [50.0] * 5, lambda: 70.0) is None
+    assert watch.reference == 70.0
 
 
 def test_an_untrained_loss_that_is_not_finite_confirms_nothing():
@@ -89,6 +95,28 @@ def test_negative_losses_are_compared_by_difference():
 def test_a_loss_that_begins_at_zero_may_become_an_ordinary_one():
     watch = LossWatch(40)
     assert steps_until_explosion(watch, [0.0] + [0.5] * 20, lambda: 0.4) is None
+
+
+def test_small_losses_are_compared_with_the_earlier_ones():
+    # The rows are sorted: the network fits the first batches exactly.
+    watch = LossWatch(40)
+    epoch = [0.0] * 8 + [1.0] * 8 + [0.06] * 16
+    assert steps_until_explosion(watch, epoch, lambda: 1.0) is None
+    assert steps_until_explosion(watch, [0.06] * 40, never) is None
+    assert steps_until_explosion(watch, [60.0] * 9, lambda: 1.0) is not None
+
+
+def test_losses_of_exactly_zero_have_no_scale():
+    watch = LossWatch(40)
+    assert steps_until_explosion(watch, [0.0] * 20 + [1e-5] * 5, never) is None
+
+
+def test_a_likelihood_whose_first_loss_is_near_zero_is_trusted():
+    watch = LossWatch(40)
+    for loss in [1e-4, 0.5, -0.5, 0.7, -0.2, 0.4, 0.6, 0.3]:
+        watch.has_exploded(loss, never)
+    assert watch.is_trusted(0.3)
+    assert not watch.is_trusted(2.0)
 
 
 def test_counting_restarts_after_a_failed_step():
@@ -191,27 +219,33 @@ def test_joint_watches_suspect_the_same_steps_as_a_single_one(data):
     n_steps = data.draw(st.integers(1, 200))
     n_trainings = data.draw(st.integers(1, 4))
     numbers = st.floats(1e-3, 1e12)
+    any_numbers = numbers | st.just(0.0) | st.floats(-1e3, 1e3)
     shape = (data.draw(st.integers(1, 40)), n_trainings)
-    losses = data.draw(arrays(np.float64, shape, elements=numbers))
+    losses = data.draw(arrays(np.float64, shape, elements=any_numbers))
     norms = data.draw(arrays(np.float64, shape, elements=numbers))
     together = LossWatches(n_steps, n_trainings)
     cuts = np.sort(data.draw(arrays(np.int64, 3, elements=st.integers(0, shape[0]))))
-    parts = [
-        (together.is_spike(*part), together.may_have_exploded(part[0]))
-        for part in zip(np.split(losses, cuts), np.split(norms, cuts), strict=True)
-        if len(part[0])
-    ]
+    parts, trusted = [], {}
+    for first, *part in zip(
+        [0, *cuts], np.split(losses, cuts), np.split(norms, cuts), strict=True
+    ):
+        if len(part[0]):
+            spikes = together.is_spike(*part)
+            parts.append((spikes, together.may_have_exploded(part[0])))
+            trusted[first] = together.are_trusted(part[0][0]).tolist()
     all_spikes, all_suspects = (
         np.concatenate(values) for values in zip(*parts, strict=True)
     )
     alone = [LossWatch(n_steps) for _ in range(n_trainings)]
     steps = zip(losses, norms, all_spikes.tolist(), all_suspects.tolist(), strict=True)
-    for row, row_norms, spikes, suspects in steps:
+    for n, (row, row_norms, spikes, suspects) in enumerate(steps):
         triples = list(zip(alone, row.tolist(), row_norms.tolist(), strict=True))
         assert spikes == [watch.is_spike(loss, norm) for watch, loss, norm in triples]
         asked: list[int] = []
         for k, (watch, loss, _) in enumerate(triples):
             watch.has_exploded(loss, partial(_noted, asked, k))
+        if n in trusted and not asked:
+            assert trusted[n] == [w.is_trusted(loss) for w, loss, _ in triples]
         assert np.flatnonzero(suspects).tolist() == asked
         if asked or any(spikes):
             return  # from here on it is watched alone
