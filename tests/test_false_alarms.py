@@ -1,6 +1,7 @@
 """Healthy trainings: no alarm, and results bitwise identical to those without guard.
 
-The trainings are twenty of benchmarks/false_alarms.py.
+The trainings are twenty of benchmarks/false_alarms.py, and one of each kind of
+benchmarks/unusual_trainings.py.
 """
 
 from __future__ import annotations
@@ -13,17 +14,27 @@ import pytest
 
 from sknan import StableNetClassifier
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "false_alarms.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def loaded(name):
+    path = FOLDER / f"{name}.py"
+    if not path.exists():
+        pytest.skip("the benchmarks are not here")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def benchmark_module():
-    if not PATH.exists():
-        pytest.skip("the benchmarks are not here")
-    spec = importlib.util.spec_from_file_location("false_alarms", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("false_alarms")
+
+
+@pytest.fixture(scope="module")
+def unusual_trainings():
+    return loaded("unusual_trainings")
 
 
 # Estimators and nets, each kind of network and target, and two networks that weight
@@ -44,6 +55,23 @@ def test_the_trainings_cover_both_libraries_and_every_kind(benchmark_module):
     assert {case.library for case in cases} == {"skorch", "scikit-learn"}
     assert {case.kind for case in cases} == set(benchmark_module.KINDS)
     assert {case.task for case in cases} == set(benchmark_module.TASKS)
+
+
+# One of each kind, by nets and estimators.
+UNUSUAL = [*range(16), 18, 50, 38]
+
+
+@pytest.mark.parametrize("number", UNUSUAL)
+def test_an_unusual_loss_raises_no_alarm(unusual_trainings, number):
+    outcome = unusual_trainings.run(unusual_trainings.random_case(number))
+    assert outcome.is_healthy
+    assert outcome.alarms == []
+    assert outcome.differs == []
+
+
+def test_the_unusual_trainings_cover_every_kind(unusual_trainings):
+    kinds = {unusual_trainings.random_case(number).kind for number in UNUSUAL}
+    assert kinds == set(unusual_trainings.KINDS)
 
 
 def test_a_network_that_weight_decay_shrinks_to_zero_has_not_collapsed():

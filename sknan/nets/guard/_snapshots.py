@@ -58,6 +58,7 @@ class Snapshot:
         tensors = chain.from_iterable(
             chain(module.parameters(), module.buffers()) for module in modules
         )
+        self._modules = [part for module in modules for part in module.modules()]
         self._live = list({id(t): t for t in tensors}.values())
         self._kept = [tensor.detach().clone() for tensor in self._live]
         buffers = {id(b): b for module in modules for b in module.buffers()}
@@ -110,13 +111,23 @@ class Snapshot:
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Use the copied state inside the block, then the present state again."""
+        """Use the copied state inside the block, then the present state again.
+
+        Numbers among the attributes of the modules, such as a count of steps, return to
+        what they were.
+        """
         present = [live.detach().clone() for live in self._live]
+        numbers = [
+            {name: v for name, v in vars(part).items() if isinstance(v, (int, float))}
+            for part in self._modules
+        ]
         self.restore()
         try:
             yield
         finally:
             _copy(present, self._live)
+            for part, values in zip(self._modules, numbers, strict=True):
+                vars(part).update(values)
 
     def float_buffers(self) -> list[Tensor]:
         """Return the live buffers that were finite when the copy was first taken."""
