@@ -299,7 +299,8 @@ class LossWatches(_NormWatch, MemberArrays):
         ndarray of bool, same shape
         """
         reference = self._reference_of(losses)
-        is_spike = ~_exceeds(losses, reference, np.abs(reference), _EXPLOSION)
+        size = np.abs(reference)
+        is_spike: NDArray[np.bool_] = ~_exceeds(losses, reference, size, _EXPLOSION)
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             is_spike[step] &= self._is_absurd(loss, norm)
             self._add_norm(norm)
