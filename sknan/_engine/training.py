@@ -20,13 +20,18 @@ from sknan._engine.recovery import add_latest_batches, recover_steps, recover_we
 from sknan._engine.stack_state import StackSnapshot, StackState
 from sknan._utils.progress import advance, is_shown
 from sknan._utils.tree import tree_map
+from sknan.diagnosis._raised import may_be_transient
 
 # Bytes of prepared targets. Batches up to this size are prepared and judged together.
 _SPAN_SIZE = 2**20
 
 
 class StepRaised(Exception):
-    """Failure of a step of a stack because a module raised."""
+    """Failure of a step of a stack because a module raised an exception."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class StepRecord(NamedTuple):
@@ -135,13 +140,23 @@ class StackTraining(StackState):
         before = self.snapshot()
         try:
             record = self.run_span(span)
-        except StepRaised:
+        except StepRaised as raised:
+            if self._is_ended_by(raised.error):
+                return
             suspects = np.arange(len(self.members))
         else:
             suspects = self._judge(before, first, record)
         if len(suspects):
             self._train_subset(suspects, before, first, span)
             self.resume()
+
+    def _is_ended_by(self, error: Exception) -> bool:
+        """End a single member if a repetition of its step could hide the error."""
+        if len(self.members) > 1 or not may_be_transient(error):
+            return False
+        self.members[0].error = error
+        self.resume()
+        return True
 
     def run_span(self, span: list[tuple[int, int]]) -> StepRecord:
         """Make the steps of a span, without checks.
@@ -169,7 +184,7 @@ class StackTraining(StackState):
                 try:
                     losses[i], norms[i], output = stack.forward_backward(x, target)
                 except Exception as error:  # a user's module may raise anything
-                    raise StepRaised from error
+                    raise StepRaised(error) from error
                 clipped = clipping.apply(stack, norms[i])
                 if clipped is not None:
                     coefficients[i] = clipped
@@ -250,13 +265,15 @@ class StackTraining(StackState):
             before = self.snapshot()
             try:
                 record = self.run_span([bounds])
-            except StepRaised:
+            except StepRaised as raised:
                 if len(self.members) > 1:
                     halves = np.array_split(np.arange(len(self.members)), 2)
                     rest = span[i - first :]
                     for half in halves:
                         self._train_subset(half, before, i, rest)
                     self.resume()
+                    return
+                if self._is_ended_by(raised.error):
                     return
                 self.n_steps = before.n_steps + 1
                 record = StepRecord(*np.full((4, 1, 1), np.nan))

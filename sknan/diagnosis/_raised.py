@@ -48,6 +48,24 @@ def may_concern_values(error: BaseException) -> bool:
     )
 
 
+def may_be_transient(error: BaseException) -> bool:
+    """Whether a repetition of a step may hide an exception that is not the step's.
+
+    These are lack of memory, and what a signal handler raises to end a program.
+
+    Parameters
+    ----------
+    error : BaseException
+        Exception during a training step.
+
+    Returns
+    -------
+    bool
+    """
+    is_own = type(error).__module__.partition(".")[0] not in _LIBRARIES
+    return is_own or isinstance(error, (MemoryError, OSError, torch.OutOfMemoryError))
+
+
 def does_raise(run: Callable[[], Any]) -> bool:
     """Whether a function raises an exception that may depend on values.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal
@@ -41,6 +41,21 @@ _FORMAT = "sknan report 1"
 
 # Read once, because it opens files.
 _VERSIONS = {"sknan": version("sknan"), "torch": str(torch.__version__)}
+
+
+def listed(name: str, values: Sequence[Any]) -> str:
+    """Return the first values after their name, such as ``"rows 2, 7"``.
+
+    Parameters
+    ----------
+    name : str
+        Name of one of the values.
+    values : sequence of object
+        At least one value.
+    """
+    shown = ", ".join(str(value) for value in values[:10])
+    more = f" and {len(values) - 10} more" if len(values) > 10 else ""
+    return f"{name}{'s' if len(values) > 1 else ''} {shown}{more}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,12 +176,8 @@ class NonFiniteReport:
 
     def _places(self) -> str:
         """Return a sentence with rows and columns."""
-        parts = []
-        for name, values in (("row", self.rows), ("column", self.columns)):
-            if values:
-                shown = ", ".join(str(value) for value in values[:10])
-                more = f" and {len(values) - 10} more" if len(values) > 10 else ""
-                parts.append(f"{name}{'s' if len(values) > 1 else ''} {shown}{more}")
+        named = (("row", self.rows), ("column", self.columns))
+        parts = [listed(name, values) for name, values in named if values]
         of = " of the batch" if self.rows and self.rows_in == "batch" else ""
         return f"To blame: {', '.join(parts)}{of}."
 

@@ -95,7 +95,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     max_recoveries : int, default=10
         Maximum number of roll-backs and consecutive skipped batches in one training;
         one more raises an error. Steps that are taken without the rows to blame, or
-        with repaired operations, do not count.
+        with repaired operations, do not count. 0 allows no recovery at all.
     early_stopping : bool or "auto", default="auto"
         Whether to hold out ``validation_fraction`` of the rows, to stop when the
         validation loss no longer improves, and to keep the weights of the best epoch

@@ -99,8 +99,9 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         lowers the learning rate. ``"skip"`` skips the batch. ``"raise"`` raises
         ``NonFiniteTrainingError`` at once.
     max_recoveries : int, default=10
-        Number of roll backs and skipped batches that one call of ``fit`` may survive;
-        one more raises.
+        Maximum number of roll-backs and consecutive skipped batches in one training;
+        one more raises an error. Steps that are taken without the rows to blame, or
+        with repaired operations, do not count. 0 allows no recovery at all.
     clip_norm : float or None, default=None
         Largest global 2-norm of the gradients.
     clip_value : float or None, default=None
@@ -246,11 +247,11 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         self._has_stopped_ = is_interrupted = False
         try:
             super().fit_loop(X, y, self._epochs_ahead_ - n_done, **fit_params)
-        except Exception:  # no other error may replace it
-            self._has_stopped_ = True
-            raise
         except KeyboardInterrupt as interrupt:
             is_interrupted = not is_orderly_stop(interrupt)
+            raise
+        except BaseException:  # no other error may replace it, nor a SystemExit
+            self._has_stopped_ = True
             raise
         finally:
             self._end_training(n_reports, is_interrupted=is_interrupted)

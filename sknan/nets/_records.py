@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sknan._utils.warn import warn
-from sknan.diagnosis._report import NonFiniteReport
+from sknan.diagnosis._report import NonFiniteReport, listed
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._guarded_step import GuardedTraining
+from sknan.nets.recovery.drop_rows import DropRows
 
 # Entries that a guarded net adds to skorch's history.
 GUARD_ENTRIES = ("n_recoveries", "grad_norm", "clip_share", "clip_coefficient", "lr")
@@ -109,15 +110,32 @@ def epoch_report(net: Any, fault: str, batch_number: int) -> NonFiniteReport:
     )
 
 
-def _times(reports: list[NonFiniteReport]) -> str:
-    return "once" if len(reports) == 1 else f"{len(reports)} times"
+def _failures(reports: list[NonFiniteReport]) -> str:
+    """Return a clause with the numbers of failed steps, epochs and reasons."""
+    if len(reports) == 1:
+        return "Training failed once"
+    n_epochs = len({report.epoch for report in reports})
+    reasons = {(r.phase, r.cause, r.module, r.operation, r.source) for r in reports}
+    epochs = "1 epoch" if n_epochs == 1 else f"{n_epochs} epochs"
+    why = "one reason" if len(reasons) == 1 else f"{len(reasons)} reasons"
+    return f"Training failed in {len(reports)} steps of {epochs}, for {why},"
+
+
+def _dropped_rows(reports: list[NonFiniteReport]) -> str:
+    """Return a sentence on the rows of the data that were left out of steps."""
+    dropped = [r for r in reports if r.recovery == DropRows.says]
+    rows = sorted({row for r in dropped if r.rows_in == "data" for row in r.rows})
+    if not rows:
+        return ""
+    were = "was" if len(rows) == 1 else "were"
+    return f" {listed('row', rows).capitalize()} {were} left out of steps."
 
 
 def not_learned_error(reports: list[NonFiniteReport]) -> NonFiniteTrainingError:
     """Return the error for a rescued training that did not lower the loss."""
     return NonFiniteTrainingError(
-        f"Training failed {_times(reports)}, and the rescued network has learned "
-        "nothing: its loss is no better than that of the untrained network. "
+        f"{_failures(reports)} and the rescued network has learned nothing: its loss "
+        "is no better than that of the untrained network. "
         f"First failure: {reports[0]}",
         reports[0],
     )
@@ -132,11 +150,14 @@ def no_step_error(reports: list[NonFiniteReport]) -> NonFiniteTrainingError:
 
 def warn_of_rescue(net: Any, reports: list[NonFiniteReport]) -> None:
     """Warn that training failed and went on."""
-    was = "" if net.guard_.lr_scale == 1.0 else f" instead of lr={net.lr:.3g}"
+    change = ""
+    if net.guard_.lr_scale != 1.0:
+        change = f"; it went on with lr={net.effective_lr_:.3g}"
+        change += f" instead of lr={net.lr:.3g}"
     warn(
         DivergenceWarning(
-            f"Training failed {_times(reports)} and was rescued; it went on with "
-            f"lr={net.effective_lr_:.3g}{was}. First failure: {reports[0]}",
+            f"{_failures(reports)} and was rescued{change}.{_dropped_rows(reports)} "
+            f"First failure: {reports[0]}",
             reports[0],
         ),
     )

@@ -325,6 +325,34 @@ def test_an_error_of_a_callback_ends_the_fit():
         fitted(Fails())
 
 
+class Interrupted(torch.nn.Module):
+    """Module that runs out of memory once, as soon as a file exists."""
+
+    def __init__(self, path, n_features_in=5, n_outputs=2):
+        super().__init__()
+        self.path = path
+        self.head = torch.nn.Linear(n_features_in, n_outputs)
+
+    def forward(self, x):
+        if self.path.exists():
+            self.path.unlink()
+            raise MemoryError("once")
+        return self.head(x) + 0.0 * x.sum()
+
+
+def test_an_error_that_a_repetition_would_hide_ends_the_fit(tmp_path, loops):
+    path = tmp_path / "full"
+
+    class Fill(Callback):
+        def on_epoch_end(self, net, **_):
+            if len(net.history) == 2:
+                path.touch()
+
+    with pytest.raises(MemoryError, match="once"):
+        fitted(Fill(), module=Interrupted, module__path=path)
+    assert not loops
+
+
 def test_early_stopping_by_a_callback_keeps_the_best_epoch(loops):
     rule = EarlyStopping(patience=2, threshold=0.5)
     model = fitted(rule, early_stopping=True, max_epochs=50, lr=1e-3)

@@ -10,7 +10,12 @@ import torch
 from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
-from sknan import GuardedNet, StableNetClassifier, StableNetRegressor
+from sknan import (
+    DivergenceWarning,
+    GuardedNet,
+    StableNetClassifier,
+    StableNetRegressor,
+)
 
 X = np.random.default_rng(0).normal(size=(128, 4)).astype("float32")
 Y = (X @ np.array([1.0, -0.5, 0.25, 0.0]) + 0.1)[:, None].astype("float32")
@@ -136,6 +141,60 @@ def test_an_interrupted_estimator_keeps_its_best_epoch_and_predicts():
 
 class Patient(EarlyStopping):
     """A callback of the user's that relies on skorch's to end the training."""
+
+
+class LogOfFirst(nn.Module):
+    def __init__(self, n_features_in=4, n_outputs=1):
+        super().__init__()
+        self.head = nn.Linear(n_features_in, n_outputs)
+
+    def forward(self, x):
+        return self.head(torch.cat([torch.log(x[:, :1]), x[:, 1:]], 1))
+
+
+@pytest.mark.parametrize("n_epochs", [1, 5])
+def test_a_summary_counts_reasons_and_epochs_and_names_rows(n_epochs):
+    inputs = np.abs(X) + 0.5
+    inputs[17, 0] = -3.0
+    net = StableNetRegressor(
+        LogOfFirst, random_state=0, max_epochs=n_epochs, early_stopping=False
+    )
+    with pytest.warns(DivergenceWarning) as caught:
+        net.fit(inputs, Y.ravel())
+    first = net.nonfinite_reports_[0]
+    failed = "in 5 steps of 5 epochs, for one reason," if n_epochs > 1 else "once"
+    assert str(caught[0].message) == (
+        f"Training failed {failed} and was rescued. Row 17 was left out of steps. "
+        f"First failure: {first}"
+    )
+
+
+class Exit(Callback):
+    """Callback that exits as a handler of SIGTERM does, after a failed step."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_batch_end(self, net, training=False, **_):
+        if training and net.nonfinite_reports_:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [SystemExit(143), GeneratorExit(), MemoryError()])
+def test_an_exit_during_a_rescue_is_raised_unchanged(error):
+    net = StableNetRegressor(
+        criterion=Never, callbacks=[Exit(error)], max_epochs=2, random_state=0
+    )
+    with pytest.raises(type(error)) as caught:
+        net.fit(X, Y.ravel())
+    assert caught.value is error
+
+
+class Never(nn.MSELoss):
+    """Loss that is never finite."""
+
+    def forward(self, out, y):
+        return super().forward(out, y) * float("nan")
 
 
 @pytest.mark.parametrize("kind", [EarlyStopping, Patient])

@@ -84,7 +84,7 @@ class Guard(StepChecks):
     max_recoveries : int, default=10
         Maximum number of roll-backs and consecutive skipped batches in one training;
         one more raises an error. Steps that are taken without the rows to blame, or
-        with repaired operations, do not count.
+        with repaired operations, do not count. 0 allows no recovery at all.
 
     Attributes
     ----------

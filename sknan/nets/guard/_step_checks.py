@@ -68,12 +68,20 @@ class StepChecks:
         NonFiniteTrainingError
             If a weight is not finite, or if weight decay alone makes the weights
             explode.
+        ValueError
+            If no parameter is to be trained.
         """
         self._optimizers = list(optimizers)
         self._weights = VerifiedWeights(modules, self._optimizers)
         self.parameters = [
             p for module in modules for p in module.parameters() if p.requires_grad
         ]
+        if not self.parameters:
+            raise ValueError(
+                "The network has nothing to train: none of its parameters requires a "
+                "gradient. Call requires_grad_() on those that are to be trained, or "
+                "leave out the callback that freezes them."
+            )
         if not self._weights.last.is_live_finite():
             raise NonFiniteTrainingError(
                 "The network contains non-finite weights before the first step. Check "

@@ -734,3 +734,13 @@ def test_other_float_dtypes_are_guarded_too(dtype):
     assert loop.step(X, y, poison=True) == "taken"
     assert len(loop.guard.reports) == 1
     assert loop.guard.has_finite_weights()
+
+
+def test_a_network_with_nothing_to_train_is_refused():
+    with pytest.raises(ValueError, match="nothing to train") as caught:
+        PlainLoop(network().requires_grad_(False), Guard())
+    assert str(caught.value) == (
+        "The network has nothing to train: none of its parameters requires a gradient. "
+        "Call requires_grad_() on those that are to be trained, or leave out the "
+        "callback that freezes them."
+    )

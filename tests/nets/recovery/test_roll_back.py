@@ -94,8 +94,9 @@ def test_a_rescue_that_has_learned_nothing_is_an_error():
     net = network_of(MLP, lr=1e30, max_epochs=2, callbacks=[Undone()])
     error = refused(net)
     assert str(error) == (
-        "Training failed 2 times, and the rescued network has learned nothing: its "
-        "loss is no better than that of the untrained network. First failure: "
+        "Training failed in 2 steps of 2 epochs, for 2 reasons, and the rescued "
+        "network has learned nothing: its loss is no better than that of the untrained "
+        "network. First failure: "
         f"{net.nonfinite_reports_[0]}"
     )
 
