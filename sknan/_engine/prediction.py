@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,8 +42,37 @@ def decoded(y: Any, coding: TargetCoding) -> np.ndarray:
     return coding.decode(y[0] if isinstance(y, tuple) else y)
 
 
+@dataclass(frozen=True)
+class ColumnScaling:
+    """Standardization of the columns of ``X`` that are in raw units.
+
+    It is computed in float64, since float32 cannot resolve a small spread on a large
+    offset, such as seconds of a Unix time.
+
+    Parameters
+    ----------
+    mean, scale : ndarray of shape (n_features,), float64
+        Mean and standard deviation of each column; 0 and 1 for the other columns.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def scaled(self, X: np.ndarray) -> np.ndarray:
+        """Return rows in the units of the network, as float32."""
+        # Halves: the difference of two values near the largest float overflows.
+        halves = X.astype(np.float64) / 2 - self.mean / 2
+        scaled: np.ndarray = (halves / self.scale * 2).astype(np.float32)
+        return scaled
+
+    def unscaled(self, X: Tensor) -> np.ndarray:
+        """Return rows in the units of the user, as float64."""
+        rows: np.ndarray = X.double().numpy(force=True) * self.scale + self.mean
+        return rows
+
+
 class UserRows(Dataset):
-    """Rows of a table with the targets that the user passed.
+    """Rows of a table with the inputs and targets that the user passed.
 
     Parameters
     ----------
@@ -50,16 +80,24 @@ class UserRows(Dataset):
         Rows as the net is trained on them.
     coding : TargetCoding
         Conversion of the targets.
+    scaling : ColumnScaling or None
+        Conversion of the inputs.
     """
 
-    def __init__(self, table: TensorTable, coding: TargetCoding) -> None:
+    def __init__(
+        self, table: TensorTable, coding: TargetCoding, scaling: ColumnScaling | None
+    ) -> None:
         self.table = table
         self.coding = coding
+        self.scaling = scaling
 
     @property
     def X(self) -> Any:
         """Inputs of all rows."""
-        return self.table.X
+        return self._unscaled(self.table.X)
+
+    def _unscaled(self, X: Any) -> Any:
+        return X if self.scaling is None else self.scaling.unscaled(X)
 
     @property
     def y(self) -> np.ndarray:
@@ -76,4 +114,4 @@ class UserRows(Dataset):
 
     def __getitem__(self, index: Any) -> tuple[Any, Any]:
         X, y = self.table.rows(slice(index, index + 1))
-        return X[0], decoded(y, self.coding)[0]
+        return self._unscaled(X)[0], decoded(y, self.coding)[0]

@@ -14,11 +14,12 @@ from skorch.callbacks.scoring import ScoringBase
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from sknan._engine.prediction import UserRows, decoded
+from sknan._engine.prediction import ColumnScaling, UserRows
 from sknan._utils.settings import usual_settings
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.losses._traits import traits_of
 from sknan.nets._batching import TensorBatches, TensorTable
+from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._nets import GuardedNet
 from sknan.nets._records import is_orderly_stop
 from sknan.nets.recovery.output_repair import output_repaired, without_output
@@ -48,6 +49,9 @@ class TableNet(GuardedNet):
 
     _is_versioned: ClassVar[bool] = False  # the estimator that holds it is
 
+    # Conversion of X, if columns are in raw units.
+    scaling_: ColumnScaling | None = None
+
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
         callbacks: list[tuple[str, Any]] = [("epoch_timer", EpochTimer())]
@@ -66,20 +70,20 @@ class TableNet(GuardedNet):
     def notify(self, method_name: str, **kwargs: Any) -> None:
         """Call a method of the net and of its callbacks; parameters as in skorch.
 
-        The callbacks receive the rows of an epoch with the targets of the user. An
-        epoch after which one of them ends the training is also complete for the others,
-        so that it may be the best epoch.
+        The callbacks receive the rows of an epoch in the units of the user. An epoch
+        after which one of them ends the training is also complete for the others, so
+        that it may be the best epoch.
         """
         stop: KeyboardInterrupt | None = None
         getattr(self, method_name)(self, **kwargs)
         for name in kwargs.keys() & {"dataset_train", "dataset_valid"}:
             if isinstance(kwargs[name], TensorTable):
-                kwargs[name] = UserRows(kwargs[name], self.coding_)
+                kwargs[name] = self._user_rows(kwargs[name])
         for _, callback in self.callbacks_:
             given = kwargs
             if isinstance(callback, ScoringBase) and "batch" in kwargs:
-                X, y = kwargs["batch"]
-                given = {**kwargs, "batch": (X, decoded(y, self.coding_))}
+                rows = self._user_rows(TensorTable(*kwargs["batch"]))
+                given = {**kwargs, "batch": (rows.X, rows.y)}
             try:
                 getattr(callback, method_name)(self, **given)
             except KeyboardInterrupt as interrupt:
@@ -88,6 +92,12 @@ class TableNet(GuardedNet):
                 stop = stop or interrupt
         if stop is not None:
             raise stop
+
+    def _user_rows(self, table: TensorTable) -> UserRows:
+        return UserRows(table, self.coding_, self.scaling_)
+
+    def _condition_raw_columns(self, training: GuardedTraining) -> None:
+        """Do nothing: the estimator has standardized the columns."""
 
     def _warn_of_idle_clip(self, *clipping: Any) -> None:
         # A default that has no effect needs no warning.
@@ -175,6 +185,8 @@ class TableNet(GuardedNet):
 
     def _output_of(self, X: Any) -> Tensor:
         X = X if isinstance(X, Tensor) else getattr(X, "X", X)
+        if self.scaling_ is not None:
+            X = self.scaling_.scaled(np.asarray(X))
         rows = torch.as_tensor(X if isinstance(X, Tensor) else np.asarray(X))
         return self.finite_output(rows.to(self.device, torch.float32))
 

@@ -147,7 +147,7 @@ def count_nonfinite(
     return counts, missing | infinite | beyond
 
 
-def _places(bad: np.ndarray, names: Sequence[Any] | None) -> str:
+def places(bad: np.ndarray, names: Sequence[Any] | None) -> str:
     """Return the columns in which ``bad`` is true, with counts and first rows."""
     if bad.ndim == 0:
         return ""
@@ -211,9 +211,7 @@ def check_finite(
         return
     counts, bad = count_nonfinite(values, limit)
     found = " and ".join(_in_words(count, kind) for kind, count in counts.items())
-    raise NonFiniteDataError(
-        f"{name} contains {found}{_places(bad, columns)}. {remedy}"
-    )
+    raise NonFiniteDataError(f"{name} contains {found}{places(bad, columns)}. {remedy}")
 
 
 def already_valid_array(

@@ -21,12 +21,18 @@ from torch import Tensor, nn
 from sknan._engine.fit import train
 from sknan._engine.listeners import EpochTasks
 from sknan._engine.plan import TrainingPlan, TrainingRows
-from sknan._engine.prediction import TargetCoding
+from sknan._engine.prediction import ColumnScaling, TargetCoding
 from sknan._engine.range_test import range_test
 from sknan._engine.table_net import TableNet
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
 from sknan._utils.threads import threads_for
+from sknan.estimators._column_scaling import (
+    DROP_OUTLIERS,
+    raw_columns,
+    refuse_outliers,
+    warn_of_raw_columns,
+)
 from sknan.estimators._components import (
     resolve_criterion,
     resolve_device,
@@ -34,9 +40,11 @@ from sknan.estimators._components import (
     resolve_optimizer,
 )
 from sknan.estimators._input import (
+    as_network_input,
     check_features,
     check_sample_weight,
     merge_duplicate_rows,
+    network_input,
     scale_weights,
 )
 from sknan.estimators._labels import apply_class_weight
@@ -52,11 +60,16 @@ from sknan.losses._registry import get_criterion
 from sknan.losses._traits import LossTraits, traits_of
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
+from sknan.nets._tabular_mlp import TabularMLP
 from sknan.nets._time_limit import TimeLimit
 from sknan.nets._training_facts import summary_as_html
+from sknan.nets.recovery.raw_units import feeds_linear_layers
 
 # Of fewer rows, a tenth is too small a sample for the choice of an epoch.
 _MIN_ROWS_TO_STOP_EARLY = 500
+
+# Number of rows for the trial of a custom module.
+_TRIAL_ROWS = 32
 
 # Parameters that a net which continues training takes over from the estimator.
 _UPDATED_PARAMS = (
@@ -93,6 +106,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     """
 
     _task: ClassVar[str]
+    _scaling: ColumnScaling | None
 
     def _check_parameters(self) -> None:
         check_parameters(self)
@@ -165,26 +179,68 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
             )
         is_new = not self._continues(is_partial)
         min_samples = 1 if is_partial else 2
-        X_in = check_features(self, X, reset=is_new, min_samples=min_samples)
+        X_valid = check_features(self, X, reset=is_new, min_samples=min_samples)
         target = self._validate_target(y)
-        check_consistent_length(X_in, target)
-        weights = check_sample_weight(sample_weight, len(X_in))
+        check_consistent_length(X_valid, target)
+        weights = check_sample_weight(sample_weight, len(X_valid))
+        owner = type(self).__name__
         by_class = getattr(self, "class_weight", None)  # only classifiers have it
         if by_class is not None:
-            owner = type(self).__name__
             weights = apply_class_weight(by_class, target, weights, owner, is_partial)
-        numbers = np.arange(len(X_in))
+        numbers = np.arange(len(X_valid))
         if weights is not None:
             # A row of weight 0 must have no effect, not even on the batches.
             numbers = np.flatnonzero(weights > 0)
-            X_in, target, weights = X_in[numbers], target[numbers], weights[numbers]
-        if self._merges_duplicates(len(X_in)):
-            X_in, target, weights, kept = merge_duplicate_rows(X_in, target, weights)
+            X_valid, target = X_valid[numbers], target[numbers]
+            weights = weights[numbers]
+        if self._merges_duplicates(len(X_valid)):
+            X_valid, target, weights, kept = merge_duplicate_rows(
+                X_valid, target, weights
+            )
             numbers = numbers[kept]
-        target, n_outputs = self._encode_target(
+        codes, n_outputs = self._encode_target(
             y, target, weights, is_partial, **target_params
         )
-        return TrainingRows(X_in, target, weights, n_outputs, is_partial, numbers)
+        if is_new:
+            if codes.dtype.kind == "f":
+                refuse_outliers(target, numbers, name="y", remedy=DROP_OUTLIERS)
+            self._scaling = self._column_scaling(X_valid, weights, n_outputs)
+            if self._scaling is not None:
+                refuse_outliers(
+                    np.where(self._scaling.scale == 1, 0.0, X_valid),
+                    numbers,
+                    name="X",
+                    remedy=f"Bound them: make_pipeline(SafeScaler(), {owner}()).",
+                    columns=getattr(self, "feature_names_in_", None),
+                )
+        X_in = as_network_input(X_valid, self._scaling)
+        return TrainingRows(X_in, codes, weights, n_outputs, is_partial, numbers)
+
+    def _column_scaling(
+        self, X: np.ndarray, weights: np.ndarray | None, n_outputs: int
+    ) -> ColumnScaling | None:
+        """Return the scaling of columns in raw units, if the module may receive it.
+
+        A custom module may if it passes its input to linear layers only. Any other one
+        may depend on the units, for example by a logarithm.
+        """
+        scaling = raw_columns(X, weights)
+        if scaling is None or self.module is None:
+            return scaling
+        module, params = resolve_module(
+            self.module,
+            self._params_for("module"),
+            self._sizes(X, n_outputs),
+            type(self).__name__,
+        )
+        rows = torch.from_numpy(as_network_input(X[:_TRIAL_ROWS], scaling))
+        with seeded(0, "cpu"):
+            built = module if isinstance(module, nn.Module) else module(**params)
+            is_linear = isinstance(built, TabularMLP)
+            is_linear = is_linear or feeds_linear_layers(built, rows)
+        if is_linear and isinstance(module, nn.Module):
+            warn_of_raw_columns(scaling, getattr(self, "feature_names_in_", None))
+        return scaling if is_linear and built is not module else None
 
     def _merges_duplicates(self, n_rows: int) -> bool:
         """Whether merged rows of equal content train the same network.
@@ -348,7 +404,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
                 net = self._update_net(per_row=per_row)
             else:
                 net = self._build_net(rows.X, rows.n_outputs, per_row=per_row)
-            net.coding_ = self._coding
+            net.coding_, net.scaling_ = self._coding, self._scaling
             if table_of is None:
                 table = self._table(net, rows)
             else:
@@ -426,7 +482,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
 
     def _as_batch(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Return features and targets as the fitted net receives them."""
-        X_in = check_features(self, X, reset=False)
+        X_in = network_input(self, X)
         target = self._shape_target(self.net_, X_in, self._as_target(y))
         return torch.from_numpy(X_in).to(self.net_.device), target.to(self.net_.device)
 
@@ -438,7 +494,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         """Return the finite raw output of the fitted network for ``X``."""
         if not hasattr(self, "net_"):  # check_is_fitted takes as long as a layer
             check_is_fitted(self)
-        X_in = check_features(self, X, reset=False)
+        X_in = network_input(self, X)
         rows = torch.from_numpy(X_in).to(self.net_.device)
         with threads_for(self.net_.flops_per_row_ * len(rows), self.num_threads):
             return self.net_.finite_output(rows)

@@ -189,6 +189,13 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     NaNImputer : Imputation of missing and infinite values.
     SafeScaler : Scaling that bounds outliers of any size.
 
+    Notes
+    -----
+    Columns of ``X`` with a mean or standard deviation of 10 or more are standardized,
+    in float64, before the network receives them. A custom module receives ``X``
+    unchanged if it was passed as an instance, or if it uses its input elsewhere than
+    in linear layers.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris

@@ -20,7 +20,7 @@ from sknan.diagnosis._report import NonFiniteReport
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import LabelPredictionMixin
 from sknan.estimators._classifier import StableNetClassifier
-from sknan.estimators._input import CheckedRows, check_features
+from sknan.estimators._input import CheckedRows, network_input
 from sknan.estimators._parameters import check_parameter
 from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
@@ -219,7 +219,7 @@ class _Ensemble(VersionedPickleMixin, BaseEstimator):
 
     def _checked_rows(self, X: Any) -> CheckedRows:
         check_is_fitted(self)
-        return CheckedRows(check_features(self.estimators_[0], X, reset=False))
+        return CheckedRows(network_input(self.estimators_[0], X))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimators_")

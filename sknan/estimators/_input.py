@@ -9,12 +9,13 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from sknan._engine.prediction import ColumnScaling
 from sknan._utils.validation import already_valid_array, check_finite
 from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
 
 class CheckedRows(NamedTuple):
-    """Features already validated by another estimator fitted to the same columns.
+    """Features as the networks of estimators that were fitted together receive them.
 
     Parameters
     ----------
@@ -25,17 +26,46 @@ class CheckedRows(NamedTuple):
     X: np.ndarray
 
 
+def network_input(estimator: Any, X: Any) -> np.ndarray:
+    """Validate ``X`` as :func:`check_features` does, and convert it for the network.
+
+    Parameters
+    ----------
+    estimator : StableNetClassifier or StableNetRegressor
+        Estimator for which the scaling of columns is known.
+    X : array-like, DataFrame or CheckedRows
+        The features.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_features), float32
+    """
+    if isinstance(X, CheckedRows):
+        return X.X
+    return as_network_input(
+        check_features(estimator, X, reset=False), estimator._scaling
+    )
+
+
+def as_network_input(X: np.ndarray, scaling: ColumnScaling | None) -> np.ndarray:
+    """Return valid features as float32, with the columns in raw units standardized."""
+    if scaling is not None:
+        X = scaling.scaled(X)
+    # torch warns about an array that is not writable, such as a shared one.
+    return np.require(X, dtype=np.float32, requirements=["C", "W"])
+
+
 def check_features(
     estimator: BaseEstimator, X: Any, *, reset: bool, min_samples: int = 1
 ) -> np.ndarray:
-    """Validate ``X``, refuse non-finite values, and convert it to float32.
+    """Validate ``X`` and refuse non-finite values.
 
     Parameters
     ----------
     estimator : StableNetClassifier or StableNetRegressor
         Estimator that receives ``X``. Only one with a custom module accepts more than
         two dimensions.
-    X : array-like, DataFrame or CheckedRows
+    X : array-like or DataFrame
         The features.
     reset : bool
         Whether to set ``n_features_in_`` and ``feature_names_in_`` from ``X``. If
@@ -45,7 +75,8 @@ def check_features(
 
     Returns
     -------
-    ndarray of shape (n_samples, n_features), float32
+    ndarray of shape (n_samples, n_features), float64 or float32
+        Integers become float64, because float32 does not resolve large ones.
 
     Raises
     ------
@@ -54,8 +85,6 @@ def check_features(
     ValueError
         If ``X`` is not a table of numbers, or not the table expected.
     """
-    if isinstance(X, CheckedRows):
-        return X.X
     owner = type(estimator).__name__
     X_in = None if reset else already_valid_array(X, estimator)
     if X_in is None or len(X_in) < min_samples:
@@ -69,7 +98,7 @@ def check_features(
                 plain_cells(X),
                 reset=reset,
                 # Other dtypes, such as integers, become the first of these.
-                dtype=(np.float32, np.float64),
+                dtype=(np.float64, np.float32),
                 allow_nd=estimator.module is not None,
                 # Checked below, since scikit-learn names neither column nor row.
                 ensure_all_finite=False,
@@ -81,8 +110,7 @@ def check_features(
         columns=getattr(estimator, "feature_names_in_", None),
         remedy=f"Impute first: make_pipeline(NaNImputer(), SafeScaler(), {owner}()).",
     )
-    # torch warns about an array that is not writable, such as a shared one.
-    return np.require(X_in, dtype=np.float32, requirements=["C", "W"])
+    return X_in
 
 
 def check_sample_weight(sample_weight: Any, n_samples: int) -> np.ndarray | None:

@@ -138,7 +138,8 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         learning rate of each epoch; ``net_.module_`` is the network.
     target_mean_, target_scale_ : ndarray of shape () or (n_targets,)
         Mean and standard deviation by which ``y`` was standardized for training; 0 and
-        1 if the criterion does not allow it.
+        1 if the criterion does not allow it. A constant target has the scale 0, and is
+        predicted exactly.
     n_iter_ : int
         Number of epochs run.
     best_epoch_ : int or None
@@ -187,6 +188,11 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
 
     Notes
     -----
+    Columns of ``X`` with a mean or standard deviation of 10 or more are standardized,
+    in float64, before the network receives them. A custom module receives ``X``
+    unchanged if it was passed as an instance, or if it uses its input elsewhere than
+    in linear layers.
+
     Predictions are float64 if ``y`` was float64, or if it contained integers that
     float32 cannot represent. Otherwise they are float32, the dtype of the network.
 
@@ -341,6 +347,10 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
             # A vector may follow a table of one column, or the reverse.
             mean = self.target_mean_.reshape(shape)
             scale = self.target_scale_.reshape(shape)
+            if not scale.all():  # constant until now, so that nothing was learned
+                new_mean, new_scale = mean_and_scale(target, weights)
+                mean = np.where(scale > 0, mean, new_mean)
+                scale = np.where(scale > 0, scale, new_scale)
         else:
             self._target_dtype = prediction_dtype(y)
             mean, scale = np.zeros(shape), np.ones(shape)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from sknan._engine.prediction import ColumnScaling
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import predictions
 
@@ -51,7 +52,7 @@ def mean_and_scale(
     Returns
     -------
     mean, scale : ndarray of shape () or (n_targets,), float64
-        The scale of a constant column is 1.
+        The scale of a constant column is 0.
     """
     wide = values.astype(np.float64)
     # In units of the largest value no intermediate result overflows.
@@ -61,15 +62,12 @@ def mean_and_scale(
     scale = np.sqrt(variance)
     # The rounded spread of a constant column is about one part in 1e16.
     is_constant = scale <= 1e-14 * np.abs(mean)
-    return mean * unit, np.where(is_constant, 1.0, scale * unit)
+    return mean * unit, np.where(is_constant, 0.0, scale * unit)
 
 
 def standardize(values: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Return ``(values - mean) / scale`` as float32."""
-    # Halves: the difference of two values near the largest float overflows.
-    halves: np.ndarray = values.astype(np.float64) / 2 - mean / 2
-    standardized: np.ndarray = (halves / scale * 2).astype(np.float32)
-    return standardized
+    """Return ``(values - mean) / scale`` as float32; the scale 0 counts as 1."""
+    return ColumnScaling(mean, np.where(scale > 0, scale, 1.0)).scaled(values)
 
 
 @dataclass(frozen=True)

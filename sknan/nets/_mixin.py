@@ -34,6 +34,7 @@ from sknan.nets._records import (
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery import RECOVERIES, Recovery
 from sknan.nets.recovery.rate_trials import RateTrials
+from sknan.nets.recovery.restart import start_on_standardized_data
 from sknan.optim._adaptive_clipping import AdaptiveClip, resolve_adaptive_clip
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
@@ -408,6 +409,11 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         self._begin_training(n_steps, iterator)
         if self._backup_ is not None:
             self._backup_.restore_training(self)
+        elif self._is_untrained_ and self._training_ is not None:
+            self._condition_raw_columns(self._training_)
+
+    def _condition_raw_columns(self, training: GuardedTraining) -> None:
+        start_on_standardized_data(training, self._base_rate())
 
     def _follow_loss(self, loss: float) -> None:
         """Pass the loss of an epoch to the schedule."""

@@ -337,8 +337,9 @@ def test_any_table_gives_finite_predictions_or_an_error_of_sknan(cells):
     fits_float32 = bool((np.abs(table) <= limit).all())
     try:
         predicted = fit_quietly(model, table, VALUES[:24]).predict(table)
-    except NonFiniteDataError:
-        assert not fits_float32
+    except NonFiniteDataError as error:
+        is_outlier = "cannot distinguish" in str(error) and np.abs(table).max() > 1e6
+        assert is_outlier or not fits_float32
     except NonFiniteTrainingError:
         assert np.abs(table).max() > 1e15  # smaller values do not overflow the network
     else:
@@ -352,8 +353,9 @@ def test_any_target_gives_finite_predictions_or_an_error_of_sknan(values):
     model = StableNetRegressor(max_epochs=2, random_state=0, module__width=8)
     try:
         predicted = fit_quietly(model, X[:24], np.array(values)).predict(X)
-    except NonFiniteDataError:
-        assert not np.isfinite(values).all()
+    except NonFiniteDataError as error:
+        is_outlier = "cannot distinguish" in str(error)
+        assert is_outlier or not np.isfinite(values).all()
     else:
         assert np.isfinite(values).all()
         assert np.isfinite(predicted).all()

@@ -63,6 +63,8 @@ class Training(Protocol):
         Policy, budget and snapshots.
     batch_number : int
         Number of the present batch in its epoch, counted from 1.
+    batches : iterable of tuple
+        Batches of the epoch.
     random_states : tuple
         States of the random generators before the latest forward pass.
     latest_batches : deque
@@ -76,6 +78,7 @@ class Training(Protocol):
     net: Any
     guard: Guard
     batch_number: int
+    batches: Any
     random_states: Any
     latest_batches: deque[Any]
     raw_table: TensorTable | None

@@ -32,8 +32,14 @@ _RAW = 10.0
 # Columns smaller than this are not scaled, because their weights would become large.
 _TINY = 1e-3
 
-# A standard deviation below this multiple of the mean is rounding error.
-_LEAST_SPREAD = 1e-6
+# A first layer whose outputs change by this much in one step learns nothing. With one
+# column of size 1e5 among 4, Adam at a learning rate of 0.01 learns a third of what it
+# learns without it, and with one of 1e9 the network is worse than the mean.
+_LOST = 1e3
+
+# Largest learning rate that is taken at its word: those of Adadelta and LBFGS are
+# factors of steps that have a size of their own.
+_USUAL_RATE = 0.01
 
 # Number of rows from which mean and standard deviation are estimated.
 _MOST_ROWS = 10_000
@@ -47,6 +53,7 @@ class _Uses(TorchFunctionMode):
     def __init__(self, inputs: Tensor) -> None:
         super().__init__()
         self._inputs = inputs
+        self._unchanged = {id(inputs)}
         self._weight_of: dict[int, Tensor] = {}
         self._alive: list[Tensor] = []
         self.weights: list[Tensor] = []  # of each call of a linear layer
@@ -62,13 +69,17 @@ class _Uses(TorchFunctionMode):
         if not isinstance(out, Tensor):
             return out  # shape, dtype, device
         given = [*args, *kwargs.values()]
-        takes_input = any(x is self._inputs for x in given) and out is not self._inputs
-        self._alive.append(out)
+        takes_input = any(id(x) in self._unchanged for x in given)
+        self._alive += [out, *given]  # an id is unique as long as its object exists
         if func is F.linear:
             self.weights.append(given[1])
             self._weight_of[id(out)] = given[1]
-            if takes_input and given[0] is self._inputs:
+            if id(given[0]) in self._unchanged:
                 self.first.append(given[1])
+                return out
+        elif takes_input and out.shape == self._inputs.shape:
+            if torch.equal(out, self._inputs):  # such as dropout in evaluation
+                self._unchanged.add(id(out))
                 return out
         elif getattr(func, "__name__", "") in _RESHAPING and id(args[0]) in (
             self._weight_of
@@ -76,6 +87,13 @@ class _Uses(TorchFunctionMode):
             self._weight_of[id(out)] = self._weight_of[id(args[0])]
         self.is_input_used_otherwise |= takes_input
         return out
+
+    def input_layers(self, linear: dict[int, nn.Linear]) -> list[nn.Linear]:
+        """Return the layers that use the input, or none if anything else uses it."""
+        is_known = all(id(weight) in linear for weight in self.first)
+        if self.is_input_used_otherwise or not is_known:
+            return []
+        return list({id(w): linear[id(w)] for w in self.first}.values())
 
     def weight_of(self, output: Any) -> Tensor | None:
         """Return the weight of the layer that gave an output, if used only once."""
@@ -87,7 +105,7 @@ class _Uses(TorchFunctionMode):
 def _may_be_raw(values: Any) -> bool:
     """Whether numbers are large enough for raw units."""
     is_float = isinstance(values, Tensor) and values.is_floating_point()
-    return is_float and not bool(values.abs().max() < _RAW)
+    return is_float and values.numel() > 0 and not bool(values.abs().max() < _RAW)
 
 
 def _middle_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,13 +117,32 @@ def _middle_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
     # If the central quantiles are equal, the tails may still vary. If they do not, or
     # the deviation is rounding error, the scale is the magnitude of the median.
     spread = torch.where(spread > 0, spread, sample.std(dim=0, correction=0))
-    is_real = spread > _LEAST_SPREAD * middle.abs()
+    is_real = spread > torch.finfo(values.dtype).eps * middle.abs()
     spread = torch.where(is_real, spread, middle.abs().clamp_min(1.0))
     size = torch.maximum(middle.abs(), spread)
     keeps = (size < _TINY) | ~torch.isfinite(size)
     if not bool((size >= _RAW).any()):
         keeps = torch.ones_like(keeps)
     return torch.where(keeps, 0.0, middle), torch.where(keeps, 1.0, spread)
+
+
+def lost_columns(X: Any, rate: float) -> list[int]:
+    """Return the columns that are too large for any step at a learning rate.
+
+    Parameters
+    ----------
+    X : Tensor of shape (n_rows, n_columns)
+        Inputs. Other inputs have no such columns.
+    rate : float
+        Learning rate.
+    """
+    rate = min(rate, _USUAL_RATE)
+    if not _may_be_raw(X) or X.ndim != 2 or not bool(X.abs().max() * rate >= _LOST):
+        return []
+    middle, spread = _middle_and_spread(X)
+    size = torch.maximum(middle.abs(), spread)
+    columns: list[int] = (size * rate >= _LOST).nonzero().flatten().tolist()
+    return columns
 
 
 @dataclass
@@ -125,6 +162,13 @@ class _Units:
     scale: Tensor
     out_shift: Tensor
     out_scale: Tensor
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> _Units:
+        """Return shifts of 0 and scales of 1."""
+        weight = layer.weight.detach()
+        rows, columns = torch.zeros_like(weight[:, 0]), torch.zeros_like(weight[0])
+        return cls(layer, columns, columns + 1, rows, rows + 1)
 
 
 class Conditioning:
@@ -289,41 +333,26 @@ def conditioned(
     Conditioning or None
         None if the data are not in raw units or the network cannot be conditioned.
     """
-    inputs = batch[0]
+    inputs, target = batch[0], data[1]
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return None
-    if inputs.ndim != 2 or not inputs.numel() or not any(map(_may_be_raw, data)):
+    if inputs.ndim != 2 or not any(map(_may_be_raw, data)):
         return None
-    try:
-        with torch.no_grad(), _Uses(inputs) as uses:
-            output = run(inputs)
-    except Exception:  # for example a decomposition of this batch
+    traced = _traced(run, inputs)
+    if traced is None:
         return None
-    layers = {id(m.weight): m for m in module.modules() if isinstance(m, nn.Linear)}
-
-    def units_of(weight: Tensor) -> _Units:
-        rows, columns = weight.shape
-        return _Units(
-            layers[id(weight)],
-            weight.new_zeros(columns),
-            weight.new_ones(columns),
-            weight.new_zeros(rows),
-            weight.new_ones(rows),
-        )
-
+    output, uses = traced
+    layers = _linear_layers(module)
     found: dict[int, _Units] = {}
-    is_input_known = not uses.is_input_used_otherwise and uses.first
-    if is_input_known and all(id(w) in layers for w in uses.first):
+    for layer in uses.input_layers(layers):
         middle, spread = _middle_and_spread(data[0])
-        for weight in uses.first:
-            units = found.setdefault(id(weight), units_of(weight))
-            units.scale = spread.to(weight)
-            if units.layer.bias is not None:
-                units.shift = middle.to(weight)
+        units = found[id(layer.weight)] = _Units.of(layer)
+        units.scale = spread.to(layer.weight)
+        if layer.bias is not None:
+            units.shift = middle.to(layer.weight)
     loss_scale = 1.0
     weight = uses.weight_of(output)
     power = traits_of(criterion).unit_power
-    target = data[1]
     if (
         power is not None
         and weight is not None
@@ -333,7 +362,7 @@ def conditioned(
         and target.numel() == len(target) * len(weight)
     ):
         middle, spread = _middle_and_spread(target.reshape(len(target), -1))
-        units = found.setdefault(id(weight), units_of(weight))
+        units = found.setdefault(id(weight), _Units.of(layers[id(weight)]))
         units.out_scale = spread.to(weight)
         if units.layer.bias is not None:
             units.out_shift = middle.to(weight)
@@ -344,3 +373,33 @@ def conditioned(
     if not changed:
         return None
     return Conditioning(changed, list(module.parameters()), loss_scale)
+
+
+def feeds_linear_layers(module: nn.Module, inputs: Tensor) -> bool:
+    """Whether a network passes its input to linear layers and to nothing else.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Network.
+    inputs : Tensor of shape (n_rows, n_columns)
+        Rows to call it on, in evaluation mode.
+    """
+    was_training = module.training
+    traced = _traced(module.eval(), inputs)
+    module.train(was_training)
+    return traced is not None and bool(traced[1].input_layers(_linear_layers(module)))
+
+
+def _traced(run: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Any, _Uses] | None:
+    """Return the output of a network and the uses of its input, or None if it fails."""
+    try:
+        with torch.no_grad(), _Uses(inputs) as uses:
+            return run(inputs), uses
+    except Exception:  # for example a decomposition of this batch
+        return None
+
+
+def _linear_layers(module: nn.Module) -> dict[int, nn.Linear]:
+    """Return the linear layers by the identities of their weights."""
+    return {id(m.weight): m for m in module.modules() if isinstance(m, nn.Linear)}

@@ -1,4 +1,4 @@
-"""Recovery by restarting as if on standardized data."""
+"""Starts and restarts of a training as if on standardized data."""
 
 from __future__ import annotations
 
@@ -7,8 +7,81 @@ from typing import Any
 from skorch.dataset import unpack_data
 
 from sknan._utils.random_state import kept_random_states
+from sknan._utils.warn import warn
+from sknan.nets._batching import TensorTable
 from sknan.nets.recovery.protocol import Answer, Failure, Training
-from sknan.nets.recovery.raw_units import conditioned
+from sknan.nets.recovery.raw_units import (
+    Conditioning,
+    conditioned,
+    feeds_linear_layers,
+    lost_columns,
+)
+
+# Number of rows on which the uses of the input are traced.
+_TRIAL_ROWS = 32
+
+# Largest number of columns that a message lists.
+_MOST_LISTED = 8
+
+
+def start_on_standardized_data(training: Training, rate: float) -> None:
+    """Standardize, before the first step, columns that are too large for any step.
+
+    A linear layer learns nothing from such a column, and the network is silently worse
+    than a constant. The weights of a module that was passed in may be trained for these
+    units, so that they are not changed.
+
+    Parameters
+    ----------
+    training : Training
+        Training that is about to begin, from weights that it has not trained before.
+    rate : float
+        Learning rate.
+
+    Warns
+    -----
+    UserWarning
+        If there are such columns. The message names them.
+    """
+    net, table = training.net, getattr(training.batches, "dataset", None)
+    if not isinstance(table, TensorTable) or net.on_nonfinite != "recover":
+        return
+    columns = lost_columns(table.X, rate)
+    batch = table.rows(slice(0, _TRIAL_ROWS))
+    with kept_random_states(net.device):
+        if not columns or not feeds_linear_layers(net.module_, batch[0].to(net.device)):
+            return
+    listed = ", ".join(map(str, columns[:_MOST_LISTED]))
+    more = ", ..." if len(columns) > _MOST_LISTED else ""
+    answer = "Standardize X, for example with SafeScaler()."
+    conditioning = _conditioned(training, batch, {})
+    if conditioning is not None:
+        conditioning.reinterpret()
+        training.guard.weights.start_here()
+        training.conditioning, training.raw_table = conditioning, None
+        answer = f"The network is trained as if on standardized data. {answer}"
+    warn(
+        f"Columns of X are in raw units: {listed}{more}, with values of size up to "
+        f"{float(table.X[:, columns].abs().max()):.3g}. At a learning rate of {rate:g} "
+        f"a linear layer learns nothing from them. {answer}"
+    )
+
+
+def _conditioned(
+    training: Training, batch: Any, fit_params: dict[str, Any]
+) -> Conditioning | None:
+    """Return the coordinates of standardized data, if the network has such."""
+    net, table = training.net, training.raw_table
+    if table is None:
+        return None
+    with kept_random_states(net.device):
+        return conditioned(
+            net.module_,
+            getattr(net, "criterion_", None),
+            unpack_data(batch),
+            (table.X, table.y),
+            lambda x: net.infer(x, **fit_params),
+        )
 
 
 class RestartOnStandardizedData:
@@ -22,18 +95,8 @@ class RestartOnStandardizedData:
 
     def attempt(self, training: Training, failure: Failure, batch: Any) -> Answer:
         """Restart from the first weights, in the coordinates of standardized data."""
-        table, training.raw_table = training.raw_table, None
-        if table is None:
-            return None
-        net = training.net
-        with kept_random_states(net.device):
-            conditioning = conditioned(
-                net.module_,
-                getattr(net, "criterion_", None),
-                unpack_data(batch),
-                (table.X, table.y),
-                lambda x: net.infer(x, **failure.fit_params),
-            )
+        conditioning = _conditioned(training, batch, failure.fit_params)
+        training.raw_table = None
         training.guard.weights.last.restore_buffers()
         if conditioning is None:
             return None

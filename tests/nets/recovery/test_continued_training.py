@@ -9,27 +9,36 @@ import torch
 from skorch.callbacks import Callback
 from torch import nn
 
-from sknan import DivergenceWarning, GuardedNet, StableNetRegressor
+from sknan import (
+    DivergenceWarning,
+    GuardedNet,
+    GuardedNetRegressor,
+    StableNetRegressor,
+)
+from sknan.nets import TabularMLP
 
 Z = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
 X_RAW = Z * 1e3 + 1e4
 Y = Z[:, 0] - Z[:, 1]
+Y_COLUMN = Y[:, None]
 
 pytestmark = pytest.mark.filterwarnings("ignore::sknan.DivergenceWarning")
 
 
 def rescued(**params):
     """Return a network that was rescued from raw units in its first fit."""
-    net = StableNetRegressor(
-        optimizer="sgd",
+    torch.manual_seed(0)
+    net = GuardedNetRegressor(
+        TabularMLP,
+        module__n_features_in=3,
+        module__n_outputs=1,
         optimizer__momentum=0.9,
         lr=0.05,
-        clip_norm=None,
         max_epochs=20,
-        early_stopping=False,
-        random_state=0,
+        train_split=None,
+        verbose=0,
         **params,
-    ).fit(X_RAW, Y)
+    ).fit(X_RAW, Y_COLUMN)
     assert net.nonfinite_reports_
     assert net.score(X_RAW, Y) > 0.95
     return net
@@ -44,15 +53,15 @@ def test_a_rescued_network_goes_on_without_another_rescue(method_name, is_pickle
     before = net.score(X_RAW, Y)
     with warnings.catch_warnings():
         warnings.simplefilter("error", DivergenceWarning)
-        getattr(net, method_name)(X_RAW, Y)
+        getattr(net, method_name)(X_RAW, Y_COLUMN)
     assert net.score(X_RAW, Y) > before - 0.01
 
 
 def test_a_fit_from_the_beginning_forgets_the_coordinates():
     net = rescued()
-    net.fit(Z, Y)
+    net.fit(Z, Y_COLUMN)
     assert net.nonfinite_reports_ == []
-    assert net.net_._conditioning_ is None
+    assert net._conditioning_ is None
 
 
 def test_a_failed_continuation_that_is_no_better_keeps_the_trained_weights():

@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from sknan.losses import HuberLoss, MSELoss, PoissonNLLLoss
-from sknan.nets.recovery.raw_units import Conditioning, conditioned
+from sknan.nets.recovery.raw_units import (
+    Conditioning,
+    conditioned,
+    feeds_linear_layers,
+)
 
 SHIFT, SCALE = torch.tensor([2000.0, -50.0, 0.0]), torch.tensor([1e4, 20.0, 1.0])
 N_STEPS = 5
@@ -301,9 +305,15 @@ class Product(MLP):
         return super().forward(x) * x[:, :1]
 
 
-class Cut(MLP):
+class Reordered(MLP):
     def forward(self, x):
-        return super().forward(x[:, :3])
+        return super().forward(x[:, [2, 0, 1]])
+
+
+class Unchanged(MLP):
+    def forward(self, x):
+        x = F.dropout(x, 0.5, training=False)
+        return super().forward(torch.nan_to_num(x[:, :3]).reshape(-1, 3))
 
 
 class Own(nn.Module):
@@ -327,10 +337,17 @@ class Normalized(nn.Module):
         return torch.tanh(self.linear(self.norm(x)))
 
 
-@pytest.mark.parametrize("network", [Product, Cut, Own, Normalized])
+@pytest.mark.parametrize("network", [Product, Reordered, Own, Normalized])
 def test_inputs_with_other_uses_are_not_conditioned(network):
     X, y = raw_data(torch.float64, "inputs")
     assert conditioned_on(network().double(), nn.MSELoss(), X, y) is None
+
+
+def test_a_function_that_leaves_the_input_as_it_is_is_no_other_use():
+    X, y = raw_data(torch.float64, "inputs")
+    assert conditioned_on(Unchanged().double(), nn.MSELoss(), X, y) is not None
+    assert feeds_linear_layers(Unchanged(), X.float())
+    assert not feeds_linear_layers(Reordered(), X.float())
 
 
 def test_reading_the_shape_of_the_input_is_no_other_use():
