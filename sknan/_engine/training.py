@@ -354,7 +354,9 @@ class StackTraining(StackState):
         x = self.inputs_of(rows)
         try:
             return self.stack.evaluate(x, self.targets(rows))
-        except Exception:  # a user's module may raise anything, for one of the members
+        except Exception as error:  # a user's module may raise anything
+            if self._is_ended_by(error):
+                return None
             losses = [
                 member.valid_loss(self.stack.state_of(k), self.batch_of(member.valid))
                 for k, member in enumerate(self.members)

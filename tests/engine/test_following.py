@@ -340,7 +340,10 @@ class Interrupted(torch.nn.Module):
         return self.head(x) + 0.0 * x.sum()
 
 
-def test_an_error_that_a_repetition_would_hide_ends_the_fit(tmp_path, loops):
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_an_error_that_a_repetition_would_hide_ends_the_fit(
+    tmp_path, loops, early_stopping
+):
     path = tmp_path / "full"
 
     class Fill(Callback):
@@ -349,7 +352,12 @@ def test_an_error_that_a_repetition_would_hide_ends_the_fit(tmp_path, loops):
                 path.touch()
 
     with pytest.raises(MemoryError, match="once"):
-        fitted(Fill(), module=Interrupted, module__path=path)
+        fitted(
+            Fill(),
+            module=Interrupted,
+            module__path=path,
+            early_stopping=early_stopping,
+        )
     assert not loops
 
 
