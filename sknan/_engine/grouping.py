@@ -13,6 +13,7 @@ from sknan._engine.optimizer_step import optimizer_key
 from sknan._engine.passes import pass_key
 from sknan._engine.plan import TrainingPlan
 from sknan._utils.tree import tree_leaves
+from sknan.diagnosis._causes import examine_loss
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.optim._learning_rates import hopeless_decay
 
@@ -55,6 +56,8 @@ def plan_key(plan: TrainingPlan) -> Hashable | None:
     if n_steps > _MOST_STEPS:
         return None
     if not is_schedule_valid(net, n_steps) or hopeless_decay([net.optimizer_]):
+        return None
+    if examine_loss(net.criterion_) is not None:
         return None
     return (
         key_of_pass,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sknan.diagnosis._evidence import CRITERION, FailedOperation
-from sknan.diagnosis._forward import OperationTracer
+from sknan.diagnosis._forward import ActiveModule, GraphNode, OperationTracer
 from sknan.diagnosis._values import all_finite, are_all_finite, bad_rows, largest
 
 
@@ -103,16 +103,20 @@ def first_failed_node(loss: Tensor, tracer: OperationTracer) -> FailedOperation 
             # The value was finite in spite of it, for example tanh(inf).
             raise _FoundFailure(traced.argument_fault)
         bad = next(g for g in computed if g is not None and not all_finite(g))
+        if traced is None:
+            traced = GraphNode("", ActiveModule(CRITERION), None, None, ())
         raise _FoundFailure(
             FailedOperation(
                 phase="backward",
-                module=traced.module if traced else CRITERION,
-                operation=_operation_of(node, traced.operation if traced else ""),
-                source=traced.source if traced else None,
+                module=traced.module.path,
+                operation=_operation_of(node, traced.operation),
+                source=traced.source,
                 rows=bad_rows(~torch.isfinite(bad), tracer.n_rows),
                 largest=largest(g for g in given if g is not None),
                 dtype=bad.dtype,
                 is_in_unused_branch=number in tracer.nonfinite_nodes,
+                arguments=tuple(made.describe() for made in traced.arguments),
+                layer=traced.module.layer,
             )
         )
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
+from math import isfinite, nan
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sknan._utils.tree import tree_leaves
-from sknan.diagnosis._evidence import CRITERION, FailedOperation, StepEvidence
+from sknan.diagnosis._evidence import (
+    CRITERION,
+    FailedOperation,
+    Places,
+    StepEvidence,
+)
 from sknan.diagnosis._remedies import ACTIONS, action_for, remedy_for_check
 from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
-from sknan.diagnosis._thresholds import HUGE, NARROW
+from sknan.diagnosis._thresholds import NARROW, OVERFLOWS_SQUARED
+from sknan.diagnosis._values import nonfinite_count
 
 # Operations whose domain has an edge. Where one fails only in the backward pass,
 # its argument was at the edge, not beyond.
@@ -53,20 +59,14 @@ def examine_step(evidence: StepEvidence) -> NonFiniteReport:
     return dataclasses.replace(report, epoch=evidence.epoch, batch=evidence.batch)
 
 
-def _nonfinite_count(tensor: Tensor) -> int:
-    return int((~torch.isfinite(tensor)).sum())
-
-
 def _float_leaves(data: Any) -> list[Tensor]:
     return [leaf.detach() for leaf in tree_leaves(data) if leaf.is_floating_point()]
 
 
-def _places_where(
-    inputs: Any, is_bad: Callable[[Tensor], Tensor]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the bad rows and columns of the first table that has bad entries."""
+def _nonfinite_places(inputs: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the rows and columns with bad entries in the first table that has any."""
     for leaf in _float_leaves(inputs):
-        bad = is_bad(leaf)
+        bad = ~torch.isfinite(leaf)
         if leaf.ndim == 2 and bad.any():
             rows = bad.any(dim=1).nonzero().flatten().tolist()
             columns = bad.any(dim=0).nonzero().flatten().tolist()
@@ -79,23 +79,19 @@ def _refined_report(
 ) -> NonFiniteReport:
     """Return a report whose cause and place are refined by all other evidence.
 
-    Huge inputs come before weights that have diverged, and these before the operation
-    that failed.
+    Huge numbers in the batch come before weights that have diverged, and these before
+    the operation that failed.
     """
-    failed = evidence.failed_operation
-    huge_rows, huge_columns = _places_where(
-        evidence.inputs, lambda leaf: leaf.abs() >= HUGE
-    )
-    if huge_rows:
+    failed, places = evidence.failed_operation, evidence.places or Places()
+    if places.huge:
         cause = "data"
-        clause += "; the batch contains inputs of size 1e15 and more"
+        clause += f"; the batch has {places.huge} of size 1e18 and more"
     elif evidence.is_runaway:
         cause = evidence.cause_of_divergence
         clause += f"; {evidence.movement}"
     elif failed is not None:
         cause = _cause_of(failed, amplifies=bool(evidence.amplification))
     place: dict[str, Any] = {"module": module}
-    has_columns = bool(evidence.columns) and not huge_rows
     if failed is not None:
         phase, place = failed.phase, failed.place
         if not evidence.is_runaway:
@@ -104,9 +100,9 @@ def _refined_report(
         phase,
         cause,
         f"{clause}.",
-        ACTIONS[cause] if failed is None else action_for(cause, failed, has_columns),
-        rows=huge_rows or evidence.rows,
-        columns=huge_columns or evidence.columns,
+        action_for(cause, failed, places),
+        rows=places.rows,
+        columns=places.columns,
         **place,
     )
 
@@ -120,7 +116,7 @@ def _divergence_report(evidence: StepEvidence, clause: str) -> NonFiniteReport:
 
 def _domain_clause(failed: FailedOperation) -> str:
     """Return a clause with the finite range of the argument, or an empty string."""
-    if failed.domain is None or not all(map(math.isfinite, failed.domain)):
+    if failed.domain is None or not all(map(isfinite, failed.domain)):
         return ""
     low, high = (bound + 0.0 for bound in failed.domain)  # -0.0 is printed as 0
     numbers = f"{low:.3g} to {high:.3g}" if low < high else f"{low:.3g}"
@@ -129,31 +125,32 @@ def _domain_clause(failed: FailedOperation) -> str:
 
 def _cause_of(failed: FailedOperation, *, amplifies: bool) -> Cause:
     """Return the cause to blame for an operation that failed with finite weights."""
-    if failed.dtype in NARROW and failed.largest < HUGE:
+    is_huge = failed.largest >= OVERFLOWS_SQUARED
+    has_infinity = failed.domain is not None and not all(map(isfinite, failed.domain))
+    if failed.dtype in NARROW and not is_huge and not has_infinity:
         return "precision"
-    if failed.largest >= HUGE:
+    if is_huge:
         # The operation is not at fault: its argument was too large.
         return "gradient" if amplifies or failed.phase == "backward" else "activation"
     if failed.module == CRITERION:
         return "loss"
-    name = failed.operation.removeprefix("aten.")
     is_of_architecture = (
-        ("linalg" in name and "norm" not in name)  # a decomposition
+        ("linalg" in failed.name and "norm" not in failed.name)  # a decomposition
         or failed.is_in_unused_branch
         or failed.has_too_few_elements
         or failed.is_only_in_buffer
         or not failed.depends_on_batch
-        or (failed.phase == "backward" and name not in _WITH_A_DOMAIN)
+        or (failed.phase == "backward" and failed.name not in _WITH_A_DOMAIN)
     )
     return "architecture" if is_of_architecture else "activation"
 
 
 def _blame_input(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the batch contains NaN or infinity."""
-    n_bad = sum(map(_nonfinite_count, _float_leaves(evidence.inputs)))
+    n_bad = sum(map(nonfinite_count, _float_leaves(evidence.inputs)))
     if not n_bad:
         return None
-    rows, columns = _places_where(evidence.inputs, lambda leaf: ~torch.isfinite(leaf))
+    rows, columns = _nonfinite_places(evidence.inputs)
     values = "value" if n_bad == 1 else "values"
     sentence = f"The batch contains {n_bad} non-finite input {values}."
     return NonFiniteReport(
@@ -166,23 +163,50 @@ def _blame_initial_weight(evidence: StepEvidence) -> NonFiniteReport | None:
     failed = evidence.failed_operation
     if failed is None or failed.weight is None:
         return None
-    named = [p for n, p in evidence.named_parameters if n.endswith(failed.weight)]
-    n_bad = sum(_nonfinite_count(p.detach()) for p in named)
-    n_entries = sum(p.numel() for p in named)
+    name, n_bad, n_entries = failed.weight
     return NonFiniteReport(
         "forward",
         "architecture",
-        f"The weight {failed.weight!r} is not finite before the first step: {n_bad} of "
+        f"The weight {name!r} is not finite before the first step: {n_bad} of "
         f"{n_entries} entries.",
         "Initialize it, or check the weights that were loaded.",
         **failed.place,
     )
 
 
+def examine_loss(criterion: Any) -> NonFiniteReport | None:
+    """Return a report on class weights that make every loss non-finite, or None.
+
+    Parameters
+    ----------
+    criterion : object
+        Loss that is about to be used. Only a module can have weights of classes.
+
+    Returns
+    -------
+    NonFiniteReport or None
+    """
+    parts = criterion.modules() if isinstance(criterion, nn.Module) else ()
+    for part in parts:
+        for name, weight in part.named_buffers(recurse=False):
+            bad = (~torch.isfinite(weight)).flatten().nonzero().flatten().tolist()
+            if name in ("weight", "pos_weight") and bad:
+                return NonFiniteReport(
+                    "loss",
+                    "loss",
+                    f"{name!r} of {type(part).__name__} is not finite before the first "
+                    f"step: {len(bad)} of {weight.numel()} entries, first entry "
+                    f"{bad[0]}.",
+                    "A class that does not occur has no weight: set its entry to 1.",
+                    CRITERION,
+                )
+    return None
+
+
 def _blame_weights(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the optimizer has made a weight non-finite."""
     parameters, failed = evidence.named_parameters, evidence.failed_operation
-    bad = [name for name, p in parameters if _nonfinite_count(p.detach())]
+    bad = [name for name, p in parameters if nonfinite_count(p.detach())]
     if not bad:
         return None
     clause = (
@@ -225,7 +249,7 @@ def _blame_error(evidence: StepEvidence) -> NonFiniteReport | None:
 def _blame_output(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the network's output is not finite."""
     outputs = _float_leaves(evidence.outputs)
-    n_bad = sum(map(_nonfinite_count, outputs))
+    n_bad = sum(map(nonfinite_count, outputs))
     if not n_bad:
         return None
     clause = (
@@ -239,12 +263,12 @@ def _blame_output(evidence: StepEvidence) -> NonFiniteReport | None:
 
 def _blame_loss(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the loss of finite outputs is not finite."""
-    if math.isfinite(evidence.loss):
+    if isfinite(evidence.loss):
         return None
     sizes = [float(leaf.abs().max()) for leaf in _float_leaves(evidence.outputs)]
     clause = (
         f"The loss is {evidence.loss} for outputs of size up to "
-        f"{max(sizes, default=math.nan):.3g}"
+        f"{max(sizes, default=nan):.3g}"
     )
     return _refined_report(evidence, "loss", "loss", clause, CRITERION)
 
@@ -260,10 +284,10 @@ def _blame_buffer(evidence: StepEvidence) -> NonFiniteReport | None:
 
 def _blame_gradient(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the gradient of a finite loss is not finite."""
-    if math.isfinite(evidence.gradient_norm):
+    if isfinite(evidence.gradient_norm):
         return None
     parameters = evidence.named_parameters
-    bad = [n for n, p in parameters if p.grad is not None and _nonfinite_count(p.grad)]
+    bad = [n for n, p in parameters if p.grad is not None and nonfinite_count(p.grad)]
     clause = (
         f"The loss is {evidence.loss:.3g} but {len(bad)} of {len(parameters)} "
         f"gradients are non-finite, first that of {bad[0]!r}"
@@ -271,7 +295,9 @@ def _blame_gradient(evidence: StepEvidence) -> NonFiniteReport | None:
         else f"The gradients' norm is {evidence.gradient_norm} at a loss of "
         f"{evidence.loss:.3g}"
     )
-    cause: Cause = "gradient" if abs(evidence.loss) > HUGE else "activation"
+    cause: Cause = (
+        "gradient" if abs(evidence.loss) > OVERFLOWS_SQUARED else "activation"
+    )
     module = bad[0].rpartition(".")[0] if bad else ""
     return _refined_report(evidence, "backward", cause, clause, module)
 
@@ -285,13 +311,12 @@ def _blame_absurd_gradient(evidence: StepEvidence) -> NonFiniteReport | None:
         for n, p in evidence.named_parameters
         if p.grad is not None and p.grad.numel()
     )
-    sentence = (
+    clause = (
         f"The gradients' norm is {evidence.gradient_norm:.3g} at a loss of "
         f"{evidence.loss:.3g}, with entries of up to {largest:.3g}: such a step, or "
-        "its square in the optimizer's running averages, would do lasting damage."
+        "its square in the optimizer's running averages, would do lasting damage"
     )
-    action = ACTIONS["gradient"]
-    return NonFiniteReport("backward", "gradient", sentence, action, module=module)
+    return _refined_report(evidence, "backward", "gradient", clause, module)
 
 
 def _blame_explosion(evidence: StepEvidence) -> NonFiniteReport:

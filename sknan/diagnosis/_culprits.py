@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.tree import tree_leaves, tree_map
-from sknan.diagnosis._raised import does_raise
+from sknan.diagnosis._evidence import FailedOperation, Places
 from sknan.diagnosis._report import Phase
-
-# In a wider table the columns are not examined one by one.
-_MOST_COLUMNS = 256
+from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
+from sknan.diagnosis._values import bad_rows, nonempty_floats
 
 
 def nonfinite_rows(data: Any, n_rows: int) -> tuple[int, ...]:
@@ -73,28 +74,26 @@ def without_rows(data: Any, rows: tuple[int, ...], n_rows: int) -> Any:
     return sliced(data, keep.nonzero().flatten(), n_rows)
 
 
-def rows_by_bisection(
-    is_finite: Callable[[slice], bool], n_rows: int
-) -> tuple[int, ...]:
-    """Find the rows that are not finite by themselves, by halving the batch.
+def by_bisection(is_sound: Callable[[slice], bool], n: int) -> tuple[int, ...]:
+    """Find the rows or columns that fail by themselves, by halving.
 
     Parameters
     ----------
-    is_finite : callable
-        Function that returns whether the result for a range of rows is finite.
-    n_rows : int
-        Number of rows in the batch.
+    is_sound : callable
+        Function that returns whether a range of rows or columns does not fail.
+    n : int
+        Number of rows or columns.
 
     Returns
     -------
     tuple of int
-        Empty if only several rows together fail.
+        Empty if only several together fail.
     """
     bad: list[int] = []
-    stack = [(0, n_rows)]
+    stack = [(0, n)]
     while stack:
         start, stop = stack.pop()
-        if start >= stop or is_finite(slice(start, stop)):
+        if start >= stop or is_sound(slice(start, stop)):
             continue
         if stop - start == 1:
             bad.append(start)
@@ -104,96 +103,236 @@ def rows_by_bisection(
     return tuple(sorted(bad))
 
 
-def columns_to_blame(
-    inputs: Any, row: int, is_finite: Callable[[Tensor], bool | Tensor]
-) -> tuple[int, ...]:
-    """Find the columns in which the median, as value, makes a bad row finite.
-
-    Parameters
-    ----------
-    inputs : Tensor of shape (n_rows, n_columns)
-        Inputs of the batch. Data of any other kind have no columns.
-    row : int
-        Number of the bad row.
-    is_finite : callable
-        Function of a table with one copy of the row for each column, in which this
-        column contains its median. It returns a mask of the copies whose result is
-        finite, or one value for all of them.
-
-    Returns
-    -------
-    tuple of int
-        Empty if no single column repairs the row, or more than half of them do.
-    """
-    if not isinstance(inputs, Tensor) or inputs.ndim != 2:
-        return ()
-    n_columns = inputs.shape[1]
-    is_small = inputs.is_floating_point() and 1 < n_columns <= _MOST_COLUMNS
-    if not is_small or len(inputs) < 2:
-        return ()
-    medians = inputs.detach().float().nanmedian(dim=0).values.to(inputs.dtype)
-    copies = inputs[row].detach().repeat(n_columns, 1)
-    copies.fill_diagonal_(0.0)
-    copies += torch.diag(medians)
-    cures = torch.as_tensor(is_finite(copies)).flatten().nonzero().flatten().tolist()
-    return tuple(cures) if 0 < len(cures) <= n_columns // 2 else ()
-
-
-def places_to_blame(
-    phase: Phase,
-    rows: tuple[int, ...],
-    batch: tuple[Any, Any],
-    outputs: Any,
-    forward: Callable[[Any], Any],
-    loss: Callable[[Any, Any, Any], Tensor],
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Find the rows of a failed step to blame, and the columns of the first of them.
+@dataclass(frozen=True)
+class Trials:
+    """Repetitions of a failed step with other data.
 
     Parameters
     ----------
     phase : str
-        Part of the step that failed.
-    rows : tuple of int
-        Rows in the result of the failed operation, if they can be read from it.
-    batch : (object, object)
-        Inputs and target.
-    outputs : object
-        Output of the network, or None.
+        Part of the step that failed; a repetition ends with it.
     forward : callable
         The network, in a mode that treats each row by itself. It is called with rows
         that are not in the batch.
     loss : callable
         Loss as a function of outputs, target and inputs.
+    parameters : sequence of Tensor
+        Trained weights.
+    """
+
+    phase: Phase
+    forward: Callable[[Any], Any]
+    loss: Callable[[Any, Any, Any], Tensor]
+    parameters: Sequence[Tensor]
+
+    def is_sound(self, inputs: Any, target: Any, outputs: Any = None) -> bool:
+        """Whether the step is finite on some data, and the squares of its numbers are.
+
+        Parameters
+        ----------
+        inputs, target : object
+            Data of the step.
+        outputs : object, default=None
+            Output of the network; computed if not given.
+
+        Returns
+        -------
+        bool
+            False if the step raises an exception.
+        """
+        has_grad = self.phase != "forward"  # a loss may contain gradients
+        try:
+            with kept_random_states(), torch.set_grad_enabled(has_grad):
+                if outputs is None:
+                    outputs = self.forward(inputs)
+                    if not _is_moderate(outputs):
+                        return False
+                if self.phase == "forward":
+                    return True
+                loss = self.loss(outputs, target, inputs).sum()
+                if self.phase == "loss" or not loss.requires_grad:
+                    return _is_moderate(loss)
+                trained = [p for p in self.parameters if p.requires_grad]
+                grads = torch.autograd.grad(loss, trained, allow_unused=True)
+                return _is_moderate((loss, grads))
+        except Exception:  # for example by a decomposition, or by a check of arguments
+            return False
+
+
+def _is_moderate(data: Any) -> bool:
+    # The comparison is false for NaN.
+    return all(
+        bool((x.detach().abs() < OVERFLOWS_SQUARED).all())
+        for x in nonempty_floats(data)
+    )
+
+
+def places_to_blame(
+    failed: FailedOperation | None, batch: tuple[Any, Any], outputs: Any, trials: Trials
+) -> Places:
+    """Find the rows and columns of a failed step that are to blame.
+
+    Those are to blame that make the step fail by themselves, or without which it is
+    finite. The size of their numbers alone is no proof.
+
+    Parameters
+    ----------
+    failed : FailedOperation or None
+        Operation that failed; None if a finite step was refused.
+    batch : (object, object)
+        Inputs and target.
+    outputs : object
+        Output of the network, or None.
+    trials : Trials
+        Repetitions of the step.
 
     Returns
     -------
-    rows, columns : tuple of int
-        There are columns only if the inputs are a table and a minority of rows failed.
+    Places
     """
+    if failed is not None and not failed.depends_on_batch:
+        return Places()
+    n_rows = len(tree_leaves(batch[0])[0])
+    rows = () if failed is None else _rows_to_blame(failed, batch, outputs, trials)
+    for part in ("inputs", "targets"):
+        places = _huge_numbers(part, rows or tuple(range(n_rows)), batch, trials)
+        if places is not None:
+            return places
+    return Places(rows, _columns_to_blame(rows, batch, trials))
+
+
+def _rows_to_blame(
+    failed: FailedOperation, batch: tuple[Any, Any], outputs: Any, trials: Trials
+) -> tuple[int, ...]:
+    """Return the rows of the result that are not finite, or that fail alone."""
     inputs, target = batch
     n_rows = len(tree_leaves(inputs)[0])
-    rows = rows or nonfinite_rows(outputs, n_rows)
-    if not rows and phase == "loss" and outputs is not None:
+    rows = failed.rows
+    if not rows and failed.phase == "forward":
+        rows = nonfinite_rows(outputs, n_rows)
+    if 0 < len(rows) < n_rows:
+        return rows
 
-        def is_finite(part: slice) -> bool:
-            data = (sliced(d, part, n_rows) for d in (outputs, target, inputs))
-            return bool(torch.isfinite(loss(*data).detach()).all())
+    def is_sound(part: slice) -> bool:
+        known = outputs if failed.phase == "loss" else None
+        return trials.is_sound(
+            *(sliced(data, part, n_rows) for data in (inputs, target, known))
+        )
 
-        with torch.no_grad():
-            rows = rows_by_bisection(is_finite, n_rows)
-    if phase != "forward" or not 0 < len(rows) <= n_rows // 2:
-        return rows, ()
+    alone = by_bisection(is_sound, n_rows)
+    return alone if 0 < len(alone) < n_rows else rows
 
-    def is_repaired(copies: Tensor) -> Tensor:
-        n_copies, found = len(copies), []
 
-        def has_output(part: slice) -> bool:
-            return not does_raise(lambda: found.append(forward(copies[part])))
+def _huge_numbers(
+    part: Literal["inputs", "targets"],
+    rows: tuple[int, ...],
+    batch: tuple[Any, Any],
+    trials: Trials,
+) -> Places | None:
+    """Return where huge numbers are, if the step is finite with usual ones instead."""
+    n_rows = len(tree_leaves(batch[0])[0])
+    inputs, target = (sliced(data, torch.tensor(rows), n_rows) for data in batch)
 
-        with kept_random_states(), torch.no_grad():
-            bad = rows_by_bisection(has_output, n_copies)
-        if not bad:
-            bad = nonfinite_rows(found[0], n_copies)
-        return ~torch.isin(torch.arange(n_copies), torch.tensor(bad))
+    def is_sound(data: Any) -> bool:
+        return trials.is_sound(*((data, target) if is_input else (inputs, data)))
 
-    return rows, columns_to_blame(inputs, rows[0], is_repaired)
+    is_input = part == "inputs"
+    data = inputs if is_input else target
+    if not any(bool(_is_huge(leaf).any()) for leaf in tree_leaves(data)):
+        return None
+    tame = tree_map(_without_huge, data)
+    if is_sound(data) or not is_sound(tame):
+        return None
+    columns: tuple[int, ...] = ()
+    whole = batch[0 if is_input else 1]
+    bad = [_is_huge(leaf) for leaf in tree_leaves(whole)]
+    if is_input and _is_table(inputs):
+
+        def is_sound_with(part: slice) -> bool:
+            mixed = tame.clone()
+            mixed[:, part] = inputs[:, part]
+            return is_sound(mixed)
+
+        columns = by_bisection(is_sound_with, inputs.shape[1])
+        bad = [bad[0][:, list(columns)]] if columns else bad
+    found = {row for mask in bad for row in bad_rows(mask, n_rows)}
+    return Places(tuple(sorted(found)), columns, part)
+
+
+def _is_huge(x: Tensor) -> Tensor:
+    # Integers are no measurements: they select rows of an embedding, or classes.
+    return x.abs() >= OVERFLOWS_SQUARED if x.is_floating_point() else x != x
+
+
+def _without_huge(x: Any) -> Any:
+    """Replace huge numbers by the median of the others in the column, or by 0."""
+    if not isinstance(x, Tensor) or not (x.ndim and x.is_floating_point()):
+        return x
+    huge = _is_huge(x)
+    others = x.detach().double().masked_fill(huge, math.nan)
+    usual = others.nanmedian(dim=0).values.nan_to_num()
+    return torch.where(huge, usual.to(x.dtype), x)
+
+
+def _is_table(inputs: Any) -> bool:
+    is_float = isinstance(inputs, Tensor) and inputs.is_floating_point()
+    return is_float and inputs.ndim == 2 and inputs.shape[1] > 1
+
+
+def _columns_to_blame(
+    rows: tuple[int, ...], batch: tuple[Any, Any], trials: Trials
+) -> tuple[int, ...]:
+    """Return the columns to blame if a minority of the rows of a table failed.
+
+    There are none unless usual numbers in these columns make all rows finite.
+    """
+    inputs = batch[0]
+    if not _is_table(inputs) or not 0 < len(rows) <= len(inputs) // 2:
+        return ()
+    n_rows = len(inputs)
+    others = without_rows(inputs, rows, n_rows).detach()
+    usual = others.double().nanmedian(dim=0).values.to(inputs.dtype)
+    columns: tuple[int, ...] = ()
+    while rows:
+        at = torch.tensor(rows)
+        table, targets = (sliced(data, at, n_rows) for data in batch)
+        first = table[:1], sliced(targets, slice(0, 1), len(rows))
+        found = _columns_of_row(*first, usual, trials)
+        if set(found) <= set(columns):
+            return ()
+        columns = tuple(sorted({*columns, *found}))
+        table = table.clone()
+        table[:, list(columns)] = usual[list(columns)]
+
+        def is_sound(
+            part: slice, table: Tensor = table, targets: Any = targets
+        ) -> bool:
+            return trials.is_sound(table[part], sliced(targets, part, len(table)))
+
+        rows = tuple(rows[k] for k in by_bisection(is_sound, len(rows)))
+    return columns
+
+
+def _columns_of_row(
+    row: Tensor, target: Any, usual: Tensor, trials: Trials
+) -> tuple[int, ...]:
+    """Return the columns that make one row fail.
+
+    Either a usual number in one of them makes the row finite, or the number in one of
+    them makes a usual row fail.
+    """
+    n_columns = row.shape[1]
+
+    def with_numbers(base: Tensor, numbers: Tensor, part: slice) -> bool:
+        mixed = base.clone()
+        mixed[:, part] = numbers[:, part]
+        return trials.is_sound(mixed, target)
+
+    usual = usual[None]
+    if trials.is_sound(row, target) or not trials.is_sound(usual, target):
+        return ()
+    found = by_bisection(lambda part: not with_numbers(row, usual, part), n_columns)
+    if not found:
+        found = by_bisection(lambda part: with_numbers(usual, row, part), n_columns)
+    # If more than half do, the number that fails is a sum of many.
+    return found if len(found) <= n_columns // 2 else ()

@@ -18,7 +18,7 @@ from sknan._utils.random_state import kept_random_states
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._causes import examine_step
-from sknan.diagnosis._culprits import places_to_blame
+from sknan.diagnosis._culprits import Trials, places_to_blame
 from sknan.diagnosis._evidence import StepEvidence
 from sknan.diagnosis._raised import may_concern_values
 from sknan.diagnosis._replay import ModuleNames, replay
@@ -107,15 +107,14 @@ class _Step:
                 failed = dataclasses.replace(failed, rows=rows)
             if failed.is_only_in_buffer:  # the gradients do not depend on the buffer
                 evidence = dataclasses.replace(evidence, gradient_norm=math.nan)
-            rows, columns = places_to_blame(
+            trials = Trials(
                 failed.phase,
-                failed.rows,
-                batch,
-                evidence.outputs,
                 self.forward_alone,
                 self.loss,
+                [p for _, p in self.named_parameters()],
             )
-            evidence = dataclasses.replace(evidence, rows=rows, columns=columns)
+            places = places_to_blame(failed, batch, evidence.outputs, trials)
+            evidence = dataclasses.replace(evidence, places=places)
         return self._in_data(examine_step(evidence))
 
     def _run_on(self, batch: tuple[Any, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ from sknan.diagnosis._thresholds import is_runaway
 
 # Name of the criterion in the field ``module`` of a report.
 CRITERION = "criterion"
+
+
+class NonFiniteWeight(NamedTuple):
+    """A weight that is not finite, and how many of its entries are not."""
+
+    name: str
+    n_bad: int
+    n_entries: int
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,14 @@ class FailedOperation:
         Whether only a buffer of the module is not finite because of the operation.
     is_in_unused_branch : bool, default=False
         Whether the value was not finite either, and did not contribute to the loss.
-    weight : str or None, default=None
-        Name of a weight among the arguments that was not finite before the step.
+    weight : NonFiniteWeight or None, default=None
+        Weight among the arguments that was not finite before the step.
+    arguments : tuple of str, default=()
+        Origin of each argument, such as ``"sum(pow(input))"``.
+    used_by : tuple of str, default=()
+        Operations that used the result, in order, in the forward pass.
+    layer : str, default=""
+        Class of the innermost module, if it is a layer or a loss of torch.
     has_raised : bool, default=False
         Whether the operation has raised an exception.
     """
@@ -66,14 +80,40 @@ class FailedOperation:
     has_too_few_elements: bool = False
     is_only_in_buffer: bool = False
     is_in_unused_branch: bool = False
-    weight: str | None = None
+    weight: NonFiniteWeight | None = None
+    arguments: tuple[str, ...] = ()
+    used_by: tuple[str, ...] = ()
+    layer: str = ""
     has_raised: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the operation without namespace and mark of an in-place one."""
+        return self.operation.removeprefix("aten.").rstrip("_")
 
     @property
     def place(self) -> dict[str, Any]:
         """Module, operation and source, as fields of a report."""
         names = ("module", "operation", "source")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Rows and columns of a batch that are to blame.
+
+    Parameters
+    ----------
+    rows, columns : tuple of int, default=()
+        Numbers of the rows and columns.
+    huge : {"inputs", "targets", None}, default=None
+        Part of the batch whose numbers are too large, so that the step is finite with
+        smaller ones.
+    """
+
+    rows: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
+    huge: Literal["inputs", "targets"] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -106,7 +146,7 @@ class StepEvidence:
     amplification : str, default=""
         Description of how the network amplifies gradients with its initial weights;
         empty if it does not.
-    rows, columns : tuple of int, default=()
+    places : Places or None, default=None
         Rows and columns of the batch that are to blame.
     """
 
@@ -123,8 +163,7 @@ class StepEvidence:
     error: Exception | None = None
     is_gradient_absurd: bool = False
     amplification: str = ""
-    rows: tuple[int, ...] = ()
-    columns: tuple[int, ...] = ()
+    places: Places | None = None
 
     @property
     def n_rows(self) -> int:

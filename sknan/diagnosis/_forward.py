@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sknan._utils.tree import tree_leaves
-from sknan.diagnosis._evidence import CRITERION, FailedOperation
+from sknan.diagnosis._evidence import CRITERION, FailedOperation, NonFiniteWeight
 from sknan.diagnosis._user_code import line_of_user
 from sknan.diagnosis._values import (
     all_finite,
@@ -34,6 +34,10 @@ from sknan.diagnosis._values import (
 
 # Statistics that need at least two elements.
 _SPREADS = ("std", "var", "std_mean", "var_mean")
+
+# Operations that take logarithms: minus infinity, the logarithm of 0, is a valid
+# argument, and the result is finite unless all arguments are that.
+_OF_LOGARITHMS = ("_log_softmax", "_softmax", "logaddexp", "logcumsumexp", "logsumexp")
 
 # Operations that move numbers and do not compute.
 _MOVES = {
@@ -56,6 +60,7 @@ class _Kind(NamedTuple):
     """Properties of an ATen operation."""
 
     name: str
+    stem: str  # the name without namespace and mark of an in-place operation
     is_view: bool
     is_in_place: bool
     is_random: bool  # and therefore differs from batch to batch
@@ -64,8 +69,10 @@ class _Kind(NamedTuple):
 
 @functools.cache
 def _kind_of(func: Any) -> _Kind:
+    name = str(func.overloadpacket)
     return _Kind(
-        str(func.overloadpacket),
+        name,
+        name.removeprefix("aten.").rstrip("_"),
         func.is_view,
         func._schema.is_mutable,
         torch.Tag.nondeterministic_seeded in func.tags,
@@ -80,13 +87,38 @@ class _Origin(NamedTuple):
     failed: FailedOperation
 
 
+class ActiveModule(NamedTuple):
+    """Path of a module, and its class if that is one of torch."""
+
+    path: str
+    layer: str = ""
+
+
+class Made(NamedTuple):
+    """Operation that made a tensor, and how its arguments were made."""
+
+    name: str
+    arguments: tuple[Made, ...] = ()
+
+    def describe(self, depth: int = 5) -> str:
+        """Return the expression that made the tensor, without its innermost parts."""
+        if not self.arguments or not depth:
+            return self.name
+        arguments = (made.describe(depth - 1) for made in self.arguments)
+        return f"{self.name}({', '.join(arguments)})"
+
+
+_CONSTANT = Made("constant")
+
+
 class GraphNode(NamedTuple):
     """Facts about the operation behind one node of the autograd graph."""
 
     operation: str
-    module: str
+    module: ActiveModule
     source: str | None
     argument_fault: FailedOperation | None  # why an argument was not finite
+    arguments: tuple[Made, ...]
 
 
 @dataclass(frozen=True)
@@ -97,10 +129,29 @@ class _Call:
     args: Any
     inputs: list[Tensor]
     keys: list[int]  # of the storages of the inputs
+    arguments: tuple[Made, ...]
     depends_on_batch: bool
     has_faults: bool  # whether an input is not finite, by design or not
     origin: _Origin | None  # the earliest origin of an input
+    passed_on: _Origin | None  # the earliest that passed infinities on by design
     had_nan: bool
+
+    @property
+    def takes_zeros_as_logarithms(self) -> bool:
+        """Whether all infinities among the arguments are logarithms of 0."""
+        return (
+            self.kind.stem in _OF_LOGARITHMS
+            and not self.had_nan
+            and not any(bool(x.isposinf().any()) for x in nonempty_floats(self.inputs))
+        )
+
+    def has_summarized(self, out: Tensor) -> bool:
+        """Whether the operation has made one number of several."""
+        if self.kind.is_move or self.kind.is_view or self.kind.is_in_place:
+            return False
+        if self.kind.stem in ("logaddexp", "logcumsumexp"):
+            return True
+        return any(x.numel() > out.numel() for x in nonempty_floats(self.inputs))
 
 
 def _has_too_few_elements(call: _Call, out: Tensor) -> bool:
@@ -108,7 +159,7 @@ def _has_too_few_elements(call: _Call, out: Tensor) -> bool:
     sample = next((x for x in call.inputs if x.is_floating_point()), None)
     if sample is None:
         return False
-    is_spread = call.kind.name.removeprefix("aten.") in _SPREADS
+    is_spread = call.kind.stem in _SPREADS
     return not sample.numel() or (is_spread and sample.numel() <= out.numel())
 
 
@@ -129,17 +180,17 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ----------
     n_rows : int
         Number of rows in the batch.
-    batch : Tensor, or nested tuples or dicts of Tensor
-        Inputs and target.
+    batch : tuple
+        Inputs, and target if there is one; each may be nested.
     stop : frame
         Outermost frame in which to look for the user's code, itself excluded.
-    nonfinite_weights : dict of int to str
-        Names of the weights that are not finite before the step, by storage key.
+    nonfinite_weights : dict of int to NonFiniteWeight
+        Weights that are not finite before the step, by storage key.
 
     Attributes
     ----------
-    module_stack : list of str
-        Paths of the modules whose forward pass is running.
+    module_stack : list of ActiveModule
+        Modules whose forward pass is running.
     nodes : dict of int to GraphNode
         Facts about the nodes of the autograd graph, by sequence number.
     nonfinite_nodes : set of int
@@ -151,13 +202,13 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(
         self,
         n_rows: int,
-        batch: Any,
+        batch: tuple[Any, ...],
         stop: FrameType,
-        nonfinite_weights: dict[int, str],
+        nonfinite_weights: dict[int, NonFiniteWeight],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.n_rows = n_rows
-        self.module_stack: list[str] = []
+        self.module_stack: list[ActiveModule] = []
         self.nodes: dict[int, GraphNode] = {}
         self.nonfinite_nodes: set[int] = set()
         self.raised: tuple[Exception, FailedOperation] | None = None
@@ -167,23 +218,42 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: list[Any] = []  # keeps torch from reusing storages
         # Origin of each storage that is not finite; None for infinities by design.
         self._origins: dict[int, _Origin | None] = {}
-        self._of_batch = {storage_key(t) for t in tree_leaves(batch)}
+        # The first reduction whose result consists of infinities by design. It is the
+        # origin if they reach the loss, or become NaN.
+        self._passed_on: dict[int, _Origin] = {}
+        self._users: dict[int, list[str]] = {}  # of each origin's result, by its order
+        self._made = {
+            storage_key(t): Made(name)
+            for name, part in zip(("input", "target"), batch, strict=False)
+            for t in tree_leaves(part)
+        }
+        self._of_batch = set(self._made)
         self._finite: set[int] = set()  # storages that are finite as a whole
 
     @property
-    def module(self) -> str:
-        """Path of the innermost module whose forward pass is running."""
-        return self.module_stack[-1] if self.module_stack else CRITERION
+    def module(self) -> ActiveModule:
+        """Innermost module whose forward pass is running."""
+        return self.module_stack[-1] if self.module_stack else ActiveModule(CRITERION)
 
     def origin_of(self, x: Tensor) -> FailedOperation | None:
         """Return the operation that made a tensor non-finite, or None."""
-        origin = self._origins.get(storage_key(x))
-        return origin.failed if origin else None
+        key = storage_key(x)
+        return self._complete(self._origins.get(key) or self._passed_on.get(key))
+
+    def is_asked_for(self, x: Tensor) -> bool:
+        """Whether the infinities of a tensor are there by design."""
+        return not self._origins.get(storage_key(x))
 
     def first_failed(self) -> FailedOperation | None:
         """Return the first operation that made any tensor non-finite, or None."""
-        origin = _earliest(self._origins.values())
-        return origin.failed if origin else None
+        return self._complete(_earliest(self._origins.values()))
+
+    def _complete(self, origin: _Origin | None) -> FailedOperation | None:
+        """Return the operation of an origin with those that used its result."""
+        if origin is None:
+            return None
+        users = tuple(self._users.get(origin.order, ()))
+        return dataclasses.replace(origin.failed, used_by=users)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -214,14 +284,19 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         keys = [storage_key(t) for t in inputs]
         kind = _kind_of(func)
         origins = [self._origins[key] for key in keys if key in self._origins]
+        origin = _earliest(origins)
+        if origin is not None and not (kind.is_move or kind.is_view):
+            self._users.setdefault(origin.order, []).append(kind.stem)
         return _Call(
             kind,
             args,
             inputs,
             keys,
+            arguments=tuple(self._made.get(key, _CONSTANT) for key in keys),
             depends_on_batch=kind.is_random or not self._of_batch.isdisjoint(keys),
             has_faults=bool(origins),
-            origin=_earliest(origins),
+            origin=origin,
+            passed_on=_earliest(self._passed_on.get(key) for key in keys),
             had_nan=bool(origins)
             and any(bool(t.isnan().any()) for t in nonempty_floats(inputs)),
         )
@@ -232,8 +307,11 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         number = torch._C._autograd._get_sequence_nr() - 1
         if number not in self.nodes:
             line = line_of_user(self._stop, is_of_node=True)
-            fault = call.origin.failed if call.origin else None
-            self.nodes[number] = GraphNode(call.kind.name, self.module, line, fault)
+            origin = None if call.takes_zeros_as_logarithms else call.origin
+            fault = origin.failed if origin else None
+            self.nodes[number] = GraphNode(
+                call.kind.name, self.module, line, fault, call.arguments
+            )
         return number
 
     def _follow(self, call: _Call, out: Tensor, number: int) -> None:
@@ -241,6 +319,10 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage_key(out)
         if call.depends_on_batch:
             self._of_batch.add(key)
+        if call.kind.is_move or call.kind.is_view:
+            self._made.setdefault(key, call.arguments[0])
+        else:
+            self._made[key] = Made(call.kind.stem, call.arguments)
         if not is_inexact(out) or not out.numel():
             return
         if call.kind.is_view and key in self._finite:
@@ -251,6 +333,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
             if is_whole:  # all former numbers are overwritten
                 self._origins.pop(key, None)
+                self._passed_on.pop(key, None)
             if not (call.kind.is_view or call.kind.is_in_place):
                 self._finite.add(key)
             return
@@ -260,19 +343,31 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _blame(self, call: _Call, out: Tensor, key: int) -> None:
         """Record the origin of a result that is not finite."""
+        has_nan = bool(out.isnan().any())
         weights = [w for k in call.keys if (w := self._nonfinite_weights.get(k))]
-        if call.origin is not None:
-            self._origins[key] = call.origin
+        origin = call.origin
+        if origin is not None:
+            if call.takes_zeros_as_logarithms:  # such as logsumexp of a masked row
+                origin = self._origin(call, out)
+            self._origins[key] = origin
         elif weights:
             if not call.kind.is_move:
                 self._origins[key] = self._origin(call, out, weights[0])
-        elif call.has_faults and not bool(out.isnan().any()):
+        elif call.has_faults and not has_nan:
             self._origins[key] = None  # infinities by design, passed on
+            passed_on = call.passed_on
+            if passed_on is None and call.has_summarized(out):
+                passed_on = self._origin(call, out)
+            if passed_on is not None:
+                self._passed_on[key] = passed_on
         elif not call.had_nan:
             is_by_design = _is_by_design(call, out)
-            self._origins[key] = None if is_by_design else self._origin(call, out)
+            origin = call.passed_on or self._origin(call, out)
+            self._origins[key] = None if is_by_design else origin
 
-    def _origin(self, call: _Call, out: Tensor, weight: str | None = None) -> _Origin:
+    def _origin(
+        self, call: _Call, out: Tensor, weight: NonFiniteWeight | None = None
+    ) -> _Origin:
         rows = bad_rows(~torch.isfinite(out), self.n_rows)
         return _Origin(len(self._alive), self._failed(call, out, rows, weight))
 
@@ -287,12 +382,17 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return dataclasses.replace(failed, has_raised=True)
 
     def _failed(
-        self, call: _Call, out: Tensor, rows: tuple[int, ...], weight: str | None = None
+        self,
+        call: _Call,
+        out: Tensor,
+        rows: tuple[int, ...],
+        weight: NonFiniteWeight | None = None,
     ) -> FailedOperation:
         floats = nonempty_floats(call.inputs)
+        path, layer = self.module
         return FailedOperation(
-            phase="loss" if self.module == CRITERION else "forward",
-            module=self.module,
+            phase="loss" if path == CRITERION else "forward",
+            module=path,
             operation=call.kind.name,
             source=line_of_user(self._stop),
             rows=rows,
@@ -302,6 +402,8 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             depends_on_batch=call.depends_on_batch,
             has_too_few_elements=_has_too_few_elements(call, out),
             weight=weight,
+            arguments=tuple(made.describe() for made in call.arguments),
+            layer=layer,
         )
 
 

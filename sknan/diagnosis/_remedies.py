@@ -1,18 +1,21 @@
-"""Recommended action for each cause and each operation that fails."""
+"""Recommended action for a cause and for the pattern in which an operation failed."""
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
-from sknan.diagnosis._evidence import FailedOperation
+from sknan.diagnosis._evidence import CRITERION, FailedOperation, Places
 from sknan.diagnosis._report import Cause
 
 ACTIONS: dict[Cause, str] = {
     "data": (
         "Clean and impute the inputs first: "
-        "make_pipeline(NaNImputer(), SafeScaler(), net)."
+        'make_pipeline(NaNImputer(dtype="float32"), SafeScaler(), net).'
     ),
-    "learning_rate": "Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off.",
+    "learning_rate": (
+        "Lower lr; for an estimator, sknan.find_learning_rate suggests one."
+    ),
     "gradient": (
         "Clip the gradients with clip_norm=1.0, scale inputs and targets, and choose "
         "an initialization or a cell that does not amplify."
@@ -29,84 +32,229 @@ ACTIONS: dict[Cause, str] = {
     "precision": "Use a wider dtype, such as float32.",
 }
 
+_CLEAN_TARGET = "Correct these targets, or leave out their rows."
 
-class _Replacement(NamedTuple):
-    """Parts of sknan that can take the place of an operation."""
-
-    function: str = ""  # in sknan.functional
-    loss: str = ""  # for a loss that is written out with the operation
-
-
-_REPLACEMENTS = {
-    "_log_softmax": _Replacement("log_softmax"),
-    "_softmax": _Replacement("softmax"),
-    "acos": _Replacement("acos"),
-    "asin": _Replacement("asin"),
-    "atan2": _Replacement("atan2"),
-    "atanh": _Replacement("atanh"),
-    "cosh": _Replacement("softplus", "losses.LogCoshLoss"),
-    "div": _Replacement("divide", "losses.MAPELoss, or functional.divide"),
-    "exp": _Replacement("exp", "losses.PoissonNLLLoss"),
-    "expm1": _Replacement("expm1"),
-    "hypot": _Replacement("hypot"),
-    "linalg_vector_norm": _Replacement("norm"),
-    "log": _Replacement(
-        "log",
-        "losses.CrossEntropyLoss or BCEWithLogitsLoss on logits, or "
-        "losses.GaussianNLLLoss for a variance",
-    ),
-    "log10": _Replacement("log"),
-    "log1p": _Replacement("log1p", "losses.MSLELoss"),
-    "log2": _Replacement("log"),
-    "log_sigmoid": _Replacement("log_sigmoid"),
-    "logit": _Replacement("logit"),
-    "logsumexp": _Replacement("logsumexp"),
-    "mse_loss": _Replacement(loss="losses.HuberLoss"),
-    "nll_loss_forward": _Replacement(
-        loss="losses.CrossEntropyLoss, which gives 0 for a batch of none"
-    ),
-    "norm": _Replacement("norm"),
-    "pow": _Replacement("power", "losses.FocalLoss, or functional.power"),
-    "reciprocal": _Replacement("reciprocal"),
-    "rsqrt": _Replacement("rsqrt"),
-    "softplus": _Replacement("softplus"),
-    "sqrt": _Replacement("sqrt", "losses.RMSELoss"),
-    "std": _Replacement("std"),
-    "var": _Replacement("var"),
+# Functions of sknan by the operations of torch that they replace.
+FUNCTIONS = {
+    "_log_softmax": "log_softmax",
+    "_safe_softmax": "softmax",
+    "_softmax": "softmax",
+    "acos": "acos",
+    "asin": "asin",
+    "atan2": "atan2",
+    "atanh": "atanh",
+    "div": "divide",
+    "exp": "exp",
+    "expm1": "expm1",
+    "hypot": "hypot",
+    "linalg_vector_norm": "norm",
+    "log": "log",
+    "log10": "log",
+    "log1p": "log1p",
+    "log2": "log",
+    "log_sigmoid": "log_sigmoid",
+    "logit": "logit",
+    "logsumexp": "logsumexp",
+    "norm": "norm",
+    "pow": "power",
+    "reciprocal": "reciprocal",
+    "rsqrt": "rsqrt",
+    "softplus": "softplus",
+    "sqrt": "sqrt",
+    "std": "std",
+    "var": "var",
 }
 
 
-def action_for(cause: Cause, failed: FailedOperation, has_columns: bool) -> str:
-    """Return what to do about an operation that failed.
+class Pattern(NamedTuple):
+    """An operation with its surroundings, and what replaces all of them.
+
+    ``arguments`` is searched for in the origins of the arguments, ``used_by`` in the
+    names of the operations that followed. Empty expressions match everything.
+    """
+
+    operations: str
+    advice: str
+    arguments: str = ""
+    used_by: str = ""
+    is_in_criterion: bool | None = None
+
+    def fits(self, failed: FailedOperation) -> bool:
+        """Whether an operation has failed in this pattern."""
+        in_criterion = failed.module == CRITERION
+        return (
+            failed.name in self.operations.split()
+            and self.is_in_criterion in (None, in_criterion)
+            and bool(re.search(self.arguments, "; ".join(failed.arguments)))
+            and bool(re.search(self.used_by, " ".join(failed.used_by)))
+        )
+
+
+_EPS = r"(?:(?:add|clamp|clamp_min|maximum)\()*"  # around a denominator
+_LAST = rf"(?:^|; ){_EPS}"  # beginning of the last argument of an operation
+_SQUARES = r"(?:pow|mul|square)\b"
+_LENGTH = rf"(?:(?:linalg_vector_)?norm\b|sqrt\(sum\({_SQUARES})"
+_SPREAD = r"(?:std\b|sqrt\(var\b)"
+
+# The first pattern that fits gives the advice.
+PATTERNS = (
+    Pattern(
+        "div reciprocal",
+        "Use sknan.functional.cosine_similarity.",
+        rf"{_LAST}mul\({_LENGTH}.*, {_LENGTH}[^;]*$",
+    ),
+    Pattern(
+        "div reciprocal",
+        "Use sknan.functional.normalize in place of the vector and its division.",
+        rf"{_LAST}{_LENGTH}[^;]*$",
+    ),
+    Pattern(
+        "div reciprocal",
+        "Use sknan.functional.standardize in place of the difference and its division.",
+        rf"{_LAST}{_SPREAD}[^;]*$",
+    ),
+    Pattern(
+        "rsqrt",
+        "Use sknan.functional.normalize in place of the vector and its factor.",
+        rf"^{_EPS}sum\({_SQUARES}",
+    ),
+    Pattern(
+        "div",
+        "Use sknan.losses.MAPELoss with the floor that your targets need, or "
+        "sknan.functional.divide.",
+        r"; (?:abs\()?target\)?$",
+        is_in_criterion=True,
+    ),
+    Pattern("sqrt", "Use sknan.functional.norm.", rf"^{_EPS}sum\({_SQUARES}"),
+    Pattern("sqrt", "Use sknan.functional.std.", rf"^{_EPS}var\b"),
+    Pattern(
+        "sqrt",
+        "Use sknan.losses.RMSELoss.",
+        rf"^{_EPS}(?:mse_loss\b|mean\({_SQUARES}\(sub\([^;]*target\))",
+        is_in_criterion=True,
+    ),
+    Pattern(
+        "log",
+        "Use sknan.losses.BCEWithLogitsLoss on the logits, in place of sigmoid and "
+        "logarithm.",
+        r"^(?:add\(|clamp\w*\(|(?:r?sub\((?:constant, )?))*sigmoid\b",
+        is_in_criterion=True,
+    ),
+    Pattern(
+        "log",
+        "Use sknan.functional.log_sigmoid in place of sigmoid and logarithm.",
+        r"^sigmoid\b",
+    ),
+    Pattern(
+        "log log1p",
+        "Use sknan.functional.log_sigmoid(-x) in place of log(1 - sigmoid(x)).",
+        r"^(?:r?sub|neg)\((?:constant, )?sigmoid\b",
+    ),
+    Pattern(
+        "log",
+        "Use sknan.functional.log_softmax in place of softmax and logarithm.",
+        r"^_softmax\b",
+    ),
+    Pattern(
+        "cosh",
+        "Use sknan.losses.LogCoshLoss.",
+        used_by=r"^log\b",
+        is_in_criterion=True,
+    ),
+    Pattern(
+        "cosh",
+        "Write log(cosh(x)) as x + sknan.functional.softplus(-2 * x) - math.log(2).",
+        used_by=r"^log\b",
+    ),
+    Pattern("exp", "Use sknan.functional.softmax.", used_by=r"^sum div\b"),
+    Pattern("exp", "Use sknan.functional.logsumexp.", used_by=r"^sum log\b"),
+    Pattern("exp", "Use sknan.functional.softplus.", used_by=r"^(?:add log|log1p)\b"),
+    Pattern("log", "Use sknan.functional.logsumexp.", r"^sum\(exp\b"),
+    Pattern(
+        "_ctc_loss",
+        "Pass zero_infinity=True to CTCLoss, or leave out the rows whose label is "
+        "longer than their signal.",
+    ),
+    Pattern("mse_loss", "Use sknan.losses.HuberLoss, whose gradient is bounded."),
+    Pattern(
+        "binary_cross_entropy",
+        "Use sknan.losses.BCEWithLogitsLoss on the logits, without a sigmoid.",
+    ),
+    Pattern(
+        "nll_loss_forward nll_loss2d_forward",
+        "Use sknan.losses.CrossEntropyLoss, which gives 0 for a batch of none.",
+        is_in_criterion=True,
+    ),
+)
+
+# Losses of torch that are replaced by the loss of the same name.
+SAME_LOSSES = (
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "GaussianNLLLoss",
+    "KLDivLoss",
+    "NLLLoss",
+    "PoissonNLLLoss",
+)
+
+
+def action_for(cause: Cause, failed: FailedOperation | None, places: Places) -> str:
+    """Return what to do about a failed step.
 
     Parameters
     ----------
     cause : str
         Cause of the failure.
-    failed : FailedOperation
-        The operation.
-    has_columns : bool
-        Whether single columns of the batch are to blame.
+    failed : FailedOperation or None
+        Operation that failed, if it is known.
+    places : Places
+        Rows and columns that are to blame.
 
     Returns
     -------
     str
         One sentence, which names a replacement from sknan where there is one.
     """
-    name = failed.operation.removeprefix("aten.").rstrip("_")  # log_ works in place
-    function, loss = _REPLACEMENTS.get(name, _Replacement())
-    if has_columns and cause == "activation" and function:
+    if places.huge == "targets":
+        return _CLEAN_TARGET
+    if failed is None or cause not in ("activation", "architecture", "loss"):
+        return ACTIONS[cause]
+    action = _action_for_operation(failed)
+    if cause == "activation" and places.columns:
+        return f"Clean these columns, or {action[0].lower()}{action[1:]}"
+    return action
+
+
+def _action_for_operation(failed: FailedOperation) -> str:
+    """Return what to do about an operation, from the pattern in which it failed."""
+    if not failed.depends_on_batch:
         return (
-            f"Clean these columns, or use sknan.functional.{function}, whose value "
-            "and gradient stay finite."
+            "Choose another initialization: the operation depends on weights and "
+            "constants alone, not on the data."
         )
-    if cause == "loss" and loss:
-        return f"Use sknan.{loss}."
-    if cause in ("activation", "architecture", "loss") and function:
+    pattern = next((p for p in PATTERNS if p.fits(failed)), None)
+    if pattern is not None:
+        return pattern.advice
+    if failed.layer in SAME_LOSSES:
+        return f"Use sknan.losses.{failed.layer}."
+    if failed.layer.startswith(("MultiheadAttention", "Transformer")):
+        return "Leave at least one key of each row unmasked, such as the first."
+    if "Norm" in failed.layer:
+        return f"Give {failed.layer} an eps above 0, and inputs of moderate size."
+    if failed.has_too_few_elements and failed.name not in FUNCTIONS:
+        return "Leave out the term where there are no elements to summarize."
+    if "linalg" in failed.name and "norm" not in failed.name:
+        return (
+            "Leave out these rows, or add a multiple of the identity that makes the "
+            "matrix positive definite."
+        )
+    function = FUNCTIONS.get(failed.name)
+    if function is not None:
         return f"Use sknan.functional.{function}, whose value and gradient stay finite."
-    if cause == "architecture" and not failed.depends_on_batch:
-        return "Choose another initialization, or sknan.functional.normalize."
-    return ACTIONS[cause]
+    return (
+        f"Keep the argument of {failed.name} where its value and gradient are finite, "
+        "for example with torch.clamp."
+    )
 
 
 def remedy_for_check(

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from sknan.diagnosis._backward import first_failed_node
-from sknan.diagnosis._evidence import CRITERION, FailedOperation
-from sknan.diagnosis._forward import OperationTracer
+from sknan.diagnosis._evidence import CRITERION, FailedOperation, NonFiniteWeight
+from sknan.diagnosis._forward import ActiveModule, OperationTracer
 from sknan.diagnosis._raised import failed_check, is_raised_by_user, may_concern_values
-from sknan.diagnosis._values import all_finite, nonempty_floats, storage_key
+from sknan.diagnosis._values import (
+    all_finite,
+    nonempty_floats,
+    nonfinite_count,
+    storage_key,
+)
 
 
 class ModuleNames:
@@ -33,7 +38,8 @@ class ModuleNames:
     def __init__(self, modules: dict[str, Any], criteria: Iterable[Any]) -> None:
         self.paths: dict[int, str] = {}  # by identity of the module
         self.buffers: list[Tensor] = []
-        self.nonfinite_weights: dict[int, str] = {}  # by key of the storage
+        # By key of the storage.
+        self.nonfinite_weights: dict[int, NonFiniteWeight] = {}
         for name, module in modules.items():
             if isinstance(module, nn.Module):
                 self._add_network(module, "" if name == "module" else name)
@@ -41,14 +47,21 @@ class ModuleNames:
             if isinstance(criterion, nn.Module):
                 for part in criterion.modules():
                     self.paths[id(part)] = CRITERION
+                self._add_weights(criterion, CRITERION)
 
     def _add_network(self, module: nn.Module, prefix: str) -> None:
         for path, part in module.named_modules(prefix=prefix):
             self.paths.setdefault(id(part), path)
         self.buffers += module.buffers()
+        self._add_weights(module, prefix)
+
+    def _add_weights(self, module: nn.Module, prefix: str) -> None:
+        """Add the weights of a module that are not finite."""
         for path, weight in module.named_parameters(prefix=prefix):
-            if weight.numel() and not all_finite(weight.detach()):
-                self.nonfinite_weights[storage_key(weight)] = path
+            n_bad = nonfinite_count(weight.detach())
+            if n_bad:
+                found = NonFiniteWeight(path, n_bad, weight.numel())
+                self.nonfinite_weights[storage_key(weight)] = found
 
 
 @contextlib.contextmanager
@@ -64,7 +77,11 @@ def _tracked_modules(names: ModuleNames, tracer: OperationTracer) -> Iterator[No
     """
 
     def enter(module: nn.Module, inputs: Any) -> None:
-        tracer.module_stack.append(names.paths.get(id(module), tracer.module))
+        kind = type(module)
+        is_of_torch = kind.__module__.startswith("torch.nn.")
+        path = names.paths.get(id(module), tracer.module.path)
+        layer = kind.__name__ if is_of_torch else ""
+        tracer.module_stack.append(ActiveModule(path, layer))
 
     def leave(module: nn.Module, inputs: Any, outputs: Any) -> None:
         if tracer.module_stack:
@@ -80,7 +97,10 @@ def _tracked_modules(names: ModuleNames, tracer: OperationTracer) -> Iterator[No
 
 
 def replay(
-    run: Callable[[], tuple[Any, Tensor]], names: ModuleNames, batch: Any, n_rows: int
+    run: Callable[[], tuple[Any, Tensor]],
+    names: ModuleNames,
+    batch: tuple[Any, ...],
+    n_rows: int,
 ) -> FailedOperation | None:
     """Run a step again, and return the first operation that failed in it.
 
@@ -91,8 +111,8 @@ def replay(
         as the first time.
     names : ModuleNames
         Paths of the modules.
-    batch : Tensor, or nested tuples or dicts of Tensor
-        Tensors that ``run`` reads.
+    batch : tuple
+        Inputs and target that ``run`` reads; each may be nested.
     n_rows : int
         Number of rows in the batch.
 
@@ -121,7 +141,7 @@ def _failed_in(
     if not bool(torch.isfinite(loss.detach()).all()):
         return tracer.origin_of(loss)
     for output in nonempty_floats(outputs):  # a stable loss may ignore a NaN
-        if tracer.origin_of(output) is not None and not all_finite(output):
+        if not (tracer.is_asked_for(output) or all_finite(output)):
             return tracer.origin_of(output)
     for buffer in names.buffers:
         failed = tracer.origin_of(buffer)
@@ -134,7 +154,7 @@ def _raised_in(error: Exception, tracer: OperationTracer) -> FailedOperation | N
     """Return what is to blame for an exception; None if the user's code intends it."""
     origin, raised = tracer.first_failed(), None
     if not is_raised_by_user(error):
-        raised = failed_check(error, tracer.module)
+        raised = failed_check(error, tracer.module.path)
         if tracer.raised is not None and str(tracer.raised[0]) == str(error):
             raised = dataclasses.replace(tracer.raised[1], source=raised.source)
             if origin is not None and origin.operation == raised.operation:

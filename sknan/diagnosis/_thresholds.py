@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import torch
 
-# Above this size a float32 loss comes from numbers whose squares are about to overflow.
-HUGE = 1e15
-
 # Dtypes in which a forward pass overflows or rounds to 0 long before float32 would.
 NARROW = (torch.float16, torch.bfloat16)
 
-# Gradients of this size and more have squares near the end of the float32 range. An
-# optimizer that keeps the square may then keep inf.
+# The square of a number of this size and more, or a sum of some hundred such squares,
+# exceeds the range of float32, which ends at 3.4e38. An optimizer that keeps squares of
+# gradients may then keep inf, and so may a loss.
 OVERFLOWS_SQUARED = 1e18
 
 # Weights that have moved by more than their own size since the last verified snapshot

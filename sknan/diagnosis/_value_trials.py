@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sknan._utils.tree import tree_leaves, tree_map
-from sknan.diagnosis._culprits import rows_by_bisection, sliced
+from sknan.diagnosis._culprits import by_bisection, sliced
 from sknan.diagnosis._raised import does_raise
 
 # Number of rows that are tried in the place of all rows. With random weights a row is
@@ -40,7 +40,7 @@ def rows_that_raise(run: Run, batch: tuple[Any, Any]) -> tuple[int, ...]:
             rows = rows.repeat(2)  # one row has no spread
         return not does_raise(lambda: run(sliced(batch, rows, n_rows)))
 
-    return rows_by_bisection(passes, n_rows)
+    return by_bisection(passes, n_rows)
 
 
 def depends_on_values(

@@ -31,6 +31,11 @@ def all_finite(x: Tensor) -> bool:
     return math.isfinite(total) or bool(torch.isfinite(x).all())
 
 
+def nonfinite_count(x: Tensor) -> int:
+    """Return the number of entries that are NaN or infinite."""
+    return int((~torch.isfinite(x)).sum())
+
+
 def are_all_finite(tensors: Iterable[Any]) -> bool:
     """Whether no tensor contains NaN or infinity; other objects are ignored."""
     return all(all_finite(t) for t in tensors if isinstance(t, Tensor) and t.numel())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import random_states
+from sknan.diagnosis._causes import examine_loss
 from sknan.diagnosis._raised import may_concern_values
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED, is_runaway
@@ -111,6 +112,10 @@ class GuardedTraining:
         self._step_norm = self._step_loss = 0.0
         self.n_clipped = 0
         self.largest_norm = 0.0
+        reports = (examine_loss(getattr(net, f"{name}_")) for name in net._criteria)
+        fault = next(filter(None, reports), None)
+        if fault is not None:
+            raise NonFiniteTrainingError(str(fault), fault)
         try:
             self.guard.begin(net._all_modules(), net._all_optimizers(), n_steps)
         except NonFiniteTrainingError as error:

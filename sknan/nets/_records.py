@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sknan._utils.warn import warn
+from sknan.diagnosis._remedies import ACTIONS
 from sknan.diagnosis._report import NonFiniteReport, listed
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._guarded_step import GuardedTraining
@@ -104,7 +105,7 @@ def epoch_report(net: Any, fault: str, batch_number: int) -> NonFiniteReport:
         phase="step",
         cause="learning_rate",
         evidence=f"{fault} at lr={net.effective_lr_:.3g}.",
-        action="Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off.",
+        action=ACTIONS["learning_rate"],
         epoch=len(net.history),
         batch=batch_number,
     )

@@ -9,7 +9,7 @@ from torch import nn
 
 from sknan.diagnosis import StepEvidence, examine_step
 
-LOWER_LR = "Lower lr, or add warmup=0.05, and clip_norm=1.0 if it is off."
+LOWER_LR = "Lower lr; for an estimator, sknan.find_learning_rate suggests one."
 
 
 LOOK_IN_FORWARD = (
@@ -25,7 +25,8 @@ STABLE_LOSS = (
 
 
 CLEAN = (
-    "Clean and impute the inputs first: make_pipeline(NaNImputer(), SafeScaler(), net)."
+    "Clean and impute the inputs first: "
+    'make_pipeline(NaNImputer(dtype="float32"), SafeScaler(), net).'
 )
 
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sknan.diagnosis._culprits import (
-    columns_to_blame,
+    Trials,
+    by_bisection,
     nonfinite_rows,
     places_to_blame,
-    rows_by_bisection,
     sliced,
     without_rows,
 )
+from sknan.diagnosis._evidence import FailedOperation, Places
 
 
 def table(n_rows=8, n_columns=3):
@@ -80,95 +81,35 @@ def test_bisection_finds_every_row_that_fails_by_itself(n_rows, data):
         n_calls += 1
         return not bad & set(range(n_rows)[part])
 
-    assert rows_by_bisection(is_finite, n_rows) == tuple(sorted(bad))
+    assert by_bisection(is_finite, n_rows) == tuple(sorted(bad))
     # The search descends from the root to each bad row.
     depth = math.ceil(math.log2(n_rows)) + 1
     assert n_calls <= 1 + 2 * len(bad) * depth
 
 
 def test_bisection_finds_nothing_if_only_all_rows_together_fail():
-    assert rows_by_bisection(lambda part: part != slice(0, 8), 8) == ()
-    assert rows_by_bisection(lambda part: False, 0) == ()
+    assert by_bisection(lambda part: part != slice(0, 8), 8) == ()
+    assert by_bisection(lambda part: False, 0) == ()
 
 
-# -- columns -------------------------------------------------------------------------
+# -- rows and columns of a step ------------------------------------------------------
 
 
-def log_is_finite(copies):
-    return torch.isfinite(torch.log(copies)).all(dim=1)
+def squared(outputs, target, inputs):
+    return (outputs - target).square().mean()
 
 
-def test_the_column_is_found_whose_median_repairs_the_row():
-    inputs = table()
-    inputs[5, 2] = -1.0
-    assert columns_to_blame(inputs, 5, log_is_finite) == (2,)
-
-
-def test_a_huge_value_is_replaced_by_the_median_without_overflow():
-    inputs = table()
-    inputs[5, 0] = -3e38
-
-    def is_finite(copies):
-        assert copies.isfinite().all()
-        return (copies > 0).all(dim=1)
-
-    assert columns_to_blame(inputs, 5, is_finite) == (0,)
-
-
-def test_no_column_is_blamed_if_two_columns_fail():
-    inputs = table()
-    inputs[5, :2] = -1.0
-    assert columns_to_blame(inputs, 5, log_is_finite) == ()
-
-
-def test_no_column_is_blamed_if_most_columns_repair_the_row():
-    inputs = table()
-    inputs[5] = -1.0
-
-    def is_finite(copies):  # the sum of three
-        return copies.sum(dim=1) > -1.5
-
-    assert columns_to_blame(inputs, 5, is_finite) == ()
-
-
-def test_no_column_is_blamed_if_all_copies_fail_together():
-    inputs = table()
-    assert columns_to_blame(inputs, 5, lambda copies: False) == ()
-
-
-@pytest.mark.parametrize(
-    "inputs",
-    [
-        torch.ones(4, 1),
-        torch.ones(1, 4),
-        torch.ones(4, 300),
-        torch.ones(4, 3, 2),
-        torch.ones(4, 3, dtype=torch.int64),
-        {"a": torch.ones(4, 3)},
-        None,
-    ],
-    ids=["column", "row", "wide", "series", "codes", "dict", "nothing"],
-)
-def test_data_other_than_tables_have_no_columns(inputs):
-    assert columns_to_blame(inputs, 0, log_is_finite) == ()
-
-
-def test_the_search_for_columns_leaves_the_batch_unchanged():
-    inputs = table()
-    inputs[5, 2] = -1.0
-    before = inputs.clone()
-    columns_to_blame(inputs, 5, log_is_finite)
-    assert torch.equal(inputs, before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_columns_are_found_in_any_dtype(dtype):
-    inputs = table().to(dtype)
-    inputs[5, 2] = -1.0
-    assert columns_to_blame(inputs, 5, log_is_finite) == (2,)
-
-
-# -- both ----------------------------------------------------------------------------
+def places(phase, inputs, forward, *, target=None, loss=squared, rows=(), **options):
+    """Return the rows and columns to blame for a failure in a phase."""
+    target = torch.ones(len(inputs), 1) if target is None else target
+    parameters = list(forward.parameters()) if isinstance(forward, nn.Module) else []
+    trials = Trials(phase, forward, loss, parameters)
+    try:
+        outputs = forward(inputs)
+    except Exception:
+        outputs = None
+    failed = FailedOperation(phase, "", "aten.log", None, rows, **options)
+    return places_to_blame(failed, (inputs, target), outputs, trials)
 
 
 class LogOfFirst(nn.Module):
@@ -181,27 +122,108 @@ class LogOfFirst(nn.Module):
         return self.linear(torch.cat([torch.log(x[:, :1]), x[:, 1:]], 1))
 
 
-def places(phase, inputs, target, forward, loss, rows=()):
-    outputs = forward(inputs)
-    return places_to_blame(phase, rows, (inputs, target), outputs, forward, loss)
-
-
-def squared(outputs, target, inputs):
-    return (outputs - target).square().mean()
-
-
 def test_rows_and_columns_of_a_failed_forward_pass_are_found():
     inputs = table()
     inputs[[2, 6], 0] = -1.0
-    found = places("forward", inputs, torch.ones(8, 1), LogOfFirst(), squared)
-    assert found == ((2, 6), (0,))
+    assert places("forward", inputs, LogOfFirst()) == Places((2, 6), (0,))
+
+
+def test_the_column_is_found_whose_usual_number_repairs_the_row():
+    inputs = table()
+    inputs[5, 2] = -1.0
+    assert places("forward", inputs, torch.log) == Places((5,), (2,))
+
+
+def test_columns_of_all_rows_to_blame_are_found():
+    inputs = table(n_columns=5)
+    inputs[1, 0] = inputs[3, 4] = inputs[6, 0] = -1.0
+    assert places("forward", inputs, torch.log) == Places((1, 3, 6), (0, 4))
+
+
+def test_several_columns_that_fail_in_one_row_are_found():
+    inputs = table(n_columns=4)
+    inputs[5, :2] = -1.0
+    assert places("forward", inputs, torch.log) == Places((5,), (0, 1))
+
+
+def test_columns_of_a_wide_table_are_found():
+    inputs = table(n_columns=3000)
+    inputs[5, [7, 2999]] = -1.0
+    assert places("forward", inputs, torch.log) == Places((5,), (7, 2999))
+
+
+def log_of_sum(x):
+    return torch.log(x.sum(1, keepdim=True) + 1.5)
+
+
+def test_no_column_is_blamed_if_most_columns_repair_the_row():
+    inputs = table()
+    inputs[5] = -1.0
+    assert places("forward", inputs, log_of_sum) == Places((5,))
 
 
 def test_no_column_is_searched_for_if_most_rows_fail():
+    assert places("forward", -table(), LogOfFirst()) == Places(tuple(range(8)))
+
+
+def test_rows_that_fail_because_of_another_row_are_not_blamed():
+    def centered(x):
+        return torch.log(x) - torch.log(x).mean(0)
+
+    inputs = table()
+    inputs[2, 1] = -1.0
+    assert places("forward", inputs, centered) == Places((2,), (1,))
+
+
+def test_an_operation_on_weights_alone_has_no_rows():
     inputs = -table()
-    rows, columns = places("forward", inputs, torch.ones(8, 1), LogOfFirst(), squared)
-    assert rows == tuple(range(8))
-    assert columns == ()
+    found = places("forward", inputs, LogOfFirst(), depends_on_batch=False)
+    assert found == Places()
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        torch.ones(4, 1),
+        torch.ones(4, 3, 2),
+        torch.ones(4, 3, dtype=torch.int64),
+        {"a": torch.ones(4, 3)},
+    ],
+    ids=["column", "series", "codes", "dict"],
+)
+def test_data_other_than_tables_have_no_columns(inputs):
+    def forward(data):
+        x = data["a"] if isinstance(data, dict) else data
+        return torch.log(x.float())
+
+    x = inputs["a"] if isinstance(inputs, dict) else inputs
+    x[1] = -1
+    target = torch.ones_like(x, dtype=torch.float32)
+    trials = Trials("forward", forward, squared, [])
+    failed = FailedOperation("forward", "", "aten.log", None)
+    found = places_to_blame(failed, (inputs, target), forward(inputs), trials)
+    assert found == Places((1,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_columns_are_found_in_any_dtype(dtype):
+    inputs = table().to(dtype)
+    inputs[5, 2] = -1.0
+    assert places("forward", inputs, torch.log) == Places((5,), (2,))
+
+
+def test_the_search_leaves_batch_and_random_state_unchanged():
+    inputs = table()
+    inputs[2, 0] = -1.0
+    before = inputs.clone()
+    torch.manual_seed(1)
+    module = nn.Sequential(LogOfFirst(), nn.Dropout(0.5))
+    state = torch.get_rng_state()
+    trials = Trials("forward", module, squared, [])
+    failed = FailedOperation("forward", "", "aten.log", None, (2,))
+    assert places_to_blame(failed, (inputs, None), None, trials).columns == (0,)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(inputs, before)
 
 
 def test_rows_of_a_loss_are_found_by_bisection():
@@ -212,22 +234,37 @@ def test_rows_of_a_loss_are_found_by_bisection():
         assert len(outputs) == len(target) == len(inputs)
         return ((target - target) / target).mean()
 
-    inputs = table()
-    found = places("loss", inputs, target, LogOfFirst(), relative)
-    assert found == ((0, 3), ())
+    found = places("loss", table(), LogOfFirst(), target=target, loss=relative)
+    assert found == Places((0, 3))
 
 
-def test_rows_of_the_failed_operation_are_kept():
+def test_rows_of_a_loss_that_is_a_gradient_are_found():
+    def penalty(outputs, target, inputs):
+        x = inputs.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(torch.log(x).sum(), x)
+        return slope.sum()
+
     inputs = table()
-    inputs[2, 0] = -1.0
-    found = places(
-        "forward", inputs, torch.ones(8, 1), LogOfFirst(), squared, rows=(2,)
-    )
-    assert found == ((2,), (0,))
-    found = places(
-        "backward", inputs, torch.ones(8, 1), LogOfFirst(), squared, rows=(2,)
-    )
-    assert found == ((2,), ())
+    inputs[4, 1] = 0.0
+    assert places("loss", inputs, nn.Linear(3, 1), loss=penalty).rows == (4,)
+
+
+class RootOfProduct(nn.Module):
+    """A root whose derivative is infinite in rows of zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return torch.sqrt(self.scale * x[:, :1]).mean(0, keepdim=True).expand(len(x), 1)
+
+
+def test_rows_and_columns_of_a_failed_backward_pass_are_found():
+    inputs = table()
+    inputs[[1, 5], 0] = 0.0
+    found = places("backward", inputs, RootOfProduct(), rows=tuple(range(8)))
+    assert found == Places((1, 5), (0,))
 
 
 class Factor(nn.Module):
@@ -235,22 +272,72 @@ class Factor(nn.Module):
         return torch.linalg.cholesky(torch.diag_embed(x)).sum(-1)
 
 
-def test_a_decomposition_that_raises_for_most_copies_gives_the_column():
-    inputs = table()
-    bad = inputs.clone()
-    bad[2, 0] = -1.0
-    found = places_to_blame(
-        "forward", (2,), (bad, torch.ones(8, 3)), None, Factor(), squared
-    )
-    assert found == ((2,), (0,))
-
-
-def test_the_search_for_columns_keeps_the_random_state():
+def test_a_decomposition_that_raises_has_rows_and_columns():
     inputs = table()
     inputs[2, 0] = -1.0
-    module = nn.Sequential(LogOfFirst(), nn.Dropout(0.5))
-    torch.manual_seed(1)
+    assert places("forward", inputs, Factor()) == Places((2,), (0,))
+
+
+# -- huge numbers --------------------------------------------------------------------
+
+
+class UsedColumns(nn.Module):
+    """A network that does not use its last column."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.linear(torch.cat([torch.log(x[:, :1]), x[:, 1:2]], 1))
+
+
+def test_huge_numbers_in_a_column_that_is_not_used_are_not_blamed():
+    inputs = table()
+    inputs[:, 2] = 9e18
+    inputs[5, 0] = -3.0
+    assert places("forward", inputs, UsedColumns()) == Places((5,), (0,))
+
+
+@pytest.mark.parametrize("phase", ["loss", "backward"])
+def test_huge_numbers_that_make_a_step_fail_are_blamed(phase):
+    inputs = table()
+    inputs[[1, 4], 1] = torch.tensor([-3.4e38, 9.97e36])
+    inputs[:, 2] = 9e18
+    found = places(phase, inputs, UsedColumns())
+    assert found == Places((1, 4), (1,), "inputs")
+
+
+def test_a_column_of_huge_numbers_is_blamed_in_all_rows():
+    inputs = table()
+    inputs[:, 1] = 1e30
+    found = places("loss", inputs, UsedColumns())
+    assert found == Places(tuple(range(8)), (1,), "inputs")
+
+
+def test_huge_targets_that_make_a_loss_fail_are_blamed():
+    target = torch.ones(8, 1)
+    target[[2, 7]] = torch.tensor([[1e25], [-3e30]])
+    found = places("loss", table(), UsedColumns(), target=target)
+    assert found == Places((2, 7), (), "targets")
+
+
+def test_a_refused_finite_step_is_blamed_on_huge_numbers_only():
+    inputs, target = table(), torch.ones(8, 1)
+    module = UsedColumns()
+    trials = Trials("backward", module, squared, list(module.parameters()))
     outputs = module(inputs)
-    state = torch.get_rng_state()
-    places_to_blame("forward", (), (inputs, None), outputs, module, squared)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert places_to_blame(None, (inputs, target), outputs, trials) == Places()
+    inputs[3, 1] = 1e28
+    found = places_to_blame(None, (inputs, target), outputs, trials)
+    assert found == Places((3,), (1,), "inputs")
+
+
+def test_huge_numbers_in_nested_inputs_have_rows():
+    inputs = {"a": torch.ones(6, 3, 2), "codes": torch.arange(6)}
+    inputs["a"][4, 1, 1] = 1e30
+    trials = Trials("loss", lambda data: data["a"].sum(1), squared, [])
+    failed = FailedOperation("loss", "criterion", "aten.mse_loss", None)
+    found = places_to_blame(failed, (inputs, torch.ones(6, 2)), None, trials)
+    assert found == Places((4,), (), "inputs")

@@ -8,43 +8,46 @@ import pytest
 
 import sknan.functional
 import sknan.losses
-from sknan.diagnosis._evidence import CRITERION, FailedOperation
-from sknan.diagnosis._remedies import _REPLACEMENTS, ACTIONS, action_for
+from sknan.diagnosis._evidence import CRITERION, FailedOperation, Places
+from sknan.diagnosis._remedies import (
+    ACTIONS,
+    FUNCTIONS,
+    PATTERNS,
+    SAME_LOSSES,
+    action_for,
+)
 
 
-@pytest.mark.parametrize("operation", _REPLACEMENTS)
-def test_each_replacement_exists(operation):
-    function, loss = _REPLACEMENTS[operation]
-    assert function or loss
-    assert not function or hasattr(sknan.functional, function)
-    for name in re.findall(r"\w+Loss\b", loss):
-        assert hasattr(sknan.losses, name)
+def test_everything_that_is_advised_exists():
+    advice = [p.advice for p in PATTERNS]
+    advice += [f"sknan.functional.{name}" for name in FUNCTIONS.values()]
+    advice += [f"sknan.losses.{name}" for name in SAME_LOSSES]
+    for package in (sknan.functional, sknan.losses):
+        pattern = rf"{package.__name__}\.(\w+)"
+        names = {name for text in advice for name in re.findall(pattern, text)}
+        assert names <= set(package.__all__)
+
+
+LOG = "use sknan.functional.log, whose value and gradient stay finite."
 
 
 @pytest.mark.parametrize("operation", ["aten.log", "aten.log_"])
 @pytest.mark.parametrize(
-    ("cause", "has_columns", "action"),
+    ("cause", "places", "action"),
     [
+        ("activation", Places((3,), (1,)), f"Clean these columns, or {LOG}"),
+        ("activation", Places((3,)), f"U{LOG[1:]}"),
+        ("architecture", Places((3,), (1,)), f"U{LOG[1:]}"),
+        ("loss", Places(), f"U{LOG[1:]}"),
+        ("data", Places((3,), (1,), "inputs"), ACTIONS["data"]),
         (
-            "activation",
-            True,
-            "Clean these columns, or use sknan.functional.log, whose value and "
-            "gradient stay finite.",
+            "data",
+            Places((3,), (), "targets"),
+            "Correct these targets, or leave out their rows.",
         ),
-        (
-            "architecture",
-            True,
-            "Use sknan.functional.log, whose value and gradient stay finite.",
-        ),
-        (
-            "loss",
-            False,
-            "Use sknan.losses.CrossEntropyLoss or BCEWithLogitsLoss on logits, or "
-            "losses.GaussianNLLLoss for a variance.",
-        ),
-        ("data", True, ACTIONS["data"]),
+        ("learning_rate", Places(), ACTIONS["learning_rate"]),
     ],
 )
-def test_the_action_names_a_replacement(operation, cause, has_columns, action):
+def test_the_action_follows_from_cause_and_places(operation, cause, places, action):
     failed = FailedOperation("forward", CRITERION, operation, None)
-    assert action_for(cause, failed, has_columns) == action
+    assert action_for(cause, failed, places) == action

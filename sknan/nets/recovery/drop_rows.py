@@ -20,8 +20,13 @@ class DropRows:
     says = "The step was taken without the rows to blame, clipped to norm 1."
 
     def applies(self, failure: Failure) -> bool:
-        """Whether the forward pass or the loss failed for a minority of the rows."""
-        if not failure.is_repeatable or failure.latest.report.phase == "backward":
+        """Whether a minority of the rows made the step fail.
+
+        If only the gradient fails, the rows are needed unless their data are at fault.
+        """
+        report = failure.latest.report
+        is_needed = report.phase == "backward" and report.cause != "data"
+        if not failure.is_repeatable or is_needed:
             return False
         n_rows = int(get_len(unpack_data(failure.batch)[0]))
         n_bad = len(failure.latest.rows)

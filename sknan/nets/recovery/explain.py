@@ -16,11 +16,11 @@ from torch import Tensor
 from sknan._utils.random_state import kept_random_states, random_states, resumed
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._causes import examine_step
-from sknan.diagnosis._culprits import places_to_blame
-from sknan.diagnosis._evidence import FailedOperation, StepEvidence
+from sknan.diagnosis._culprits import Trials, places_to_blame
+from sknan.diagnosis._evidence import FailedOperation, Places, StepEvidence
 from sknan.diagnosis._replay import ModuleNames, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport, capture
-from sknan.diagnosis._thresholds import HUGE, NARROW
+from sknan.diagnosis._thresholds import NARROW, OVERFLOWS_SQUARED
 from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
 from sknan.nets.recovery.protocol import Explanation, StepRefused, Training
@@ -101,19 +101,18 @@ def explain(
         )
         if refused.error is not None and is_of_program:
             raise refused.error from None
-    is_huge = failed is not None and failed.largest >= HUGE
+    is_huge = failed is not None and failed.largest >= OVERFLOWS_SQUARED
     if (evidence.is_runaway or is_huge) and not is_rate_absurd(net):
         with guard.first_weights():
             amplification = amplification_of(net, batch, fit_params)
-    rows: tuple[int, ...] = ()
-    columns: tuple[int, ...] = ()
+    places = Places()
     guard.weights.last.restore_buffers()
-    if failed is not None and failed.phase != "step":
-        if failed.has_raised and not failed.rows:
-            run = _runner(training, fit_params)
-            rows = rows_that_raise(run, unpack_data(batch))
-            failed = dataclasses.replace(failed, rows=rows)
-        rows, columns = _places(net, evidence.outputs, failed, batch, fit_params)
+    if failed is not None and failed.has_raised and not failed.rows:
+        rows = rows_that_raise(_runner(training, fit_params), unpack_data(batch))
+        failed = dataclasses.replace(failed, rows=rows)
+    is_of_data = failed is not None and failed.phase != "step"
+    if refused.is_gradient_absurd or is_of_data:
+        places = _places(net, evidence.outputs, failed, batch, fit_params)
     guard.weights.last.restore_buffers()
     for (_, parameter), grad in zip(evidence.named_parameters, grads, strict=True):
         parameter.grad = grad
@@ -121,8 +120,7 @@ def explain(
         evidence,
         failed_operation=failed,
         amplification=amplification,
-        rows=rows,
-        columns=columns,
+        places=places,
     )
     report = examine_step(evidence)
     rows, report = report.rows, training.in_data(report)
@@ -257,11 +255,11 @@ def _find_in_optimizer(net: Any, batch: Any, fit_params: Any) -> FailedOperation
 def _places(
     net: Any,
     outputs: Any,
-    failed: FailedOperation,
+    failed: FailedOperation | None,
     batch: Any,
     fit_params: Any,
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the rows to blame, and the columns of the first of them."""
+) -> Places:
+    """Return the rows and columns to blame."""
 
     def forward_alone(inputs: Any) -> Any:
         net._set_training(False)  # batch statistics would mix the rows
@@ -270,14 +268,15 @@ def _places(
         finally:
             net._set_training(True)
 
+    def loss(outputs: Any, target: Any, inputs: Any) -> Tensor:
+        result: Tensor = net.get_loss(outputs, target, X=inputs, training=True)
+        return result
+
     net._set_training(True)
-    return places_to_blame(
-        failed.phase,
-        failed.rows,
-        unpack_data(batch),
-        outputs,
+    trials = Trials(
+        "backward" if failed is None else failed.phase,
         forward_alone,
-        lambda outputs, target, inputs: net.get_loss(
-            outputs, target, X=inputs, training=True
-        ),
+        loss,
+        [p for _, p in net.get_all_learnable_params()],
     )
+    return places_to_blame(failed, unpack_data(batch), outputs, trials)

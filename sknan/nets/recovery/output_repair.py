@@ -14,12 +14,12 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._utils.warn import warn
 from sknan.diagnosis._culprits import (
+    by_bisection,
     nonfinite_rows,
-    rows_by_bisection,
     sliced,
     without_rows,
 )
-from sknan.diagnosis._thresholds import HUGE
+from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.recovery.finite_operations import RepairedOperations
 
@@ -53,7 +53,7 @@ def output_repaired(net: Any, inputs: Any, outputs: Any) -> Any:
         recomputed = net.infer(sliced(inputs, at, n_rows))
     found = [leaf for leaf in tree_leaves(recomputed) if leaf.is_floating_point()]
     # A value of this size was clamped to the range of its dtype: it is no prediction.
-    if any(not bool((leaf.abs() < HUGE).all()) for leaf in found):
+    if any(not bool((leaf.abs() < OVERFLOWS_SQUARED).all()) for leaf in found):
         return outputs
     warn(
         f"The network's output was not finite for {len(rows)} of {n_rows} rows, first "
@@ -99,7 +99,7 @@ def rows_without_output(net: Any, batch: Any) -> tuple[int, ...]:
         return True
 
     with torch.no_grad():
-        return rows_by_bisection(has_output, n_rows)
+        return by_bisection(has_output, n_rows)
 
 
 def without_output(net: Any, batch: Any, error: Exception) -> NonFiniteTrainingError:

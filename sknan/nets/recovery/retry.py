@@ -14,8 +14,9 @@ class Retry:
     says = "The step was taken again, and was finite."
 
     def applies(self, failure: Failure) -> bool:
-        """Whether the replay of the step was finite."""
-        return failure.is_repeatable and failure.operation is None
+        """Whether the replay of the step was finite, and no row is to blame."""
+        has_cause = failure.operation is not None or failure.latest.rows
+        return failure.is_repeatable and not has_cause
 
     def attempt(self, training: Training, failure: Failure, batch: Any) -> Answer:
         """Repeat the step unchanged."""

@@ -105,7 +105,7 @@ class Spread(nn.Module):
         self.mlp = MLP()
 
     def forward(self, x):
-        normal = torch.distributions.Normal(0.0, x[:, :1])
+        normal = torch.distributions.Normal(0.0, x[:, :1], validate_args=True)
         return self.mlp(torch.cat([normal.stddev, x[:, 1:]], 1))
 
 
