@@ -6,6 +6,7 @@
     ├── NonFiniteDataError      (a ValueError)          X or y, before training
     └── NonFiniteTrainingError  (a FloatingPointError)  loss, gradient, weight, output
     DivergenceWarning           (a ConvergenceWarning)  training was recovered
+    ChangedColumnWarning        (a UserWarning)         not the values of fit
 
 A message states what was found, where, and what to do.
 """
@@ -17,6 +18,7 @@ from typing import Any
 from sklearn.exceptions import ConvergenceWarning
 
 __all__ = [
+    "ChangedColumnWarning",
     "DivergenceWarning",
     "NonFiniteDataError",
     "NonFiniteTrainingError",
@@ -59,6 +61,13 @@ class NonFiniteTrainingError(SknanError, FloatingPointError):
         # Exception.__reduce__ pickles only the message, so that an error from a worker
         # process would lose its report.
         return type(self), (str(self), self.report)
+
+
+class ChangedColumnWarning(UserWarning):
+    """Warning for a column that cannot be read as the column of the same name in fit.
+
+    ``warnings.simplefilter("error", ChangedColumnWarning)`` makes an error of it.
+    """
 
 
 class DivergenceWarning(ConvergenceWarning):

@@ -13,7 +13,8 @@ from sknan.estimators._ensemble import (
     StableNetEnsembleRegressor,
     default_network,
 )
-from sknan.preprocessing._cleaner import CategoryEncoder, TableCleaner, check_sentinels
+from sknan.preprocessing._cleaner import TableCleaner, check_sentinels
+from sknan.preprocessing._encoder import CategoryEncoder, ColumnEncoder
 from sknan.preprocessing._imputer import STRATEGIES, NaNImputer
 from sknan.preprocessing._scaler import SafeScaler
 
@@ -65,7 +66,8 @@ def tabular_pipeline(
     -------
     Pipeline
         Pipeline with the steps ``clean`` (types and sentinels), ``encode`` (skrub's
-        ``TableVectorizer``), ``impute``, ``scale`` and ``net``.
+        ``TableVectorizer`` for the columns that are not numbers), ``impute``, ``scale``
+        and ``net``.
 
     Raises
     ------
@@ -124,11 +126,10 @@ def tabular_pipeline(
         sparse_output=False,
         dtype="float32",
     )
-    encode = TableVectorizer(
+    vectorizer = TableVectorizer(
         cardinality_threshold=max_levels + 1,
         low_cardinality=one_hot,
         high_cardinality=StringEncoder(random_state=random_state),
-        numeric="passthrough",
         datetime=DatetimeEncoder(),
     )
     impute_step = NaNImputer(strategy=impute, add_indicator=True, dtype="float32")
@@ -136,7 +137,7 @@ def tabular_pipeline(
     return Pipeline(
         [
             ("clean", TableCleaner(sentinels=sentinels)),
-            ("encode", encode),
+            ("encode", ColumnEncoder(vectorizer)),
             ("impute", impute_step.set_output(transform="pandas")),
             ("scale", SafeScaler().set_output(transform="pandas")),
             ("net", estimator),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,27 +12,21 @@ import pandas as pd
 from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.callback import CallbackSupportMixin
-from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
+from sknan._utils.warn import warn
+from sknan.exceptions import ChangedColumnWarning
 from sknan.preprocessing._tables.column_schema import ColumnSchema, learn_schemas
 from sknan.preprocessing._tables.lazy_table import LazyTable, read_table
 from sknan.preprocessing._tables.typed_column import TypedColumn
 
+# Text of an object by its place in memory, which is another one in each process.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
-
-
-class CategoryEncoder(OneHotEncoder):
-    """scikit-learn's ``OneHotEncoder`` without its warning about unknown categories.
-
-    With ``drop``, scikit-learn's encoder warns of unknown categories in each call.
-    """
-
-    def _transform(self, X: Any, warn_on_unknown: bool = False, **options: Any) -> Any:
-        return super()._transform(X, **options)
 
 
 class TableCleaner(
@@ -91,8 +86,8 @@ class TableCleaner(
         Raises
         ------
         ValueError
-            If the table is empty, two columns share a name, a cell is a container or a
-            complex number, or no column holds any value.
+            If the table is empty, two columns share a name, a cell is a container, a
+            complex number or an object without a text, or no column holds any value.
         """
         self.fit_transform(X, y)
         return self
@@ -155,14 +150,26 @@ class TableCleaner(
         ------
         ValueError
             If a column of ``fit`` is missing, or a column is new.
+
+        Warns
+        -----
+        ChangedColumnWarning
+            If no value of a column can be read as in ``fit``, or only one of the two
+            tables has a time zone.
         """
         check_is_fitted(self, "kinds_")
         table = _read(X)
         positions = self._positions(table)
         converted: list[pd.Series] = []
+        changes: list[str] = []
         for schema in self._schemas:
-            column = table.read(positions[schema.name])
-            converted += schema.read(_checked(column, schema.name))
+            column = _checked(table.read(positions[schema.name]), schema.name)
+            parts = schema.read(column)
+            converted += parts
+            changes += filter(None, [schema.change(column, parts)])
+        if changes:
+            more = f" {len(changes) - 3} more columns changed." if changes[3:] else ""
+            warn(ChangedColumnWarning(" ".join(changes[:3]) + more))
         return self._to_frame(converted, X)
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
@@ -332,6 +339,14 @@ def _checked(column: TypedColumn, name: str) -> TypedColumn:
             f"Complex data not supported: column {name!r} contains complex numbers. "
             "Split it into real and imaginary part."
         )
+    if column.holds in ("mixed", "objects"):
+        for row, cell in enumerate(column.cells):
+            if _ADDRESS.search(str(cell)):
+                raise ValueError(
+                    f"Column {name!r} contains objects without a text of their own, "
+                    f"first {cell} at row {row}. Convert them to numbers or text, or "
+                    "leave the column out."
+                )
     return column
 
 

@@ -25,6 +25,7 @@ from sknan import (
     StableNetRegressor,
 )
 from sknan.estimators import tabular_pipeline
+from sknan.exceptions import ChangedColumnWarning
 from sknan.preprocessing import TableCleaner
 
 N = 60
@@ -83,7 +84,10 @@ def test_columns_are_found_by_name_and_converted_as_in_fit():
     as_text = X.assign(age=X["age"].astype(str), pay=X["pay"].astype(str))
     np.testing.assert_array_equal(model.predict_proba(as_text), expected)
     changed = X.assign(age=np.nan, city="Never seen", when="no date", flag="perhaps")
-    assert np.isfinite(model.predict_proba(changed)).all()
+    with pytest.warns(ChangedColumnWarning) as caught:
+        assert np.isfinite(model.predict_proba(changed)).all()
+    named = [[c for c in X if f"'{c}'" in str(w.message)] for w in caught]
+    assert named == [["when", "flag"], ["city"]]
 
 
 def test_arrays_lists_and_polars_are_accepted():

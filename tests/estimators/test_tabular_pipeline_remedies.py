@@ -140,7 +140,7 @@ def test_categories_are_indicator_columns_up_to_max_levels_and_otherwise_letters
     assert steps["clean"].kinds_["x"] == "categories"
     out, _ = prepared(kind, max_levels=n_levels - 1, random_state=0)
     assert set(out.columns) == {f"x_{i:02d}" for i in range(30)}
-    max_levels = tabular_pipeline()["encode"].cardinality_threshold - 1
+    max_levels = tabular_pipeline()["encode"].vectorizer.cardinality_threshold - 1
     assert f"more than {max_levels} " in REMEDIES["X"]["many levels"].action
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sknan._utils.validation import FLOAT32_MAX
+from sknan.preprocessing._tables.date_format import DateFormat
 from sknan.preprocessing._tables.sentinels import (
     is_word_for_missing,
     missing_words,
@@ -26,14 +27,8 @@ Kind = Literal["numbers", "numbers and words", "dates", "categories"]
 # read as numbers and words. The audit uses the same share.
 _MIN_NUMERIC_SHARE = 0.9
 
+_NUMERIC = ("numbers", "flags")
 _TEXT = ("text", "categories", "mixed", "objects")
-
-# Formats of dates in addition to those that skrub finds.
-_FORMATS = (
-    *("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y"),
-    *("%d-%b-%Y", "%d-%b-%y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y"),
-    *("%Y-%m-%d %I:%M %p", "%m/%d/%Y %I:%M %p", "%m/%d/%Y %I:%M:%S %p"),
-)
 
 # Words for missing values that are true categories in some columns: "NA" for Namibia
 # among country codes, "-" for a negative test result.
@@ -58,8 +53,8 @@ class ColumnSchema:
         Words for missing values, in lower case, that are true categories of this
         column. Every other word for a missing value counts as missing, including those
         that ``fit`` has not seen. None if only ``sentinels`` count as missing.
-    parser : ToDatetime or None
-        skrub's parser, fitted to the format of dates given as text.
+    dates : DateFormat or None
+        Format, zone and range of a column of dates.
     """
 
     name: str
@@ -67,7 +62,7 @@ class ColumnSchema:
     kind: Kind = "categories"
     sentinels: list[Any] = field(default_factory=list)
     kept_words: frozenset[str] | None = None
-    parser: Any = None
+    dates: DateFormat | None = None
 
     def read(self, column: TypedColumn) -> list[pd.Series]:
         """Convert the cells of a column to the type of the column in ``fit``.
@@ -83,8 +78,8 @@ class ColumnSchema:
             One Series. For numbers and words there are two, each of which is missing
             where the other one is known.
         """
-        if self.kind == "dates":
-            return [self._dates(column)]
+        if self.dates is not None:
+            return [self._dates(column, self.dates)]
         if self.kind == "categories":
             return [self._known_texts(column)]
         numbers = self._numbers(column)
@@ -99,43 +94,68 @@ class ColumnSchema:
             read.append(texts.mask(~np.isnan(_as_numbers(texts))))
         return read
 
+    def change(self, column: TypedColumn, parts: list[pd.Series]) -> str:
+        """Return in what way a column cannot be read as in ``fit``, or "" if it can.
+
+        Parameters
+        ----------
+        column : TypedColumn
+            Column given to ``transform``.
+        parts : list of Series
+            What was read from it.
+        """
+        if column.holds == "dates" and self.dates is not None:
+            return self.dates.change_of_zone(column.aware, self.name)
+        is_read = any(part.notna().any() for part in parts)
+        if is_read or (column.holds in _NUMERIC and self.dates is None):
+            return ""
+        texts = self._known_texts(column).dropna()
+        texts = texts[~texts.map(is_word_for_missing)]
+        if texts.empty:
+            return ""
+        return (
+            f"None of the {len(texts)} values of column {self.name!r} can be read as "
+            f"{self.kind}, which it had in fit, for example {texts.iloc[0]!r}: they "
+            "count as missing."
+        )
+
     def as_values(self, column: TypedColumn) -> TypedColumn:
         """Return the column as numbers or dates, for the search for sentinels."""
         if self.kind == "categories":
             return column._replace(holds="nothing")
-        if self.kind == "dates":
-            return column._replace(holds="dates", cells=self._dates(column).to_numpy())
-        if column.holds in ("numbers", "flags"):
+        if self.dates is not None:
+            dates = self._dates(column, self.dates)
+            return column._replace(holds="dates", cells=dates.to_numpy())
+        if column.holds in _NUMERIC:
             return column
         return column._replace(holds="numbers", cells=self._numbers(column))
 
-    def learn_kind_of_text(self, column: TypedColumn) -> None:
-        """Find out whether a column of text contains numbers, dates or categories.
+    def learn_kind(self, column: TypedColumn) -> None:
+        """Find out whether a column contains numbers, dates or categories.
 
         Parameters
         ----------
         column : TypedColumn
             Column given to ``fit``.
         """
-        if column.holds not in ("text", "mixed"):
-            return
+        if column.holds in ("text", "mixed"):
+            self._learn_kind_of_text(column)
+        elif column.holds == "dates":
+            zone = None if column.aware is None else column.aware.dt.tz
+            self.dates = DateFormat(zone)
+        elif column.holds not in _TEXT:
+            self.kind = "numbers"
+        if self.dates is not None:
+            self.kind = "dates"
+            self.dates.learn_range(self._dates(column, self.dates))
+
+    def _learn_kind_of_text(self, column: TypedColumn) -> None:
         texts = self._known_texts(column).dropna()
         share = np.mean(~np.isnan(_as_numbers(texts))) if len(texts) else 1.0
         if share >= _MIN_NUMERIC_SHARE:
             self.kind = "numbers" if share == 1 else "numbers and words"
-            return
-        # Imported here, since skrub takes three times as long to import as sknan.
-        from skrub import ToDatetime
-
-        categories = texts.drop_duplicates().rename(self.name)
-        for format_ in (None, *_FORMATS):
-            parser = ToDatetime(format=format_)
-            try:
-                parser.fit_transform(categories)
-            except (ValueError, OverflowError):
-                continue  # another format, or several formats
-            self.kind, self.parser = "dates", parser
-            return
+        else:
+            self.dates = DateFormat.of_text(texts.drop_duplicates().rename(self.name))
 
     def learn_words(self, column: TypedColumn) -> None:
         """Find out which words mean a missing value.
@@ -159,7 +179,7 @@ class ColumnSchema:
 
     def _numbers(self, column: TypedColumn) -> NDArray[np.float64]:
         cells = column.cells
-        if column.holds in ("numbers", "flags"):
+        if column.holds in _NUMERIC:
             return np.array(cells, dtype=np.float64)
         if column.holds == "durations":
             seconds = pd.Series(pd.to_timedelta(cells)).dt.total_seconds()
@@ -168,20 +188,24 @@ class ColumnSchema:
             return np.full(len(cells), np.nan)
         texts = self._known_texts(column)
         if self.holds == "flags":
-            texts = texts.replace({"True": "1", "False": "0"})
-        return _as_numbers(texts)
+            flags = {"true": "1", "false": "0"}
+            texts = texts.map(lambda text: flags.get(str(text).lower(), text))
+        numbers = _as_numbers(texts)
+        if self.holds == "durations":
+            durations = texts.mask(~np.isnan(numbers))
+            seconds = pd.to_timedelta(durations, errors="coerce").dt.total_seconds()
+            numbers = np.where(np.isnan(numbers), seconds, numbers)
+        return numbers
 
-    def _dates(self, column: TypedColumn) -> pd.Series:
+    def _dates(self, column: TypedColumn, format_: DateFormat) -> pd.Series:
         if column.holds == "dates":
-            dates = pd.Series(column.cells)
-        elif column.holds in ("text", "categories") and self.parser is not None:
-            texts = self._known_texts(column).rename(self.name)
-            dates = self.parser.transform(texts)
+            cells = pd.Series(column.cells) if column.aware is None else column.aware
+            dates = format_.of_dates(cells)
+        elif column.holds == "numbers":
+            dates = format_.of_numbers(np.asarray(column.cells, dtype=np.float64))
         else:
-            dates = pd.Series(pd.NaT, index=range(len(column.cells)))
-        if getattr(dates.dtype, "tz", None) is not None:
-            dates = dates.dt.tz_localize(None)
-        dates = dates.astype("datetime64[us]").reset_index(drop=True)
+            texts = self._known_texts(column).rename(self.name)
+            dates = format_.of_text_or_numbers(texts)
         days = (datetime.date, np.datetime64)
         missing = [pd.Timestamp(v) for v in self.sentinels if isinstance(v, days)]
         return dates.mask(dates.isin(missing)) if missing else dates
@@ -224,12 +248,7 @@ def learn_schemas(
             schema.sentinels = list(sentinels[j])
         elif column.holds in _TEXT:
             schema.learn_words(column)
-        if column.holds == "dates":
-            schema.kind = "dates"
-        elif column.holds in _TEXT:
-            schema.learn_kind_of_text(column)
-        else:
-            schema.kind = "numbers"
+        schema.learn_kind(column)
         schemas.append(schema)
     if sentinels is None:
         values = list(map(ColumnSchema.as_values, schemas, columns))

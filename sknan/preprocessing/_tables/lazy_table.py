@@ -12,6 +12,7 @@ from scipy import sparse
 
 from sknan._utils.validation import column_name
 from sknan.preprocessing._kernels.column_means import columns_of
+from sknan.preprocessing._tables.plain_cells import plain_cells
 from sknan.preprocessing._tables.typed_column import (
     ColumnContent,
     TypedColumn,
@@ -83,6 +84,8 @@ def read_table(X: Any, reader: str = "audit") -> LazyTable:
     TypeError
         If ``X`` is no table.
     """
+    if isinstance(X, np.ma.MaskedArray) or _is_structured(X):
+        X = plain_cells(X)
     if isinstance(X, pd.DataFrame):
         return _of_frame(X)
     if is_polars(X):
@@ -104,7 +107,7 @@ def read_table(X: Any, reader: str = "audit") -> LazyTable:
         if X.dtype.kind in "biufc":
             return _of_array(X)
         # Read column by column, so that text in one column leaves the others numeric.
-        return _of_frame(pd.DataFrame(X), is_named=X.dtype.names is not None)
+        return _of_frame(pd.DataFrame(X), is_named=False)
     if isinstance(X, dict):
         return _of_frame(pd.DataFrame(X))
     rows = list(X)
@@ -112,6 +115,10 @@ def read_table(X: Any, reader: str = "audit") -> LazyTable:
         _check_dimensions(1, reader)
     is_named = bool(rows) and isinstance(rows[0], dict)
     return _of_frame(pd.DataFrame(rows), is_named=is_named)
+
+
+def _is_structured(X: Any) -> bool:
+    return isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.names is not None
 
 
 def _check_dimensions(n_dimensions: int, reader: str) -> None:

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sknan._utils.validation import FLOAT64_MAX, column_name
-from sknan.preprocessing._tables.typed_column import from_polars, is_polars
+from sknan.preprocessing._tables.typed_column import frame_from_polars, is_polars
 
 # Remedy for a table with other cells than numbers, without its period.
 ENCODE = "Encode the table first, for example with skrub.TableVectorizer()"
@@ -52,7 +52,7 @@ def plain_cells(values: Any) -> Any:
     if isinstance(values, pd.DataFrame):
         return _plain_frame(values)
     if is_polars(values) and hasattr(values, "get_columns"):
-        return _plain_frame(pd.DataFrame({s.name: from_polars(s) for s in values}))
+        return _plain_frame(frame_from_polars(values))
     if isinstance(values, (pd.Series, pd.api.extensions.ExtensionArray)):
         return _plain_array(np.asarray(values))
     if isinstance(values, (list, tuple)):
@@ -113,7 +113,7 @@ def name_unfit_cell(name: str, values: Any, owner: str, remedy: str) -> Iterator
 
 
 def _plain_array(values: NDArray[Any]) -> Any:
-    if values.dtype.names is not None:
+    if values.ndim == 1 and values.dtype.names is not None:
         names = values.dtype.names
         return pd.DataFrame({name: _plain_array(values[name]) for name in names})
     if isinstance(values, np.ma.MaskedArray):

@@ -81,6 +81,8 @@ class TypedColumn(NamedTuple):
         and durations (NaT for missing values); a Series for any other content.
     n_zeros : int
         Number of zeros of a sparse column that are not among the cells.
+    aware : Series or None
+        Dates with their time zone, if they have one. The cells are local times.
     """
 
     position: int
@@ -90,6 +92,7 @@ class TypedColumn(NamedTuple):
     holds: ColumnContent
     cells: Any
     n_zeros: int = 0
+    aware: pd.Series | None = None
 
 
 def is_polars(X: Any) -> bool:
@@ -119,17 +122,23 @@ def read_column(
     """
     if is_polars(series):
         dtype = str(series.dtype)
-        series = from_polars(series)
+        series = _from_polars(series)
     else:
         if not isinstance(series, pd.Series):
             series = _as_series(series)
         dtype = str(series.dtype)
     holds, cells = _cells_of(series)
-    return TypedColumn(position, label, name, dtype, holds, cells)
+    aware = None
+    if holds == "dates" and isinstance(cells, pd.Series):
+        aware, cells = cells, cells.dt.tz_localize(None).to_numpy()
+    return TypedColumn(position, label, name, dtype, holds, cells, aware=aware)
 
 
 def _as_series(values: Any) -> pd.Series:
-    if isinstance(values, np.ndarray) or hasattr(values, "__array__"):
+    if isinstance(values, np.ma.MaskedArray):
+        mask, values = np.ma.getmaskarray(values), values.data.astype(object)
+        values[mask] = None
+    if hasattr(values, "__array__"):
         values = np.asarray(values)
         return pd.Series(values if values.ndim == 1 else list(values))
     values = list(values)
@@ -141,7 +150,12 @@ def _as_series(values: Any) -> pd.Series:
     return pd.Series(values, dtype=object if not values else None)
 
 
-def from_polars(series: Any) -> pd.Series:
+def frame_from_polars(X: Any) -> pd.DataFrame:
+    """Convert a polars DataFrame to pandas, without pyarrow."""
+    return pd.DataFrame({series.name: _from_polars(series) for series in X})
+
+
+def _from_polars(series: Any) -> pd.Series:
     """Convert a polars Series to pandas, without pyarrow."""
     dtype = series.dtype
     name = type(dtype).__name__ if not isinstance(dtype, type) else dtype.__name__
@@ -150,7 +164,9 @@ def from_polars(series: Any) -> pd.Series:
     is_number = dtype.is_numeric() and name not in ("Decimal", "Int128", "UInt128")
     is_full_flag = name == "Boolean" and not series.null_count()
     if is_number or is_full_flag or name in ("Date", "Datetime", "Duration"):
-        return pd.Series(series.to_numpy())
+        cells = pd.Series(series.to_numpy())
+        zone = getattr(dtype, "time_zone", None)
+        return cells.dt.tz_localize("UTC").dt.tz_convert(zone) if zone else cells
     return pd.Series(series.to_list(), dtype=object)
 
 
@@ -175,7 +191,7 @@ def _cells_of(series: pd.Series) -> tuple[ColumnContent, Any]:
     if pd.api.types.is_numeric_dtype(dtype):
         return "numbers", _numbers_of(series)
     if isinstance(dtype, (np.dtype, pd.DatetimeTZDtype)) and dtype.kind == "M":
-        return "dates", _dates_of(series)
+        return "dates", series.to_numpy() if series.dt.tz is None else series
     if pd.api.types.is_timedelta64_dtype(dtype):
         return "durations", series.to_numpy()
     if dtype != np.dtype(object):
@@ -194,13 +210,6 @@ def _numbers_of(series: pd.Series) -> NDArray[Any]:
     return np.asarray(series.to_numpy(dtype=numpy_dtype))
 
 
-def _dates_of(series: pd.Series) -> NDArray[Any]:
-    """Return dates and times in local time, without a time zone."""
-    if getattr(series.dtype, "tz", None) is not None:
-        series = series.dt.tz_localize(None)
-    return np.asarray(series.to_numpy())
-
-
 def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
     try:
         series.isna()
@@ -217,15 +226,34 @@ def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
     if holds == "complex":
         return holds, np.array([np.nan if is_missing(c) else c for c in series])
     if holds in ("dates", "durations"):
-        convert = pd.to_datetime if holds == "dates" else pd.to_timedelta
+        convert = dates_of_objects if holds == "dates" else pd.to_timedelta
         try:
-            converted = convert(series)
+            return _cells_of(convert(series))
         except (ValueError, TypeError, OverflowError):
-            return "objects", series  # mixed time zones, or out of range
-        if converted.dtype == object:
-            return "objects", series
-        return _cells_of(converted)
+            return "objects", series  # out of range
     return holds, series
+
+
+def dates_of_objects(series: pd.Series, **options: Any) -> pd.Series:
+    """Convert objects or text to dates: in UTC if there are several UTC offsets.
+
+    Parameters
+    ----------
+    series : Series
+        Dates with or without a time zone.
+    **options : object
+        Options of ``pandas.to_datetime``.
+
+    Returns
+    -------
+    Series
+    """
+    try:
+        return pd.to_datetime(series, **options)
+    except ValueError:
+        # Summer and winter time have different offsets. Text without an offset, which
+        # is no date either, fails again.
+        return pd.to_datetime(series, utc=True, **options)
 
 
 def _is_signaling(cell: Any) -> bool:

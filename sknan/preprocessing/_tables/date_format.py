@@ -1,0 +1,136 @@
+"""Format, time zone and range of a column of dates, learned in fit."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sknan.preprocessing._tables.typed_column import dates_of_objects
+
+# Formats of dates in addition to ISO 8601 and those that skrub finds.
+_FORMATS = (
+    *("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y"),
+    *("%d-%b-%Y", "%d-%b-%y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y"),
+    *("%Y-%m-%d %I:%M %p", "%m/%d/%Y %I:%M %p", "%m/%d/%Y %I:%M:%S %p"),
+)
+
+# Units of a number of seconds since 1970 in JSON and databases.
+_PER_SECOND = (1.0, 1e3, 1e6, 1e9)
+
+_TEN_YEARS = 315_576_000.0
+
+
+@dataclass
+class DateFormat:
+    """Format, time zone and range of a column of dates, by which others are read.
+
+    Times without a zone are UTC, as in skrub's ``ToDatetime``.
+
+    Attributes
+    ----------
+    zone : tzinfo or None
+        Time zone of the column in ``fit``; None if it had none.
+    parser : ToDatetime or None
+        skrub's parser of text that is not in ISO 8601.
+    first, last : float
+        Seconds since 1970 of the earliest and the latest date in ``fit``.
+    """
+
+    zone: tzinfo | None = None
+    parser: Any = None
+    first: float = np.nan
+    last: float = np.nan
+
+    @classmethod
+    def of_text(cls, texts: pd.Series) -> DateFormat | None:
+        """Return the format of text, or None if the text does not consist of dates."""
+        with contextlib.suppress(ValueError, OverflowError):
+            return cls(dates_of_objects(texts, format="ISO8601").dt.tz)
+        # Imported here, since skrub takes three times as long to import as sknan.
+        from skrub import ToDatetime
+
+        for format_ in (None, *_FORMATS):
+            parser = ToDatetime(format=format_)
+            # The text may have another format, or several formats.
+            with contextlib.suppress(ValueError, OverflowError):
+                return cls(parser.fit_transform(texts).dt.tz, parser)
+        return None
+
+    def learn_range(self, dates: pd.Series) -> None:
+        """Learn the range of the dates in ``fit``, which gives the unit of numbers."""
+        seconds = _seconds(dates.dropna())
+        if len(seconds):
+            self.first, self.last = float(seconds.min()), float(seconds.max())
+
+    def of_dates(self, dates: pd.Series) -> pd.Series:
+        """Return dates as local times of the zone, without the zone."""
+        is_aware = dates.dt.tz is not None
+        if is_aware or self.zone is not None:
+            aware = dates if is_aware else dates.dt.tz_localize("UTC")
+            dates = aware.dt.tz_convert(self.zone or "UTC").dt.tz_localize(None)
+        return dates.astype("datetime64[us]").reset_index(drop=True)
+
+    def of_text_or_numbers(self, texts: pd.Series) -> pd.Series:
+        """Return dates of text in the format of ``fit``, in ISO 8601, or of numbers.
+
+        Numbers are the seconds, milliseconds, microseconds or nanoseconds since 1970.
+        """
+        iso = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
+        dates = self.of_dates(iso)
+        if self.parser is not None:
+            dates = self.of_dates(self.parser.transform(texts)).fillna(dates)
+        if dates.isna().sum() > texts.isna().sum():
+            numbers = pd.to_numeric(texts.mask(dates.notna()), errors="coerce")
+            dates = dates.fillna(self.of_numbers(numbers.to_numpy(np.float64)))
+        return dates
+
+    def of_numbers(self, numbers: NDArray[np.float64]) -> pd.Series:
+        """Return dates of the unit in which most are near those of ``fit``."""
+        margin = max(self.last - self.first, _TEN_YEARS)
+        near = [
+            np.abs(numbers / unit - (self.first + self.last) / 2)
+            <= (self.last - self.first) / 2 + margin
+            for unit in _PER_SECOND
+        ]
+        best = int(np.argmax([known.sum() for known in near]))
+        seconds = np.where(near[best], numbers / _PER_SECOND[best], np.nan)
+        dates = pd.to_datetime(pd.Series(np.round(seconds * 1e6)), unit="us", utc=True)
+        return self.of_dates(dates)
+
+    def change_of_zone(self, aware: pd.Series | None, name: str) -> str:
+        """Return a sentence if one of two columns has a time zone, unless it is UTC.
+
+        Parameters
+        ----------
+        aware : Series or None
+            Dates of a later column, if they have a zone.
+        name : str
+            Name of the column.
+        """
+        zone = None if aware is None else aware.dt.tz
+        if (zone is None) == (self.zone is None) or _is_utc(zone or self.zone):
+            return ""
+        if zone is None:
+            return (
+                f"Column {name!r} has no time zone, and had {self.zone} in fit: its "
+                f"times are read as UTC. Localize it: dt.tz_localize('{self.zone}')."
+            )
+        return (
+            f"Column {name!r} has the time zone {zone}, and had none in fit: its times "
+            "are converted to UTC. Pass dt.tz_localize(None) if fit had local times."
+        )
+
+
+def _is_utc(zone: tzinfo | None) -> bool:
+    days = (datetime(2020, month, 1, tzinfo=zone) for month in (1, 7))
+    return not any(day.utcoffset() for day in days)
+
+
+def _seconds(dates: pd.Series) -> pd.Series:
+    return dates.astype("datetime64[us]").astype(np.int64) / 1e6

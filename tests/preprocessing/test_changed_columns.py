@@ -1,0 +1,382 @@
+"""Columns that arrive in another type than in fit: the same values, or one warning."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import warnings
+from email.utils import format_datetime
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sknan import StableNetClassifier, audit, tabular_pipeline
+from sknan.exceptions import ChangedColumnWarning
+from sknan.preprocessing import TableCleaner
+
+
+def to_zone(zone):
+    return lambda dates: dates.dt.tz_localize("UTC").dt.tz_convert(zone)
+
+
+def as_arrow(dtype):
+    return lambda cells: cells.astype(pd.ArrowDtype(dtype))
+
+
+def offsets_of_paris(dates):
+    """Return objects in the offsets of summer and winter time, without the zone."""
+    local = to_zone("Europe/Paris")(dates)
+    fixed = [
+        cell if pd.isna(cell) else cell.tz_convert(datetime.timezone(cell.utcoffset()))
+        for cell in local
+    ]
+    return pd.Series(fixed, dtype=object)
+
+
+def epoch(unit):
+    return lambda dates: dates.astype(f"datetime64[{unit}]").astype("int64")
+
+
+def polars(cells):
+    return pl.Series("x", cells.astype(object).tolist())
+
+
+def iso(dates):
+    return dates.map(lambda cell: cell.isoformat())
+
+
+# The same instants in types that hold them, which are read as dates in fit ...
+INSTANTS = {
+    "naive": lambda dates: dates,
+    "seconds": lambda dates: dates.astype("datetime64[s]"),
+    "UTC": to_zone("UTC"),
+    "Tokyo": to_zone("Asia/Tokyo"),
+    "Paris": to_zone("Europe/Paris"),
+    "offsets": offsets_of_paris,
+    "objects": lambda dates: dates.astype(object),
+    "arrow": as_arrow(pa.timestamp("us")),
+    "arrow, zone": as_arrow(pa.timestamp("us", "Asia/Tokyo")),
+    "polars": polars,
+    "polars, zone": lambda dates: (
+        polars(dates).dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo")
+    ),
+    "ISO": iso,
+    "ISO, Z": lambda dates: iso(dates) + "Z",
+    "ISO, Tokyo": lambda dates: iso(to_zone("Asia/Tokyo")(dates)),
+    "ISO, offsets": lambda dates: iso(offsets_of_paris(dates)),
+    "str": lambda dates: dates.astype(str),
+    "category": lambda dates: dates.astype(str).astype("category"),
+}
+
+# ... or only later.
+LATER = INSTANTS | {
+    "s": epoch("s"),
+    "ms": epoch("ms"),
+    "us": epoch("us"),
+    "ns": epoch("ns"),
+    "floats": lambda dates: epoch("s")(dates).astype(float),
+    "text of numbers": lambda dates: epoch("ms")(dates).astype(str),
+    "category of dates": lambda dates: dates.astype("category"),
+}
+del INSTANTS["category"]
+
+NUMBERS = {
+    "integers": lambda cells: cells,
+    "floats": lambda cells: cells.astype(float),
+    "text": lambda cells: cells.astype(str),
+    "text of floats": lambda cells: cells.astype(float).astype(str),
+    "objects": lambda cells: cells.astype(object),
+    "decimals": lambda cells: cells.map(lambda cell: decimal.Decimal(int(cell))),
+    "nullable": lambda cells: cells.astype("Int64"),
+    "arrow": as_arrow(pa.int64()),
+    "arrow decimals": as_arrow(pa.decimal128(25, 2)),
+    "polars": polars,
+    "polars text": lambda cells: polars(cells.astype(str)),
+    "bytes of text": lambda cells: cells.astype(str).astype("string[pyarrow]"),
+}
+
+FLAGS = {
+    "bool": lambda cells: cells,
+    "nullable": lambda cells: cells.astype("boolean"),
+    "arrow": as_arrow(pa.bool_()),
+    "objects": lambda cells: cells.astype(object),
+    "integers": lambda cells: cells.astype(int),
+    "JSON": lambda cells: cells.astype(str).str.lower(),
+    "text": lambda cells: cells.astype(str),
+    "polars": polars,
+}
+
+CATEGORIES = {
+    "text": lambda cells: cells.astype(str),
+    "objects": lambda cells: cells.astype(object),
+    "category": lambda cells: cells.astype("category"),
+    "string": lambda cells: cells.astype("string"),
+    "arrow": as_arrow(pa.string()),
+    "polars": polars,
+    "polars category": lambda cells: polars(cells).cast(pl.Categorical),
+}
+
+DURATIONS = {
+    "durations": lambda cells: cells,
+    "text": lambda cells: cells.astype(str),
+    "objects": lambda cells: cells.astype(object),
+    "seconds": lambda cells: cells.dt.total_seconds(),
+    "arrow": as_arrow(pa.duration("us")),
+    "polars": polars,
+}
+
+instants = st.datetimes(
+    datetime.datetime(1980, 1, 1), datetime.datetime(2040, 1, 1)
+).map(lambda date: date.replace(microsecond=0))
+
+
+def table(cells):
+    if isinstance(cells, pl.Series):
+        return pl.DataFrame({"x": cells})
+    return pd.DataFrame({"x": cells})
+
+
+def read_in_another_type(cells, first, later):
+    """Return the column as read in fit, in another type, and the warnings."""
+    cleaner = TableCleaner(sentinels=None)
+    fitted = cleaner.fit_transform(table(first(cells)))["x"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read = cleaner.transform(table(later(cells)))["x"]
+    return cleaner.kinds_["x"], fitted, read, [str(w.message) for w in caught]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(instants, min_size=3, max_size=6, unique=True),
+    st.sampled_from(list(INSTANTS)),
+    st.sampled_from(list(LATER)),
+)
+def test_dates_are_the_same_instants_in_every_type(cells, first, later):
+    cells = pd.Series(cells, dtype="datetime64[us]")
+    kind, fitted, read, warned = read_in_another_type(
+        cells, INSTANTS[first], LATER[later]
+    )
+    assert kind == "dates"
+    pd.testing.assert_series_equal(read, fitted)
+    assert all("zone" in text and "'x'" in text for text in warned)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(-(10**9), 10**9), min_size=3, max_size=6),
+    st.sampled_from(list(NUMBERS)),
+    st.sampled_from(list(NUMBERS)),
+)
+def test_numbers_are_the_same_in_every_type(cells, first, later):
+    kind, fitted, read, warned = read_in_another_type(
+        pd.Series(cells), NUMBERS[first], NUMBERS[later]
+    )
+    assert (kind, warned) == ("numbers", [])
+    assert read.tolist() == fitted.tolist() == cells
+
+
+@pytest.mark.parametrize("later", FLAGS)
+@pytest.mark.parametrize("first", ["bool", "nullable", "arrow", "objects", "polars"])
+def test_booleans_are_the_same_in_every_type(first, later):
+    cells = pd.Series([True, False, True])
+    _, fitted, read, warned = read_in_another_type(cells, FLAGS[first], FLAGS[later])
+    assert read.tolist() == fitted.tolist() == [1.0, 0.0, 1.0]
+    assert warned == []
+
+
+@pytest.mark.parametrize("later", CATEGORIES)
+@pytest.mark.parametrize("first", CATEGORIES)
+def test_categories_are_the_same_in_every_type(first, later):
+    cells = pd.Series(["red", "blue", "red"])
+    read = read_in_another_type(cells, CATEGORIES[first], CATEGORIES[later])
+    assert read[2].tolist() == read[1].tolist() == ["red", "blue", "red"]
+    assert read[3] == []
+
+
+@pytest.mark.parametrize("later", DURATIONS)
+@pytest.mark.parametrize("first", ["durations", "objects", "arrow", "polars"])
+def test_durations_are_the_same_in_every_type(first, later):
+    cells = pd.Series(pd.to_timedelta([90, 3600, 86400], unit="s"))
+    read = read_in_another_type(cells, DURATIONS[first], DURATIONS[later])
+    assert read[2].tolist() == read[1].tolist() == [90.0, 3600.0, 86400.0]
+    assert read[3] == []
+
+
+# -- dates ---------------------------------------------------------------------------
+
+DAYS = pd.Series(pd.date_range("2020-03-01", periods=60))
+
+
+def test_times_of_the_hour_that_occurs_twice_are_kept_apart():
+    hours = pd.date_range("2020-10-24 22:00", periods=8, freq="h", tz="UTC")
+    paris = pd.DataFrame({"x": hours.tz_convert("Europe/Paris")})
+    cleaner = TableCleaner().fit(pd.DataFrame({"x": hours}))
+    assert cleaner.transform(paris)["x"].tolist() == list(hours.tz_localize(None))
+
+
+def test_other_text_than_iso_is_read_in_the_format_of_fit_or_in_iso():
+    cleaner = TableCleaner().fit(table(DAYS.dt.strftime("%d.%m.%Y")))
+    later = pd.Series(["05.03.2020", "2020-03-05", "2020-03-05T00:00:00Z"])
+    dates = cleaner.transform(table(later))["x"]
+    assert set(dates) == {pd.Timestamp("2020-03-05")}
+
+
+def test_times_of_several_precisions_are_dates():
+    texts = pd.Series(["2020-01-01", "2020-01-01T10:00:00.5", "2020-01-02 11:30"])
+    assert TableCleaner().fit(table(texts)).kinds_ == {"x": "dates"}
+
+
+@pytest.mark.parametrize(
+    ("zone", "later", "message"),
+    [
+        (
+            "Asia/Tokyo",
+            None,
+            "Column 'x' has no time zone, and had Asia/Tokyo in fit: its times are "
+            "read as UTC. Localize it: dt.tz_localize('Asia/Tokyo').",
+        ),
+        (
+            None,
+            "Asia/Tokyo",
+            "Column 'x' has the time zone Asia/Tokyo, and had none in fit: its times "
+            "are converted to UTC. Pass dt.tz_localize(None) if fit had local times.",
+        ),
+        ("UTC", None, None),
+        (None, "UTC", None),
+    ],
+)
+def test_a_column_that_gains_or_loses_its_zone_is_named(zone, later, message):
+    cleaner = TableCleaner().fit(table(DAYS.dt.tz_localize(zone)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cleaner.transform(table(DAYS.dt.tz_localize(later)))
+    assert [str(warning.message) for warning in caught] == [message] * bool(message)
+    assert all(w.category is ChangedColumnWarning for w in caught)
+    assert all(w.filename == __file__ for w in caught)
+
+
+def test_the_advice_about_a_lost_zone_works():
+    tokyo = DAYS.dt.tz_localize("Asia/Tokyo")
+    cleaner = TableCleaner().fit(table(tokyo))
+    lost = tokyo.dt.tz_localize(None)
+    read = cleaner.transform(table(lost.dt.tz_localize("Asia/Tokyo")))
+    assert read["x"].tolist() == lost.tolist()
+
+
+# -- columns that are lost -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "kind", "example"),
+    [
+        (pd.Series([1.5, 2.5, 3.5] * 20), "abc", "numbers", "'abc'"),
+        (pd.Series([1.5, 2.5, 3.5] * 20), "1,5", "numbers", "'1,5'"),
+        (pd.Series([1, 2, 3] * 20), pd.Timestamp("2020"), "numbers", "'2020-01-01T00"),
+        (pd.Series([True, False] * 30), "perhaps", "numbers", "'perhaps'"),
+        (DAYS, "soon", "dates", "'soon'"),
+        (DAYS, "01/02/2020", "dates", "'01/02/2020'"),
+        (DAYS, format_datetime(DAYS[0]), "dates", "'Sun, 01 Mar 2020"),
+        (DAYS, 20.5, "dates", "'20.5'"),
+        (DAYS, True, "dates", "'True'"),
+    ],
+)
+def test_a_column_of_which_nothing_can_be_read_is_named(first, later, kind, example):
+    cleaner = TableCleaner().fit(pd.DataFrame({"x": first, "n": range(60)}))
+    changed = pd.DataFrame({"x": [later] * 20, "n": range(20)})
+    with pytest.warns(ChangedColumnWarning) as caught:
+        read = cleaner.transform(changed)
+    assert read["x"].isna().all()
+    assert len(caught) == 1
+    text = str(caught[0].message)
+    start = f"None of the 20 values of column 'x' can be read as {kind}, which it had "
+    assert text.startswith(f"{start}in fit, for example {example}")
+    assert text.endswith("': they count as missing.")
+
+
+@pytest.mark.parametrize(
+    "cell", [None, np.nan, pd.NaT, "", "?", "unknown", -999.0, np.inf]
+)
+def test_a_column_of_missing_values_gives_no_warning(cell):
+    X = pd.DataFrame({"x": [1.0, 2.0, -999.0] * 20, "day": DAYS, "k": ["a", "b"] * 30})
+    cleaner = TableCleaner(sentinels={"x": [-999.0]} if cell == -999.0 else "auto")
+    cleaner.fit(X)
+    missing = None if cell in (-999.0, np.inf) else cell
+    read = cleaner.transform(X.assign(x=cell, day=missing, k=missing))
+    assert read.isna().all(axis=None)
+
+
+def test_several_lost_columns_give_one_warning():
+    X = pd.DataFrame({name: [1.5, 2.5] for name in "abcde"})
+    cleaner = TableCleaner().fit(X)
+    with pytest.warns(ChangedColumnWarning) as caught:
+        cleaner.transform(pd.DataFrame({name: ["word"] for name in "abcde"}))
+    assert len(caught) == 1
+    assert str(caught[0].message) == (
+        " ".join(
+            f"None of the 1 values of column '{name}' can be read as numbers, which it "
+            "had in fit, for example 'word': they count as missing."
+            for name in "abc"
+        )
+        + " 2 more columns changed."
+    )
+
+
+def test_a_column_of_unknown_categories_is_named():
+    X = pd.DataFrame({"k": ["u", "v"] * 30, "n": range(60)})
+    net = StableNetClassifier(max_epochs=1, random_state=0)
+    pipe = tabular_pipeline(net).fit(X, [0, 1] * 30)
+    with pytest.warns(ChangedColumnWarning) as caught:
+        pipe.predict(X.head(4).assign(k=[0, 1, 0, None]))
+    assert [str(w.message) for w in caught] == [
+        "None of the 3 values of column 'k' is a category that fit has seen, for "
+        "example '0': they count as unknown."
+    ]
+    pipe.predict(X.head(4).assign(k=["u", "new", "new", "new"]))
+    pipe.predict(X.head(4).assign(k=["new", None, None, None]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ChangedColumnWarning)
+        with pytest.raises(ChangedColumnWarning):
+            pipe.predict(X.head(4).assign(k="z"))
+
+
+# -- objects and other tables ----------------------------------------------------------
+
+
+class Thing:
+    """Object whose text is its address."""
+
+
+@pytest.mark.parametrize("cell", [Thing(), Thing, lambda x: x, iter([])])
+def test_objects_without_a_text_are_refused(cell):
+    X = pd.DataFrame({"t": pd.Series(["a", cell] * 3, dtype=object), "x": range(6)})
+    if isinstance(cell, type):  # a class has a text
+        assert TableCleaner().fit(X).kinds_["t"] == "categories"
+        return
+    with pytest.raises(ValueError, match="without a text") as caught:
+        TableCleaner().fit(X)
+    assert str(caught.value) == (
+        f"Column 't' contains objects without a text of their own, first {cell} at row "
+        "1. Convert them to numbers or text, or leave the column out."
+    )
+
+
+def test_structured_and_masked_arrays_are_tables():
+    rows = [(1.0, "red", True), (2.0, "blue", False)] * 20
+    X = np.array(rows, dtype=[("size", "f8"), ("color", "U4"), ("flag", "?")])
+    cleaner = TableCleaner().fit(X)
+    assert cleaner.kinds_ == {
+        "size": "numbers",
+        "color": "categories",
+        "flag": "numbers",
+    }
+    assert "40 rows, 3 columns" in str(audit(X))
+    masked = np.ma.array([[1e30, 1.0], [2.0, 3.0]], mask=[[1, 0], [0, 0]])
+    assert np.isnan(TableCleaner().fit_transform(masked)).to_numpy().sum() == 1
+    y = np.ma.array([0, 1] * 20, mask=[0, 0, 0, 1] * 10)
+    assert "target missing: 25 %" in str(audit(X, y))

@@ -1,0 +1,65 @@
+"""Encoding of the columns that are not numbers."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sknan import StableNetClassifier, tabular_pipeline
+
+
+def prepared(X, **options):
+    steps = tabular_pipeline(StableNetClassifier(), **options)[:2]
+    return steps.fit_transform(X), steps
+
+
+def test_numbers_stay_and_other_columns_follow():
+    X = pd.DataFrame(
+        {
+            "k": ["u", "v", "w"] * 20,
+            "n": np.arange(60.0),
+            "day": pd.date_range("2020-01-01", periods=60),
+        }
+    )
+    encoded, steps = prepared(X)
+    assert list(encoded.columns) == [
+        *("n", "k_u", "k_v", "k_w"),
+        *("day_year", "day_month", "day_day", "day_total_seconds"),
+    ]
+    assert list(encoded.columns) == list(steps.get_feature_names_out())
+    pd.testing.assert_series_equal(encoded["n"], X["n"])
+    assert encoded.loc[4, ["k_u", "k_v", "k_w", "day_day"]].tolist() == [0, 1, 0, 5]
+    shuffled = X.sample(frac=1, random_state=0)[["day", "n", "k"]]
+    again = steps.transform(shuffled)
+    pd.testing.assert_frame_equal(again, encoded.loc[shuffled.index])
+
+
+def test_a_column_of_numbers_may_have_the_name_of_a_category():
+    X = pd.DataFrame({"k": ["u", "v", "w"] * 20, "k_u": np.arange(60.0)})
+    encoded, _ = prepared(X)
+    assert list(encoded.columns) == ["k_u", "k_u_", "k_v", "k_w"]
+
+
+@pytest.mark.parametrize("cells", [np.arange(60.0), ["u", "v", "w"] * 20])
+def test_a_table_may_have_only_numbers_or_only_categories(cells):
+    X = pd.DataFrame({"x": cells}, index=range(60, 0, -1))
+    encoded, steps = prepared(X)
+    pd.testing.assert_frame_equal(steps.transform(X), encoded)
+    assert encoded.index.equals(X.index)
+    net = StableNetClassifier(max_epochs=1, random_state=0)
+    assert tabular_pipeline(net).fit(X, [0, 1] * 30).predict(X).shape == (60,)
+
+
+def test_one_row_of_many_numbers_is_prepared_in_little_time():
+    k = 400
+    X = pd.DataFrame(np.random.default_rng(0).normal(size=(60, k)))
+    X.columns = [f"c{j}" for j in range(k)]
+    _, steps = prepared(X)
+    steps.transform(X.head(1))
+    began = time.process_time()
+    steps.transform(X.head(1))
+    # skrub's encoder took about a millisecond for each column.
+    assert time.process_time() - began < 0.2
