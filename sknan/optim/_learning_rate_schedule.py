@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import numbers
 from collections.abc import Callable
@@ -22,7 +23,8 @@ class LearningRateSchedule:
     schedule : None, str, callable or Plateau, default=None
         Schedule after the warm-up: None for a constant factor, a name from `SCHEDULES`
         (with underscores or hyphens), or a function of the progress in [0, 1] that
-        returns a finite factor of at least 0.
+        returns a finite factor of at least 0. A function with a parameter
+        ``total_steps`` also gets the number of steps after the warm-up.
     warmup : float or int, default=0.0
         Length of the warm-up, in which the factor rises linearly to 1: a float in
         [0, 1) is a fraction of all steps, an int a number of steps.
@@ -40,17 +42,17 @@ class LearningRateSchedule:
     never 0, which would waste a step, and it reaches 1 at the first step of the
     schedule. ``one_cycle`` and ``coslog4`` start with a low factor and need no warm-up.
 
-    In step ``i`` of the ``n`` steps after the warm-up the progress is
-    ``(i + 0.5) / n``, the middle of the step. With its start, ``coslog4`` would waste
-    the first step with a factor of 0. With its end, ``coslog4`` and ``cosine`` would
-    waste the last step.
+    In step ``i`` of the ``n`` steps after the warm-up the progress is ``i / n``. Each
+    schedule with a counterpart in torch then gives the same factor in each step:
+    ``LinearLR`` (the warm-up), ``CosineAnnealingLR(T_max=n)``, ``OneCycleLR``,
+    ``ExponentialLR``, ``StepLR`` and ``ReduceLROnPlateau``.
 
     Examples
     --------
     >>> schedule = LearningRateSchedule("cosine", warmup=1)
     >>> schedule.start(total_steps=5)
     >>> [round(schedule.factor(step), 3) for step in range(5)]
-    [0.5, 0.962, 0.691, 0.309, 0.038]
+    [0.5, 1.0, 0.854, 0.5, 0.146]
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class LearningRateSchedule:
         self.schedule = schedule
         self.warmup = warmup
         self._function = _resolve(schedule)
+        self._takes_total_steps = _takes_total_steps(self._function)
         self.start(0)
 
     def __repr__(self) -> str:
@@ -122,8 +125,9 @@ class LearningRateSchedule:
         if in_warmup or n_steps <= 0:
             return ramp
         index = min(step, self.total_steps - 1) - self.warmup_steps
-        progress = (index + 0.5) / n_steps
-        factor = float(self._function(progress))
+        progress = index / n_steps
+        options = {"total_steps": n_steps} if self._takes_total_steps else {}
+        factor = float(self._function(progress, **options))
         if not 0.0 <= factor < math.inf:
             name = getattr(self._function, "__qualname__", repr(self._function))
             raise ValueError(
@@ -157,7 +161,14 @@ class LearningRateSchedule:
         vars(self._function).update(state)
 
 
-def _resolve(schedule: object) -> Callable[[float], float]:
+def _takes_total_steps(function: Callable[..., float]) -> bool:
+    try:
+        return "total_steps" in inspect.signature(function).parameters
+    except ValueError:  # a builtin without a signature
+        return False
+
+
+def _resolve(schedule: object) -> Callable[..., float]:
     """Return the function of a schedule, or a new plateau that shares no state."""
     if schedule is None:
         return constant

@@ -1,9 +1,10 @@
 """Learning-rate schedules as functions of progress.
 
 A schedule maps the progress of training, from 0 to 1, to a factor that multiplies the
-learning rate. It needs neither the optimizer nor the number of steps, so that one
-schedule serves a single network and a stack of networks. `Plateau` is the exception:
-its factor depends on the loss.
+learning rate. It does not need the optimizer, so that one schedule serves a single
+network and a stack of networks. `Plateau` is the exception: its factor depends on the
+loss. `one_cycle` and `coslog4` place their steps more exactly if the number of steps is
+given.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def step(progress: float, *, n_steps: int = 3, gamma: float = 0.1) -> float:
     >>> step(0.2, gamma=0.5), step(0.5, gamma=0.5), step(1.0, gamma=0.5)
     (1.0, 0.5, 0.25)
     """
-    return float(gamma ** min(int(progress * n_steps), n_steps - 1))
+    # The product is rounded: 1/3 of the steps must belong to the second of three.
+    return float(gamma ** min(int(progress * n_steps + 1e-9), n_steps - 1))
 
 
 def one_cycle(
@@ -117,6 +119,7 @@ def one_cycle(
     pct_start: float = 0.3,
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
+    total_steps: int | None = None,
 ) -> float:
     """Rise from a low factor to 1, then fall almost to 0, along two half cosines.
 
@@ -131,6 +134,10 @@ def one_cycle(
     final_div_factor : float, default=1e4
         Further divisor: the factor at progress 1 is
         ``1 / (div_factor * final_div_factor)``.
+    total_steps : int or None, default=None
+        Number of steps of the training. With it, step ``progress * total_steps`` has
+        the factor of torch, whose peak is in step ``pct_start * total_steps - 1`` and
+        whose end is in the last step.
 
     Returns
     -------
@@ -148,22 +155,28 @@ def one_cycle(
     (0.04, 1.0)
     """
     low = 1.0 / div_factor
-    if progress < pct_start:
-        return 1.0 + (low - 1.0) * (1.0 + math.cos(math.pi * progress / pct_start)) / 2
-    if pct_start >= 1.0:
+    peak, end = pct_start, 1.0
+    if total_steps is not None and total_steps > 1:
+        progress *= total_steps
+        peak, end = pct_start * total_steps - 1.0, total_steps - 1.0
+    if progress < peak:
+        return 1.0 + (low - 1.0) * (1.0 + math.cos(math.pi * progress / peak)) / 2
+    if peak >= end:
         return 1.0
-    return cosine(
-        (progress - pct_start) / (1.0 - pct_start), final=low / final_div_factor
-    )
+    share = min((progress - peak) / (end - peak), 1.0)
+    return cosine(share, final=low / final_div_factor)
 
 
-def coslog4(progress: float) -> float:
+def coslog4(progress: float, *, total_steps: int | None = None) -> float:
     """Rise and fall between 0 and 1 four times, each time about twice as long.
 
     Parameters
     ----------
     progress : float
         Fraction of the training that is done, in [0, 1].
+    total_steps : int or None, default=None
+        Number of steps of the training. With it, the factor is that of the middle of
+        the step, because the first step would be wasted with a factor of 0.
 
     Returns
     -------
@@ -180,6 +193,8 @@ def coslog4(progress: float) -> float:
     >>> coslog4(0.0), round(coslog4((2**3.5 - 1) / 15), 12)
     (0.0, 1.0)
     """
+    if total_steps:
+        progress = min(progress + 0.5 / total_steps, 1.0)
     return (1.0 - math.cos(2.0 * math.pi * math.log2(1.0 + 15.0 * progress))) / 2.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def halved(progress):
 
 
 def broken_in_the_middle(progress):
-    return math.nan if progress > 0.5 else 1.0
+    return math.nan if progress >= 0.5 else 1.0
 
 
 def negative(progress):
@@ -48,13 +49,87 @@ def test_neither_the_first_nor_the_last_step_has_factor_zero(name):
     found = factors(LearningRateSchedule(name), 50)
     assert found[0] > 0.0
     assert found[-1] > 0.0
-    assert found == [SCHEDULES[name]((i + 0.5) / 50) for i in range(50)]
+
+
+OF_TORCH = {
+    None: lambda optimizer, n: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+    "constant": lambda optimizer, n: torch.optim.lr_scheduler.ConstantLR(
+        optimizer, 1.0
+    ),
+    "cosine": lambda optimizer, n: torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, n
+    ),
+    "exponential": lambda optimizer, n: torch.optim.lr_scheduler.ExponentialLR(
+        optimizer, 0.01 ** (1 / n)
+    ),
+    "one_cycle": lambda optimizer, n: torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, total_steps=n
+    ),
+    "step": lambda optimizer, n: torch.optim.lr_scheduler.StepLR(optimizer, n // 3),
+}
+
+
+def factors_of_torch(make_scheduler, n_steps):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0, momentum=0.9)
+    scheduler = make_scheduler(optimizer, n_steps)
+    found = [optimizer.param_groups[0]["lr"]]
+    for _ in range(n_steps - 1):
+        optimizer.step()
+        scheduler.step()
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+@pytest.mark.parametrize("n_steps", [3, 6, 12, 99, 147, 300])
+@pytest.mark.parametrize("name", OF_TORCH)
+def test_each_step_has_the_factor_of_torch(name, n_steps):
+    expected = factors_of_torch(OF_TORCH[name], n_steps)
+    found = factors(LearningRateSchedule(name), n_steps)
+    # torch computes recursively, so that rounding errors add up.
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("pct_start", [0.1, 0.5, 1.0])
+def test_a_one_cycle_with_another_peak_has_the_factors_of_torch(pct_start):
+    expected = factors_of_torch(
+        lambda optimizer, n: torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 1.0, total_steps=n, pct_start=pct_start
+        ),
+        40,
+    )
+    schedule = LearningRateSchedule(partial(one_cycle, pct_start=pct_start))
+    assert factors(schedule, 40) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("n_steps", [1, 4, 25])
+def test_a_warmup_has_the_factors_of_torch(n_steps):
+    expected = factors_of_torch(
+        lambda optimizer, n: torch.optim.lr_scheduler.LinearLR(
+            optimizer, 1 / (n + 1), total_iters=n
+        ),
+        n_steps,
+    )
+    found = factors(LearningRateSchedule(warmup=n_steps), n_steps + 5)
+    assert found == pytest.approx([*expected, *[1.0] * 5])
+
+
+def test_every_schedule_is_compared_with_torch():
+    # coslog4 is not in torch; test_schedules compares the plateau.
+    assert set(SCHEDULES) - set(OF_TORCH) == {"coslog4", "plateau"}
+
+
+def test_a_function_with_a_parameter_total_steps_gets_the_steps_after_the_warmup():
+    def share(progress, total_steps):
+        return 1.0 / total_steps
+
+    assert factors(LearningRateSchedule(share, warmup=2), 10)[2:] == [1 / 8] * 8
 
 
 def test_the_schedule_starts_after_a_linear_warmup():
     found = factors(LearningRateSchedule("cosine", warmup=4), 10)
     assert found[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert found[4:] == [cosine((i + 0.5) / 6) for i in range(6)]
+    assert found[4:] == [cosine(i / 6) for i in range(6)]
 
 
 def test_a_float_warmup_is_a_fraction_of_all_steps():
@@ -207,8 +282,8 @@ def test_a_negative_total_is_refused():
 @pytest.mark.parametrize(
     ("schedule", "name", "value", "progress"),
     [
-        (broken_in_the_middle, "broken_in_the_middle", "nan", 0.75),
-        (negative, "negative", "-0.75", 0.75),
+        (broken_in_the_middle, "broken_in_the_middle", "nan", 0.5),
+        (negative, "negative", "-0.5", 0.5),
     ],
 )
 def test_the_message_about_a_bad_factor_names_function_and_progress(
