@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -80,6 +81,26 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     nearest = nearest_name(name, known)
     return f" Did you mean {nearest!r}?" if nearest else ""
+
+
+def meant_by_word(name: str, words: Mapping[str, str]) -> str:
+    """Return a sentence as `did_you_mean`, for the first word that the name contains.
+
+    Parameters
+    ----------
+    name : str
+        Unknown name, such as one that another library uses.
+    words : mapping of str to str
+        Known name for each word of lower-case letters and digits.
+
+    Returns
+    -------
+    str
+        ``" Did you mean 'x'?"`` with a leading space, or ``""``.
+    """
+    plain = re.sub("[^a-z0-9]", "", name.lower())
+    known = next((words[word] for word in words if word in plain), None)
+    return f" Did you mean {known!r}?" if known else ""
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:

@@ -56,7 +56,6 @@ from sknan.estimators._parameters import (
     is_auto,
 )
 from sknan.estimators._validation_split import ValidationFold, split_rows
-from sknan.losses._registry import get_criterion
 from sknan.losses._traits import LossTraits, traits_of
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
@@ -256,8 +255,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
 
     @property
     def _loss_traits(self) -> LossTraits:
-        is_name = isinstance(self.criterion, str)
-        return traits_of(get_criterion(self.criterion) if is_name else self.criterion)
+        return traits_of(self._build_criterion(per_row=False))
 
     def _build_criterion(self, *, per_row: bool) -> nn.Module:
         return resolve_criterion(

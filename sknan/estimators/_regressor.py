@@ -393,7 +393,8 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_targets)
-            Predictions in the shape of ``y``. See Notes for the dtype.
+            Predictions in the shape of ``y``, with one more dimension for several
+            quantiles of the criterion ``"quantile"``. See Notes for the dtype.
         """
         output = self._output(X)
         return self._coding.predict(self.net_.criterion_, output)

@@ -92,9 +92,13 @@ class NumberCoding:
 
     def decode(self, target: Tensor) -> np.ndarray:
         """Return targets or predictions in the units of ``y``."""
-        values: np.ndarray = target.double().numpy(force=True).reshape(-1, *self.shape)
+        several = target.shape[2:]  # such as the quantiles of each target
+        values: np.ndarray = target.double().numpy(force=True)
+        values = values.reshape(-1, *self.shape, *several)
+        ones = (1,) * len(several)
+        scale, mean = (z.reshape(z.shape + ones) for z in (self.scale, self.mean))
         with np.errstate(over="ignore"):  # an overflow is clipped below
-            values = values * self.scale + self.mean
+            values = values * scale + mean
         limit = np.finfo(self.dtype).max
         # numpy.clip takes twice as long for a few values.
         values = np.minimum(np.maximum(values, -limit), limit)

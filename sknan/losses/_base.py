@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sknan._utils.validation import is_number
 from sknan.functional._domain import EDGES, can_read_values, is_between, widen, within
 from sknan.losses._traits import LossTraits
 
@@ -30,10 +31,15 @@ def check_reduction(reduction: str) -> None:
         )
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless a parameter is a positive finite number."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+def check_number(name: str, value: object, low: float, high: float, rule: str) -> None:
+    """Raise ValueError unless an option is a number with ``low < value < high``."""
+    if not is_number(value) or not low < value < high:
+        raise ValueError(f"{name} must be {rule}, got {value!r}.")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ValueError unless an option is a positive finite number."""
+    check_number(name, value, 0.0, math.inf, "a positive finite number")
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -129,7 +135,7 @@ class Loss(nn.Module):
     kernel is called first. If its value is finite, value and gradient are correct.
     """
 
-    traits: ClassVar[LossTraits] = LossTraits(infimum=0.0)
+    traits: LossTraits = LossTraits(infimum=0.0)
 
     _has_torch_kernel: ClassVar[bool] = False
     reduction: str

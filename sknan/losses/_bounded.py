@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sknan import functional as sf
+from sknan._utils.validation import is_number
 from sknan.losses._base import check_reduction, reduced
 from sknan.losses._traits import traits_of
 
@@ -61,7 +62,9 @@ class BoundedLoss(nn.Module):
         self, loss: Any, low: float, high: float, *, reduction: str | None = None
     ) -> None:
         super().__init__()
-        if not -math.inf < low < high < math.inf:
+        if not (is_number(low) and is_number(high)) or not (
+            -math.inf < low < high < math.inf
+        ):
             raise ValueError(
                 f"low must be less than high and both finite, got {low!r} and {high!r}."
             )

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from sknan import functional as sf
 from sknan.functional._domain import EDGES, within
-from sknan.losses._base import Loss, check_reduction, largest_of, upcast
+from sknan.losses._base import (
+    Loss,
+    check_number,
+    check_reduction,
+    largest_of,
+    upcast,
+)
 from sknan.losses._traits import LossTraits
 
 _OF_LOGITS = LossTraits(task="classification", output_kind="logits", infimum=0.0)
@@ -184,8 +190,7 @@ class FocalLoss(_StandaloneClassLoss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(weight, ignore_index=ignore_index, reduction=reduction)
-        if not 0 <= gamma < float("inf"):
-            raise ValueError(f"gamma must be finite and at least 0, got {gamma!r}.")
+        check_number("gamma", gamma, -math.ulp(0.0), math.inf, "finite and at least 0")
         self.gamma = gamma
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:

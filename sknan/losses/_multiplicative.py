@@ -14,6 +14,7 @@ from sknan.losses._base import (
     RegressionLoss,
     StandaloneRegressionLoss,
     aligned,
+    check_number,
     check_positive,
     largest_of,
     residual,
@@ -147,11 +148,8 @@ class TweedieLoss(_PositiveMeanLoss, StandaloneRegressionLoss):
 
     def __init__(self, power: float = 1.5, *, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
-        if not 1 < power < 2:
-            raise ValueError(
-                f"power must be between 1 and 2, got {power!r}. Use 'poisson' for 1 "
-                "and 'gamma' for 2."
-            )
+        rule = "between 1 and 2 ('poisson' is 1 and 'gamma' is 2)"
+        check_number("power", power, 1.0, 2.0, rule)
         self.power = power
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:

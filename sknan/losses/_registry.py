@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from sknan._utils.validation import did_you_mean
+from sknan._utils.validation import did_you_mean, meant_by_word
 from sknan.losses import _classification, _multiplicative, _regression, _similarity
 from sknan.losses._base import Loss
 
@@ -25,6 +25,56 @@ def _losses_by_name(task: str) -> dict[str, type[Any]]:
         for name in kind.traits.names
     }
 
+
+# Words in the names that other libraries give to a loss, the more special ones first.
+_WORDS = {
+    "pinball": "quantile",
+    "quantile": "quantile",
+    "pseudohuber": "pseudo_huber",
+    "huber": "huber",
+    "smoothl1": "huber",
+    "cosh": "log_cosh",
+    "focal": "focal",
+    "kullback": "kl_div",
+    "kld": "kl_div",
+    "symmetric": "smape",
+    "smape": "smape",
+    "mape": "mape",
+    "percentage": "mape",
+    "msle": "msle",
+    "squaredlog": "msle",
+    "logarithmic": "msle",
+    "rmse": "rmse",
+    "rootmean": "rmse",
+    "l2root": "rmse",
+    "gaussian": "gaussian_nll",
+    "poisson": "poisson",
+    "gamma": "gamma",
+    "tweedie": "tweedie",
+    "cosine": "cosine",
+    "correlation": "correlation",
+    "pearson": "correlation",
+    "probability": "probability_nll",
+    "nll": "nll",
+    "bce": "binary_cross_entropy",
+    "binary": "binary_cross_entropy",
+    "logistic": "binary_cross_entropy",
+    "entropy": "cross_entropy",
+    "logloss": "cross_entropy",
+    "softmax": "cross_entropy",
+    "softprob": "cross_entropy",
+    "multi": "cross_entropy",
+    "categorical": "cross_entropy",
+    "deviance": "cross_entropy",
+    "absolute": "mae",
+    "mae": "mae",
+    "lad": "mae",
+    "l1": "mae",
+    "square": "mse",
+    "mse": "mse",
+    "l2": "mse",
+    "regression": "mse",
+}
 
 CLASSIFICATION_LOSSES: dict[str, type[Any]] = _losses_by_name("classification")
 REGRESSION_LOSSES: dict[str, type[Any]] = _losses_by_name("regression")
@@ -50,11 +100,9 @@ def get_criterion(name: str) -> type[Any]:
     """
     known = CLASSIFICATION_LOSSES | REGRESSION_LOSSES
     if name not in known:
+        hint = meant_by_word(name, _WORDS) or did_you_mean(name, known)
         listed = ", ".join(repr(key) for key in known)
-        raise ValueError(
-            f"Unknown criterion {name!r}.{did_you_mean(name, known)} "
-            f"Known criteria: {listed}."
-        )
+        raise ValueError(f"Unknown criterion {name!r}.{hint} Known criteria: {listed}.")
     return known[name]
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sknan import functional as sf
+from sknan._utils.validation import is_number
 from sknan.functional._domain import can_read_values, is_between, within
 from sknan.losses._base import (
     RegressionLoss,
@@ -137,6 +140,11 @@ class HuberLoss(RegressionLoss, nn.HuberLoss):
     traits = replace(_DISTANCE, names=("huber",), unit_power=1)
     _has_torch_kernel = True
 
+    def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
+        check_reduction(reduction)
+        check_positive("delta", delta)
+        super().__init__(reduction=reduction, delta=delta)
+
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         errors = residual(input, target, sum_bound(input, self.delta))
         return F.huber_loss(
@@ -221,8 +229,9 @@ class QuantileLoss(StandaloneRegressionLoss):
 
     Parameters
     ----------
-    quantile : float, default=0.5
-        Quantile to predict, strictly between 0 and 1.
+    quantile : float or sequence of float, default=0.5
+        Quantile to predict, strictly between 0 and 1. For several quantiles the network
+        has one output for each quantile of each target.
     reduction : {"mean", "sum", "none"}, default="mean"
         Reduction of the losses.
 
@@ -233,21 +242,78 @@ class QuantileLoss(StandaloneRegressionLoss):
 
     Shape
     -----
-    Output and target (n_samples, *). Unreduced: the same.
+    Output and target (n_samples, *). Unreduced: the same. With k quantiles: output
+    (n_samples, n_targets * k), the quantiles of the first target first; target
+    (n_samples, n_targets) or (n_samples,). Unreduced: (n_samples, n_targets, k).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknan.losses import QuantileLoss
+    >>> loss = QuantileLoss([0.1, 0.9])
+    >>> loss(torch.tensor([[1.0, 4.0]]), torch.tensor([3.0]))
+    tensor(0.1500)
     """
 
     traits = replace(_DISTANCE, names=("quantile",))
 
-    def __init__(self, quantile: float = 0.5, *, reduction: str = "mean") -> None:
+    def __init__(
+        self, quantile: float | Sequence[float] = 0.5, *, reduction: str = "mean"
+    ) -> None:
         super().__init__(reduction=reduction)
-        if not 0 < quantile < 1:
-            raise ValueError(f"quantile must be between 0 and 1, got {quantile!r}.")
         self.quantile = quantile
+        several = isinstance(quantile, (Sequence, np.ndarray)) and len(quantile) > 0
+        self._several = several and not isinstance(quantile, str)
+        self._quantiles: list[float] = list(quantile) if self._several else [quantile]  # type: ignore[list-item, arg-type]
+        for q in self._quantiles:
+            if not is_number(q) or not 0 < q < 1:
+                rule = "between 0 and 1" if q is quantile else "all between 0 and 1"
+                raise ValueError(f"quantile must be {rule}, got {quantile!r}.")
+        if self._several:
+            count = len(self._quantiles)
+            self.traits = replace(type(self).traits, outputs_per_target=count)
+
+    def _prepared(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._several:
+            return aligned(input, target)
+        input = upcast(input)
+        n_targets = target.shape[1] if target.ndim == 2 else 1
+        needed = (len(target), n_targets * len(self._quantiles))
+        if tuple(input.shape) != needed or target.ndim > 2:
+            raise ValueError(
+                f"The output has shape {tuple(input.shape)} and the target "
+                f"{tuple(target.shape)}: with {len(self._quantiles)} quantiles the "
+                f"output must be {needed}."
+            )
+        input = self._by_target(input)
+        target = target.to(input.dtype).reshape(len(target), n_targets, 1)
+        return input, target.expand(input.shape)
+
+    def _by_target(self, output: Tensor) -> Tensor:
+        """Return the output in the shape (n_samples, n_targets, n_quantiles)."""
+        count = len(self._quantiles)
+        return output.reshape(len(output), output.shape[1] // count, count)
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         missing = residual(target, input, sum_bound(input))
-        q = self.quantile
-        return torch.maximum(q * missing, (q - 1.0) * missing)
+        if not self._several:
+            q = self._quantiles[0]
+            return torch.maximum(q * missing, (q - 1.0) * missing)
+        levels = missing.new_tensor(self._quantiles)
+        return torch.maximum(levels * missing, (levels - 1.0) * missing)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Return the quantiles, (n_samples, n_targets, n_quantiles) if several.
+
+        Quantiles that cross are put in order, which brings each of them closer to the
+        true one (Chernozhukov et al., Quantile and Probability Curves without Crossing,
+        Econometrica 2010).
+        """
+        if not self._several:
+            return output
+        levels = torch.tensor(self._quantiles)
+        rank = levels.argsort().argsort().to(output.device)
+        return self._by_target(output).sort(-1).values[..., rank]
 
 
 class GaussianNLLLoss(RegressionLoss, nn.GaussianNLLLoss):

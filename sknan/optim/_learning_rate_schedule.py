@@ -8,11 +8,23 @@ import math
 import numbers
 from collections.abc import Callable
 
-from sknan._utils.validation import did_you_mean, is_number
+from sknan._utils.validation import did_you_mean, is_number, meant_by_word
 from sknan.optim._schedules import SCHEDULES, Plateau, constant
 
 # Attributes in which `Plateau` stores what it has learned.
 _PLATEAU_STATE = ("current", "best", "n_bad")
+
+
+# Words in the names that other libraries give to a schedule.
+_WORDS = {
+    "coslog": "coslog4",
+    "cosine": "cosine",
+    "cycle": "one_cycle",
+    "exp": "exponential",
+    "step": "step",
+    "plateau": "plateau",
+    "adaptive": "plateau",
+}
 
 
 class LearningRateSchedule:
@@ -180,7 +192,7 @@ def _resolve(schedule: object) -> Callable[..., float]:
             return Plateau()
         if name in SCHEDULES:
             return SCHEDULES[name]
-        hint = did_you_mean(name, SCHEDULES)
+        hint = meant_by_word(name, _WORDS) or did_you_mean(name, SCHEDULES)
         known = ", ".join(repr(name) for name in sorted(SCHEDULES))
         raise ValueError(
             f"Unknown lr_schedule {schedule!r}.{hint} Known schedules: {known}."

@@ -293,14 +293,27 @@ def test_losses_can_be_copied_and_pickled(name):
             "quantile must be between 0 and 1, got 1.0.",
         ),
         (
+            lambda: sl.QuantileLoss([0.5, 2]),
+            "quantile must be all between 0 and 1, got [0.5, 2].",
+        ),
+        (lambda: sl.QuantileLoss([]), "quantile must be between 0 and 1, got []."),
+        (
+            lambda: sl.QuantileLoss([0.1, 0.9])(torch.ones(3, 3), torch.ones(3)),
+            "The output has shape (3, 3) and the target (3,): with 2 quantiles the "
+            "output must be (3, 2).",
+        ),
+        (
+            lambda: sl.HuberLoss(delta=-1.0),
+            "delta must be a positive finite number, got -1.0.",
+        ),
+        (
             lambda: sl.PseudoHuberLoss(0.0),
             "delta must be a positive finite number, got 0.0.",
         ),
         (lambda: sl.FocalLoss(-1.0), "gamma must be finite and at least 0, got -1.0."),
         (
             lambda: sl.TweedieLoss(2.0),
-            "power must be between 1 and 2, got 2.0. Use 'poisson' for 1 and 'gamma' "
-            "for 2.",
+            "power must be between 1 and 2 ('poisson' is 1 and 'gamma' is 2), got 2.0.",
         ),
         (
             lambda: sl.MAPELoss(0.0),
@@ -331,6 +344,30 @@ def test_an_output_that_is_no_tensor_raises():
         "only that tensor from forward, or pass a criterion that takes the whole "
         "output."
     )
+
+
+@pytest.mark.parametrize("value", ["0.5", None, [0.5], True, math.nan])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda v: sl.QuantileLoss([v, 0.5]), "quantile"),
+        (lambda v: sl.FocalLoss(v), "gamma"),
+        (lambda v: sl.TweedieLoss(v), "power"),
+        (lambda v: sl.MAPELoss(v), "floor"),
+        (lambda v: sl.SMAPELoss(v), "floor"),
+        (lambda v: sl.PseudoHuberLoss(v), "delta"),
+        (lambda v: sl.HuberLoss(delta=v), "delta"),
+        (lambda v: sl.GaussianNLLLoss(eps=v), "eps"),
+        (lambda v: sl.BoundedLoss(sl.MSELoss(), v, 1.0), "low"),
+        (lambda v: sl.RMSELoss(reduction=v), "reduction"),
+        (lambda v: sl.HuberLoss(reduction=v), "reduction"),
+        (lambda v: sl.KLDivLoss(reduction=v), "reduction"),
+    ],
+)
+def test_an_option_of_another_type_is_named_with_its_value(make, name, value):
+    with pytest.raises(ValueError, match=name) as caught:
+        make(value)
+    assert repr(value) in str(caught.value)
 
 
 def test_a_vector_and_a_column_are_aligned():

@@ -51,3 +51,31 @@ def test_an_unknown_name_raises_with_a_suggestion(name, hint):
     assert str(caught.value) == (
         f"Unknown criterion {name!r}.{hint} Known criteria: {known_names()}."
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("pinball", "quantile"),
+        ("MSELoss", "mse"),
+        ("SmoothL1Loss", "huber"),
+        ("BCEWithLogitsLoss", "binary_cross_entropy"),
+        ("mean_absolute_percentage_error", "mape"),
+        ("sparse_categorical_crossentropy", "cross_entropy"),
+        ("binary_crossentropy", "binary_cross_entropy"),
+        ("logcosh", "log_cosh"),
+        ("log_loss", "cross_entropy"),
+        ("least_squares", "mse"),
+        ("regression_l1", "mae"),
+        ("multiclass", "cross_entropy"),
+        ("reg:squarederror", "mse"),
+        ("reg:pseudohubererror", "pseudo_huber"),
+        ("count:poisson", "poisson"),
+        ("binary:logistic", "binary_cross_entropy"),
+    ],
+)
+def test_a_name_of_another_library_is_answered_with_ours(name, ours):
+    assert ours in ALL
+    with pytest.raises(ValueError, match="criterion") as caught:
+        get_criterion(name)
+    assert f"{name!r}. Did you mean {ours!r}? Known" in str(caught.value)

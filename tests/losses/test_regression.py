@@ -23,6 +23,7 @@ from sklearn.metrics import (
 )
 from torch import nn
 
+from sknan import StableNetRegressor
 from sknan import losses as sl
 from sknan.losses import get_criterion
 
@@ -152,3 +153,55 @@ def test_a_correlation_loss_is_one_minus_the_correlation_of_numpy():
     expected = 1 - cov[0, 1] / math.sqrt(cov[0, 0] * cov[1, 1])
     found = sl.CorrelationLoss()(z[:, 0], y[:, 0], weight).item()
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+QUANTILES = [0.9, 0.1, 0.5]
+
+
+def test_several_quantiles_are_the_losses_of_each():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(7, 6, generator=generator)
+    y = torch.randn(7, 2, generator=generator)
+    weight = torch.rand(7, generator=generator)
+    for reduction in ("mean", "sum", "none"):
+        found = sl.QuantileLoss(QUANTILES, reduction=reduction)(z, y, weight)
+        # The outputs of the first target come first.
+        each = [
+            sl.QuantileLoss(q, reduction=reduction)(z[:, i::3], y, weight)
+            for i, q in enumerate(QUANTILES)
+        ]
+        expected = torch.stack(each, -1)
+        if reduction == "mean":
+            expected = expected.mean()
+        elif reduction == "sum":
+            expected = expected.sum()
+        torch.testing.assert_close(found, expected)
+
+
+def test_predicted_quantiles_do_not_cross():
+    loss = sl.QuantileLoss(QUANTILES)
+    assert loss.traits.outputs_per_target == 3
+    assert loss.predict(torch.tensor([[1.0, 3.0, 2.0]])).tolist() == [[[3.0, 1.0, 2.0]]]
+
+
+@pytest.mark.parametrize("n_targets", [None, 2])
+def test_a_regressor_learns_several_quantiles(n_targets):
+    generator = np.random.default_rng(0)
+    X = generator.normal(size=(600, 3)).astype(np.float32)
+    y = 2 * X[:, 0] + generator.normal(size=600)
+    if n_targets:
+        y = np.column_stack([y, 100 - 3 * y])
+    model = StableNetRegressor(
+        criterion="quantile",
+        criterion__quantile=QUANTILES,
+        max_epochs=30,
+        random_state=0,
+    )
+    predicted = model.fit(X, y).predict(X)
+    assert predicted.shape == (*y.shape, 3)
+    shares = (y[..., None] <= predicted).mean(0)
+    np.testing.assert_allclose(
+        shares, np.broadcast_to(QUANTILES, shares.shape), atol=0.05
+    )
+    assert (predicted[..., 0] >= predicted[..., 2]).all()
+    assert (predicted[..., 2] >= predicted[..., 1]).all()

@@ -227,6 +227,23 @@ def test_the_message_about_an_unknown_name_suggests_the_closest_one():
 
 
 @pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("CosineAnnealingLR", "cosine"),
+        ("OneCycleLR", "one_cycle"),
+        ("ReduceLROnPlateau", "plateau"),
+        ("StepLR", "step"),
+        ("ExponentialLR", "exponential"),
+        ("adaptive", "plateau"),
+    ],
+)
+def test_a_name_of_another_library_is_answered_with_ours(name, ours):
+    with pytest.raises(ValueError, match="Unknown") as caught:
+        LearningRateSchedule(name)
+    assert f"{name!r}. Did you mean {ours!r}? Known" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("schedule", "found"),
     [
         (0.5, "0.5 of type float"),
