@@ -127,10 +127,21 @@ class HuberLoss(RegressionLoss, nn.HuberLoss):
 
     .. math:: r^2 / 2 \quad\text{or}\quad \delta (|r| - \delta / 2)
 
-    The parameters are those of ``torch.nn.HuberLoss``. In an estimator, which
-    standardizes the target, ``delta`` is in standard deviations of the target.
     Residuals are limited as in :class:`L1Loss`. Otherwise bitwise equal to
     ``torch.nn.HuberLoss``.
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum", "none"}, default="mean"
+        Reduction of the losses.
+    delta : float, default=1.0
+        Residual at which the loss changes from squared to absolute; positive. In an
+        estimator, which standardizes the target, in standard deviations of the target.
+
+    Raises
+    ------
+    ValueError
+        If ``delta`` is not a positive finite number.
 
     Shape
     -----
