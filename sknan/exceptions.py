@@ -31,9 +31,11 @@ class SknanError(Exception):
 
 
 class NonFiniteDataError(SknanError, ValueError):
-    """Error for NaN, infinities or values beyond float32 in ``X`` or ``y``.
+    """Error for values in ``X`` or ``y`` from which no finite network can learn.
 
-    It is raised before training starts.
+    These are NaN, infinities, values beyond float32, values beside which float32 loses
+    all others, and targets for which the loss is undefined or has no lower bound. It is
+    raised before training starts.
     """
 
 

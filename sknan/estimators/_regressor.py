@@ -10,6 +10,8 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_array
 from torch import Tensor, nn
 
+from sknan._engine.plan import TrainingRows
+from sknan._engine.table_net import TableNet
 from sknan._utils.settings import usual_settings
 from sknan._utils.validation import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
 from sknan.estimators._base import StableNetBase
@@ -20,6 +22,10 @@ from sknan.estimators._target_scaling import (
     prediction_dtype,
     standardize,
 )
+from sknan.losses._target_domain import refuse_outside_domain
+from sknan.losses._traits import is_own_loss
+from sknan.nets._batching import TensorTable
+from sknan.nets._data import LEAVE_OUT, is_loss_finite
 from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
 
@@ -305,11 +311,14 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
                 input_name="y",
                 estimator=self,
             )
-        check_finite(values, name="y", remedy=DROP_ROWS, limit=FLOAT64_MAX)
+        known = values
+        if is_own_loss(self.criterion):  # see _table for missing targets
+            known = np.where(np.isnan(values), 0.0, values)
+        check_finite(known, name="y", remedy=DROP_ROWS, limit=FLOAT64_MAX)
         if not self._loss_traits.standardizes_target:
             # The network computes with the values themselves, in float32.
             check_finite(
-                values,
+                known,
                 name="y",
                 remedy=(
                     "Divide y by a constant, or use criterion='mse', which "
@@ -317,22 +326,10 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
                 ),
                 limit=FLOAT32_MAX,
             )
-        self._check_domain(values)
+        refuse_outside_domain(
+            self._build_criterion(per_row=False), values, name_of(self.criterion)
+        )
         return values
-
-    def _check_domain(self, values: np.ndarray) -> None:
-        """Refuse targets for which the criterion is not defined."""
-        outside, needed = {
-            "all": (np.zeros_like(values, dtype=bool), ""),
-            "non-negative": (values < 0, "of at least 0"),
-            "positive": (values <= 0, "above 0"),
-        }[self._loss_traits.target_domain]
-        if outside.any():
-            place = tuple(np.argwhere(outside)[0])
-            raise ValueError(
-                f"criterion={name_of(self.criterion)} needs y {needed}, but it is "
-                f"{values[place]:g} at row {place[0]}."
-            )
 
     def _encode_target(
         self, y: Any, target: np.ndarray, weights: np.ndarray | None, is_partial: bool
@@ -359,6 +356,16 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         self._target_shape, self.target_mean_, self.target_scale_ = shape, mean, scale
         n_outputs = _n_targets(shape) * traits.outputs_per_target
         return standardize(target, mean, scale), n_outputs
+
+    def _table(self, net: TableNet, rows: TrainingRows) -> TensorTable:
+        """Return the rows; refuse missing targets that the criterion does not mask."""
+        table = super()._table(net, rows)
+        missing = np.isnan(rows.y.reshape(len(rows.y), -1)).any(axis=1)
+        if missing.any() and not is_loss_finite(net, table, missing):
+            in_data = np.zeros((rows.numbers.max() + 1, *rows.y.shape[1:]))
+            in_data[rows.numbers] = rows.y
+            check_finite(in_data, name="y", remedy=f"{DROP_ROWS} {LEAVE_OUT}")
+        return table
 
     def _as_target(self, y: Any) -> np.ndarray:
         values = self._validate_target(y).reshape(-1, *self._target_shape)

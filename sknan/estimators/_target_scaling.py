@@ -45,7 +45,7 @@ def mean_and_scale(
     Parameters
     ----------
     values : ndarray of shape (n_samples,) or (n_samples, n_targets)
-        Finite targets.
+        Finite numbers, or NaN for those that do not count.
     weights : ndarray of shape (n_samples,) or None
         Sample weights.
 
@@ -55,6 +55,21 @@ def mean_and_scale(
         The scale of a constant column is 0.
     """
     wide = values.astype(np.float64)
+    known = ~np.isnan(wide)
+    if not known.all():
+        found = [
+            mean_and_scale(
+                column[rows] if rows.any() else np.zeros(1),
+                weights[rows] if weights is not None and rows.any() else None,
+            )
+            for column, rows in zip(
+                wide.reshape(len(wide), -1).T,
+                known.reshape(len(wide), -1).T,
+                strict=True,
+            )
+        ]
+        mean, scale = np.array(found).T.reshape(2, *wide.shape[1:])
+        return mean, scale
     # In units of the largest value no intermediate result overflows.
     unit = np.maximum(np.abs(wide).max(axis=0), np.finfo(np.float64).tiny)
     mean = np.average(wide / unit, axis=0, weights=weights)

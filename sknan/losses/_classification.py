@@ -128,7 +128,12 @@ class BCEWithLogitsLoss(Loss, nn.BCEWithLogitsLoss):
     Logits (n_samples, *); targets of the same shape, 0, 1 or probabilities between.
     """
 
-    traits = replace(_OF_LOGITS, names=("binary_cross_entropy",), is_binary=True)
+    traits = replace(
+        _OF_LOGITS,
+        names=("binary_cross_entropy",),
+        is_binary=True,
+        target_domain="unit interval",
+    )
     _has_torch_kernel = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from sknan import functional as sf
+
+TargetDomain = Literal["all", "non-negative", "positive", "unit interval", "signs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,10 @@ class LossTraits:
     unit_power : int or None, default=None
         Power of the target's unit in the value of the loss, for a loss that compares
         output and target directly: 2 for the squared error.
-    target_domain : {"all", "non-negative", "positive"}, default="all"
-        Targets for which the loss is defined.
+    target_domain : str, default="all"
+        Targets for which the loss is defined and has a lower bound: ``"all"``,
+        ``"non-negative"``, ``"positive"``, ``"unit interval"``, or ``"signs"`` for -1
+        and 1.
     outputs_per_target : int, default=1
         Number of network outputs for each target column.
     is_per_row : bool, default=True
@@ -51,7 +56,7 @@ class LossTraits:
     is_binary: bool = False
     standardizes_target: bool = False
     unit_power: int | None = None
-    target_domain: Literal["all", "non-negative", "positive"] = "all"
+    target_domain: TargetDomain = "all"
     outputs_per_target: int = 1
     is_per_row: bool = True
     infimum: float = -math.inf
@@ -66,8 +71,16 @@ _TRAITS_OF_TORCH: dict[type[Any], LossTraits] = {
     nn.CrossEntropyLoss: _CLASSES,
     nn.NLLLoss: LossTraits(task="classification", output_kind="log-probabilities"),
     nn.MultiMarginLoss: LossTraits(task="classification"),
-    nn.BCEWithLogitsLoss: replace(_CLASSES, task=None, is_binary=True),
-    nn.BCELoss: LossTraits(output_kind="probabilities", is_binary=True),
+    nn.BCEWithLogitsLoss: replace(
+        _CLASSES, task=None, is_binary=True, target_domain="unit interval"
+    ),
+    nn.BCELoss: LossTraits(
+        output_kind="probabilities", is_binary=True, target_domain="unit interval"
+    ),
+    nn.MultiLabelSoftMarginLoss: LossTraits(target_domain="unit interval"),
+    nn.SoftMarginLoss: LossTraits(target_domain="signs"),
+    nn.HingeEmbeddingLoss: LossTraits(target_domain="signs"),
+    nn.KLDivLoss: LossTraits(target_domain="non-negative"),
     nn.MSELoss: replace(_DISTANCE, unit_power=2),
     nn.L1Loss: _DISTANCE,
     nn.SmoothL1Loss: replace(_DISTANCE, infimum=-math.inf),
@@ -109,6 +122,21 @@ def traits_of(criterion: Any) -> LossTraits:
     known = (_TRAITS_OF_TORCH[b] for b in kind.__mro__ if b in _TRAITS_OF_TORCH)
     inherited = next(known, LossTraits())
     return replace(inherited, task=None, target_domain="all", infimum=-math.inf)
+
+
+def is_own_loss(criterion: Any) -> bool:
+    """Whether a loss is defined by the user, so that it may accept any target.
+
+    Parameters
+    ----------
+    criterion : str, type, nn.Module or callable
+        A loss, its class, or the name of a loss of sknan.
+    """
+    if isinstance(criterion, str):
+        return False
+    is_type = isinstance(criterion, (type, FunctionType))
+    module = (criterion if is_type else type(criterion)).__module__
+    return module.partition(".")[0] not in ("torch", "sknan")
 
 
 def predictions(criterion: Any, output: Tensor) -> Tensor:

@@ -7,17 +7,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch.dataset import Dataset
+from skorch.dataset import Dataset, unpack_data
 from skorch.utils import is_pandas_ndframe
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Subset, default_collate
 
+from sknan._utils.random_state import kept_random_states
 from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite
+from sknan.exceptions import NonFiniteDataError
+from sknan.losses._target_domain import refuse_outside_domain
+from sknan.losses._traits import is_own_loss, traits_of
 from sknan.nets._batching import TensorTable
 
 _IMPUTE = (
     "Impute first, for example with make_pipeline(NaNImputer(), SafeScaler(), net)."
 )
+
+
+# Way out for a criterion of the user.
+LEAVE_OUT = (
+    "Or let the criterion leave missing targets out: its loss is not finite for them."
+)
+
+# Number of rows of each kind on which a criterion is tried.
+_TRIAL_ROWS = 32
 
 
 def _as_tensor(values: Any) -> Tensor | None:
@@ -76,13 +89,17 @@ def _arrays(name: str, data: Any) -> Iterator[tuple[str, Any, list[Any] | None]]
             yield from _arrays(f"{name}[{i}]", value)
 
 
-def refuse_nonfinite_data(X: Any, y: Any) -> None:
-    """Raise an error for NaN and infinities in training data.
+def refuse_nonfinite_data(name: str, data: Any, remedy: str = _IMPUTE) -> None:
+    """Raise an error for NaN and infinities in inputs or targets.
 
     Parameters
     ----------
-    X, y : object
+    name : {"X", "y"}
+        Name of the data.
+    data : object
         Input of ``fit`` of a skorch net. Custom datasets are not read.
+    remedy : str
+        Last sentence of the message.
 
     Raises
     ------
@@ -90,13 +107,85 @@ def refuse_nonfinite_data(X: Any, y: Any) -> None:
         If a value is not finite. The message names the array, the columns, the counts
         and the first rows.
     """
-    for name, data, remedy in (("X", X, _IMPUTE), ("y", y, DROP_ROWS)):
-        source = X if name == "y" and isinstance(X, Dataset) else data
-        for label, values, columns in _arrays(name, source):
-            check_finite(
-                values,
-                name=label,
-                remedy=remedy,
-                columns=columns,
-                limit=FLOAT64_MAX,  # a user's module may compute in float64
-            )
+    for label, values, columns in _arrays(name, data):
+        check_finite(
+            values,
+            name=label,
+            remedy=remedy,
+            columns=columns,
+            limit=FLOAT64_MAX,  # a user's module may compute in float64
+        )
+
+
+def refuse_unusable_targets(net: Any, X: Any, y: Any) -> None:
+    """Raise an error for targets from which the net's criterion cannot learn.
+
+    Parameters
+    ----------
+    net : skorch net
+        Initialized net.
+    X, y : object
+        Input of ``fit``. Custom datasets are not read.
+
+    Raises
+    ------
+    NonFiniteDataError
+        If a target is outside the domain of the criterion, or if it is not finite and
+        the criterion does not leave it out, as one of the user may do.
+    """
+    data = X if isinstance(X, Dataset) else y
+    criterion = getattr(net, "criterion_", None)
+    is_own = criterion is not None and is_own_loss(criterion)
+    remedy = f"{DROP_ROWS} {LEAVE_OUT}" if is_own else DROP_ROWS
+    try:
+        refuse_nonfinite_data("y", data, remedy)
+    except NonFiniteDataError:
+        if not is_own or not _leaves_out_missing_targets(net, X, y, data):
+            raise
+    if criterion is None or traits_of(criterion).target_domain == "all":
+        return
+    for _, values, _ in _arrays("y", data):
+        array = _as_array(values)
+        if array.dtype.kind in "fiu":
+            refuse_outside_domain(criterion, array, type(criterion).__name__)
+
+
+def _as_array(values: Any) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # NumPy has no bfloat16.
+        values = (values.double() if values.is_floating_point() else values).numpy()
+    return np.asarray(values)
+
+
+def _leaves_out_missing_targets(net: Any, X: Any, y: Any, data: Any) -> bool:
+    """Whether the loss is finite for rows with and without missing targets."""
+    missing = np.array(False)
+    for _, values, _ in _arrays("y", data):
+        finite = np.isfinite(_as_array(values))
+        missing = missing | ~finite.reshape(len(finite), -1).all(axis=1)
+    return is_loss_finite(net, net.get_dataset(X, y), missing)
+
+
+def is_loss_finite(net: Any, dataset: Any, missing: np.ndarray) -> bool:
+    """Whether the loss is finite on some rows with and without missing targets.
+
+    Parameters
+    ----------
+    net : skorch net
+        Initialized net.
+    dataset : sequence of (inputs, targets)
+        Rows.
+    missing : ndarray of shape (n_samples,), bool
+        Rows with missing targets.
+    """
+    rows = [np.flatnonzero(mask)[:_TRIAL_ROWS] for mask in (missing, ~missing)]
+    try:
+        batch = default_collate([dataset[int(row)] for row in np.concatenate(rows)])
+        inputs, target = unpack_data(batch)
+        with kept_random_states(net.device), torch.no_grad():
+            net._set_training(False)
+            loss = net.get_loss(net.infer(inputs), target, X=inputs, training=False)
+    except Exception:  # of the user's code, which training raises again
+        return False
+    return bool(torch.isfinite(loss).all())

@@ -17,7 +17,11 @@ from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._backup import BackupAndRestore
 from sknan.nets._batching import TensorBatches
 from sknan.nets._best_weights import BestWeights
-from sknan.nets._data import as_table, refuse_nonfinite_data
+from sknan.nets._data import (
+    as_table,
+    refuse_nonfinite_data,
+    refuse_unusable_targets,
+)
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._output import OutputMixin
 from sknan.nets._records import (
@@ -235,7 +239,8 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
     ) -> Any:
         """Run the epochs under guard; parameters as in skorch."""
-        refuse_nonfinite_data(X, y)
+        refuse_nonfinite_data("X", X)
+        refuse_unusable_targets(self, X, y)
         is_new = fit_params.get("_routing_method", "fit") == "fit"
         self._prepare_guard(is_new=is_new)
         self._is_untrained_ &= is_new and (

@@ -79,6 +79,6 @@ class OutputMixin(_SkorchNet):
         # Minus infinity is the logit of a class that is ruled out.
         bad = np.isnan(output) | np.isposinf(output)
         if bad.any():
-            refuse_nonfinite_data(X, None)
+            refuse_nonfinite_data("X", X)
             raise nonfinite_output_error(output, bad)
         return output

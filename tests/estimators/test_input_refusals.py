@@ -284,9 +284,9 @@ def test_counts_beyond_float32_are_refused_if_they_are_not_standardized():
 def test_negative_counts_are_refused():
     counts = np.arange(12.0)
     counts[[3, 5]] = -1
-    assert refusal(ValueError, regressor(criterion="poisson").fit, X, counts) == (
-        "criterion='poisson' needs y of at least 0, but it is -1 at row 3."
-    )
+    assert refusal(
+        NonFiniteDataError, regressor(criterion="poisson").fit, X, counts
+    ) == ("criterion='poisson' needs y of at least 0, but it is -1 at row 3.")
 
 
 def test_the_message_names_the_row_of_text_in_a_numeric_target():

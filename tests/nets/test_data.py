@@ -1,0 +1,146 @@
+"""Targets that a criterion can or cannot learn from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import r2_score
+from skorch.dataset import Dataset
+from torch import nn
+
+from sknan import (
+    GuardedNet,
+    NonFiniteDataError,
+    StableNetEnsembleRegressor,
+    StableNetRegressor,
+)
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(300, 4)).astype("float32")
+FULL = np.stack([X[:, 0] - X[:, 1], 10 * X[:, 2] + 3], axis=1)
+Y = FULL.copy()
+Y[RNG.random(Y.shape) < 0.4] = np.nan
+
+
+class Known(nn.MSELoss):
+    """Mean squared error over the targets that are not missing."""
+
+    def forward(self, output, target):
+        known = ~target.isnan()
+        return super().forward(output[known], target[known])
+
+
+class OwnMSE(nn.Module):
+    def forward(self, output, target):
+        return ((output - target) ** 2).mean()
+
+
+def network(criterion, n_outputs=2, **options):
+    torch.manual_seed(0)
+    settings = {"train_split": None, "verbose": 0, "max_epochs": 40, "lr": 0.01}
+    return GuardedNet(
+        nn.Linear,
+        criterion=criterion,
+        module__in_features=4,
+        module__out_features=n_outputs,
+        optimizer=torch.optim.Adam,
+        batch_size=20,
+        **settings | options,
+    )
+
+
+def test_a_criterion_of_the_user_may_leave_missing_targets_out():
+    net = network(Known).fit(X, Y)
+    assert net.nonfinite_reports_ == []
+    assert r2_score(FULL[:, 0], net.predict(X)[:, 0]) > 0.95
+    assert network(Known).fit(Dataset(X, Y)).nonfinite_reports_ == []
+
+
+@pytest.mark.parametrize("module", [None, nn.Linear])
+def test_estimators_accept_such_criteria_and_standardize_the_known_targets(module):
+    names = {"module__in_features": 4, "module__out_features": 2} if module else {}
+    net = StableNetRegressor(module, criterion=Known, lr=0.01, random_state=0, **names)
+    assert r2_score(FULL, net.fit(X, Y).predict(X)) > 0.95
+    np.testing.assert_allclose(net.target_mean_, np.nanmean(Y, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(net.target_scale_, np.nanstd(Y, axis=0), rtol=1e-5)
+    ensemble = StableNetEnsembleRegressor(net, n_estimators=2, random_state=0)
+    assert r2_score(FULL, ensemble.fit(X, Y).predict(X)) > 0.95
+
+
+REFUSED = (
+    f"y contains {np.isnan(Y).sum()} NaN values in 2 of 2 columns: 0 "
+    f"({np.isnan(Y[:, 0]).sum()}, first at row {np.isnan(Y[:, 0]).argmax()}), 1 "
+    f"({np.isnan(Y[:, 1]).sum()}, first at row {np.isnan(Y[:, 1]).argmax()}). A row "
+    "without a finite target cannot be used for training: remove these rows from X and "
+    "y."
+)
+
+
+@pytest.mark.parametrize("make", [network, lambda c: StableNetRegressor(criterion=c)])
+def test_missing_targets_are_refused_if_the_criterion_does_not_leave_them_out(make):
+    with pytest.raises(NonFiniteDataError) as caught:
+        make(nn.MSELoss).fit(X, Y)
+    assert str(caught.value) == REFUSED
+    with pytest.raises(NonFiniteDataError) as caught:
+        make(OwnMSE).fit(X, Y)
+    assert str(caught.value) == (
+        f"{REFUSED} Or let the criterion leave missing targets out: its loss is not "
+        "finite for them."
+    )
+
+
+LABELS = (X[:, :1] > 0).astype("float32")
+
+
+def test_labels_outside_the_domain_of_a_logistic_loss_are_refused():
+    with pytest.raises(NonFiniteDataError) as caught:
+        network(nn.BCEWithLogitsLoss, 1).fit(X, LABELS + 1)
+    first = int((LABELS + 1).argmax())
+    assert str(caught.value) == (
+        f"criterion=BCEWithLogitsLoss needs y between 0 and 1, but it is 2 at row "
+        f"{first}. It contains 1, 2: code the two classes as 0 and 1."
+    )
+    assert network(nn.BCEWithLogitsLoss, 1).fit(X, LABELS).nonfinite_reports_ == []
+
+
+@pytest.mark.parametrize(
+    ("criterion", "target"),
+    [
+        (nn.BCELoss, torch.from_numpy(LABELS) - 1),
+        (nn.MultiLabelSoftMarginLoss, LABELS * 255),
+        (nn.SoftMarginLoss, LABELS),
+        (nn.HingeEmbeddingLoss, LABELS),
+        (nn.PoissonNLLLoss, LABELS - 1),
+        (nn.KLDivLoss, LABELS - 0.5),
+    ],
+)
+def test_targets_outside_the_domain_of_a_loss_are_refused(criterion, target):
+    with pytest.raises(NonFiniteDataError, match=f"criterion={criterion.__name__} nee"):
+        network(criterion, 1).fit(X, target)
+
+
+class Masked(nn.BCEWithLogitsLoss):
+    def forward(self, output, target):
+        return super().forward(output[target >= 0], target[target >= 0])
+
+
+@pytest.mark.parametrize(
+    ("criterion", "target"),
+    [
+        (nn.BCEWithLogitsLoss, LABELS * 1.0000001),  # rounded
+        (nn.BCEWithLogitsLoss, torch.from_numpy(LABELS).bfloat16().float() * 0.9),
+        (Masked, np.where(RNG.random((300, 1)) < 0.2, -1, LABELS).astype("float32")),
+    ],
+    ids=["rounded", "smoothed", "masked"],
+)
+def test_targets_inside_the_domain_are_accepted(criterion, target):
+    assert network(criterion, 1, max_epochs=2).fit(X, target).nonfinite_reports_ == []
+
+
+def test_logarithms_are_targets_of_a_loss_that_takes_them():
+    target = np.log(np.stack([LABELS[:, 0] * 0.8 + 0.1, 0.9 - LABELS[:, 0] * 0.8], 1))
+    net = network(
+        nn.KLDivLoss, criterion__log_target=True, criterion__reduction="batchmean"
+    )
+    assert net.fit(X, target.astype("float32")).nonfinite_reports_ == []
