@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 from audit_helpers import N, kinds_of, normal, rng
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+
+from sknan import audit
 
 
 def test_missing_cells_that_depend_on_the_target_are_found():
@@ -51,3 +55,76 @@ def test_a_copy_of_the_target_is_found():
     assert kinds_of(frame, labels) == {
         "copy of the target": "'up' (one value for each class)."
     }
+
+
+def table_with(column, n=1000):
+    return pd.DataFrame(rng().normal(size=(n, 2)), columns=["a", "b"]).assign(x=column)
+
+
+def noise(size, n=1000):
+    return np.random.default_rng(1).normal(0, size, n)
+
+
+@pytest.mark.parametrize("n", [100, 1000, 5000])
+@pytest.mark.parametrize("of", [lambda y: y, lambda y: -y, lambda y: 100 + y])
+def test_a_noisy_copy_of_two_classes_is_found(n, of):
+    y = (rng().random(n) < 0.2).astype(int)
+    x = of(y + noise(0.05, n))
+    assert kinds_of(table_with(x, n), y) == {
+        "predicts the target": "'x' (AUC of 1.000 alone)."
+    }
+    labels = np.where(y, "yes", "no")
+    assert "predicts the target" in kinds_of(table_with(x, n), labels)
+    finding = next(iter(audit(table_with(x, n), y)))
+    assert (finding.severity, finding.columns) == ("hurts", ("x",))
+
+
+@pytest.mark.parametrize(
+    ("of", "found"),
+    [
+        (lambda y: y + noise(0.05), "'x' (R2 of 0.997 alone)."),
+        (lambda y: np.exp(y).round(1), "'x' (R2 of 0.998 alone)."),
+    ],
+)
+def test_a_column_from_which_a_number_follows_is_found(of, found):
+    y = normal(1000)
+    assert kinds_of(table_with(of(y)), y)["predicts the target"] == found
+
+
+def test_a_copy_with_some_other_values_is_found():
+    y = normal(1000)
+    x = np.where(np.arange(1000) % 20 == 0, noise(1.0), y)
+    assert kinds_of(table_with(x), y) == {
+        "copy of the target": "'x' (equal to it in 95 %)."
+    }
+    labels = rng().integers(0, 3, size=1000)
+    names = np.array(["red", "blue", "green"])
+    x = np.where(np.arange(1000) % 20 == 0, "red", names[labels])
+    assert kinds_of(table_with(x), labels) == {
+        "copy of the target": "'x' (one value for each class, in 96 %)."
+    }
+
+
+def test_categories_finer_than_the_classes_are_found():
+    labels = rng().integers(0, 4, size=1000)
+    x = [f"{'abcd'[label]}{i % 3}" for i, label in enumerate(labels)]
+    assert kinds_of(table_with(x), labels) == {
+        "predicts the target": "'x' (AUC of 1.000 alone)."
+    }
+
+
+@pytest.mark.parametrize(
+    "load", [load_iris, load_wine, load_breast_cancer, load_digits]
+)
+def test_good_features_of_real_tables_are_no_leaks(load):
+    X, y = load(return_X_y=True, as_frame=True)
+    assert not {"predicts the target", "copy of the target"} & {*kinds_of(X, y)}
+
+
+def test_identifiers_and_related_columns_are_no_leaks():
+    y = normal(1000)
+    X = table_with(y + noise(0.3)).assign(key=[f"k{i}" for i in range(1000)])
+    assert "predicts the target" not in kinds_of(X, y)
+    labels = np.where(y > 0, "up", "down")
+    X["flag"] = (y + noise(0.5)) > 0
+    assert not {"predicts the target", "copy of the target"} & {*kinds_of(X, labels)}

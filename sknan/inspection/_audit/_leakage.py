@@ -15,6 +15,7 @@ from sknan.inspection._audit._column_profile import ColumnProfile, sampled
 from sknan.inspection._audit._columns import codes_of, key_rows
 from sknan.inspection._audit._finding import Observation
 from sknan.inspection._audit._formatting import number, percent, share
+from sknan.inspection._audit._one_column import score_of_column
 from sknan.inspection._audit._target import Target
 from sknan.preprocessing._tables.lazy_table import LazyTable
 
@@ -32,6 +33,9 @@ _MIN_CELLS = 10
 
 # Fewer rows do not show that two columns have the same order.
 _MIN_PAIRS = 50
+
+# Share of equal values from which a column is a copy of the target.
+_IS_COPY = 0.8
 
 # Rank correlation from which two columns have the same order.
 _SAME_ORDER = 0.9999
@@ -66,6 +70,8 @@ def observations_of_leakage(
     for profile in profiles:
         if detail := _equality(table, profile, target, key, key_values):
             yield profile.observation("copy of the target", 1.0, detail)
+        elif detail := _prediction(profile, key_values):
+            yield profile.observation("predicts the target", 1.0, detail)
         if profile.missing_rows is None:
             continue
         if detail := _missing_together(profile.missing_rows, missing):
@@ -94,25 +100,69 @@ def _equality(
     if not profile.key or not profile.top_share < 1:
         return ""
     if target.codes is not None:
-        if profile.key != key:
-            return ""
-        codes, _ = codes_of(table.read(profile.position))
-        is_equal = np.array_equal(codes, target.codes)
-        return "one value for each class" if is_equal else ""
+        if profile.key == key:
+            codes, _ = codes_of(table.read(profile.position))
+            if np.array_equal(codes, target.codes):
+                return "one value for each class"
+        codes = np.frombuffer(profile.key, dtype=np.int64)
+        are_known = (codes >= 0) & (key_values >= 0)
+        agreed = _agreement(codes[are_known], key_values[are_known])
+        return f"one value for each class, in {percent(agreed)}" if agreed else ""
     if profile.holds != "numbers":
         return ""
-    codes = np.frombuffer(profile.key, dtype=np.int64)
-    numbers = np.array([*profile.key_values, np.nan], dtype=np.float64)[codes]
+    numbers = _key_numbers(profile)
     are_known = np.isfinite(numbers) & np.isfinite(key_values)
     numbers, key_values = numbers[are_known], key_values[are_known]
     if numbers.size < _MIN_PAIRS or len(np.unique(key_values)) < _MIN_CELLS:
         return ""
-    if np.array_equal(numbers, key_values):
-        return "equal to it"
+    n_equal = int((numbers == key_values).sum())
+    if n_equal >= _IS_COPY * numbers.size:
+        where = "" if n_equal == numbers.size else f" in {share(n_equal, numbers.size)}"
+        return f"equal to it{where}"
     if numbers.min() == numbers.max():
         return ""
     correlation = stats.spearmanr(numbers, key_values).statistic
     return "in the same order" if abs(correlation) >= _SAME_ORDER else ""
+
+
+def _agreement(codes: NDArray[np.int64], classes: NDArray[np.int64]) -> float:
+    """Return the share of rows in which a column is a class by another name, or 0.
+
+    It is 0 unless the column has one value for each class, and agrees much more often
+    than by chance.
+    """
+    n_rows = len(codes)
+    codes, classes = (np.unique(v, return_inverse=True)[1] for v in (codes, classes))
+    if n_rows < _MIN_PAIRS or codes.max() != classes.max() or not codes.max():
+        return 0.0
+    counts = np.zeros((classes.max() + 1, classes.max() + 1))
+    np.add.at(counts, (codes, classes), 1)
+    of_class = counts.argmax(axis=0)
+    if len(np.unique(of_class)) < len(of_class):
+        return 0.0
+    agreed = counts.max(axis=0).sum() / n_rows
+    chance = (counts.sum(axis=0) * counts.sum(axis=1)[of_class]).sum() / n_rows**2
+    return float(agreed) if agreed - chance >= _IS_COPY * (1 - chance) else 0.0
+
+
+def _key_numbers(profile: ColumnProfile) -> NDArray[np.float64]:
+    """Return the numbers of a column in the rows of its key."""
+    codes = np.frombuffer(profile.key, dtype=np.int64)
+    return np.array([*profile.key_values, np.nan], dtype=np.float64)[codes]
+
+
+def _prediction(profile: ColumnProfile, key_values: NDArray[Any]) -> str:
+    """Return how well a column alone predicts the target, or "" if not almost."""
+    is_number = profile.holds in ("numbers", "flags")
+    if not profile.key or profile.top_share == 1 or profile.holds == "dates":
+        return ""
+    codes = np.frombuffer(profile.key, dtype=np.int64)
+    is_class = key_values.dtype.kind in "iu"
+    known = key_values >= 0 if is_class else np.isfinite(key_values)
+    if known.sum() < _MIN_PAIRS or len(np.unique(key_values[known])) < 2:
+        return ""
+    numbers = _key_numbers(profile)[known] if is_number else None
+    return score_of_column(codes[known], numbers, key_values[known])
 
 
 def _missing_together(mask: NDArray[np.bool_], target_mask: NDArray[np.bool_]) -> str:

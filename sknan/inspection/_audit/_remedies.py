@@ -68,6 +68,10 @@ _IN_X = {
     "copy of the target": _hurts(
         "Drop it, unless its values will be known at prediction time."
     ),
+    "predicts the target": _hurts(
+        "It needs no other column: find out how it is made, and drop it, unless its "
+        "values will be known at prediction time."
+    ),
     "missing tells the target": _hurts(
         "Find out why. If cells are filled in only after the target is known, drop "
         "the column."
