@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,17 +13,15 @@ from sklearn.utils import ClassifierTags, RegressorTags
 from skorch.callbacks import EpochTimer, PrintLog
 from skorch.callbacks.scoring import ScoringBase
 from torch import Tensor, nn
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._engine.prediction import ColumnScaling, UserRows
 from sknan._utils.settings import usual_settings
-from sknan.exceptions import NonFiniteTrainingError
 from sknan.losses._traits import traits_of
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._nets import GuardedNet
 from sknan.nets._records import is_orderly_stop
-from sknan.nets.recovery.output_repair import output_repaired, without_output
+from sknan.nets.recovery.output_repair import OutputRepair, outputs_by_row
 
 # Number of values, about 4 MB of float32, in the input of a validation batch and in the
 # output of the widest linear layer for a prediction batch.
@@ -48,6 +47,8 @@ class TableNet(GuardedNet):
     """
 
     _is_versioned: ClassVar[bool] = False  # the estimator that holds it is
+    _has_plain_output: ClassVar[bool] = True
+    column_names_: Sequence[Any] | None = None
 
     # Conversion of X, if columns are in raw units.
     scaling_: ColumnScaling | None = None
@@ -183,6 +184,13 @@ class TableNet(GuardedNet):
         metric = r2_score if self.coding_.classes is None else accuracy_score
         return float(metric(y, self.predict(X)))
 
+    def _is_in_training(self) -> bool:
+        # A stack trains nets without a GuardedTraining of their own.
+        return super()._is_in_training() or self._is_untrained_
+
+    def _check_trained_output(self, X: Any) -> None:
+        """Do nothing: the estimator checks the output of its fitted net."""
+
     def _output_of(self, X: Any) -> Tensor:
         X = X if isinstance(X, Tensor) else getattr(X, "X", X)
         if self.scaling_ is not None:
@@ -203,37 +211,35 @@ class TableNet(GuardedNet):
         NonFiniteTrainingError
             If the output of a row is not finite.
         """
-        output, bad = self.raw_output(X)
-        if bad:
-            raise NonFiniteTrainingError(
-                f"The network's output is non-finite for {len(bad)} of {len(output)} "
-                f"rows, first row {bad[0]}, although X is finite: its values lie far "
-                "outside the training data. Bound them with SafeScaler()."
-            )
+        repair = OutputRepair(self)
+        output = self.raw_output(X, repair)
+        if repair.refused:
+            raise repair.error(len(repair.refused))
+        self._warn_of_repair(repair)
         return output
 
-    def raw_output(self, X: Tensor) -> tuple[Tensor, list[int]]:
-        """Return the output of the module in evaluation mode.
+    def raw_output(self, X: Tensor, repair: OutputRepair) -> Tensor:
+        """Return the output of the module in evaluation mode, repaired where possible.
 
         Parameters
         ----------
         X : Tensor of shape (n_samples, ...)
             Rows on the device of the module.
+        repair : OutputRepair
+            Repair of rows whose output is non-finite, which records them.
 
         Returns
         -------
-        output : Tensor of shape (n_samples, ...), float32
+        Tensor of shape (n_samples, ...), float32
             Output on the CPU, the first one if the module has several. It may share
             memory with the module.
-        bad : list of int
-            Rows whose output is non-finite, and was not or could not be repaired.
         """
         if not self._is_evaluating():
             self._set_training(False)
         with torch.no_grad():
             n_rows = self._rows_per_forward(X)
             first, *others = [X] if n_rows >= len(X) else torch.split(X, n_rows)
-            whole, is_finite = self._evaluated(first)
+            whole = self._evaluated(first, repair)
             if others:
                 # One tensor for all outputs: small outputs between large tensors that
                 # are freed would prevent the allocator from reusing their memory.
@@ -241,16 +247,10 @@ class TableNet(GuardedNet):
                 whole = output.new_empty((len(X), *output.shape[1:]))
                 whole[:start] = output
             for batch in others:
-                output, is_finite_here = self._evaluated(batch)
-                is_finite = is_finite and is_finite_here
+                output = self._evaluated(batch, repair)
                 whole[start : start + len(batch)] = output
                 start += len(batch)
-        whole = whole.cpu()
-        if is_finite:
-            return whole, []
-        is_bad = ~torch.isfinite(whole)
-        rows = is_bad.flatten(1).any(dim=1) if is_bad.ndim > 1 else is_bad
-        return whole, rows.nonzero().flatten().tolist()
+        return whole.cpu()
 
     def _is_evaluating(self) -> bool:
         """Whether all parts of the module are in evaluation mode.
@@ -265,19 +265,20 @@ class TableNet(GuardedNet):
             parts += filter(None, part._modules.values())
         return True
 
-    def _evaluated(self, batch: Tensor) -> tuple[Tensor, bool]:
-        """Return the output of a batch, and whether it is certain to be finite."""
+    def _evaluated(self, batch: Tensor, repair: OutputRepair) -> Tensor:
+        """Return the output of a batch, repaired if it is not finite."""
         try:
             # A copy, because a module that works in place would change the user's data.
             output = self.module_(batch.clone())
-        except LinAlgError as error:
-            raise without_output(self, (batch, None), error) from error
+        except Exception as error:
+            output = outputs_by_row(self, batch, error)
         first = _first(output).float()
         # A finite sum implies finite values; a sum of finite values may overflow.
         is_finite = isinstance(output, Tensor) and math.isfinite(first.sum())
-        if not is_finite and self.on_nonfinite == "recover":
-            first = _first(output_repaired(self, batch, output)).float()
-        return first, is_finite
+        if not is_finite:
+            return _first(repair.add(batch, output)).float()
+        repair.n_rows += len(batch)
+        return first
 
     def _rows_per_forward(self, X: Tensor) -> int:
         """Return the number of rows in a prediction batch, at least the batch size."""

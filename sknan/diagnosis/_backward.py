@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Variable
 
 from sknan.diagnosis._evidence import CRITERION, FailedOperation
 from sknan.diagnosis._forward import ActiveModule, GraphNode, OperationTracer
@@ -67,7 +68,17 @@ def sanitized_backward(loss: Tensor) -> None:
         )
 
     with _hooked_nodes(loss, clean):
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Tensor.backward would leave a torch function mode. A checkpoint in the forward
+        # pass is computed again in the backward pass, and needs the same mode.
+        Variable._execution_engine.run_backward(
+            (loss,),
+            (torch.ones_like(loss),),
+            False,
+            False,
+            (),
+            allow_unreachable=True,
+            accumulate_grad=True,
+        )
 
 
 class _FoundFailure(Exception):

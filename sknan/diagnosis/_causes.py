@@ -59,6 +59,37 @@ def examine_step(evidence: StepEvidence) -> NonFiniteReport:
     return dataclasses.replace(report, epoch=evidence.epoch, batch=evidence.batch)
 
 
+def examine_output(evidence: StepEvidence, clause: str) -> NonFiniteReport:
+    """Return a report on a network whose output is not finite, or that raises.
+
+    Parameters
+    ----------
+    evidence : StepEvidence
+        Numbers and tensors of a forward pass in evaluation mode.
+    clause : str
+        What was found, as a sentence without its end.
+
+    Returns
+    -------
+    NonFiniteReport
+    """
+    failed, of_input = evidence.failed_operation, _blame_input(evidence)
+    if of_input is not None:
+        return dataclasses.replace(of_input, evidence=f"{clause}. {of_input.evidence}")
+    for name, parameter in evidence.named_parameters:
+        if nonfinite_count(parameter.detach()):
+            return NonFiniteReport(
+                "forward",
+                "architecture",
+                f"{clause}; the weight {name!r} is not finite.",
+                "Fit the network again, or check the weights that were loaded.",
+                **({} if failed is None else failed.place),
+            )
+    if evidence.error is not None:
+        return _report_on_error(evidence, f"{clause}: the network raised")
+    return _refined_report(evidence, "forward", "activation", clause)
+
+
 def _float_leaves(data: Any) -> list[Tensor]:
     return [leaf.detach() for leaf in tree_leaves(data) if leaf.is_floating_point()]
 
@@ -230,19 +261,22 @@ def _blame_error(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the forward pass or the loss raised an exception."""
     if evidence.error is None:
         return None
-    kind = type(evidence.error).__name__.lstrip("_")  # torch's _LinAlgError
-    failed = evidence.failed_operation
-    message = (str(evidence.error).strip().splitlines() or [""])[0].rstrip(".:")
-    clause = f"The step raised {kind}: {message}"
+    return _report_on_error(evidence, "The step raised")
+
+
+def _report_on_error(evidence: StepEvidence, raised: str) -> NonFiniteReport:
+    error, failed = evidence.error, evidence.failed_operation
+    assert error is not None
+    kind = type(error).__name__.lstrip("_")  # torch's _LinAlgError
+    message = (str(error).strip().splitlines() or [""])[0].rstrip(".:")
+    clause = f"{raised} {kind}: {message}"
     report = _refined_report(evidence, "forward", "architecture", clause)
     if failed is None or not failed.has_raised:
         return report
     report = dataclasses.replace(report, error=kind)
     if report.cause not in ("activation", "architecture", "loss"):
         return report  # the failed check is only the consequence
-    cause, action = remedy_for_check(
-        report.cause, failed, evidence.error, evidence.n_rows
-    )
+    cause, action = remedy_for_check(report.cause, failed, error, evidence.n_rows)
     return dataclasses.replace(report, cause=cause, action=action)
 
 

@@ -403,6 +403,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
             else:
                 net = self._build_net(rows.X, rows.n_outputs, per_row=per_row)
             net.coding_, net.scaling_ = self._coding, self._scaling
+            net.column_names_ = getattr(self, "feature_names_in_", None)
             if table_of is None:
                 table = self._table(net, rows)
             else:
@@ -465,7 +466,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     def _finish(self, plan: TrainingPlan) -> None:
         """Check that the trained net is finite, and set the fitted attributes."""
         net, best = plan.net, plan.best
-        check_finite_output(net, plan.table.X)
+        check_finite_output(net, plan.table)
         if not plan.keeps_moments:
             for optimizer in net._all_optimizers():
                 optimizer.state.clear()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._engine.table_net import TableNet
 from sknan._utils.compiled import uncompiled
 from sknan._utils.threads import FlopCount
-from sknan._utils.warn import recorded_warnings
-from sknan.exceptions import NonFiniteTrainingError
+from sknan.nets._batching import TensorTable
 from sknan.nets._chain import output_bound
-from sknan.nets.recovery.output_repair import rows_with_output
+from sknan.nets.recovery.output_repair import OutputRepair, outputs_by_row
 
 # If all values in a float32 network are below this bound, none of them overflows.
 _FAR_FROM_OVERFLOW = 1e30
@@ -49,9 +47,8 @@ def trial_output(net: TableNet, X: np.ndarray) -> Tensor:
         with torch.no_grad(), uncompiled(net), FlopCount() as count:
             try:
                 output = net.infer(rows)
-            except LinAlgError as error:
-                rows, _ = rows_with_output(net, (rows, None), error)
-                output = net.infer(rows)
+            except Exception as error:
+                output = outputs_by_row(net, rows, error)
     except Exception as error:
         name = type(net.module_).__name__
         error.add_note(f"while calling the module {name} on X of shape {X.shape}")
@@ -67,29 +64,28 @@ def trial_output(net: TableNet, X: np.ndarray) -> Tensor:
     return output
 
 
-def check_finite_output(net: TableNet, X: Tensor) -> None:
-    """Raise an error if the trained net's output is non-finite for a training row.
+def check_finite_output(net: TableNet, table: TensorTable) -> None:
+    """Evaluate all training rows with the trained net, unless no value can overflow.
 
     Parameters
     ----------
     net : TableNet
         Trained net.
-    X : Tensor of shape (n_samples, ...)
-        Features of all training rows.
+    table : TensorTable
+        All training rows.
 
     Raises
     ------
     NonFiniteTrainingError
-        If the output is non-finite for a row.
+        If the output is non-finite for all rows, or for a row that cannot be repaired.
+
+    Warns
+    -----
+    DivergenceWarning
+        If the output of some rows needs repair.
     """
-    if output_bound(net.module_, X) < _FAR_FROM_OVERFLOW:
+    if output_bound(net.module_, table.X) < _FAR_FROM_OVERFLOW:
         return
-    with recorded_warnings():  # dropped: training has reported its repairs
-        output, bad = net.raw_output(X)
-    if bad:
-        raise NonFiniteTrainingError(
-            f"After training, the output is non-finite for {len(bad)} of "
-            f"{len(output)} training rows, first row {bad[0]}, although all weights "
-            "are finite. Look for an operation in the module that overflows in "
-            "evaluation mode, and scale X with SafeScaler()."
-        )
+    repair = OutputRepair(net, learns_range=True, numbers=table.numbers)
+    net.raw_output(table.X, repair)
+    repair.conclude_training()

@@ -209,6 +209,7 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         self._is_untrained_ = True
         self._first_versions_ = self._versions_of_weights()
         self._conditioning_ = None
+        self._output_range_ = None
         return self
 
     @property
@@ -224,8 +225,17 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
     def partial_fit(
         self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
     ) -> Any:
-        """Train without initializing; parameters as in skorch."""
-        return super().partial_fit(X, y, classes, **fit_params)
+        """Train without initializing; parameters as in skorch.
+
+        If training was rescued, the output for ``X`` is computed once more. It must be
+        finite, or of a kind that predictions can repair.
+        """
+        super().partial_fit(X, y, classes, **fit_params)
+        has_failed = hasattr(self, "guard_") and bool(self.guard_.reports)
+        is_rescued = has_failed and self.on_nonfinite == "recover"
+        if is_rescued and not fit_params.keys() - {"_routing_method"}:
+            self._check_trained_output(X)
+        return self
 
     def on_train_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
         """Restore a backup, if there is one, before any callback begins."""

@@ -2,42 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, ClassVar
 
 import numpy as np
 from skorch.dataset import unpack_data
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._utils.settings import usual_settings
 from sknan.nets._data import refuse_nonfinite_data
 from sknan.nets.recovery.output_repair import (
-    nonfinite_output_error,
-    output_repaired,
-    rows_with_output,
-    without_output,
+    OutputRange,
+    OutputRepair,
+    outputs_by_row,
 )
 
 # At run time the next base class is a skorch net.
 _SkorchNet: Any = object
+
+# The repair of the present call, which goes through several batches.
+_repair: ContextVar[OutputRepair | None] = ContextVar("repair", default=None)
+
+
+def _n_bad_rows(output: np.ndarray) -> int:
+    """Return the number of rows that are not finite.
+
+    Minus infinity beside a number is the logit of a class that is ruled out.
+    """
+    is_sound = np.isfinite(output)
+    if is_sound.all():
+        return 0
+    rows = is_sound.reshape(len(output), -1)
+    is_ruled_out = np.isneginf(output).reshape(rows.shape) & rows.any(axis=1)[:, None]
+    return int((~(rows | is_ruled_out).all(axis=1)).sum())
 
 
 class OutputMixin(_SkorchNet):
     """Validation and prediction of a skorch net, without non-finite outputs."""
 
     on_nonfinite: str
+    # Whether only the first output counts, and minus infinity is no logit of a class
+    # that is ruled out.
+    _has_plain_output: ClassVar[bool] = False
+    _output_range_: OutputRange | None = None
+
+    def _is_in_training(self) -> bool:
+        """Whether a training runs, whose callbacks may predict."""
+        return getattr(self, "_training_", None) is not None
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Compute the loss of a validation batch; parameters as in skorch.
 
-        Rows for which the network has no output, because a matrix decomposition fails,
-        are left out.
+        Under ``on_nonfinite="recover"`` rows are repaired as in a prediction.
         """
+        inputs, target = unpack_data(batch)
         try:
             step: dict[str, Any] = super().validation_step(batch, **fit_params)
-        except LinAlgError as error:
-            rest = rows_with_output(self, batch, error)
-            step = super().validation_step(rest, **fit_params)
-        return step
+            outputs = step["y_pred"]
+        except Exception as error:
+            step, outputs = {}, outputs_by_row(self, inputs, error)
+        if self.on_nonfinite != "recover":
+            return step
+        repaired = OutputRepair(self).add(inputs, outputs)
+        if repaired is outputs and step:
+            return step
+        loss = self.get_loss(repaired, target, X=inputs, training=False)
+        return {"loss": loss, "y_pred": repaired}
 
     @usual_settings(any_dtype=True)
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
@@ -45,15 +75,47 @@ class OutputMixin(_SkorchNet):
 
         Under ``on_nonfinite="recover"`` a row whose output is not finite although its
         input is, is computed again with each operation kept inside its domain. A
-        warning gives the number of these rows.
+        warning names the operation and the rows.
         """
+        inputs, _ = unpack_data(batch)
         try:
             outputs = super().evaluation_step(batch, training=training)
-        except LinAlgError as error:
-            raise without_output(self, batch, error) from error
-        if training or self.on_nonfinite != "recover":
+        except Exception as error:
+            outputs = outputs_by_row(self, inputs, error)
+        if training:
             return outputs
-        return output_repaired(self, unpack_data(batch)[0], outputs)
+        repair = _repair.get()
+        if repair is not None and repair.net is self:
+            return repair.add(inputs, outputs)
+        repair = OutputRepair(self)
+        outputs = repair.add(inputs, outputs)
+        self._warn_of_repair(repair)
+        return outputs
+
+    def _warn_of_repair(self, repair: OutputRepair) -> None:
+        if not self._is_in_training():  # at its end, training reports what is left
+            repair.warn()
+
+    def forward_iter(
+        self, X: Any, training: bool = False, device: str = "cpu"
+    ) -> Iterator[Any]:
+        """Yield the outputs of batches; parameters as in skorch."""
+        batches = super().forward_iter(X, training=training, device=device)
+        given = _repair.get()
+        is_given = given is not None and given.net is self
+        repair = given if is_given and given is not None else OutputRepair(self)
+        while True:
+            # The variable is not set while the caller runs.
+            token = _repair.set(repair)
+            try:
+                outputs = next(batches)
+            except StopIteration:
+                break
+            finally:
+                _repair.reset(token)
+            yield outputs
+        if not is_given:
+            self._warn_of_repair(repair)
 
     @usual_settings(any_dtype=True)
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -74,11 +136,43 @@ class OutputMixin(_SkorchNet):
             If an output is NaN or infinite and ``X`` is not finite.
         NonFiniteTrainingError
             If an output is NaN or infinite although ``X`` is finite.
+
+        Warns
+        -----
+        UserWarning
+            If rows were repaired; see :meth:`evaluation_step`.
         """
-        output: np.ndarray = super().predict_proba(X)
-        # Minus infinity is the logit of a class that is ruled out.
-        bad = np.isnan(output) | np.isposinf(output)
-        if bad.any():
+        repair = OutputRepair(self)
+        token = _repair.set(repair)
+        try:
+            output: np.ndarray = super().predict_proba(X)
+        finally:
+            _repair.reset(token)
+        n_bad = _n_bad_rows(output)
+        if n_bad:
             refuse_nonfinite_data("X", X)
-            raise nonfinite_output_error(output, bad)
+            if not repair.n_rows:  # a scoring callback has stored the outputs
+                self._evaluate(X, repair)
+            raise repair.error(n_bad)
+        self._warn_of_repair(repair)
         return output
+
+    def _check_trained_output(self, X: Any) -> None:
+        """Evaluate the training rows after a training that was rescued.
+
+        Raises
+        ------
+        NonFiniteTrainingError
+            If the output is not finite for all rows, or a row cannot be repaired.
+        """
+        repair = OutputRepair(self, learns_range=True)
+        self._evaluate(X, repair)
+        repair.conclude_training()
+
+    def _evaluate(self, X: Any, repair: OutputRepair) -> None:
+        token = _repair.set(repair)
+        try:
+            for _ in OutputMixin.forward_iter(self, X):
+                pass
+        finally:
+            _repair.reset(token)

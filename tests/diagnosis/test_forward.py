@@ -167,6 +167,26 @@ def test_a_mask_of_infinities_is_not_blamed(name):
     assert report.operation == "aten.log"
 
 
+@pytest.mark.parametrize("reduce", [torch.logsumexp, torch.amax])
+def test_a_reduction_over_nothing_is_blamed_for_a_later_nan(reduce):
+    def function(x):
+        masked = x.masked_fill(x < 0, -torch.inf)
+        total = reduce(masked, dim=1)[:, None]
+        return total - total.detach() + x
+
+    X = table()
+    assert found(function, X) is None
+    X[2] = -1.0
+    report = found(function, X)
+    assert (report.source, report.rows) == (line_of(function, 2), (2,))
+
+    def unaffected(x):
+        masked = x.detach().masked_fill(x < 0, -torch.inf)
+        return torch.where(x > 0, reduce(masked, dim=1)[:, None], x)
+
+    assert found(unaffected, X) is None
+
+
 class Masked(nn.Module):
     def __init__(self):
         super().__init__()

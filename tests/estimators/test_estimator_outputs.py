@@ -302,9 +302,11 @@ def test_outputs_that_overflow_are_refused():
     with pytest.raises(NonFiniteTrainingError) as caught:
         model.predict(far)
     assert str(caught.value) == (
-        "The network's output is non-finite for 2 of 60 rows, first row 7, although X "
-        "is finite: its values lie far outside the training data. Bound them with "
-        "SafeScaler()."
+        "Non-finite output of aten.addmm. The network's output is not finite for 2 of "
+        "60 rows, although X is finite; the batch has inputs of size 1e18 and "
+        "more; aten.addmm was given 1. To blame: rows 7, 9, columns 0, 1, 2, 3. Clean "
+        "and impute the inputs first: "
+        'make_pipeline(NaNImputer(dtype="float32"), SafeScaler(), net).'
     )
 
 

@@ -4,17 +4,19 @@ A mode above autograd intercepts each torch operation that the code calls. Opera
 with a counterpart in `sknan.functional` are computed by the counterpart. Its value is
 bitwise identical to torch's (within 4 units in the last place for standard deviations
 and angles) wherever torch's value and derivative are finite; elsewhere it is the value
-at the edge of the domain. Values that any other operation
-makes non-finite from finite inputs are clamped to the range of the dtype, with
-derivative 0. Infinities that the code asks for, as in a mask, remain.
+at the edge of the domain. Values that any other operation makes non-finite from finite
+inputs are clamped to the range of the dtype, with derivative 0. Infinities that the
+code asks for, as in a mask, remain. A matrix without a decomposition is moved towards
+a multiple of the identity, and checks of the arguments of a distribution pass.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,13 +24,36 @@ import torch
 import torch.nn.functional as F
 from skorch.dataset import unpack_data
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
 
 from sknan import functional
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._backward import sanitized_backward
+from sknan.diagnosis._values import storage_key
+from sknan.functional._domain import Edge, narrow, widen, within
 from sknan.functional._elementwise import logarithm
 from sknan.nets.recovery.explain import loss_of
+
+
+def _inside(
+    function: Callable[[Tensor], Tensor], domain: Callable[[Edge], tuple[float, float]]
+) -> Callable[[Tensor], Tensor]:
+    """Return a function of one argument, which is clamped to its domain."""
+
+    def finite(input: Tensor) -> Tensor:
+        wide, edge = widen(input)
+        return narrow(function(within(wide, *domain(edge))), input.dtype)
+
+    return finite
+
+
+def _x_log_y(input: Any, other: Any) -> Tensor:
+    if not isinstance(other, Tensor):
+        return torch.xlogy(input, other)
+    wide, edge = widen(other)
+    inside = within(wide, max(edge.tiny, 1 / edge.largest), edge.largest)
+    return torch.xlogy(input, narrow(inside, other.dtype))
 
 
 def _divide(input: Any, other: Any) -> Tensor:  # with the names of torch
@@ -72,6 +97,15 @@ def _with_implicit_dim(softmax: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
 
 
+def _passed_check(input: Tensor) -> Tensor:
+    """Let a check of torch.distributions pass: the operations behind it are finite."""
+    return torch.ones((), dtype=torch.bool)
+
+
+def _binary_cross_entropy(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return F.binary_cross_entropy(within(input, 0.0, 1.0), *args, **kwargs)
+
+
 # Finite counterparts of torch's functions and methods.
 _FINITE: dict[Any, Callable[..., Any]] = {}
 _FINITE_IN_PLACE: dict[Any, Callable[..., Any]] = {}
@@ -80,6 +114,7 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "log1p": functional.log1p,
     "log2": partial(logarithm, torch.log2, base=2.0),
     "log10": partial(logarithm, torch.log10, base=10.0),
+    "xlogy": _x_log_y,
     "exp": functional.exp,
     "expm1": functional.expm1,
     "sqrt": functional.sqrt,
@@ -109,6 +144,11 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "arccos": functional.acos,
     "arctan2": functional.atan2,
     "logit": functional.logit,
+    "acosh": _inside(torch.acosh, lambda edge: (1.0, edge.largest)),
+    "arccosh": _inside(torch.acosh, lambda edge: (1.0, edge.largest)),
+    "erfinv": _inside(torch.erfinv, lambda edge: (edge.gap - 1, 1 - edge.gap)),
+    "ndtri": _inside(torch.special.ndtri, lambda edge: (edge.tiny, 1 - edge.gap)),
+    "entr": _inside(torch.special.entr, lambda edge: (0.0, edge.largest)),
 }
 for _name, _finite in _BY_NAME.items():
     for _owner in (torch, Tensor, F, torch.special, torch.linalg):
@@ -123,6 +163,8 @@ for _name, _finite in _BY_NAME.items():
 _FINITE[F.softplus] = functional.softplus
 _FINITE[F.softmax] = _with_implicit_dim(_softmax)
 _FINITE[F.log_softmax] = _with_implicit_dim(_log_softmax)
+_FINITE[F.binary_cross_entropy] = _binary_cross_entropy
+_FINITE[torch._is_all_true] = _passed_check
 _SIGNATURES = {finite: inspect.signature(finite) for finite in _FINITE.values()}
 
 
@@ -143,14 +185,22 @@ def _is_complex(x: Any) -> bool:
     return x.is_complex() if isinstance(x, Tensor) else isinstance(x, complex)
 
 
-def _is_finite(x: Tensor) -> bool:
-    return not x.is_floating_point() or bool(torch.isfinite(x.detach()).all())
+def _is_known(flag: Tensor) -> bool:
+    """Whether a flag is true. Under ``vmap`` its value is not known."""
+    try:
+        return bool(flag)
+    except RuntimeError:
+        return False
 
 
-def _has_nan(tensors: Iterable[Tensor]) -> bool:
-    return any(
-        x.is_floating_point() and bool(x.detach().isnan().any()) for x in tensors
-    )
+def _are_finite(tensors: list[Tensor]) -> Tensor:
+    flags = [torch.isfinite(x.detach()).all() for x in tensors if x.numel()]
+    return torch.stack(flags).all() if flags else torch.tensor(True)
+
+
+def _have_nan(tensors: list[Tensor]) -> Tensor:
+    flags = [x.detach().isnan().any() for x in tensors if x.numel()]
+    return torch.stack(flags).any() if flags else torch.tensor(False)
 
 
 def _asks_for_infinity(given: Any) -> bool:
@@ -159,14 +209,47 @@ def _asks_for_infinity(given: Any) -> bool:
     return isinstance(given, float) and not math.isfinite(given)
 
 
-def _clamped(x: Any) -> Any:
+def _storage_of(x: Tensor) -> int:
+    """Return the key of the storage below the wrappers of ``vmap`` and ``grad``."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return storage_key(x)
+
+
+def _clamped(x: Any, keeps: Tensor) -> Any:
+    """Return nested results, clamped to the range of their dtype unless kept."""
     if isinstance(x, (list, tuple)):
-        parts = [_clamped(part) for part in x]
+        parts = [_clamped(part, keeps) for part in x]
         # A named tuple takes separate arguments; a tuple of torch takes a sequence.
         return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return x
-    return torch.nan_to_num(x, nan=0.0)  # infinities become the largest values
+    # Infinities become the largest values.
+    return torch.where(keeps, x, torch.nan_to_num(x, nan=0.0))
+
+
+def _decomposed(func: Any, args: Any, kwargs: Any) -> Any:
+    """Decompose a matrix, or one nearby if it is singular or not positive definite.
+
+    With the largest shift, the diagonal is larger than the sum of its row.
+    """
+    try:
+        return func(*args, **kwargs)
+    except LinAlgError:
+        if not args or not isinstance(args[0], Tensor) or not _is_square(args[0]):
+            raise
+    matrix, *others = args
+    size = matrix.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    size = torch.where(size > 0, size, 1.0) * matrix.shape[-1]
+    unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    for share in (1e-6, 1e-3):
+        with contextlib.suppress(LinAlgError):
+            return func(matrix + share * size * unit, *others, **kwargs)
+    return func(matrix + 2 * size * unit, *others, **kwargs)
+
+
+def _is_square(x: Tensor) -> bool:
+    return x.ndim >= 2 and x.shape[-1] == x.shape[-2] and x.numel() > 0
 
 
 def _works_in_place(func: Any) -> bool:
@@ -188,29 +271,33 @@ class RepairedOperations(TorchFunctionMode):
         kwargs = kwargs or {}
         is_in_place = _works_in_place(func)
         given = [*args, *kwargs.values()]
-        inputs = tree_leaves((args, kwargs))
+        tensors = tree_leaves((args, kwargs))
+        inputs = [x for x in tensors if x.is_floating_point()]
         if is_in_place:  # the operation overwrites its input
-            was_finite, had_nan = all(map(_is_finite, inputs)), _has_nan(inputs)
+            was_finite, had_nan = _are_finite(inputs), _have_nan(inputs)
         finite, in_place = _FINITE.get(func), _FINITE_IN_PLACE.get(func)
         if finite is not None and _accepts(finite, args, kwargs):
             out = finite(*args, **kwargs)
         elif in_place is not None and _accepts(in_place, args, kwargs):
             out = args[0].copy_(in_place(args[0].clone(), *args[1:], **kwargs))
         else:
-            out = func(*args, **kwargs)
+            out = _decomposed(func, args, kwargs)
         leaves = [x for x in tree_leaves(out) if x.is_floating_point()]
         # A result without inputs, or from an explicit infinity, is intended.
-        if all(map(_is_finite, leaves)) or not inputs or _asks_for_infinity(given):
+        if not tensors or _asks_for_infinity(given) or _is_known(_are_finite(leaves)):
             return out
         if not is_in_place:
-            was_finite, had_nan = all(map(_is_finite, inputs)), _has_nan(inputs)
-        if had_nan or not (was_finite or _has_nan(leaves)):
-            return out  # NaN or infinities were in the input
+            was_finite, had_nan = _are_finite(inputs), _have_nan(inputs)
+        # NaN or infinities that were in the input remain.
+        keeps = had_nan | ~(was_finite | _have_nan(leaves))
+        if _is_known(keeps):
+            return out
         if is_in_place:
             with torch.no_grad():
-                torch.nan_to_num_(out, nan=0.0)
-            return out
-        return _clamped(out)
+                return out.copy_(_clamped(out, keeps))
+        if not {*map(_storage_of, leaves)}.isdisjoint(map(_storage_of, tensors)):
+            return out  # a view, whose values are not known
+        return _clamped(out, keeps)
 
 
 def finite_step(net: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
@@ -218,5 +305,5 @@ def finite_step(net: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
     inputs, target = unpack_data(batch)
     with RepairedOperations():
         outputs, loss = loss_of(net, inputs, target, fit_params)
-    sanitized_backward(loss)
+        sanitized_backward(loss)  # a checkpoint runs the forward pass again
     return {"loss": loss, "y_pred": outputs}

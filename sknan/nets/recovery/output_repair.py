@@ -2,180 +2,398 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from skorch.dataset import get_len, unpack_data
+from skorch.dataset import get_len
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._utils.warn import warn
-from sknan.diagnosis._culprits import (
-    by_bisection,
-    nonfinite_rows,
-    sliced,
-    without_rows,
-)
+from sknan.diagnosis._culprits import by_bisection, nonfinite_rows, sliced
+from sknan.diagnosis._raised import does_raise, may_concern_values
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
-from sknan.exceptions import NonFiniteTrainingError
+from sknan.diagnosis._value_trials import depends_on_values
+from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
+from sknan.nets.recovery.explain_output import explain_output
 from sknan.nets.recovery.finite_operations import RepairedOperations
 
+# Largest number of bad rows, and of other rows, with which an output is explained.
+_MOST_EXPLAINED = 256
 
-def output_repaired(net: Any, inputs: Any, outputs: Any) -> Any:
-    """Recompute output rows that are not finite although their input is.
+# Lowest and highest output of each column, for each output of a network.
+OutputRange = list[tuple[Tensor, Tensor]]
+
+
+class OutputRepair:
+    """Repair of the outputs of one call, batch by batch.
+
+    A row whose output is not finite although its input is, is computed again with each
+    operation kept inside its domain and range. Its output is then limited to the range
+    of the outputs for training rows, if such rows were left out of the training: a
+    value at the edge of a domain may lie far outside of what was learned.
+
+    Parameters
+    ----------
+    net : skorch net with OutputMixin
+        Net in evaluation mode. If it has a plain output, only the first output counts,
+        and minus infinity is bad.
+    learns_range : bool, default=False
+        Whether the rows are training rows, whose outputs give the range.
+    numbers : Tensor or None, default=None
+        Row numbers in the caller's data. None means all rows in order.
+
+    Attributes
+    ----------
+    n_rows : int
+        Number of rows so far.
+    repaired, refused : list of int
+        Rows that were repaired, and bad rows that could not be or were not to be.
+    range : list of (Tensor, Tensor) or None
+        Range of the finite outputs so far, if it is learned.
+    """
+
+    def __init__(
+        self, net: Any, *, learns_range: bool = False, numbers: Tensor | None = None
+    ) -> None:
+        self.net = net
+        self.n_rows = 0
+        self.repaired: list[int] = []
+        self.refused: list[int] = []
+        self.range: OutputRange | None = None
+        self._learns_range = learns_range
+        self._repaired_range: OutputRange | None = None
+        self._numbers = numbers
+        self._samples: list[Any] = []
+        self._sampled: list[int] = []
+        self._n_bad_sampled = 0
+
+    # -- rows ------------------------------------------------------------------------
+
+    def add(self, inputs: Any, outputs: Any) -> Any:
+        """Return the outputs of the next batch, with bad rows repaired if possible.
+
+        Parameters
+        ----------
+        inputs, outputs : nested Tensor
+            Inputs and outputs of the batch.
+
+        Returns
+        -------
+        object
+            Outputs with the same nesting; ``outputs`` itself if no row is repaired.
+        """
+        n_rows, start = get_len(inputs), self.n_rows
+        self.n_rows += n_rows
+        bad = self._bad_rows(outputs, n_rows)
+        if self._learns_range:
+            found = _range_of(self._rows_of(outputs, n_rows), bad)
+            self.range = _wider(self.range, found)
+        if not bad:
+            return outputs
+        rows = sorted({*bad} - {*nonfinite_rows(inputs, n_rows)})
+        self._keep_sample(inputs, rows or bad, start, n_rows)
+        repaired: list[int] = []
+        if rows and self.net.on_nonfinite == "recover":
+            outputs, repaired = self._repaired(inputs, outputs, rows, n_rows)
+        self.repaired += [start + row for row in repaired]
+        self.refused += [start + row for row in sorted({*bad} - {*repaired})]
+        return outputs
+
+    def _bad_rows(self, outputs: Any, n_rows: int) -> tuple[int, ...]:
+        is_bad = torch.zeros(n_rows, dtype=torch.bool)
+        for leaf in self._rows_of(outputs, n_rows):
+            is_bad |= ~self._are_sound(leaf, torch.isfinite(leaf))
+        return tuple(is_bad.nonzero().flatten().tolist())
+
+    def _rows_of(self, outputs: Any, n_rows: int) -> list[Tensor]:
+        """Return the outputs that have a row for each row of the batch."""
+        leaves = tree_leaves(outputs)
+        leaves = leaves[:1] if self.net._has_plain_output else leaves
+        return [leaf.detach() for leaf in leaves if _has_rows(leaf, n_rows)]
+
+    def _are_sound(self, leaf: Tensor, is_sound: Tensor) -> Tensor:
+        """Return which rows are sound.
+
+        Minus infinity beside a number is the logit of a class that is ruled out.
+        """
+        is_sound = is_sound.reshape(len(leaf), -1)
+        if not self.net._has_plain_output:
+            values = leaf.reshape(len(leaf), -1)
+            is_sound = is_sound | (values.isneginf() & is_sound.any(1, keepdim=True))
+        return is_sound.all(dim=1).cpu()
+
+    def _repaired(
+        self, inputs: Any, outputs: Any, rows: list[int], n_rows: int
+    ) -> tuple[Any, list[int]]:
+        """Return outputs with repaired rows, and these rows."""
+        at = torch.tensor(rows)
+        try:
+            with torch.no_grad(), RepairedOperations():
+                recomputed = self.net.infer(sliced(inputs, at, n_rows))
+        except Exception as error:
+            if not may_concern_values(error):
+                raise
+            repaired: list[int] = []
+            for row in rows if len(rows) > 1 else ():
+                outputs, done = self._repaired(inputs, outputs, [row], n_rows)
+                repaired += done
+            return outputs, repaired
+        new = self._rows_of(recomputed, len(rows))
+        if self._learns_range:
+            self._repaired_range = _wider(self._repaired_range, _range_of(new, ()))
+        limits = self._limits(outputs, rows, n_rows)
+        if limits is not None:
+            new = [_limited(x, *pair) for x, pair in zip(new, limits, strict=True)]
+        # A larger value was clamped to the range of its dtype.
+        largest = math.inf if self._learns_range else OVERFLOWS_SQUARED
+        is_kept = torch.ones(len(rows), dtype=torch.bool)
+        for leaf in new:
+            is_kept &= self._are_sound(leaf, leaf.abs() < largest)
+        if not is_kept.any():
+            return outputs, []
+        remaining = iter(new)
+
+        def put(leaf: Any) -> Any:
+            if not _has_rows(leaf, n_rows):
+                return leaf
+            values = next(remaining, None)
+            if values is None:
+                return leaf
+            return leaf.index_copy(
+                0, at[is_kept].to(leaf.device), values[is_kept].to(leaf)
+            )
+
+        return tree_map(put, outputs), at[is_kept].tolist()
+
+    def _limits(self, outputs: Any, rows: list[int], n_rows: int) -> OutputRange | None:
+        """Return the range of outputs in training; for the time being, of the batch."""
+        if self._learns_range:
+            return None
+        if self.net._is_in_training():
+            return _range_of(self._rows_of(outputs, n_rows), rows)
+        known: OutputRange | None = self.net._output_range_
+        return known
+
+    # -- what was found ---------------------------------------------------------------
+
+    def _keep_sample(
+        self, inputs: Any, rows: Sequence[int], start: int, n_rows: int
+    ) -> None:
+        """Keep bad rows for the report, and after the first ones as many others."""
+        kept = list(rows)[: _MOST_EXPLAINED - self._n_bad_sampled]
+        self._n_bad_sampled += len(kept)
+        if not kept:
+            return
+        others: list[int] = []
+        if not self._samples:
+            others = sorted(set(range(n_rows)) - set(rows))[:_MOST_EXPLAINED]
+        chosen = torch.tensor(kept + others)
+        self._samples.append(sliced(inputs, chosen, n_rows))
+        self._sampled += [start + row for row in kept + others]
+
+    def report(self, clause: str) -> NonFiniteReport:
+        """Explain the bad rows.
+
+        Parameters
+        ----------
+        clause : str
+            What is known, as a sentence without its end.
+
+        Returns
+        -------
+        NonFiniteReport
+            Report with the rows of all batches.
+        """
+        if not self._samples:  # only the nonlinearity of a prediction has failed
+            action = "Look at the argument predict_nonlinearity of the net."
+            return NonFiniteReport("forward", "activation", f"{clause}.", action)
+        report = explain_output(self.net, _joined(self._samples), clause)
+        rows = tuple(sorted(self._sampled[row] for row in report.rows))
+        if self._numbers is not None:
+            rows = tuple(self._numbers[list(rows)].tolist())
+        columns = report.columns
+        names = getattr(self.net, "column_names_", None)
+        if names is not None:
+            columns = tuple(str(names[int(i)]) for i in columns)
+        return dataclasses.replace(report, rows=rows, columns=columns, rows_in="data")
+
+    def warn(self) -> None:
+        """Warn of the rows that were repaired, if there are any."""
+        if not self.repaired:
+            return
+        rows = f"{len(self.repaired)} of {self.n_rows} rows"
+        report = self.report(
+            f"The module alone is not finite for {rows}, although X is finite"
+        )
+        warn(f"{report} {_says(len(self.repaired))}")
+
+    def error(self, n_bad: int) -> NonFiniteTrainingError:
+        """Return the error for predictions that are not finite although ``X`` is.
+
+        Parameters
+        ----------
+        n_bad : int
+            Number of rows whose prediction is not finite.
+
+        Returns
+        -------
+        NonFiniteTrainingError
+        """
+        report = self.report(
+            f"The network's output is not finite for {n_bad} of {self.n_rows} rows, "
+            "although X is finite"
+        )
+        return NonFiniteTrainingError(str(report), report)
+
+    def conclude_training(self) -> None:
+        """Judge the outputs for all training rows, and keep their range.
+
+        Raises
+        ------
+        NonFiniteTrainingError
+            If the output is not finite for all rows, or a row cannot be repaired.
+
+        Warns
+        -----
+        DivergenceWarning
+            If the output of some rows needs repair. The net keeps the report.
+        """
+        n_bad = len(self.repaired) + len(self.refused)
+        if not n_bad:
+            return
+        net = self.net
+        net._output_range_ = self.range
+        if n_bad > self.n_rows // 2:  # too many to be left out of each batch
+            net._output_range_ = _wider(self.range, self._repaired_range)
+        clause = f"is not finite for {n_bad} of {self.n_rows} training rows"
+        if self.refused or n_bad == self.n_rows:
+            report = self.report(f"After training, the output {clause}")
+            raise NonFiniteTrainingError(str(report), report)
+        report = dataclasses.replace(
+            self.report(f"The module alone {clause}"), recovery=_says(n_bad)
+        )
+        found = net.guard_.reports
+        if all(known.source != report.source for known in found):
+            found.append(report)
+        warn(DivergenceWarning(f"{report} {report.recovery}", report))
+
+
+def _says(n_rows: int) -> str:
+    row = "this row" if n_rows == 1 else "these rows"
+    return f"Predictions for {row} keep each operation inside its domain and range."
+
+
+def _has_rows(leaf: Any, n_rows: int) -> bool:
+    is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return is_float and leaf.ndim > 0 and len(leaf) == n_rows
+
+
+def _limited(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(x, low.to(x)), high.to(x))
+
+
+def _range_of(leaves: list[Tensor], bad: Sequence[int]) -> OutputRange | None:
+    """Return the range of the outputs of the rows that are not bad; None if all are."""
+    is_good = torch.ones(len(leaves[0]) if leaves else 0, dtype=torch.bool)
+    is_good[list(bad)] = False
+    for leaf in leaves:
+        is_good &= (leaf.abs() < OVERFLOWS_SQUARED).reshape(len(leaf), -1).all(1).cpu()
+    if not is_good.any():
+        return None
+    good = [leaf[is_good.to(leaf.device)] for leaf in leaves]
+    # A sequence may have another length in another batch.
+    columns = [x.flatten(0, -2) if x.ndim > 1 else x for x in good]
+    return [(x.amin(dim=0), x.amax(dim=0)) for x in columns]
+
+
+def _wider(one: OutputRange | None, other: OutputRange | None) -> OutputRange | None:
+    if one is None or other is None:
+        return one or other
+    return [
+        (torch.minimum(a, c), torch.maximum(b, d))
+        for (a, b), (c, d) in zip(one, other, strict=True)
+    ]
+
+
+def _joined(samples: list[Any]) -> Any:
+    """Return nested rows of several batches as one batch."""
+    first, *others = samples
+    rest = [iter(tree_leaves(sample)) for sample in others]
+
+    def join(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        parts = [leaf, *(next(leaves) for leaves in rest)]
+        return torch.cat(parts) if leaf.ndim else leaf
+
+    return tree_map(join, first)
+
+
+def outputs_by_row(net: Any, inputs: Any, error: Exception) -> Any:
+    """Return the outputs of a batch for which a network raises, NaN where it does.
 
     Parameters
     ----------
     net : skorch net
         Net in evaluation mode.
-    inputs, outputs : nested Tensor
-        Inputs and outputs of one batch.
+    inputs : nested Tensor
+        Inputs for which the network raised, for example in a decomposition.
+    error : Exception
+        Exception that it raised. It is raised again if it does not depend on values.
 
     Returns
     -------
     object
-        Outputs with the same nesting; ``outputs`` itself if no row can be repaired.
-
-    Warns
-    -----
-    UserWarning
-        If rows were recomputed. The message contains their number.
-    """
-    n_rows = get_len(inputs)
-    rows = nonfinite_rows(outputs, n_rows)
-    if not rows or nonfinite_rows(inputs, n_rows):
-        return outputs
-    at = torch.tensor(rows)
-    with torch.no_grad(), RepairedOperations():
-        recomputed = net.infer(sliced(inputs, at, n_rows))
-    found = [leaf for leaf in tree_leaves(recomputed) if leaf.is_floating_point()]
-    # A value of this size was clamped to the range of its dtype: it is no prediction.
-    if any(not bool((leaf.abs() < OVERFLOWS_SQUARED).all()) for leaf in found):
-        return outputs
-    warn(
-        f"The network's output was not finite for {len(rows)} of {n_rows} rows, first "
-        f"row {rows[0]} of the batch, although their input is; they were computed "
-        "again with each operation kept inside its domain. "
-        "sknan.diagnosis.diagnose(net, X, y) names the operation.",
-    )
-    repaired = iter(tree_leaves(recomputed))
-
-    def put(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        new = next(repaired)
-        if not leaf.ndim or len(leaf) != n_rows:
-            return leaf
-        return leaf.index_copy(0, at.to(leaf.device), new.to(leaf.dtype))
-
-    return tree_map(put, outputs)
-
-
-def rows_without_output(net: Any, batch: Any) -> tuple[int, ...]:
-    """Return the rows for which a network raises, for example in a decomposition.
-
-    Parameters
-    ----------
-    net : skorch net
-        Net in evaluation mode.
-    batch : tuple
-        Inputs and targets.
-
-    Returns
-    -------
-    tuple of int
-    """
-    inputs, _ = unpack_data(batch)
-    n_rows = get_len(inputs)
-
-    def has_output(part: slice) -> bool:
-        try:
-            net.infer(sliced(inputs, part, n_rows))
-        except LinAlgError:
-            return False
-        return True
-
-    with torch.no_grad():
-        return by_bisection(has_output, n_rows)
-
-
-def without_output(net: Any, batch: Any, error: Exception) -> NonFiniteTrainingError:
-    """Return the error that names the rows for which a network has no output.
-
-    Parameters
-    ----------
-    net : skorch net
-        Net in evaluation mode.
-    batch : tuple
-        Inputs and targets for which the network raised.
-    error : Exception
-        Exception that it raised.
-
-    Returns
-    -------
-    NonFiniteTrainingError
-    """
-    n_rows = get_len(unpack_data(batch)[0])
-    rows = rows_without_output(net, batch)
-    first = f", first row {rows[0]} of the batch" if rows else ""
-    return NonFiniteTrainingError(
-        f"The network has no output for {len(rows) or n_rows} of {n_rows} rows{first}: "
-        f"{str(error).splitlines()[0]} Keep the matrix away from the edge, for example "
-        "by adding a small multiple of the identity."
-    )
-
-
-def rows_with_output(net: Any, batch: Any, error: Exception) -> Any:
-    """Return a batch without the rows for which the network has no output.
-
-    Parameters
-    ----------
-    net : skorch net
-        Net in evaluation mode.
-    batch : tuple
-        Inputs and targets for which the network raised.
-    error : Exception
-        Exception that it raised.
-
-    Returns
-    -------
-    tuple
+        Outputs, which are NaN for the rows for which the network raises alone, or for
+        all rows if there are none.
 
     Raises
     ------
     NonFiniteTrainingError
-        If the network has no output for any row, or for none of the rows alone.
+        If the network raises for all rows, even with repaired operations, or if the
+        outputs are not to be repaired.
     """
-    n_rows = get_len(unpack_data(batch)[0])
-    bad = rows_without_output(net, batch)
-    if len(bad) in (0, n_rows):
-        raise without_output(net, batch, error) from error
-    return without_rows(batch, bad, n_rows)
+    if not may_concern_values(error):
+        raise error
+    n_rows = get_len(inputs)
+    pair = sliced(inputs, torch.tensor([0, 0]), 1) if n_rows == 1 else inputs
+
+    def passes(part: slice) -> bool:
+        return not does_raise(lambda: net.infer(sliced(inputs, part, n_rows)))
+
+    with torch.no_grad():
+        if not depends_on_values(lambda batch: net.infer(batch[0]), (pair, None), ()):
+            raise error
+        bad = by_bisection(passes, n_rows)
+        good = torch.tensor(sorted(set(range(n_rows)) - set(bad)) if bad else [])
+        if net.on_nonfinite == "recover":
+            if len(good):
+                return _spread(net.infer(sliced(inputs, good, n_rows)), good, n_rows)
+            with contextlib.suppress(Exception), RepairedOperations():
+                return _spread(net.infer(inputs), good, n_rows)
+    n_bad = f"{len(bad) or n_rows} of {n_rows} rows"
+    report = explain_output(net, inputs, f"The network has no output for {n_bad}")
+    raise NonFiniteTrainingError(str(report), report) from error
 
 
-def nonfinite_output_error(
-    output: NDArray[Any], bad: NDArray[np.bool_]
-) -> NonFiniteTrainingError:
-    """Return the error for predictions that are not finite although the input is.
+def _spread(outputs: Any, good: Tensor, n_rows: int) -> Any:
+    """Return the outputs of good rows as those of a batch, with NaN for other rows.
 
-    Parameters
-    ----------
-    output : ndarray of shape (n_rows, ...)
-        Predictions.
-    bad : ndarray of bool, same shape
-        Entries that are not finite.
-
-    Returns
-    -------
-    NonFiniteTrainingError
+    If no row is good, ``outputs`` are those of a batch.
     """
-    rows = np.unique(np.argwhere(bad)[:, 0])
-    kind = "NaN" if np.isnan(output).any() else "infinite"
-    return NonFiniteTrainingError(
-        f"The network's output is {kind} for {len(rows)} of {len(output)} rows, first "
-        f"row {rows[0]}, although X is finite. Is its range the one seen in training? "
-        "SafeScaler bounds it."
-    )
+
+    def spread(leaf: Any) -> Any:
+        if not _has_rows(leaf, len(good) or n_rows):
+            return leaf
+        whole = leaf.new_full((n_rows, *leaf.shape[1:]), torch.nan)
+        if len(good):
+            whole[good.to(leaf.device)] = leaf
+        return whole
+
+    return tree_map(spread, outputs)

@@ -386,6 +386,98 @@ def test_values_outside_the_domain_are_those_at_the_edge():
     assert share.tolist() == [[0.5, 0.5]]
 
 
+def test_arguments_outside_the_domain_are_those_at_the_edge():
+    gap = torch.finfo(torch.float32).eps / 2
+    for function, outside, edge in (
+        (torch.acosh, 0.5, 1.0),
+        (torch.erfinv, 1.5, 1 - gap),
+        (torch.special.erfinv, -1.0, gap - 1),
+        (torch.special.ndtri, 2.0, 1 - gap),
+        (torch.special.entr, -1.0, 0.0),
+        (lambda v: torch.xlogy(2.0, v), -1.0, TINY),
+        (lambda v: torch.xlogy(v.abs(), v), -1.0, None),
+    ):
+        x = leaf([outside])
+        y = repaired(function, x)
+        assert torch.isfinite(y).all()
+        if edge is not None:
+            assert y == function(torch.tensor([edge]))
+        (gradient,) = gradients_of(y, x)
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("function", [torch.linalg.cholesky, torch.linalg.inv])
+def test_a_matrix_without_a_decomposition_is_moved_to_one_that_has_it(function):
+    indefinite = torch.tensor([[1.0, 9.0], [9.0, 1.0]])
+    singular = torch.ones(2, 2)
+    for matrix in (singular, indefinite, torch.zeros(2, 2), torch.diag(-leaf([1, 2]))):
+        assert torch.isfinite(repaired(function, matrix)).all()
+    sound = torch.eye(2) * 3
+    assert torch.equal(repaired(function, sound), function(sound))
+    with pytest.raises(RuntimeError):
+        repaired(function, torch.ones(2, 3))
+
+
+def test_checks_of_arguments_pass():
+    scale = leaf([-1.0, 2.0])
+    normal = repaired(torch.distributions.Normal, torch.zeros(2), scale)
+    loss = repaired(lambda: -normal.log_prob(torch.ones(2)).sum())
+    assert torch.isfinite(loss)
+    share = leaf([1.5, 0.5])
+    loss = repaired(F.binary_cross_entropy, share, torch.tensor([1.0, 0.0]))
+    assert loss == F.binary_cross_entropy(torch.tensor([1.0, 0.5]), torch.eye(2)[0])
+
+
+# -- transforms ----------------------------------------------------------------------
+
+
+def in_place(v):
+    v = v.clone()
+    v.log_()
+    return v
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.log,
+        in_place,
+        lambda v: torch.lgamma(v) + v / v.sum(),
+        lambda v: torch.softmax(v.masked_fill(v < 9, -math.inf), 0),
+        lambda v: torch.cumprod(v * 1e30, 0),
+        torch.func.grad(lambda v: torch.sqrt(v).sum()),
+        torch.func.jacrev(torch.log1p),
+    ],
+)
+def test_mapped_functions_are_finite(function):
+    x = torch.tensor([[1.0, 2.0, 4.0], [0.0, -1.0, 1.0]])
+    mapped = torch.vmap(function)
+    y = repaired(mapped, x)
+    assert torch.isfinite(y).all()
+    sound = torch.isfinite(mapped(x))
+    assert torch.equal(y[sound], mapped(x)[sound])
+    assert not sound.all()
+
+
+def test_a_mapped_nan_stays_nan():
+    x = torch.tensor([[math.nan], [-1.0]])
+    y = repaired(torch.vmap(lambda v: torch.lgamma(v.log() - 1)), x)
+    assert y.isnan().flatten().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_has_the_gradients_of_its_function(use_reentrant):
+    def block(v):
+        return torch.log(v) * v
+
+    x, again = leaf([0.0, 2.0]), leaf([0.0, 2.0])
+    with RepairedOperations():
+        sanitized_backward(block(x).sum())
+        y = torch.utils.checkpoint.checkpoint(block, again, use_reentrant=use_reentrant)
+        sanitized_backward(y.sum())
+    assert torch.equal(again.grad, x.grad)
+
+
 def test_named_tuples_remain_named_tuples():
     matrix = torch.full((2, 2), 1e38)
     assert repaired(torch.linalg.eigh, matrix * 0 + 3e38).eigenvalues.isfinite().all()
@@ -502,9 +594,14 @@ def test_only_entries_that_are_not_finite_have_gradient_zero():
 
 
 def test_no_hook_remains():
+    def fail(grad):
+        raise RuntimeError("no")
+
     x = leaf([0.0, 4.0])
-    y = torch.sqrt(x).sum()
-    with pytest.raises(RuntimeError, match="scalar"):
-        sanitized_backward(torch.sqrt(x))
-    y.backward()
+    y = torch.sqrt(x)
+    handle = y.register_hook(fail)
+    with pytest.raises(RuntimeError, match="no"):
+        sanitized_backward(y.sum())
+    handle.remove()
+    y.sum().backward()
     assert x.grad.tolist() == [math.inf, 0.25]

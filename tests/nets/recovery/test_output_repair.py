@@ -1,0 +1,361 @@
+"""Repair of outputs that are not finite, in predictions and after a training."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from failing_trainings import (
+    LogOfFirst,
+    X,
+    Y,
+    fitted,
+    network_of,
+    refused,
+)
+from skorch.callbacks import EpochScoring
+from torch import nn
+
+from sknan import (
+    DivergenceWarning,
+    GuardedNetRegressor,
+    NonFiniteTrainingError,
+    StableNetClassifier,
+    StableNetRegressor,
+)
+
+ROWS = np.abs(X) + 0.5
+ROWS[[7, 90], 0] = -1.0
+TARGETS = ROWS[:, 1:2] - ROWS[:, 2:3]
+
+
+class OfFirst(nn.Module):
+    """A function of column 0 beside the other columns."""
+
+    def __init__(self, function, n_outputs=1):
+        super().__init__()
+        self.function = function
+        self.head = nn.Linear(4, n_outputs)
+
+    def forward(self, x):
+        return self.head(torch.cat([self.function(x[:, :1]), x[:, 1:]], 1))
+
+
+def without_line(message):
+    return re.sub(r"\(\S*?:\d+\)", "(line)", str(message))
+
+
+def table(bad, low=-0.9, high=0.9, rows=(7, 90)):
+    rng = np.random.default_rng(0)
+    inputs = rng.uniform(low, high, size=(128, 4)).astype("float32")
+    inputs[list(rows), 0] = bad
+    return inputs, inputs[:, 1:2] - inputs[:, 2:3]
+
+
+def recorded(function):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = function()
+    return result, [str(warning.message) for warning in caught]
+
+
+NETS = {
+    "estimator": lambda module: StableNetRegressor(
+        module, max_epochs=4, batch_size=16, random_state=0, early_stopping=False
+    ),
+    "loop": lambda module: network_of(module, max_epochs=4),
+}
+both = pytest.mark.parametrize("kind", NETS)
+
+
+def fit(kind, module, inputs, targets):
+    if kind == "estimator":
+        targets = targets.ravel()
+    return NETS[kind](module).fit(inputs, targets)
+
+
+# -- after a training ----------------------------------------------------------------
+
+OUTSIDE = {
+    "erfinv": (torch.erfinv, 1.1),
+    "erfinv at its pole": (torch.erfinv, 1.0),
+    "acosh": (lambda v: torch.acosh(v + 2), -1.5),
+    "xlogy": (lambda v: torch.xlogy(v + 2, v + 1), -1.0),
+    "entr": (lambda v: torch.special.entr(v + 1), -4.0),
+    "ndtri": (lambda v: torch.special.ndtri(v / 2 + 0.5), 1.5),
+    "lgamma": (lambda v: torch.lgamma(v + 1), -1.0),
+    "exp": (torch.exp, 900.0),
+    "sinh": (torch.sinh, -500.0),
+    "cube": (lambda v: v**3, 1e14),
+    "cumprod": (lambda v: torch.cumprod(v.expand(-1, 4), 1)[:, 3:], 1e13),
+    "logsumexp of nothing": (
+        lambda v: torch.where(v < 1, v, -torch.inf).logsumexp(1, keepdim=True),
+        2.0,
+    ),
+    "mapped": (torch.vmap(lambda v: torch.log(v + 1)), -2.0),
+    "cholesky": (
+        lambda v: torch.linalg.cholesky((v + 1)[:, :, None])[:, :, 0],
+        -3.0,
+    ),
+    "distribution": (
+        lambda v: torch.distributions.Normal(0.0, v + 1, validate_args=True).stddev,
+        -2.0,
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_fitted_network_predicts_the_rows_that_its_training_left_out(kind, name):
+    function, bad = OUTSIDE[name]
+    inputs, targets = table(bad)
+    with pytest.warns(DivergenceWarning) as caught:
+        model = fit(kind, OfFirst(function), inputs, targets)
+    assert "The module alone is not finite for 2 of 128 training rows" in str(
+        caught[-1].message
+    )
+    assert caught[-1].message.report.rows == (7, 90)
+    predicted, said = recorded(lambda: model.predict(inputs))
+    assert len(said) == 1
+    assert "The module alone is not finite for 2 of 128 rows, although X is" in said[0]
+    others = np.delete(predicted, [7, 90], axis=0)
+    assert others.min() <= predicted.min()
+    assert predicted.max() <= others.max()
+
+
+@both
+def test_a_single_row_is_predicted_as_among_others(kind):
+    inputs, targets = table(900.0)
+    with pytest.warns(DivergenceWarning):
+        model = fit(kind, OfFirst(torch.exp), inputs, targets)
+    with pytest.warns(UserWarning, match="1 of 1 rows"):
+        alone = model.predict(inputs[7:8])
+    with pytest.warns(UserWarning, match="2 of 128 rows"):
+        assert model.predict(inputs)[7] == pytest.approx(alone[0], rel=1e-5)
+
+
+@both
+def test_an_operation_outside_its_domain_for_all_rows_is_refused(kind):
+    inputs, targets = table(0.5)
+    with (
+        pytest.warns(DivergenceWarning),
+        pytest.raises(NonFiniteTrainingError) as caught,
+    ):
+        fit(kind, OfFirst(lambda v: torch.sqrt(v - 100)), inputs, targets)
+    report = caught.value.report
+    assert (report.operation, report.phase) == ("aten.sqrt", "forward")
+    assert len(report.rows) == 128
+    assert without_line(caught.value).startswith(
+        "Non-finite output of aten.sqrt (line). After training, the output is not "
+        "finite for 128 of 128 training rows; aten.sqrt was given -101 to -99.1. "
+    )
+
+
+def test_the_warning_after_a_training_is_whole():
+    with pytest.warns(DivergenceWarning) as caught:
+        net = network_of(LogOfFirst).fit(ROWS, TARGETS)
+    warning = caught[-1].message
+    assert without_line(warning) == (
+        "Non-finite output of aten.log (line). The module alone is not finite for 2 of "
+        "128 training rows; aten.log was given -1 to 2.83. To blame: rows 7, 90, "
+        "column 0. Clean these columns, or use sknan.functional.log, whose value and "
+        "gradient stay finite. Predictions for these rows keep each operation inside "
+        "its domain and range."
+    )
+    assert warning.report.recovery.startswith("Predictions for these rows")
+    assert all(report.batch for report in net.nonfinite_reports_)  # none is added
+
+
+class BadInEvaluation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(x if self.training else torch.log(x))
+
+
+def test_a_failure_in_evaluation_mode_alone_is_reported():
+    with pytest.warns(DivergenceWarning, match="The module alone"):
+        model = StableNetRegressor(BadInEvaluation, max_epochs=2, random_state=0).fit(
+            ROWS, TARGETS.ravel()
+        )
+    (report,) = model.nonfinite_reports_
+    assert (report.operation, report.rows) == ("aten.log", (7, 90))
+
+
+def test_a_report_has_the_names_of_columns():
+    import pandas as pd
+
+    frame = pd.DataFrame(ROWS, columns=["amount", "a", "b", "c"])
+    with pytest.warns(DivergenceWarning) as caught:
+        model = fit("estimator", LogOfFirst, frame, TARGETS)
+    assert caught[-1].message.report.columns == ("amount",)
+    with pytest.warns(UserWarning, match="rows 7, 90, column amount"):
+        model.predict(frame)
+
+
+def test_a_healthy_training_evaluates_nothing_more():
+    class Counting(nn.Linear):
+        n_calls = 0
+
+        def forward(self, x):
+            Counting.n_calls += 1
+            return super().forward(x)
+
+    network_of(Counting(4, 1), max_epochs=2).fit(X, Y)
+    assert Counting.n_calls == 2 * 128 / 16
+
+
+def test_under_skip_predictions_are_not_repaired():
+    net = fitted(network_of(LogOfFirst, on_nonfinite="skip", max_recoveries=99), ROWS)
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        net.predict(ROWS)
+    assert caught.value.report.rows == (7, 90)
+
+
+# -- in predictions ------------------------------------------------------------------
+
+
+def test_a_prediction_in_many_batches_warns_once():
+    good = np.abs(X) + 0.5
+    net = network_of(LogOfFirst).fit(good, Y)
+    far = np.abs(np.tile(X, (8, 1))) + 0.5
+    far[[300, 1000], 0] = -3.0
+    for predict in (net.predict, net.predict_proba, net.forward):
+        output, said = recorded(lambda predict=predict: predict(far))
+        assert np.isfinite(np.asarray(output)).all()
+        (message,) = said
+        assert "for 2 of 1024 rows" in message
+        assert "To blame: rows 300, 1000, column 0." in message
+
+
+def test_the_rows_of_a_single_step_are_those_of_the_batch():
+    net = network_of(LogOfFirst).fit(np.abs(X) + 0.5, Y)
+    batch = torch.from_numpy(ROWS[:16])
+    with pytest.warns(UserWarning, match="for 1 of 16 rows"):
+        assert torch.isfinite(net.evaluation_step((batch, None))).all()
+
+
+def test_far_from_the_training_data_an_overflow_is_refused():
+    inputs, targets = table(0.5)
+    net = fitted(network_of(OfFirst(torch.exp)), inputs, targets)
+    inputs[3, 0] = 500.0
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        net.predict(inputs)
+    assert without_line(caught.value) == (
+        "Non-finite output of aten.exp (line). The network's output is not finite for "
+        "1 of 128 rows, although X is finite; aten.exp was given -0.849 to 500. To "
+        "blame: row 3, column 0. Clean these columns, or use sknan.functional.exp, "
+        "whose value and gradient stay finite."
+    )
+
+
+def test_logits_of_classes_that_are_ruled_out_remain():
+    class RuledOut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            logits = self.head(x)
+            ruled_out = torch.tensor([False, False, True])
+            return logits.masked_fill(ruled_out, -torch.inf)
+
+    labels = (X[:, 0] > 0).astype("int64")
+    net = network_of(RuledOut, nn.CrossEntropyLoss, predict_nonlinearity=None)
+    net = fitted(net, X, labels)
+    output, said = recorded(lambda: net.predict_proba(X))
+    assert not said
+    assert np.isneginf(output[:, 2]).all()
+
+
+def test_an_output_of_minus_infinity_alone_is_repaired():
+    inputs = np.abs(X) + 0.5
+    net = fitted(network_of(OfFirst(torch.log)), inputs, Y)
+    with torch.no_grad():
+        net.module_.head.weight.fill_(1.0)
+    inputs[5, 0] = 0.0
+    with pytest.warns(UserWarning, match="row 5, column 0"):
+        assert np.isfinite(net.predict(inputs)).all()
+
+
+def test_only_some_rows_of_a_batch_with_missing_values_are_repaired():
+    net = network_of(LogOfFirst).fit(np.abs(X) + 0.5, Y)
+    inputs = ROWS.copy()
+    inputs[3, 1] = np.nan
+    with pytest.warns(UserWarning, match="for 2 of 128 rows"):
+        output = net.forward(inputs)
+    assert output.isnan().flatten().nonzero().flatten().tolist() == [3]
+
+
+def test_several_outputs_are_repaired():
+    class Two(LogOfFirst):
+        def forward(self, x):
+            return super().forward(x), torch.sqrt(x[:, :2])
+
+    net = network_of(Two)
+    net.get_loss = lambda output, target, **_: (output[0] - target).square().mean()
+    net.fit(np.abs(X) + 0.5, Y)
+    with pytest.warns(UserWarning, match="for 2 of 128 rows"):
+        outputs = net.forward(ROWS)
+    assert all(torch.isfinite(output).all() for output in outputs)
+
+
+def test_a_program_error_in_a_prediction_is_raised_unchanged():
+    net = network_of(LogOfFirst).fit(np.abs(X) + 0.5, Y)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        net.predict(X[:, :3])
+
+
+# -- in the course of a training -----------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [16, 128])
+def test_validation_and_scores_are_those_of_repaired_outputs(batch_size):
+    inputs, targets = table(900.0, rows=range(0, 128, 10))
+    net = GuardedNetRegressor(
+        OfFirst(torch.exp),
+        max_epochs=3,
+        batch_size=batch_size,
+        lr=0.01,
+        verbose=0,
+        callbacks=[EpochScoring("r2", name="r2", lower_is_better=False)],
+    )
+    _, said = recorded(lambda: net.fit(inputs, targets))
+    assert np.isfinite(net.history[:, ("valid_loss", "r2")]).all()
+    assert len(said) == 2
+    assert "Training failed" in said[0]
+    assert "The module alone" in said[1]
+
+
+def test_an_estimator_scores_epochs_with_repaired_outputs():
+    inputs, targets = table(900.0, rows=range(0, 128, 10))
+    model = StableNetClassifier(
+        OfFirst(torch.exp, 2),
+        callbacks=[("scores", EpochScoring("accuracy", name="accuracy"))],
+        early_stopping=True,
+        max_epochs=3,
+        random_state=0,
+    )
+    _, said = recorded(lambda: model.fit(inputs, targets.ravel() > 0))
+    assert np.isfinite(model.net_.history[:, ("valid_loss", "accuracy")]).all()
+    assert len(said) == 2
+
+
+def test_a_network_that_cannot_be_repaired_is_refused():
+    class Unstable(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 1)
+
+        def forward(self, x):
+            fault = torch.where(x[:, :1] < 0, torch.nan, 0.0)
+            return self.head(x) + fault
+
+    error = refused(network_of(Unstable, max_epochs=2), ROWS, TARGETS)
+    assert error.report.rows == (7, 90)
+    assert "2 of 128 training rows" in str(error)
