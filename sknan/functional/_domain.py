@@ -124,6 +124,17 @@ def is_between(x: Tensor, low: float, high: float) -> bool:
         return False
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether every element is known to be finite."""
+    if not can_read_values(x):
+        return False
+    x = x.detach()
+    try:
+        return not x.numel() or bool(x.amin().isfinite() & x.amax().isfinite())
+    except RuntimeError:  # raised by vmap and by fake tensors
+        return False
+
+
 def within(x: Tensor, low: float, high: float) -> Tensor:
     """Clamp to two bounds, with gradient 0 beyond them; NaN stays NaN."""
     return x if is_between(x, low, high) else x.clamp(low, high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -223,16 +224,16 @@ def normalize(x: Tensor, dim: Dim = -1, *, eps: float | None = None) -> Tensor:
     return narrow(_unit_vectors(wide, dim, 0.0 if eps is None else eps), x.dtype)
 
 
-def _unit_vectors(x: Tensor, dim: Dim, eps: float | Tensor) -> Tensor:
-    """Scale vectors to length 1, or to 0 if their length is at most ``eps``."""
+def _unit_vectors(
+    x: Tensor, dim: Dim, eps: float, factor: Tensor | None = None
+) -> Tensor:
+    """Scale vectors to length 1, or to 0 if their length over ``factor`` is small."""
     length: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
-    if (
-        not isinstance(eps, Tensor)
-        and scale_for(length) is None
-        and is_between(length, eps, math.inf)
-    ):
+    is_plain = factor is None and scale_for(length) is None
+    if is_plain and is_between(length, eps, math.inf):
         return x / length
     size = _length(x.detach(), dim, True)
+    size = size if factor is None else size / factor
     scaled, _ = _scaled(x, dim)
     has_gradient = size > EDGES[x.dtype].tiny * max(_count(x, dim), 1)
     scaled = torch.where(has_gradient, scaled, scaled.detach())
@@ -358,10 +359,8 @@ def standardize(
     wide, _ = widen(x)
     deviations, scale = _deviations(wide, dim)
     root = math.sqrt(max(_count(wide, dim) - correction, 0))
-    gap: float | Tensor = 0.0 if eps is None else eps * max(root, 1.0)
-    if eps is not None and scale is not None:
-        gap = gap * scale
-    return narrow(_unit_vectors(deviations, dim, gap) * root, x.dtype)
+    gap = 0.0 if eps is None else eps * max(root, 1.0)
+    return narrow(_unit_vectors(deviations, dim, gap, scale) * root, x.dtype)
 
 
 def cosine_similarity(
@@ -385,16 +384,25 @@ def cosine_similarity(
         torch's by at most 4 units in the last place of 1.
     """
     first, second, dtype, _ = widen_pair(x, y)
-    return narrow(_cosine(first, second, dim, 0.0 if eps is None else eps), dtype)
+    pair = [(first, None), (second, None)]
+    return narrow(_cosine(pair, dim, 0.0 if eps is None else eps), dtype)
 
 
-def _cosine(x: Tensor, y: Tensor, dim: int, eps: float) -> Tensor:
+def _cosine(
+    pair: Sequence[tuple[Tensor, Tensor | None]], dim: int, eps: float
+) -> Tensor:
+    """Cosine of the angle between vectors, each with the factor it was scaled by."""
+    (x, x_factor), (y, y_factor) = pair
     lengths: list[Tensor] = [torch.linalg.vector_norm(z, dim=dim) for z in (x, y)]
     most = EDGES[x.dtype].largest ** 0.25
-    if all(is_between(length, max(eps, 1 / most), most) for length in lengths):
+    is_plain = x_factor is None and y_factor is None
+    if is_plain and all(
+        is_between(length, max(eps, 1 / most), most) for length in lengths
+    ):
         product: Tensor = torch.linalg.vecdot(x, y, dim=dim)
         return product / (lengths[0] * lengths[1])
-    return (_unit_vectors(x, dim, eps) * _unit_vectors(y, dim, eps)).sum(dim)
+    units = [_unit_vectors(z, dim, eps, factor) for z, factor in pair]
+    return (units[0] * units[1]).sum(dim)
 
 
 def correlation(
@@ -417,14 +425,8 @@ def correlation(
         Correlations in [-1, 1], up to rounding.
     """
     first, second, dtype, _ = widen_pair(x, y)
-    centered = [_deviations(z, dim) for z in (first, second)]
-    if eps is None:
-        return narrow(_cosine(centered[0][0], centered[1][0], dim, 0.0), dtype)
-    units = [
-        _unit_vectors(z, dim, eps if scale is None else eps * scale)
-        for z, scale in centered
-    ]
-    return narrow((units[0] * units[1]).sum(dim), dtype)
+    pair = [_deviations(z, dim) for z in (first, second)]
+    return narrow(_cosine(pair, dim, 0.0 if eps is None else eps), dtype)
 
 
 def pairwise_distance(

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sknan._utils.validation import is_number
-from sknan.functional._domain import EDGES, can_read_values, is_between, widen, within
+from sknan.functional._domain import EDGES, can_read_values, is_finite, widen, within
 from sknan.losses._traits import LossTraits
 
 
 def largest_of(x: Tensor) -> float:
     """Return the largest number of the dtype of a widened tensor."""
     return EDGES[x.dtype].largest
-
-
-def sum_bound(x: Tensor, factor: float = 1.0) -> float:
-    """Return a size up to which ``factor`` times all elements have a finite sum."""
-    return largest_of(x) / 2 / max(x.numel(), 1) / max(factor, 1.0)
 
 
 def check_reduction(reduction: str) -> None:
@@ -127,12 +123,46 @@ def reduced(
     return within(each.sum(), -largest, largest)
 
 
+def torchs_or(
+    limited: Callable[[], Tensor],
+    kernel: Callable[..., Tensor],
+    arguments: Sequence[Tensor],
+    slope: Callable[..., Tensor | None] = lambda *arguments: None,
+) -> Tensor:
+    """Return torch's loss where it and its gradient are finite, else a limited one.
+
+    Parameters
+    ----------
+    limited : callable
+        Function without arguments that returns the limited loss.
+    kernel : callable
+        Function of torch, of one or more arguments with a gradient.
+    arguments : sequence of Tensor
+        Its arguments.
+    slope : callable
+        Function of the same arguments that returns derivatives which may overflow where
+        the loss does not, or None.
+    """
+    value = kernel(*arguments)
+    slopes = slope(*(x.detach() for x in arguments))
+    if is_finite(value) and (slopes is None or is_finite(slopes)):
+        return value
+    if value.ndim == 0:
+        return limited()
+    is_right = value.detach().isfinite()
+    if slopes is not None:
+        is_right = is_right & slopes.isfinite()
+    is_kept = is_right if value.ndim == arguments[0].ndim else is_right.unsqueeze(1)
+    inside = [torch.where(is_kept, x, 1.0) for x in arguments]
+    return torch.where(is_right, kernel(*inside), limited())
+
+
 class Loss(nn.Module):
     """Base class of losses with a finite value, row weights and a reduction.
 
-    A subclass defines ``_losses``, which returns one loss for each element or row. If
-    it also inherits from a loss of torch and sets ``_has_torch_kernel``, torch's fused
-    kernel is called first. If its value is finite, value and gradient are correct.
+    A subclass defines ``_losses``, which returns one loss for each element or row,
+    limited so that their sum is finite. If it also inherits from a loss of torch and
+    sets ``_has_torch_kernel``, torch's fused kernel is called first.
     """
 
     traits: LossTraits = LossTraits(infimum=0.0)
@@ -149,6 +179,22 @@ class Loss(nn.Module):
     def _counts(self, target: Tensor) -> Tensor | None:
         """Return the weight of each loss in the denominator of the mean."""
         return None
+
+    def _slope(self, input: Tensor, target: Tensor) -> Tensor | None:
+        """Return derivatives that may overflow where torch's loss does not."""
+        return None
+
+    def _n_added(self, x: Tensor) -> int:
+        """Return the number of losses whose sum must be finite."""
+        return 1 if self.reduction == "none" else max(x.numel(), 1)
+
+    def _sum_bound(self, x: Tensor, factor: float = 1.0) -> float:
+        """Return a size up to which ``factor`` times all elements have a finite sum."""
+        return largest_of(x) / 2 / self._n_added(x) / max(factor, 1.0)
+
+    def _root_bound(self, x: Tensor) -> float:
+        """Return a size up to which the squares of all elements have a finite sum."""
+        return math.sqrt(largest_of(x) / self._n_added(x)) * (1 - 1e-6)
 
     def forward(
         self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None
@@ -177,13 +223,21 @@ class Loss(nn.Module):
         """
         check_reduction(self.reduction)
         input, target = self._prepared(input, target)
-        is_reduced = sample_weight is None and self.reduction != "none"
-        if self._has_torch_kernel and is_reduced and can_read_values(input):
-            value: Tensor = super().forward(input, target)
-            if is_between(value, -largest_of(value), largest_of(value)):
-                return value
-        losses = self._losses(input, target)
-        return reduced(losses, sample_weight, self.reduction, self._counts(target))
+        kernel = super().forward
+
+        def limited() -> Tensor:
+            losses = self._losses(input, target)
+            return reduced(losses, sample_weight, self.reduction, self._counts(target))
+
+        is_torchs = self._has_torch_kernel and sample_weight is None
+        if not is_torchs or not can_read_values(input):
+            return limited()
+        return torchs_or(
+            limited,
+            lambda x: kernel(x, target),
+            [input],
+            lambda x: self._slope(x, target),
+        )
 
 
 class RegressionLoss(Loss):

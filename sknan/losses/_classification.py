@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sknan import functional as sf
-from sknan.functional._domain import EDGES, within
+from sknan.functional._domain import EDGES, is_between, within
 from sknan.losses._base import (
     Loss,
     check_number,
@@ -41,9 +41,9 @@ class _ClassLoss(Loss):
 
     def _prepared(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         input = upcast(input)
-        if target.is_floating_point():  # probabilities of the classes
-            target = target.to(input.dtype)
-        return input, target
+        # Probabilities of the classes, or codes.
+        is_soft = target.is_floating_point()
+        return input, target.to(input.dtype if is_soft else torch.int64)
 
     def _counts(self, target: Tensor) -> Tensor | None:
         if target.is_floating_point():
@@ -101,6 +101,13 @@ class CrossEntropyLoss(_ClassLoss, nn.CrossEntropyLoss):
 
     traits = replace(_OF_LOGITS, names=("cross_entropy",))
     _has_torch_kernel = True
+
+    def _slope(self, input: Tensor, target: Tensor) -> Tensor | None:
+        # The gradient of a row that does not count may be NaN.
+        is_ignored = (target - self.ignore_index).abs()
+        if self.weight is None and is_between(is_ignored, 0.0, math.inf):
+            return None
+        return torch.logsumexp(input, 1)
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(

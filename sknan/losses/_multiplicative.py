@@ -13,27 +13,22 @@ from sknan.functional._domain import is_between, within
 from sknan.losses._base import (
     RegressionLoss,
     StandaloneRegressionLoss,
-    aligned,
     check_number,
     check_positive,
     largest_of,
     residual,
-    sum_bound,
 )
 
 _POSITIVE_MEAN = replace(RegressionLoss.traits, target_domain="non-negative")
 
-# Logarithms up to this share of that of the largest number are exponentiated: 35 in
-# float32.
-_SHARE_OF_LOG = 0.4
 
-
-def _limited_exp(x: Tensor) -> Tensor:
+def _limited_exp(x: Tensor, knee: float | None = None) -> Tensor:
     """Exponential up to 2.6e15 in float32; beyond, it grows logarithmically.
 
     A loss of it keeps a gradient that reduces outputs that are too large.
     """
-    knee = _SHARE_OF_LOG * math.log(largest_of(x))
+    if knee is None:  # 35 in float32; the product with a target is finite
+        knee = 0.4 * math.log(largest_of(x))
     if is_between(x, -math.inf, knee):
         return torch.exp(x)
     beyond = within(x - knee, 0.0, largest_of(x))
@@ -48,9 +43,8 @@ class _PositiveMeanLoss(RegressionLoss):
         """Return the mean: exp of the output, limited to finite numbers of float32."""
         return sf.exp(output)
 
-    def _prepared(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        input, target = aligned(input, target)
-        # The sum of the products of both is finite.
+    def _limited(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Limit both so that the sum of their products is finite."""
         largest = largest_of(input)
         return (
             within(input, -(largest**0.25), largest**0.25),
@@ -61,10 +55,11 @@ class _PositiveMeanLoss(RegressionLoss):
 class PoissonNLLLoss(_PositiveMeanLoss, nn.PoissonNLLLoss):
     r"""Poisson likelihood of counts, :math:`e^z - y z`; the output is the log-rate.
 
-    The parameters are those of ``torch.nn.PoissonNLLLoss``. Above a log-rate of 35 in
-    float32 (a rate of 2.6e15) the exponential continues logarithmically, so that a
-    diverged rate still has a gradient that reduces it. Below, the loss is bitwise equal
-    to torch's. With ``log_input=False`` the output is the rate, and its logarithm is
+    The parameters are those of ``torch.nn.PoissonNLLLoss``. If the loss of a batch
+    overflows, the exponential continues logarithmically (in float32 above a log-rate of
+    84 less the logarithm of the number of elements), so that a diverged rate still has
+    a gradient that reduces it. Otherwise the loss is bitwise equal to torch's. With
+    ``log_input=False`` the output is the rate, and its logarithm is
     :func:`sknan.functional.log`.
 
     Shape
@@ -73,10 +68,17 @@ class PoissonNLLLoss(_PositiveMeanLoss, nn.PoissonNLLLoss):
     """
 
     traits = replace(_POSITIVE_MEAN, names=("poisson",), infimum=-math.inf)
+    _has_torch_kernel = True
+
+    def _slope(self, input: Tensor, target: Tensor) -> Tensor | None:
+        return None if self.log_input else target / (input + self.eps)
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        input, target = self._limited(input, target)
         if self.log_input:
-            losses = _limited_exp(input) - target * input
+            # Beyond the knee the exponential grows by a factor of less than 90.
+            knee = math.log(largest_of(input) / 100 / self._n_added(input))
+            losses = _limited_exp(input, knee) - target * input
         else:
             losses = input - target * sf.log(input + self.eps)
         if self.full:
@@ -110,6 +112,7 @@ class GammaLoss(_PositiveMeanLoss, StandaloneRegressionLoss):
     traits = replace(_POSITIVE_MEAN, names=("gamma",), target_domain="positive")
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        input, target = self._limited(input, target)
         return target * _limited_exp(-input) - 1.0 + (input - sf.log(target))
 
 
@@ -153,6 +156,7 @@ class TweedieLoss(_PositiveMeanLoss, StandaloneRegressionLoss):
         self.power = power
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
+        input, target = self._limited(input, target)
         p = self.power
         constant = sf.power(target, 2 - p) / ((1 - p) * (2 - p))
         at_mean = _limited_exp((2 - p) * input) / (2 - p)
@@ -193,7 +197,7 @@ class MAPELoss(_FlooredLoss):
     traits = replace(StandaloneRegressionLoss.traits, names=("mape",))
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
-        errors = residual(input, target, sum_bound(input, 1 / self.floor))
+        errors = residual(input, target, self._sum_bound(input, 1 / self.floor))
         return errors.abs() / within(target.abs(), self.floor, largest_of(target))
 
 

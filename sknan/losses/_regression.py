@@ -25,17 +25,12 @@ from sknan.losses._base import (
     reduced,
     residual,
     row_weights,
-    sum_bound,
+    torchs_or,
     upcast,
 )
 
 # A distance is shifted and scaled with the target.
 _DISTANCE = replace(RegressionLoss.traits, standardizes_target=True)
-
-
-def _root_bound(x: Tensor) -> float:
-    """Return a size up to which the squares of all elements have a finite sum."""
-    return math.sqrt(largest_of(x) / max(x.numel(), 1)) * (1 - 1e-6)
 
 
 class MSELoss(RegressionLoss, nn.MSELoss):
@@ -55,7 +50,7 @@ class MSELoss(RegressionLoss, nn.MSELoss):
     _has_torch_kernel = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
-        return residual(input, target, _root_bound(input)).square()
+        return residual(input, target, self._root_bound(input)).square()
 
 
 class RMSELoss(StandaloneRegressionLoss):
@@ -90,7 +85,7 @@ class RMSELoss(StandaloneRegressionLoss):
             # Finite, and not so close to 0 that the gradient of the root overflows.
             if is_between(squared, largest_of(input) ** -0.75, largest_of(input)):
                 return torch.sqrt(squared)
-        errors = residual(input, target, sum_bound(input))
+        errors = residual(input, target, self._sum_bound(input))
         if self.reduction == "none":
             return reduced(errors.abs(), sample_weight, "none")
         count = float(max(errors.numel(), 1))
@@ -119,7 +114,7 @@ class L1Loss(RegressionLoss, nn.L1Loss):
     _has_torch_kernel = True
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
-        return residual(input, target, sum_bound(input)).abs()
+        return residual(input, target, self._sum_bound(input)).abs()
 
 
 class HuberLoss(RegressionLoss, nn.HuberLoss):
@@ -157,7 +152,7 @@ class HuberLoss(RegressionLoss, nn.HuberLoss):
         super().__init__(reduction=reduction, delta=delta)
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
-        errors = residual(input, target, sum_bound(input, self.delta))
+        errors = residual(input, target, self._sum_bound(input, self.delta))
         return F.huber_loss(
             errors, torch.zeros_like(errors), reduction="none", delta=self.delta
         )
@@ -195,7 +190,7 @@ class PseudoHuberLoss(StandaloneRegressionLoss):
         self.delta = delta
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
-        most = sum_bound(input, max(self.delta, 1 / self.delta))
+        most = self._sum_bound(input, max(self.delta, 1 / self.delta))
         u = residual(input, target, most) / self.delta
         if is_between(u, -100.0, 100.0):
             # Faster, but less exact for large residuals: it is the exponential of a
@@ -225,7 +220,7 @@ class LogCoshLoss(StandaloneRegressionLoss):
     traits = replace(_DISTANCE, names=("log_cosh",))
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
-        errors = residual(input, target, sum_bound(input))
+        errors = residual(input, target, self._sum_bound(input))
         inner = within(errors, -20.0, 20.0)
         near = torch.log1p(2.0 * torch.sinh(inner * 0.5).square())
         if inner is errors:
@@ -306,7 +301,7 @@ class QuantileLoss(StandaloneRegressionLoss):
         return output.reshape(len(output), output.shape[1] // count, count)
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
-        missing = residual(target, input, sum_bound(input))
+        missing = residual(target, input, self._sum_bound(input))
         if not self._several:
             q = self._quantiles[0]
             return torch.maximum(q * missing, (q - 1.0) * missing)
@@ -381,22 +376,41 @@ class GaussianNLLLoss(RegressionLoss, nn.GaussianNLLLoss):
         """Compute the loss; ``sample_weight`` as in :meth:`MSELoss.forward`."""
         if var is None:
             mean, raw = _mean_and_raw_variance(input)
+            mean, target = aligned(mean, target)
             var = sf.softplus(upcast(raw))
-            var = within(var + self.eps, 0.0, largest_of(var))
-        else:
-            mean = cast(Tensor, input)
-            var = upcast(var)
-            var = within(var, self.eps, largest_of(var))
-        mean, target = aligned(mean, target)
+            var = within(var + self.eps, 0.0, largest_of(var)).reshape(mean.shape)
+            return reduced(
+                self._of_variance(mean, target, var), sample_weight, self.reduction
+            )
+        mean, target = aligned(cast(Tensor, input), target)
+        var = upcast(var)
         var = var.reshape(mean.shape) if var.numel() == mean.numel() else var
+        # The gradient of a variance below eps is that at eps, as in torch.
+        bounded = torch.where(var < self.eps, var - var.detach() + self.eps, var)
+        bounded = within(bounded, self.eps, largest_of(var))
+
+        def limited() -> Tensor:
+            losses = self._of_variance(mean, target, bounded)
+            return reduced(losses, sample_weight, self.reduction)
+
+        if sample_weight is not None or not can_read_values(mean):
+            return limited()
+        return torchs_or(
+            limited,
+            lambda mean, var: F.gaussian_nll_loss(
+                mean, target, var, self.full, self.eps, self.reduction
+            ),
+            [mean, bounded],
+            lambda mean, var: ((mean - target) / var).square(),
+        )
+
+    def _of_variance(self, mean: Tensor, target: Tensor, var: Tensor) -> Tensor:
         # The gradient with respect to the variance divides the squared residual by the
         # squared variance.
-        most = _root_bound(mean) * min(self.eps, 1.0) / 2
+        most = self._root_bound(mean) * min(self.eps, 1.0) / 2
         errors = residual(mean, target, most)
         losses = 0.5 * (torch.log(var) + errors.square() / var)
-        if self.full:
-            losses = losses + 0.5 * math.log(2 * math.pi)
-        return reduced(losses, sample_weight, self.reduction)
+        return losses + 0.5 * math.log(2 * math.pi) if self.full else losses
 
     def predict(self, output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         """Return the means (n_samples, n_targets)."""

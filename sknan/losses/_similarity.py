@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sknan import functional as sf
-from sknan.functional._domain import within
+from sknan.functional._domain import can_read_values, within
 from sknan.losses._base import (
     RegressionLoss,
     StandaloneRegressionLoss,
@@ -18,6 +18,7 @@ from sknan.losses._base import (
     largest_of,
     reduced,
     row_weights,
+    torchs_or,
 )
 
 
@@ -70,17 +71,39 @@ class KLDivLoss(RegressionLoss, nn.KLDivLoss):
         input, target = aligned(input, target)
         if self.from_logits:
             input = sf.log_softmax(input, dim=-1)
+
+        def limited() -> Tensor:
+            losses = self._limited_losses(input, target)
+            if self.reduction != "batchmean":
+                return reduced(losses, sample_weight, self.reduction)
+            return reduced(losses.flatten(1).sum(1), sample_weight, "mean")
+
+        def of_torch(input: Tensor) -> Tensor:
+            losses = self._divergence(input, target)
+            if self.reduction == "none":
+                return losses
+            count = {"mean": losses.numel(), "batchmean": len(losses), "sum": 1}
+            return losses.sum() / max(count[self.reduction], 1)
+
+        if sample_weight is not None or not can_read_values(input):
+            return limited()
+        return torchs_or(limited, of_torch, [input])
+
+    def _limited_losses(self, input: Tensor, target: Tensor) -> Tensor:
         most = largest_of(input) ** 0.75
-        input = within(input, -most, most)
+        bound = most / self._n_added(input)  # terms of both signs have a finite sum
+        input = within(input, -bound, bound)
         if self.log_target:
             target = within(target, -most, math.log(largest_of(input)) / 4)
-            losses = torch.exp(target) * (target - input)
         else:
             target = within(target, -(most ** (1 / 4)), most ** (1 / 4))
-            losses = torch.xlogy(target, target) - target * input
-        if self.reduction != "batchmean":
-            return reduced(losses, sample_weight, self.reduction)
-        return reduced(losses.flatten(1).sum(1), sample_weight, "mean")
+        return self._divergence(input, target)
+
+    def _divergence(self, input: Tensor, target: Tensor) -> Tensor:
+        # torch has no batching rule for its kl_div.
+        if self.log_target:
+            return torch.exp(target) * (target - input)
+        return torch.xlogy(target, target) - target * input
 
     def predict(self, output: Tensor) -> Tensor:
         """Return the probabilities (n_samples, n_classes)."""
