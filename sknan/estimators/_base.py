@@ -29,9 +29,9 @@ from sknan._utils.random_state import random_states, seeded
 from sknan._utils.threads import threads_for
 from sknan.estimators._column_scaling import (
     DROP_OUTLIERS,
-    raw_columns,
+    numeric_columns,
     refuse_outliers,
-    warn_of_raw_columns,
+    scaling_for,
 )
 from sknan.estimators._components import (
     resolve_criterion,
@@ -43,8 +43,8 @@ from sknan.estimators._input import (
     as_network_input,
     check_features,
     check_sample_weight,
-    merge_duplicate_rows,
     network_input,
+    rows_that_count,
     scale_weights,
 )
 from sknan.estimators._labels import apply_class_weight
@@ -59,16 +59,11 @@ from sknan.estimators._validation_split import ValidationFold, split_rows
 from sknan.losses._traits import LossTraits, traits_of
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
-from sknan.nets._tabular_mlp import TabularMLP
 from sknan.nets._time_limit import TimeLimit
 from sknan.nets._training_facts import summary_as_html
-from sknan.nets.recovery.raw_units import feeds_linear_layers
 
 # Of fewer rows, a tenth is too small a sample for the choice of an epoch.
 _MIN_ROWS_TO_STOP_EARLY = 500
-
-# Number of rows for the trial of a custom module.
-_TRIAL_ROWS = 32
 
 # Parameters that a net which continues training takes over from the estimator.
 _UPDATED_PARAMS = (
@@ -82,12 +77,6 @@ _UPDATED_PARAMS = (
     "lr_schedule",
     "warmup",
 )
-
-
-def _numeric_columns(X: np.ndarray) -> tuple[int, ...]:
-    """Return the numbers of the columns with more than two distinct values."""
-    is_between = (X.min(axis=0) != X) & (X.max(axis=0) != X)
-    return tuple(np.flatnonzero(is_between.any(axis=0)).tolist())
 
 
 class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMixin):
@@ -171,75 +160,35 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     ) -> TrainingRows:
         """Check parameters and data, and bring the data into the form of training."""
         self._check_parameters()
+        owner = type(self).__name__
         if y is None:
             raise ValueError(
-                f"{type(self).__name__} requires y to be passed, but the target y is "
-                "None."
+                f"{owner} requires y to be passed, but the target y is None."
             )
         is_new = not self._continues(is_partial)
-        min_samples = 1 if is_partial else 2
-        X_valid = check_features(self, X, reset=is_new, min_samples=min_samples)
+        X_raw = check_features(
+            self, X, reset=is_new, min_samples=1 if is_partial else 2
+        )
         target = self._validate_target(y)
-        check_consistent_length(X_valid, target)
-        weights = check_sample_weight(sample_weight, len(X_valid))
-        owner = type(self).__name__
+        check_consistent_length(X_raw, target)
+        weights = check_sample_weight(sample_weight, len(X_raw))
         by_class = getattr(self, "class_weight", None)  # only classifiers have it
         if by_class is not None:
             weights = apply_class_weight(by_class, target, weights, owner, is_partial)
-        numbers = np.arange(len(X_valid))
-        if weights is not None:
-            # A row of weight 0 must have no effect, not even on the batches.
-            numbers = np.flatnonzero(weights > 0)
-            X_valid, target = X_valid[numbers], target[numbers]
-            weights = weights[numbers]
-        if self._merges_duplicates(len(X_valid)):
-            X_valid, target, weights, kept = merge_duplicate_rows(
-                X_valid, target, weights
-            )
-            numbers = numbers[kept]
+        X_raw, target, weights, numbers = rows_that_count(
+            X_raw, target, weights, self._merges_duplicates
+        )
         codes, n_outputs = self._encode_target(
             y, target, weights, is_partial, **target_params
         )
         if is_new:
             if codes.dtype.kind == "f":
                 refuse_outliers(target, numbers, name="y", remedy=DROP_OUTLIERS)
-            self._scaling = self._column_scaling(X_valid, weights, n_outputs)
-            if self._scaling is not None:
-                refuse_outliers(
-                    np.where(self._scaling.scale == 1, 0.0, X_valid),
-                    numbers,
-                    name="X",
-                    remedy=f"Bound them: make_pipeline(SafeScaler(), {owner}()).",
-                    columns=getattr(self, "feature_names_in_", None),
-                )
-        X_in = as_network_input(X_valid, self._scaling)
+            module = self._module_for(X_raw, n_outputs)
+            names = getattr(self, "feature_names_in_", None)
+            self._scaling = scaling_for(module, X_raw, weights, numbers, names, owner)
+        X_in = as_network_input(X_raw, self._scaling)
         return TrainingRows(X_in, codes, weights, n_outputs, is_partial, numbers)
-
-    def _column_scaling(
-        self, X: np.ndarray, weights: np.ndarray | None, n_outputs: int
-    ) -> ColumnScaling | None:
-        """Return the scaling of columns in raw units, if the module may receive it.
-
-        A custom module may if it passes its input to linear layers only. Any other one
-        may depend on the units, for example by a logarithm.
-        """
-        scaling = raw_columns(X, weights)
-        if scaling is None or self.module is None:
-            return scaling
-        module, params = resolve_module(
-            self.module,
-            self._params_for("module"),
-            self._sizes(X, n_outputs),
-            type(self).__name__,
-        )
-        rows = torch.from_numpy(as_network_input(X[:_TRIAL_ROWS], scaling))
-        with seeded(0, "cpu"):
-            built = module if isinstance(module, nn.Module) else module(**params)
-            is_linear = isinstance(built, TabularMLP)
-            is_linear = is_linear or feeds_linear_layers(built, rows)
-        if is_linear and isinstance(module, nn.Module):
-            warn_of_raw_columns(scaling, getattr(self, "feature_names_in_", None))
-        return scaling if is_linear and built is not module else None
 
     def _merges_duplicates(self, n_rows: int) -> bool:
         """Whether merged rows of equal content train the same network.
@@ -269,9 +218,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     def _build_net(self, X: np.ndarray, n_outputs: int, *, per_row: bool) -> TableNet:
         """Return a new, initialized net for these features."""
         owner = type(self).__name__
-        module, module_params = resolve_module(
-            self.module, self._params_for("module"), self._sizes(X, n_outputs), owner
-        )
+        module, module_params = self._module_for(X, n_outputs)
         if "lr" in self._params_for("optimizer"):
             raise ValueError(
                 f"{owner} got optimizer__lr: the learning rate is its parameter lr."
@@ -302,11 +249,16 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
             net.module_._apply(lambda t: t.float() if t.dtype == default else t)
         return net
 
+    def _module_for(self, X: np.ndarray, n_outputs: int) -> tuple[Any, dict[str, Any]]:
+        """Return the module or its factory, and the arguments of the factory."""
+        sizes, owner = self._sizes(X, n_outputs), type(self).__name__
+        return resolve_module(self.module, self._params_for("module"), sizes, owner)
+
     def _sizes(self, X: np.ndarray, n_outputs: int) -> dict[str, Any]:
         """Return the arguments that are added if the module's constructor has them."""
         sizes: dict[str, Any] = {"n_features_in": X.shape[1], "n_outputs": n_outputs}
         if self._params_for("module").get("n_frequencies"):
-            sizes["numeric_columns"] = _numeric_columns(X)
+            sizes["numeric_columns"] = numeric_columns(X)
         return sizes
 
     def _update_net(self, *, per_row: bool) -> TableNet:

@@ -23,7 +23,7 @@ from sknan.estimators._labels import (
     encode_labels,
     label_array,
     list_labels,
-    refuse_missing_labels,
+    refuse_unusable_labels,
 )
 from sknan.losses._traits import traits_of
 
@@ -292,7 +292,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
 
     def _validate_target(self, y: Any) -> np.ndarray:
         labels: np.ndarray = column_or_1d(label_array(y), warn=True)
-        refuse_missing_labels(labels, "y", DROP_ROWS)
+        refuse_unusable_labels(labels, "y", DROP_ROWS)
         check_classification_targets(labels)
         return labels
 
@@ -316,8 +316,10 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
                     f"{list_labels(known)}."
                 )
         if len(known) < 2:
+            is_whole = len(np.unique(self._validate_target(y))) == len(known)
+            found = "y contains" if is_whole else "rows of positive weight have"
             raise ValueError(
-                f"{type(self).__name__} needs at least 2 classes, but y contains one "
+                f"{type(self).__name__} needs at least 2 classes, but {found} one "
                 f"class only: {list_labels(known)}."
             )
         codes = encode_labels(target, known)
@@ -342,7 +344,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
                 )
             return self.classes_
         given = column_or_1d(label_array(classes))
-        refuse_missing_labels(given, "classes", "A label must be finite.")
+        refuse_unusable_labels(given, "classes", "A label must be finite.")
         known: np.ndarray = np.unique(given)
         if continues and not np.array_equal(known, self.classes_):
             raise ValueError(

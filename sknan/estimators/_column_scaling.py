@@ -6,17 +6,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from sknan._engine.prediction import ColumnScaling
+from sknan._utils.random_state import seeded
 from sknan._utils.validation import column_name, places
 from sknan._utils.warn import warn
 from sknan.estimators._target_scaling import mean_and_scale
 from sknan.exceptions import NonFiniteDataError
+from sknan.nets._tabular_mlp import TabularMLP
+from sknan.nets.recovery.raw_units import feeds_linear_layers
 
 # A column whose mean or standard deviation is at least this large is in raw units. The
 # default network learns as well with one column of size 300 as without, and is worse
 # than a constant with one of size 1000; several columns add up.
 _RAW = 10.0
+
+# All columns of a table whose values are smaller than this are in raw units. A single
+# one may be noise, such as a last principal component.
+_TINY = 1e-3
+
+# Number of rows for the trial of a custom module.
+_TRIAL_ROWS = 32
 
 # Columns from this size on are reported where they cannot be standardized.
 _LOST = 1000.0
@@ -28,7 +40,15 @@ _MOST_LISTED = 8
 _FEW = 0.1
 
 # Remedy for targets that are outliers.
-DROP_OUTLIERS = "Correct these targets, or remove these rows from X and y."
+DROP_OUTLIERS = (
+    "Correct these targets, remove their rows from X and y, or predict the logarithm."
+)
+
+
+def numeric_columns(X: np.ndarray) -> tuple[int, ...]:
+    """Return the numbers of the columns with more than two distinct values."""
+    is_between = (X.min(axis=0) != X) & (X.max(axis=0) != X)
+    return tuple(np.flatnonzero(is_between.any(axis=0)).tolist())
 
 
 def raw_columns(X: np.ndarray, weights: np.ndarray | None) -> ColumnScaling | None:
@@ -44,18 +64,75 @@ def raw_columns(X: np.ndarray, weights: np.ndarray | None) -> ColumnScaling | No
     if X.ndim != 2:
         return None
     size = np.maximum(X.max(axis=0), -X.min(axis=0))
-    large = np.flatnonzero(size >= _RAW)
+    is_tiny = size.max() < _TINY
+    chosen = np.flatnonzero(size > 0) if is_tiny else np.flatnonzero(size >= _RAW)
     means, scales = np.zeros(X.shape[1]), np.ones(X.shape[1])
-    if len(large):
-        mean, scale = mean_and_scale(X[:, large], weights)
+    if len(chosen):
+        mean, scale = mean_and_scale(X[:, chosen], weights)
         # The values that a constant column will have later are unknown.
         scale = np.where(scale > 0, scale, np.abs(mean))
-        is_raw = np.maximum(np.abs(mean), scale) >= _RAW
-        means[large[is_raw]], scales[large[is_raw]] = mean[is_raw], scale[is_raw]
-    return ColumnScaling(means, scales) if means.any() or (scales != 1).any() else None
+        is_raw = is_tiny | (np.maximum(np.abs(mean), scale) >= _RAW)
+        means[chosen[is_raw]], scales[chosen[is_raw]] = mean[is_raw], scale[is_raw]
+    return ColumnScaling(means, scales) if (scales != 1).any() else None
 
 
-def warn_of_raw_columns(scaling: ColumnScaling, names: Sequence[Any] | None) -> None:
+def scaling_for(
+    module: tuple[Any, dict[str, Any]],
+    X: np.ndarray,
+    weights: np.ndarray | None,
+    numbers: np.ndarray,
+    names: Sequence[Any] | None,
+    owner: str,
+) -> ColumnScaling | None:
+    """Return the scaling of columns in raw units, if the module may receive it.
+
+    A custom module may if it passes its input to linear layers only. Any other one may
+    depend on the units, for example by a logarithm, and so may the weights of a module
+    that was passed in.
+
+    Parameters
+    ----------
+    module : (type, nn.Module or callable, dict)
+        Module or its factory, and the arguments of the factory.
+    X, weights
+        See :func:`raw_columns`.
+    numbers : ndarray of shape (n_samples,)
+        Row numbers in the data of the user.
+    names : sequence of str or None
+        Names of the columns.
+    owner : str
+        Class name of the estimator.
+
+    Raises
+    ------
+    NonFiniteDataError
+        See :func:`refuse_outliers`.
+    """
+    scaling = raw_columns(X, weights)
+    if scaling is None:
+        return None
+    factory, params = module
+    is_passed_in = isinstance(factory, nn.Module)
+    if factory is not TabularMLP:
+        rows = torch.from_numpy(scaling.scaled(X[:_TRIAL_ROWS]))
+        with seeded(0, "cpu"):
+            built = factory if is_passed_in else factory(**params)
+            if not (isinstance(built, TabularMLP) or feeds_linear_layers(built, rows)):
+                return None
+    if is_passed_in:
+        _warn_of_raw_columns(scaling, names)
+        return None
+    refuse_outliers(
+        np.where(scaling.scale == 1, 0.0, X),
+        numbers,
+        name="X",
+        remedy=f"Bound them: make_pipeline(SafeScaler(), {owner}()).",
+        columns=names,
+    )
+    return scaling
+
+
+def _warn_of_raw_columns(scaling: ColumnScaling, names: Sequence[Any] | None) -> None:
     """Warn that large columns reach a module that was passed in, as they are."""
     size = np.maximum(np.abs(scaling.mean), scaling.scale)
     lost = [column_name(j, names) for j in np.flatnonzero(size >= _LOST).tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,6 +166,38 @@ def scale_weights(weights: np.ndarray | None) -> np.ndarray | None:
         return None
     weights = weights / weights.mean()
     return None if (weights == weights[0]).all() else weights
+
+
+def rows_that_count(
+    X: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray | None,
+    merges: Callable[[int], bool],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return the rows that training depends on.
+
+    A row of weight 0 must have no effect, not even on the batches.
+
+    Parameters
+    ----------
+    X, y, weights
+        See :func:`merge_duplicate_rows`.
+    merges : callable
+        Function of the number of rows that says whether equal ones are merged.
+
+    Returns
+    -------
+    X, y, weights, numbers
+        See :func:`merge_duplicate_rows`.
+    """
+    rows = np.arange(len(X))
+    if weights is not None:
+        rows = np.flatnonzero(weights > 0)
+        X, y, weights = X[rows], y[rows], weights[rows]
+    if merges(len(X)):
+        X, y, weights, kept = merge_duplicate_rows(X, y, weights)
+        rows = rows[kept]
+    return X, y, weights, rows
 
 
 def merge_duplicate_rows(

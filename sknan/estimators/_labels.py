@@ -24,8 +24,8 @@ def label_array(y: Any) -> Any:
     return np.asarray(y) if is_pandas else y
 
 
-def refuse_missing_labels(labels: np.ndarray, name: str, remedy: str) -> None:
-    """Raise ``NonFiniteDataError`` if a label is missing or not finite.
+def refuse_unusable_labels(labels: np.ndarray, name: str, remedy: str) -> None:
+    """Raise an error if a label is missing or not finite, or if they have no order.
 
     Parameters
     ----------
@@ -34,7 +34,14 @@ def refuse_missing_labels(labels: np.ndarray, name: str, remedy: str) -> None:
     name : str
         Name of the input for the message.
     remedy : str
-        Last sentence of the message.
+        Last sentence of the message about missing labels.
+
+    Raises
+    ------
+    NonFiniteDataError
+        If a label is missing or not finite.
+    ValueError
+        If text and numbers are mixed.
     """
     if labels.dtype.kind == "f":
         check_finite(labels, name=name, remedy=remedy, limit=FLOAT64_MAX)
@@ -45,6 +52,14 @@ def refuse_missing_labels(labels: np.ndarray, name: str, remedy: str) -> None:
                 f"{name} contains {int(missing.sum())} missing labels (None, NaN or "
                 f"NaT), first at row {int(missing.argmax())}. {remedy}"
             )
+    if labels.dtype.kind != "O":
+        return
+    kinds = sorted({type(label).__name__ for label in labels})
+    if "str" in kinds and len(kinds) > 1:
+        raise ValueError(
+            f"{name} contains labels of several types: {', '.join(kinds)}. Convert "
+            f"them to one type, for example by {name}.astype(str)."
+        )
 
 
 def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -127,6 +142,12 @@ def apply_class_weight(
     by_class: np.ndarray = compute_class_weight(
         class_weight, classes=classes, y=labels, sample_weight=weights
     )
+    check_finite(
+        by_class, name="class_weight", remedy="Give each class a finite weight."
+    )
+    if (by_class < 0).any():
+        worst = list_labels(classes[by_class < 0])
+        raise ValueError(f"class_weight must not be negative, but is for {worst}.")
     combined = by_class[codes] if weights is None else weights * by_class[codes]
     if not combined.any():
         raise ValueError(

@@ -11,8 +11,8 @@ from sknan._utils.validation import did_you_mean, is_integer
 from sknan.estimators._ensemble import (
     StableNetEnsembleClassifier,
     StableNetEnsembleRegressor,
-    default_network,
 )
+from sknan.estimators._ensemble_base import default_network
 from sknan.preprocessing._cleaner import TableCleaner, check_sentinels
 from sknan.preprocessing._encoder import CategoryEncoder, ColumnEncoder
 from sknan.preprocessing._imputer import STRATEGIES, NaNImputer

@@ -72,6 +72,14 @@ def test_a_standardized_table_has_no_columns_in_raw_units():
     assert StableNetRegressor(max_epochs=1).fit(table, Y)._scaling is None
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-300])
+def test_a_table_of_tiny_numbers_is_standardized(unit):
+    net = StableNetRegressor(random_state=0).fit(unit * Z, Y)
+    assert net.score(unit * Z, Y) > 0.9
+    with_noise = np.column_stack([Z, 1e-16 * RNG.normal(size=400)])
+    assert raw_columns(with_noise, None) is None
+
+
 def test_columns_that_are_not_in_raw_units_keep_their_bits():
     scaling = raw_columns(X, None)
     assert scaling is not None
@@ -199,7 +207,8 @@ def test_targets_beside_which_the_others_vanish_are_refused_by_row():
         StableNetRegressor().fit(Z, y)
     assert str(caught.value) == (
         "y contains values so large that float32 cannot distinguish the others at rows "
-        "3, 99. Correct these targets, or remove these rows from X and y."
+        "3, 99. Correct these targets, remove their rows from X and y, or predict the "
+        "logarithm."
     )
     weights = np.ones(400)
     weights[[3, 99]] = 0.0

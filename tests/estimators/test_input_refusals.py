@@ -342,8 +342,8 @@ def test_invalid_sample_weights_are_refused(Estimator, y):
 
 def test_weights_that_leave_one_class_are_refused():
     assert refusal(ValueError, classifier().fit, X, LABELS, LABELS) == (
-        "StableNetClassifier needs at least 2 classes, but y contains one class only: "
-        "[1]."
+        "StableNetClassifier needs at least 2 classes, but rows of positive weight "
+        "have one class only: [1]."
     )
 
 
@@ -418,3 +418,35 @@ def test_a_refused_warm_start_does_not_change_the_model():
     refusal(NonFiniteDataError, model.fit, damaged(np.nan), LABELS)
     np.testing.assert_array_equal(model.predict_proba(X), before)
     np.testing.assert_array_equal(model.classes_, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({0: -1, 1: 1}, "class_weight must not be negative, but is for [0]."),
+        (
+            {0: np.nan, 1: 1},
+            "class_weight contains 1 NaN value at row 0. Give each class a finite "
+            "weight.",
+        ),
+        (
+            {0: 0, 1: 1},
+            "StableNetClassifier needs at least 2 classes, but rows of positive weight "
+            "have one class only: [1].",
+        ),
+    ],
+)
+def test_unusable_class_weights_are_refused(weights, message):
+    labels = np.arange(len(X)) % 2
+    fit = classifier(class_weight=weights).fit
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is asserted
+        fit(X, labels)
+    assert str(caught.value) == message
+
+
+def test_labels_of_several_types_are_refused():
+    labels = np.array([1, "a"] * (len(X) // 2), dtype=object)
+    assert refusal(ValueError, classifier().fit, X, labels) == (
+        "y contains labels of several types: int, str. Convert them to one type, for "
+        "example by y.astype(str)."
+    )

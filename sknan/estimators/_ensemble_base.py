@@ -1,0 +1,240 @@
+"""Base class of the two ensembles, and the network that they train by default."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from joblib import effective_n_jobs
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from sknan._engine.jobs import Job, JobOutcome, train_together
+from sknan._utils.pickling import VersionedPickleMixin
+from sknan._utils.progress import call_in_workers, progress
+from sknan._utils.validation import did_you_mean, is_integer
+from sknan._utils.warn import warn
+from sknan.diagnosis._report import NonFiniteReport
+from sknan.estimators._base import StableNetBase
+from sknan.estimators._classifier import StableNetClassifier
+from sknan.estimators._input import CheckedRows, network_input
+from sknan.estimators._parameters import check_parameter
+from sknan.estimators._regressor import StableNetRegressor
+from sknan.estimators._validation_split import ValidationFold
+from sknan.exceptions import DivergenceWarning
+
+# With early stopping, each network contains out one of this many folds.
+_N_FOLDS = 5
+
+# docs/quality.md measures the effect of each setting.
+_DEFAULT_PARAMS: dict[str, Any] = {
+    "module__n_frequencies": 16,
+    "module__dropout": 0.2,
+    "lr_schedule": "constant",
+    "max_epochs": 200,
+    "batch_size": "auto",
+    "early_stopping": True,
+    "n_iter_no_change": 15,
+}
+
+
+def default_network(estimator: str) -> Any:
+    """Return the network that the ensembles train by default.
+
+    Parameters
+    ----------
+    estimator : {"classifier", "regressor"}
+        Kind of the network.
+
+    Returns
+    -------
+    StableNetClassifier or StableNetRegressor
+        Unfitted network, whose default settings are its parameters.
+
+    Raises
+    ------
+    ValueError
+        If ``estimator`` is another value.
+
+    Examples
+    --------
+    >>> from sknan import StableNetEnsembleClassifier
+    >>> from sknan.estimators import default_network
+    >>> network = default_network("classifier").set_params(module__width=256)
+    >>> model = StableNetEnsembleClassifier(network)
+    """
+    kinds = {"classifier": StableNetClassifier, "regressor": StableNetRegressor}
+    if estimator not in kinds:
+        raise ValueError(
+            f"estimator must be 'classifier' or 'regressor', got {estimator!r}."
+        )
+    return kinds[estimator](**_DEFAULT_PARAMS)
+
+
+class Ensemble(VersionedPickleMixin, BaseEstimator):
+    """Base class of the two ensembles; see their docstrings."""
+
+    _network: ClassVar[type[StableNetBase]]
+
+    estimators_: list[Any]
+    nonfinite_reports_: list[NonFiniteReport]
+    effective_lr_: float
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        n_estimators: int = 5,
+        *,
+        n_jobs: int | None = None,
+        random_state: Any = None,
+        max_time: float | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.estimator = estimator
+        self.n_estimators = n_estimators
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.max_time = max_time
+        self.verbose = verbose
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters of the ensemble, or of its network as ``estimator__...``.
+
+        Parameters
+        ----------
+        **params : object
+            Values by parameter name. A parameter of the network replaces
+            ``estimator=None`` by the default network first.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is unknown.
+        """
+        known = self._get_param_names()
+        for name in params:
+            if name.partition("__")[0] not in known:
+                raise ValueError(self._unknown_parameter(name))
+        is_nested = any(name.startswith("estimator__") for name in params)
+        if is_nested and params.get("estimator", self.estimator) is None:
+            params["estimator"] = self._network(**_DEFAULT_PARAMS)
+        super().set_params(**params)
+        return self
+
+    def _unknown_parameter(self, name: str) -> str:
+        own = self._get_param_names()
+        of_network = self._network._nearest_parameter(name)
+        hint = "" if "__" in name else did_you_mean(name, own)
+        if not hint and of_network:
+            hint = f" Did you mean 'estimator__{of_network}'?"
+        return (
+            f"{type(self).__name__} has no parameter {name!r}.{hint} It has: "
+            f"{', '.join(map(repr, own))}. Parameters of its network are written "
+            "estimator__..."
+        )
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> None:
+        jobs = self._jobs(X, y, sample_weight)
+        n_shares = self._n_shares()
+        shares = [jobs[i::n_shares] for i in range(n_shares)]
+        with progress("Training", len(jobs), "networks", verbose=self.verbose):
+            arguments = [(share,) for share in shares]
+            found = call_in_workers(train_together, arguments, n_shares)
+        self._assemble([found[i % n_shares][i // n_shares] for i in range(len(jobs))])
+
+    def _assemble(self, outcomes: list[JobOutcome]) -> None:
+        """Set the fitted attributes from the outcomes of the networks' jobs."""
+        for number, outcome in enumerate(outcomes):
+            if outcome.error is not None:
+                outcome.error.add_note(
+                    f"while training network {number} of {len(outcomes)} of "
+                    f"{type(self).__name__}"
+                )
+                raise outcome.error
+        _show_warnings(outcomes)
+        self.estimators_ = [outcome.estimator for outcome in outcomes]
+        self.nonfinite_reports_ = [
+            report
+            for member in self.estimators_
+            for report in member.nonfinite_reports_
+        ]
+        self.effective_lr_ = min(member.effective_lr_ for member in self.estimators_)
+        first = self.estimators_[0]
+        self.n_features_in_ = first.n_features_in_
+        if hasattr(first, "feature_names_in_"):
+            self.feature_names_in_ = first.feature_names_in_
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+
+    def _n_shares(self) -> int:
+        """Return the number of processes."""
+        return min(int(effective_n_jobs(self.n_jobs)), self.n_estimators)
+
+    def _jobs(self, X: Any, y: Any, sample_weight: Any = None) -> list[Job]:
+        """Return the job of each network."""
+        network = self._checked_network()
+        if self.max_time is not None:
+            n_in_turn = math.ceil(self.n_estimators / self._n_shares())
+            network = clone(network).set_params(max_time=self.max_time / n_in_turn)
+        rng = check_random_state(self.random_state)
+        seeds = rng.randint(np.iinfo(np.int32).max, size=(2, self.n_estimators))
+        jobs = []
+        for i in range(self.n_estimators):
+            partition, number = divmod(i, _N_FOLDS)
+            fold = ValidationFold(number, _N_FOLDS, int(seeds[1, partition]))
+            member = clone(network).set_params(random_state=int(seeds[0, i]))
+            options = {"sample_weight": sample_weight, "fold": fold}
+            jobs.append(Job(member, X, y, options))
+        return jobs
+
+    def _checked_network(self) -> StableNetBase:
+        name = type(self).__name__
+        n = self.n_estimators
+        if not is_integer(n) or n < 1:
+            raise ValueError(
+                f"The 'n_estimators' parameter of {name} must be an integer of at "
+                f"least 1, got {n!r}."
+            )
+        check_parameter(self, "max_time")
+        if self.estimator is None:
+            return self._network(**_DEFAULT_PARAMS)
+        if not isinstance(self.estimator, self._network):
+            raise ValueError(
+                f"The 'estimator' parameter of {name} must be a "
+                f"{self._network.__name__} or None, got {self.estimator!r}."
+            )
+        if self.estimator.warm_start:
+            raise ValueError(
+                f"{name} trains new networks in each fit: set warm_start=False in its "
+                "estimator."
+            )
+        return self.estimator
+
+    def _checked_rows(self, X: Any) -> CheckedRows:
+        check_is_fitted(self)
+        return CheckedRows(network_input(self.estimators_[0], X))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "estimators_")
+
+
+def _show_warnings(outcomes: list[JobOutcome]) -> None:
+    """Show each warning of the networks once, and one summary of all recoveries."""
+    caught = [w for outcome in outcomes for w in outcome.warnings]
+    recoveries = [w for w in caught if isinstance(w, DivergenceWarning)]
+    for warning in {(type(w), str(w)): w for w in caught}.values():
+        if not isinstance(warning, DivergenceWarning):
+            warn(warning)
+    if recoveries:
+        summary = DivergenceWarning(
+            f"{len(recoveries)} of {len(outcomes)} networks were rescued in training. "
+            f"The first: {recoveries[0]}",
+            recoveries[0].report,
+        )
+        warn(summary)
