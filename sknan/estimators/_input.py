@@ -139,7 +139,7 @@ def check_sample_weight(sample_weight: Any, n_samples: int) -> np.ndarray | None
         return None
     if isinstance(sample_weight, numbers.Number):
         sample_weight = np.full(n_samples, sample_weight)
-    weights = np.asarray(sample_weight, dtype=np.float64)
+    weights = np.asarray(plain_cells(sample_weight), dtype=np.float64)
     if weights.shape != (n_samples,):
         raise ValueError(
             f"sample_weight must have shape ({n_samples},), one weight per row, got "

@@ -18,6 +18,7 @@ from sknan.exceptions import NonFiniteDataError
 from sknan.losses._target_domain import refuse_outside_domain
 from sknan.losses._traits import is_own_loss, traits_of
 from sknan.nets._batching import TensorTable
+from sknan.preprocessing._tables.plain_cells import plain_cells
 
 _IMPUTE = (
     "Impute first, for example with make_pipeline(NaNImputer(), SafeScaler(), net)."
@@ -75,6 +76,8 @@ def _arrays(name: str, data: Any) -> Iterator[tuple[str, Any, list[Any] | None]]
     """Yield the numeric arrays in ``X`` or ``y`` of a skorch net, with their names."""
     if isinstance(data, Dataset):
         data = data.X if name == "X" else data.y
+    if isinstance(data, np.ma.MaskedArray):
+        data = plain_cells(data)
     if isinstance(data, (np.ndarray, Tensor)):
         yield name, data, None
     elif is_pandas_ndframe(data):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,10 +20,7 @@ from sknan._utils.warn import warn
 from sknan.exceptions import ChangedColumnWarning
 from sknan.preprocessing._tables.column_schema import ColumnSchema, learn_schemas
 from sknan.preprocessing._tables.lazy_table import LazyTable, read_table
-from sknan.preprocessing._tables.typed_column import TypedColumn
-
-# Text of an object by its place in memory, which is another one in each process.
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+from sknan.preprocessing._tables.typed_column import TypedColumn, is_opaque
 
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
 
@@ -339,14 +335,13 @@ def _checked(column: TypedColumn, name: str) -> TypedColumn:
             f"Complex data not supported: column {name!r} contains complex numbers. "
             "Split it into real and imaginary part."
         )
-    if column.holds in ("mixed", "objects"):
-        for row, cell in enumerate(column.cells):
-            if _ADDRESS.search(str(cell)):
-                raise ValueError(
-                    f"Column {name!r} contains objects without a text of their own, "
-                    f"first {cell} at row {row}. Convert them to numbers or text, or "
-                    "leave the column out."
-                )
+    if column.holds == "opaque":
+        row, cell = next((i, c) for i, c in enumerate(column.cells) if is_opaque(c))
+        raise ValueError(
+            f"Column {name!r} contains objects without a text of their own, first "
+            f"{cell} at row {row}. Convert them to numbers or text, or leave the "
+            "column out."
+        )
     return column
 
 

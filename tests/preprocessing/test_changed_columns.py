@@ -12,6 +12,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -364,6 +365,18 @@ def test_objects_without_a_text_are_refused(cell):
         f"Column 't' contains objects without a text of their own, first {cell} at row "
         "1. Convert them to numbers or text, or leave the column out."
     )
+    for dtype in (object, "category"):
+        with pytest.raises(ValueError, match="without a text"):
+            TableCleaner().fit(X.astype({"t": dtype}))
+    found = {finding.kind: finding for finding in audit(X)}
+    assert str(found["opaque"].columns) == "('t',)"
+    assert found["opaque"].severity == "breaks training"
+
+
+def test_arrays_of_any_library_in_cells_are_refused():
+    cells = pd.Series([torch.ones(1), torch.ones(2)] * 3, dtype=object)
+    with pytest.raises(ValueError, match="lists, dicts or arrays"):
+        TableCleaner().fit(pd.DataFrame({"t": cells}))
 
 
 def test_structured_and_masked_arrays_are_tables():

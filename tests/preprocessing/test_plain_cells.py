@@ -10,10 +10,17 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sknan import NaNImputer, SafeScaler, StableNetClassifier, StableNetRegressor
+from sknan import (
+    GuardedNetRegressor,
+    NaNImputer,
+    SafeScaler,
+    StableNetClassifier,
+    StableNetRegressor,
+)
 from sknan.exceptions import NonFiniteDataError
 
 ENCODE = "Encode the table first, for example with skrub.TableVectorizer()"
@@ -318,6 +325,28 @@ def test_missing_numbers_of_targets_are_refused_by_row(Estimator, y):
     )
 
 
+def test_masked_weights_are_refused_by_row():
+    weights = np.ma.array(np.ones(60), mask=[0] * 59 + [1])
+    fit = StableNetClassifier().fit
+    assert message_of(NonFiniteDataError, fit, X, [0, 1] * 30, weights) == (
+        "sample_weight contains 1 NaN value at row 59. Give rows that must not count "
+        "the weight 0."
+    )
+
+
+@pytest.mark.parametrize("name", ["X", "y"])
+def test_skorch_nets_refuse_masked_cells(name):
+    cells = X.astype(np.float32)
+    data = {"X": cells, "y": cells}
+    data[name] = np.ma.array(cells, mask=np.eye(60, 2))
+    net = GuardedNetRegressor(torch.nn.Linear(2, 2), verbose=0)
+    message = message_of(NonFiniteDataError, net.fit, data["X"], data["y"])
+    assert message.startswith(
+        f"{name} contains 2 NaN values in 2 of 2 columns: 0 (1, first at row 0), 1 (1, "
+        "first at row 1)."
+    )
+
+
 def test_none_and_na_among_numbers_of_a_target_are_refused_by_row():
     y = np.array([0.5, 1.5] * 30, dtype=object)
     y[7], y[9] = pd.NA, None
@@ -326,8 +355,9 @@ def test_none_and_na_among_numbers_of_a_target_are_refused_by_row():
     )
 
 
-def test_dates_as_a_numeric_target_are_refused():
-    y = pd.Series(pd.date_range("2020-01-01", periods=60))
+@pytest.mark.parametrize("kind", [pd.Series, pl.Series, np.array, pa.array])
+def test_dates_as_a_numeric_target_are_refused(kind):
+    y = kind(pd.date_range("2020-01-01", periods=60).to_numpy())
     assert message_of(ValueError, StableNetRegressor().fit, X, y) == (
         "y contains dates, first 2020-01-01 00:00:00 at row 0, but StableNetRegressor "
         "needs numbers. Pass numbers, or labels to StableNetClassifier."

@@ -48,7 +48,7 @@ def profile_column(
     _add_missing(profile, column)
     if not profile.n_known:
         profile.add("empty", 1.0, "no known value")
-    elif column.holds in ("nested", "complex"):
+    elif column.holds in ("nested", "complex", "opaque"):
         profile.add(column.holds, profile.n_known, quantity(profile.n_known, "cell"))
     else:
         _add_key(profile, column)

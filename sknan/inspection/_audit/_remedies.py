@@ -44,6 +44,9 @@ _IN_X = {
     "column names": _breaks("Give each column a unique string as its name."),
     "nested": _breaks("Unpack lists, dicts and other containers into columns."),
     "complex": _breaks("Split into real and imaginary part, or magnitude and angle."),
+    "opaque": _breaks(
+        "Convert the objects, which have no text of their own, to numbers or text."
+    ),
     "mixed types": _breaks(
         "Convert each column to one type: pd.to_numeric(..., errors='coerce') for "
         "numbers, .astype(str) for text. tabular_pipeline treats all cells as text."

@@ -50,6 +50,7 @@ _SHARED = (
 _NOT_LEARNABLE = {
     "nested": "nested values",
     "complex": "complex numbers",
+    "opaque": "objects without a text of their own",
     "dates": "dates",
     "mixed": "mixed types",
 }

@@ -53,7 +53,8 @@ def plain_cells(values: Any) -> Any:
         return _plain_frame(values)
     if is_polars(values) and hasattr(values, "get_columns"):
         return _plain_frame(frame_from_polars(values))
-    if isinstance(values, (pd.Series, pd.api.extensions.ExtensionArray)):
+    is_column = isinstance(values, (pd.Series, pd.api.extensions.ExtensionArray))
+    if is_column or (is_polars(values) and hasattr(values, "to_numpy")):
         return _plain_array(np.asarray(values))
     if isinstance(values, (list, tuple)):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import numbers
+import re
 from collections import Counter
 from typing import Any, Literal, NamedTuple
 
@@ -23,8 +24,12 @@ ColumnContent = Literal[
     "nested",
     "complex",
     "objects",
+    "opaque",
     "nothing",
 ]
+
+# Text of an object by its place in memory, which is another one in each process.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _NESTED = (list, tuple, dict, set, frozenset, np.ndarray, pd.Series, pd.DataFrame)
 
@@ -175,7 +180,9 @@ def _cells_of(series: pd.Series) -> tuple[ColumnContent, Any]:
     if isinstance(dtype, pd.SparseDtype):
         return _cells_of(series.sparse.to_dense())
     if isinstance(dtype, pd.CategoricalDtype):
-        return "categories", series
+        is_object = dtype.categories.dtype == object
+        holds = _by_types(pd.Series(dtype.categories)) if is_object else "nothing"
+        return holds if holds in ("nested", "opaque") else "categories", series
     if isinstance(dtype, pd.PeriodDtype):
         return "dates", series.dt.to_timestamp().to_numpy()
     if isinstance(dtype, pd.IntervalDtype):
@@ -267,7 +274,14 @@ def _by_types(series: pd.Series) -> ColumnContent:
         return "nothing"
     if "container" in kinds:
         return "nested"
+    if any(map(is_opaque, {type(cell): cell for cell in series}.values())):
+        return "opaque"
     return "numbers" if set(kinds) == {"number"} else "mixed"
+
+
+def is_opaque(cell: Any) -> bool:
+    """Return whether an object has no text but its place in memory."""
+    return not isinstance(cell, str) and bool(_ADDRESS.search(str(cell)))
 
 
 def types_in(series: pd.Series) -> Counter[str]:
@@ -285,6 +299,8 @@ def types_in(series: pd.Series) -> Counter[str]:
 
 
 def _kind_of(cls: type) -> str:
+    if hasattr(cls, "__array__") and not issubclass(cls, np.generic):
+        return "container"
     kinds = (kind for kind, types in _TYPES.items() if issubclass(cls, types))
     return next(kinds, cls.__name__)
 
