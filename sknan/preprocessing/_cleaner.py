@@ -18,7 +18,11 @@ from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.warn import warn
 from sknan.exceptions import ChangedColumnWarning
-from sknan.preprocessing._tables.column_schema import ColumnSchema, learn_schemas
+from sknan.preprocessing._tables.column_schema import (
+    ColumnSchema,
+    learn_schemas,
+    remove_infinities,
+)
 from sknan.preprocessing._tables.lazy_table import LazyTable, read_table
 from sknan.preprocessing._tables.typed_column import TypedColumn, is_opaque
 
@@ -156,9 +160,12 @@ class TableCleaner(
         check_is_fitted(self, "kinds_")
         table = _read(X)
         positions = self._positions(table)
+        block = self._block_of_numbers(table, positions)
         converted: list[pd.Series] = []
         changes: list[str] = []
         for schema in self._schemas:
+            if schema.name in block:
+                continue
             column = _checked(table.read(positions[schema.name]), schema.name)
             parts = schema.read(column)
             converted += parts
@@ -166,7 +173,7 @@ class TableCleaner(
         if changes:
             more = f" {len(changes) - 3} more columns changed." if changes[3:] else ""
             warn(ChangedColumnWarning(" ".join(changes[:3]) + more))
-        return self._to_frame(converted, X)
+        return self._to_frame(converted, X, block)
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
         """Return the names of the columns that ``transform`` gives.
@@ -248,16 +255,39 @@ class TableCleaner(
             )
         return [named.get(name, []) for name in self._names]
 
-    def _to_frame(self, columns: list[pd.Series], X: Any) -> pd.DataFrame:
+    def _block_of_numbers(
+        self, table: LazyTable, positions: dict[str, int]
+    ) -> pd.DataFrame:
+        """Return the columns of numbers that need no conversion, read all at once."""
+        is_plain = table.plain_numbers()
+        schemas = [
+            schema
+            for schema in self._schemas
+            if schema.kind == "numbers" and is_plain[positions[schema.name]]
+        ]
+        block = table.block([positions[schema.name] for schema in schemas])
+        for j, schema in enumerate(schemas):
+            if schema.sentinels:
+                schema.remove_sentinels(block[:, j])
+        remove_infinities(block)
+        return pd.DataFrame(block, columns=[schema.name for schema in schemas])
+
+    def _to_frame(
+        self, columns: list[pd.Series], X: Any, block: pd.DataFrame | None = None
+    ) -> pd.DataFrame:
         """Return the columns as a DataFrame, with the index of ``X`` if it has one."""
-        names = self.get_feature_names_out()
+        names = self.get_feature_names_out().tolist()
+        in_block = set() if block is None else set(block.columns)
+        others = [name for name in names if name not in in_block]
         # skrub would parse text again and make dates, numbers and missing values of it.
         named = {
             name: cells.astype("category") if cells.dtype == object else cells
-            for name, cells in zip(names, columns, strict=True)
+            for name, cells in zip(others, columns, strict=True)
         }
         # An index given to the constructor would select rows by their labels.
         frame = pd.DataFrame(named)
+        if block is not None and in_block:
+            frame = pd.concat([block, frame], axis=1)[names] if named else block
         if isinstance(X, pd.DataFrame):
             frame.index = X.index
         return frame

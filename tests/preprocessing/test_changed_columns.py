@@ -393,3 +393,27 @@ def test_structured_and_masked_arrays_are_tables():
     assert np.isnan(TableCleaner().fit_transform(masked)).to_numpy().sum() == 1
     y = np.ma.array([0, 1] * 20, mask=[0, 0, 0, 1] * 10)
     assert "target missing: 25 %" in str(audit(X, y))
+
+
+def test_columns_of_numbers_are_read_at_once_as_one_by_one():
+    X = pd.DataFrame(
+        {
+            "k": ["u", "v"] * 30,
+            "x": [1.5, -999.0, np.inf, 1e300, np.nan, 2.5] * 10,
+            "flag": [True, False] * 30,
+            "n": np.arange(60, dtype="int8"),
+            "day": DAYS,
+            "half": np.arange(60, dtype="float16"),
+        }
+    )
+    cleaner = TableCleaner(sentinels={"x": [-999]})
+    fitted = cleaner.fit_transform(X)
+    assert list(fitted) == list(X)
+    assert fitted["x"].notna().tolist() == [True, False, False, False, False, True] * 10
+    for other in (X, X.astype(object), X[list(X)[::-1]], X.convert_dtypes()):
+        pd.testing.assert_frame_equal(cleaner.transform(other), fitted)
+    numbers = X[["x", "n", "half"]].to_numpy()
+    cleaner = TableCleaner(sentinels=[-999])
+    pd.testing.assert_frame_equal(
+        cleaner.fit_transform(numbers), cleaner.transform(numbers)
+    )

@@ -83,16 +83,19 @@ class ColumnSchema:
         if self.kind == "categories":
             return [self._known_texts(column)]
         numbers = self._numbers(column)
-        for sentinel in self.sentinels:
-            if isinstance(sentinel, (int, float, np.number)):
-                numbers[numbers == float(sentinel)] = np.nan
-        # Numbers that become infinite in float32 count as missing, as infinities do.
-        numbers[~(np.abs(numbers) <= FLOAT32_MAX)] = np.nan
+        self.remove_sentinels(numbers)
+        remove_infinities(numbers)
         read = [pd.Series(numbers)]
         if self.kind == "numbers and words":
             texts = self._known_texts(column)
             read.append(texts.mask(~np.isnan(_as_numbers(texts))))
         return read
+
+    def remove_sentinels(self, numbers: NDArray[np.float64]) -> None:
+        """Overwrite sentinels by NaN."""
+        for sentinel in self.sentinels:
+            if isinstance(sentinel, (int, float, np.number)):
+                numbers[numbers == float(sentinel)] = np.nan
 
     def change(self, column: TypedColumn, parts: list[pd.Series]) -> str:
         """Return in what way a column cannot be read as in ``fit``, or "" if it can.
@@ -219,6 +222,11 @@ class ColumnSchema:
             missing |= {word for word in words if _plain(word) not in self.kept_words}
         cells = [np.nan if text in missing else text for text in texts]
         return pd.Series(cells, dtype=object)
+
+
+def remove_infinities(numbers: NDArray[np.float64]) -> None:
+    """Overwrite infinities, and numbers that become infinite in float32, by NaN."""
+    numbers[~(np.abs(numbers) <= FLOAT32_MAX)] = np.nan
 
 
 def learn_schemas(

@@ -34,6 +34,8 @@ class LazyTable(NamedTuple):
         Function that reads the column at a position.
     array : ndarray or None
         The whole table if it is an array of numbers, else None.
+    frame : DataFrame or None
+        The whole table if it is a DataFrame of pandas, else None.
     is_sparse : bool
         Whether the table is sparse, with implicit zeros.
     left_out : int or None
@@ -45,6 +47,7 @@ class LazyTable(NamedTuple):
     labels: Sequence[Any] | None
     read: Callable[[int], TypedColumn]
     array: NDArray[Any] | None = None
+    frame: pd.DataFrame | None = None
     is_sparse: bool = False
     left_out: int | None = None
 
@@ -57,6 +60,23 @@ class LazyTable(NamedTuple):
         for j in range(self.n_columns + (self.left_out is not None)):
             if j != self.left_out:
                 yield self.read(j)
+
+    def plain_numbers(self) -> list[bool]:
+        """Return whether each column has a NumPy dtype of numbers or booleans."""
+        if self.array is not None:
+            return [self.array.dtype.kind != "c"] * self.n_columns
+        if self.frame is None:
+            return [False] * self.n_columns
+        dtypes = list(self.frame.dtypes)
+        return [isinstance(t, np.dtype) and t.kind in "biuf" for t in dtypes]
+
+    def block(self, positions: Sequence[int]) -> NDArray[np.float64]:
+        """Return a copy of columns of plain numbers."""
+        if self.array is not None:
+            return self.array[:, positions].astype(np.float64)
+        if self.frame is not None and positions:
+            return np.array(self.frame.iloc[:, positions], dtype=np.float64)
+        return np.empty((self.n_rows, 0))
 
     def without(self, position: int) -> LazyTable:
         """Return the table without one column; the other positions do not change."""
@@ -140,7 +160,7 @@ def _of_frame(X: pd.DataFrame, *, is_named: bool = True) -> LazyTable:
         label = j if labels is None else labels[j]
         return read_column(X.iloc[:, j], j, label, column_name(j, labels))
 
-    return LazyTable(len(X), X.shape[1], labels, read)
+    return LazyTable(len(X), X.shape[1], labels, read, frame=X)
 
 
 def _of_polars(X: Any, reader: str) -> LazyTable:
