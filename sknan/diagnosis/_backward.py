@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Variable
+from torch.overrides import TorchFunctionMode
 
 from sknan.diagnosis._evidence import CRITERION, FailedOperation
 from sknan.diagnosis._forward import ActiveModule, GraphNode, OperationTracer
@@ -79,6 +80,28 @@ def sanitized_backward(loss: Tensor) -> None:
             allow_unreachable=True,
             accumulate_grad=True,
         )
+
+
+class CapturedBackward(TorchFunctionMode):
+    """Mode that passes each loss whose ``backward`` is called to a function instead.
+
+    Parameters
+    ----------
+    function : callable
+        Function of a loss.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call the operation, unless it is ``backward``."""
+        if func is Tensor.backward:
+            return self.function(args[0])
+        return func(*args, **kwargs or {})
 
 
 class _FoundFailure(Exception):

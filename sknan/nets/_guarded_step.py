@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import deque
 from collections.abc import Generator
 from typing import Any, Literal
 
 import torch
-from skorch.utils import TeeGenerator
 from torch import Tensor
 
 from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import random_states
 from sknan.diagnosis._causes import examine_loss
-from sknan.diagnosis._raised import may_concern_values
 from sknan.diagnosis._report import NonFiniteReport
-from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED, is_runaway
+from sknan.diagnosis._thresholds import is_runaway
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorBatches, TensorTable
+from sknan.nets._own_step import OwnStep
+from sknan.nets._plain_step import PlainStep
 from sknan.nets._rates import refuse_invalid_rates
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery.explain import explain, explain_weights
-from sknan.nets.recovery.finite_operations import finite_step
 from sknan.nets.recovery.protocol import (
     Answer,
     Failure,
     Step,
     StepMode,
     StepRefused,
+    TrialLoss,
 )
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.raw_units import Conditioning
@@ -107,9 +106,11 @@ class GuardedTraining:
                 net._conditioning_, net.module_
             )
         table = getattr(batches, "dataset", None)
-        has_table = is_fresh and isinstance(table, TensorTable)
+        train_step = net._own_train_step()
+        self.own_step = train_step and OwnStep(self, train_step)
+        self._plain_step = PlainStep(self)
+        has_table = is_fresh and isinstance(table, TensorTable) and not train_step
         self.raw_table = table if has_table else None
-        self._step_norm = self._step_loss = 0.0
         self.n_clipped = 0
         self.largest_norm = 0.0
         reports = (examine_loss(getattr(net, f"{name}_")) for name in net._criteria)
@@ -184,9 +185,16 @@ class GuardedTraining:
             )
         self.guard.load_state_dict(state["guard"])
 
+    @property
+    def own_trial_loss(self) -> TrialLoss | None:
+        """Trial of the user's ``train_step``, if that steps several optimizers."""
+        own = self.own_step
+        return own.trial_loss if own is not None and own.is_adversarial else None
+
     def has_learned(self) -> bool:
         """Whether the loss is lower than at first, if training was rolled back."""
-        if not self.guard.n_roll_backs or not self.latest_batches:
+        is_adversarial = self.own_step is not None and self.own_step.is_adversarial
+        if is_adversarial or not (self.guard.n_roll_backs and self.latest_batches):
             return True
         return self._trials().has_learned()
 
@@ -313,96 +321,24 @@ class GuardedTraining:
             If the step fails. No weight has changed, unless the step has made weights
             non-finite.
         """
-        net, guard, conditioning = self.net, self.guard, self.conditioning
-        accumulator = net.get_train_step_accumulator()
+        net, guard = self.net, self.guard
         guard.begin_step()
-        is_repaired = mode == "finite_operations"
-        single = finite_step if is_repaired else type(net).train_step_single
         self.random_states = random_states(net.device)
-
-        def step_fn() -> Tensor:
-            if conditioning is not None:
-                conditioning.to_raw()  # an optimizer may call this repeatedly
-            try:
-                net._zero_grad_optimizer()
-                step = single(net, batch, **fit_params)
-            except Exception as error:
-                if not may_concern_values(error):
-                    raise
-                empty = {"loss": torch.tensor(math.nan), "y_pred": None}
-                raise StepRefused(empty, math.nan, math.nan, error) from error
-            accumulator.store_step(step)
-            net.notify(
-                "on_grad_computed",
-                named_parameters=TeeGenerator(net.get_all_learnable_params()),
-                batch=batch,
-                training=True,
-            )
-            self._check_and_clip(batch, step, fit_params, mode)
-            if conditioning is not None:
-                conditioning.to_scaled()
-            loss: Tensor = step["loss"]
-            return loss
-
         factor = net._rate_factor()
-        with scaled_rates(net._all_optimizers(), factor, guard.rate_caps):
-            try:
-                net._step_optimizer(step_fn)
-            except RuntimeError as error:
-                if "without overflow" not in str(error):
-                    raise
-                # The rate times its bias correction exceeds float32.
-                guard.may_overflow(factor, self._step_norm)
-                raise StepRefused(
-                    accumulator.get_step(), self._step_loss, self._step_norm
-                ) from error
-        if conditioning is not None:
-            conditioning.to_raw()
-        taken: dict[str, Any] = accumulator.get_step()
-        may_overflow = guard.may_overflow(factor, self._step_norm)
-        if may_overflow and not guard.has_finite_weights():
-            raise StepRefused(taken, float(taken["loss"].detach()), self._step_norm)
+        taken: Step
+        if self.own_step is None:
+            taken = self._plain_step.take(batch, fit_params, mode, factor)
+        else:
+            with scaled_rates(net._all_optimizers(), factor, guard.rate_caps):
+                taken = self.own_step.take(batch, fit_params, mode)
         self.rate = net._base_rate() * factor
         self.latest_batches.append(batch)
         guard.step_taken()
         self.n_steps += 1
         return taken
 
-    def _check_and_clip(
-        self,
-        batch: Any,
-        step: dict[str, Any],
-        fit_params: dict[str, Any],
-        mode: StepMode,
-    ) -> None:
-        """Refuse a step that is not finite or has exploded; clip any other.
-
-        This runs after the user's callbacks, which may change the gradients, and before
-        clipping, which would spread a NaN.
-        """
-        guard, net = self.guard, self.net
-        if self.conditioning is not None:
-            self.conditioning.scale_grads()
-        loss, norm, parameters, grads = guard.look(step["loss"])
-        rescue_norm = guard.clip_norm(is_repeated=mode != "plain")
-
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise StepRefused(step, loss, norm)
-
-        def untrained_loss() -> float:
-            return RateTrials(self, batch, fit_params).largest_loss()
-
-        is_short = net.clip_norm is not None or rescue_norm is not None
-        is_absurd = norm >= OVERFLOWS_SQUARED and self.raw_table is not None
-        if not is_short:
-            is_absurd |= norm >= OVERFLOWS_SQUARED or guard.is_spike(loss, norm)
-        if is_absurd or guard.has_exploded(loss, untrained_loss):
-            raise StepRefused(step, loss, norm, is_gradient_absurd=is_absurd)
-        if mode == "finite_operations" and norm == 0.0:
-            raise StepRefused(step, loss, norm)  # such a step teaches nothing
-        guard.pass_step(loss)
-        coefficient = self.clip(parameters, grads, norm, rescue_norm)
-        self._step_norm, self._step_loss = norm * coefficient, loss
+    def count_clip(self, norm: float, coefficient: float) -> None:
+        """Record the norm of gradients and their clipping coefficient."""
         self.norms.append(norm)
         self.coefficients.append(coefficient)
         self.n_clipped += coefficient < 1.0

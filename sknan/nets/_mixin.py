@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import cloudpickle
 import torch
-from skorch.dataset import get_len
-from torch.utils.data import DataLoader
 
 from sknan._utils.pickling import VersionedPickleMixin, make_picklable
 from sknan._utils.settings import usual_settings
 from sknan._utils.validation import is_number
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._backup import BackupAndRestore
-from sknan.nets._batching import TensorBatches
 from sknan.nets._best_weights import BestWeights
-from sknan.nets._data import (
-    as_table,
-    refuse_nonfinite_data,
-    refuse_unusable_targets,
-)
-from sknan.nets._guarded_step import GuardedTraining
+from sknan.nets._data import refuse_nonfinite_data, refuse_unusable_targets
+from sknan.nets._loop import LoopMixin
 from sknan.nets._output import OutputMixin
+from sknan.nets._own_step import refuse_own_loop
 from sknan.nets._records import (
-    epoch_report,
     hide_guard_entries,
     is_orderly_stop,
     no_step_error,
     not_learned_error,
-    record_epoch,
     warn_of_idle_clip,
     warn_of_interrupt,
     warn_of_rescue,
 )
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery import RECOVERIES, Recovery
-from sknan.nets.recovery.rate_trials import RateTrials
-from sknan.nets.recovery.restart import start_on_standardized_data
 from sknan.optim._adaptive_clipping import AdaptiveClip, resolve_adaptive_clip
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
@@ -86,7 +75,7 @@ class EarlierEpochs(Protocol):
         """Restore the state after these epochs, before the first batch of the rest."""
 
 
-class GuardMixin(VersionedPickleMixin, OutputMixin):
+class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     """Guard, clip and schedule every training step of a skorch net.
 
     In the list of base classes the mixin must precede the skorch net. By default only
@@ -148,9 +137,7 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
     guard_: Guard
     # Answers to a failed step, tried in this order.
     _recoveries: tuple[Recovery, ...] = RECOVERIES
-    _training_: GuardedTraining | None
     _backup_: EarlierEpochs | None = None
-    _epoch_loss_: float
     # Whether the weights have not been trained or loaded since the initialization.
     _is_untrained_ = False
     _first_versions_: Any = None
@@ -205,6 +192,7 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
     @usual_settings(any_dtype=True)
     def initialize(self) -> Any:
         """Create module, criterion, optimizer and callbacks, as in skorch."""
+        refuse_own_loop(LoopMixin, self)
         super().initialize()
         self._is_untrained_ = True
         self._first_versions_ = self._versions_of_weights()
@@ -315,13 +303,6 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
             self.guard_.max_recoveries = guard.max_recoveries
         self._training_ = None
 
-    def _begin_training(self, n_steps: int | None, batches: Any) -> None:
-        if not hasattr(self, "guard_"):  # train_step was called without fit
-            self._prepare_guard(is_new=True)
-        self._training_ = GuardedTraining(
-            self, batches, n_steps, is_fresh=self._is_fresh_
-        )
-
     def _all_modules(self) -> list[torch.nn.Module]:
         names = [*self._modules, *self._criteria]
         modules = [getattr(self, f"{name}_") for name in names]
@@ -331,164 +312,6 @@ class GuardMixin(VersionedPickleMixin, OutputMixin):
         optimizers = [getattr(self, f"{name}_") for name in self._optimizers]
         # The user is responsible for objects that only act as an optimizer.
         return [o for o in optimizers if isinstance(o, torch.optim.Optimizer)]
-
-    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
-        """Return the batches of a data set; parameters as in skorch.
-
-        Batches of arrays and tensors are slices of whole tensors. A data loader is used
-        for workers, samplers, collating and user-defined data sets.
-        """
-        prefix = "iterator_train" if training else "iterator_valid"
-        options = self.get_params_for(prefix)
-        is_plain = getattr(self, prefix) is DataLoader and options.keys() <= {
-            "batch_size",
-            "shuffle",
-            "drop_last",
-        }
-        table = as_table(dataset) if is_plain else None
-        if table is None:
-            return super().get_iterator(dataset, training=training)
-        batch_size = options.pop("batch_size", self.batch_size)
-        return TensorBatches(
-            table,
-            len(table) if batch_size == -1 else batch_size,
-            like_loader=True,
-            **options,
-        )
-
-    def run_single_epoch(
-        self,
-        iterator: Any,
-        training: bool,
-        prefix: str,
-        step_fn: Any,
-        **fit_params: Any,
-    ) -> None:
-        """Run one epoch of training or validation; parameters as in skorch."""
-        if iterator is None:
-            self._follow_loss(self._epoch_loss_)
-            return
-        if training:
-            self._start_training(iterator)
-        n_batches, total_loss, total_rows = 0, 0.0, 0
-        for n_batches, batch in enumerate(iterator, start=1):
-            if training and self._training_ is not None:
-                self._training_.batch_number = n_batches
-            self.notify("on_batch_begin", batch=batch, training=training)
-            step = step_fn(batch, **fit_params)
-            was_skipped = step.pop("was_skipped", False)
-            if not was_skipped:
-                loss = step["loss"].item()
-                inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-                rows = get_len(inputs)
-                self._log_batch(prefix, loss, rows)
-                total_loss += loss * rows
-                total_rows += rows
-            self.notify("on_batch_end", batch=batch, training=training, **step)
-        self.history.record(f"{prefix}_batch_count", n_batches)
-        mean_loss = total_loss / total_rows if total_rows else math.nan
-        self._log_epoch(prefix, mean_loss)
-        if training:
-            self._epoch_loss_ = mean_loss
-            if n_batches:
-                self._end_training_epoch(batch, step)
-        else:
-            self._follow_loss(mean_loss)
-
-    def _log_batch(self, prefix: str, loss: float, rows: int) -> None:
-        self.history.record_batch(f"{prefix}_loss", loss)
-        self.history.record_batch(f"{prefix}_batch_size", rows)
-
-    def _log_epoch(self, prefix: str, mean_loss: float) -> None:
-        """Do nothing: skorch's callbacks average the losses of the batches."""
-
-    def _start_training(self, iterator: Any) -> None:
-        """Begin a training with its first epoch, whose length is known."""
-        if not hasattr(self, "schedule_"):  # run_single_epoch without fit
-            return
-        if self._training_ is not None:
-            self._training_.begin_epoch(iterator)
-            return
-        try:
-            n_steps: int | None = len(iterator) * self._epochs_ahead_
-        except TypeError:
-            n_steps = None
-            if self.lr_schedule is not None or self.warmup:
-                raise TypeError(
-                    f"lr_schedule={self.lr_schedule!r} with warmup={self.warmup!r} "
-                    "needs to know the number of batches, but "
-                    f"{type(iterator).__name__} has no length. Give the iterator a "
-                    "__len__, or leave both out."
-                ) from None
-        self.schedule_.start(n_steps or 0)
-        self._begin_training(n_steps, iterator)
-        if self._backup_ is not None:
-            self._backup_.restore_training(self)
-        elif self._is_untrained_ and self._training_ is not None:
-            self._condition_raw_columns(self._training_)
-
-    def _condition_raw_columns(self, training: GuardedTraining) -> None:
-        start_on_standardized_data(training, self._base_rate())
-
-    def _follow_loss(self, loss: float) -> None:
-        """Pass the loss of an epoch to the schedule."""
-        if hasattr(self, "schedule_"):
-            self.schedule_.update(loss)
-
-    def _base_rate(self) -> float:
-        """Return ``lr``, or what a callback has replaced it by in the optimizer."""
-        groups = [g for o in self._all_optimizers() for g in o.param_groups]
-        return float(groups[0]["lr"] if len(groups) == 1 else self.lr)
-
-    def _rate_factor(self) -> float:
-        """Return the factor of ``lr`` at this step, by schedule and guard."""
-        return self.guard_.lr_scale * self._schedule_factor()
-
-    def _schedule_factor(self) -> float:
-        if self.lr_schedule is None and not self.warmup:
-            return 1.0
-        training = self._training_
-        return self.schedule_.factor(0 if training is None else training.n_steps)
-
-    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Take one step, and recover if it fails.
-
-        Parameters
-        ----------
-        batch : tuple
-            Inputs and targets, as the iterator yields them.
-        **fit_params
-            Parameters of the module's ``forward``.
-
-        Returns
-        -------
-        dict
-            ``loss`` and ``y_pred``, and ``was_skipped`` = True if no step was taken.
-        """
-        if getattr(self, "_training_", None) is None:
-            self._begin_training(None, [batch])
-        training: Any = self._training_
-        step: dict[str, Any] = training.step(batch, fit_params)
-        return step
-
-    def _end_training_epoch(self, batch: Any, step: dict[str, Any]) -> None:
-        """Propose the weights for a roll back if they are usable, and log the epoch."""
-        training = self._training_
-        if training is None:
-            return
-        fault = self._find_fault_of_epoch(batch, step)
-        if fault is None:
-            self.guard_.propose_weights()
-        else:
-            report = epoch_report(self, fault, training.batch_number)
-            self.guard_.handle(report, RateTrials(training, batch, {}))
-        record_epoch(self, training)
-
-    def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
-        """Describe what is wrong with the weights at the end of an epoch, if it is."""
-        if self.guard_.has_finite_weights():
-            return None
-        return "The last step of the epoch left non-finite weights"
 
     def _warn_of_idle_clip(self, *clipping: Any) -> None:
         warn_of_idle_clip(self, *clipping)

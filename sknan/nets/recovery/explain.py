@@ -24,6 +24,7 @@ from sknan.diagnosis._thresholds import NARROW, OVERFLOWS_SQUARED
 from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
 from sknan.nets.recovery.protocol import Explanation, StepRefused, Training
+from sknan.nets.recovery.step_loss import loss_of
 
 
 @contextlib.contextmanager
@@ -37,13 +38,6 @@ def empty_states(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
     finally:
         for optimizer, state in zip(optimizers, states, strict=True):
             optimizer.state = state
-
-
-def loss_of(net: Any, inputs: Any, target: Any, fit_params: Any) -> tuple[Any, Tensor]:
-    """Return output and loss of a batch in training mode."""
-    net._set_training(True)
-    outputs = net.infer(inputs, **fit_params)
-    return outputs, net.get_loss(outputs, target, X=inputs, training=True)
 
 
 def explain(
@@ -174,7 +168,7 @@ def _find_operation(
     criteria = [getattr(net, f"{name}_") for name in net._criteria]
 
     def run() -> tuple[Any, Tensor]:
-        return loss_of(net, inputs, target, fit_params)
+        return loss_of(net, batch, fit_params)
 
     net.guard_.weights.last.restore_buffers()
     net._zero_grad_optimizer()
@@ -217,11 +211,10 @@ def _runner(training: Training, fit_params: Any) -> Callable[[Any], None]:
     net = training.net
 
     def run(batch: Any) -> None:
-        inputs, target = unpack_data(batch)
         net.guard_.weights.last.restore_buffers()
         try:
             with resumed(training.random_states, net.device), torch.enable_grad():
-                _, loss = loss_of(net, inputs, target, fit_params)
+                _, loss = loss_of(net, batch, fit_params)
                 loss.backward()  # type: ignore[no-untyped-call]
         finally:
             net._zero_grad_optimizer()
@@ -234,11 +227,10 @@ def _find_in_optimizer(net: Any, batch: Any, fit_params: Any) -> FailedOperation
 
     The step starts from the present weights, which it changes, with empty state.
     """
-    inputs, target = unpack_data(batch)
     optimizers = net._all_optimizers()
     with kept_random_states(net.device):
         net._zero_grad_optimizer()
-        _, loss = loss_of(net, inputs, target, fit_params)
+        _, loss = loss_of(net, batch, fit_params)
         loss.backward()  # type: ignore[no-untyped-call]
 
     def run() -> None:

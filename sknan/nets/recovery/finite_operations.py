@@ -22,18 +22,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from skorch.dataset import unpack_data
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
 
 from sknan import functional
 from sknan._utils.tree import tree_leaves
-from sknan.diagnosis._backward import sanitized_backward
+from sknan.diagnosis._backward import CapturedBackward, sanitized_backward
 from sknan.diagnosis._values import storage_key
 from sknan.functional._domain import Edge, narrow, widen, within
 from sknan.functional._elementwise import logarithm
-from sknan.nets.recovery.explain import loss_of
 
 
 def _inside(
@@ -301,9 +299,8 @@ class RepairedOperations(TorchFunctionMode):
 
 
 def finite_step(net: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
-    """Run skorch's ``train_step_single`` with finite operations and gradients."""
-    inputs, target = unpack_data(batch)
-    with RepairedOperations():
-        outputs, loss = loss_of(net, inputs, target, fit_params)
-        sanitized_backward(loss)  # a checkpoint runs the forward pass again
-    return {"loss": loss, "y_pred": outputs}
+    """Run the net's ``train_step_single`` with finite operations and gradients."""
+    # The backward pass is in the mode too: a checkpoint runs the forward pass again.
+    with RepairedOperations(), CapturedBackward(sanitized_backward):
+        step: dict[str, Any] = net.train_step_single(batch, **fit_params)
+    return step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -52,6 +53,11 @@ class StepRefused(Exception):
         self.is_gradient_absurd = is_gradient_absurd
 
 
+# Function of a batch and parameters of ``forward`` that takes a step whose effects the
+# caller undoes. It returns the loss, or raises ``StepRefused``.
+TrialLoss = Callable[[Any, dict[str, Any]], float]
+
+
 class Training(Protocol):
     """Interface of a training under guard that the recoveries use.
 
@@ -83,6 +89,13 @@ class Training(Protocol):
     latest_batches: deque[Any]
     raw_table: TensorTable | None
     conditioning: Conditioning | None
+
+    @property
+    def own_trial_loss(self) -> TrialLoss | None:
+        """Trial of the user's ``train_step``, if that steps several optimizers."""
+
+    def count_clip(self, norm: float, coefficient: float) -> None:
+        """Record the norm of gradients and their clipping coefficient."""
 
     def attempt(
         self, batch: Any, fit_params: dict[str, Any], mode: StepMode = "plain"

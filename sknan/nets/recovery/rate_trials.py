@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from skorch.dataset import unpack_data
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states, resumed
 from sknan.diagnosis._raised import may_concern_values
-from sknan.nets.recovery.explain import empty_states, loss_of
+from sknan.nets.recovery.explain import empty_states
 from sknan.nets.recovery.protocol import StepRefused, Training
+from sknan.nets.recovery.step_loss import loss_of
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
 
@@ -47,9 +48,17 @@ class RateTrials:
     def fails_on_last_weights(self) -> bool:
         """Whether the batch fails with the last verified weights too."""
         net, states = self.net, self.training.random_states
-        with net.guard_.last_weights(), resumed(states, net.device):
+        own_loss, norm = self.training.own_trial_loss, 0.0
+        with (
+            net.guard_.last_weights(),
+            resumed(states, net.device),
+            empty_states(net._all_optimizers()),
+        ):
             try:
-                _, norm = self._backward(self.batch)
+                if own_loss is not None:
+                    own_loss(self.batch, self.fit_params)
+                else:
+                    _, norm = self._backward(self.batch)
             except StepRefused:
                 return True
             finally:
@@ -157,6 +166,8 @@ class RateTrials:
     def _take_step(self, batch: Any) -> float:
         """Take a step, and return its loss before the step."""
         net, conditioning = self.net, self.training.conditioning
+        if self.training.own_trial_loss is not None:
+            return self.training.own_trial_loss(batch, self.fit_params)
         losses: list[Tensor] = []
 
         def step_fn() -> Tensor:
@@ -184,13 +195,8 @@ class RateTrials:
         return float(losses[0])
 
     def _loss(self, batch: Any) -> Tensor:
-        inputs, target = unpack_data(batch)
-        try:
-            return loss_of(self.net, inputs, target, self.fit_params)[1]
-        except Exception as error:
-            if not may_concern_values(error):
-                raise
-            raise StepRefused({}, math.nan, math.nan, error) from error
+        with _refused_errors():
+            return loss_of(self.net, batch, self.fit_params)[1]
 
     def _backward(self, batch: Any) -> tuple[Tensor, float]:
         net = self.net
@@ -198,8 +204,20 @@ class RateTrials:
         loss = self._loss(batch)
         if not bool(torch.isfinite(loss.detach()).all()):
             raise StepRefused({}, float(loss.detach()), math.nan)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with _refused_errors():
+            loss.backward()  # type: ignore[no-untyped-call]
         if self.training.conditioning is not None:
             self.training.conditioning.scale_grads()
         grads = [p.grad for p in net.guard_.parameters if p.grad is not None]
         return loss, float(grad_norm(grads))
+
+
+@contextlib.contextmanager
+def _refused_errors() -> Iterator[None]:
+    """Refuse a step that raises an exception that may depend on values."""
+    try:
+        yield
+    except Exception as error:
+        if not may_concern_values(error):
+            raise
+        raise StepRefused({}, math.nan, math.nan, error) from error

@@ -1,0 +1,234 @@
+"""Loop over epochs and batches of a skorch net under guard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from skorch import NeuralNet
+from skorch.dataset import get_len
+from torch.utils.data import DataLoader
+
+from sknan.nets._batching import TensorBatches
+from sknan.nets._data import as_table
+from sknan.nets._guarded_step import GuardedTraining
+from sknan.nets._own_step import owner_behind
+from sknan.nets._records import epoch_report, record_epoch
+from sknan.nets.guard._guard import Guard
+from sknan.nets.recovery.rate_trials import RateTrials
+from sknan.nets.recovery.restart import start_on_standardized_data
+from sknan.optim._learning_rate_schedule import LearningRateSchedule
+
+# At run time the next base class is a skorch net.
+_SkorchNet: Any = object
+
+
+class LoopMixin(_SkorchNet):
+    """Batches, steps and epochs of a skorch net under guard."""
+
+    guard_: Guard
+    schedule_: LearningRateSchedule
+    _training_: GuardedTraining | None
+    _epoch_loss_: float
+    _is_in_own_step_ = False
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        """Return the batches of a data set; parameters as in skorch.
+
+        Batches of arrays and tensors are slices of whole tensors. A data loader is used
+        for workers, samplers, collating and user-defined data sets.
+        """
+        prefix = "iterator_train" if training else "iterator_valid"
+        options = self.get_params_for(prefix)
+        is_plain = getattr(self, prefix) is DataLoader and options.keys() <= {
+            "batch_size",
+            "shuffle",
+            "drop_last",
+        }
+        owner = owner_behind(LoopMixin, type(self), "get_iterator")
+        table = as_table(dataset) if is_plain and owner is NeuralNet else None
+        if table is None:
+            return super().get_iterator(dataset, training=training)
+        batch_size = options.pop("batch_size", self.batch_size)
+        return TensorBatches(
+            table,
+            len(table) if batch_size == -1 else batch_size,
+            like_loader=True,
+            **options,
+        )
+
+    def run_single_epoch(
+        self,
+        iterator: Any,
+        training: bool,
+        prefix: str,
+        step_fn: Any,
+        **fit_params: Any,
+    ) -> None:
+        """Run one epoch of training or validation; parameters as in skorch."""
+        if iterator is None:
+            self._follow_loss(self._epoch_loss_)
+            return
+        if training:
+            self._start_training(iterator)
+            if step_fn == self.train_step:
+                step_fn = self._guarded_step
+        n_batches, total_loss, total_rows = 0, 0.0, 0
+        for n_batches, batch in enumerate(iterator, start=1):
+            if training and self._training_ is not None:
+                self._training_.batch_number = n_batches
+            self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            was_skipped = step.pop("was_skipped", False)
+            if not was_skipped:
+                loss = step["loss"].item()
+                inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+                rows = get_len(inputs)
+                self._log_batch(prefix, loss, rows)
+                total_loss += loss * rows
+                total_rows += rows
+            self.notify("on_batch_end", batch=batch, training=training, **step)
+        self.history.record(f"{prefix}_batch_count", n_batches)
+        mean_loss = total_loss / total_rows if total_rows else math.nan
+        self._log_epoch(prefix, mean_loss)
+        if training:
+            self._epoch_loss_ = mean_loss
+            if n_batches:
+                self._end_training_epoch(batch, step)
+        else:
+            self._follow_loss(mean_loss)
+
+    def _log_batch(self, prefix: str, loss: float, rows: int) -> None:
+        self.history.record_batch(f"{prefix}_loss", loss)
+        self.history.record_batch(f"{prefix}_batch_size", rows)
+
+    def _log_epoch(self, prefix: str, mean_loss: float) -> None:
+        """Do nothing: skorch's callbacks average the losses of the batches."""
+
+    def _start_training(self, iterator: Any) -> None:
+        """Begin a training with its first epoch, whose length is known."""
+        if not hasattr(self, "schedule_"):  # run_single_epoch without fit
+            return
+        if self._training_ is not None:
+            self._training_.begin_epoch(iterator)
+            return
+        try:
+            n_steps: int | None = len(iterator) * self._epochs_ahead_
+        except TypeError:
+            n_steps = None
+            if self.lr_schedule is not None or self.warmup:
+                raise TypeError(
+                    f"lr_schedule={self.lr_schedule!r} with warmup={self.warmup!r} "
+                    "needs to know the number of batches, but "
+                    f"{type(iterator).__name__} has no length. Give the iterator a "
+                    "__len__, or leave both out."
+                ) from None
+        self.schedule_.start(n_steps or 0)
+        self._begin_training(n_steps, iterator)
+        if self._backup_ is not None:
+            self._backup_.restore_training(self)
+        elif self._is_untrained_ and self._training_ is not None:
+            self._condition_raw_columns(self._training_)
+
+    def _condition_raw_columns(self, training: GuardedTraining) -> None:
+        start_on_standardized_data(training, self._base_rate())
+
+    def _follow_loss(self, loss: float) -> None:
+        """Pass the loss of an epoch to the schedule."""
+        if hasattr(self, "schedule_"):
+            self.schedule_.update(loss)
+
+    def _base_rate(self) -> float:
+        """Return ``lr``, or what a callback has replaced it by in the optimizer."""
+        groups = [g for o in self._all_optimizers() for g in o.param_groups]
+        return float(groups[0]["lr"] if len(groups) == 1 else self.lr)
+
+    def _rate_factor(self) -> float:
+        """Return the factor of ``lr`` at this step, by schedule and guard."""
+        return self.guard_.lr_scale * self._schedule_factor()
+
+    def _schedule_factor(self) -> float:
+        if self.lr_schedule is None and not self.warmup:
+            return 1.0
+        training = self._training_
+        return self.schedule_.factor(0 if training is None else training.n_steps)
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take one step, and recover if it fails.
+
+        A ``train_step`` of a subclass is called by the guard, which checks each step of
+        an optimizer in it. There ``super().train_step`` is that of skorch.
+
+        Parameters
+        ----------
+        batch : tuple
+            Inputs and targets, as the iterator yields them.
+        **fit_params
+            Parameters of the module's ``forward``.
+
+        Returns
+        -------
+        dict
+            ``loss`` and ``y_pred``, and ``was_skipped`` = True if no step was taken.
+        """
+        if self._is_in_own_step_:
+            step: dict[str, Any] = super().train_step(batch, **fit_params)
+            return step
+        return self._guarded_step(batch, **fit_params)
+
+    def _guarded_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        if getattr(self, "_training_", None) is None:
+            self._begin_training(None, [batch])
+        training: Any = self._training_
+        step: dict[str, Any] = training.step(batch, fit_params)
+        return step
+
+    def _own_train_step(self) -> Callable[..., dict[str, Any]] | None:
+        """Return the user's ``train_step``, or None if it is that of skorch."""
+        is_of_subclass = type(self).train_step is not LoopMixin.train_step
+        owner = owner_behind(LoopMixin, type(self), "train_step")
+        if not is_of_subclass and owner is NeuralNet:
+            return None
+        method = self.train_step if is_of_subclass else super().train_step
+
+        def train_step(batch: Any, **fit_params: Any) -> dict[str, Any]:
+            self._is_in_own_step_ = True
+            try:
+                step: dict[str, Any] = method(batch, **fit_params)
+            finally:
+                self._is_in_own_step_ = False
+            return step
+
+        return train_step
+
+    def _own_step(self) -> Callable[..., dict[str, Any]] | None:
+        """Return ``train_step`` or ``train_step_single`` if one is the user's."""
+        is_own = type(self).train_step_single is not NeuralNet.train_step_single
+        return self._own_train_step() or (self.train_step_single if is_own else None)
+
+    def _begin_training(self, n_steps: int | None, batches: Any) -> None:
+        if not hasattr(self, "guard_"):  # train_step was called without fit
+            self._prepare_guard(is_new=True)
+        self._training_ = GuardedTraining(
+            self, batches, n_steps, is_fresh=self._is_fresh_
+        )
+
+    def _end_training_epoch(self, batch: Any, step: dict[str, Any]) -> None:
+        """Propose the weights for a roll back if they are usable, and log the epoch."""
+        training = self._training_
+        if training is None:
+            return
+        fault = self._find_fault_of_epoch(batch, step)
+        if fault is None:
+            self.guard_.propose_weights()
+        else:
+            report = epoch_report(self, fault, training.batch_number)
+            self.guard_.handle(report, RateTrials(training, batch, {}))
+        record_epoch(self, training)
+
+    def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
+        """Describe what is wrong with the weights at the end of an epoch, if it is."""
+        if self.guard_.has_finite_weights():
+            return None
+        return "The last step of the epoch left non-finite weights"

@@ -1,0 +1,125 @@
+"""Training step of skorch under guard."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from skorch.utils import TeeGenerator
+from torch import Tensor
+
+from sknan.diagnosis._raised import may_concern_values
+from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
+from sknan.nets.recovery.finite_operations import finite_step
+from sknan.nets.recovery.protocol import Step, StepMode, StepRefused, Training
+from sknan.nets.recovery.rate_trials import RateTrials
+from sknan.optim._learning_rates import scaled_rates
+
+
+class PlainStep:
+    """A step as skorch's ``train_step`` takes it, with a check before it is taken.
+
+    Parameters
+    ----------
+    training : Training
+        Training of the net.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self._step_norm = self._step_loss = 0.0
+
+    def take(
+        self, batch: Any, fit_params: dict[str, Any], mode: StepMode, factor: float
+    ) -> Step:
+        """Take one step, or raise; parameters as in ``GuardedTraining.attempt``.
+
+        ``factor`` is that of the learning rates.
+        """
+        training = self.training
+        net, guard, conditioning = training.net, training.guard, training.conditioning
+        accumulator = net.get_train_step_accumulator()
+        is_repaired = mode == "finite_operations"
+        single = finite_step if is_repaired else type(net).train_step_single
+
+        def step_fn() -> Tensor:
+            if conditioning is not None:
+                conditioning.to_raw()  # an optimizer may call this repeatedly
+            try:
+                net._zero_grad_optimizer()
+                step = single(net, batch, **fit_params)
+            except Exception as error:
+                if not may_concern_values(error):
+                    raise
+                empty = {"loss": torch.tensor(math.nan), "y_pred": None}
+                raise StepRefused(empty, math.nan, math.nan, error) from error
+            accumulator.store_step(step)
+            net.notify(
+                "on_grad_computed",
+                named_parameters=TeeGenerator(net.get_all_learnable_params()),
+                batch=batch,
+                training=True,
+            )
+            self._check_and_clip(batch, step, fit_params, mode)
+            if conditioning is not None:
+                conditioning.to_scaled()
+            loss: Tensor = step["loss"]
+            return loss
+
+        try:
+            with scaled_rates(net._all_optimizers(), factor, guard.rate_caps):
+                net._step_optimizer(step_fn)
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            # The rate times its bias correction exceeds float32.
+            guard.may_overflow(factor, self._step_norm)
+            raise StepRefused(
+                accumulator.get_step(), self._step_loss, self._step_norm
+            ) from error
+        if conditioning is not None:
+            conditioning.to_raw()
+        taken: Step = accumulator.get_step()
+        may_overflow = guard.may_overflow(factor, self._step_norm)
+        if may_overflow and not guard.has_finite_weights():
+            raise StepRefused(taken, float(taken["loss"].detach()), self._step_norm)
+        return taken
+
+    def _check_and_clip(
+        self,
+        batch: Any,
+        step: dict[str, Any],
+        fit_params: dict[str, Any],
+        mode: StepMode,
+    ) -> None:
+        """Refuse a step that is not finite or has exploded; clip any other.
+
+        This runs after the user's callbacks, which may change the gradients, and before
+        clipping, which would spread a NaN.
+        """
+        training = self.training
+        net, guard, conditioning = training.net, training.guard, training.conditioning
+        if conditioning is not None:
+            conditioning.scale_grads()
+        loss, norm, parameters, grads = guard.look(step["loss"])
+        rescue_norm = guard.clip_norm(is_repeated=mode != "plain")
+
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise StepRefused(step, loss, norm)
+
+        def untrained_loss() -> float:
+            return RateTrials(training, batch, fit_params).largest_loss()
+
+        is_short = net.clip_norm is not None or rescue_norm is not None
+        is_absurd = norm >= OVERFLOWS_SQUARED and training.raw_table is not None
+        if not is_short:
+            is_absurd |= norm >= OVERFLOWS_SQUARED or guard.is_spike(loss, norm)
+        if is_absurd or guard.has_exploded(loss, untrained_loss):
+            raise StepRefused(step, loss, norm, is_gradient_absurd=is_absurd)
+        if mode == "finite_operations" and norm == 0.0:
+            raise StepRefused(step, loss, norm)  # such a step teaches nothing
+        guard.pass_step(loss)
+        coefficient = training.clip(parameters, grads, norm, rescue_norm)
+        self._step_norm, self._step_loss = norm * coefficient, loss
+        training.count_clip(norm, coefficient)
