@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dis import opname
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._evidence import CRITERION, FailedOperation
 from sknan.diagnosis._user_code import is_users
 
@@ -99,6 +100,36 @@ def is_raised_by_user(error: BaseException) -> bool:
     is_raise = opname[code.co_code[place.tb_lasti]] == "RAISE_VARARGS"
     is_package = "site-packages" in code.co_filename
     return is_raise and is_users(code.co_filename) and not is_package
+
+
+def about_dtype(
+    error: Exception, inputs: Any, parameters: Iterable[Tensor]
+) -> Exception:
+    """Return an exception that asks for float32 inputs, if that is what has failed.
+
+    Parameters
+    ----------
+    error : Exception
+        Exception of a step or a prediction.
+    inputs : nested Tensor
+        Inputs of the batch.
+    parameters : iterable of Tensor
+        Weights of the network.
+
+    Returns
+    -------
+    Exception
+        ``error`` itself if it has another reason.
+    """
+    message = (str(error).splitlines() or [""])[0].rstrip(".")
+    is_double = any(leaf.dtype is torch.float64 for leaf in tree_leaves(inputs))
+    is_mixed = is_double and not any(p.dtype is torch.float64 for p in parameters)
+    if not (is_mixed and isinstance(error, RuntimeError) and "Double" in message):
+        return error
+    return RuntimeError(
+        f"{message}. X is float64, and the weights of the network are float32: pass "
+        "X.astype('float32'), or set dtype='float32' in NaNImputer."
+    )
 
 
 def failed_check(error: Exception, module: str) -> FailedOperation:

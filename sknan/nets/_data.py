@@ -21,7 +21,8 @@ from sknan.nets._batching import TensorTable
 from sknan.preprocessing._tables.plain_cells import plain_cells
 
 _IMPUTE = (
-    "Impute first, for example with make_pipeline(NaNImputer(), SafeScaler(), net)."
+    "Impute first, for example with "
+    'make_pipeline(NaNImputer(dtype="float32"), SafeScaler(), net).'
 )
 
 

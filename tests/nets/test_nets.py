@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
 from sklearn.utils.validation import check_is_fitted
 from skorch import (
     NeuralNet,
@@ -31,8 +32,10 @@ from sknan import (
     GuardedNetClassifier,
     GuardedNetRegressor,
     GuardMixin,
+    NaNImputer,
     NonFiniteDataError,
     NonFiniteTrainingError,
+    SafeScaler,
 )
 
 RNG = np.random.default_rng(0)
@@ -512,7 +515,8 @@ def test_logits_where_probabilities_are_expected_give_a_warning():
 # -- refusals ------------------------------------------------------------------------
 
 IMPUTE = (
-    "Impute first, for example with make_pipeline(NaNImputer(), SafeScaler(), net)."
+    "Impute first, for example with "
+    'make_pipeline(NaNImputer(dtype="float32"), SafeScaler(), net).'
 )
 
 
@@ -537,6 +541,21 @@ def test_missing_values_are_refused_before_training():
     for data in (torch.tensor(table), Dataset(table, VALUES), {"X": table}):
         message = refusal(NonFiniteDataError, net.fit, data, VALUES)
         assert message.startswith(("X contains 2 NaN", "X['X'] contains 2 NaN"))
+
+
+def test_the_advice_to_impute_trains_a_net_on_a_table_of_float64():
+    table = damaged().astype("float64")
+    steps = NaNImputer(dtype="float32"), SafeScaler(), built("net")
+    make_pipeline(*steps).fit(table, VALUES).predict(table)
+    wide = make_pipeline(NaNImputer(), SafeScaler(), built("net"))
+    message = (
+        "mat1 and mat2 must have the same dtype, but got Double and Float. X is "
+        "float64, and the weights of the network are float32: pass "
+        "X.astype('float32'), or set dtype='float32' in NaNImputer."
+    )
+    assert refusal(RuntimeError, wide.fit, table, VALUES) == message
+    inputs = X.astype("float64")
+    assert refusal(RuntimeError, steps[-1].predict, inputs) == message
 
 
 def test_a_target_with_missing_values_is_refused_before_training():

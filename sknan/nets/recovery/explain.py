@@ -18,6 +18,7 @@ from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import Trials, places_to_blame
 from sknan.diagnosis._evidence import FailedOperation, Places, StepEvidence
+from sknan.diagnosis._raised import about_dtype
 from sknan.diagnosis._replay import ModuleNames, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport, capture
 from sknan.diagnosis._thresholds import NARROW, OVERFLOWS_SQUARED
@@ -94,7 +95,8 @@ def explain(
             failed.has_raised and not _depends_on_values(training, batch, fit_params)
         )
         if refused.error is not None and is_of_program:
-            raise refused.error from None
+            inputs = evidence.inputs
+            raise about_dtype(refused.error, inputs, guard.parameters) from None
     is_huge = failed is not None and failed.largest >= OVERFLOWS_SQUARED
     if (evidence.is_runaway or is_huge) and not is_rate_absurd(net):
         with guard.first_weights():

@@ -15,7 +15,7 @@ from torch import Tensor
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._utils.warn import warn
 from sknan.diagnosis._culprits import by_bisection, nonfinite_rows, sliced
-from sknan.diagnosis._raised import does_raise, may_concern_values
+from sknan.diagnosis._raised import about_dtype, does_raise, may_concern_values
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.diagnosis._value_trials import depends_on_values
@@ -369,7 +369,7 @@ def outputs_by_row(net: Any, inputs: Any, error: Exception) -> Any:
 
     with torch.no_grad():
         if not depends_on_values(lambda batch: net.infer(batch[0]), (pair, None), ()):
-            raise error
+            raise about_dtype(error, inputs, net.module_.parameters()) from None
         bad = by_bisection(passes, n_rows)
         good = torch.tensor(sorted(set(range(n_rows)) - set(bad)) if bad else [])
         if net.on_nonfinite == "recover":
