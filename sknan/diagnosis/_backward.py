@@ -133,9 +133,10 @@ def first_failed_node(loss: Tensor, tracer: OperationTracer) -> FailedOperation 
             return
         number = int(node._sequence_nr()) if hasattr(node, "_sequence_nr") else -1
         traced = tracer.nodes.get(number)
-        if traced is not None and traced.argument_fault is not None:
+        fault = tracer.failed_at(traced.argument_origin) if traced else None
+        if fault is not None:
             # The value was finite in spite of it, for example tanh(inf).
-            raise _FoundFailure(traced.argument_fault)
+            raise _FoundFailure(fault)
         bad = next(g for g in computed if g is not None and not all_finite(g))
         if traced is None:
             traced = GraphNode("", ActiveModule(CRITERION), None, None, ())

@@ -228,7 +228,7 @@ def examine_loss(criterion: Any) -> NonFiniteReport | None:
                     f"{name!r} of {type(part).__name__} is not finite before the first "
                     f"step: {len(bad)} of {weight.numel()} entries, first entry "
                     f"{bad[0]}.",
-                    "A class that does not occur has no weight: set its entry to 1.",
+                    "Set the entry to 1 for a class that does not occur.",
                     CRITERION,
                 )
     return None

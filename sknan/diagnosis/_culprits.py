@@ -319,11 +319,11 @@ def _columns_of_row(
     """Return the columns that make one row fail.
 
     Either a usual number in one of them makes the row finite, or the number in one of
-    them makes a usual row fail.
+    them makes a usual row fail. In both cases the numbers in all of them do.
     """
     n_columns = row.shape[1]
 
-    def with_numbers(base: Tensor, numbers: Tensor, part: slice) -> bool:
+    def with_numbers(base: Tensor, numbers: Tensor, part: slice | list[int]) -> bool:
         mixed = base.clone()
         mixed[:, part] = numbers[:, part]
         return trials.is_sound(mixed, target)
@@ -335,4 +335,6 @@ def _columns_of_row(
     if not found:
         found = by_bisection(lambda part: with_numbers(usual, row, part), n_columns)
     # If more than half do, the number that fails is a sum of many.
-    return found if len(found) <= n_columns // 2 else ()
+    if len(found) > n_columns // 2 or with_numbers(usual, row, list(found)):
+        return ()
+    return found

@@ -61,7 +61,8 @@ class FailedOperation:
     arguments : tuple of str, default=()
         Origin of each argument, such as ``"sum(pow(input))"``.
     used_by : tuple of str, default=()
-        Operations that used the result, in order, in the forward pass.
+        Operations that used the result in the forward pass, in order, with the origin
+        of their arguments.
     layer : str, default=""
         Class of the innermost module, if it is a layer or a loss of torch.
     has_raised : bool, default=False

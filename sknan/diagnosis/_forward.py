@@ -117,7 +117,7 @@ class GraphNode(NamedTuple):
     operation: str
     module: ActiveModule
     source: str | None
-    argument_fault: FailedOperation | None  # why an argument was not finite
+    argument_origin: _Origin | None  # why an argument was not finite
     arguments: tuple[Made, ...]
 
 
@@ -238,7 +238,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def origin_of(self, x: Tensor) -> FailedOperation | None:
         """Return the operation that made a tensor non-finite, or None."""
         key = storage_key(x)
-        return self._complete(self._origins.get(key) or self._passed_on.get(key))
+        return self.failed_at(self._origins.get(key) or self._passed_on.get(key))
 
     def is_asked_for(self, x: Tensor) -> bool:
         """Whether the infinities of a tensor are there by design."""
@@ -246,10 +246,10 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def first_failed(self) -> FailedOperation | None:
         """Return the first operation that made any tensor non-finite, or None."""
-        return self._complete(_earliest(self._origins.values()))
+        return self.failed_at(_earliest(self._origins.values()))
 
-    def _complete(self, origin: _Origin | None) -> FailedOperation | None:
-        """Return the operation of an origin with those that used its result."""
+    def failed_at(self, origin: _Origin | None) -> FailedOperation | None:
+        """Return the operation of an origin, with those that used its result."""
         if origin is None:
             return None
         users = tuple(self._users.get(origin.order, ()))
@@ -285,14 +285,16 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kind = _kind_of(func)
         origins = [self._origins[key] for key in keys if key in self._origins]
         origin = _earliest(origins)
+        arguments = self._arguments(args)
         if origin is not None and not (kind.is_move or kind.is_view):
-            self._users.setdefault(origin.order, []).append(kind.stem)
+            user = Made(kind.stem, arguments).describe(3)
+            self._users.setdefault(origin.order, []).append(user)
         return _Call(
             kind,
             args,
             inputs,
             keys,
-            arguments=tuple(self._made.get(key, _CONSTANT) for key in keys),
+            arguments=arguments,
             depends_on_batch=kind.is_random or not self._of_batch.isdisjoint(keys),
             has_faults=bool(origins),
             origin=origin,
@@ -301,6 +303,16 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             and any(bool(t.isnan().any()) for t in nonempty_floats(inputs)),
         )
 
+    def _arguments(self, args: Any) -> tuple[Made, ...]:
+        """Return numbers among the arguments, and how tensors were made."""
+        made: list[Made] = []
+        for argument in args:
+            if isinstance(argument, (int, float)):
+                made.append(Made(f"{argument:.3g}"))
+            for leaf in tree_leaves(argument):
+                made.append(self._made.get(storage_key(leaf), _CONSTANT))
+        return tuple(made)
+
     def _note_node(self, call: _Call) -> int:
         """Record the node of the graph that belongs to a call; return its number."""
         # torch has created the node just before.
@@ -308,9 +320,8 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if number not in self.nodes:
             line = line_of_user(self._stop, is_of_node=True)
             origin = None if call.takes_zeros_as_logarithms else call.origin
-            fault = origin.failed if origin else None
             self.nodes[number] = GraphNode(
-                call.kind.name, self.module, line, fault, call.arguments
+                call.kind.name, self.module, line, origin, call.arguments
             )
         return number
 

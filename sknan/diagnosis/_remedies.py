@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from sknan.diagnosis._evidence import CRITERION, FailedOperation, Places
 from sknan.diagnosis._report import Cause
+from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 
 ACTIONS: dict[Cause, str] = {
     "data": (
@@ -17,8 +18,8 @@ ACTIONS: dict[Cause, str] = {
         "Lower lr; for an estimator, sknan.find_learning_rate suggests one."
     ),
     "gradient": (
-        "Clip the gradients with clip_norm=1.0, scale inputs and targets, and choose "
-        "an initialization or a cell that does not amplify."
+        "Scale inputs and targets, choose an initialization or a cell that does not "
+        "amplify, or clip the gradients with clip_norm=1.0."
     ),
     "activation": (
         "Look in the module's forward for log, sqrt, division, exp, norm or a softmax "
@@ -37,29 +38,20 @@ _CLEAN_TARGET = "Correct these targets, or leave out their rows."
 # Functions of sknan by the operations of torch that they replace.
 FUNCTIONS = {
     "_log_softmax": "log_softmax",
-    "_safe_softmax": "softmax",
     "_softmax": "softmax",
     "acos": "acos",
     "asin": "asin",
-    "atan2": "atan2",
     "atanh": "atanh",
     "div": "divide",
-    "exp": "exp",
-    "expm1": "expm1",
     "hypot": "hypot",
-    "linalg_vector_norm": "norm",
     "log": "log",
     "log10": "log",
     "log1p": "log1p",
     "log2": "log",
-    "log_sigmoid": "log_sigmoid",
     "logit": "logit",
     "logsumexp": "logsumexp",
-    "norm": "norm",
     "pow": "power",
     "reciprocal": "reciprocal",
-    "rsqrt": "rsqrt",
-    "softplus": "softplus",
     "sqrt": "sqrt",
     "std": "std",
     "var": "var",
@@ -70,7 +62,7 @@ class Pattern(NamedTuple):
     """An operation with its surroundings, and what replaces all of them.
 
     ``arguments`` is searched for in the origins of the arguments, ``used_by`` in the
-    names of the operations that followed. Empty expressions match everything.
+    operations that followed. Empty expressions match everything.
     """
 
     operations: str
@@ -86,7 +78,7 @@ class Pattern(NamedTuple):
             failed.name in self.operations.split()
             and self.is_in_criterion in (None, in_criterion)
             and bool(re.search(self.arguments, "; ".join(failed.arguments)))
-            and bool(re.search(self.used_by, " ".join(failed.used_by)))
+            and bool(re.search(self.used_by, "; ".join(failed.used_by)))
         )
 
 
@@ -158,24 +150,56 @@ PATTERNS = (
     Pattern(
         "cosh",
         "Use sknan.losses.LogCoshLoss.",
-        used_by=r"^log\b",
+        used_by=r"^log\(cosh\b",
         is_in_criterion=True,
     ),
     Pattern(
         "cosh",
         "Write log(cosh(x)) as x + sknan.functional.softplus(-2 * x) - math.log(2).",
-        used_by=r"^log\b",
+        used_by=r"^log\(cosh\b",
     ),
-    Pattern("exp", "Use sknan.functional.softmax.", used_by=r"^sum div\b"),
-    Pattern("exp", "Use sknan.functional.logsumexp.", used_by=r"^sum log\b"),
-    Pattern("exp", "Use sknan.functional.softplus.", used_by=r"^(?:add log|log1p)\b"),
+    Pattern(
+        "exp",
+        "Use sknan.functional.softmax.",
+        used_by=r"(?:^|; )div\(exp\b.*, sum\(exp\b",
+    ),
+    Pattern("exp", "Use sknan.functional.logsumexp.", used_by=r"; log\(sum\(exp\b"),
+    Pattern(
+        "exp",
+        "Use sknan.functional.softplus.",
+        used_by=r"log\(add\(exp\b|^log1p\(exp\b",
+    ),
     Pattern("log", "Use sknan.functional.logsumexp.", r"^sum\(exp\b"),
+    Pattern(
+        "exp expm1",
+        "Bound the exponent, as in exp(sknan.functional.soft_clamp(x, high=10.0)).",
+        is_in_criterion=True,
+    ),
+    Pattern(
+        "exp exp2 expm1",
+        "Use sknan.functional.softplus, which grows like its argument, or bound the "
+        "exponent.",
+    ),
+    Pattern(
+        "rsqrt",
+        "Use sknan.functional.reciprocal(sknan.functional.sqrt(x)).",
+    ),
+    Pattern(
+        "pow",
+        "Use sknan.functional.power with the positive exponent, and divide by it with "
+        "sknan.functional.reciprocal.",
+        r"; -[\d.]+$",
+    ),
+    Pattern(
+        "logsumexp logaddexp logcumsumexp",
+        "Use sknan.functional.logsumexp, and put 0 with torch.where in the place of "
+        "its result where all arguments are masked.",
+    ),
     Pattern(
         "_ctc_loss",
         "Pass zero_infinity=True to CTCLoss, or leave out the rows whose label is "
         "longer than their signal.",
     ),
-    Pattern("mse_loss", "Use sknan.losses.HuberLoss, whose gradient is bounded."),
     Pattern(
         "binary_cross_entropy",
         "Use sknan.losses.BCEWithLogitsLoss on the logits, without a sigmoid.",
@@ -225,6 +249,12 @@ def action_for(cause: Cause, failed: FailedOperation | None, places: Places) -> 
     return action
 
 
+def _is_of_prediction(failed: FailedOperation) -> bool:
+    """Whether a loss gave an operation numbers outside its domain from the network."""
+    is_target = any(re.match(r"target\b", made) for made in failed.arguments)
+    return failed.phase == "loss" and not is_target
+
+
 def _action_for_operation(failed: FailedOperation) -> str:
     """Return what to do about an operation, from the pattern in which it failed."""
     if not failed.depends_on_batch:
@@ -232,11 +262,16 @@ def _action_for_operation(failed: FailedOperation) -> str:
             "Choose another initialization: the operation depends on weights and "
             "constants alone, not on the data."
         )
+    if failed.layer in SAME_LOSSES:
+        return f"Use sknan.losses.{failed.layer}."
     pattern = next((p for p in PATTERNS if p.fits(failed)), None)
     if pattern is not None:
         return pattern.advice
-    if failed.layer in SAME_LOSSES:
-        return f"Use sknan.losses.{failed.layer}."
+    if failed.largest >= OVERFLOWS_SQUARED:
+        return (
+            f"Keep the arguments of {failed.name} below 1e18: scale them, for example "
+            "by a normalization layer, or bound them by torch.tanh."
+        )
     if failed.layer.startswith(("MultiheadAttention", "Transformer")):
         return "Leave at least one key of each row unmasked, such as the first."
     if "Norm" in failed.layer:
@@ -245,10 +280,17 @@ def _action_for_operation(failed: FailedOperation) -> str:
         return "Leave out the term where there are no elements to summarize."
     if "linalg" in failed.name and "norm" not in failed.name:
         return (
-            "Leave out these rows, or add a multiple of the identity that makes the "
-            "matrix positive definite."
+            "Leave out these rows, or add distinct small numbers to the diagonal of "
+            "the matrix."
         )
     function = FUNCTIONS.get(failed.name)
+    if failed.name == "pow" and re.search(r"; \d+$", "; ".join(failed.arguments)):
+        function = None  # an overflow, because the power is defined for every number
+    if function in ("log", "log1p", "power", "sqrt") and _is_of_prediction(failed):
+        return (
+            f"Use sknan.functional.softplus to make the argument of {failed.name} "
+            f"positive, or sknan.functional.{function}."
+        )
     if function is not None:
         return f"Use sknan.functional.{function}, whose value and gradient stay finite."
     return (
