@@ -249,8 +249,9 @@ def test_far_from_the_training_data_an_overflow_is_refused():
     assert without_line(caught.value) == (
         "Non-finite output of aten.exp (line). The network's output is not finite for "
         "1 of 128 rows, although X is finite; aten.exp was given -0.849 to 500. To "
-        "blame: row 3, column 0. Clean these columns, or use sknan.functional.exp, "
-        "whose value and gradient stay finite."
+        "blame: row 3, column 0. Clean these columns, or use "
+        "sknan.functional.softplus, which grows like its argument, or bound the "
+        "exponent."
     )
 
 
