@@ -131,8 +131,7 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         ndarray of shape (n_samples, n_classes), float32
             Columns in the order of ``classes_``. The sum of each row is 1.
         """
-        rows = self._checked_rows(X)
-        each = [member.predict_proba(rows) for member in self.estimators_]
+        each = self._of_each("predict_proba", X)
         mean: np.ndarray = np.stack(each).mean(axis=0, dtype=np.float64)
         return mean.astype(np.float32)
 
@@ -246,10 +245,9 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
         ndarray of shape (n_samples,) or (n_samples, n_targets)
             Predictions in the shape of ``y``, with the dtype of a single network.
         """
-        rows = self._checked_rows(X)
         # Each term is divided first: a sum of values near the largest would overflow.
         share = np.float64(1.0 / len(self.estimators_))
-        first, *others = (member.predict(rows) for member in self.estimators_)
+        first, *others = self._of_each("predict", X)
         mean: np.ndarray = first * share
         for predicted in others:
             mean += predicted * share

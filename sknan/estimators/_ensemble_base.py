@@ -15,7 +15,7 @@ from sknan._engine.jobs import Job, JobOutcome, train_together
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.progress import call_in_workers, progress
 from sknan._utils.validation import did_you_mean, is_integer
-from sknan._utils.warn import warn
+from sknan._utils.warn import recorded_warnings, warn
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._classifier import StableNetClassifier
@@ -216,9 +216,15 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
             )
         return self.estimator
 
-    def _checked_rows(self, X: Any) -> CheckedRows:
+    def _of_each(self, method: str, X: Any) -> list[np.ndarray]:
+        """Return a prediction of each network; a warning of several is shown once."""
         check_is_fitted(self)
-        return CheckedRows(network_input(self.estimators_[0], X))
+        rows = CheckedRows(network_input(self.estimators_[0], X))
+        with recorded_warnings() as recorded:
+            each = [getattr(member, method)(rows) for member in self.estimators_]
+        if recorded:
+            warn(f"In {len(recorded)} of {len(each)} networks: {recorded[0]}")
+        return each
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimators_")
@@ -227,7 +233,11 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
 def _show_warnings(outcomes: list[JobOutcome]) -> None:
     """Show each warning of the networks once, and one summary of all recoveries."""
     caught = [w for outcome in outcomes for w in outcome.warnings]
-    recoveries = [w for w in caught if isinstance(w, DivergenceWarning)]
+    by_network = (
+        [w for w in outcome.warnings if isinstance(w, DivergenceWarning)]
+        for outcome in outcomes
+    )
+    recoveries = [found[0] for found in by_network if found]
     for warning in {(type(w), str(w)): w for w in caught}.values():
         if not isinstance(warning, DivergenceWarning):
             warn(warning)

@@ -12,6 +12,7 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import make_classification, make_regression
 from sklearn.metrics import log_loss, mean_squared_error
+from torch import nn
 
 from sknan import (
     DivergenceWarning,
@@ -388,3 +389,25 @@ def test_an_unknown_kind_of_default_network_is_refused():
     message = "estimator must be 'classifier' or 'regressor', got 'ranker'."
     with pytest.raises(ValueError, match=f"^{message}$"):
         default_network("ranker")
+
+
+class LogOfFirst(nn.Module):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.head = nn.Linear(n_features_in, n_outputs)
+
+    def forward(self, x):
+        return self.head(torch.cat([torch.log(x[:, :1]), x[:, 1:]], 1))
+
+
+def test_rows_that_each_network_repairs_give_one_warning():
+    table = np.random.default_rng(0).uniform(1, 9, size=(90, 3))
+    table[7, 0] = -1.0
+    network = StableNetRegressor(LogOfFirst, max_epochs=2, early_stopping=False)
+    model = StableNetEnsembleRegressor(network, n_estimators=3, random_state=0)
+    with pytest.warns(DivergenceWarning, match="3 of 3 networks were rescued"):
+        model.fit(table, table[:, 1])
+    with pytest.warns(UserWarning, match="In 3 of 3 networks: Non-finite") as caught:
+        assert np.isfinite(model.predict(table)).all()
+    assert len(caught) == 1
+    assert "To blame: row 7, column 0." in str(caught[0].message)

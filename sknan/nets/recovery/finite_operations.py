@@ -267,6 +267,11 @@ class RepairedOperations(TorchFunctionMode):
     ) -> Any:
         """Call the operation or its finite counterpart."""
         kwargs = kwargs or {}
+        if isinstance(kwargs.get("out"), Tensor):  # its content is no argument
+            target, rest = kwargs["out"], {**kwargs}
+            del rest["out"]
+            out = self.__torch_function__(func, types, args, rest)
+            return target.resize_(out.shape).copy_(out)
         is_in_place = _works_in_place(func)
         given = [*args, *kwargs.values()]
         tensors = tree_leaves((args, kwargs))

@@ -406,6 +406,15 @@ def test_arguments_outside_the_domain_are_those_at_the_edge():
         assert torch.isfinite(gradient).all()
 
 
+def test_a_result_in_a_given_tensor_is_finite():
+    x = torch.tensor([0.0, 1.0])
+    target = torch.full((3,), math.nan)
+    y = repaired(lambda: torch.log(x, out=target))
+    assert y is target
+    assert torch.equal(y, repaired(torch.log, x))
+    assert torch.isfinite(repaired(lambda: torch.lgamma(x, out=target))).all()
+
+
 @pytest.mark.parametrize("function", [torch.linalg.cholesky, torch.linalg.inv])
 def test_a_matrix_without_a_decomposition_is_moved_to_one_that_has_it(function):
     indefinite = torch.tensor([[1.0, 9.0], [9.0, 1.0]])
