@@ -75,12 +75,9 @@ from sknan.functional._elementwise import (
 from sknan.functional._reductions import (
     correlation,
     cosine_similarity,
-    log_softmax,
-    logsumexp,
     norm,
     normalize,
     pairwise_distance,
-    softmax,
     standardize,
     std,
     var,
@@ -97,6 +94,7 @@ from sknan.functional._roots import (
     rsqrt,
     sqrt,
 )
+from sknan.functional._softmax import log_softmax, logsumexp, softmax
 
 __all__ = [
     "acos",

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+Dim = int | tuple[int, ...] | None
+
 
 class Edge(NamedTuple):
     """Limits of a dtype."""
@@ -85,15 +87,16 @@ def widen_pair(
     return first, second, dtype, edge
 
 
+def dims_of(x: Tensor, dim: Dim) -> tuple[int, ...]:
+    """Return the dimensions of a reduction as a tuple."""
+    if dim is None:
+        return tuple(range(x.ndim))
+    return (dim,) if isinstance(dim, int) else tuple(dim)
+
+
 def narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a result in the dtype of the argument, limited to its range."""
     return limited(y.to(dtype)) if dtype in _NARROW else y
-
-
-def limited(y: Tensor) -> Tensor:
-    """Replace infinities by the largest numbers, with gradient 0; NaN stays NaN."""
-    largest = EDGES[y.dtype].largest
-    return y.clamp(-largest, largest)
 
 
 def can_read_values(x: Tensor) -> bool:
@@ -138,6 +141,12 @@ def is_finite(x: Tensor) -> bool:
 def within(x: Tensor, low: float, high: float) -> Tensor:
     """Clamp to two bounds, with gradient 0 beyond them; NaN stays NaN."""
     return x if is_between(x, low, high) else x.clamp(low, high)
+
+
+def limited(x: Tensor) -> Tensor:
+    """Replace infinities by the largest numbers, with gradient 0; NaN stays NaN."""
+    largest = EDGES[x.dtype].largest
+    return within(x, -largest, largest)
 
 
 def scale_for(size: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Softmax, lengths, moments and similarities over dimensions of a tensor."""
+"""Lengths, moments and similarities over dimensions of a tensor."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sknan.functional._domain import (
     EDGES,
+    Dim,
+    dims_of,
     is_between,
     limited,
     narrow,
@@ -18,118 +20,6 @@ from sknan.functional._domain import (
     widen_pair,
     within,
 )
-
-Dim = int | tuple[int, ...] | None
-
-
-def softmax(
-    x: Tensor, dim: int = -1, *, mask: Tensor | None = None, eps: float = 0.0
-) -> Tensor:
-    r"""Softmax that is defined for infinite logits and for rows that are masked.
-
-    Parameters
-    ----------
-    x : Tensor of shape (*), float
-        Logits.
-    dim : int, default=-1
-        Dimension that sums to 1.
-    mask : Tensor of bool, broadcast to the shape of ``x``, or None, default=None
-        Elements to include. An excluded element has weight 0 and receives no gradient,
-        even if it is NaN. A row in which all elements are excluded gives zeros.
-    eps : float, default=0.0
-        Term added to the denominator, in units of its largest term. Rows then sum to
-        :math:`s / (s + \epsilon)` with :math:`s = \sum_j \exp(x_j - \max x)`.
-
-    Returns
-    -------
-    Tensor of shape (*)
-        Bitwise equal to ``torch.softmax`` for finite logits. Infinities count as the
-        largest number, with gradient 0: several infinite logits share the row equally,
-        and so do all elements of a row of -inf. The error is at most 4 units in the
-        last place of the largest weight of the row.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sknan.functional import softmax
-    >>> x = torch.tensor([[1.0, 1.0], [float("inf"), 0.0]])
-    >>> softmax(x, mask=torch.tensor([[False, False], [True, True]]))
-    tensor([[0., 0.],
-            [1., 0.]])
-    """
-    wide, _ = widen(x)
-    if mask is not None:
-        # An excluded element may be NaN, which a product with 0 would keep.
-        wide = wide.masked_fill(~mask, -math.inf)
-    wide = _finite_logits(wide, dim)
-    weights = torch.softmax(wide, dim)
-    if eps and wide.numel():
-        top = wide.amax(dim, keepdim=True)
-        total = torch.exp(torch.logsumexp(wide, dim, keepdim=True) - top)
-        weights = weights * (total / (total + eps))
-    if mask is not None:
-        weights = weights.masked_fill(~mask, 0.0)
-    return narrow(weights, x.dtype)
-
-
-def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
-    """Logarithm of the softmax that is finite for infinite logits.
-
-    Parameters
-    ----------
-    x : Tensor of shape (*), float
-        Logits, limited as in :func:`softmax`.
-    dim : int, default=-1
-        Dimension whose exponentials sum to 1.
-
-    Returns
-    -------
-    Tensor of shape (*)
-        Bitwise equal to ``torch.log_softmax`` for finite logits. A logarithm that
-        overflows is the lowest number, with gradient 0.
-    """
-    wide, _ = widen(x)
-    most = EDGES[wide.dtype].largest / 2
-    if is_between(wide, -most, most):
-        return narrow(torch.log_softmax(wide, dim), x.dtype)
-    return narrow(limited(torch.log_softmax(_finite_logits(wide, dim), dim)), x.dtype)
-
-
-def _finite_logits(x: Tensor, dim: int) -> Tensor:
-    """Limit infinite logits; the elements of a row of -inf become equal."""
-    largest = EDGES[x.dtype].largest
-    if not x.numel() or is_between(x, -largest, largest):
-        return x
-    is_empty = (x.detach() == -math.inf).all(dim, keepdim=True)
-    return torch.where(is_empty, 0.0, x.clamp(max=largest))
-
-
-def _finite(x: Tensor) -> Tensor:
-    largest = EDGES[x.dtype].largest
-    return within(x, -largest, largest)
-
-
-def logsumexp(x: Tensor, dim: Dim = -1, *, keepdim: bool = False) -> Tensor:
-    """Logarithm of the sum of exponentials that is finite for infinite arguments.
-
-    Parameters
-    ----------
-    x : Tensor of shape (*), float
-        Exponents, limited as in :func:`softmax`.
-    dim : int or tuple of int, default=-1
-        Dimensions to sum over.
-    keepdim : bool, default=False
-        Whether the dimensions are kept, with length 1.
-
-    Returns
-    -------
-    Tensor
-        Bitwise equal to ``torch.logsumexp`` for finite arguments. The logarithm of an
-        empty sum is the lowest number.
-    """
-    wide, _ = widen(x)
-    total = torch.logsumexp(_finite(wide), _dims(x, dim), keepdim=keepdim)
-    return narrow(_finite(total), x.dtype)
 
 
 def norm(x: Tensor, dim: Dim = None, *, keepdim: bool = False) -> Tensor:
@@ -155,18 +45,11 @@ def norm(x: Tensor, dim: Dim = None, *, keepdim: bool = False) -> Tensor:
     return narrow(_length(wide, dim, keepdim), x.dtype)
 
 
-def _dims(x: Tensor, dim: Dim) -> tuple[int, ...]:
-    """Return the dimensions of a reduction as a tuple."""
-    if dim is None:
-        return tuple(range(x.ndim))
-    return (dim,) if isinstance(dim, int) else tuple(dim)
-
-
 def _count(x: Tensor, dim: Dim) -> int:
     """Return the number of elements that a reduction combines into one."""
     count = 1  # torch.compile does not trace math.prod over a generator
-    for d in _dims(x, dim):
-        count *= x.shape[d]
+    for d in dims_of(x, dim):
+        count *= x.shape[d] if x.ndim else 1
     return count
 
 
@@ -174,8 +57,8 @@ def _scaled(x: Tensor, dim: Dim) -> tuple[Tensor, Tensor | None]:
     """Return finite vectors times powers of two, and these; None if all are 1."""
     if not x.numel():
         return x, None
-    x = _finite(x)
-    scale = scale_for(x.detach().abs().amax(_dims(x, dim), keepdim=True))
+    x = limited(x)
+    scale = scale_for(x.detach().abs().amax(dims_of(x, dim), keepdim=True))
     return (x, None) if scale is None else (x * scale, scale)
 
 
@@ -188,12 +71,12 @@ def _length(x: Tensor, dim: Dim, keepdim: bool) -> Tensor:
     length = _length_if_not_zero(scaled, dim)
     if scale is not None:
         length = limited(length / scale)
-    return length if keepdim else length.squeeze(_dims(x, dim))
+    return length if keepdim else length.squeeze(dims_of(x, dim))
 
 
 def _length_if_not_zero(scaled: Tensor, dim: Dim) -> Tensor:
     """Length whose second derivative is finite for a zero vector, too."""
-    is_zero = (scaled.detach() == 0).all(_dims(scaled, dim), keepdim=True)
+    is_zero = (scaled.detach() == 0).all(dims_of(scaled, dim), keepdim=True)
     inside = torch.where(is_zero, 1.0, scaled)
     length = torch.linalg.vector_norm(inside, dim=dim, keepdim=True)
     return torch.where(is_zero, 0.0, length)
@@ -268,14 +151,14 @@ def var(
     most = EDGES[wide.dtype].largest / 4
     # Halves, because a deviation is at most twice the largest number.
     share = 1.0 if is_between(wide, -most, most) else 0.5
-    deviations = _centered(_finite(wide) * share, dim)
+    deviations = _centered(limited(wide) * share, dim)
     # The square may overflow, but not its derivative.
     deviations = within(deviations, -most / 2, most / 2) / share
     freedom = _count(wide, dim) - correction
     if freedom <= 0:
         deviations = deviations * 0.0
-    total = deviations.square().sum(_dims(x, dim), keepdim=keepdim)
-    return narrow(_finite(total / max(freedom, 1)), x.dtype)
+    total = deviations.square().sum(dims_of(x, dim), keepdim=keepdim)
+    return narrow(limited(total / max(freedom, 1)), x.dtype)
 
 
 def std(
@@ -307,7 +190,7 @@ def std(
     spread = _length(deviations, dim, True) * share
     if scale is not None:
         spread = limited(spread / scale)
-    return narrow(spread if keepdim else spread.squeeze(_dims(x, dim)), x.dtype)
+    return narrow(spread if keepdim else spread.squeeze(dims_of(x, dim)), x.dtype)
 
 
 def _deviations(x: Tensor, dim: Dim) -> tuple[Tensor, Tensor | None]:
@@ -321,11 +204,11 @@ def _deviations(x: Tensor, dim: Dim) -> tuple[Tensor, Tensor | None]:
 
 def _centered(x: Tensor, dim: Dim) -> Tensor:
     """Return deviations from the mean, exactly 0 for equal numbers."""
-    dims, count = _dims(x, dim), max(_count(x, dim), 1)
+    dims, count = dims_of(x, dim), max(_count(x, dim), 1)
     if x.dtype is torch.float32 and x.device.type != "mps":  # which lacks float64
         total = x.sum(dims, keepdim=True, dtype=torch.float64)
         return x - (total / count).to(x.dtype)
-    if x.numel():
+    if x.numel() and x.ndim:
         first = x.detach()
         for d in dims:
             first = first.narrow(d, 0, 1)
@@ -455,7 +338,7 @@ def pairwise_distance(
     if is_between(first, -most, most) and is_between(second, -most, most):
         return narrow(_length(first - second, dim, keepdim), dtype)
     # Halves of large numbers, because the difference may overflow.
-    first, second = _finite(first), _finite(second)
+    first, second = limited(first), limited(second)
     size = torch.maximum(first.abs(), second.abs()).detach()
     share = torch.where((size > most).any(dim, keepdim=True), 0.5, 1.0)
     share = share.to(size.dtype)

@@ -176,3 +176,44 @@ def test_value_and_gradient_are_torchs_wherever_those_are_finite(name, dtype):
         assert (y >= 0).all()
         return
     assert (y.sign() == expected.sign())[of_sign].all()
+
+
+@every_dtype
+@pytest.mark.parametrize("name", sf.__all__)
+def test_a_number_is_a_tensor_without_dimensions(name, dtype):
+    function, of_torch, is_of_rows = _case(name)
+    arguments = [torch.tensor(0.3, dtype=dtype)] * _tensors_of(getattr(sf, name))
+    y = function(*arguments)
+    assert y.shape == ()
+    assert y.dtype is dtype
+    assert y.isfinite()
+    if of_torch is not None and not is_of_rows:
+        torch.testing.assert_close(y, of_torch(*arguments))
+
+
+@pytest.mark.parametrize("name", sf.__all__)
+def test_integers_become_floats_and_complex_numbers_raise(name):
+    function, _, _ = _case(name)
+    n_tensors = _tensors_of(getattr(sf, name))
+    integers = torch.tensor([3, 0, -2, 1])
+    found = function(*[integers] * n_tensors)
+    torch.testing.assert_close(found, function(*[integers.float()] * n_tensors))
+    if name == "sigmoid":  # torch's function
+        return
+    with pytest.raises(TypeError) as caught:
+        function(*[torch.tensor([1j, 2.0])] * n_tensors)
+    assert str(caught.value) == (
+        "Complex numbers are not supported, got torch.complex64."
+    )
+
+
+@pytest.mark.parametrize("name", ["atan2", "divide", "hypot", "power"])
+def test_two_dtypes_are_promoted_as_in_torch(name):
+    function, of_torch, _ = _case(name)
+    half = torch.tensor([1.0, 2.0], dtype=torch.float16)
+    for other in (half.float(), half.double(), torch.tensor(2.0, dtype=torch.float64)):
+        for pair in ((half, other), (other, half)):
+            expected = of_torch(*pair)
+            found = function(*pair)
+            assert found.dtype is expected.dtype
+            torch.testing.assert_close(found, expected)
