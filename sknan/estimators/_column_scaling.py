@@ -16,7 +16,7 @@ from sknan._utils.warn import warn
 from sknan.estimators._target_scaling import mean_and_scale
 from sknan.exceptions import NonFiniteDataError
 from sknan.nets._tabular_mlp import TabularMLP
-from sknan.nets.recovery.raw_units import feeds_linear_layers
+from sknan.nets.recovery.raw_units import feeds_linear_layers, is_overwhelmed
 
 # A column whose mean or standard deviation is at least this large is in raw units. The
 # default network learns as well with one column of size 300 as without, and is worse
@@ -29,9 +29,6 @@ _TINY = 1e-3
 
 # Number of rows for the trial of a custom module.
 _TRIAL_ROWS = 32
-
-# Columns from this size on are reported where they cannot be standardized.
-_LOST = 1000.0
 
 # Largest number of columns that a message lists.
 _MOST_LISTED = 8
@@ -114,14 +111,18 @@ def scaling_for(
     factory, params = module
     is_passed_in = isinstance(factory, nn.Module)
     if factory is not TabularMLP:
-        rows = torch.from_numpy(scaling.scaled(X[:_TRIAL_ROWS]))
         with seeded(0, "cpu"):
             built = factory if is_passed_in else factory(**params)
-            if not (isinstance(built, TabularMLP) or feeds_linear_layers(built, rows)):
-                return None
-    if is_passed_in:
-        _warn_of_raw_columns(scaling, names)
-        return None
+            rows = torch.from_numpy(scaling.scaled(X[:_TRIAL_ROWS]))
+            is_linear = isinstance(built, TabularMLP) or feeds_linear_layers(
+                built, rows
+            )
+            rows = torch.from_numpy(X[:_TRIAL_ROWS].astype(np.float32))
+            is_raw = is_passed_in or not is_linear
+            if is_raw and is_overwhelmed(built, rows):
+                _warn_of_raw_columns(scaling, names, is_linear=is_linear)
+        if is_raw:
+            return None
     refuse_outliers(
         np.where(scaling.scale == 1, 0.0, X),
         numbers,
@@ -132,19 +133,25 @@ def scaling_for(
     return scaling
 
 
-def _warn_of_raw_columns(scaling: ColumnScaling, names: Sequence[Any] | None) -> None:
-    """Warn that large columns reach a module that was passed in, as they are."""
+def _warn_of_raw_columns(
+    scaling: ColumnScaling, names: Sequence[Any] | None, *, is_linear: bool
+) -> None:
+    """Warn that large columns reach a custom module as they are."""
     size = np.maximum(np.abs(scaling.mean), scaling.scale)
-    lost = [column_name(j, names) for j in np.flatnonzero(size >= _LOST).tolist()]
-    if lost:
-        more = ", ..." if len(lost) > _MOST_LISTED else ""
-        warn(
-            f"Columns of X are in raw units: {', '.join(lost[:_MOST_LISTED])}{more}. A "
-            "linear layer learns nothing from values that large. They are not "
-            "standardized, because the weights of a module that was passed in may be "
-            "made for these units: pass its class, or standardize X, for example with "
-            "SafeScaler()."
-        )
+    large = np.flatnonzero(size >= _RAW).tolist()
+    listed = ", ".join(column_name(j, names) for j in large[:_MOST_LISTED])
+    more = ", ..." if len(large) > _MOST_LISTED else ""
+    reason = (
+        "the weights of a module that was passed in may be made for these units: pass "
+        "its class, or standardize X"
+        if is_linear
+        else "the module uses its input elsewhere than in linear layers: standardize X"
+    )
+    warn(
+        f"Columns of X are in raw units: {listed}{more}. The outputs of the untrained "
+        "network are far too large for it to learn. The columns are not standardized, "
+        f"because {reason}, for example with SafeScaler()."
+    )
 
 
 def refuse_outliers(

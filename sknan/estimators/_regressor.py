@@ -219,6 +219,7 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
     _task: ClassVar[str] = "regression"
     target_mean_: np.ndarray
     target_scale_: np.ndarray
+    _constants: np.ndarray
     _target_shape: tuple[int, ...]
 
     def __init__(
@@ -335,6 +336,11 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         self, y: Any, target: np.ndarray, weights: np.ndarray | None, is_partial: bool
     ) -> tuple[np.ndarray, int]:
         shape, traits = target.shape[1:], self._loss_traits
+        # A constant target is predicted exactly, whatever the network has learned.
+        is_constant = (target == target[0]).all(axis=0) & (
+            not is_own_loss(self.criterion)
+        )
+        constants = np.where(is_constant, target[0], np.nan)
         if self._continues(is_partial):
             if _n_targets(shape) != _n_targets(self._target_shape):
                 raise ValueError(
@@ -344,6 +350,9 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
             # A vector may follow a table of one column, or the reverse.
             mean = self.target_mean_.reshape(shape)
             scale = self.target_scale_.reshape(shape)
+            constants = np.where(
+                constants == self._constants.reshape(shape), constants, np.nan
+            )
             if not scale.all():  # constant until now, so that nothing was learned
                 new_mean, new_scale = mean_and_scale(target, weights)
                 mean = np.where(scale > 0, mean, new_mean)
@@ -354,6 +363,7 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
             if traits.standardizes_target:
                 mean, scale = mean_and_scale(target, weights)
         self._target_shape, self.target_mean_, self.target_scale_ = shape, mean, scale
+        self._constants = constants
         n_outputs = _n_targets(shape) * traits.outputs_per_target
         return standardize(target, mean, scale), n_outputs
 
@@ -408,9 +418,10 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
 
     @property
     def _coding(self) -> NumberCoding:
+        is_constant = ~np.isnan(self._constants)
         return NumberCoding(
-            self.target_mean_,
-            self.target_scale_,
+            np.where(is_constant, self._constants, self.target_mean_),
+            np.where(is_constant, 0.0, self.target_scale_),
             self._target_shape,
             self._target_dtype,
         )

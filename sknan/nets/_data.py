@@ -10,7 +10,7 @@ import torch
 from skorch.dataset import Dataset, unpack_data
 from skorch.utils import is_pandas_ndframe
 from torch import Tensor
-from torch.utils.data import Subset, default_collate
+from torch.utils.data import Subset, TensorDataset, default_collate
 
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite
@@ -63,6 +63,8 @@ def as_table(dataset: Any) -> TensorTable | None:
         if table is None:
             return None
         return table.subset(torch.as_tensor(np.asarray(dataset.indices)))
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+        return TensorTable(*dataset.tensors)
     if type(dataset) is not Dataset:  # a subclass may transform each row
         return None
     X = _as_tensor(dataset.X)
@@ -77,6 +79,8 @@ def _arrays(name: str, data: Any) -> Iterator[tuple[str, Any, list[Any] | None]]
     """Yield the numeric arrays in ``X`` or ``y`` of a skorch net, with their names."""
     if isinstance(data, Dataset):
         data = data.X if name == "X" else data.y
+    elif type(data) is TensorDataset:
+        data = data.tensors[0 if name == "X" else -1]
     if isinstance(data, np.ma.MaskedArray):
         data = plain_cells(data)
     if isinstance(data, (np.ndarray, Tensor)):
@@ -137,7 +141,7 @@ def refuse_unusable_targets(net: Any, X: Any, y: Any) -> None:
         If a target is outside the domain of the criterion, or if it is not finite and
         the criterion does not leave it out, as one of the user may do.
     """
-    data = X if isinstance(X, Dataset) else y
+    data = X if isinstance(X, (Dataset, TensorDataset)) else y
     criterion = getattr(net, "criterion_", None)
     is_own = criterion is not None and is_own_loss(criterion)
     remedy = f"{DROP_ROWS} {LEAVE_OUT}" if is_own else DROP_ROWS

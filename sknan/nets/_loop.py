@@ -128,7 +128,7 @@ class LoopMixin(_SkorchNet):
         self._begin_training(n_steps, iterator)
         if self._backup_ is not None:
             self._backup_.restore_training(self)
-        elif self._is_untrained_ and self._training_ is not None:
+        elif self._conditioning_ is None and self._training_ is not None:
             self._condition_raw_columns(self._training_)
 
     def _condition_raw_columns(self, training: GuardedTraining) -> None:

@@ -166,15 +166,45 @@ def test_a_module_that_was_passed_in_keeps_its_units_and_a_warning_names_the_col
     with pytest.warns(UserWarning, match="raw units") as caught:
         net.fit(X, Y)
     assert [str(w.message) for w in caught] == [
-        "Columns of X are in raw units: 3. A linear layer learns nothing from values "
-        "that large. They are not standardized, because the weights of a module that "
-        "was passed in may be made for these units: pass its class, or standardize X, "
-        "for example with SafeScaler()."
+        "Columns of X are in raw units: 3. The outputs of the untrained network are "
+        "far too large for it to learn. The columns are not standardized, because the "
+        "weights of a module that was passed in may be made for these units: pass its "
+        "class, or standardize X, for example with SafeScaler()."
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         net.set_params(module=TwoLayers).fit(X, Y)
         net.set_params(module=TwoLayers(4, 1)).fit(Z[:, [0, 1, 2, 2]] * 100, Y)
+
+
+class Skipping(TwoLayers):
+    def forward(self, x):
+        return super().forward(x) + x[:, -1:]
+
+
+class Normalizing(TwoLayers):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__(n_features_in, n_outputs)
+        self.norm = nn.BatchNorm1d(n_features_in)
+
+    def forward(self, x):
+        return super().forward(self.norm(x))
+
+
+@pytest.mark.filterwarnings("ignore::sknan.DivergenceWarning")
+def test_a_module_that_cannot_learn_in_raw_units_is_told_of():
+    with pytest.warns(UserWarning, match="raw units: 3") as caught:
+        StableNetRegressor(Skipping, random_state=0, max_epochs=1).fit(X, Y)
+    told = [str(w.message) for w in caught if "raw units" in str(w.message)]
+    assert len(told) == 1
+    assert told[0].endswith(
+        "because the module uses its input elsewhere than in linear layers: "
+        "standardize X, for example with SafeScaler()."
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = StableNetRegressor(Normalizing, random_state=0, lr=0.01).fit(X, Y)
+    assert net.score(X, Y) > 0.8
 
 
 def test_a_constant_column_is_zero_and_stays_small_when_it_changes():
@@ -233,11 +263,14 @@ def test_skewed_targets_are_not_outliers(y):
 # -- constant targets --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-4, -3.7e12])
-def test_a_constant_target_is_predicted_exactly(value):
+@pytest.mark.parametrize(
+    ("value", "criterion"),
+    [(0.0, "mse"), (1e-4, "mae"), (-3.7e12, "huber"), (1e-4, "poisson")],
+)
+def test_a_constant_target_is_predicted_exactly(value, criterion):
     y = np.full(400, value)
-    net = StableNetRegressor(random_state=0, max_epochs=3).fit(Z, y)
-    assert (net.predict(Z) == y).all()
+    net = StableNetRegressor(criterion=criterion, random_state=0, max_epochs=3)
+    assert (net.fit(Z, y).predict(Z) == y).all()
 
 
 def test_a_stream_whose_first_rows_have_one_target_learns_from_the_next():

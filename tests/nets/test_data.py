@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import r2_score
 from skorch.dataset import Dataset
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from sknan import (
     GuardedNet,
@@ -102,6 +103,9 @@ def test_labels_outside_the_domain_of_a_logistic_loss_are_refused():
         f"{first}. It contains 1, 2: code the two classes as 0 and 1."
     )
     assert network(nn.BCEWithLogitsLoss, 1).fit(X, LABELS).nonfinite_reports_ == []
+    tensors = TensorDataset(torch.from_numpy(X), torch.from_numpy(LABELS + 1))
+    with pytest.raises(NonFiniteDataError, match="It contains 1, 2: code the two"):
+        network(nn.BCEWithLogitsLoss, 1).fit(tensors, None)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ those of the network on raw data.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,10 @@ _TINY = 1e-3
 # column of size 1e5 among 4, Adam at a learning rate of 0.01 learns a third of what it
 # learns without it, and with one of 1e9 the network is worse than the mean.
 _LOST = 1e3
+
+# Size of outputs that no network with new weights has on standardized data. A column of
+# size 1000 gives it; the default network is worse than a constant from there.
+_OVERWHELMED = 100.0
 
 # Largest learning rate that is taken at its word: those of Adadelta and LBFGS are
 # factors of steps that have a size of their own.
@@ -373,6 +378,27 @@ def conditioned(
     if not changed:
         return None
     return Conditioning(changed, list(module.parameters()), loss_scale)
+
+
+def is_overwhelmed(module: nn.Module, inputs: Tensor) -> bool:
+    """Whether outputs are far too large, as those of new weights on raw units are.
+
+    A module that normalizes its input, or takes its logarithm, has usual outputs.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Network before its training. A copy is called, in training mode.
+    inputs : Tensor of shape (n_rows, n_columns)
+        Rows to call it on.
+    """
+    try:
+        with torch.no_grad():
+            output = copy.deepcopy(module).train()(inputs)
+    except Exception:  # the training raises it again
+        return False
+    first = output[0] if isinstance(output, (tuple, list)) else output
+    return isinstance(first, Tensor) and bool(first.abs().max() >= _OVERWHELMED)
 
 
 def feeds_linear_layers(module: nn.Module, inputs: Tensor) -> bool:

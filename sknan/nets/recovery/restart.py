@@ -14,6 +14,7 @@ from sknan.nets.recovery.raw_units import (
     Conditioning,
     conditioned,
     feeds_linear_layers,
+    is_overwhelmed,
     lost_columns,
 )
 
@@ -34,7 +35,7 @@ def start_on_standardized_data(training: Training, rate: float) -> None:
     Parameters
     ----------
     training : Training
-        Training that is about to begin, from weights that it has not trained before.
+        Training that is about to begin.
     rate : float
         Learning rate.
 
@@ -44,22 +45,28 @@ def start_on_standardized_data(training: Training, rate: float) -> None:
         If there are such columns. The message names them.
     """
     net, table = training.net, getattr(training.batches, "dataset", None)
-    if not isinstance(table, TensorTable) or net.on_nonfinite != "recover":
+    if not isinstance(table, TensorTable):
         return
     columns = lost_columns(table.X, rate)
+    if not columns:
+        return
     batch = table.rows(slice(0, _TRIAL_ROWS))
-    with kept_random_states(net.device):
-        if not columns or not feeds_linear_layers(net.module_, batch[0].to(net.device)):
-            return
-    listed = ", ".join(map(str, columns[:_MOST_LISTED]))
-    more = ", ..." if len(columns) > _MOST_LISTED else ""
+    rows = batch[0].to(net.device)
     answer = "Standardize X, for example with SafeScaler()."
-    conditioning = _conditioned(training, batch, {})
+    conditioning = None
+    with kept_random_states(net.device):
+        may_scale = net.on_nonfinite == "recover" and training.raw_table is not None
+        if may_scale and feeds_linear_layers(net.module_, rows):
+            conditioning = _conditioned(training, batch, {})
+        if conditioning is None and not is_overwhelmed(net.module_, rows):
+            return
     if conditioning is not None:
         conditioning.reinterpret()
         training.guard.weights.start_here()
         training.conditioning, training.raw_table = conditioning, None
         answer = f"The network is trained as if on standardized data. {answer}"
+    listed = ", ".join(map(str, columns[:_MOST_LISTED]))
+    more = ", ..." if len(columns) > _MOST_LISTED else ""
     warn(
         f"Columns of X are in raw units: {listed}{more}, with values of size up to "
         f"{float(table.X[:, columns].abs().max()):.3g}. At a learning rate of {rate:g} "

@@ -11,6 +11,7 @@ import torch
 from failing_trainings import MLP, X, Y, fitted, is_sound, network_of, r2
 from skorch import NeuralNet
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from sknan import GuardedNet
 
@@ -98,6 +99,14 @@ def test_weights_that_were_passed_in_are_not_replaced_at_the_start():
     assert (
         str(caught[0].message) == f"{RAW}Standardize X, for example with SafeScaler()."
     )
+
+
+@pytest.mark.parametrize("policy", ["skip", "raise"])
+def test_a_policy_other_than_recover_only_warns(policy):
+    net = network_of(Rectified, on_nonfinite=policy, **ADAM | {"max_epochs": 1})
+    with pytest.warns(UserWarning, match="raw units: 3"):
+        net.fit(TensorDataset(*map(torch.from_numpy, (IDENTIFIERS, Y))), None)
+    assert net._conditioning_ is None
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
