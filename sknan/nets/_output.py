@@ -7,15 +7,18 @@ from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from skorch.dataset import unpack_data
 
 from sknan._utils.settings import usual_settings
+from sknan.diagnosis._raised import may_concern_values
 from sknan.nets._data import refuse_nonfinite_data
 from sknan.nets.recovery.output_repair import (
     OutputRange,
     OutputRepair,
     outputs_by_row,
 )
+from sknan.nets.recovery.validation_loss import loss_of_sound_rows
 
 # At run time the next base class is a skorch net.
 _SkorchNet: Any = object
@@ -53,21 +56,33 @@ class OutputMixin(_SkorchNet):
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Compute the loss of a validation batch; parameters as in skorch.
 
-        Under ``on_nonfinite="recover"`` rows are repaired as in a prediction.
+        Under ``on_nonfinite="recover"`` rows are repaired as in a prediction. Rows that
+        a check in the loss refuses are left out.
         """
         inputs, target = unpack_data(batch)
+        step: dict[str, Any] = {}
         try:
-            step: dict[str, Any] = super().validation_step(batch, **fit_params)
+            step = super().validation_step(batch, **fit_params)
             outputs = step["y_pred"]
         except Exception as error:
-            step, outputs = {}, outputs_by_row(self, inputs, error)
-        if self.on_nonfinite != "recover":
-            return step
-        repaired = OutputRepair(self).add(inputs, outputs)
+            if not may_concern_values(error):
+                raise
+            outputs = self._outputs_without_error(inputs, **fit_params)
+        repaired = outputs
+        if self.on_nonfinite == "recover":
+            repaired = OutputRepair(self).add(inputs, outputs)
         if repaired is outputs and step:
             return step
-        loss = self.get_loss(repaired, target, X=inputs, training=False)
+        loss = loss_of_sound_rows(self, inputs, repaired, target)
         return {"loss": loss, "y_pred": repaired}
+
+    def _outputs_without_error(self, inputs: Any, **fit_params: Any) -> Any:
+        """Return the outputs of a batch, NaN for the rows for which the net raises."""
+        with torch.no_grad():
+            try:
+                return self.infer(inputs, **fit_params)
+            except Exception as error:
+                return outputs_by_row(self, inputs, error)
 
     @usual_settings(any_dtype=True)
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
