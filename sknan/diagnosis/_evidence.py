@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._report import Cause, Phase
-from sknan.diagnosis._thresholds import is_runaway
+from sknan.diagnosis._thresholds import HUGE, NARROW, is_runaway
 
 # Name of the criterion in the field ``module`` of a report.
 CRITERION = "criterion"
@@ -24,6 +24,10 @@ class NonFiniteWeight(NamedTuple):
     name: str
     n_bad: int
     n_entries: int
+
+
+# Operations that are defined for all numbers and overflow at moderate ones.
+_GROWING = ("cosh", "cumprod", "exp", "exp2", "expm1", "prod", "sinh")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,15 @@ class FailedOperation:
     def name(self) -> str:
         """Name of the operation without namespace and mark of an in-place one."""
         return self.operation.removeprefix("aten.").rstrip("_")
+
+    @property
+    def has_overflowed(self) -> bool:
+        """Whether the result was too large for its dtype.
+
+        Other operations that fail were given a number outside their domain.
+        """
+        is_narrow = self.dtype in NARROW
+        return self.largest >= HUGE or is_narrow or self.name in _GROWING
 
     @property
     def place(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from sknan.nets._plain_step import PlainStep
 from sknan.nets._rates import refuse_invalid_rates
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery.explain import explain, explain_weights
+from sknan.nets.recovery.own_gradient import TakeOwnGradient
 from sknan.nets.recovery.protocol import (
     Answer,
     Failure,
@@ -75,6 +76,8 @@ class GuardedTraining:
         States of the random generators before the latest forward pass.
     latest_batches : deque
         Batches of the latest steps.
+    left_out : Counter
+        Number of steps that each row of the training data was left out of.
     raw_table : TensorTable or None
         Training data, as long as a restart on standardized data is possible.
     conditioning : Conditioning or None
@@ -100,6 +103,7 @@ class GuardedTraining:
         self.batch_number = 1
         self.random_states: Any = None
         self.latest_batches: deque[Any] = deque(maxlen=_N_LATEST)
+        self.left_out: Counter[int] = Counter()
         self.conditioning: Conditioning | None = None
         if net._conditioning_ is not None:
             self.conditioning = Conditioning.from_state_dict(
@@ -162,6 +166,7 @@ class GuardedTraining:
         return {
             **{name: getattr(self, name) for name in _SAVED},
             "latest_batches": list(self.latest_batches),
+            "left_out": dict(self.left_out),
             "may_scale_data": self.raw_table is not None,
             "conditioning": conditioning and conditioning.state_dict(self.net.module_),
             "guard": self.guard.state_dict(),
@@ -177,6 +182,7 @@ class GuardedTraining:
         """
         vars(self).update({name: state[name] for name in _SAVED})
         self.latest_batches.extend(state["latest_batches"])
+        self.left_out.update(state["left_out"])
         if not state["may_scale_data"]:
             self.raw_table = None
         if state["conditioning"] is not None:
@@ -191,12 +197,25 @@ class GuardedTraining:
         own = self.own_step
         return own.trial_loss if own is not None and own.is_adversarial else None
 
-    def has_learned(self) -> bool:
-        """Whether the loss is lower than at first, if training was rolled back."""
+    def has_learned(self, *, is_new: bool) -> bool:
+        """Whether the network is better than at first, if its rescue leaves doubts.
+
+        Parameters
+        ----------
+        is_new : bool
+            Whether it must be better than any constant output too. More is not asked
+            of a network that had been trained before.
+        """
+        says = TakeOwnGradient.says
+        is_doubtful = self.guard.n_roll_backs or any(
+            report.recovery == says for report in self.guard.reports
+        )
         is_adversarial = self.own_step is not None and self.own_step.is_adversarial
-        if is_adversarial or not (self.guard.n_roll_backs and self.latest_batches):
+        if is_adversarial or not (is_doubtful and self.latest_batches):
             return True
-        return self._trials().has_learned()
+        trials = self._trials()
+        is_new &= self.guard.on_nonfinite == "recover"
+        return trials.has_improved() and not (is_new and trials.is_constant_enough())
 
     def _trials(self) -> RateTrials:
         return RateTrials(self, self.latest_batches[-1], {})
@@ -307,7 +326,7 @@ class GuardedTraining:
             Inputs and targets.
         fit_params : dict
             Parameters of the module's ``forward``.
-        mode : {"plain", "without_rows", "finite_operations"}, default="plain"
+        mode : {"plain", "without_rows", "finite_operations", "own_gradient"}
             What is changed in a step that is repeated after a failure.
 
         Returns

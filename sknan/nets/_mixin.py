@@ -273,7 +273,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         if training is None:
             return
         is_complete = not (is_interrupted or self._has_stopped_)
-        has_learned = not is_complete or training.has_learned()
+        has_learned = not is_complete or training.has_learned(is_new=is_untrained)
         if not (has_learned or is_untrained):
             self.guard_.weights.first.restore()  # trained before, and better
             has_learned = True

@@ -12,9 +12,13 @@ from torch import Tensor
 from sknan.diagnosis._raised import may_concern_values
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.nets.recovery.finite_operations import finite_step
+from sknan.nets.recovery.own_gradient import own_gradient_step
 from sknan.nets.recovery.protocol import Step, StepMode, StepRefused, Training
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.optim._learning_rates import scaled_rates
+
+# What is done in place of skorch's ``train_step_single`` when a step is repeated.
+_STEPS = {"finite_operations": finite_step, "own_gradient": own_gradient_step}
 
 
 class PlainStep:
@@ -40,8 +44,7 @@ class PlainStep:
         training = self.training
         net, guard, conditioning = training.net, training.guard, training.conditioning
         accumulator = net.get_train_step_accumulator()
-        is_repaired = mode == "finite_operations"
-        single = finite_step if is_repaired else type(net).train_step_single
+        single = _STEPS.get(mode, type(net).train_step_single)
 
         def step_fn() -> Tensor:
             if conditioning is not None:
@@ -115,11 +118,14 @@ class PlainStep:
         is_absurd = norm >= OVERFLOWS_SQUARED and training.raw_table is not None
         if not is_short:
             is_absurd |= norm >= OVERFLOWS_SQUARED or guard.is_spike(loss, norm)
-        if is_absurd or guard.has_exploded(loss, untrained_loss):
-            raise StepRefused(step, loss, norm, is_gradient_absurd=is_absurd)
         if mode == "finite_operations" and norm == 0.0:
             raise StepRefused(step, loss, norm)  # such a step teaches nothing
-        guard.pass_step(loss)
+        # With torch's own gradient, some rows have only the loss of the domain's edge.
+        is_comparable = mode != "own_gradient"
+        if is_absurd or (is_comparable and guard.has_exploded(loss, untrained_loss)):
+            raise StepRefused(step, loss, norm, is_gradient_absurd=is_absurd)
+        if is_comparable:
+            guard.pass_step(loss)
         coefficient = training.clip(parameters, grads, norm, rescue_norm)
         self._step_norm, self._step_loss = norm * coefficient, loss
         training.count_clip(norm, coefficient)

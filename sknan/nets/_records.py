@@ -133,10 +133,10 @@ def _dropped_rows(reports: list[NonFiniteReport]) -> str:
 
 
 def not_learned_error(reports: list[NonFiniteReport]) -> NonFiniteTrainingError:
-    """Return the error for a rescued training that did not lower the loss."""
+    """Return the error for a rescued training that taught the network nothing."""
     return NonFiniteTrainingError(
         f"{_failures(reports)} and the rescued network has learned nothing: its loss "
-        "is no better than that of the untrained network. "
+        "is no better than that of the untrained network, or of a constant output. "
         f"First failure: {reports[0]}",
         reports[0],
     )

@@ -44,6 +44,7 @@ POLICIES = ("recover", "skip", "raise")
 # Sentences that the report records.
 STEP_SKIPPED = "The step was left out."
 BATCH_SKIPPED = "The batch was left out."
+BATCH_IDLE = "The batch was left out, since there is nothing left to learn from it."
 ROLLED_BACK = "The {weights} weights were restored, and {change}."
 
 # Causes of a failure that inputs in raw units may have.
@@ -324,6 +325,12 @@ class Guard(StepChecks):
         self._n_skipped_batches += 1
         self._check_budget(report)
         self.record(report, BATCH_SKIPPED)
+
+    def pass_batch(self, report: NonFiniteReport) -> None:
+        """Take no step for a batch whose gradient is 0 where it is defined."""
+        self._withdraw_step()
+        self.weights.last.restore_buffers()
+        self.record(report, BATCH_IDLE)
 
     @contextlib.contextmanager
     def restart(self, report: NonFiniteReport, recovery: str) -> Iterator[None]:

@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sknan.diagnosis._thresholds import is_runaway
 from sknan.nets.guard._snapshots import OptimizerSnapshot, Snapshot
-
-# Weights farther than this from the first ones, in multiples of the first weights'
-# norm, were moved there by steps that were too large, even if no step failed.
-_FAR_AWAY = 10.0
 
 # Weights whose norm is below this multiple of the first weights' norm have shrunk.
 _SHRUNK = 0.5
@@ -75,7 +72,7 @@ class VerifiedWeights:
     def is_last_trusted(self) -> bool:
         """Whether the last snapshot is a better place to go on from than the first."""
         distance = self.first.relative_distance(self.last)
-        return self._has_improved and distance <= _FAR_AWAY
+        return self._has_improved and not is_runaway(distance)
 
     def accept(self) -> None:
         """Take a snapshot of the present weights and moments, which are verified."""

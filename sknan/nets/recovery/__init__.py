@@ -5,6 +5,7 @@ A new recovery is a module with a class that satisfies
 """
 
 from sknan.nets.recovery.drop_rows import DropRows
+from sknan.nets.recovery.own_gradient import TakeOwnGradient
 from sknan.nets.recovery.protocol import Answer, Failure, Recovery, StepRefused
 from sknan.nets.recovery.repair_operations import RepairOperations
 from sknan.nets.recovery.restart import RestartOnStandardizedData
@@ -19,6 +20,7 @@ __all__ = ["RECOVERIES", "Answer", "Failure", "Recovery", "StepRefused"]
 RECOVERIES: tuple[Recovery, ...] = (
     RestartOnStandardizedData(),
     Retry(),
+    TakeOwnGradient(),
     DropRows(),
     RepairOperations(),
     SkipStep(),

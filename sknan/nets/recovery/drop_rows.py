@@ -41,4 +41,6 @@ class DropRows:
             n_rows = get_len(unpack_data(failure.batch)[0])
             failure.batch = without_rows(failure.batch, failure.latest.rows, n_rows)
             step = repeat_step(training, failure, "without_rows", self.says)
+        if step is not None and failure.report.rows_in == "data":
+            training.left_out.update(failure.report.rows)
         return step

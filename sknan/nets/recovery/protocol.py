@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ from sknan.nets.recovery.raw_units import Conditioning
 Step = dict[str, Any]
 
 # What is changed when a failed step is taken again.
-StepMode = Literal["plain", "without_rows", "finite_operations"]
+StepMode = Literal["plain", "without_rows", "finite_operations", "own_gradient"]
 
 # Result of a recovery: a step, "retry" to attempt the whole batch again, "shorten" to
 # do so after a search for a lower learning rate, or None if the next recovery must be
@@ -67,6 +67,8 @@ class Training(Protocol):
         Net that is trained.
     guard : Guard
         Policy, budget and snapshots.
+    norms, coefficients : list of float
+        Gradient norm and clipping coefficient of each step of the epoch.
     batch_number : int
         Number of the present batch in its epoch, counted from 1.
     batches : iterable of tuple
@@ -75,6 +77,8 @@ class Training(Protocol):
         States of the random generators before the latest forward pass.
     latest_batches : deque
         Batches of the latest steps.
+    left_out : Counter
+        Number of steps that each row of the training data was left out of.
     raw_table : TensorTable or None
         Training data, as long as a restart on standardized data is possible.
     conditioning : Conditioning or None
@@ -83,10 +87,13 @@ class Training(Protocol):
 
     net: Any
     guard: Guard
+    norms: list[float]
+    coefficients: list[float]
     batch_number: int
     batches: Any
     random_states: Any
     latest_batches: deque[Any]
+    left_out: Counter[int]
     raw_table: TensorTable | None
     conditioning: Conditioning | None
 
@@ -150,6 +157,8 @@ class Failure:
         Parameters of the module's ``forward``.
     n_attempts : int, default=0
         Number of repetitions of the step so far.
+    idle_step : dict or None, default=None
+        Repetition with finite operations whose gradient was exactly 0.
     """
 
     guard: Guard
@@ -160,6 +169,7 @@ class Failure:
     batch: Any
     fit_params: dict[str, Any]
     n_attempts: int = 0
+    idle_step: Step | None = None
 
     @property
     def report(self) -> NonFiniteReport:
@@ -188,6 +198,22 @@ class Failure:
         """
         depends_on_batch = self.operation is None or self.operation.depends_on_batch
         return self._has_repeatable_cause and depends_on_batch
+
+    @property
+    def is_of_domain(self) -> bool:
+        """Whether the rows of the batch are outside the domain of an operation.
+
+        The weights are sound, so that a lower learning rate would be no remedy.
+        """
+        evidence = self.first.evidence
+        failed = evidence.failed_operation
+        return (
+            failed is not None
+            and failed.depends_on_batch
+            and not failed.has_overflowed
+            and not evidence.is_finite
+            and self._has_repeatable_cause
+        )
 
 
 class Recovery(Protocol):

@@ -13,11 +13,16 @@ from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states, resumed
 from sknan.diagnosis._raised import may_concern_values
+from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.explain import empty_states
+from sknan.nets.recovery.finite_operations import RepairedOperations
 from sknan.nets.recovery.protocol import StepRefused, Training
 from sknan.nets.recovery.step_loss import loss_of
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
+
+# A rescued network must have a loss lower than that of a constant output by this share.
+_LEAST_GAIN = 0.01
 
 # Number of steps for which a lower learning rate is tested, twice as many as there are
 # batches.
@@ -122,36 +127,55 @@ class RateTrials:
         """
         losses = []
         with kept_random_states(self.net.device), torch.no_grad():
-            for batch in [*self.batches, *self.training.rows_of_data()]:
+            for batch in self._sample:
                 with contextlib.suppress(StepRefused):
                     losses.append(float(self._loss(batch)))
         return max(filter(math.isfinite, losses), default=math.nan)
 
-    def has_learned(self) -> bool:
+    def has_improved(self) -> bool:
         """Whether the present weights have a lower loss than the first ones."""
         try:
-            reached = self._mean_loss()
-            with self.net.guard_.first_weights():
-                return not reached >= self._mean_loss()
+            with RepairedOperations():
+                reached = self._mean_loss(self._sample)
+                with self.net.guard_.first_weights():
+                    return not reached >= self._mean_loss(self._sample)
         except StepRefused:
             return True  # nothing to compare with
+
+    def is_constant_enough(self) -> bool:
+        """Whether a constant output has a loss about as low as that of the network.
+
+        The constant is fitted to a sample of the training rows.
+        """
+        try:
+            with RepairedOperations():
+                reached = self._mean_loss(self._sample)
+            constant = lowest_constant_loss(self.net, self._sample, self.fit_params)
+        except StepRefused:
+            return False
+        return reached > constant - _LEAST_GAIN * abs(constant)
+
+    @property
+    def _sample(self) -> list[Any]:
+        """Recent batches and, if they are known, rows from all the training data."""
+        return [*self.batches, *self.training.rows_of_data()]
 
     def is_as_good_as_last(self) -> bool:
         """Whether the loss is no higher than with the last verified weights."""
         guard = self.net.guard_
         guard.begin_step()
         try:
-            reached = self._mean_loss()
+            reached = self._mean_loss(self.batches)
             with guard.last_weights():
-                return reached <= self._mean_loss()
+                return reached <= self._mean_loss(self.batches)
         except StepRefused:
             return False
         finally:
             guard.weights.last.restore_buffers()
 
-    def _mean_loss(self) -> float:
+    def _mean_loss(self, batches: list[Any]) -> float:
         with kept_random_states(self.net.device), torch.no_grad():
-            losses = [float(self._loss(batch)) for batch in self.batches]
+            losses = [float(self._loss(batch)) for batch in batches]
         return sum(losses) / len(losses)
 
     def rates_at(self, scale: float) -> list[float]:

@@ -21,8 +21,8 @@ def repeat_step(
         Training in the state of the failure.
     failure : Failure
         Failed step. If the repetition fails too, its explanation becomes the latest
-        one, except in the mode "finite_operations": no other repetition follows.
-    mode : {"plain", "without_rows", "finite_operations"}
+        one if it has fewer rows or changes nothing.
+    mode : {"plain", "without_rows", "finite_operations", "own_gradient"}
         What is changed in the step.
     recovery : str
         Sentence for the report.
@@ -39,7 +39,9 @@ def repeat_step(
         with resumed(training.random_states, training.net.device):
             step = training.attempt(failure.batch, failure.fit_params, mode)
     except StepRefused as refused:
-        if mode != "finite_operations":
+        if mode == "finite_operations" and refused.norm == 0.0:
+            failure.idle_step = refused.step
+        if mode in ("plain", "without_rows"):
             failure.latest = explain(
                 training, refused, failure.batch, failure.fit_params
             )

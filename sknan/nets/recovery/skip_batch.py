@@ -10,15 +10,26 @@ from sknan.nets.recovery.skip_step import skipped_step
 
 
 class SkipBatch:
-    """Skip a batch that fails with the last verified weights too."""
+    """Skip a batch that is to blame, and not the weights or the learning rate.
+
+    It fails with the last verified weights too, or it is outside the domain of an
+    operation, which it would be at any learning rate.
+    """
 
     says = BATCH_SKIPPED
 
     def applies(self, failure: Failure) -> bool:
         """Whether the batch is to blame, and not the weights or the learning rate."""
-        return failure.guard.is_batch_to_blame(failure.report, failure.trials)
+        return failure.is_of_domain or failure.guard.is_batch_to_blame(
+            failure.report, failure.trials
+        )
 
     def attempt(self, training: Training, failure: Failure, batch: Any) -> Answer:
-        """Skip the batch within the budget."""
-        training.guard.skip_batch(failure.report)
-        return skipped_step(training, failure)
+        """Skip the batch within the budget, or at no cost if it teaches nothing."""
+        if failure.idle_step is None or not failure.is_of_domain:
+            training.guard.skip_batch(failure.report)
+            return skipped_step(training, failure)
+        training.guard.pass_batch(failure.report)
+        training.norms.append(0.0)
+        training.coefficients.append(1.0)
+        return {**failure.idle_step, "loss": failure.idle_step["loss"].detach()}

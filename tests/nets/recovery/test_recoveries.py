@@ -86,6 +86,8 @@ def test_every_recovery_says_what_the_report_records():
     assert [recovery.says for recovery in RECOVERIES] == [
         "Training restarted as if on standardized data.",
         "The step was taken again, and was finite.",
+        "The step was taken with torch's gradient, which is finite, since the same "
+        "rows have failed before; it was clipped to norm 1.",
         "The step was taken without the rows to blame, clipped to norm 1.",
         "The step was taken with its operations repaired, clipped to norm 1.",
         "The step was left out.",

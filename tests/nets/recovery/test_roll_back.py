@@ -96,7 +96,7 @@ def test_a_rescue_that_has_learned_nothing_is_an_error():
     assert str(error) == (
         "Training failed in 2 steps of 2 epochs, for 2 reasons, and the rescued "
         "network has learned nothing: its loss is no better than that of the untrained "
-        "network. First failure: "
+        "network, or of a constant output. First failure: "
         f"{net.nonfinite_reports_[0]}"
     )
 
