@@ -20,7 +20,7 @@ from sknan._engine.network_state import (
 )
 from sknan._engine.plan import RestOfTraining, TrainingPlan
 from sknan._utils.random_state import kept_random_states, resumed
-from sknan.nets._records import is_orderly_stop, warn_of_interrupt
+from sknan.nets._records import is_orderly_stop, warn_of_fall, warn_of_interrupt
 from sknan.nets.recovery.raw_units import Conditioning
 
 
@@ -275,6 +275,7 @@ class Member:
             self._train_in_loop(self.rest)
             return
         if self.recovery is None:
+            warn_of_fall(self.net)
             self.net._warn_of_idle_clip(*self.clipping)
         else:
             with resumed((self.generator.get_state(), None), "cpu"):

@@ -22,6 +22,7 @@ from sknan.nets._records import (
     is_orderly_stop,
     no_step_error,
     not_learned_error,
+    warn_of_fall,
     warn_of_idle_clip,
     warn_of_interrupt,
     warn_of_rescue,
@@ -280,6 +281,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         training.end(is_interrupted=is_interrupted)
         reports = self.guard_.reports[n_reports:]
         if is_complete:
+            warn_of_fall(self)
             self._warn_of_idle_clip(
                 training.n_steps, training.n_clipped, training.largest_norm
             )

@@ -18,6 +18,11 @@ from sknan.nets.recovery.drop_rows import DropRows
 # Entries that a guarded net adds to skorch's history.
 GUARD_ENTRIES = ("n_recoveries", "grad_norm", "clip_share", "clip_coefficient", "lr")
 
+# A loss that falls below minus this multiple of its first size has no lower bound. A
+# negative log-likelihood falls to about -30 times, since float32 resolves no narrower
+# distribution.
+_DEEP_FALL = 100.0
+
 # In a shorter training, a clip that was never needed gives no warning.
 _FEWEST_STEPS = 20
 
@@ -219,6 +224,25 @@ def warn_of_interrupt(
             f"network keeps the {kept}. Call fit again for a complete training."
         )
     )
+
+
+def warn_of_fall(net: Any) -> None:
+    """Warn if the training loss has fallen as only one without a lower bound does.
+
+    Parameters
+    ----------
+    net : skorch net with GuardMixin
+        Net at the end of a training.
+    """
+    losses = [row["train_loss"] for row in net.history or () if "train_loss" in row]
+    if losses and losses[-1] < -_DEEP_FALL * max(abs(losses[0]), 1.0):
+        warn(
+            f"The training loss has fallen from {losses[0]:.3g} to {losses[-1]:.3g} "
+            f"in {len(losses)} epochs. It seems to have no lower bound, so that the "
+            "network learns to lower it, whatever it predicts. Look for a divisor or a "
+            "weight in the loss that may be negative, and for targets or outputs "
+            "outside the range that the loss is meant for.",
+        )
 
 
 def warn_of_idle_clip(net: Any, n_steps: int, n_clipped: int, norm: float) -> None:
