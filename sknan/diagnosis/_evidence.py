@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._report import Cause, Phase
-from sknan.diagnosis._thresholds import HUGE, NARROW, is_runaway
+from sknan.diagnosis._thresholds import NARROW, OVERFLOWS_SQUARED, is_runaway
 
 # Name of the criterion in the field ``module`` of a report.
 CRITERION = "criterion"
@@ -103,7 +103,8 @@ class FailedOperation:
         Other operations that fail were given a number outside their domain.
         """
         is_narrow = self.dtype in NARROW
-        return self.largest >= HUGE or is_narrow or self.name in _GROWING
+        is_huge = self.largest >= OVERFLOWS_SQUARED
+        return is_huge or is_narrow or self.name in _GROWING
 
     @property
     def place(self) -> dict[str, Any]:

@@ -215,7 +215,13 @@ class GuardedTraining:
             return True
         trials = self._trials()
         is_new &= self.guard.on_nonfinite == "recover"
-        return trials.has_improved() and not (is_new and trials.is_constant_enough())
+        self.guard.begin_step()
+        try:
+            return trials.has_improved() and not (
+                is_new and trials.is_constant_enough()
+            )
+        finally:  # of batch normalization
+            self.guard.weights.last.restore_buffers()
 
     def _trials(self) -> RateTrials:
         return RateTrials(self, self.latest_batches[-1], {})

@@ -26,13 +26,9 @@ _SPIKE = 1e6
 _FEWEST_NORMS = 5
 
 
-def _exceeds(loss: Any, reference: Any, scale: Any, factor: float) -> Any:
-    """Whether a loss is ``factor`` times the reference, on the scale of the losses.
-
-    The difference also works for negative losses. If all losses were 0 so far, their
-    scale is unknown, and none exceeds another.
-    """
-    return (loss - reference > (factor - 1.0) * scale) & (scale > 0.0)
+def _exceeds(loss: Any, reference: Any, factor: float) -> Any:
+    # The difference also works for negative losses.
+    return loss - reference > (factor - 1.0) * abs(reference)
 
 
 def _patience(n_steps: int | None) -> int:
@@ -82,8 +78,6 @@ class LossWatch(_NormWatch):
         self.reference = reference
         self._recent: deque[float] = deque(maxlen=_patience(n_steps))
         self._has_loss = False
-        # Sum of the sizes of all losses before the recent ones, and their number.
-        self._total, self._n_earlier = 0.0, 0
 
     def forget(self) -> None:
         """Forget the recent losses after a failed step."""
@@ -98,14 +92,9 @@ class LossWatch(_NormWatch):
         recent = deque(state["_recent"], maxlen=self._recent.maxlen)
         vars(self).update({**state, "_recent": recent})
 
-    def _scale(self, reference: float) -> float:
-        """Size of an untrained loss or the mean size of the earlier losses."""
-        return max(abs(reference), self._total / max(self._n_earlier, 1))
-
     def is_trusted(self, loss: float) -> bool:
         """Whether the loss is low enough for a roll back to these weights."""
-        scale = self._scale(self.reference)
-        return not _exceeds(loss, self.reference, scale, 2.0)
+        return not _exceeds(loss, self.reference, 2.0)
 
     def has_exploded(self, loss: float, untrained_loss: Callable[[], float]) -> bool:
         """Whether a finite loss has diverged.
@@ -113,7 +102,7 @@ class LossWatch(_NormWatch):
         It is suspected if each of the recent losses exceeds the untrained loss tenfold.
         It is confirmed if the present loss exceeds tenfold what the untrained weights
         give for the recent batches. If not, the data are larger here, and the reference
-        is raised. A loss near 0 is compared on the scale of the losses seen before.
+        is raised. An untrained loss of exactly 0 gives no scale and confirms nothing.
 
         Parameters
         ----------
@@ -130,21 +119,18 @@ class LossWatch(_NormWatch):
         if not self._has_loss:
             self.reference = max(self.reference, loss)
             self._has_loss = True
-        recent, reference = self._recent, self.reference
-        if len(recent) == recent.maxlen:
-            self._total += abs(recent[0])
-            self._n_earlier += 1
-        recent.append(loss)
-        if len(recent) < (recent.maxlen or 0) or not _exceeds(
-            min(recent), reference, self._scale(reference), _EXPLOSION
-        ):
+        self._recent.append(loss)
+        is_suspect = len(self._recent) == self._recent.maxlen and _exceeds(
+            min(self._recent), self.reference, _EXPLOSION
+        )
+        if not is_suspect:
             return False
         before = untrained_loss()
         if not math.isfinite(before):
             before = -math.inf
-        elif _exceeds(loss, before, self._scale(before), _EXPLOSION):
+        elif before != 0.0 and _exceeds(loss, before, _EXPLOSION):
             return True
-        self.reference = max(reference, before, min(recent))
+        self.reference = max(self.reference, before, min(self._recent))
         return False
 
     def is_spike(self, loss: float, norm: float) -> bool:
@@ -163,8 +149,9 @@ class LossWatch(_NormWatch):
         -------
         bool
         """
-        size = abs(self.reference)
-        is_ordinary = not _exceeds(loss, self.reference, size, _EXPLOSION)
+        is_ordinary = not self._has_loss or not _exceeds(
+            loss, self.reference, _EXPLOSION
+        )
         if is_ordinary and self._is_absurd(loss, norm):
             return True
         self._add_norm(norm)
@@ -185,22 +172,12 @@ class LossWatches(_NormWatch, MemberArrays):
     """
 
     _maximum = np.maximum
-    _arrays = (
-        "_recent",
-        "_usual_norm",
-        "_largest_norm",
-        "_reference",
-        "_total",
-        "_n_earlier",
-        "_first_scale",
-    )
+    _arrays = ("_recent", "_usual_norm", "_largest_norm", "_reference")
 
     def __init__(self, n_steps: int, n_trainings: int) -> None:
         super().__init__(np.zeros(n_trainings))
         self._recent = np.full((_patience(n_steps), n_trainings), -math.inf)
         self._reference = np.full(n_trainings, math.nan)
-        self._total, self._first_scale = np.zeros((2, n_trainings))
-        self._n_earlier = np.zeros(n_trainings, dtype=np.int64)
 
     def watch_of(self, k: int) -> LossWatch:
         """Return the watch of a training by itself.
@@ -215,8 +192,6 @@ class LossWatches(_NormWatch, MemberArrays):
         watch._recent = deque(recent[recent > -math.inf].tolist(), maxlen=len(recent))
         watch._has_loss = not math.isnan(self._reference[k])
         watch.reference = float(self._reference[k]) if watch._has_loss else -math.inf
-        watch._total = float(self._total[k])
-        watch._n_earlier = int(self._n_earlier[k])
         watch._n_norms = self._n_norms
         watch._usual_norm = float(self._usual_norm[k])
         watch._largest_norm = float(self._largest_norm[k])
@@ -236,8 +211,6 @@ class LossWatches(_NormWatch, MemberArrays):
         self._recent[:, k] = -math.inf
         self._recent[len(self._recent) - len(recent) :, k] = recent
         self._reference[k] = watch.reference if watch._has_loss else math.nan
-        self._total[k] = watch._total
-        self._n_earlier[k] = watch._n_earlier
         self._usual_norm[k] = watch._usual_norm
         self._largest_norm[k] = watch._largest_norm
 
@@ -247,15 +220,13 @@ class LossWatches(_NormWatch, MemberArrays):
         Parameters
         ----------
         losses : ndarray of shape (n_trainings,)
-            Losses of the first of the latest steps.
+            Losses of a step.
 
         Returns
         -------
         ndarray of bool, same shape
         """
-        exceeds: NDArray[np.bool_] = _exceeds(
-            losses, self._reference, self._first_scale, 2.0
-        )
+        exceeds: NDArray[np.bool_] = _exceeds(losses, self._reference, 2.0)
         return ~exceeds
 
     def may_have_exploded(self, losses: Floats) -> NDArray[np.bool_]:
@@ -272,18 +243,12 @@ class LossWatches(_NormWatch, MemberArrays):
         """
         reference = self._reference_of(losses)
         recent = np.concatenate([self._recent, losses])
-        n_recent, self._recent = len(self._recent), recent[-len(self._recent) :]
-        earlier = recent[: len(losses)]
-        sizes = np.where(earlier > -math.inf, np.abs(earlier), 0.0)
-        totals = np.add.accumulate(np.concatenate([self._total[None], sizes]))[1:]
-        counts = self._n_earlier + np.cumsum(earlier > -math.inf, axis=0)
-        scales = np.maximum(np.abs(reference), totals / np.maximum(counts, 1))
-        self._total, self._n_earlier = totals[-1], counts[-1]
-        self._first_scale = scales[0]
-        suspects: NDArray[np.bool_] = _exceeds(losses, reference, scales, _EXPLOSION)
+        n_recent = len(self._recent)
+        self._recent = recent[-n_recent:]
+        suspects: NDArray[np.bool_] = _exceeds(losses, reference, _EXPLOSION)
         if suspects.any():
             windows = sliding_window_view(recent[1:], n_recent, axis=0)
-            suspects = _exceeds(windows.min(axis=-1), reference, scales, _EXPLOSION)
+            suspects = _exceeds(windows.min(axis=-1), reference, _EXPLOSION)
         return suspects
 
     def is_spike(self, losses: Floats, norms: Floats) -> NDArray[np.bool_]:
@@ -299,8 +264,7 @@ class LossWatches(_NormWatch, MemberArrays):
         ndarray of bool, same shape
         """
         reference = self._reference_of(losses)
-        size = np.abs(reference)
-        is_spike: NDArray[np.bool_] = ~_exceeds(losses, reference, size, _EXPLOSION)
+        is_spike: NDArray[np.bool_] = ~_exceeds(losses, reference, _EXPLOSION)
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             is_spike[step] &= self._is_absurd(loss, norm)
             self._add_norm(norm)

@@ -73,7 +73,7 @@ def lowest_constant_loss(
 
     with kept_random_states(net.device), torch.enable_grad():
         try:
-            search.step(mean_loss)  # type: ignore[arg-type]
+            search.step(mean_loss)  # type: ignore[no-untyped-call]
         except Exception as error:
             if not may_concern_values(error):
                 raise
