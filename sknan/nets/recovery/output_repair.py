@@ -264,11 +264,11 @@ class OutputRepair:
         DivergenceWarning
             If the output of some rows needs repair. The net keeps the report.
         """
-        n_bad = len(self.repaired) + len(self.refused)
+        net, n_bad = self.net, len(self.repaired) + len(self.refused)
+        if n_bad or net.guard_.reports:  # the range of what was learned
+            net._output_range_ = self.range
         if not n_bad:
             return
-        net = self.net
-        net._output_range_ = self.range
         if n_bad > self.n_rows // 2:  # too many to be left out of each batch
             net._output_range_ = _wider(self.range, self._repaired_range)
         clause = f"is not finite for {n_bad} of {self.n_rows} training rows"

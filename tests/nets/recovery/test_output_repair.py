@@ -255,6 +255,25 @@ def test_far_from_the_training_data_an_overflow_is_refused():
     )
 
 
+class BadInTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(torch.log(x) if self.training else torch.exp(x))
+
+
+def test_after_a_rescue_new_rows_stay_in_the_range_of_the_training_rows():
+    net = fitted(network_of(BadInTraining, lr=0.01), ROWS, TARGETS)
+    known = net.predict(ROWS)
+    inputs = ROWS.copy()
+    inputs[5, 0] = 500.0
+    with pytest.warns(UserWarning, match="row 5, column 0"):
+        predicted = net.predict(inputs)
+    assert known.min() <= predicted[5] <= known.max()
+
+
 def test_logits_of_classes_that_are_ruled_out_remain():
     class RuledOut(nn.Module):
         def __init__(self):
