@@ -35,9 +35,10 @@ be 1. In the order in which a training passes through them, the modules are:
 ``passes``
     Forward and backward pass of all members: ``chain`` with explicit passes of known
     layers and ``losses`` with explicit gradients, or ``module_pass`` for other modules,
-    whose operations ``recording`` records once and runs again.
+    whose operations ``recording`` records once and runs again. ``products`` makes
+    operations of a member independent of the number of members.
 ``optimizer_step``
-    Steps of Adam, AdamW and SGD for all members.
+    Steps of Adam, AdamW, SGD, RMSprop and Adagrad for all members.
 ``ledger``
     Losses, gradient norms, clipping (``clipping``) and learning rates
     (``learning_rates``) of all steps. It decides which members may have failed.

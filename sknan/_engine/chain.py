@@ -21,68 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sknan._engine.losses import StackedLoss, stacked_loss_of
+from sknan._engine.products import parts_of_members, stacked_product
 from sknan.nets._chain import ACTIVATIONS
 
 _aten = torch.ops.aten
 
 _Call = Callable[[], object]
-
-
-# -- products --------------------------------------------------------------------------
-
-# A batched product rounds like separate products only where the result of each member
-# has more than one column and begins at a multiple of this number of elements.
-_ALIGNMENT = 16
-
-# From this number of multiplications on, a product by oneDNN takes down to half of the
-# time of torch.mm on processors with AVX-512. A call takes some microseconds more.
-_LARGE = 2**21
-
-
-def stacked_product(
-    a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None
-) -> Callable[[], object]:
-    """Prepare the matrix products of all members, plus a bias.
-
-    Each product is bitwise identical to that of the member alone.
-    """
-    if _is_for_onednn(a, out, bias):
-        return _large_products(a, b, out, bias)
-    if out[0].numel() % _ALIGNMENT or out.shape[2] == 1:
-        return partial(_separate_products, a, b, out, bias)
-    if bias is None:
-        return partial(torch.bmm, a, b, out=out)
-    return partial(torch.baddbmm, bias, a, b, out=out)
-
-
-def _is_for_onednn(a: Tensor, out: Tensor, bias: Tensor | None) -> bool:
-    return (
-        out[0].numel() * a.shape[2] >= _LARGE
-        and out.dtype == torch.float32
-        and (bias is None or bias.shape[1] == 1)
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    )
-
-
-def _large_products(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None) -> _Call:
-    rows = [None] * len(out) if bias is None else bias.squeeze(1).unbind()
-    products = list(zip(out, a, b.transpose(1, 2), rows, strict=True))
-    linear = torch.ops.mkldnn._linear_pointwise.default
-
-    def compute() -> None:
-        for result, x, weight, row in products:
-            result.copy_(linear(x, weight, row, "none", [], ""))
-
-    return compute
-
-
-def _separate_products(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None) -> None:
-    pairs = zip(a, b, strict=True)
-    if bias is None:
-        torch.stack([x.mm(y) for x, y in pairs], out=out)
-        return
-    triples = zip(bias, pairs, strict=True)
-    torch.stack([torch.addmm(row, x, y) for row, (x, y) in triples], out=out)
 
 
 # -- layers ----------------------------------------------------------------------------
@@ -172,7 +116,8 @@ class _StackedActivation:
 
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
         y = torch.empty_like(x)
-        calls.append(lambda: y.copy_(self.function(self.module, x)))
+        compute = partial(_write, self.function, self.module)
+        calls += [partial(compute, *part) for part in parts_of_members(y, x)]
         self.kept = y if self.uses_output else x
         return y
 
@@ -181,9 +126,15 @@ class _StackedActivation:
     ) -> Tensor | None:
         if not needs_input:
             return None
-        kept, result = self.kept, torch.empty_like(grad)
-        calls.append(lambda: result.copy_(self.derivative(self.module, grad, kept)))
+        result = torch.empty_like(grad)
+        compute = partial(_write, self.derivative, self.module)
+        parts = parts_of_members(result, grad, self.kept)
+        calls += [partial(compute, *part) for part in parts]
         return result
+
+
+def _write(function: Any, module: nn.Module, result: Tensor, *args: Tensor) -> None:
+    result.copy_(function(module, *args))
 
 
 class _StackedReLU:

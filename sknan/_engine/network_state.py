@@ -29,9 +29,20 @@ class NetworkState(NamedTuple):
     n_steps: int
 
 
+# Names of the moments in the state of an optimizer.
+_MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.Adam: ("exp_avg", "exp_avg_sq"),
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.SGD: (),
+    torch.optim.RMSprop: ("square_avg",),
+    torch.optim.Adagrad: ("sum",),
+}
+
+
 def _moment_names(net: TableNet) -> tuple[str, ...]:
-    is_adam = "betas" in net.optimizer_.param_groups[0]
-    return ("exp_avg", "exp_avg_sq") if is_adam else ("momentum_buffer",)
+    has_momentum = net.optimizer_.param_groups[0].get("momentum")
+    names = _MOMENTS[type(net.optimizer_)]
+    return (*names, "momentum_buffer") if has_momentum else names
 
 
 def read_state(net: TableNet) -> NetworkState:
@@ -46,7 +57,7 @@ def read_state(net: TableNet) -> NetworkState:
     states = [net.optimizer_.state.get(p, {}) for p in parameters]
     names = _moment_names(net)
     kept = [[state.get(name) for state in states] for name in names]
-    has_moments = any(moment is not None for moment in kept[0])
+    has_moments = any(moment is not None for column in kept for moment in column)
     # SGD does not count its steps.
     counts = [int(state.get("step", 1)) for state in states if state]
     moments = [
@@ -54,7 +65,7 @@ def read_state(net: TableNet) -> NetworkState:
             torch.zeros_like(p) if moment is None else moment.clone()
             for p, moment in zip(parameters, column, strict=True)
         ]
-        for column in [*kept, [None] * len(parameters)][:2]
+        for column in [*kept, *([[None] * len(parameters)] * 2)][:2]
     ]
     return NetworkState(
         [p.detach().clone() for p in parameters],
@@ -79,16 +90,15 @@ def write_state(net: TableNet, state: NetworkState) -> None:
     states = net.optimizer_.state
     states.clear()
     names = _moment_names(net)
-    has_moments = len(names) == 2 or net.optimizer_.param_groups[0]["momentum"]
-    if not (state.n_steps and has_moments):
+    if not names or not (state.n_steps or "sum" in names):  # Adagrad begins with zeros
         return
     for i, parameter in enumerate(net.module_.parameters()):
         # In the memory layout of the parameter, which the fused optimizers assume.
-        kept = {
-            name: torch.empty_like(parameter).copy_(moment[i])
-            for name, moment in zip(names, state.moments, strict=False)
-        }
-        if len(names) == 2:
+        kept = {name: torch.zeros_like(parameter) for name in names}
+        if state.n_steps:
+            for name, moment in zip(names, state.moments, strict=False):
+                kept[name].copy_(moment[i])
+        if _MOMENTS[type(net.optimizer_)]:  # SGD does not count its steps
             kept = {"step": torch.tensor(float(state.n_steps)), **kept}
         states[parameter] = kept
 

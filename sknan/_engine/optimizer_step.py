@@ -1,6 +1,7 @@
-"""Steps of torch's fused optimizers for the members of a stack.
+"""Steps of torch's optimizers for the members of a stack.
 
-The kernels are torch's own, with members of equal settings in one call. They compute
+The kernels are torch's own where there are any, with members of equal settings in one
+call. They compute
 the step at a learning rate of 1 and without weight decay. The stack applies these two
 itself, because they are the settings that a search varies.
 """
@@ -20,8 +21,21 @@ _LARGEST_RATE = 1e10
 # Settings that may differ between members, besides learning rate and weight decay.
 _KERNEL_SETTINGS = ("betas", "momentum", "dampening")
 
-_SUPPORTED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-_UNSUPPORTED_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable")
+_SUPPORTED = (
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.SGD,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+)
+_UNSUPPORTED_OPTIONS = (
+    "amsgrad",
+    "capturable",
+    "centered",
+    "differentiable",
+    "initial_accumulator_value",
+    "maximize",
+)
 
 
 def optimizer_key(optimizer: torch.optim.Optimizer) -> Hashable | None:
@@ -40,7 +54,11 @@ def optimizer_key(optimizer: torch.optim.Optimizer) -> Hashable | None:
     if type(optimizer) not in _SUPPORTED or len(optimizer.param_groups) != 1:
         return None
     group = optimizer.param_groups[0]
-    is_supported = group["fused"] and not any(map(group.get, _UNSUPPORTED_OPTIONS))
+    is_supported = (
+        group.get("fused", True)  # RMSprop has no such kernel
+        and group.get("eps", 1.0) > 0.0
+        and not any(map(group.get, _UNSUPPORTED_OPTIONS))
+    )
     if not is_supported or not 0.0 < float(group["lr"]) < _LARGEST_RATE:
         return None
     per_member = ("params", "lr", "weight_decay", *_KERNEL_SETTINGS)
@@ -99,6 +117,9 @@ def write_unit_steps(
             maximize=False,
         )
         return
+    if "alpha" in group or "lr_decay" in group:
+        _write_scaled_gradients(group, count, lists)
+        return
     for step in steps:
         step.zero_()
     torch._fused_sgd_(
@@ -113,3 +134,20 @@ def write_unit_steps(
         maximize=False,
         is_first_step=bool(count == 1),
     )
+
+
+def _write_scaled_gradients(
+    group: dict[str, Any], count: Tensor, lists: list[list[Tensor]]
+) -> None:
+    """Compute the steps of RMSprop and Adagrad; parameters as above.
+
+    The gradient is divided by the root of the mean, or sum, of its previous squares.
+    """
+    for step, gradient, squares, momentum in zip(*lists, strict=True):
+        weight = 1.0 - group.get("alpha", 0.0)
+        squares.mul_(group.get("alpha", 1.0)).addcmul_(gradient, gradient, value=weight)
+        torch.sqrt(squares, out=step).add_(group["eps"])
+        torch.div(gradient, step, out=step)
+        if group.get("momentum"):
+            step.copy_(momentum.mul_(group["momentum"]).add_(step))
+        step.mul_(-1.0 / (1.0 + (float(count) - 1.0) * group.get("lr_decay", 0.0)))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sknan._engine.chain import stacked_product
+from sknan._engine.products import stacked_product
 
 _aten = torch.ops.aten
 
@@ -59,10 +59,9 @@ class _Operation(NamedTuple):
         if _storages(self.results) <= _storages(self.reads):
             return partial(function, *args, **kwargs)
         results = result if isinstance(result, (tuple, list)) else (result,)
-        variant, names = _variant_with_out(function)
+        variant, names, accepted = _variant_with_out(function)
         if not len(names) == len(results) == len(self.results):
             return self._compute_and_copy
-        accepted = {argument.name for argument in variant._schema.arguments}
         kwargs = {name: v for name, v in kwargs.items() if name in accepted}
         return partial(
             variant, *args, **kwargs, **dict(zip(names, results, strict=True))
@@ -187,20 +186,26 @@ def _storages(tensors: Iterable[Tensor]) -> set[int]:
 
 
 @cache
-def _variant_with_out(function: Any) -> tuple[Any, list[str]]:
-    """Return the variant of a function that writes to given tensors, and their names.
+def _variant_with_out(function: Any) -> tuple[Any, list[str], set[str]]:
+    """Return the variant of a function that writes to given tensors.
 
-    The variant is None if there is none.
+    With it, the names of these tensors and of all its arguments are returned. The
+    variant is None if there is none.
     """
     packet, wanted = function._overloadpacket, function._schema
     for name in packet.overloads():
         variant = getattr(packet, name)
-        outs = [a.name for a in variant._schema.arguments if a.is_out]
+        arguments = variant._schema.arguments
+        outs = [a.name for a in arguments if a.is_out]
         if len(outs) == len(wanted.returns) and _inputs(variant._schema) == _inputs(
             wanted
         ):
-            return variant, outs
-    return None, []
+            if outs == ["out"] and torch.Tag.generated not in variant.tags:
+                # The function of Python takes half of the time of the variant.
+                name = wanted.name.removeprefix("aten::")
+                variant = getattr(torch._C._VariableFunctions, name, variant)
+            return variant, outs, {a.name for a in arguments}
+    return None, [], set()
 
 
 def _inputs(schema: Any) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -249,11 +250,18 @@ class Stack:
 
     def _blocks(self, rows: Tensor) -> list[Tensor]:
         """Return views of padded rows with the shapes of the weights, (K, *shape)."""
-        sizes = [shape.numel() for shape in self._shapes]
-        blocks = torch.split(rows[:, : self._size], sizes, 1)
+        starts = itertools.accumulate((s.numel() for s in self._shapes), initial=0)
         return [
-            block.view(len(rows), *shape)
-            for block, shape in zip(blocks, self._shapes, strict=True)
+            # A view of one row would not keep the distance of the rows.
+            rows.as_strided(
+                (len(rows), *shape),
+                (
+                    rows.stride(0),
+                    *(math.prod(shape[i + 1 :]) for i in range(len(shape))),
+                ),
+                rows.storage_offset() + start,
+            )
+            for start, shape in zip(starts, self._shapes, strict=False)
         ]
 
     def subset(self, index: NDArray[np.int64], rows: StackRows | None = None) -> Stack:

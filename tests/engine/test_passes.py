@@ -219,12 +219,13 @@ def test_a_buffer_without_dimensions_is_stacked():
 
 
 @pytest.mark.filterwarnings("ignore::sknan.DivergenceWarning")
+@pytest.mark.parametrize("batch_size", [32, 31])
 @pytest.mark.parametrize("estimator_class", [StableNetClassifier, StableNetRegressor])
 def test_a_custom_module_in_a_stack_of_one_has_the_bits_of_a_member_of_many(
-    estimator_class,
+    estimator_class, batch_size
 ):
     settings = [*LEARNING_RATES, {"lr": 1e30}]
-    jobs = jobs_of(estimator_class, settings, module=Residual)
+    jobs = jobs_of(estimator_class, settings, module=Residual, batch_size=batch_size)
     estimators = fitted_separately(jobs)
     for outcome, separate in zip(train_together(jobs), estimators, strict=True):
         assert_bitwise_equal(weights_of(outcome.estimator), weights_of(separate))

@@ -56,6 +56,12 @@ CASES = {
             "optimizer__nesterov": True,
         },
     ),
+    "RMSprop": (LEARNING_RATES, {"optimizer": "rmsprop", "weight_decay": 0.1}),
+    "RMSprop with momentum": (
+        LEARNING_RATES,
+        {"optimizer": "rmsprop", "optimizer__momentum": 0.9, "optimizer__alpha": 0.9},
+    ),
+    "Adagrad": (LEARNING_RATES, {"optimizer": "adagrad", "optimizer__lr_decay": 0.1}),
     "one batch": (LEARNING_RATES, {"batch_size": 512}),
     "loss of torch": (LEARNING_RATES, {"criterion": "of torch"}),
 }
@@ -143,6 +149,13 @@ def test_a_member_of_a_stack_is_bitwise_identical_to_a_fit(settings, common):
         {"module__width": 16},
         {"module__width": 256},
         {"module__n_frequencies": 4, "module__dropout": 0.2},
+        {"module__width": 1, "batch_size": 3, "max_epochs": 1},
+        {"module__width": 31, "batch_size": 31},
+        {"module__width": 17, "batch_size": 31, "module__activation": "mish"},
+        {"module__width": 24, "batch_size": 30, "module__activation": "selu"},
+        {"module__width": 5, "batch_size": 8, "module__activation": "silu"},
+        {"module__width": 50, "batch_size": 50, "module__activation": "gelu"},
+        {"module__width": 21, "batch_size": 22, "early_stopping": True},
     ],
 )
 @pytest.mark.parametrize("estimator_class", [StableNetClassifier, StableNetRegressor])
