@@ -10,6 +10,7 @@ from skorch import NeuralNet
 from skorch.dataset import get_len
 from torch.utils.data import DataLoader
 
+from sknan._utils.settings import usual_settings
 from sknan.nets._batching import TensorBatches
 from sknan.nets._data import as_table
 from sknan.nets._guarded_step import GuardedTraining
@@ -154,6 +155,7 @@ class LoopMixin(_SkorchNet):
         training = self._training_
         return self.schedule_.factor(0 if training is None else training.n_steps)
 
+    @usual_settings(any_dtype=True)
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take one step, and recover if it fails.
 

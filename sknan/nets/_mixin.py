@@ -234,6 +234,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         if backups:
             backups[0].restore_net(self)
 
+    @usual_settings(any_dtype=True)
     def fit_loop(
         self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
     ) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -315,3 +317,20 @@ def test_every_method_that_a_class_behind_the_mixin_overrides_is_called():
     net = trained(GuardedHooked, train_split=ValidSplit(5))
     net.predict(X)
     assert net.calls == set(HOOKS)
+
+
+@pytest.mark.parametrize(
+    "setting", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")]
+)
+@pytest.mark.parametrize("cls", [GuardedNetRegressor, Counting])
+def test_a_loop_and_a_step_do_not_depend_on_the_callers_settings(cls, setting):
+    batch = torch.from_numpy(X), torch.from_numpy(Y)
+    found = []
+    for context in (contextlib.nullcontext, setting):
+        torch.manual_seed(0)
+        net = cls(MLP, train_split=None, verbose=0, max_epochs=2).initialize()
+        with context():
+            net.fit_loop(X, Y)
+            net.train_step(batch)
+        found.append(weights(net))
+    assert torch.equal(*found)
