@@ -124,6 +124,34 @@ def test_targets_outside_the_domain_of_a_loss_are_refused(criterion, target):
         network(criterion, 1).fit(X, target)
 
 
+CODES = LABELS.ravel().astype("int64")
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss, nn.MultiMarginLoss])
+@pytest.mark.parametrize("first", [-1, 1])
+def test_classes_that_are_not_coded_from_0_are_refused(criterion, first):
+    outside = (CODES + first < 0) | (CODES + first > 1)
+    with pytest.raises(NonFiniteDataError) as caught:
+        network(criterion).fit(X, CODES + first)
+    assert str(caught.value) == (
+        f"criterion={criterion.__name__} needs labels from 0 to 1 for the 2 outputs of "
+        f"the module, but y contains {-1 if first < 0 else 2} in {outside.sum()} of "
+        f"300 rows, first at row {outside.argmax()}. Code the classes from 0, or give "
+        "the module more outputs."
+    )
+
+
+@pytest.mark.filterwarnings("ignore::sknan.DivergenceWarning")
+def test_a_few_labels_out_of_range_are_left_out_and_ignored_ones_are_ignored():
+    codes = CODES.copy()
+    codes[[5, 200]] = 255
+    net = network(nn.CrossEntropyLoss, max_epochs=3).fit(X, codes)
+    assert {row for r in net.nonfinite_reports_ for row in r.rows} == {5, 200}
+    codes[CODES == 1] = -100
+    codes[[5, 200]] = 0
+    assert network(nn.CrossEntropyLoss).fit(X, codes).nonfinite_reports_ == []
+
+
 class Masked(nn.BCEWithLogitsLoss):
     def forward(self, output, target):
         return super().forward(output[target >= 0], target[target >= 0])

@@ -7,6 +7,7 @@ A new recovery is a module with a class that satisfies
 from sknan.nets.recovery.drop_rows import DropRows
 from sknan.nets.recovery.own_gradient import TakeOwnGradient
 from sknan.nets.recovery.protocol import Answer, Failure, Recovery, StepRefused
+from sknan.nets.recovery.refuse_labels import RefuseLabels
 from sknan.nets.recovery.repair_operations import RepairOperations
 from sknan.nets.recovery.restart import RestartOnStandardizedData
 from sknan.nets.recovery.retry import Retry
@@ -18,6 +19,7 @@ __all__ = ["RECOVERIES", "Answer", "Failure", "Recovery", "StepRefused"]
 
 # Tried in this order until one of them returns a step or "retry".
 RECOVERIES: tuple[Recovery, ...] = (
+    RefuseLabels(),
     RestartOnStandardizedData(),
     Retry(),
     TakeOwnGradient(),
