@@ -26,7 +26,8 @@ class CategoryEncoder(OneHotEncoder):
 
     def transform(self, X: pd.DataFrame) -> Any:
         """Encode a table, with a warning about columns of unknown categories."""
-        for j, categories in enumerate(self.categories_):
+        # One row of unknown categories is usual.
+        for j, categories in enumerate(self.categories_ if len(X) > 1 else ()):
             cells = X.iloc[:, j].dropna()
             is_filled = 2 * len(cells) > len(X) and len(cells) > 1
             if is_filled and not cells.isin(categories).any():
@@ -46,18 +47,17 @@ class CategoryEncoder(OneHotEncoder):
 class ColumnEncoder(CallbackSupportMixin, TransformerMixin, BaseEstimator):
     """Encoder of the columns that are not numbers.
 
-    skrub's ``TableVectorizer`` needs about a millisecond for each column, also for
-    numbers, which it does not change.
+    skrub's ``TableVectorizer`` needs some milliseconds for each column. Here it encodes
+    dates and columns of many categories; others with categories are encoded together.
 
     Parameters
     ----------
     vectorizer : TableVectorizer
-        Encoder of dates and categories.
+        Encoder of dates and of many categories. Its ``low_cardinality`` encodes columns
+        of fewer categories than ``cardinality_threshold``.
 
     Attributes
     ----------
-    vectorizer_ : TableVectorizer or None
-        The fitted encoder; None if all columns are numbers.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -101,23 +101,38 @@ class ColumnEncoder(CallbackSupportMixin, TransformerMixin, BaseEstimator):
         Returns
         -------
         DataFrame of shape (n_samples, n_features_out)
-            The columns of numbers, followed by those of dates and categories.
+            The columns of numbers, followed by those of few categories and the others.
         """
         X = frame_from_polars(X) if is_polars(X) else X
         self.feature_names_in_ = np.array(X.columns, dtype=object)
         self.n_features_in_ = len(self.feature_names_in_)
-        numeric = np.array([dtype.kind == "f" for dtype in X.dtypes], dtype=bool)
-        self._numbers = self.feature_names_in_[numeric].tolist()
-        self._others = self.feature_names_in_[~numeric].tolist()
-        self._names = list(self._numbers)
-        self.vectorizer_ = None
-        if not self._others:
-            return X
-        self.vectorizer_ = clone(self.vectorizer)
-        encoded = self.vectorizer_.fit_transform(X[self._others], y)
-        for name in encoded.columns:
-            while name in self._names:
+        low = self.vectorizer.low_cardinality
+        numbers, few, rest = list[Any](), list[Any](), list[Any]()
+        for name, dtype in X.dtypes.items():
+            if dtype.kind == "f":
+                numbers.append(name)
+            elif hasattr(low, "fit") and self._has_few(X[name]):
+                few.append(name)
+            else:
+                rest.append(name)
+        parts = [(numbers, None), (few, low), (rest, self.vectorizer)]
+        self._parts = [
+            (names, None if encoder is None else clone(encoder))
+            for names, encoder in parts
+            if names
+        ]
+        encoded = []
+        for names, encoder in self._parts:
+            if encoder is not None:
+                encoder.set_output(transform="pandas")
+            part = X[names] if encoder is None else encoder.fit_transform(X[names], y)
+            encoded.append(part)
+        self._names: list[str] = []
+        taken = set[str]()
+        for name in (name for part in encoded for name in part):
+            while name in taken:
                 name += "_"
+            taken.add(name)
             self._names.append(name)
         return self._joined(X, encoded)
 
@@ -134,9 +149,11 @@ class ColumnEncoder(CallbackSupportMixin, TransformerMixin, BaseEstimator):
         DataFrame of shape (n_samples, n_features_out)
         """
         X = frame_from_polars(X) if is_polars(X) else X
-        if self.vectorizer_ is None:
-            return X
-        return self._joined(X, self.vectorizer_.transform(X[self._others]))
+        encoded = [
+            X[names] if encoder is None else encoder.transform(X[names])
+            for names, encoder in self._parts
+        ]
+        return self._joined(X, encoded)
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
         """Return the names of the encoded columns.
@@ -152,8 +169,15 @@ class ColumnEncoder(CallbackSupportMixin, TransformerMixin, BaseEstimator):
         """
         return np.array(self._names, dtype=object)
 
-    def _joined(self, X: pd.DataFrame, encoded: pd.DataFrame) -> pd.DataFrame:
-        encoded.index = X.index
-        joined = pd.concat([X[self._numbers], encoded], axis=1)
+    def _has_few(self, column: pd.Series) -> bool:
+        """Return whether a column has so few categories that each has a column."""
+        most = self.vectorizer.cardinality_threshold
+        is_category = isinstance(column.dtype, pd.CategoricalDtype)
+        return is_category and column.nunique(dropna=False) < most
+
+    def _joined(self, X: pd.DataFrame, parts: list[pd.DataFrame]) -> pd.DataFrame:
+        for part in parts:
+            part.index = X.index
+        joined = pd.concat(parts, axis=1)
         joined.columns = pd.Index(self._names)
         return joined
