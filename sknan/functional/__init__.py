@@ -56,8 +56,9 @@ These properties hold for every function:
 
 On a CPU the smallest and the largest element are read first, which costs a fraction of
 the repair. If all elements are well inside the domain, torch's function is called
-directly. Otherwise elements are selected, not multiplied, in the forward and in the
-backward pass: an infinite gradient at the edge never becomes ``0 * inf``.
+directly; otherwise the other elements are repaired apart. Elements are selected, not
+multiplied, in the forward and in the backward pass: an infinite gradient at the edge
+never becomes ``0 * inf``.
 """
 
 from sknan.functional._elementwise import (

@@ -220,6 +220,30 @@ def repaired(
     return y
 
 
+def apart(
+    function: Callable[..., Tensor],
+    repair: Callable[..., Tensor],
+    arguments: Sequence[Tensor],
+    is_sound: Tensor,
+) -> Tensor:
+    """Apply a function to the elements that are sound, and its repair to the others."""
+    indices = _indices(~is_sound)
+    if indices is None:
+        return repair(*arguments)
+    y = function(*(torch.where(is_sound, x, _INSIDE) for x in arguments))
+    # The repair takes ten times as long, and usually concerns a few elements.
+    few = repair(*(x.flatten().index_select(0, indices) for x in arguments))
+    return y.flatten().index_copy(0, indices, few).reshape(y.shape)
+
+
+def _indices(mask: Tensor) -> Tensor | None:
+    """Return the positions of the elements of a mask; None if they cannot be read."""
+    try:
+        return mask.flatten().nonzero().flatten() if can_read_values(mask) else None
+    except RuntimeError:  # raised by vmap and by fake tensors
+        return None
+
+
 def elementwise(
     function: Callable[[Tensor], Tensor],
     derivative: Callable[[Tensor], Tensor],
@@ -248,6 +272,11 @@ def elementwise(
     wide, _ = widen(x)
     if is_between(wide, *sound):
         return narrow(function(wide), x.dtype)
-    nearest = wide.detach().clamp(*domain)
-    y = repaired(function, lambda x: [derivative(x)], [wide], [nearest], *values)
-    return narrow(y, x.dtype)
+
+    def repair(x: Tensor) -> Tensor:
+        nearest = x.detach().clamp(*domain)
+        return repaired(function, lambda x: [derivative(x)], [x], [nearest], *values)
+
+    fixed = wide.detach()
+    is_sound = (fixed > sound[0]) & (fixed < sound[1])
+    return narrow(apart(function, repair, [wide], is_sound), x.dtype)

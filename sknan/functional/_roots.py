@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sknan.functional._domain import (
     Edge,
+    apart,
     edge_of,
     elementwise,
     is_between,
@@ -105,9 +106,13 @@ def reciprocal(x: Tensor) -> Tensor:
     size = wide.detach().abs()
     if is_between(size, edge.largest**-0.5, math.inf):
         return narrow(torch.reciprocal(wide), x.dtype)
-    nearest = torch.where(size == 0, math.inf, wide.detach())
-    y = repaired(torch.reciprocal, lambda x: [1.0 / x / x], [wide], [nearest])
-    return narrow(y, x.dtype)
+
+    def repair(x: Tensor) -> Tensor:
+        nearest = torch.where(x == 0, math.inf, x.detach())
+        return repaired(torch.reciprocal, lambda x: [1.0 / x / x], [x], [nearest])
+
+    is_sound = size > edge.largest**-0.5
+    return narrow(apart(torch.reciprocal, repair, [wide], is_sound), x.dtype)
 
 
 def divide(
@@ -147,16 +152,21 @@ def divide(
     gap = 0.0 if eps is None else eps
     size = lower.detach().abs()
     most = edge.largest**0.25
-    if is_between(size, max(gap, 1 / most), most) and is_between(upper, -most, most):
+    least = max(gap, 1 / most)
+    if is_between(size, least, most) and is_between(upper, -most, most):
         return narrow(upper / lower, dtype)
-    nearest = [
-        upper.detach().clamp(-edge.largest, edge.largest),
-        torch.where(size <= gap, math.inf, lower.detach()),
-    ]
-    y = repaired(
-        torch.divide, lambda x, y: (1.0 / y, x / y / y), [upper, lower], nearest
-    )
-    return narrow(y, dtype)
+
+    def repair(x: Tensor, y: Tensor) -> Tensor:
+        nearest = [
+            x.detach().clamp(-edge.largest, edge.largest),
+            torch.where(y.detach().abs() <= gap, math.inf, y.detach()),
+        ]
+        return repaired(
+            torch.divide, lambda x, y: (1.0 / y, x / y / y), [x, y], nearest
+        )
+
+    is_sound = (size > least) & (size < most) & (upper.detach().abs() < most)
+    return narrow(apart(torch.divide, repair, [upper, lower], is_sound), dtype)
 
 
 def power(x: Tensor, exponent: Tensor | float) -> Tensor:
@@ -204,18 +214,22 @@ def _fixed_power(x: Tensor, p: float) -> Tensor:
     wide, edge = widen(x)
     # Both x**p and p * x**(p - 1) are finite up to this number.
     most = math.exp((math.log(edge.largest) - math.log1p(abs(p))) / (abs(p) + 1))
-    if is_between(wide.detach().abs(), 1 / most, most) and (
-        float(p).is_integer() or is_between(wide, 0.0, most)
-    ):
+    low = -most if float(p).is_integer() else 0.0
+    size = wide.detach().abs()
+    if is_between(size, 1 / most, most) and is_between(wide, low, most):
         return narrow(torch.pow(wide, p), x.dtype)
-    exponents = torch.full_like(wide, p)
-    y = repaired(
-        lambda x: torch.pow(x, p),
-        lambda x: _slopes_of_power(x, exponents)[:1],
-        [wide],
-        [_nearest_base(wide.detach(), exponents, edge)],
-    )
-    return narrow(y, x.dtype)
+
+    def repair(x: Tensor) -> Tensor:
+        exponents = torch.full_like(x, p)
+        return repaired(
+            lambda x: torch.pow(x, p),
+            lambda x: _slopes_of_power(x, exponents)[:1],
+            [x],
+            [_nearest_base(x.detach(), exponents, edge)],
+        )
+
+    is_sound = (size > 1 / most) & (size < most) & (wide.detach() > low)
+    return narrow(apart(lambda x: torch.pow(x, p), repair, [wide], is_sound), x.dtype)
 
 
 def _nearest_base(x: Tensor, p: Tensor, edge: Edge) -> Tensor:
@@ -320,23 +334,33 @@ def atan2(y: Tensor, x: Tensor) -> Tensor:
         at the origin.
     """
     upper, lower, dtype, edge = widen_pair(y, x)
-    nearest = [z.detach().clamp(-edge.largest, edge.largest) for z in (upper, lower)]
-    scale = scale_for(torch.maximum(nearest[0].abs(), nearest[1].abs()))
+    pair = [upper, lower]
+    scale = scale_for(_largest_size(*pair))
     if scale is None:
         return narrow(torch.atan2(upper, lower), dtype)
 
-    def derivatives(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        square = (y * scale).square() + (x * scale).square()
-        return x * scale / square * scale, y * scale / square * scale
+    def repair(y: Tensor, x: Tensor) -> Tensor:
+        nearest = [z.detach().clamp(-edge.largest, edge.largest) for z in (y, x)]
+        scale = scale_for(_largest_size(*nearest))
+        factor = torch.ones_like(nearest[0]) if scale is None else scale
 
-    # The angle does not change if both coordinates are multiplied by the same number.
-    y = repaired(
-        lambda y, x: torch.atan2(y * scale, x * scale),
-        derivatives,
-        [upper, lower],
-        nearest,
-    )
-    return narrow(y, dtype)
+        def derivatives(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            square = (y * factor).square() + (x * factor).square()
+            return x * factor / square * factor, y * factor / square * factor
+
+        # The angle does not change if both are multiplied by the same number.
+        return repaired(
+            lambda y, x: torch.atan2(y * factor, x * factor),
+            derivatives,
+            [y, x],
+            nearest,
+        )
+
+    return narrow(apart(torch.atan2, repair, pair, scale == 1), dtype)
+
+
+def _largest_size(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(x.detach().abs(), y.detach().abs())
 
 
 def hypot(x: Tensor, y: Tensor) -> Tensor:
@@ -358,10 +382,15 @@ def hypot(x: Tensor, y: Tensor) -> Tensor:
     length = torch.hypot(first, second)
     if is_between(length, edge.tiny, edge.largest):
         return narrow(length, dtype)
-    nearest = [z.detach().clamp(-edge.largest, edge.largest) for z in (first, second)]
 
     def derivatives(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         length = torch.hypot(x, y)
         return x / length, y / length
 
-    return narrow(repaired(torch.hypot, derivatives, [first, second], nearest), dtype)
+    def repair(x: Tensor, y: Tensor) -> Tensor:
+        nearest = [z.detach().clamp(-edge.largest, edge.largest) for z in (x, y)]
+        return repaired(torch.hypot, derivatives, [x, y], nearest)
+
+    length = length.detach()
+    is_sound = (length > edge.tiny) & (length < edge.largest)
+    return narrow(apart(torch.hypot, repair, [first, second], is_sound), dtype)
