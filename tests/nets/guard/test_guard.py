@@ -461,6 +461,21 @@ def test_weights_with_a_loss_far_above_the_first_one_are_not_verified():
     assert is_same(state_of(module), first)
 
 
+@pytest.mark.parametrize(("factor", "is_kept"), [(3.0, True), (100.0, False)])
+def test_verified_weights_that_are_far_away_are_not_trusted(factor, is_kept):
+    module = network()
+    first = state_of(module)
+    loop = PlainLoop(module, Guard())
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.mul_(factor)
+    moved = state_of(module)
+    loop.guard.propose_weights()
+    loop.guard.pass_step(1.0)
+    loop.guard.roll_back(REPORT)
+    assert is_same(state_of(module), moved if is_kept else first)
+
+
 def test_after_a_temporary_fault_the_batch_is_attempted_again():
     loop = PlainLoop(network(), Guard())
     loop.step(*batch(0))
