@@ -148,3 +148,28 @@ def test_a_second_fit_of_a_net_without_warm_start_is_as_the_first():
     first = net.fit(X_RAW, TARGET).predict(X_RAW)
     torch.manual_seed(0)
     np.testing.assert_array_equal(net.fit(X_RAW, TARGET).predict(X_RAW), first)
+
+
+class Interrupted(torch.optim.SGD):
+    """Optimizer whose twelfth step is interrupted before it changes a weight."""
+
+    n_steps = 0
+
+    def step(self, closure=None):
+        loss = closure()
+        Interrupted.n_steps += 1
+        if Interrupted.n_steps == 12:
+            raise KeyboardInterrupt
+        super().step()
+        return loss
+
+
+def test_an_interrupted_step_leaves_weights_for_raw_units():
+    Interrupted.n_steps = 0
+    net = guarded(optimizer=Interrupted, batch_size=50)
+    with pytest.warns(UserWarning, match="interrupted"):
+        net.fit(X_RAW, TARGET)
+    assert RESTART in says(net)
+    residual = net.predict(X_RAW) - TARGET
+    assert residual.var() < 0.9 * TARGET.var()
+    assert abs(residual.mean()) < 1.0
