@@ -84,6 +84,7 @@ def test_without_a_recovery_that_applies_training_stops_with_the_report():
 
 def test_every_recovery_says_what_the_report_records():
     assert [recovery.says for recovery in RECOVERIES] == [
+        "The labels were refused.",
         "Training restarted as if on standardized data.",
         "The step was taken again, and was finite.",
         "The step was taken with torch's gradient, which is finite, since the same "
