@@ -162,6 +162,17 @@ def test_no_column_is_blamed_if_most_columns_repair_the_row():
     assert places("forward", inputs, log_of_sum) == Places((5,))
 
 
+def test_columns_that_do_not_make_a_usual_row_fail_are_not_blamed():
+    def log_of_difference(x):
+        rest = x[:, 2:].sum(1) - 6.0
+        return torch.log(x[:, 0] - x[:, 1] + 0.2 * rest + 0.75)
+
+    inputs = torch.full((8, 6), 1.5)
+    inputs[3] = torch.tensor([1.2, 1.8, 1.0, 1.0, 1.0, 1.0])
+    # A usual number in column 0 or 1 repairs the row, but the others count too.
+    assert places("forward", inputs, log_of_difference) == Places((3,))
+
+
 def test_no_column_is_searched_for_if_most_rows_fail():
     assert places("forward", -table(), LogOfFirst()) == Places(tuple(range(8)))
 

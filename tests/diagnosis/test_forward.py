@@ -187,6 +187,38 @@ def test_a_reduction_over_nothing_is_blamed_for_a_later_nan(reduce):
     assert found(unaffected, X) is None
 
 
+def test_a_logarithm_of_zero_is_a_valid_argument_of_logsumexp():
+    def function(x):
+        log_mask = torch.log((x.detach() > 1.2).float())
+        return torch.logsumexp(x + log_mask, 1, keepdim=True).expand(-1, 3)
+
+    X = table() + 1.0
+    X[:, 0] = 1.0  # is masked in each row
+    assert found(function, X) is None
+    X[4] = 1.0
+    report = found(function, X)
+    assert (report.operation, report.rows) == ("aten.logsumexp", (4,))
+    assert report.source == line_of(function, 2)
+
+
+def test_masked_outputs_do_not_hide_a_later_failure():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            scores = torch.sqrt(self.scale * x)
+            return scores.masked_fill(torch.eye(3)[0] > 0, -torch.inf)
+
+    report = diagnose(Head(), lambda o, y: o[:, 1:].mean(), table(row2=0.0), table())
+    assert (report.phase, report.operation, report.rows) == (
+        "backward",
+        "aten.sqrt",
+        (2,),
+    )
+
+
 class Masked(nn.Module):
     def __init__(self):
         super().__init__()
