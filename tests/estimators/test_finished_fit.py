@@ -1,0 +1,43 @@
+"""Checks at the end of a fit of an estimator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from torch import nn
+
+from sknan import NonFiniteTrainingError, StableNetRegressor
+
+X = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
+Y = 5.0 * X[:, 0] + 40.0
+
+
+class FailsInEvaluation(nn.Linear):
+    """Network whose output is infinite for one row, in evaluation mode only."""
+
+    def __init__(self, n_features_in=3, n_outputs=1):
+        super().__init__(n_features_in, n_outputs)
+
+    def forward(self, inputs):
+        output = super().forward(inputs)
+        if self.training:
+            return output
+        return output / (inputs[:, :1] - float(X[7, 0])).abs().clamp(max=1.0).ceil()
+
+
+def test_a_fit_whose_network_cannot_predict_its_rows_is_an_error():
+    net = StableNetRegressor(
+        FailsInEvaluation, on_nonfinite="skip", max_epochs=2, early_stopping=False
+    )
+    with pytest.raises(NonFiniteTrainingError, match="After training"):
+        net.fit(X, Y)
+
+
+def test_the_mean_and_scale_of_the_target_are_those_of_the_weighted_rows():
+    weights = np.linspace(0.1, 3.0, 80) ** 2
+    net = StableNetRegressor(max_epochs=2, random_state=0)
+    net.fit(X, Y, sample_weight=weights)
+    mean = np.average(Y, weights=weights)
+    variance = np.average((Y - mean) ** 2, weights=weights)
+    assert net.target_mean_ == pytest.approx(mean, rel=1e-6)
+    assert net.target_scale_ == pytest.approx(np.sqrt(variance), rel=1e-6)
