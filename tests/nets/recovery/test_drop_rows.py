@@ -55,12 +55,23 @@ def test_row_numbers_count_rows_of_weight_zero():
 
 
 def test_with_a_user_defined_data_set_rows_are_those_of_the_batch():
+    class Own(torch.utils.data.TensorDataset):
+        """Data set that may transform each row."""
+
+    data = Own(torch.from_numpy(with_bad_rows()), torch.from_numpy(Y))
+    net = fitted(network_of(LogOfFirst, max_epochs=1), data, None)
+    assert {report.rows_in for report in net.nonfinite_reports_} == {"batch"}
+    assert "of the batch" in str(net.nonfinite_reports_[0])
+
+
+def test_rows_of_a_tensor_data_set_are_those_of_the_data():
     data = torch.utils.data.TensorDataset(
         torch.from_numpy(with_bad_rows()), torch.from_numpy(Y)
     )
     net = fitted(network_of(LogOfFirst, max_epochs=1), data, None)
-    assert {report.rows_in for report in net.nonfinite_reports_} == {"batch"}
-    assert "of the batch" in str(net.nonfinite_reports_[0])
+    assert {report.rows_in for report in net.nonfinite_reports_} == {"data"}
+    rows = {row for report in net.nonfinite_reports_ for row in report.rows}
+    assert rows == {7, 90}
 
 
 class Halves(nn.Module):
