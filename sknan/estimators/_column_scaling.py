@@ -188,6 +188,6 @@ def refuse_outliers(
         in_data = np.zeros((numbers.max() + 1, *bad.shape[1:]), dtype=bool)
         in_data[numbers] = bad
         raise NonFiniteDataError(
-            f"{name} contains values so large that float32 cannot distinguish the "
-            f"others{places(in_data, columns)}. {remedy}"
+            f"{name} contains values too large for float32 to distinguish the others"
+            f"{places(in_data, columns)}. {remedy}"
         )

@@ -230,8 +230,8 @@ def test_values_beside_which_the_others_vanish_are_refused_by_name():
     with pytest.raises(NonFiniteDataError) as caught:
         StableNetRegressor().fit(table, Y)
     assert str(caught.value) == (
-        "X contains values so large that float32 cannot distinguish the others in 2 "
-        "of 3 columns: 'b' (2, first at row 7), 'c' (1, first at row 12). Bound them: "
+        "X contains values too large for float32 to distinguish the others in 2 of 3 "
+        "columns: 'b' (2, first at row 7), 'c' (1, first at row 12). Bound them: "
         "make_pipeline(SafeScaler(), StableNetRegressor())."
     )
 
@@ -242,8 +242,8 @@ def test_targets_beside_which_the_others_vanish_are_refused_by_row():
     with pytest.raises(NonFiniteDataError) as caught:
         StableNetRegressor().fit(Z, y)
     assert str(caught.value) == (
-        "y contains values so large that float32 cannot distinguish the others at rows "
-        "3, 99. Correct these targets, remove their rows from X and y, or predict the "
+        "y contains values too large for float32 to distinguish the others at rows 3, "
+        "99. Correct these targets, remove their rows from X and y, or predict the "
         "logarithm."
     )
     weights = np.ones(400)
