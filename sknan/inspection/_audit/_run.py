@@ -97,9 +97,9 @@ def audit(
     >>> frame.loc[:19, "age"] = -999
     >>> frame["pay"] = rng.normal(size=300)
     >>> frame.loc[5, "pay"] = np.inf
-    >>> print(audit(frame, np.where(frame["pay"] > 0, "yes", "no")))
+    >>> print(audit(frame, rng.choice(["yes", "no"], size=300)))
     300 rows, 3 columns: 2 of numbers, 1 of text. Target: 2 classes, the rarest is
-    'yes' (45 %).
+    'no' (50 %).
     <BLANKLINE>
     Breaks training
       infinite: 'pay' (1 of 300).
