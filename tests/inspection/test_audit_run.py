@@ -315,6 +315,6 @@ def test_every_dtype_of_polars_can_be_audited():
     assert shown["holds"].to_dict() == {
         **{"null": "nothing", "category": "categories", "enum": "categories"},
         **{"decimal": "numbers", "bytes": "objects", "struct": "nested"},
-        **{"array": "nested", "time": "objects", "object": "mixed", "zoned": "dates"},
+        **{"array": "nested", "time": "objects", "object": "opaque", "zoned": "dates"},
         "int128": "numbers",
     }
