@@ -13,6 +13,7 @@ from sknan.estimators import (
     tabular_pipeline,
 )
 from sknan.exceptions import (
+    ChangedColumnWarning,
     DivergenceWarning,
     NonFiniteDataError,
     NonFiniteTrainingError,
@@ -50,6 +51,7 @@ __all__ = [
     "BatchedGridSearchCV",
     "BatchedHalvingSearchCV",
     "BatchedRandomizedSearchCV",
+    "ChangedColumnWarning",
     "DivergenceWarning",
     "GuardMixin",
     "GuardedNet",

@@ -63,6 +63,7 @@ PUBLIC_NAMES = [
     "BatchedGridSearchCV",
     "BatchedHalvingSearchCV",
     "BatchedRandomizedSearchCV",
+    "ChangedColumnWarning",
     "DivergenceWarning",
     "GuardMixin",
     "GuardedNet",

@@ -245,9 +245,9 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
         ndarray of shape (n_samples,) or (n_samples, n_targets)
             Predictions in the shape of ``y``, with the dtype of a single network.
         """
-        # Each term is divided first: a sum of values near the largest would overflow.
-        share = np.float64(1.0 / len(self.estimators_))
         first, *others = self._of_each("predict", X)
+        # Each term is divided first: a sum of values near the largest would overflow.
+        share = np.float64(1.0 / (1 + len(others)))
         mean: np.ndarray = first * share
         for predicted in others:
             mean += predicted * share

@@ -588,6 +588,7 @@ INVALID_VALUES = {
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning")
 @pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+@pytest.mark.filterwarnings("ignore:2 of 5 candidates diverged")
 @pytest.mark.parametrize("name", INVALID_VALUES)
 def test_an_invalid_value_of_a_candidate_fails_only_that_candidate(table, name):
     values = INVALID_VALUES[name]
@@ -600,6 +601,7 @@ def test_an_invalid_value_of_a_candidate_fails_only_that_candidate(table, name):
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning")
 @pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+@pytest.mark.filterwarnings("ignore:Columns of X are in raw units")
 def test_a_module_that_raises_fails_only_its_candidate(table):
     stages = [None, "init", "forward", "training", "prediction"]
     model = Pipeline(
