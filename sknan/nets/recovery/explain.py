@@ -24,6 +24,7 @@ from sknan.diagnosis._report import NonFiniteReport, capture
 from sknan.diagnosis._thresholds import NARROW, OVERFLOWS_SQUARED
 from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
+from sknan.nets.recovery.finite_operations import RepairedOperations
 from sknan.nets.recovery.protocol import Explanation, StepRefused, Training
 from sknan.nets.recovery.step_loss import loss_of
 
@@ -184,7 +185,9 @@ def _find_operation(
 def _depends_on_values(training: Training, batch: Any, fit_params: Any) -> bool:
     """Whether a step that raises passes with other rows, targets, outputs or weights.
 
-    An exception that is raised in any case is an error of the program.
+    It may also pass with finite operations: some weights, such as zeros, make an
+    operation fail for any rows. An exception that is raised in any case is an error of
+    the program.
     """
     net, guard = training.net, training.guard
     run, (inputs, target) = _runner(training, fit_params), unpack_data(batch)
@@ -197,7 +200,15 @@ def _depends_on_values(training: Training, batch: Any, fit_params: Any) -> bool:
         with guard.first_weights():
             run(batch)
 
-    trials: list[Callable[[], Any]] = [loss_of_harmless_outputs, with_first_weights]
+    def with_finite_operations() -> None:
+        with RepairedOperations():
+            run(batch)
+
+    trials: list[Callable[[], Any]] = [
+        loss_of_harmless_outputs,
+        with_first_weights,
+        with_finite_operations,
+    ]
     shapes = _shapes(batch)
     earlier = [b for b in training.latest_batches if _shapes(b) == shapes]
     trials += [partial(run, other) for other in earlier]

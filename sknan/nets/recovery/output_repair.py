@@ -367,16 +367,24 @@ def outputs_by_row(net: Any, inputs: Any, error: Exception) -> Any:
     def passes(part: slice) -> bool:
         return not does_raise(lambda: net.infer(sliced(inputs, part, n_rows)))
 
+    def repaired() -> Any:
+        with RepairedOperations():
+            return net.infer(inputs)
+
+    def run(batch: Any) -> Any:
+        return net.infer(batch[0])
+
     with torch.no_grad():
-        if not depends_on_values(lambda batch: net.infer(batch[0]), (pair, None), ()):
+        # With some weights, such as zeros, an operation fails for any inputs.
+        if not depends_on_values(run, (pair, None), [repaired]):
             raise about_dtype(error, inputs, net.module_.parameters()) from None
         bad = by_bisection(passes, n_rows)
         good = torch.tensor(sorted(set(range(n_rows)) - set(bad)) if bad else [])
         if net.on_nonfinite == "recover":
             if len(good):
                 return _spread(net.infer(sliced(inputs, good, n_rows)), good, n_rows)
-            with contextlib.suppress(Exception), RepairedOperations():
-                return _spread(net.infer(inputs), good, n_rows)
+            with contextlib.suppress(Exception):
+                return _spread(repaired(), good, n_rows)
     n_bad = f"{len(bad) or n_rows} of {n_rows} rows"
     report = explain_output(net, inputs, f"The network has no output for {n_bad}")
     raise NonFiniteTrainingError(str(report), report) from error

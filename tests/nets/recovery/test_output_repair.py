@@ -137,6 +137,42 @@ def test_a_single_row_is_predicted_as_among_others(kind):
         assert model.predict(inputs)[7] == pytest.approx(alone[0], rel=1e-5)
 
 
+class FactoredZeros(nn.Module):
+    """Cholesky factor of a matrix that is zero for any inputs with these weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 2), nn.Linear(2, 1)
+        nn.init.zeros_(self.first.weight)
+        nn.init.zeros_(self.first.bias)
+
+    def forward(self, x):
+        matrices = torch.diag_embed(self.first(x) ** 2)
+        return self.head(torch.linalg.cholesky(matrices).sum(-1))
+
+
+@both
+def test_an_operation_that_fails_for_any_inputs_depends_on_the_weights(kind):
+    inputs, targets = table(0.5)
+    net = NETS[kind](FactoredZeros).set_params(on_nonfinite="raise")
+    if kind == "estimator":
+        targets = targets.ravel()
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        net.fit(inputs, targets)
+    assert caught.value.report.operation == "aten.linalg_cholesky_ex"
+
+
+def test_a_program_error_is_raised_as_it_is_in_a_prediction():
+    class Narrow(OfFirst):
+        def forward(self, x):
+            return super().forward(x if self.training else x[:, :2])
+
+    inputs, targets = table(0.5)
+    net = NETS["loop"](Narrow(torch.exp)).set_params(train_split=None)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        net.fit(inputs, targets).predict(inputs)
+
+
 @both
 def test_an_operation_outside_its_domain_for_all_rows_is_refused(kind):
     inputs, targets = table(0.5)
