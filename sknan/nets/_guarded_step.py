@@ -217,9 +217,7 @@ class GuardedTraining:
         is_new &= self.guard.on_nonfinite == "recover"
         self.guard.begin_step()
         try:
-            return trials.has_improved() and not (
-                is_new and trials.is_constant_enough()
-            )
+            return trials.has_learned(is_new=is_new)
         finally:  # of batch normalization
             self.guard.weights.last.restore_buffers()
 

@@ -132,28 +132,40 @@ class RateTrials:
                     losses.append(float(self._loss(batch)))
         return max(filter(math.isfinite, losses), default=math.nan)
 
-    def has_improved(self) -> bool:
-        """Whether the present weights have a lower loss than the first ones."""
-        try:
-            with RepairedOperations():
-                reached = self._mean_loss(self._sample)
-                with self.net.guard_.first_weights():
-                    return not reached >= self._mean_loss(self._sample)
-        except StepRefused:
-            return True  # nothing to compare with
+    def has_learned(self, *, is_new: bool) -> bool:
+        """Whether the present weights have a lower loss than the first ones.
 
-    def is_constant_enough(self) -> bool:
-        """Whether a constant output has a loss about as low as that of the network.
+        The losses are those of a sample of the training rows.
 
-        The constant is fitted to a sample of the training rows.
+        Parameters
+        ----------
+        is_new : bool
+            Whether the loss must be clearly lower than that of any constant output too.
         """
         try:
-            with RepairedOperations():
-                reached = self._mean_loss(self._sample)
+            reached = self._repaired_loss()
+        except StepRefused:
+            return True  # nothing to compare with
+        with contextlib.suppress(StepRefused), self.net.guard_.first_weights():
+            if reached >= self._repaired_loss():
+                return False
+        if not is_new:
+            return True
+        try:
             constant = lowest_constant_loss(self.net, self._sample, self.fit_params)
         except StepRefused:
-            return False
-        return reached > constant - _LEAST_GAIN * abs(constant)
+            return True
+        return not reached > constant - _LEAST_GAIN * abs(constant)
+
+    def _repaired_loss(self) -> float:
+        """Return the mean loss of the sample, by repaired operations where needed."""
+        loss = math.nan
+        with contextlib.suppress(StepRefused):
+            loss = self._mean_loss(self._sample)
+        if not math.isfinite(loss):
+            with RepairedOperations():
+                loss = self._mean_loss(self._sample)
+        return loss
 
     @property
     def _sample(self) -> list[Any]:
