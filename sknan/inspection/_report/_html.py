@@ -65,6 +65,11 @@ def _picture(figure: Any, title: str) -> str:
     """Return a matplotlib figure as an SVG image inside the page, and close it."""
     plt = pyplot("report")
     svg = io.BytesIO()
+    # The layout of equal figures differs by rounding, which would change ids.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(place, 6) for place in axes.get_position().bounds])
     # Without date and with fixed ids, equal figures give equal pages.
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sknan"}):
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
