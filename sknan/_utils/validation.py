@@ -168,6 +168,12 @@ def count_nonfinite(
     return counts, missing | infinite | beyond
 
 
+def listed_columns(columns: Sequence[int], names: Sequence[Any] | None = None) -> str:
+    """Return the names of some columns for a message, up to a largest number."""
+    listed = ", ".join(column_name(j, names) for j in columns[:_MAX_LISTED])
+    return listed + (", ..." if len(columns) > _MAX_LISTED else "")
+
+
 def places(bad: np.ndarray, names: Sequence[Any] | None) -> str:
     """Return the columns in which ``bad`` is true, with counts and first rows."""
     if bad.ndim == 0:

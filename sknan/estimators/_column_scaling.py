@@ -11,17 +11,12 @@ from torch import nn
 
 from sknan._engine.prediction import ColumnScaling
 from sknan._utils.random_state import seeded
-from sknan._utils.validation import column_name, places
+from sknan._utils.validation import listed_columns, places
 from sknan._utils.warn import warn
 from sknan.estimators._target_scaling import mean_and_scale
 from sknan.exceptions import NonFiniteDataError
 from sknan.nets._tabular_mlp import TabularMLP
-from sknan.nets.recovery.raw_units import feeds_linear_layers, is_overwhelmed
-
-# A column whose mean or standard deviation is at least this large is in raw units. The
-# default network learns as well with one column of size 300 as without, and is worse
-# than a constant with one of size 1000; several columns add up.
-_RAW = 10.0
+from sknan.nets.recovery.raw_units import RAW, feeds_linear_layers, is_overwhelmed
 
 # All columns of a table whose values are smaller than this are in raw units. A single
 # one may be noise, such as a last principal component.
@@ -29,9 +24,6 @@ _TINY = 1e-3
 
 # Number of rows for the trial of a custom module.
 _TRIAL_ROWS = 32
-
-# Largest number of columns that a message lists.
-_MOST_LISTED = 8
 
 # Share of the values of a column up to which they are outliers.
 _FEW = 0.1
@@ -62,13 +54,13 @@ def raw_columns(X: np.ndarray, weights: np.ndarray | None) -> ColumnScaling | No
         return None
     size = np.maximum(X.max(axis=0), -X.min(axis=0))
     is_tiny = size.max() < _TINY
-    chosen = np.flatnonzero(size > 0) if is_tiny else np.flatnonzero(size >= _RAW)
+    chosen = np.flatnonzero(size > 0) if is_tiny else np.flatnonzero(size >= RAW)
     means, scales = np.zeros(X.shape[1]), np.ones(X.shape[1])
     if len(chosen):
         mean, scale = mean_and_scale(X[:, chosen], weights)
         # The values that a constant column will have later are unknown.
         scale = np.where(scale > 0, scale, np.abs(mean))
-        is_raw = is_tiny | (np.maximum(np.abs(mean), scale) >= _RAW)
+        is_raw = is_tiny | (np.maximum(np.abs(mean), scale) >= RAW)
         means[chosen[is_raw]], scales[chosen[is_raw]] = mean[is_raw], scale[is_raw]
     return ColumnScaling(means, scales) if (scales != 1).any() else None
 
@@ -138,9 +130,8 @@ def _warn_of_raw_columns(
 ) -> None:
     """Warn that large columns reach a custom module as they are."""
     size = np.maximum(np.abs(scaling.mean), scaling.scale)
-    large = np.flatnonzero(size >= _RAW).tolist()
-    listed = ", ".join(column_name(j, names) for j in large[:_MOST_LISTED])
-    more = ", ..." if len(large) > _MOST_LISTED else ""
+    large = np.flatnonzero(size >= RAW).tolist()
+    listed = listed_columns(large, names)
     reason = (
         "the weights of a module that was passed in may be made for these units: pass "
         "its class, or standardize X"
@@ -148,7 +139,7 @@ def _warn_of_raw_columns(
         else "the module uses its input elsewhere than in linear layers: standardize X"
     )
     warn(
-        f"Columns of X are in raw units: {listed}{more}. The outputs of the untrained "
+        f"Columns of X are in raw units: {listed}. The outputs of the untrained "
         "network are far too large for it to learn. The columns are not standardized, "
         f"because {reason}, for example with SafeScaler()."
     )

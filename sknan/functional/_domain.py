@@ -7,6 +7,7 @@ The derivatives decide which elements have a gradient (``repaired``).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -204,15 +205,14 @@ def repaired(
     for x, near in zip(arguments, nearest, strict=True):
         is_sound = is_sound & (x.detach() == near)
         value = torch.where(x.isnan(), math.nan, value)
-    slopes = derivatives(*nearest)
-    has_slope = [is_sound & slope.isfinite() for slope in slopes]
-    has_all = has_slope[0] if len(slopes) == 1 else has_slope[0] & has_slope[1]
+    has_gradient = [is_sound & d.isfinite() for d in derivatives(*nearest)]
+    has_all = functools.reduce(torch.logical_and, has_gradient)
     inside = [torch.where(has_all, x, _INSIDE) for x in arguments]
     value = limited(value).clamp(low, high)
     y = torch.where(has_all, function(*inside), value)
-    if len(slopes) == 1:
+    if len(has_gradient) == 1:
         return y
-    for i, has in enumerate(has_slope):
+    for i, has in enumerate(has_gradient):
         has_only = has & ~has_all
         inside = [torch.where(has_only, x.detach(), _INSIDE) for x in arguments]
         inside[i] = torch.where(has_only, arguments[i], _INSIDE)

@@ -127,7 +127,7 @@ def torchs_or(
     limited: Callable[[], Tensor],
     kernel: Callable[..., Tensor],
     arguments: Sequence[Tensor],
-    slope: Callable[..., Tensor | None] = lambda *arguments: None,
+    derivatives_of: Callable[..., Tensor | None] = lambda *arguments: None,
 ) -> Tensor:
     """Return torch's loss where it and its gradient are finite, else a limited one.
 
@@ -139,19 +139,19 @@ def torchs_or(
         Function of torch, of one or more arguments with a gradient.
     arguments : sequence of Tensor
         Its arguments.
-    slope : callable
+    derivatives_of : callable
         Function of the same arguments that returns derivatives which may overflow where
         the loss does not, or None.
     """
     value = kernel(*arguments)
-    slopes = slope(*(x.detach() for x in arguments))
-    if is_finite(value) and (slopes is None or is_finite(slopes)):
+    derivatives = derivatives_of(*(x.detach() for x in arguments))
+    if is_finite(value) and (derivatives is None or is_finite(derivatives)):
         return value
     if value.ndim == 0:
         return limited()
     is_right = value.detach().isfinite()
-    if slopes is not None:
-        is_right = is_right & slopes.isfinite()
+    if derivatives is not None:
+        is_right = is_right & derivatives.isfinite()
     is_kept = is_right if value.ndim == arguments[0].ndim else is_right.unsqueeze(1)
     inside = [torch.where(is_kept, x, 1.0) for x in arguments]
     return torch.where(is_right, kernel(*inside), limited())
@@ -180,7 +180,7 @@ class Loss(nn.Module):
         """Return the weight of each loss in the denominator of the mean."""
         return None
 
-    def _slope(self, input: Tensor, target: Tensor) -> Tensor | None:
+    def _derivatives(self, input: Tensor, target: Tensor) -> Tensor | None:
         """Return derivatives that may overflow where torch's loss does not."""
         return None
 
@@ -236,7 +236,7 @@ class Loss(nn.Module):
             limited,
             lambda x: kernel(x, target),
             [input],
-            lambda x: self._slope(x, target),
+            lambda x: self._derivatives(x, target),
         )
 
 

@@ -102,7 +102,7 @@ class CrossEntropyLoss(_ClassLoss, nn.CrossEntropyLoss):
     traits = replace(_OF_LOGITS, names=("cross_entropy",))
     _has_torch_kernel = True
 
-    def _slope(self, input: Tensor, target: Tensor) -> Tensor | None:
+    def _derivatives(self, input: Tensor, target: Tensor) -> Tensor | None:
         # The gradient of a row that does not count may be NaN.
         is_ignored = (target - self.ignore_index).abs()
         if self.weight is None and is_between(is_ignored, 0.0, math.inf):

@@ -70,7 +70,7 @@ class PoissonNLLLoss(_PositiveMeanLoss, nn.PoissonNLLLoss):
     traits = replace(_POSITIVE_MEAN, names=("poisson",), infimum=-math.inf)
     _has_torch_kernel = True
 
-    def _slope(self, input: Tensor, target: Tensor) -> Tensor | None:
+    def _derivatives(self, input: Tensor, target: Tensor) -> Tensor | None:
         return None if self.log_input else target / (input + self.eps)
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:

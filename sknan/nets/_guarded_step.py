@@ -221,6 +221,21 @@ class GuardedTraining:
         finally:  # of batch normalization
             self.guard.weights.last.restore_buffers()
 
+    def has_exploded(self, loss: float, batch: Any, fit_params: dict[str, Any]) -> bool:
+        """Whether a loss has grown far beyond those of recent batches at first.
+
+        Parameters
+        ----------
+        loss : float
+            Loss of the batch.
+        batch : tuple
+            Inputs and targets.
+        fit_params : dict
+            Parameters of the module's ``forward``.
+        """
+        trials = RateTrials(self, batch, fit_params)
+        return self.guard.has_exploded(loss, trials.largest_loss)
+
     def _trials(self) -> RateTrials:
         return RateTrials(self, self.latest_batches[-1], {})
 

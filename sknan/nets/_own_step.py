@@ -18,12 +18,17 @@ from torch import Tensor
 
 from sknan._utils.random_state import resumed
 from sknan.diagnosis._backward import CapturedBackward, sanitized_backward
-from sknan.diagnosis._raised import may_concern_values
 from sknan.nets.guard._readings import read_numbers
 from sknan.nets.guard._snapshots import OptimizerSnapshot, Snapshot
 from sknan.nets.recovery.finite_operations import RepairedOperations
-from sknan.nets.recovery.protocol import Step, StepMode, StepRefused, Training
-from sknan.nets.recovery.rate_trials import RateTrials
+from sknan.nets.recovery.protocol import (
+    RefuseErrors,
+    Step,
+    StepMode,
+    StepRefused,
+    Training,
+    no_result,
+)
 from sknan.nets.recovery.step_loss import loss_of
 from sknan.optim._clipping import grad_norms, stable_grad_norm
 
@@ -133,13 +138,8 @@ class OwnStep:
 
     def _is_accepted(self, loss: float, batch: Any, fit_params: dict[str, Any]) -> bool:
         """Whether a loss that is to fall has not exploded."""
-        if self.is_adversarial:
-            return True
-
-        def untrained_loss() -> float:
-            return RateTrials(self.training, batch, fit_params).largest_loss()
-
-        return not self.training.guard.has_exploded(loss, untrained_loss)
+        has_exploded = self.training.has_exploded
+        return self.is_adversarial or not has_exploded(loss, batch, fit_params)
 
     def _with_outputs(self, batch: Any, fit_params: dict[str, Any]) -> StepRefused:
         """Return the refusal of a step with its outputs and its loss."""
@@ -192,7 +192,7 @@ class OwnStep:
             if not math.isfinite(norm):
                 norm = stable_grad_norm(grads)
             if not math.isfinite(norm):
-                raise StepRefused(_nothing(), math.nan, norm)
+                raise StepRefused(no_result(), math.nan, norm)
             coefficient = training.clip(parameters, grads, norm, max_norm)
             if not is_trial:
                 training.count_clip(norm, coefficient)
@@ -202,12 +202,8 @@ class OwnStep:
                 stack.enter_context(RepairedOperations())
                 stack.enter_context(CapturedBackward(sanitized_backward))
             stack.enter_context(self._checked_steps(check))
-            try:
-                return self.train_step(batch, **fit_params)
-            except Exception as error:
-                if isinstance(error, StepRefused) or not may_concern_values(error):
-                    raise
-                raise StepRefused(_nothing(), math.nan, math.nan, error) from error
+            stack.enter_context(RefuseErrors())
+            return self.train_step(batch, **fit_params)
 
     @contextlib.contextmanager
     def _checked_steps(self, check: Callable[[list[Tensor]], None]) -> Iterator[None]:
@@ -239,7 +235,3 @@ class OwnStep:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _nothing() -> Step:
-    return {"loss": torch.tensor(math.nan), "y_pred": None}

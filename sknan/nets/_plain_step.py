@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from skorch.utils import TeeGenerator
 from torch import Tensor
 
-from sknan.diagnosis._raised import may_concern_values
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.nets.recovery.finite_operations import finite_step
 from sknan.nets.recovery.own_gradient import own_gradient_step
-from sknan.nets.recovery.protocol import Step, StepMode, StepRefused, Training
-from sknan.nets.recovery.rate_trials import RateTrials
+from sknan.nets.recovery.protocol import (
+    RefuseErrors,
+    Step,
+    StepMode,
+    StepRefused,
+    Training,
+)
 from sknan.optim._learning_rates import scaled_rates
 
 # What is done in place of skorch's ``train_step_single`` when a step is repeated.
@@ -49,14 +52,9 @@ class PlainStep:
         def step_fn() -> Tensor:
             if conditioning is not None:
                 conditioning.to_raw()  # an optimizer may call this repeatedly
-            try:
+            with RefuseErrors():
                 net._zero_grad_optimizer()
                 step = single(net, batch, **fit_params)
-            except Exception as error:
-                if not may_concern_values(error):
-                    raise
-                empty = {"loss": torch.tensor(math.nan), "y_pred": None}
-                raise StepRefused(empty, math.nan, math.nan, error) from error
             accumulator.store_step(step)
             net.notify(
                 "on_grad_computed",
@@ -111,9 +109,6 @@ class PlainStep:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise StepRefused(step, loss, norm)
 
-        def untrained_loss() -> float:
-            return RateTrials(training, batch, fit_params).largest_loss()
-
         is_short = net.clip_norm is not None or rescue_norm is not None
         is_absurd = norm >= OVERFLOWS_SQUARED and training.raw_table is not None
         if not is_short:
@@ -122,7 +117,9 @@ class PlainStep:
             raise StepRefused(step, loss, norm)  # such a step teaches nothing
         # With torch's own gradient, some rows have only the loss of the domain's edge.
         is_comparable = mode != "own_gradient"
-        if is_absurd or (is_comparable and guard.has_exploded(loss, untrained_loss)):
+        if is_absurd or (
+            is_comparable and training.has_exploded(loss, batch, fit_params)
+        ):
             raise StepRefused(step, loss, norm, is_gradient_absurd=is_absurd)
         if is_comparable:
             guard.pass_step(loss)

@@ -252,8 +252,8 @@ def test_rows_of_a_loss_are_found_by_bisection():
 def test_rows_of_a_loss_that_is_a_gradient_are_found():
     def penalty(outputs, target, inputs):
         x = inputs.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(torch.log(x).sum(), x)
-        return slope.sum()
+        (gradient,) = torch.autograd.grad(torch.log(x).sum(), x)
+        return gradient.sum()
 
     inputs = table()
     inputs[4, 1] = 0.0

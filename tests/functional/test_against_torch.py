@@ -146,13 +146,15 @@ def test_value_and_gradient_are_torchs_wherever_those_are_finite(name, dtype):
     assert all(g.isfinite().all() for g in gradients)
     if of_torch is None:
         return
-    expected, slopes = value_and_gradients(of_torch, arguments, weight)
+    expected, expected_gradients = value_and_gradients(of_torch, arguments, weight)
     is_right = by_row(expected.isfinite())
-    for slope in slopes:
-        is_right &= by_row(slope.isfinite())
+    for expected_gradient in expected_gradients:
+        is_right &= by_row(expected_gradient.isfinite())
     agrees = is_close(y, expected)
-    for x, g, slope in zip(arguments, gradients, slopes, strict=True):
-        agrees &= is_close(g, slope, size_of_terms(name, x))
+    for x, g, expected_gradient in zip(
+        arguments, gradients, expected_gradients, strict=True
+    ):
+        agrees &= is_close(g, expected_gradient, size_of_terms(name, x))
     if dtype is torch.float64:
         if name in WITH_SQUARES:
             for x in arguments:
@@ -161,11 +163,11 @@ def test_value_and_gradient_are_torchs_wherever_those_are_finite(name, dtype):
     else:
         # Where torch rounds in between, or squares overflow, the wider value counts.
         wide = [x.double() for x in arguments]
-        expected, slopes = value_and_gradients(of_torch, wide, weight)
+        expected, expected_gradients = value_and_gradients(of_torch, wide, weight)
         agrees |= is_close(y, expected)
     assert (agrees | ~is_right).all(), [
         [x[~agrees & is_right][:9].tolist() for x in (*arguments, y, expected)],
-        [g[~agrees & is_right][:9].tolist() for g in (*gradients, *slopes)],
+        [g[~agrees & is_right][:9].tolist() for g in (*gradients, *expected_gradients)],
     ]
     # Elsewhere a value that is not 0 has the sign of torch's infinity.
     of_sign = expected.isinf() & (y != 0)

@@ -130,13 +130,15 @@ def test_each_unreduced_loss_is_torchs_where_that_is_finite(name, options, kind,
     value, gradients = value_and_gradients(ours, arguments, y)
     assert value.isfinite().all()
     assert all(g.isfinite().all() for g in gradients)
-    expected, slopes = value_and_gradients(of_torch, arguments, y)
-    right = is_right(expected, slopes)
+    expected, expected_gradients = value_and_gradients(of_torch, arguments, y)
+    right = is_right(expected, expected_gradients)
     assert right.any()
     assert (~right).any() or kind in ("code", "distribution")
     torch.testing.assert_close(value[right], expected[right], rtol=1e-6, atol=0)
-    for g, slope in zip(gradients, slopes, strict=True):
-        torch.testing.assert_close(g[right], slope[right], rtol=1e-6, atol=1e-45)
+    for g, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(
+            g[right], expected_gradient[right], rtol=1e-6, atol=1e-45
+        )
 
 
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
@@ -155,14 +157,14 @@ def test_a_reduced_loss_of_rows_that_are_right_is_torchs(
     ours, of_torch = both(name, options, reduction, dtype)
     for row in right.nonzero()[::7, 0].tolist():
         one = [x[[row]] for x in arguments]
-        expected, slopes = value_and_gradients(of_torch, one, y[[row]])
+        expected, expected_gradients = value_and_gradients(of_torch, one, y[[row]])
         value, gradients = value_and_gradients(ours, one, y[[row]])
         if not expected.isfinite():  # weights of 0, or an overflow of the sum
             assert value.isfinite()
             continue
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
-        for g, slope in zip(gradients, slopes, strict=True):
-            torch.testing.assert_close(g, slope, rtol=1e-6, atol=1e-45)
+        for g, expected_gradient in zip(gradients, expected_gradients, strict=True):
+            torch.testing.assert_close(g, expected_gradient, rtol=1e-6, atol=1e-45)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -155,13 +155,13 @@ class Penalized(NeuralNetRegressor):
         inputs = inputs.clone().requires_grad_()
         outputs = self.infer(inputs, **fit_params)
         loss = self.get_loss(outputs, target, X=inputs, training=True)
-        (slope,) = torch.autograd.grad(outputs.sum(), inputs, create_graph=True)
-        loss = loss + 0.1 * self.penalty(slope)
+        (gradient,) = torch.autograd.grad(outputs.sum(), inputs, create_graph=True)
+        loss = loss + 0.1 * self.penalty(gradient)
         loss.backward()
         return {"loss": loss, "y_pred": outputs}
 
-    def penalty(self, slope):
-        return (slope.norm(dim=1) - 1).square().mean()
+    def penalty(self, gradient):
+        return (gradient.norm(dim=1) - 1).square().mean()
 
 
 class GuardedPenalized(GuardMixin, Penalized):
@@ -169,8 +169,8 @@ class GuardedPenalized(GuardMixin, Penalized):
 
 
 class LogPenalized(GuardedPenalized):
-    def penalty(self, slope):
-        return torch.log(0.8 - slope[:, 0]).mean()
+    def penalty(self, gradient):
+        return torch.log(0.8 - gradient[:, 0]).mean()
 
 
 def test_a_gradient_penalty_gives_the_bits_of_skorch():

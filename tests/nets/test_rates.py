@@ -70,7 +70,7 @@ def estimator(callback, **params):
     )
 
 
-@pytest.mark.parametrize("door", [loop, estimator])
+@pytest.mark.parametrize("build", [loop, estimator])
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -2.0])
 @pytest.mark.parametrize(
     ("make", "origin"),
@@ -81,18 +81,18 @@ def estimator(callback, **params):
     ],
 )
 def test_a_learning_rate_that_is_none_is_refused_with_its_origin(
-    door, rate, make, origin
+    build, rate, make, origin
 ):
-    net = door(make(rate))
+    net = build(make(rate))
     with pytest.raises(NonFiniteTrainingError) as caught:
-        net.fit(X, Y if door is loop else Y.ravel())
+        net.fit(X, Y if build is loop else Y.ravel())
     value = f"{0.01 * rate:.3g}" if make is scheduler else f"{rate:.3g}"
     assert str(caught.value) == (
         f"The learning rate of Adam is {value}, set by {origin}, at epoch 2, batch 1. "
         "Set a finite learning rate of at least 0."
     )
     assert caught.value.report.cause == "learning_rate"
-    if door is loop:
+    if build is loop:
         assert net.nonfinite_reports_ == [caught.value.report]
         assert all(torch.isfinite(w).all() for w in net.module_.parameters())
 
@@ -118,7 +118,7 @@ def test_a_rate_in_param_groups_of_the_optimizer_is_named():
     )
 
 
-@pytest.mark.parametrize("door", [loop, estimator])
+@pytest.mark.parametrize("build", [loop, estimator])
 @pytest.mark.parametrize(
     ("schedule", "found"),
     [
@@ -132,9 +132,9 @@ def test_a_rate_in_param_groups_of_the_optimizer_is_named():
         (lambda progress: (-1.0 - progress) ** 0.5, "real number, not 'complex'"),
     ],
 )
-def test_a_schedule_that_fails_is_named(door, schedule, found):
+def test_a_schedule_that_fails_is_named(build, schedule, found):
     with pytest.raises(NonFiniteTrainingError) as caught:
-        door(None, lr_schedule=schedule).fit(X, Y if door is loop else Y.ravel())
+        build(None, lr_schedule=schedule).fit(X, Y if build is loop else Y.ravel())
     message = str(caught.value)
     assert message.startswith("lr_schedule fails: ")
     assert found in message
@@ -144,10 +144,10 @@ def test_a_schedule_that_fails_is_named(door, schedule, found):
     assert caught.value.report.cause == "learning_rate"
 
 
-@pytest.mark.parametrize("door", [loop, estimator])
-def test_a_rate_that_rounding_makes_negative_is_none(door):
-    net = door(SetRate(-1e-12))
+@pytest.mark.parametrize("build", [loop, estimator])
+def test_a_rate_that_rounding_makes_negative_is_none(build):
+    net = build(SetRate(-1e-12))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        net.fit(X, Y if door is loop else Y.ravel())
+        net.fit(X, Y if build is loop else Y.ravel())
     assert net.nonfinite_reports_ == []

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from sknan.diagnosis._evidence import FailedOperation, StepEvidence
+from sknan.diagnosis._raised import may_concern_values
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._batching import TensorTable
 from sknan.nets.guard._guard import Guard
@@ -51,6 +54,23 @@ class StepRefused(Exception):
         self.norm = norm
         self.error = error
         self.is_gradient_absurd = is_gradient_absurd
+
+
+class RefuseErrors:
+    """Block in which an exception that may depend on values refuses the step."""
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, place: Any) -> None:
+        """Raise :class:`StepRefused`, or let any other exception pass."""
+        if isinstance(error, Exception) and may_concern_values(error):
+            raise StepRefused(no_result(), math.nan, math.nan, error) from error
+
+
+def no_result() -> Step:
+    """Return the result of a step that has neither loss nor output."""
+    return {"loss": torch.tensor(math.nan), "y_pred": None}
 
 
 # Function of a batch and parameters of ``forward`` that takes a step whose effects the
@@ -103,6 +123,9 @@ class Training(Protocol):
 
     def count_clip(self, norm: float, coefficient: float) -> None:
         """Record the norm of gradients and their clipping coefficient."""
+
+    def has_exploded(self, loss: float, batch: Any, fit_params: dict[str, Any]) -> bool:
+        """Whether a loss has grown far beyond those of recent batches at first."""
 
     def attempt(
         self, batch: Any, fit_params: dict[str, Any], mode: StepMode = "plain"

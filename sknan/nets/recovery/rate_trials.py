@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states, resumed
-from sknan.diagnosis._raised import may_concern_values
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.explain import empty_states
 from sknan.nets.recovery.finite_operations import RepairedOperations
-from sknan.nets.recovery.protocol import StepRefused, Training
+from sknan.nets.recovery.protocol import RefuseErrors, StepRefused, Training
 from sknan.nets.recovery.step_loss import loss_of
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
@@ -231,7 +229,7 @@ class RateTrials:
         return float(losses[0])
 
     def _loss(self, batch: Any) -> Tensor:
-        with _refused_errors():
+        with RefuseErrors():
             return loss_of(self.net, batch, self.fit_params)[1]
 
     def _backward(self, batch: Any) -> tuple[Tensor, float]:
@@ -240,20 +238,9 @@ class RateTrials:
         loss = self._loss(batch)
         if not bool(torch.isfinite(loss.detach()).all()):
             raise StepRefused({}, float(loss.detach()), math.nan)
-        with _refused_errors():
+        with RefuseErrors():
             loss.backward()  # type: ignore[no-untyped-call]
         if self.training.conditioning is not None:
             self.training.conditioning.scale_grads()
         grads = [p.grad for p in net.guard_.parameters if p.grad is not None]
         return loss, float(grad_norm(grads))
-
-
-@contextlib.contextmanager
-def _refused_errors() -> Iterator[None]:
-    """Refuse a step that raises an exception that may depend on values."""
-    try:
-        yield
-    except Exception as error:
-        if not may_concern_values(error):
-            raise
-        raise StepRefused({}, math.nan, math.nan, error) from error

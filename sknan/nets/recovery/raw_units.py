@@ -27,8 +27,10 @@ from torch.overrides import TorchFunctionMode
 
 from sknan.losses._traits import traits_of
 
-# Columns whose mean or standard deviation is at least this large are in raw units.
-_RAW = 10.0
+# A column whose mean or standard deviation is at least this large is in raw units. The
+# default network learns as well with one column of size 300 as without, and is worse
+# than a constant with one of size 1000; several columns add up.
+RAW = 10.0
 
 # Columns smaller than this are not scaled, because their weights would become large.
 _TINY = 1e-3
@@ -110,7 +112,7 @@ class _Uses(TorchFunctionMode):
 def _may_be_raw(values: Any) -> bool:
     """Whether numbers are large enough for raw units."""
     is_float = isinstance(values, Tensor) and values.is_floating_point()
-    return is_float and values.numel() > 0 and not bool(values.abs().max() < _RAW)
+    return is_float and values.numel() > 0 and not bool(values.abs().max() < RAW)
 
 
 def _middle_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +128,7 @@ def _middle_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
     spread = torch.where(is_real, spread, middle.abs().clamp_min(1.0))
     size = torch.maximum(middle.abs(), spread)
     keeps = (size < _TINY) | ~torch.isfinite(size)
-    if not bool((size >= _RAW).any()):
+    if not bool((size >= RAW).any()):
         keeps = torch.ones_like(keeps)
     return torch.where(keeps, 0.0, middle), torch.where(keeps, 1.0, spread)
 

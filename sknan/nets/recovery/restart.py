@@ -7,6 +7,7 @@ from typing import Any
 from skorch.dataset import unpack_data
 
 from sknan._utils.random_state import kept_random_states
+from sknan._utils.validation import listed_columns
 from sknan._utils.warn import warn
 from sknan.nets._batching import TensorTable
 from sknan.nets.recovery.protocol import Answer, Failure, Training
@@ -20,9 +21,6 @@ from sknan.nets.recovery.raw_units import (
 
 # Number of rows on which the uses of the input are traced.
 _TRIAL_ROWS = 32
-
-# Largest number of columns that a message lists.
-_MOST_LISTED = 8
 
 
 def start_on_standardized_data(training: Training, rate: float) -> None:
@@ -65,11 +63,10 @@ def start_on_standardized_data(training: Training, rate: float) -> None:
         training.guard.weights.start_here()
         training.conditioning, training.raw_table = conditioning, None
         answer = f"The network is trained as if on standardized data. {answer}"
-    listed = ", ".join(map(str, columns[:_MOST_LISTED]))
-    more = ", ..." if len(columns) > _MOST_LISTED else ""
+    largest = float(table.X[:, columns].abs().max())
     warn(
-        f"Columns of X are in raw units: {listed}{more}, with values of size up to "
-        f"{float(table.X[:, columns].abs().max()):.3g}. At a learning rate of {rate:g} "
+        f"Columns of X are in raw units: {listed_columns(columns)}, with values of "
+        f"size up to {largest:.3g}. At a learning rate of {rate:g} "
         f"a linear layer learns nothing from them. {answer}"
     )
 
