@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,16 +29,10 @@ from sknan._utils.random_state import random_states, seeded
 from sknan._utils.threads import threads_for
 from sknan.estimators._column_scaling import (
     DROP_OUTLIERS,
-    numeric_columns,
     refuse_outliers,
     scaling_for,
 )
-from sknan.estimators._components import (
-    resolve_criterion,
-    resolve_device,
-    resolve_module,
-    resolve_optimizer,
-)
+from sknan.estimators._components import resolve_device
 from sknan.estimators._input import (
     as_network_input,
     check_features,
@@ -48,15 +42,10 @@ from sknan.estimators._input import (
     scale_weights,
 )
 from sknan.estimators._labels import apply_class_weight
+from sknan.estimators._net_building import NetBuildingMixin
 from sknan.estimators._network_output import check_finite_output, trial_output
-from sknan.estimators._parameters import (
-    PrefixedParamsMixin,
-    automatic_batch_size,
-    check_parameters,
-    is_auto,
-)
+from sknan.estimators._parameters import check_parameters, is_auto
 from sknan.estimators._validation_split import ValidationFold, split_rows
-from sknan.losses._traits import LossTraits, traits_of
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._time_limit import TimeLimit
@@ -65,21 +54,8 @@ from sknan.nets._training_facts import summary_as_html
 # Of fewer rows, a tenth is too small a sample for the choice of an epoch.
 _MIN_ROWS_TO_STOP_EARLY = 500
 
-# Parameters that a net which continues training takes over from the estimator.
-_UPDATED_PARAMS = (
-    "max_epochs",
-    "verbose",
-    "on_nonfinite",
-    "max_recoveries",
-    "clip_norm",
-    "clip_value",
-    "adaptive_clip",
-    "lr_schedule",
-    "warmup",
-)
 
-
-class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMixin):
+class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin):
     """Guarded network as a scikit-learn estimator.
 
     The engine trains an estimator through the protocol
@@ -93,7 +69,6 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
     output (``_match_target``).
     """
 
-    _task: ClassVar[str]
     _scaling: ColumnScaling | None
 
     def _check_parameters(self) -> None:
@@ -106,22 +81,6 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         """Return scikit-learn's diagram, followed by a summary of the training."""
         diagram: str = estimator_html_repr(self)
         return diagram + (summary_as_html(self) if hasattr(self, "net_") else "")
-
-    def rows_per_batch(self, n_rows: int) -> int:
-        """Return the batch size for a table of ``n_rows`` rows.
-
-        Parameters
-        ----------
-        n_rows : int
-            Number of rows of the table, including validation rows.
-
-        Returns
-        -------
-        int
-            ``batch_size``, or the automatic choice for ``batch_size="auto"``.
-        """
-        is_set = not is_auto(self.batch_size)
-        return int(self.batch_size) if is_set else automatic_batch_size(n_rows)
 
     # -- training rows -------------------------------------------------------------
 
@@ -200,81 +159,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
         is_one_batch = n_rows <= self.rows_per_batch(n_rows)
         return self.module is None and is_one_batch and is_per_row
 
-    # -- the net -------------------------------------------------------------------
-
-    @property
-    def _loss_traits(self) -> LossTraits:
-        return traits_of(self._build_criterion(per_row=False))
-
-    def _build_criterion(self, *, per_row: bool) -> nn.Module:
-        return resolve_criterion(
-            self.criterion,
-            self._params_for("criterion"),
-            task=self._task,
-            per_row=per_row,
-            owner=type(self).__name__,
-        )
-
-    def _build_net(self, X: np.ndarray, n_outputs: int, *, per_row: bool) -> TableNet:
-        """Return a new, initialized net for these features."""
-        owner = type(self).__name__
-        module, module_params = self._module_for(X, n_outputs)
-        if "lr" in self._params_for("optimizer"):
-            raise ValueError(
-                f"{owner} got optimizer__lr: the learning rate is its parameter lr."
-            )
-        optimizer, optimizer_params = resolve_optimizer(
-            self.optimizer, self._params_for("optimizer"), self.weight_decay, owner
-        )
-        net = TableNet(
-            module,
-            self._build_criterion(per_row=per_row),
-            optimizer=optimizer,
-            lr=self.lr_,
-            batch_size=self.rows_per_batch(len(X)),
-            train_split=None,
-            use_caching=False,  # scores are those of the weights at an epoch's end
-            callbacks=list(self.callbacks or ()),
-            compile=self.compile,
-            warm_start=True,  # the estimator decides when to start from scratch
-            device=resolve_device(self.device),
-            **{name: getattr(self, name) for name in _UPDATED_PARAMS},
-            **{f"module__{name}": value for name, value in module_params.items()},
-            **{f"optimizer__{name}": v for name, v in optimizer_params.items()},
-            **{f"compile__{k}": v for k, v in self._params_for("compile").items()},
-        )
-        net.initialize()
-        default = torch.get_default_dtype()
-        if default != torch.float32:  # in which torch.Tensor(n) creates parameters
-            net.module_._apply(lambda t: t.float() if t.dtype == default else t)
-        return net
-
-    def _module_for(self, X: np.ndarray, n_outputs: int) -> tuple[Any, dict[str, Any]]:
-        """Return the module or its factory, and the arguments of the factory."""
-        sizes, owner = self._sizes(X, n_outputs), type(self).__name__
-        return resolve_module(self.module, self._params_for("module"), sizes, owner)
-
-    def _sizes(self, X: np.ndarray, n_outputs: int) -> dict[str, Any]:
-        """Return the arguments that are added if the module's constructor has them."""
-        sizes: dict[str, Any] = {"n_features_in": X.shape[1], "n_outputs": n_outputs}
-        if self._params_for("module").get("n_frequencies"):
-            sizes["numeric_columns"] = numeric_columns(X)
-        return sizes
-
-    def _update_net(self, *, per_row: bool) -> TableNet:
-        """Return the fitted net with the current values of changeable parameters."""
-        net: TableNet = self.net_
-        net._is_untrained_ = False
-        changes = {name: getattr(self, name) for name in _UPDATED_PARAMS}
-        if not is_auto(self.batch_size):
-            changes["batch_size"] = self.batch_size
-        if self.lr_ != net.lr:
-            changes["lr"] = self.lr_
-        net.set_params(**changes)
-        criterion = self._build_criterion(per_row=per_row)
-        if hasattr(criterion, "reduction"):
-            net.criterion_.reduction = criterion.reduction
-        return net
+    # -- training ------------------------------------------------------------------
 
     def _set_learning_rate(
         self, rows: TrainingRows, seed: int, *, continues: bool
@@ -289,8 +174,6 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, PrefixedParamsMi
             found = range_test(self, rows, seed, verbose=self.verbose == 1)
             self.learning_rate_range_ = found
             self.lr_ = found.suggestion
-
-    # -- training ------------------------------------------------------------------
 
     @with_callbacks  # type: ignore[untyped-decorator]
     def _fit(
