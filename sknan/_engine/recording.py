@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from functools import cache, partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from sknan._engine.products import stacked_product
+from sknan._utils.tree import tree_leaves
 
 _aten = torch.ops.aten
 
@@ -26,19 +28,20 @@ _aten = torch.ops.aten
 _CREATION_OPTIONS = frozenset({"dtype", "layout", "device", "pin_memory"})
 
 
-class _Operation(NamedTuple):
+@dataclass(eq=False)
+class _Operation:
     function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
 
-    @property
+    @cached_property
     def reads(self) -> list[Tensor]:
-        return _tensors((self.args, self.kwargs))
+        return tree_leaves((self.args, self.kwargs))
 
-    @property
+    @cached_property
     def results(self) -> list[Tensor]:
-        return _tensors(self.result)
+        return tree_leaves(self.result)
 
     @property
     def has_effect(self) -> bool:
@@ -51,7 +54,8 @@ class _Operation(NamedTuple):
     @property
     def call(self) -> Callable[[], object]:
         """Function that runs the operation again, in the same memory."""
-        function, args, kwargs, result = self
+        function, args, kwargs = self.function, self.args, self.kwargs
+        result = self.result
         if function is _aten.bmm.default:
             return stacked_product(args[0], args[1], result)
         if function is _aten.relu.default:  # its variant with out makes a copy
@@ -68,7 +72,7 @@ class _Operation(NamedTuple):
         )
 
     def _compute_and_copy(self) -> None:
-        found = _tensors(self.function(*self.args, **self.kwargs))
+        found = tree_leaves(self.function(*self.args, **self.kwargs))
         for tensor, value in zip(self.results, found, strict=True):
             tensor.copy_(value)
 
@@ -104,8 +108,14 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Keep the present shape of a tensor in the operations so far."""
         view = tensor.view_as(tensor)
         self.operations = [
-            tree_map(lambda leaf: view if leaf is tensor else leaf, operation)
-            for operation in self.operations
+            _Operation(
+                op.function,
+                *tree_map(
+                    lambda leaf: view if leaf is tensor else leaf,
+                    (op.args, op.kwargs, op.result),
+                ),
+            )
+            for op in self.operations
         ]
 
     def calls(
@@ -174,10 +184,6 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if new is not None:
                 place = tensor.storage_offset(), tensor.shape, tensor.stride()
                 tensor.set_(new, *place)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _storages(tensors: Iterable[Tensor]) -> set[int]:

@@ -44,6 +44,10 @@ def tree_leaves(data: Any) -> list[Tensor]:
     -------
     list of Tensor
     """
-    leaves: list[Any] = []
-    tree_map(leaves.append, data)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if isinstance(data, Tensor):
+        return [data]
+    if isinstance(data, Mapping):
+        data = data.values()
+    elif not isinstance(data, (tuple, list)):
+        return []
+    return [leaf for part in data for leaf in tree_leaves(part)]
