@@ -75,11 +75,11 @@ variants = {
     },
     "no scaling": {"scale": "passthrough"},
     "categories as numbers": {
-        "encode__low_cardinality": OrdinalEncoder(
+        "encode__vectorizer__low_cardinality": OrdinalEncoder(
             handle_unknown="use_encoded_value", unknown_value=-1
         )
     },
-    "dates omitted": {"encode__datetime": "drop"},
+    "dates omitted": {"encode__vectorizer__datetime": "drop"},
 }
 folds = KFold(4, shuffle=True, random_state=0)
 scores = {}
