@@ -43,6 +43,9 @@ class TrainingRows(NamedTuple):
         without early stopping.
     numbers : ndarray of shape (n_samples,)
         Row numbers in the data that the user passed.
+    positions : ndarray of int of shape (n_rows_passed,)
+        Position of each row that the user passed among these rows, where equal rows may
+        have been merged; -1 for a row of weight 0.
     """
 
     X: np.ndarray
@@ -51,6 +54,7 @@ class TrainingRows(NamedTuple):
     n_outputs: int
     is_partial: bool
     numbers: np.ndarray
+    positions: np.ndarray
 
 
 class Trainable(SupportsCallbacks, Protocol):
@@ -242,6 +246,9 @@ class TrainingPlan:
         stopping.
     keeps_moments : bool
         Whether the moments of the optimizer are kept for a continued training.
+    positions : ndarray of int or None
+        :attr:`TrainingRows.positions` for one of several networks; None for a single
+        network.
     """
 
     net: TableNet
@@ -254,11 +261,25 @@ class TrainingPlan:
     num_threads: int | str
     is_partial: bool
     keeps_moments: bool
+    positions: np.ndarray | None
 
     @property
     def batch_size(self) -> int:
         """Number of rows in a full batch."""
         return min(int(self.net.batch_size), len(self.table))
+
+    def held_out(self) -> np.ndarray | None:
+        """Return the numbers of the rows passed that the net was not trained on.
+
+        A row of weight 0 is one of them, and so are all rows that were merged with a
+        held-out row. None without early stopping, and for a single network.
+        """
+        if self.positions is None or self.best is None:
+            return None
+        train, _ = self.split(self.net._split_seed_)
+        is_trained = np.zeros(len(self.table) + 1, dtype=bool)
+        is_trained[train.numpy()] = True  # the last entry is that of position -1
+        return np.flatnonzero(~is_trained[self.positions])
 
     def _split_table(self, seed: int) -> tuple[TensorTable, TensorTable]:
         """Return the training rows as a view and the held-out rows as a copy."""

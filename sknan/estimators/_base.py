@@ -134,7 +134,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         by_class = getattr(self, "class_weight", None)  # only classifiers have it
         if by_class is not None:
             weights = apply_class_weight(by_class, target, weights, owner, is_partial)
-        X_raw, target, weights, numbers = rows_that_count(
+        X_raw, target, weights, numbers, positions = rows_that_count(
             X_raw, target, weights, self._merges_duplicates
         )
         codes, n_outputs = self._encode_target(
@@ -147,7 +147,9 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
             names = getattr(self, "feature_names_in_", None)
             self._scaling = scaling_for(module, X_raw, weights, numbers, names, owner)
         X_in = as_network_input(X_raw, self._scaling)
-        return TrainingRows(X_in, codes, weights, n_outputs, is_partial, numbers)
+        return TrainingRows(
+            X_in, codes, weights, n_outputs, is_partial, numbers, positions
+        )
 
     def _merges_duplicates(self, n_rows: int) -> bool:
         """Whether merged rows of equal content train the same network.
@@ -266,6 +268,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
             num_threads=self.num_threads,
             is_partial=rows.is_partial,
             keeps_moments=rows.is_partial or self.warm_start,
+            positions=None if fold is None else rows.positions,
         )
 
     def _stops_early(self, rows: TrainingRows) -> bool:
@@ -309,6 +312,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         self.net_ = net
         self.n_iter_ = len(net.history)
         self.best_epoch_ = None if best is None else best.best_epoch_
+        self._held_out_ = plan.held_out()  # for the ensemble, which removes it
         self.nonfinite_reports_ = net.nonfinite_reports_
         self.effective_lr_ = net.effective_lr_
 

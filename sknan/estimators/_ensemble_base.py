@@ -159,6 +159,8 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
                 raise outcome.error
         _show_warnings(outcomes)
         self.estimators_ = [outcome.estimator for outcome in outcomes]
+        for member in self.estimators_:
+            del member._held_out_
         self.nonfinite_reports_ = [
             report
             for member in self.estimators_

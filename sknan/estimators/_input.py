@@ -173,7 +173,7 @@ def rows_that_count(
     y: np.ndarray,
     weights: np.ndarray | None,
     merges: Callable[[int], bool],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
     """Return the rows that training depends on.
 
     A row of weight 0 must have no effect, not even on the batches.
@@ -189,20 +189,25 @@ def rows_that_count(
     -------
     X, y, weights, numbers
         See :func:`merge_duplicate_rows`.
+    positions : ndarray of int
+        Position of each row of the input among the returned rows; -1 for a row of
+        weight 0.
     """
     rows = np.arange(len(X))
+    positions = np.full(len(X), -1)
     if weights is not None:
         rows = np.flatnonzero(weights > 0)
         X, y, weights = X[rows], y[rows], weights[rows]
+    positions[rows] = np.arange(len(X))
     if merges(len(X)):
-        X, y, weights, kept = merge_duplicate_rows(X, y, weights)
+        X, y, weights, kept, positions[rows] = merge_duplicate_rows(X, y, weights)
         rows = rows[kept]
-    return X, y, weights, rows
+    return X, y, weights, rows, positions
 
 
 def merge_duplicate_rows(
     X: np.ndarray, y: np.ndarray, weights: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
     """Return the distinct rows in sorted order, each with its total weight.
 
     The loss of a full batch does not depend on the order of the rows, and it is the
@@ -227,11 +232,14 @@ def merge_duplicate_rows(
         Total weight of each row.
     numbers : ndarray of int
         Number of the first row of each group in the input.
+    positions : ndarray of int
+        Position of each row of the input among the returned rows.
     """
     keys = y if y.dtype.kind == "f" else np.unique(y, return_inverse=True)[1]
     rows = np.column_stack([X.astype(np.float64), keys])
     _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    positions = inverse.reshape(-1)
     if len(first) < 2:
-        return X, y, weights, np.arange(len(X))
-    total = np.bincount(inverse.reshape(-1), weights=weights)
-    return X[first], y[first], total.astype(np.float64), first
+        return X, y, weights, np.arange(len(X)), np.arange(len(X))
+    total = np.bincount(positions, weights=weights)
+    return X[first], y[first], total.astype(np.float64), first, positions

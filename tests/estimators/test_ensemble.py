@@ -23,6 +23,7 @@ from sknan import (
     StableNetEnsembleRegressor,
     StableNetRegressor,
 )
+from sknan._engine.jobs import train_together
 from sknan.estimators import default_network
 from sknan.estimators._validation_split import ValidationFold
 from sknan.nets import PeriodicEmbedding
@@ -143,6 +144,26 @@ def test_a_sixth_network_holds_out_a_fold_of_another_partition(classes):
     assert [fold.number for fold in folds] == [0, 1, 2, 3, 4, 0]
     assert folds[5].seed != folds[0].seed
     assert len(model.estimators_) == 6
+
+
+def held_out_of(model, X, y, weight=None):
+    return [o.estimator._held_out_ for o in train_together(model._jobs(X, y, weight))]
+
+
+@pytest.mark.parametrize("batch_size", [32, 1000], ids=["batches", "merged rows"])
+def test_the_rows_held_out_are_numbered_as_the_caller_passed_them(numbers, batch_size):
+    X, y = (np.concatenate([part[:60], part[:30], part[:10]]) for part in numbers)
+    weight = np.where(np.arange(100) < 95, 1.0, 0.0)  # rows 5 to 9 again
+    found = held_out_of(small_regressor(batch_size=batch_size), X, y, weight)
+    assert all(set(range(95, 100)) <= set(rows) for rows in found)
+    of_weight = np.concatenate([rows[rows < 95] for rows in found])
+    assert sorted(of_weight) == list(range(95))
+    if batch_size == 1000:  # copies of a row are held out together
+        assert all(set(rows[rows < 30]) == set(rows[(rows > 59) & (rows < 90)] - 60)
+                   for rows in found)  # fmt: skip
+    without = small_regressor(early_stopping=False)
+    assert held_out_of(without, X, y) == [None] * 5
+    assert "_held_out_" not in vars(small_regressor().fit(X, y).estimators_[0])
 
 
 def test_without_early_stopping_each_network_trains_on_all_rows(numbers):

@@ -159,7 +159,7 @@ def test_sample_weights_are_used(table):
 def test_only_as_many_rows_are_drawn_as_the_steps_need():
     rows = TrainingRows(
         np.zeros((50_000, 2), np.float32), np.arange(50_000), None, 1, False,
-        np.arange(50_000),
+        np.arange(50_000), np.arange(50_000),
     )  # fmt: skip
     rng = np.random.RandomState(0)
     train, valid = _drawn_rows(rows, 2000, rng)
