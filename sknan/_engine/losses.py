@@ -130,7 +130,24 @@ class _SquaredError(StackedLoss):
         return self.losses_array
 
 
-_STACKED_LOSSES = {"cross_entropy": _CrossEntropy, "squared_error": _SquaredError}
+class _BinaryCrossEntropy(_SquaredError):
+    """Binary cross-entropy of logits, averaged over rows and outputs."""
+
+    def evaluate(self, target: Tensor) -> NDArray[Any]:
+        self.terms = F.binary_cross_entropy_with_logits(
+            self.output, target, reduction="none"
+        )
+        torch.mean(self.terms, (1, 2), out=self.losses)
+        torch.sigmoid(self.output, out=self.grad)
+        self.grad.sub_(target).mul_(self.gradient_factor / 2.0)
+        return self.losses_array
+
+
+_STACKED_LOSSES = {
+    "cross_entropy": _CrossEntropy,
+    "binary_cross_entropy": _BinaryCrossEntropy,
+    "squared_error": _SquaredError,
+}
 
 
 def stacked_loss_of(criterion: object) -> type[StackedLoss] | None:
@@ -177,4 +194,8 @@ def plain_loss(criterion: object, output: Any, target: Any) -> Tensor | None:
         # With the rows last, the few logits of many rows are computed as vectors.
         logs = F.log_softmax(output.t().contiguous(), 0)
         return logs.gather(0, target.unsqueeze(0)).sum() * (-1.0 / len(output))
-    return (output - target).square().mean() if output.shape == target.shape else None
+    if output.shape != target.shape:
+        return None
+    if loss is _BinaryCrossEntropy:
+        return F.binary_cross_entropy_with_logits(output, target)
+    return (output - target).square().mean()

@@ -41,7 +41,7 @@ from sknan.estimators._input import (
     rows_that_count,
     scale_weights,
 )
-from sknan.estimators._labels import apply_class_weight
+from sknan.estimators._labels import apply_class_weight, label_combinations
 from sknan.estimators._net_building import NetBuildingMixin
 from sknan.estimators._network_output import check_finite_output, trial_output
 from sknan.estimators._parameters import check_parameters, is_auto
@@ -132,7 +132,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         check_consistent_length(X_raw, target)
         weights = check_sample_weight(sample_weight, len(X_raw))
         by_class = getattr(self, "class_weight", None)  # only classifiers have it
-        if by_class is not None:
+        if by_class is not None and target.ndim == 1:
             weights = apply_class_weight(by_class, target, weights, owner, is_partial)
         X_raw, target, weights, numbers, positions = rows_that_count(
             X_raw, target, weights, self._merges_duplicates
@@ -258,7 +258,9 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
             time_limit=time_limit,
             split=functools.partial(
                 split_rows,
-                rows.y,
+                label_combinations(rows.y)
+                if self._task == "classification"
+                else rows.y,
                 validation_fraction=self.validation_fraction,
                 is_classification=self._task == "classification",
                 fold=fold,

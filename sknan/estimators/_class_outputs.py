@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
+from sklearn.utils import Tags
 from torch import Tensor, nn
 
 from sknan._utils.warn import warn
@@ -17,10 +18,19 @@ from sknan.losses._traits import traits_of
 
 
 class LabelPredictionMixin(ClassifierMixin):
-    """Methods that follow from ``predict_proba`` and ``classes_``."""
+    """Methods that follow from ``predict_proba``."""
 
-    classes_: np.ndarray
     predict_proba: Callable[[Any], np.ndarray]
+
+    @property
+    def _coding(self) -> ClassCoding:
+        """Conversion between labels and class codes."""
+        raise NotImplementedError
+
+    def __sklearn_tags__(self) -> Tags:
+        tags: Tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithms of the probabilities of the classes.
@@ -33,8 +43,8 @@ class LabelPredictionMixin(ClassifierMixin):
         Returns
         -------
         ndarray of shape (n_samples, n_classes), float32
-            Values of at least log(1.2e-38), the logarithm of the smallest normal
-            float32.
+            Columns as in ``predict_proba``. Values of at least log(1.2e-38), the
+            logarithm of the smallest normal float32.
         """
         tiny = np.finfo(np.float32).tiny
         logs: np.ndarray = np.log(np.maximum(self.predict_proba(X), tiny))
@@ -50,12 +60,12 @@ class LabelPredictionMixin(ClassifierMixin):
 
         Returns
         -------
-        ndarray of shape (n_samples,)
-            Elements of ``classes_``.
+        ndarray of shape (n_samples,) or (n_samples, n_labels)
+            Elements of ``classes_``. With several labels per row, 1 for labels of a
+            probability above 0.5, else 0.
         """
-        codes = self.predict_proba(X).argmax(axis=1)
-        labels: np.ndarray = self.classes_[codes]
-        return labels
+        probabilities = self.predict_proba(X)
+        return self._coding.labels_of(probabilities)
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,11 @@ class ClassCoding:
 
     classes: np.ndarray
 
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of the target of a row."""
+        return ()
+
     def decode(self, target: Tensor) -> np.ndarray:
         """Return the labels of rows."""
         labels: np.ndarray = self.classes[target.flatten().long().numpy(force=True)]
@@ -81,12 +96,44 @@ class ClassCoding:
 
     def predict(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
         """Return the labels of the most probable classes."""
-        codes = self.probabilities(criterion, output).argmax(axis=1)
-        labels: np.ndarray = self.classes[codes]
+        return self.labels_of(self.probabilities(criterion, output))
+
+    def labels_of(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the labels of the most probable classes."""
+        labels: np.ndarray = self.classes[probabilities.argmax(axis=1)]
         return labels
 
 
-def check_binary_output(criterion: nn.Module, output: Tensor) -> None:
+class LabelCoding(ClassCoding):
+    """Conversion for rows with several labels, whose codes are absence and presence.
+
+    The numbers of the labels take the place of the classes, as in scikit-learn.
+    """
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of the target of a row."""
+        return self.classes.shape
+
+    def decode(self, target: Tensor) -> np.ndarray:
+        """Return 1 for each label that a row has, else 0."""
+        return target.long().numpy(force=True)
+
+    def probabilities(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
+        """Return the probabilities of the labels, (n_samples, n_labels)."""
+        if traits_of(criterion).output_kind == "probabilities":
+            return output.numpy().copy()  # the module may return its own buffer
+        return torch.sigmoid(output).numpy()
+
+    def labels_of(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return 1 for each label of a probability above 0.5, else 0."""
+        labels: np.ndarray = (probabilities > 0.5).astype(np.int64)
+        return labels
+
+
+def check_binary_output(
+    criterion: nn.Module, output: Tensor, n_labels: int | None = None
+) -> None:
     """Raise ``ValueError`` if a binary loss cannot use the output.
 
     Parameters
@@ -95,9 +142,13 @@ def check_binary_output(criterion: nn.Module, output: Tensor) -> None:
         Binary loss.
     output : Tensor of shape (n_samples, ...)
         Raw output of the module.
+    n_labels : int or None, default=None
+        Number of labels per row; None for a single class per row.
     """
     name, shape = type(unbounded(criterion)).__name__, tuple(output.shape)
-    if shape[1:] not in ((), (1,)):
+    if n_labels is not None:
+        _check_number(shape, n_labels, "labels")
+    elif shape[1:] not in ((), (1,)):
         raise ValueError(
             f"The module's output has shape {shape}, but criterion {name} needs one "
             f"logit per row: ({shape[0]}, 1)."
@@ -131,12 +182,7 @@ def check_class_output(criterion: nn.Module, output: Tensor, n_classes: int) -> 
     """
     name, shape = type(unbounded(criterion)).__name__, tuple(output.shape)
     kind = traits_of(criterion).output_kind
-    if len(shape) != 2 or shape[1] != n_classes:
-        raise ValueError(
-            f"The module's output has shape {shape}, but {n_classes} classes need one "
-            f"logit each: ({shape[0]}, {n_classes}). Let the module's constructor take "
-            "n_outputs, and it is filled in."
-        )
+    _check_number(shape, n_classes, "classes")
     if kind == "log-probabilities" and not _are_log_probabilities(output):
         raise ValueError(
             f"Criterion {name} needs log-probabilities, but the rows of the module's "
@@ -183,6 +229,15 @@ def class_probabilities(criterion: nn.Module, output: Tensor) -> Tensor:
         return output.clone()  # the module may return its own buffer
     # Log-probabilities, for NLLLoss, are logits too.
     return torch.softmax(output, dim=1)
+
+
+def _check_number(shape: tuple[int, ...], number: int, noun: str) -> None:
+    if shape[1:] != (number,):
+        raise ValueError(
+            f"The module's output has shape {shape}, but {number} {noun} need one "
+            f"logit each: ({shape[0]}, {number}). Let the module's constructor take "
+            "n_outputs, and it is filled in."
+        )
 
 
 def _is_outside_unit_interval(output: Tensor) -> bool:

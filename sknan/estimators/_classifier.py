@@ -6,25 +6,32 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn
 
+from sknan._engine.table_net import TableNet
 from sknan._utils.settings import usual_settings
 from sknan._utils.validation import DROP_ROWS
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import (
     ClassCoding,
+    LabelCoding,
     LabelPredictionMixin,
     check_binary_output,
     check_class_output,
 )
+from sknan.estimators._components import name_of
 from sknan.estimators._labels import (
     encode_labels,
     label_array,
+    label_weights,
+    labels_per_row,
     list_labels,
     refuse_unusable_labels,
 )
+from sknan.losses._per_label import PerLabelLoss, loss_per_label
 from sknan.losses._traits import traits_of
 
 
@@ -51,7 +58,10 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         (of log-probabilities), ``"probability_nll"``, a class or instance of
         :mod:`sknan.losses` or ``torch.nn``, or a function of output and target. The
         output of the network has shape (n_samples, n_classes), or (n_samples, 1) for a
-        binary loss. It contains logits, except for the two NLL losses.
+        binary loss. It contains logits, except for the two NLL losses. With several
+        labels per row, the output has shape (n_samples, n_labels), and the losses of
+        logits apply to each label; ``"cross_entropy"`` is then the binary one. A
+        function receives targets of 0.0 and 1.0.
     optimizer : str or type, default="adamw"
         Optimizer: ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``,
         ``"rmsprop"``, ``"adagrad"`` or a class of ``torch.optim``.
@@ -105,9 +115,10 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         Fraction of the rows to hold out for early stopping.
     n_iter_no_change : int, default=20
         Number of epochs without improvement after which training stops.
-    class_weight : dict, "balanced" or None, default=None
+    class_weight : dict, list of dict, "balanced" or None, default=None
         Weights of the classes, as in scikit-learn. They are multiplied by
-        ``sample_weight``.
+        ``sample_weight``. With several labels per row, weights of 0 and 1: for all
+        labels, or a list of one dict for each label.
     callbacks : list or None, default=None
         Callbacks of skorch. They are called with the net in ``net_``, which predicts as
         the estimator does.
@@ -141,8 +152,9 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     net_ : GuardedNet
         Fitted skorch net. ``net_.history`` contains the loss, the gradient norm and the
         learning rate of each epoch; ``net_.module_`` is the network.
-    classes_ : ndarray of shape (n_classes,)
-        Labels of the classes, sorted.
+    classes_ : ndarray of shape (n_classes,) or (n_labels,)
+        Labels of the classes, sorted. With several labels per row, the numbers of the
+        columns of ``y``, as in ``MLPClassifier``.
     n_iter_ : int
         Number of epochs run.
     best_epoch_ : int or None
@@ -211,6 +223,9 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     """
 
     _task: ClassVar[str] = "classification"
+    classes_: np.ndarray
+    _is_multilabel: bool
+    _label_weights: np.ndarray | None
 
     def __init__(
         self,
@@ -254,8 +269,9 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         X : array-like or DataFrame of shape (n_samples, n_features)
             Features: finite numbers within float32. A custom module may take more
             dimensions.
-        y : array-like of shape (n_samples,)
-            Labels of at least two classes: numbers, strings or booleans.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Labels of at least two classes: numbers, strings or booleans. For several
+            labels per row, 0 and 1 in a column for each label; may be sparse.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
 
@@ -276,10 +292,11 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
             Features, as in ``fit``.
-        y : array-like of shape (n_samples,)
-            Labels, all of them from ``classes``.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Labels, all of them from ``classes``; or 0 and 1, as in ``fit``.
         classes : array-like of shape (n_classes,) or None, default=None
-            All labels that may occur in any call. Required in the first call.
+            All labels that may occur in any call. Required in the first call, except
+            with several labels per row.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
 
@@ -291,7 +308,12 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         return self
 
     def _validate_target(self, y: Any) -> np.ndarray:
-        labels: np.ndarray = column_or_1d(label_array(y), warn=True)
+        """Return the classes (n_samples,), or 0 and 1 (n_samples, n_labels)."""
+        several = labels_per_row(y, type(self).__name__)
+        if several is not None:
+            return several
+        y = y.toarray() if issparse(y) else label_array(y)
+        labels: np.ndarray = column_or_1d(y, warn=True)
         refuse_unusable_labels(labels, "y", DROP_ROWS)
         check_classification_targets(labels)
         return labels
@@ -304,6 +326,11 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         is_partial: bool,
         classes: Any = None,
     ) -> tuple[np.ndarray, int]:
+        if self._continues(is_partial):
+            self._refuse_other_labels(target)
+        self._is_multilabel = target.ndim == 2
+        if self._is_multilabel:
+            return self._encode_labels(target, weights, is_partial, classes)
         continues = self._continues(is_partial)
         if is_partial:
             known = self._classes_of_stream(classes, continues=continues)
@@ -334,6 +361,61 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
             )
         return codes, 1
 
+    def _encode_labels(
+        self,
+        target: np.ndarray,
+        weights: np.ndarray | None,
+        is_partial: bool,
+        classes: Any,
+    ) -> tuple[np.ndarray, int]:
+        """Set the attributes of a target of several labels per row."""
+        n_labels = target.shape[1]
+        numbers = np.arange(n_labels)
+        if classes is not None and not np.array_equal(np.unique(classes), numbers):
+            raise ValueError(
+                f"classes={list_labels(np.unique(classes))} must be the numbers of the "
+                f"{n_labels} columns of y, {list_labels(numbers)}, or None."
+            )
+        if not self._continues(is_partial):
+            self._label_weights = None
+            self._build_criterion(per_row=self.class_weight is not None)
+            self.classes_ = numbers
+        if self.class_weight is not None:
+            self._label_weights = label_weights(
+                self.class_weight, target, weights, type(self).__name__, is_partial
+            )
+        return target, n_labels
+
+    def _refuse_other_labels(self, target: np.ndarray) -> None:
+        """Refuse a target that has not the columns of the first fit."""
+        found, known = target.shape[1:], self._coding.label_shape
+        if found != known:
+            raise ValueError(
+                f"y has {_columns(found)}, but the first fit had {_columns(known)}."
+            )
+
+    def _build_criterion(self, *, per_row: bool) -> nn.Module:
+        criterion = super()._build_criterion(per_row=per_row)
+        if not getattr(self, "_is_multilabel", False):
+            return criterion
+        weights = self._label_weights
+        return loss_per_label(
+            criterion,
+            name_of(self.criterion),
+            None if weights is None else torch.from_numpy(weights),
+        )
+
+    def _update_net(self, *, per_row: bool) -> TableNet:
+        net = super()._update_net(per_row=per_row)
+        criterion = self._build_criterion(per_row=per_row).to(net.device)
+        if isinstance(net.criterion_, PerLabelLoss) != isinstance(
+            criterion, PerLabelLoss
+        ):
+            net.criterion_ = criterion
+        elif isinstance(criterion, PerLabelLoss):  # class_weight may have changed
+            net.criterion_.weights = criterion.weights
+        return net
+
     def _classes_of_stream(self, classes: Any, *, continues: bool) -> np.ndarray:
         """Return all labels that may occur, as given in the first ``partial_fit``."""
         if classes is None:
@@ -355,15 +437,20 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
 
     @property
     def _coding(self) -> ClassCoding:
-        return ClassCoding(self.classes_)
+        return (LabelCoding if self._is_multilabel else ClassCoding)(self.classes_)
 
     def _as_target(self, y: Any) -> np.ndarray:
-        return encode_labels(self._validate_target(y), self.classes_)
+        target = self._validate_target(y)
+        self._refuse_other_labels(target)
+        return target if target.ndim == 2 else encode_labels(target, self.classes_)
 
     def _match_target(
         self, criterion: nn.Module, output: Tensor, y: np.ndarray
     ) -> Tensor:
         codes = torch.from_numpy(y)
+        if y.ndim == 2:
+            check_binary_output(criterion, output, y.shape[1])
+            return codes.float()
         if not traits_of(criterion).is_binary:
             check_class_output(criterion, output, len(self.classes_))
             return codes
@@ -381,8 +468,13 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
 
         Returns
         -------
-        ndarray of shape (n_samples, n_classes), float32
-            Columns in the order of ``classes_``. The sum of each row is 1.
+        ndarray of shape (n_samples, n_classes) or (n_samples, n_labels), float32
+            Columns in the order of ``classes_``. The sum of each row is 1. With several
+            labels per row, the probability that the row has the label.
         """
         output = self._output(X)
         return self._coding.probabilities(self.net_.criterion_, output)
+
+
+def _columns(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} labels per row" if shape else "one class per row"

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import MultiOutputMixin, RegressorMixin
 
 from sknan._engine.jobs import JobOutcome
-from sknan.estimators._class_outputs import LabelPredictionMixin
+from sknan.estimators._class_outputs import ClassCoding, LabelPredictionMixin
 from sknan.estimators._classifier import StableNetClassifier
 from sknan.estimators._ensemble_base import Ensemble
 from sknan.estimators._regressor import StableNetRegressor
@@ -47,8 +47,8 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
     ----------
     estimators_ : list of StableNetClassifier
         Fitted networks.
-    classes_ : ndarray of shape (n_classes,)
-        Labels of the classes, sorted.
+    classes_ : ndarray of shape (n_classes,) or (n_labels,)
+        Labels of the classes, sorted; with several labels per row, their numbers.
     nonfinite_reports_ : list of NonFiniteReport
         Reports of the failed steps that training recovered from, network by network.
     effective_lr_ : float
@@ -102,8 +102,9 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
             Features: finite numbers within float32.
-        y : array-like of shape (n_samples,)
-            Labels of at least two classes: numbers, strings or booleans.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Labels of at least two classes: numbers, strings or booleans. For several
+            labels per row, 0 and 1 in a column for each label; may be sparse.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
 
@@ -118,6 +119,11 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         super()._assemble(outcomes)
         self.classes_ = self.estimators_[0].classes_
 
+    @property
+    def _coding(self) -> ClassCoding:
+        coding: ClassCoding = self.estimators_[0]._coding
+        return coding
+
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the mean of the networks' probabilities of the classes.
 
@@ -128,8 +134,8 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
 
         Returns
         -------
-        ndarray of shape (n_samples, n_classes), float32
-            Columns in the order of ``classes_``. The sum of each row is 1.
+        ndarray of shape (n_samples, n_classes) or (n_samples, n_labels), float32
+            Columns as in :meth:`StableNetClassifier.predict_proba`.
         """
         each = self._of_each("predict_proba", X)
         mean: np.ndarray = np.stack(each).mean(axis=0, dtype=np.float64)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sknan import functional as sf
 from sknan._utils.validation import is_number
 from sknan.losses._base import check_reduction, reduced
+from sknan.losses._per_label import PerLabelLoss
 from sknan.losses._traits import traits_of
 
 
@@ -117,6 +118,8 @@ class BoundedLoss(nn.Module):
 def unbounded(criterion: Any) -> Any:
     """Return the loss inside a :class:`BoundedLoss`, or the criterion itself.
 
+    The wrapper of a loss that is computed for each of several labels is removed too.
+
     Parameters
     ----------
     criterion : object
@@ -126,6 +129,6 @@ def unbounded(criterion: Any) -> Any:
     -------
     object
     """
-    while isinstance(criterion, BoundedLoss):
+    while isinstance(criterion, (BoundedLoss, PerLabelLoss)):
         criterion = criterion.loss
     return criterion

@@ -10,6 +10,8 @@ from sknan._utils.validation import did_you_mean, meant_by_word
 from sknan.losses import _classification, _multiplicative, _regression, _similarity
 from sknan.losses._base import Loss
 
+ClosedForm = Literal["cross_entropy", "binary_cross_entropy", "squared_error"]
+
 _FAMILIES = (_classification, _regression, _multiplicative, _similarity)
 
 
@@ -106,7 +108,7 @@ def get_criterion(name: str) -> type[Any]:
     return known[name]
 
 
-def closed_form_of(criterion: Any) -> Literal["cross_entropy", "squared_error"] | None:
+def closed_form_of(criterion: Any) -> ClosedForm | None:
     """Return the formula of a criterion that is a plain mean over the batch.
 
     Parameters
@@ -116,18 +118,26 @@ def closed_form_of(criterion: Any) -> Literal["cross_entropy", "squared_error"] 
 
     Returns
     -------
-    {"cross_entropy", "squared_error"} or None
+    {"cross_entropy", "binary_cross_entropy", "squared_error"} or None
         None for any other class, a subclass, or an option that changes the formula.
     """
+    is_mean = getattr(criterion, "reduction", None) == "mean"
+    return plain_form_of(criterion) if is_mean else None
+
+
+def plain_form_of(criterion: Any) -> ClosedForm | None:
+    """Return the formula of a criterion as `closed_form_of`, for any reduction."""
     kind = type(criterion)
-    if kind in (_regression.MSELoss, nn.MSELoss) and criterion.reduction == "mean":
+    if kind in (_regression.MSELoss, nn.MSELoss):
         return "squared_error"
+    if kind in (_classification.BCEWithLogitsLoss, nn.BCEWithLogitsLoss):
+        is_plain = criterion.weight is None and criterion.pos_weight is None
+        return "binary_cross_entropy" if is_plain else None
     if kind not in (_classification.CrossEntropyLoss, nn.CrossEntropyLoss):
         return None
     is_plain = (
         criterion.weight is None
         and criterion.ignore_index == -100
         and criterion.label_smoothing == 0.0
-        and criterion.reduction == "mean"
     )
     return "cross_entropy" if is_plain else None

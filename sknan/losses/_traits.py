@@ -71,6 +71,7 @@ _TRAITS_OF_TORCH: dict[type[Any], LossTraits] = {
     nn.CrossEntropyLoss: _CLASSES,
     nn.NLLLoss: LossTraits(task="classification", output_kind="log-probabilities"),
     nn.MultiMarginLoss: LossTraits(task="classification"),
+    nn.MultiLabelMarginLoss: LossTraits(task="classification"),
     nn.BCEWithLogitsLoss: replace(
         _CLASSES, task=None, is_binary=True, target_domain="unit interval"
     ),

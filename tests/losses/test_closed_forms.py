@@ -20,6 +20,8 @@ class Subclass(sl.MSELoss):
     [
         (sl.CrossEntropyLoss(), "cross_entropy"),
         (nn.CrossEntropyLoss(), "cross_entropy"),
+        (sl.BCEWithLogitsLoss(), "binary_cross_entropy"),
+        (nn.BCEWithLogitsLoss(pos_weight=torch.ones(2)), None),
         (sl.MSELoss(), "squared_error"),
         (nn.MSELoss(), "squared_error"),
         (sl.MSELoss(reduction="sum"), None),
