@@ -1,10 +1,11 @@
 """
-Without scaling a network learns nothing; categories, dates and indicators come next
-====================================================================================
+Categories and dates are worth most, indicators of missing values come next
+===========================================================================
 
-Each step of ``tabular_pipeline`` is omitted or replaced in turn, on a table in which
-each step matters. Sentinels that are taken for numbers do little harm, because
-``SafeScaler`` bounds outliers.
+Each step of ``tabular_pipeline`` is omitted or replaced in turn, on a table of known
+structure. Sentinels that are taken for numbers do little harm, because ``SafeScaler``
+bounds outliers. Without a scaling step, the network standardizes the columns that are
+in raw units itself.
 """
 
 # %%
