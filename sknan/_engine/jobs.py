@@ -332,8 +332,8 @@ class _JobRun(_Run):
     def source(self) -> Hashable:
         """Key that is equal for jobs on the same rows."""
         job = self.job
-        weights = id(job.fit_params.get("sample_weight"))
-        return id(job.X), id(job.y), weights
+        others = {name: id(v) for name, v in job.fit_params.items() if name != "fold"}
+        return id(job.X), id(job.y), frozenset(others.items())
 
     @property
     def is_stacked(self) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sknan._engine.listeners import SupportsCallbacks
@@ -23,6 +24,28 @@ from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._time_limit import TimeLimit
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
+
+
+class HoldOut(Protocol):
+    """Choice of the rows that are held out of a training."""
+
+    @property
+    def n_valid(self) -> int:
+        """Number of rows at the end that the user passed for validation."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user has chosen the rows to hold out."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether each row may be held out, whatever the others are."""
+
+    def with_fold(self, fold: Any) -> HoldOut:
+        """Return the choice for one of several networks; None for a single one."""
+
+    def split(self, y: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the training and of the held-out rows."""
 
 
 class TrainingRows(NamedTuple):
@@ -46,6 +69,8 @@ class TrainingRows(NamedTuple):
     positions : ndarray of int of shape (n_rows_passed,)
         Position of each row that the user passed among these rows, where equal rows may
         have been merged; -1 for a row of weight 0.
+    hold_out : HoldOut or None, default=None
+        Choice of the rows to hold out. None for rows that are all trained on.
     """
 
     X: np.ndarray
@@ -55,6 +80,18 @@ class TrainingRows(NamedTuple):
     is_partial: bool
     numbers: np.ndarray
     positions: np.ndarray
+    hold_out: HoldOut | None = None
+
+    @property
+    def n_train(self) -> int:
+        """Number of rows without those that the user passed for validation."""
+        return len(self.X) - (0 if self.hold_out is None else self.hold_out.n_valid)
+
+    def split(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the training and of the held-out rows."""
+        if self.hold_out is None:
+            return torch.arange(len(self.X)), torch.zeros(0, dtype=torch.int64)
+        return self.hold_out.split(self.y, seed)
 
 
 class Trainable(SupportsCallbacks, Protocol):

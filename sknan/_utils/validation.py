@@ -24,14 +24,22 @@ FLOAT64_MAX = float(np.finfo(np.float64).max)
 
 _FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
-# Remedy for a missing target.
-DROP_ROWS = (
-    "A row without a finite target cannot be used for training: "
-    "remove these rows from X and y."
-)
-
 # Largest number of columns or rows that a message lists.
 _MAX_LISTED = 8
+
+
+def drop_rows(name: str) -> str:
+    """Return the remedy for missing targets.
+
+    Parameters
+    ----------
+    name : {"y", "y_val"}
+        Name of the targets.
+    """
+    return (
+        "A row without a finite target cannot be used for training: remove these rows "
+        f"from {name.replace('y', 'X', 1)} and {name}."
+    )
 
 
 def is_number(value: Any) -> TypeGuard[float]:

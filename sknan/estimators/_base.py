@@ -41,11 +41,16 @@ from sknan.estimators._input import (
     rows_that_count,
     scale_weights,
 )
-from sknan.estimators._labels import apply_class_weight, label_combinations
+from sknan.estimators._labels import apply_class_weight
 from sknan.estimators._net_building import NetBuildingMixin
 from sknan.estimators._network_output import check_finite_output, trial_output
 from sknan.estimators._parameters import check_parameters, is_auto
-from sknan.estimators._validation_split import ValidationFold, split_rows
+from sknan.estimators._validation_data import (
+    FitData,
+    check_groups,
+    with_validation_rows,
+)
+from sknan.estimators._validation_split import HoldOut, UserSplits, ValidationFold
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._time_limit import TimeLimit
@@ -84,7 +89,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
 
     # -- training rows -------------------------------------------------------------
 
-    def _validate_target(self, y: Any) -> np.ndarray:
+    def _validate_target(self, y: Any, name: str = "y") -> np.ndarray:
         """Return the targets as an array of labels or numbers, or refuse them."""
         raise NotImplementedError
 
@@ -115,6 +120,10 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         sample_weight: Any = None,
         *,
         is_partial: bool = False,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        groups: Any = None,
         **target_params: Any,
     ) -> TrainingRows:
         """Check parameters and data, and bring the data into the form of training."""
@@ -124,6 +133,8 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
             raise ValueError(
                 f"{owner} requires y to be passed, but the target y is None."
             )
+        data = FitData(X_val, y_val, sample_weight_val, groups)
+        has_validation_data = data.is_validated(self.early_stopping)
         is_new = not self._continues(is_partial)
         X_raw = check_features(
             self, X, reset=is_new, min_samples=1 if is_partial else 2
@@ -131,11 +142,16 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         target = self._validate_target(y)
         check_consistent_length(X_raw, target)
         weights = check_sample_weight(sample_weight, len(X_raw))
+        group_of = check_groups(groups, len(X_raw))
+        target_of_all = target
         by_class = getattr(self, "class_weight", None)  # only classifiers have it
         if by_class is not None and target.ndim == 1:
             weights = apply_class_weight(by_class, target, weights, owner, is_partial)
         X_raw, target, weights, numbers, positions = rows_that_count(
-            X_raw, target, weights, self._merges_duplicates
+            X_raw,
+            target,
+            weights,
+            lambda n: self._merges_duplicates(n) and group_of is None,
         )
         codes, n_outputs = self._encode_target(
             y, target, weights, is_partial, **target_params
@@ -147,9 +163,27 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
             names = getattr(self, "feature_names_in_", None)
             self._scaling = scaling_for(module, X_raw, weights, numbers, names, owner)
         X_in = as_network_input(X_raw, self._scaling)
-        return TrainingRows(
-            X_in, codes, weights, n_outputs, is_partial, numbers, positions
+        splits = None
+        if self.validation_split is not None:
+            splits = UserSplits(
+                self.validation_split, X, target_of_all, group_of, numbers
+            )
+        if group_of is not None:
+            group_of = np.unique(group_of[numbers], return_inverse=True)[1]
+        is_classification = self._task == "classification"
+        rows = TrainingRows(
+            X_in,
+            codes,
+            weights,
+            n_outputs,
+            is_partial,
+            numbers,
+            positions,
+            HoldOut(self.validation_fraction, is_classification, splits, group_of),
         )
+        if has_validation_data:
+            rows = with_validation_rows(self, rows, data)
+        return rows
 
     def _merges_duplicates(self, n_rows: int) -> bool:
         """Whether merged rows of equal content train the same network.
@@ -159,7 +193,9 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         """
         is_per_row = hasattr(self._build_criterion(per_row=False), "reduction")
         is_one_batch = n_rows <= self.rows_per_batch(n_rows)
-        return self.module is None and is_one_batch and is_per_row
+        # The order of the rows matters to a splitter.
+        is_split = self.validation_split is not None
+        return self.module is None and is_one_batch and is_per_row and not is_split
 
     # -- training ------------------------------------------------------------------
 
@@ -184,12 +220,13 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         y: Any,
         sample_weight: Any = None,
         fold: ValidationFold | None = None,
+        **data: Any,
     ) -> None:
         """Run all of ``fit`` and notify scikit-learn's callbacks."""
         self._check_parameters()
         tasks = EpochTasks()
         tasks.begin(self, X, y, sample_weight)
-        plan = self._plan(self._training_rows(X, y, sample_weight), fold)
+        plan = self._plan(self._training_rows(X, y, sample_weight, **data), fold)
         train(plan, tasks if tasks.has_listeners else None)
         self._finish(plan)
         tasks.end()
@@ -228,6 +265,8 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
             self._rng = check_random_state(self.random_state)
         seed = int(self._rng.randint(np.iinfo(np.int32).max))
         split_seed = int(self._rng.randint(np.iinfo(np.int32).max))
+        if rows.hold_out is not None:
+            rows = rows._replace(hold_out=rows.hold_out.with_fold(fold))
         start = time.monotonic()
         self._set_learning_rate(rows, seed, continues=continues)
         search_seconds = time.monotonic() - start
@@ -238,7 +277,8 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
             if continues:
                 net = self._update_net(per_row=per_row)
             else:
-                net = self._build_net(rows.X, rows.n_outputs, per_row=per_row)
+                X_train = rows.X[: rows.n_train]
+                net = self._build_net(X_train, rows.n_outputs, per_row=per_row)
             net.coding_, net.scaling_ = self._coding, self._scaling
             net.column_names_ = getattr(self, "feature_names_in_", None)
             if table_of is None:
@@ -256,15 +296,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
             table=table,
             best=BestWeights(self.n_iter_no_change) if stops_early else None,
             time_limit=time_limit,
-            split=functools.partial(
-                split_rows,
-                label_combinations(rows.y)
-                if self._task == "classification"
-                else rows.y,
-                validation_fraction=self.validation_fraction,
-                is_classification=self._task == "classification",
-                fold=fold,
-            ),
+            split=functools.lru_cache(maxsize=1)(rows.split),
             split_seed=split_seed,
             random_states=states,
             num_threads=self.num_threads,
@@ -277,7 +309,8 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         if rows.is_partial:
             return False
         if self.early_stopping == "auto":
-            return len(rows.X) >= _MIN_ROWS_TO_STOP_EARLY
+            is_given = rows.hold_out is not None and rows.hold_out.is_given
+            return is_given or len(rows.X) >= _MIN_ROWS_TO_STOP_EARLY
         return bool(self.early_stopping)
 
     def _table(self, net: TableNet, rows: TrainingRows) -> TensorTable:
@@ -326,7 +359,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         target = self._shape_target(self.net_, X_in, self._as_target(y))
         return torch.from_numpy(X_in).to(self.net_.device), target.to(self.net_.device)
 
-    def _as_target(self, y: Any) -> np.ndarray:
+    def _as_target(self, y: Any, name: str = "y") -> np.ndarray:
         """Return ``y`` as the targets that the fitted network is trained on."""
         raise NotImplementedError
 

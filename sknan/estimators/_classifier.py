@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sknan._engine.table_net import TableNet
 from sknan._utils.settings import usual_settings
-from sknan._utils.validation import DROP_ROWS
+from sknan._utils.validation import drop_rows
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import (
     ClassCoding,
@@ -110,9 +110,17 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         Whether to hold out ``validation_fraction`` of the rows, to stop when the
         validation loss no longer improves, and to keep the weights of the best epoch
         (the last of equal ones). ``"auto"`` does so for 500 rows or more; with
-        fewer rows, a tenth is too small to choose an epoch by.
+        fewer rows, a tenth is too small to choose an epoch by, unless
+        ``validation_split`` or ``X_val`` provides the rows.
     validation_fraction : float, default=0.1
-        Fraction of the rows to hold out for early stopping.
+        Fraction of the rows to hold out for early stopping. With ``groups``, whole
+        groups are held out whose rows make up about this fraction, at most a half.
+    validation_split : splitter, list of (train, valid) or None, default=None
+        Splitter of scikit-learn, such as ``GroupKFold()`` or ``TimeSeriesSplit()``, or
+        pairs of row numbers, that decides which rows are held out, instead of
+        ``validation_fraction``. Of several splits, the last one is used if each trains
+        only on rows before those that it holds out, as in a time series; otherwise the
+        first one.
     n_iter_no_change : int, default=20
         Number of epochs without improvement after which training stops.
     class_weight : dict, list of dict, "balanced" or None, default=None
@@ -247,6 +255,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         max_recoveries: int = 10,
         early_stopping: bool | str = "auto",
         validation_fraction: float = 0.1,
+        validation_split: Any = None,
         n_iter_no_change: int = 20,
         class_weight: Any = None,
         callbacks: list[Any] | None = None,
@@ -261,7 +270,17 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         self._store_params(locals())
 
     @usual_settings()
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> StableNetClassifier:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        groups: Any = None,
+    ) -> StableNetClassifier:
         """Train the network.
 
         Parameters
@@ -274,12 +293,30 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
             labels per row, 0 and 1 in a column for each label; may be sparse.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
+        X_val : array-like or DataFrame of shape (n_val, n_features), default=None
+            Rows for early stopping, instead of a part of ``X``. In a ``Pipeline`` they
+            are transformed as ``X`` is with ``transform_input=["X_val"]``.
+        y_val : array-like of shape (n_val,), default=None
+            Targets of ``X_val``.
+        sample_weight_val : array-like of shape (n_val,) or None, default=None
+            Non-negative weights of the rows of ``X_val``.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Group of each row, such as a patient or a session. All rows of a group are
+            held out together, for early stopping and for ``lr="auto"``.
 
         Returns
         -------
         self
         """
-        self._fit(X, y, sample_weight)
+        self._fit(
+            X,
+            y,
+            sample_weight,
+            X_val=X_val,
+            y_val=y_val,
+            sample_weight_val=sample_weight_val,
+            groups=groups,
+        )
         return self
 
     @usual_settings()
@@ -307,14 +344,14 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         self._partial_fit(X, y, sample_weight, classes=classes)
         return self
 
-    def _validate_target(self, y: Any) -> np.ndarray:
+    def _validate_target(self, y: Any, name: str = "y") -> np.ndarray:
         """Return the classes (n_samples,), or 0 and 1 (n_samples, n_labels)."""
-        several = labels_per_row(y, type(self).__name__)
+        several = labels_per_row(y, type(self).__name__, name)
         if several is not None:
             return several
         y = y.toarray() if issparse(y) else label_array(y)
         labels: np.ndarray = column_or_1d(y, warn=True)
-        refuse_unusable_labels(labels, "y", DROP_ROWS)
+        refuse_unusable_labels(labels, name, drop_rows(name))
         check_classification_targets(labels)
         return labels
 
@@ -386,12 +423,13 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
             )
         return target, n_labels
 
-    def _refuse_other_labels(self, target: np.ndarray) -> None:
+    def _refuse_other_labels(self, target: np.ndarray, name: str = "y") -> None:
         """Refuse a target that has not the columns of the first fit."""
         found, known = target.shape[1:], self._coding.label_shape
         if found != known:
             raise ValueError(
-                f"y has {_columns(found)}, but the first fit had {_columns(known)}."
+                f"{name} has {_columns(found)}, but the first fit had "
+                f"{_columns(known)}."
             )
 
     def _build_criterion(self, *, per_row: bool) -> nn.Module:
@@ -439,10 +477,12 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     def _coding(self) -> ClassCoding:
         return (LabelCoding if self._is_multilabel else ClassCoding)(self.classes_)
 
-    def _as_target(self, y: Any) -> np.ndarray:
-        target = self._validate_target(y)
-        self._refuse_other_labels(target)
-        return target if target.ndim == 2 else encode_labels(target, self.classes_)
+    def _as_target(self, y: Any, name: str = "y") -> np.ndarray:
+        target = self._validate_target(y, name)
+        self._refuse_other_labels(target, name)
+        if target.ndim == 2:
+            return target
+        return encode_labels(target, self.classes_, name)
 
     def _match_target(
         self, criterion: nn.Module, output: Tensor, y: np.ndarray

@@ -39,6 +39,10 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         Time limit of ``fit`` in seconds, of which each network receives an equal share
         as its ``max_time``. The networks then depend on ``n_jobs``. None leaves the
         ``max_time`` of ``estimator`` unchanged.
+    validation_split : splitter, list of (train, valid) or None, default=None
+        Splitter of scikit-learn, or pairs of row numbers, that decides which rows are
+        held out. Each network takes the next split; after the last one follows the
+        first. None leaves the ``validation_split`` of ``estimator`` unchanged.
     verbose : int, default=0
         Level of output: 1 shows a progress bar over the networks in a terminal or a
         notebook, and nothing in a log.
@@ -95,7 +99,17 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
 
     classes_: np.ndarray
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        groups: Any = None,
+    ) -> Self:
         """Train the networks.
 
         Parameters
@@ -107,12 +121,31 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
             labels per row, 0 and 1 in a column for each label; may be sparse.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
+        X_val : array-like or DataFrame of shape (n_val, n_features), default=None
+            Rows for early stopping of all networks, each of which then trains on all
+            rows of ``X``. In a ``Pipeline`` they are transformed as ``X`` is with
+            ``transform_input=["X_val"]``.
+        y_val : array-like of shape (n_val,), default=None
+            Targets of ``X_val``.
+        sample_weight_val : array-like of shape (n_val,) or None, default=None
+            Non-negative weights of the rows of ``X_val``.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Group of each row, such as a patient or a session. All rows of a group are
+            held out together. Fewer than five groups give as many folds.
 
         Returns
         -------
         self
         """
-        self._fit(X, y, sample_weight)
+        self._fit(
+            X,
+            y,
+            sample_weight=sample_weight,
+            X_val=X_val,
+            y_val=y_val,
+            sample_weight_val=sample_weight_val,
+            groups=groups,
+        )
         return self
 
     def _assemble(self, outcomes: list[JobOutcome]) -> None:
@@ -167,6 +200,10 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
         Time limit of ``fit`` in seconds, of which each network receives an equal share
         as its ``max_time``. The networks then depend on ``n_jobs``. None leaves the
         ``max_time`` of ``estimator`` unchanged.
+    validation_split : splitter, list of (train, valid) or None, default=None
+        Splitter of scikit-learn, or pairs of row numbers, that decides which rows are
+        held out. Each network takes the next split; after the last one follows the
+        first. None leaves the ``validation_split`` of ``estimator`` unchanged.
     verbose : int, default=0
         Level of output: 1 shows a progress bar over the networks in a terminal or a
         notebook, and nothing in a log.
@@ -219,7 +256,17 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
 
     _network = StableNetRegressor
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        groups: Any = None,
+    ) -> Self:
         """Train the networks.
 
         Parameters
@@ -230,12 +277,31 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
             Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
+        X_val : array-like or DataFrame of shape (n_val, n_features), default=None
+            Rows for early stopping of all networks, each of which then trains on all
+            rows of ``X``. In a ``Pipeline`` they are transformed as ``X`` is with
+            ``transform_input=["X_val"]``.
+        y_val : array-like of shape (n_val,), default=None
+            Targets of ``X_val``.
+        sample_weight_val : array-like of shape (n_val,) or None, default=None
+            Non-negative weights of the rows of ``X_val``.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Group of each row, such as a patient or a session. All rows of a group are
+            held out together. Fewer than five groups give as many folds.
 
         Returns
         -------
         self
         """
-        self._fit(X, y, sample_weight)
+        self._fit(
+            X,
+            y,
+            sample_weight=sample_weight,
+            X_val=X_val,
+            y_val=y_val,
+            sample_weight_val=sample_weight_val,
+            groups=groups,
+        )
         return self
 
     def predict(self, X: Any) -> np.ndarray:

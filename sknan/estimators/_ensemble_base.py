@@ -90,6 +90,7 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
         n_jobs: int | None = None,
         random_state: Any = None,
         max_time: float | None = None,
+        validation_split: Any = None,
         verbose: int = 0,
     ) -> None:
         self.estimator = estimator
@@ -97,6 +98,7 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.max_time = max_time
+        self.validation_split = validation_split
         self.verbose = verbose
 
     def set_params(self, **params: Any) -> Self:
@@ -139,8 +141,8 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
             "estimator__..."
         )
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any) -> None:
-        jobs = self._jobs(X, y, sample_weight)
+    def _fit(self, X: Any, y: Any, **fit_params: Any) -> None:
+        jobs = self._jobs(X, y, **fit_params)
         n_shares = self._n_shares()
         shares = [jobs[i::n_shares] for i in range(n_shares)]
         with progress("Training", len(jobs), "networks", verbose=self.verbose):
@@ -178,21 +180,26 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
         """Return the number of processes."""
         return min(int(effective_n_jobs(self.n_jobs)), self.n_estimators)
 
-    def _jobs(self, X: Any, y: Any, sample_weight: Any = None) -> list[Job]:
+    def _jobs(self, X: Any, y: Any, **fit_params: Any) -> list[Job]:
         """Return the job of each network."""
         network = self._checked_network()
         if self.max_time is not None:
             n_in_turn = math.ceil(self.n_estimators / self._n_shares())
             network = clone(network).set_params(max_time=self.max_time / n_in_turn)
+        splitter = network.validation_split
+        if self.validation_split is not None:
+            splitter = self.validation_split
         rng = check_random_state(self.random_state)
         seeds = rng.randint(np.iinfo(np.int32).max, size=(2, self.n_estimators))
         jobs = []
         for i in range(self.n_estimators):
             partition, number = divmod(i, _N_FOLDS)
-            fold = ValidationFold(number, _N_FOLDS, int(seeds[1, partition]))
+            seed = int(seeds[1, partition])
+            fold = ValidationFold(number, _N_FOLDS, seed, partition)
             member = clone(network).set_params(random_state=int(seeds[0, i]))
-            options = {"sample_weight": sample_weight, "fold": fold}
-            jobs.append(Job(member, X, y, options))
+            # One splitter for all, so that the rows are validated once.
+            member.validation_split = splitter
+            jobs.append(Job(member, X, y, {**fit_params, "fold": fold}))
         return jobs
 
     def _checked_network(self) -> StableNetBase:
@@ -203,7 +210,8 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
                 f"The 'n_estimators' parameter of {name} must be an integer of at "
                 f"least 1, got {n!r}."
             )
-        check_parameter(self, "max_time")
+        for parameter in ("max_time", "validation_split"):
+            check_parameter(self, parameter)
         if self.estimator is None:
             return self._network(**_DEFAULT_PARAMS)
         if not isinstance(self.estimator, self._network):

@@ -14,6 +14,11 @@ from sknan._engine.prediction import ColumnScaling
 from sknan._utils.validation import already_valid_array, check_finite
 from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
+_IMPUTE_AS_X = (
+    "Transform it as X is: a Pipeline with transform_input=['X_val'] does, with "
+    "metadata routing enabled."
+)
+
 
 class CheckedRows(NamedTuple):
     """Features as the networks of estimators that were fitted together receive them.
@@ -57,7 +62,12 @@ def as_network_input(X: np.ndarray, scaling: ColumnScaling | None) -> np.ndarray
 
 
 def check_features(
-    estimator: BaseEstimator, X: Any, *, reset: bool, min_samples: int = 1
+    estimator: BaseEstimator,
+    X: Any,
+    *,
+    reset: bool,
+    min_samples: int = 1,
+    name: str = "X",
 ) -> np.ndarray:
     """Validate ``X`` and refuse non-finite values.
 
@@ -73,6 +83,8 @@ def check_features(
         False, ``X`` is compared with them.
     min_samples : int, default=1
         Smallest number of rows that is accepted.
+    name : str, default="X"
+        Name of the input in messages.
 
     Returns
     -------
@@ -93,7 +105,7 @@ def check_features(
             f"Encode the table first: sknan.tabular_pipeline({owner}()) does, or "
             "sklearn.preprocessing.OneHotEncoder()."
         )
-        with name_unfit_cell("X", X, owner, encode):
+        with name_unfit_cell(name, X, owner, encode):
             X_in = validate_data(
                 estimator,
                 plain_cells(X),
@@ -105,16 +117,19 @@ def check_features(
                 ensure_all_finite=False,
                 ensure_min_samples=min_samples,
             )
+    steps = f"make_pipeline(NaNImputer(), SafeScaler(), {owner}())"
     check_finite(
         X_in,
-        name="X",
+        name=name,
         columns=getattr(estimator, "feature_names_in_", None),
-        remedy=f"Impute first: make_pipeline(NaNImputer(), SafeScaler(), {owner}()).",
+        remedy=_IMPUTE_AS_X if name != "X" else f"Impute first: {steps}.",
     )
     return X_in
 
 
-def check_sample_weight(sample_weight: Any, n_samples: int) -> np.ndarray | None:
+def check_sample_weight(
+    sample_weight: Any, n_samples: int, name: str = "sample_weight"
+) -> np.ndarray | None:
     """Return the sample weights as float64, or None if there are none.
 
     Parameters
@@ -123,6 +138,8 @@ def check_sample_weight(sample_weight: Any, n_samples: int) -> np.ndarray | None
         Weights of the rows.
     n_samples : int
         Number of rows.
+    name : str, default="sample_weight"
+        Name of the weights in messages.
 
     Returns
     -------
@@ -142,18 +159,18 @@ def check_sample_weight(sample_weight: Any, n_samples: int) -> np.ndarray | None
     weights = np.asarray(plain_cells(sample_weight), dtype=np.float64)
     if weights.shape != (n_samples,):
         raise ValueError(
-            f"sample_weight must have shape ({n_samples},), one weight per row, got "
+            f"{name} must have shape ({n_samples},), one weight per row, got "
             f"{weights.shape}."
         )
     check_finite(
         weights,
-        name="sample_weight",
+        name=name,
         remedy="Give rows that must not count the weight 0.",
     )
     if (weights < 0).any():
         row = int(np.argmax(weights < 0))
         raise ValueError(
-            f"sample_weight must not be negative, but is {weights[row]:g} at row {row}."
+            f"{name} must not be negative, but is {weights[row]:g} at row {row}."
         )
     if not weights.any():
         raise ValueError("All sample weights are zero: at least one row must count.")

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.sparse import issparse
 from sklearn.utils.class_weight import compute_class_weight
 
-from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite, column_name
+from sknan._utils.validation import FLOAT64_MAX, check_finite, column_name, drop_rows
 from sknan.exceptions import NonFiniteDataError
 from sknan.preprocessing._tables.plain_cells import plain_cells
 
@@ -64,7 +64,7 @@ def refuse_unusable_labels(labels: np.ndarray, name: str, remedy: str) -> None:
         )
 
 
-def labels_per_row(y: Any, owner: str) -> np.ndarray | None:
+def labels_per_row(y: Any, owner: str, name: str = "y") -> np.ndarray | None:
     """Return targets of several columns as 0 and 1, or None if there is one column.
 
     Parameters
@@ -73,6 +73,8 @@ def labels_per_row(y: Any, owner: str) -> np.ndarray | None:
         Targets.
     owner : str
         Class name of the estimator, for messages.
+    name : str, default="y"
+        Name of the targets in messages.
 
     Returns
     -------
@@ -93,15 +95,15 @@ def labels_per_row(y: Any, owner: str) -> np.ndarray | None:
         raise
     if values.ndim != 2 or values.shape[1] < 2:
         return None
-    refuse_unusable_labels(values, "y", DROP_ROWS)
+    refuse_unusable_labels(values, name, drop_rows(name))
     is_other = (values != 0) & (values != 1)
     if is_other.any():
         row, column = np.argwhere(is_other)[0]
         raise ValueError(
-            f"y has {values.shape[1]} columns, each for a label that a row has (1) or "
-            f"not (0), but it contains {values[row, column].item()!r} at row {row} of "
-            f"column {column_name(column, names)}. For several targets of any classes "
-            f"use sklearn.multioutput.MultiOutputClassifier({owner}())."
+            f"{name} has {values.shape[1]} columns, each for a label that a row has "
+            f"(1) or not (0), but it contains {values[row, column].item()!r} at row "
+            f"{row} of column {column_name(column, names)}. For several targets of any "
+            f"classes use sklearn.multioutput.MultiOutputClassifier({owner}())."
         )
     labels: np.ndarray = values.astype(np.int64)
     return labels
@@ -121,7 +123,9 @@ def label_combinations(codes: np.ndarray) -> np.ndarray:
     return code
 
 
-def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def encode_labels(
+    labels: np.ndarray, classes: np.ndarray, name: str = "y"
+) -> np.ndarray:
     """Return the position of each label in ``classes``.
 
     Parameters
@@ -130,6 +134,8 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
         Labels of the rows.
     classes : ndarray of shape (n_classes,)
         All classes, sorted.
+    name : str, default="y"
+        Name of the labels in messages.
 
     Returns
     -------
@@ -144,8 +150,8 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     if (classes[codes] != labels).any():
         unknown = np.unique(labels[classes[codes] != labels])
         raise ValueError(
-            f"y contains labels that are not among the classes {list_labels(classes)}: "
-            f"{list_labels(unknown)}."
+            f"{name} contains labels that are not among the classes "
+            f"{list_labels(classes)}: {list_labels(unknown)}."
         )
     return codes
 

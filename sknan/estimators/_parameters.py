@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback
 
 from sknan._utils.validation import is_integer, is_number, nearest_name
+from sknan.estimators._validation_split import is_splitter
 from sknan.nets._mixin import guard_parts
 
 _PARTS = ("module", "criterion", "optimizer")
@@ -103,6 +104,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "validation_fraction": (
         lambda v: is_number(v) and 0 < v < 1,
         "a number between 0 and 1, both excluded",
+    ),
+    "validation_split": (
+        lambda v: v is None or is_splitter(v),
+        "a splitter such as GroupKFold(), a list of (train, valid) pairs of row "
+        "numbers, or None",
     ),
     "n_iter_no_change": _COUNT,
     "warm_start": (_is_flag, "True or False"),

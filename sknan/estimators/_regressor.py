@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sknan._engine.plan import TrainingRows
 from sknan._engine.table_net import TableNet
 from sknan._utils.settings import usual_settings
-from sknan._utils.validation import DROP_ROWS, FLOAT32_MAX, FLOAT64_MAX, check_finite
+from sknan._utils.validation import FLOAT32_MAX, FLOAT64_MAX, check_finite, drop_rows
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._components import name_of
 from sknan.estimators._target_scaling import (
@@ -104,9 +104,17 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         Whether to hold out ``validation_fraction`` of the rows, to stop when the
         validation loss no longer improves, and to keep the weights of the best epoch
         (the last of equal ones). ``"auto"`` does so for 500 rows or more; with
-        fewer rows, a tenth is too small to choose an epoch by.
+        fewer rows, a tenth is too small to choose an epoch by, unless
+        ``validation_split`` or ``X_val`` provides the rows.
     validation_fraction : float, default=0.1
-        Fraction of the rows to hold out for early stopping.
+        Fraction of the rows to hold out for early stopping. With ``groups``, whole
+        groups are held out whose rows make up about this fraction, at most a half.
+    validation_split : splitter, list of (train, valid) or None, default=None
+        Splitter of scikit-learn, such as ``GroupKFold()`` or ``TimeSeriesSplit()``, or
+        pairs of row numbers, that decides which rows are held out, instead of
+        ``validation_fraction``. Of several splits, the last one is used if each trains
+        only on rows before those that it holds out, as in a time series; otherwise the
+        first one.
     n_iter_no_change : int, default=20
         Number of epochs without improvement after which training stops.
     callbacks : list or None, default=None
@@ -242,6 +250,7 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         max_recoveries: int = 10,
         early_stopping: bool | str = "auto",
         validation_fraction: float = 0.1,
+        validation_split: Any = None,
         n_iter_no_change: int = 20,
         callbacks: list[Any] | None = None,
         warm_start: bool = False,
@@ -255,7 +264,17 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         self._store_params(locals())
 
     @usual_settings()
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> StableNetRegressor:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        groups: Any = None,
+    ) -> StableNetRegressor:
         """Train the network.
 
         Parameters
@@ -267,12 +286,30 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
             Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
+        X_val : array-like or DataFrame of shape (n_val, n_features), default=None
+            Rows for early stopping, instead of a part of ``X``. In a ``Pipeline`` they
+            are transformed as ``X`` is with ``transform_input=["X_val"]``.
+        y_val : array-like of shape (n_val,), default=None
+            Targets of ``X_val``.
+        sample_weight_val : array-like of shape (n_val,) or None, default=None
+            Non-negative weights of the rows of ``X_val``.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Group of each row, such as a patient or a session. All rows of a group are
+            held out together, for early stopping and for ``lr="auto"``.
 
         Returns
         -------
         self
         """
-        self._fit(X, y, sample_weight)
+        self._fit(
+            X,
+            y,
+            sample_weight,
+            X_val=X_val,
+            y_val=y_val,
+            sample_weight_val=sample_weight_val,
+            groups=groups,
+        )
         return self
 
     @usual_settings()
@@ -299,28 +336,28 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         self._partial_fit(X, y, sample_weight)
         return self
 
-    def _validate_target(self, y: Any) -> np.ndarray:
+    def _validate_target(self, y: Any, name: str = "y") -> np.ndarray:
         """Return the targets as float64, or as float32 if they are float32."""
         remedy = "Pass numbers, or labels to StableNetClassifier."
-        with name_unfit_cell("y", y, type(self).__name__, remedy):
+        with name_unfit_cell(name, y, type(self).__name__, remedy):
             values: np.ndarray = check_array(
                 plain_cells(y),
                 ensure_2d=False,
                 dtype=(np.float64, np.float32),
                 # Checked below, since scikit-learn does not name the row.
                 ensure_all_finite=False,
-                input_name="y",
+                input_name=name,
                 estimator=self,
             )
         known = values
         if is_own_loss(self.criterion):  # see _table for missing targets
             known = np.where(np.isnan(values), 0.0, values)
-        check_finite(known, name="y", remedy=DROP_ROWS, limit=FLOAT64_MAX)
+        check_finite(known, name=name, remedy=drop_rows(name), limit=FLOAT64_MAX)
         if not self._loss_traits.standardizes_target:
             # The network computes with the values themselves, in float32.
             check_finite(
                 known,
-                name="y",
+                name=name,
                 remedy=(
                     "Divide y by a constant, or use criterion='mse', which "
                     "standardizes y."
@@ -372,13 +409,25 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         table = super()._table(net, rows)
         missing = np.isnan(rows.y.reshape(len(rows.y), -1)).any(axis=1)
         if missing.any() and not is_loss_finite(net, table, missing):
-            in_data = np.zeros((rows.numbers.max() + 1, *rows.y.shape[1:]))
-            in_data[rows.numbers] = rows.y
-            check_finite(in_data, name="y", remedy=f"{DROP_ROWS} {LEAVE_OUT}")
+            for name, part in (
+                ("y", slice(rows.n_train)),
+                ("y_val", slice(rows.n_train, None)),
+            ):
+                in_data = np.zeros((rows.numbers.max() + 1, *rows.y.shape[1:]))
+                in_data[rows.numbers[part]] = rows.y[part]
+                remedy = f"{drop_rows(name)} {LEAVE_OUT}"
+                check_finite(in_data, name=name, remedy=remedy)
         return table
 
-    def _as_target(self, y: Any) -> np.ndarray:
-        values = self._validate_target(y).reshape(-1, *self._target_shape)
+    def _as_target(self, y: Any, name: str = "y") -> np.ndarray:
+        values = self._validate_target(y, name)
+        n_targets = _n_targets(self._target_shape)
+        if _n_targets(values.shape[1:]) != n_targets:
+            raise ValueError(
+                f"{name} has {_n_targets(values.shape[1:])} target columns, but the "
+                f"training data have {n_targets}."
+            )
+        values = values.reshape(-1, *self._target_shape)
         return standardize(values, self.target_mean_, self.target_scale_)
 
     def _match_target(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate
 
 from sknan._utils.random_state import kept_random_states
-from sknan._utils.validation import DROP_ROWS, FLOAT64_MAX, check_finite
+from sknan._utils.validation import FLOAT64_MAX, check_finite, drop_rows
 from sknan.exceptions import NonFiniteDataError
 from sknan.losses._target_domain import refuse_outside_domain
 from sknan.losses._traits import is_own_loss, traits_of
@@ -144,7 +144,7 @@ def refuse_unusable_targets(net: Any, X: Any, y: Any) -> None:
     data = X if isinstance(X, (Dataset, TensorDataset)) else y
     criterion = getattr(net, "criterion_", None)
     is_own = criterion is not None and is_own_loss(criterion)
-    remedy = f"{DROP_ROWS} {LEAVE_OUT}" if is_own else DROP_ROWS
+    remedy = drop_rows("y") + (f" {LEAVE_OUT}" if is_own else "")
     try:
         refuse_nonfinite_data("y", data, remedy)
     except NonFiniteDataError:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.model_selection import TimeSeriesSplit
 from torch import nn
 
 from sknan import StableNetClassifier, StableNetRegressor
@@ -184,6 +185,7 @@ VALUES = {
     "reduce": [False],
     "reduction": ["mean", "sum", "none"],
     "size_average": [False],
+    "validation_split": [TimeSeriesSplit(3), [(np.arange(50), np.arange(50, 70))], 5],
     "warmup": [0.3, 2, -1.0],
     "weight": [torch.tensor([1.0, 2.0]), torch.tensor([2.0])],
     "weight_decay": [0.0, 2.5],
@@ -374,6 +376,27 @@ def differences(jobs, names, *, is_healthy, is_stacked=False):
 
 
 # -- tests -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator_class", [CLASSIFIER, REGRESSOR])
+def test_data_that_decide_which_rows_are_held_out(estimator_class):
+    options = {**HEALTHY["dropout"], "early_stopping": True}
+    job = job_of(estimator_class, "focal" if estimator_class is CLASSIFIER else "mse",
+                 options)  # fmt: skip
+    X_val, y_val = X[::2], job.y[::2]
+    weights = {"sample_weight": WEIGHTS, "sample_weight_val": WEIGHTS[::2]}
+    data = [
+        {"X_val": X_val, "y_val": y_val},
+        {"X_val": X_val, "y_val": y_val, **weights},
+        {"groups": np.arange(70) // 7},
+    ]
+    jobs = [job._replace(fit_params=fit_params) for fit_params in data]
+    # Networks on the same rows, so that all of them are stacked.
+    others = [
+        job._replace(estimator=clone(job.estimator).set_params(lr=0.01)) for job in jobs
+    ]
+    names = [*map(sorted, data), *[None] * len(others)]
+    assert not differences([*jobs, *others], names, is_healthy=True, is_stacked=True)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_each_network_equals_one_that_is_fitted_alone(numbers):
 def test_a_sixth_network_holds_out_a_fold_of_another_partition(classes):
     X, y = classes
     model = small_classifier().set_params(n_estimators=6).fit(X, y)
-    jobs = model._jobs(X, y, None)
+    jobs = model._jobs(X, y)
     folds = [job.fit_params["fold"] for job in jobs]
     assert [fold.number for fold in folds] == [0, 1, 2, 3, 4, 0]
     assert folds[5].seed != folds[0].seed
@@ -147,7 +147,10 @@ def test_a_sixth_network_holds_out_a_fold_of_another_partition(classes):
 
 
 def held_out_of(model, X, y, weight=None):
-    return [o.estimator._held_out_ for o in train_together(model._jobs(X, y, weight))]
+    return [
+        o.estimator._held_out_
+        for o in train_together(model._jobs(X, y, sample_weight=weight))
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [32, 1000], ids=["batches", "merged rows"])
@@ -258,8 +261,9 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_name(name, hint):
         StableNetEnsembleClassifier().set_params(**{name: 1})
     assert str(caught.value) == (
         f"StableNetEnsembleClassifier has no parameter {name!r}.{hint} It has: "
-        "'estimator', 'max_time', 'n_estimators', 'n_jobs', 'random_state', 'verbose'. "
-        "Parameters of its network are written estimator__..."
+        "'estimator', 'max_time', 'n_estimators', 'n_jobs', 'random_state', "
+        "'validation_split', 'verbose'. Parameters of its network are written "
+        "estimator__..."
     )
 
 
@@ -301,7 +305,7 @@ def test_the_default_network_is_the_documented_one(ensemble, name):
     given = dict(part.split("=") for part in stated.split(", "))
     documented = {key: ast.literal_eval(value) for key, value in given.items()}
     assert type(network)(**documented).get_params() == network.get_params()
-    job = ensemble()._jobs([[0.0]], [0.0], None)[0]
+    job = ensemble()._jobs([[0.0]], [0.0])[0]
     seed = job.estimator.random_state
     assert job.estimator.get_params() == {**network.get_params(), "random_state": seed}
 

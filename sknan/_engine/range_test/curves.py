@@ -130,15 +130,20 @@ def _drawn_rows(
     rows: TrainingRows, n_train: int, rng: np.random.RandomState
 ) -> tuple[TrainingRows, TrainingRows | None]:
     """Draw at most ``n_train`` training rows, and held-out rows if there are enough."""
-    n_rows = len(rows.X)
-    order = rng.permutation(n_rows)
-    n_valid = 0
-    if n_rows >= _MIN_ROWS_TO_HOLD_OUT:
-        n_valid = min(int(_HELD_OUT_SHARE * n_rows), _MAX_HELD_OUT)
-    train = np.sort(order[n_valid : n_valid + n_train])
-    if not n_valid:
-        return _selected(rows, train), None
-    return _selected(rows, train), _selected(rows, np.sort(order[:n_valid]))
+    n_rows, hold_out = len(rows.X), rows.hold_out
+    has_enough = n_rows >= _MIN_ROWS_TO_HOLD_OUT
+    if hold_out is None or hold_out.is_random:
+        order = rng.permutation(n_rows)
+        n_valid = int(_HELD_OUT_SHARE * n_rows) if has_enough else 0
+        n_valid = min(n_valid, _MAX_HELD_OUT)
+        train, valid = order[n_valid:], order[:n_valid]
+    else:
+        train, valid = (
+            rng.permutation(part.numpy()) for part in rows.split(rng.randint(2**31 - 1))
+        )
+        valid = valid[: _MAX_HELD_OUT if has_enough else 0]
+    train, valid = np.sort(train[:n_train]), np.sort(valid)
+    return _selected(rows, train), _selected(rows, valid) if len(valid) else None
 
 
 def _selected(rows: TrainingRows, index: np.ndarray) -> TrainingRows:
@@ -149,6 +154,7 @@ def _selected(rows: TrainingRows, index: np.ndarray) -> TrainingRows:
         weights=weights,
         numbers=rows.numbers[index],
         is_partial=False,
+        hold_out=None,
     )
 
 
