@@ -1,11 +1,12 @@
 """Cost of prediction: time for one row and for many, memory, and time of imports.
 
-    python -m benchmarks.prediction [--only row rows memory imports] [--json FILE]
+    python -m benchmarks.prediction [--only row raw rows memory imports] [--json FILE]
 
 The figures are medians of runs in turn on one thread. The peer is code that users write
 by hand from the fitted numbers (`by_hand`, below), without checks of shape, names and
-finite values. The limit for one row is 1.5 times its time. Importing sknan may take
-0.3 s in addition to torch, scikit-learn and skorch.
+finite values. The limit for one row is 1.5 times its time; for one raw row through
+`tabular_pipeline`, whose time is that of the process, it is 4 ms. Importing sknan may
+take 0.3 s in addition to torch, scikit-learn and skorch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -39,10 +41,12 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
     TabularMLP,
+    tabular_pipeline,
 )
 
 N_COLUMNS = 20
 ROW_LIMIT = 1.5
+RAW_ROW_LIMIT = 0.004
 IMPORT_LIMIT = 0.3
 
 # Batch size of the peers for many rows, which bounds their memory.
@@ -204,6 +208,55 @@ def _row(
     return {**found, "ratio": found["ours_s"] / found["hand_s"]}
 
 
+def measure_raw_row(repeats: int) -> dict[str, Any]:
+    """Print and return the time of one row of a raw table by its kinds of columns."""
+    found = {}
+    print(f"{'one raw row':<40}{'ms':>8}{'limit':>7}{'  |':>3}{'steps in ms':>13}")
+    for n_numbers, n_categories in ((14, 0), (6, 8), (36, 43)):
+        X, y = raw_table(500, n_numbers, n_categories)
+        pipeline = tabular_pipeline("regressor", random_state=0)
+        pipeline.set_params(net__estimator__max_epochs=1).fit(X, y)
+        rows = [X.iloc[[i]] for i in range(repeats)]
+        seconds = _seconds_of_each(pipeline.predict, rows)
+        steps = {}
+        for name, step in pipeline.steps[:-1]:
+            steps[name] = _seconds_of_each(step.transform, rows)
+            rows = [step.transform(row) for row in rows]
+        name = f"{n_numbers} numbers, {n_categories} categories"
+        found[name] = {"ours_s": seconds, "steps_s": steps}
+        parts = ", ".join(f"{step} {s * 1e3:.1f}" for step, s in steps.items())
+        print(
+            f"{name:<40}{seconds * 1e3:>8.1f}{RAW_ROW_LIMIT * 1e3:>7.1f}  | {parts}"
+            f"{'' if seconds <= RAW_ROW_LIMIT else '  above'}",
+            flush=True,
+        )
+    return found
+
+
+def raw_table(
+    n_rows: int, n_numbers: int, n_categories: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return columns of numbers and of text, a tenth missing, and a target."""
+    rng = np.random.default_rng(0)
+    columns = {f"x{j}": rng.normal(size=n_rows) for j in range(n_numbers)}
+    for j in range(n_categories):
+        columns[f"k{j}"] = rng.choice(["low", "middle", "high", "none"], n_rows)
+    X = pd.DataFrame(columns)
+    return X.mask(rng.random(X.shape) < 0.1), rng.normal(size=n_rows)
+
+
+def _seconds_of_each(function: Callable[[Any], Any], rows: list[Any]) -> float:
+    """Return the median time of the process for a call, after a first round."""
+    for row in rows:
+        function(row)
+    seconds = []
+    for row in rows:
+        start = time.process_time()
+        function(row)
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds)
+
+
 # -- many rows -----------------------------------------------------------------------
 
 
@@ -353,7 +406,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--only", nargs="*", choices=["row", "rows", "memory", "imports"]
+        "--only", nargs="*", choices=["row", "raw", "rows", "memory", "imports"]
     )
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--repeats", type=int, default=9)
@@ -362,6 +415,7 @@ def main() -> None:
     torch.set_num_threads(1)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "row": lambda: measure_row(200 * arguments.repeats),
+        "raw": lambda: measure_raw_row(20 * arguments.repeats),
         "rows": lambda: measure_rows(arguments.rows, arguments.repeats),
         "memory": lambda: measure_memory(arguments.rows),
         "imports": lambda: measure_imports(arguments.repeats),

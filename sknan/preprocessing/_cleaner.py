@@ -26,6 +26,9 @@ from sknan.preprocessing._tables.column_schema import (
 from sknan.preprocessing._tables.lazy_table import LazyTable, read_table
 from sknan.preprocessing._tables.typed_column import TypedColumn, is_opaque
 
+# In tables of at most this many rows, known categories are looked up cell by cell.
+_FEW_ROWS = 16
+
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
@@ -121,6 +124,7 @@ class TableCleaner(
         converted = []
         for schema, column in zip(schemas, columns, strict=True):
             parts = schema.read(column)
+            schema.learn_cells(column)
             if all(part.isna().all() for part in parts):
                 self.dropped_.append(schema.name)
             else:
@@ -161,10 +165,14 @@ class TableCleaner(
         table = _read(X)
         positions = self._positions(table)
         block = self._block_of_numbers(table, positions)
-        converted: list[pd.Series] = []
+        known = self._known_categories(table, positions)
+        converted: list[Any] = []
         changes: list[str] = []
         for schema in self._schemas:
             if schema.name in block:
+                continue
+            if schema.name in known:
+                converted.append(known[schema.name])
                 continue
             column = _checked(table.read(positions[schema.name]), schema.name)
             parts = schema.read(column)
@@ -272,8 +280,24 @@ class TableCleaner(
         remove_infinities(block)
         return pd.DataFrame(block, columns=[schema.name for schema in schemas])
 
+    def _known_categories(
+        self, table: LazyTable, positions: dict[str, int]
+    ) -> dict[str, pd.Categorical]:
+        """Return the columns of a few rows whose categories ``fit`` has seen."""
+        frame = table.frame
+        schemas = [schema for schema in self._schemas if schema.known]
+        if frame is None or table.n_rows > _FEW_ROWS or not schemas:
+            return {}
+        cells = frame.iloc[:, [positions[s.name] for s in schemas]].to_numpy(object)
+        read = [s.read_known(c) for s, c in zip(schemas, cells.T, strict=True)]
+        return {
+            schema.name: column
+            for schema, column in zip(schemas, read, strict=True)
+            if column is not None
+        }
+
     def _to_frame(
-        self, columns: list[pd.Series], X: Any, block: pd.DataFrame | None = None
+        self, columns: list[Any], X: Any, block: pd.DataFrame | None = None
     ) -> pd.DataFrame:
         """Return the columns as a DataFrame, with the index of ``X`` if it has one."""
         names = self.get_feature_names_out().tolist()
@@ -287,7 +311,8 @@ class TableCleaner(
         # An index given to the constructor would select rows by their labels.
         frame = pd.DataFrame(named)
         if block is not None and in_block:
-            frame = pd.concat([block, frame], axis=1)[names] if named else block
+            frame = pd.concat([block, frame], axis=1) if named else block
+            frame = frame.iloc[:, frame.columns.get_indexer_for(names)]
         if isinstance(X, pd.DataFrame):
             frame.index = X.index
         return frame

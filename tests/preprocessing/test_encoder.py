@@ -57,3 +57,29 @@ def test_columns_of_many_categories_are_encoded_by_their_letters():
     assert list(encoded.columns[:4]) == ["k_u", "k_v", "k_nan", "t_00"]
     encoded, _ = prepared(X, max_levels=60)
     assert len(encoded.columns) == 63
+
+
+def test_single_rows_are_encoded_as_the_whole_table():
+    cells = ["u", "v", " v", "?", None, np.nan, "NULL", "new", "w"]
+    X = pd.DataFrame(
+        {"k": cells * 9, "n": np.arange(81.0), "b": ["yes", "no", None] * 27}
+    )
+    _, steps = prepared(X[X["k"] != "new"])
+    later = pd.concat(
+        [X, X.assign(k=[3, True, "u"] * 27, b="other")], ignore_index=True
+    )
+    whole = steps.transform(later)
+    rows = [steps.transform(later.iloc[[i]]) for i in range(len(later))]
+    pd.testing.assert_frame_equal(pd.concat(rows), whole)
+    assert whole.loc[[0, 3, 7], "k_u":"k_nan"].to_numpy().tolist() == [
+        *([1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0])
+    ]
+
+
+def test_a_container_in_a_row_of_categories_is_refused():
+    X = pd.DataFrame({"k": ["u", "v"] * 9, "n": np.arange(18.0)})
+    _, steps = prepared(X)
+    row = X.iloc[[0]].astype({"k": object})
+    row.at[0, "k"] = np.zeros(2)
+    with pytest.raises(ValueError, match="Column 'k' contains lists, dicts or arrays"):
+        steps.transform(row)

@@ -27,6 +27,9 @@ Kind = Literal["numbers", "numbers and words", "dates", "categories"]
 # read as numbers and words. The audit uses the same share.
 _MIN_NUMERIC_SHARE = 0.9
 
+# Columns with more distinct cells are encoded by their letters, which takes longer.
+_MOST_KNOWN = 1000
+
 _NUMERIC = ("numbers", "flags")
 _TEXT = ("text", "categories", "mixed", "objects")
 
@@ -55,6 +58,11 @@ class ColumnSchema:
         that ``fit`` has not seen. None if only ``sentinels`` count as missing.
     dates : DateFormat or None
         Format, zone and range of a column of dates.
+    known : dict of str to int
+        For a column of categories, the text of each cell of ``fit``, by its position in
+        ``texts``, or -1 where the text means a missing value.
+    texts : CategoricalDtype or None
+        Texts of ``known``.
     """
 
     name: str
@@ -63,6 +71,8 @@ class ColumnSchema:
     sentinels: list[Any] = field(default_factory=list)
     kept_words: frozenset[str] | None = None
     dates: DateFormat | None = None
+    known: dict[str, int] = field(default_factory=dict)
+    texts: pd.CategoricalDtype | None = None
 
     def read(self, column: TypedColumn) -> list[pd.Series]:
         """Convert the cells of a column to the type of the column in ``fit``.
@@ -90,6 +100,44 @@ class ColumnSchema:
             texts = self._known_texts(column)
             read.append(texts.mask(~np.isnan(_as_numbers(texts))))
         return read
+
+    def learn_cells(self, column: TypedColumn) -> None:
+        """Store how each cell of a column of categories is read.
+
+        Parameters
+        ----------
+        column : TypedColumn
+            Column given to ``fit``, after kind and sentinels are known.
+        """
+        if self.kind != "categories" or not isinstance(column.cells, pd.Series):
+            return
+        cells = pd.Series(column.cells.unique(), dtype=object)
+        if len(cells) > _MOST_KNOWN:
+            return
+        read = pd.Categorical(self._known_texts(column._replace(cells=cells)))
+        pairs = zip(cells, read.codes.tolist(), strict=True)
+        self.known = {cell: code for cell, code in pairs if type(cell) is str}
+        self.texts = read.dtype
+
+    def read_known(self, cells: Iterable[Any]) -> pd.Categorical | None:
+        """Return the cells of a column of categories, if ``fit`` has seen all of them.
+
+        The texts are those of :meth:`read`, which takes longer for a few cells.
+
+        Parameters
+        ----------
+        cells : iterable of object
+            Cells of any type.
+        """
+        if self.texts is None:
+            return None
+        codes = [
+            self.known.get(cell) if type(cell) is str else _code_of_missing(cell)
+            for cell in cells
+        ]
+        if None in codes:
+            return None
+        return pd.Categorical.from_codes(codes, dtype=self.texts, validate=False)
 
     def remove_sentinels(self, numbers: NDArray[np.float64]) -> None:
         """Overwrite sentinels by NaN."""
@@ -264,6 +312,11 @@ def learn_schemas(
         for schema, of_column in zip(schemas, found, strict=True):
             schema.sentinels += [sentinel.value for sentinel in of_column]
     return schemas
+
+
+def _code_of_missing(cell: Any) -> int | None:
+    is_nan = isinstance(cell, float) and cell != cell
+    return -1 if is_nan or cell is None or cell is pd.NA else None
 
 
 def _as_numbers(texts: pd.Series) -> NDArray[np.float64]:
