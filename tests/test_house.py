@@ -8,8 +8,6 @@ import importlib.metadata
 import inspect
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -190,15 +188,6 @@ def test_only_optional_and_slow_packages_are_imported_inside_functions(module):
         if name.split(".")[0] not in LATE_PACKAGES
     }
     assert inside == set()
-
-
-def test_importing_sknan_imports_no_slow_package():
-    code = "import sys, sknan; print([n for n in sys.argv[1:] if n in sys.modules])"
-    slow = ["skrub", "matplotlib", "polars"]
-    found = subprocess.run(
-        [sys.executable, "-c", code, *slow], capture_output=True, text=True, check=True
-    )
-    assert found.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fresh_process import run_script
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
@@ -131,14 +130,17 @@ def test_the_best_model_predicts_the_same_in_another_process(
     (tmp_path / "winner.pkl").write_bytes(pickle.dumps(searched.best_estimator_))
     X.to_pickle(tmp_path / "X.pkl")
     np.save(tmp_path / "expected.npy", searched.predict_proba(X))
-    code = (
+    script = tmp_path / "script.py"
+    script.write_text(
         "import pickle, sys, numpy, pandas\n"
-        "model = pickle.load(open(sys.argv[1] + '/winner.pkl', 'rb'))\n"
+        "with open(sys.argv[1] + '/winner.pkl', 'rb') as file:\n"
+        "    model = pickle.load(file)\n"
         "found = model.predict_proba(pandas.read_pickle(sys.argv[1] + '/X.pkl'))\n"
         "expected = numpy.load(sys.argv[1] + '/expected.npy')\n"
         "sys.exit(not numpy.array_equal(found, expected))\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], check=True)
+    done = run_script(script, tmp_path / "output", tmp_path, action="error")
+    assert done == (0, "")
 
 
 def test_a_search_can_set_parameters_of_the_imputer_and_the_module(damaged):

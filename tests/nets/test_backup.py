@@ -10,8 +10,8 @@ import os
 import pickle
 import random
 import signal
-import subprocess
 import sys
+import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fresh_process import run_script, start_script
 from sklearn.base import clone
 from skorch import NeuralNet
 from skorch.callbacks import (
@@ -205,23 +206,18 @@ def backup_of(model):
 # -- a training that was killed ------------------------------------------------------
 
 
-def run_script(training, path, result):
-    command = [sys.executable, __file__, training, str(path), str(result)]
-    return subprocess.run(command, timeout=120, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize("training", ["skorch", "estimator, early stopping"])
 def test_a_killed_and_resumed_process_ends_at_the_same_weights(training, tmp_path):
     path, result = tmp_path / "backup", tmp_path / "weights.pt"
-    killed = run_script(training, path, "KILL")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [file.name for file in tmp_path.iterdir()] == ["backup"]
-    resumed = run_script(training, path, result)
-    assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stdout == "3\n"  # epochs that were not done again
+    output = tmp_path / "output"
+    code, printed = run_script(__file__, output, training, path, "KILL")
+    assert code == -signal.SIGKILL, printed
+    assert {file.name for file in tmp_path.iterdir()} == {"backup", "output"}
+    code, printed = run_script(__file__, output, training, path, result)
+    assert (code, printed) == (0, "3\n")  # epochs that were not done again
     whole = fit(*TRAININGS[training]())
     assert_same(torch.load(result, weights_only=True), state_of(whole))
-    assert [file.name for file in tmp_path.iterdir()] == ["weights.pt"]
+    assert {file.name for file in tmp_path.iterdir()} == {"weights.pt", "output"}
 
 
 @every_training
@@ -666,18 +662,18 @@ def test_ctrl_c_leaves_a_usable_net_and_the_backup(training, tmp_path):
     "training", ["skorch", "raw data", "estimator, early stopping"]
 )
 def test_a_real_ctrl_c_leaves_a_usable_net(training, tmp_path):
-    command = [
-        sys.executable,
-        __file__,
-        training,
-        str(tmp_path / "backup"),
-        "INTERRUPT",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "in training\n"
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60) == ("finite and of use\n", None)
-    assert process.returncode == 0
+    output = tmp_path / "output"
+    args = training, tmp_path / "backup", "INTERRUPT"
+    process = start_script(__file__, output, *args, action="ignore")
+    while not (output.exists() and "in training" in output.read_text()):
+        assert process.exitcode is None, output.read_text()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(timeout=60)
+    assert (process.exitcode, output.read_text()) == (
+        0,
+        "in training\nfinite and of use\n",
+    )
 
 
 class WeightsOfEpochs(Callback):

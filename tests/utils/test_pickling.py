@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import sklearn
 import torch
+from fresh_process import run_script
 from sklearn.base import clone
 from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.model_selection import GridSearchCV
@@ -293,9 +294,10 @@ with open(sys.argv[1], "wb") as file:
 
 
 def test_a_model_of_a_script_goes_through_cloudpickle_into_a_new_process(tmp_path):
-    file = tmp_path / "model.pkl"
-    call = [sys.executable, "-W", "error", "-c", SCRIPT_WITH_A_MODULE, file]
-    subprocess.run(call, check=True)
+    file, script = tmp_path / "model.pkl", tmp_path / "script.py"
+    script.write_text(SCRIPT_WITH_A_MODULE)
+    done = run_script(script, tmp_path / "output", file, action="error")
+    assert done == (0, "")
     model, table, predictions = pickle.loads(file.read_bytes())
     np.testing.assert_array_equal(model.predict_proba(table), predictions)
     model.fit(table, table[:, 0] > 0)  # training can continue
@@ -328,10 +330,11 @@ def test_read_only_tables_shared_with_workers_raise_no_warning(tmp_path):
     assert not shared.flags.writeable
     model = StableNetRegressor(**SMALL).fit(shared, VALUES)
     code = "import sys, joblib; m, X = joblib.load(sys.argv[1], mmap_mode='r'); "
-    joblib.dump((model, X.astype("float32")), tmp_path / "both.joblib")
+    file, script = tmp_path / "both.joblib", tmp_path / "script.py"
+    joblib.dump((model, X.astype("float32")), file)
+    script.write_text(code + "m.predict(X)")
     # A new process is needed, because torch warns of such a table only once.
-    call = [sys.executable, "-W", "error", "-c", code + "m.predict(X)"]
-    subprocess.run([*call, tmp_path / "both.joblib"], check=True)
+    assert run_script(script, tmp_path / "output", file, action="error") == (0, "")
 
 
 # -- size and content of pickles -----------------------------------------------------
