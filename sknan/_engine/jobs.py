@@ -69,7 +69,9 @@ class Composite(Protocol):
     def _jobs(self, X: Any, y: Any, **fit_params: Any) -> list[Job]:
         """Return one job for each network that ``fit`` would train."""
 
-    def _assemble(self, outcomes: list[JobOutcome]) -> None:
+    def _assemble(
+        self, outcomes: list[JobOutcome], X: Any, y: Any, **fit_params: Any
+    ) -> None:
         """Set the fitted attributes from the outcomes of the jobs, in their order.
 
         This raises the error of a job, and issues the warnings of the jobs.
@@ -283,7 +285,8 @@ class _CompositeRun(_Run):
         outcomes = [run.outcome() for run in self.networks]
         self.seconds += sum(outcome.seconds for outcome in outcomes)
         if self.error is None:
-            self._run(lambda: self.job.estimator._assemble(outcomes))
+            estimator, X, y, fit_params = self.job
+            self._run(lambda: estimator._assemble(outcomes, X, y, **fit_params))
         return super().outcome()
 
 

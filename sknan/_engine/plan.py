@@ -308,14 +308,15 @@ class TrainingPlan:
     def held_out(self) -> np.ndarray | None:
         """Return the numbers of the rows passed that the net was not trained on.
 
-        A row of weight 0 is one of them, and so are all rows that were merged with a
-        held-out row. None without early stopping, and for a single network.
+        All rows that were merged with a held-out row are among them. Rows of weight 0
+        are not. None without early stopping, and for a single network.
         """
         if self.positions is None or self.best is None:
             return None
         train, _ = self.split(self.net._split_seed_)
         is_trained = np.zeros(len(self.table) + 1, dtype=bool)
-        is_trained[train.numpy()] = True  # the last entry is that of position -1
+        is_trained[-1] = True  # at the position of rows of weight 0
+        is_trained[train.numpy()] = True
         return np.flatnonzero(~is_trained[self.positions])
 
     def _split_table(self, seed: int) -> tuple[TensorTable, TensorTable]:

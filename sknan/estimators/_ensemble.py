@@ -6,18 +6,21 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import MultiOutputMixin, RegressorMixin
+from sklearn.metrics import accuracy_score, r2_score
 
 from sknan._engine.jobs import JobOutcome
 from sknan.estimators._class_outputs import ClassCoding, LabelPredictionMixin
 from sknan.estimators._classifier import StableNetClassifier
 from sknan.estimators._ensemble_base import Ensemble
+from sknan.estimators._held_out import HeldOutPredictions
+from sknan.estimators._input import CheckedRows
 from sknan.estimators._regressor import StableNetRegressor
 
 
 class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
     """Mean of the probabilities of several guarded networks.
 
-    With early stopping, each network contains out another fifth of the rows for the
+    With early stopping, each network holds out another fifth of the rows for the
     choice of its best epoch, so that no row is lost. The networks are trained as one
     stacked network, which takes a fraction of the time.
 
@@ -57,6 +60,13 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         Reports of the failed steps that training recovered from, network by network.
     effective_lr_ : float
         Smallest ``effective_lr_`` of the networks; equal to ``lr`` if no step failed.
+    oof_prediction_ : ndarray of shape (n_samples, n_classes) or (n_samples, n_labels)
+        For each row of ``fit``, the mean of the probabilities by the networks that were
+        not trained on it. NaN for a row that no network held out, such as a row of
+        weight 0. As ``oof_score_``, it exists only if rows were held out.
+    oof_score_ : float
+        Accuracy of ``oof_prediction_``, weighted by ``sample_weight``: an estimate for
+        new rows without a further fit.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -83,6 +93,10 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
     -----
     Probabilities are averaged, not logits, so that the overconfidence of single
     networks cancels. ``docs/quality.md`` measures the effect of the default settings.
+
+    ``oof_score_`` is slightly pessimistic, because each row is predicted by a part of
+    the networks, and slightly optimistic, because its networks have chosen their best
+    epoch by the rows held out.
 
     Examples
     --------
@@ -148,9 +162,20 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         )
         return self
 
-    def _assemble(self, outcomes: list[JobOutcome]) -> None:
-        super()._assemble(outcomes)
+    def _assemble(
+        self, outcomes: list[JobOutcome], X: Any, y: Any, **fit_params: Any
+    ) -> None:
+        super()._assemble(outcomes, X, y, **fit_params)
         self.classes_ = self.estimators_[0].classes_
+
+    def _held_out_prediction(self, member: Any, rows: CheckedRows) -> np.ndarray:
+        probabilities: np.ndarray = member.predict_proba(rows)
+        return probabilities
+
+    def _use_held_out(self, held_out: HeldOutPredictions) -> None:
+        self.oof_prediction_ = held_out.mean()
+        labels = self._coding.labels_of(np.nan_to_num(self.oof_prediction_))
+        self.oof_score_ = held_out.score(labels, accuracy_score)
 
     @property
     def _coding(self) -> ClassCoding:
@@ -178,7 +203,7 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
 class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
     """Mean of the predictions of several guarded networks.
 
-    With early stopping, each network contains out another fifth of the rows for the
+    With early stopping, each network holds out another fifth of the rows for the
     choice of its best epoch, so that no row is lost. The networks are trained as one
     stacked network, which takes a fraction of the time.
 
@@ -216,6 +241,13 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
         Reports of the failed steps that training recovered from, network by network.
     effective_lr_ : float
         Smallest ``effective_lr_`` of the networks; equal to ``lr`` if no step failed.
+    oof_prediction_ : ndarray of shape (n_samples,) or (n_samples, n_targets)
+        For each row of ``fit``, the mean of the predictions by the networks that were
+        not trained on it. NaN for a row that no network held out, such as a row of
+        weight 0. As ``oof_score_``, it exists only if rows were held out.
+    oof_score_ : float
+        R2 of ``oof_prediction_``, weighted by ``sample_weight``: an estimate for new
+        rows without a further fit.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -242,6 +274,10 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
     -----
     Predictions are averaged in the units of ``y`` for every criterion.
     ``docs/quality.md`` measures the effect of the default settings.
+
+    ``oof_score_`` is slightly pessimistic, because each row is predicted by a part of
+    the networks, and slightly optimistic, because its networks have chosen their best
+    epoch by the rows held out.
 
     Examples
     --------
@@ -303,6 +339,14 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
             groups=groups,
         )
         return self
+
+    def _held_out_prediction(self, member: Any, rows: CheckedRows) -> np.ndarray:
+        predicted: np.ndarray = member.predict(rows)
+        return predicted
+
+    def _use_held_out(self, held_out: HeldOutPredictions) -> None:
+        self.oof_prediction_ = held_out.mean()
+        self.oof_score_ = held_out.score(self.oof_prediction_, r2_score)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the mean of the networks' predictions, in the units of ``y``.

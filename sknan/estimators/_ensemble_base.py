@@ -19,13 +19,14 @@ from sknan._utils.warn import recorded_warnings, warn
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._classifier import StableNetClassifier
-from sknan.estimators._input import CheckedRows, network_input
+from sknan.estimators._held_out import HeldOutPredictions
+from sknan.estimators._input import CheckedRows, check_sample_weight, network_input
 from sknan.estimators._parameters import check_parameter
 from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
 
-# With early stopping, each network contains out one of this many folds.
+# With early stopping, each network holds out one of this many folds.
 _N_FOLDS = 5
 
 # docs/quality.md measures the effect of each setting.
@@ -148,9 +149,16 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
         with progress("Training", len(jobs), "networks", verbose=self.verbose):
             arguments = [(share,) for share in shares]
             found = call_in_workers(train_together, arguments, n_shares)
-        self._assemble([found[i % n_shares][i // n_shares] for i in range(len(jobs))])
+        outcomes = [found[i % n_shares][i // n_shares] for i in range(len(jobs))]
+        self._assemble(outcomes, X, y, **fit_params)
 
-    def _assemble(self, outcomes: list[JobOutcome]) -> None:
+    def _assemble(
+        self,
+        outcomes: list[JobOutcome],
+        X: Any,
+        y: Any,
+        **fit_params: Any,
+    ) -> None:
         """Set the fitted attributes from the outcomes of the networks' jobs."""
         for number, outcome in enumerate(outcomes):
             if outcome.error is not None:
@@ -161,8 +169,6 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
                 raise outcome.error
         _show_warnings(outcomes)
         self.estimators_ = [outcome.estimator for outcome in outcomes]
-        for member in self.estimators_:
-            del member._held_out_
         self.nonfinite_reports_ = [
             report
             for member in self.estimators_
@@ -175,6 +181,35 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
             self.feature_names_in_ = first.feature_names_in_
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
+        self._judge_held_out(X, y, fit_params.get("sample_weight"))
+
+    def _judge_held_out(self, X: Any, y: Any, sample_weight: Any) -> None:
+        """Set the attributes that describe the predictions for held-out rows."""
+        held_out = [member._held_out_ for member in self.estimators_]
+        for member in self.estimators_:
+            del member._held_out_
+        if any(rows is None or not len(rows) for rows in held_out):
+            for name in {"oof_prediction_", "oof_score_"} & vars(self).keys():
+                delattr(self, name)
+            return
+        first = self.estimators_[0]
+        X_in = network_input(first, X)
+        with recorded_warnings():  # fit has shown the same warnings
+            each = [
+                self._held_out_prediction(member, CheckedRows(X_in[rows]))
+                for member, rows in zip(self.estimators_, held_out, strict=True)
+            ]
+        weights = check_sample_weight(sample_weight, len(X_in))
+        target = first._validate_target(y)
+        self._use_held_out(HeldOutPredictions(held_out, each, target, weights))
+
+    def _held_out_prediction(self, member: Any, rows: CheckedRows) -> np.ndarray:
+        """Return the predictions of a network of which the mean is to be formed."""
+        raise NotImplementedError
+
+    def _use_held_out(self, held_out: HeldOutPredictions) -> None:
+        """Set the attributes of an ensemble with held-out rows."""
+        raise NotImplementedError
 
     def _n_shares(self) -> int:
         """Return the number of processes."""

@@ -11,10 +11,11 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import make_classification, make_regression
-from sklearn.metrics import log_loss, mean_squared_error
+from sklearn.metrics import log_loss, mean_squared_error, r2_score
 from torch import nn
 
 from sknan import (
+    BatchedGridSearchCV,
     DivergenceWarning,
     NonFiniteDataError,
     NonFiniteTrainingError,
@@ -158,15 +159,70 @@ def test_the_rows_held_out_are_numbered_as_the_caller_passed_them(numbers, batch
     X, y = (np.concatenate([part[:60], part[:30], part[:10]]) for part in numbers)
     weight = np.where(np.arange(100) < 95, 1.0, 0.0)  # rows 5 to 9 again
     found = held_out_of(small_regressor(batch_size=batch_size), X, y, weight)
-    assert all(set(range(95, 100)) <= set(rows) for rows in found)
-    of_weight = np.concatenate([rows[rows < 95] for rows in found])
-    assert sorted(of_weight) == list(range(95))
+    assert sorted(np.concatenate(found)) == list(range(95))
     if batch_size == 1000:  # copies of a row are held out together
         assert all(set(rows[rows < 30]) == set(rows[(rows > 59) & (rows < 90)] - 60)
                    for rows in found)  # fmt: skip
     without = small_regressor(early_stopping=False)
     assert held_out_of(without, X, y) == [None] * 5
     assert "_held_out_" not in vars(small_regressor().fit(X, y).estimators_[0])
+
+
+@pytest.mark.parametrize(("n_estimators", "n_jobs"), [(3, None), (6, 2)])
+def test_held_out_predictions_are_those_of_networks_that_did_not_train_on_the_row(
+    numbers, n_estimators, n_jobs
+):
+    X, y = (part[:102] for part in numbers)
+    weight = np.where(np.arange(102) < 97, 1.0 + np.arange(102) % 3, 0.0)
+    model = small_regressor(max_epochs=2).set_params(n_estimators=n_estimators)
+    held_out = held_out_of(clone(model), X, y, weight)
+    model.set_params(n_jobs=n_jobs).fit(X, y, sample_weight=weight)
+    each = np.full((n_estimators, 102), np.nan)
+    for i, rows in enumerate(held_out):
+        each[i, rows] = model.estimators_[i].predict(X[rows])
+    is_known = ~np.isnan(each).all(axis=0)
+    assert is_known.sum() == pytest.approx(min(n_estimators, 5) * 19, abs=2)
+    assert not is_known[97:].any()
+    expected = np.nanmean(each[:, is_known], axis=0)
+    np.testing.assert_allclose(model.oof_prediction_[is_known], expected, rtol=1e-6)
+    assert np.isnan(model.oof_prediction_[~is_known]).all()
+    assert model.oof_score_ == pytest.approx(
+        r2_score(y[is_known], expected, sample_weight=weight[is_known])
+    )
+    model.set_params(estimator__early_stopping=False).fit(X, y)
+    assert not hasattr(model, "oof_prediction_")
+    assert not hasattr(model, "oof_score_")
+
+
+def test_held_out_scores_are_those_of_rows_never_seen(classes, numbers):
+    X, y = classes
+    model = small_classifier(max_epochs=30).fit(X[:160], y[:160])
+    labels = model.classes_[model.oof_prediction_.argmax(axis=1)]
+    assert model.oof_prediction_.shape == (160, 3)
+    assert model.oof_score_ == np.mean(labels == y[:160])
+    assert model.oof_score_ == pytest.approx(model.score(X[160:], y[160:]), abs=0.15)
+    coded = clone(model).fit(X[:160], np.unique(y[:160], return_inverse=True)[1] * 1.0)
+    assert coded.oof_score_ == model.oof_score_
+    labels = np.column_stack([y == "a", y == "b"]).astype(int)
+    several = small_classifier().fit(X, labels)
+    right = (several.oof_prediction_ > 0.5) == labels
+    assert several.oof_score_ == right.all(axis=1).mean()
+    X, y = numbers
+    several = small_regressor().fit(X, np.column_stack([y, 1e300 * y]))
+    assert several.oof_prediction_.shape == (240, 2)
+    assert several.oof_score_ < 1.0
+    huge = small_regressor().fit(X, np.where(y > 100, 1.7e308, -1.7e308))
+    assert np.isfinite(huge.oof_prediction_).all()
+    assert np.isfinite(huge.oof_score_)
+
+
+def test_a_search_gives_held_out_predictions_too(numbers):
+    X, y = numbers
+    model = small_regressor(max_epochs=2)
+    search = BatchedGridSearchCV(model, {"estimator__lr": [1e-3, 1e-2]}, cv=2).fit(X, y)
+    alone = clone(search.best_estimator_).fit(X, y)
+    again = pickle.loads(pickle.dumps(search.best_estimator_))
+    np.testing.assert_array_equal(again.oof_prediction_, alone.oof_prediction_)
 
 
 def test_without_early_stopping_each_network_trains_on_all_rows(numbers):

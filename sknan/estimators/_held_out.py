@@ -1,0 +1,72 @@
+"""Predictions of the networks of an ensemble for the rows held out of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import r2_score
+
+
+@dataclass(frozen=True)
+class HeldOutPredictions:
+    """Predictions of each network for the rows that it was not trained on.
+
+    Parameters
+    ----------
+    rows : list of ndarray of int
+        Numbers of these rows, for each network.
+    predicted : list of ndarray of shape (n_held_out, ...)
+        Predictions for these rows, for each network.
+    target : ndarray of shape (n_rows,) or (n_rows, n_targets)
+        Validated targets of all rows.
+    weights : ndarray of shape (n_rows,) or None
+        Sample weights of all rows.
+    """
+
+    rows: list[np.ndarray]
+    predicted: list[np.ndarray]
+    target: np.ndarray
+    weights: np.ndarray | None
+
+    def mean(self) -> np.ndarray:
+        """Return the mean prediction of each row; NaN for a row never held out."""
+        first = self.predicted[0]
+        counts = np.bincount(np.concatenate(self.rows), minlength=len(self.target))
+        total = np.zeros((len(self.target), *first.shape[1:]))
+        total[counts == 0] = np.nan
+        for rows, predicted in zip(self.rows, self.predicted, strict=True):
+            # Each term is divided first: a sum of values near the largest overflows.
+            shares = counts[rows].reshape(-1, *[1] * (first.ndim - 1))
+            total[rows] += predicted / shares
+        return total.astype(first.dtype)
+
+    def score(self, mean: np.ndarray, metric: Callable[..., float]) -> float:
+        """Return the score on the rows that were held out and have a target.
+
+        Parameters
+        ----------
+        mean : ndarray of shape (n_rows,) or (n_rows, n_targets)
+            Predicted labels or numbers.
+        metric : callable
+            ``accuracy_score`` or ``r2_score`` of scikit-learn.
+
+        Returns
+        -------
+        float
+            NaN if there are fewer than two such rows, or if the shape of the
+            predictions is not that of the targets.
+        """
+        known = np.zeros(len(mean), dtype=bool)
+        known[np.concatenate(self.rows)] = True
+        if self.target.dtype.kind == "f":
+            known &= ~np.isnan(self.target).reshape(len(mean), -1).any(axis=1)
+        if known.sum() < 2 or mean.shape != self.target.shape:
+            return float("nan")
+        weights = None if self.weights is None else self.weights[known]
+        target, mean = self.target[known], mean[known]
+        if metric is r2_score:  # the same in a unit in which no square overflows
+            unit = np.maximum(np.abs(target).max(axis=0), np.finfo(np.float64).tiny)
+            target, mean = target / unit, mean / unit
+        return float(metric(target, mean, sample_weight=weights))
