@@ -22,6 +22,11 @@ class TargetCoding(Protocol):
     def decode(self, target: Tensor) -> np.ndarray:
         """Return labels, or numbers in the units of ``y``, for targets of the net."""
 
+    def responses(
+        self, criterion: nn.Module, output: Tensor, *, in_logits: bool = False
+    ) -> Tensor:
+        """Return predicted numbers or probabilities, differentiable by the output."""
+
     def probabilities(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
         """Return the probabilities of the classes, (n_samples, n_classes)."""
 

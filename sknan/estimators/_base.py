@@ -363,11 +363,14 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         """Return ``y`` as the targets that the fitted network is trained on."""
         raise NotImplementedError
 
+    def _network_rows(self, X: Any) -> Tensor:
+        """Return features as the fitted network receives them, on its device."""
+        return torch.from_numpy(network_input(self, X)).to(self.net_.device)
+
     def _output(self, X: Any) -> Tensor:
         """Return the finite raw output of the fitted network for ``X``."""
         if not hasattr(self, "net_"):  # check_is_fitted takes as long as a layer
             check_is_fitted(self)
-        X_in = network_input(self, X)
-        rows = torch.from_numpy(X_in).to(self.net_.device)
+        rows = self._network_rows(X)
         with threads_for(self.net_.flops_per_row_ * len(rows), self.num_threads):
             return self.net_.finite_output(rows)

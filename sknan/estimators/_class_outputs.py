@@ -90,9 +90,16 @@ class ClassCoding:
         labels: np.ndarray = self.classes[target.flatten().long().numpy(force=True)]
         return labels
 
+    def responses(
+        self, criterion: nn.Module, output: Tensor, *, in_logits: bool = False
+    ) -> Tensor:
+        """Return the probabilities of the classes or their logits, as a tensor."""
+        response = class_logits if in_logits else class_probabilities
+        return response(criterion, output)
+
     def probabilities(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
         """Return the probabilities of the classes, (n_samples, n_classes)."""
-        return class_probabilities(criterion, output).numpy()
+        return self.responses(criterion, output).numpy()
 
     def predict(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
         """Return the labels of the most probable classes."""
@@ -119,11 +126,14 @@ class LabelCoding(ClassCoding):
         """Return 1 for each label that a row has, else 0."""
         return target.long().numpy(force=True)
 
-    def probabilities(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
-        """Return the probabilities of the labels, (n_samples, n_labels)."""
-        if traits_of(criterion).output_kind == "probabilities":
-            return output.numpy().copy()  # the module may return its own buffer
-        return torch.sigmoid(output).numpy()
+    def responses(
+        self, criterion: nn.Module, output: Tensor, *, in_logits: bool = False
+    ) -> Tensor:
+        """Return the probabilities of the labels or their logits, as a tensor."""
+        if traits_of(criterion).output_kind != "probabilities":
+            return output if in_logits else torch.sigmoid(output)
+        # The module may return its own buffer.
+        return _as_logits(output) if in_logits else output.clone()
 
     def labels_of(self, probabilities: np.ndarray) -> np.ndarray:
         """Return 1 for each label of a probability above 0.5, else 0."""
@@ -229,6 +239,33 @@ def class_probabilities(criterion: nn.Module, output: Tensor) -> Tensor:
         return output.clone()  # the module may return its own buffer
     # Log-probabilities, for NLLLoss, are logits too.
     return torch.softmax(output, dim=1)
+
+
+def class_logits(criterion: nn.Module, output: Tensor) -> Tensor:
+    """Return the logarithm of the odds of each class.
+
+    Parameters
+    ----------
+    criterion, output
+        See :func:`class_probabilities`.
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+    """
+    traits = traits_of(criterion)
+    if traits.output_kind == "probabilities":
+        return _as_logits(class_probabilities(criterion, output))
+    if traits.is_binary:
+        positive = output.reshape(-1)
+        return torch.stack([-positive, positive], dim=1)
+    itself = torch.eye(output.shape[1], dtype=torch.bool, device=output.device)
+    others = output[:, None, :].masked_fill(itself, -torch.inf)
+    return output - others.logsumexp(dim=2)
+
+
+def _as_logits(probabilities: Tensor) -> Tensor:
+    return torch.logit(probabilities, eps=torch.finfo(probabilities.dtype).eps)
 
 
 def _check_number(shape: tuple[int, ...], number: int, noun: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from sknan._engine.prediction import ColumnScaling
@@ -118,6 +119,18 @@ class NumberCoding:
         # numpy.clip takes twice as long for a few values.
         values = np.minimum(np.maximum(values, -limit), limit)
         return values.astype(self.dtype, copy=False)
+
+    def responses(
+        self, criterion: nn.Module, output: Tensor, *, in_logits: bool = False
+    ) -> Tensor:
+        """Return the predicted numbers as a tensor, (n_samples, n_outputs)."""
+        found = predictions(unbounded(criterion), output).double()
+        found = found.reshape(len(found), self.mean.size, -1)
+        scale, mean = (
+            torch.from_numpy(z).to(found.device).reshape(-1, 1)
+            for z in (self.scale, self.mean)
+        )
+        return (found * scale + mean).flatten(1)
 
     def probabilities(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
         """Raise an error, because numbers have no probabilities."""

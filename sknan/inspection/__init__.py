@@ -1,5 +1,7 @@
 """Findings about a table before training, and displays and reports after it."""
 
+from sknan.inspection._attribution_display import AttributionDisplay
+from sknan.inspection._attributions import Attributions, attributions
 from sknan.inspection._audit._finding import Finding
 from sknan.inspection._audit._run import audit
 from sknan.inspection._audit._table_audit import TableAudit
@@ -12,6 +14,8 @@ from sknan.nets._curves import TrainingCurves
 from sknan.preprocessing._tables.sentinels import suspected_sentinels, table_sentinels
 
 __all__ = [
+    "AttributionDisplay",
+    "Attributions",
     "AuditDisplay",
     "Finding",
     "HTMLReport",
@@ -20,6 +24,7 @@ __all__ = [
     "TableAudit",
     "TrainingCurves",
     "TrainingDisplay",
+    "attributions",
     "audit",
     "report",
     "suspected_sentinels",

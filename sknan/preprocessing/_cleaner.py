@@ -196,15 +196,20 @@ class TableCleaner(
         ndarray of str
         """
         check_is_fitted(self, "kinds_")
-        names = list(self.kinds_)
-        taken = set(self._names)
-        for j, (name, kind) in reversed(list(enumerate(self.kinds_.items()))):
+        return np.array(list(self.output_to_input_), dtype=object)
+
+    @property
+    def output_to_input_(self) -> dict[str, str]:
+        """Column of the table for each column that ``transform`` gives."""
+        found = {}
+        for name, kind in self.kinds_.items():
+            found[name] = name
             if kind == "numbers and words":
                 word_name = f"{name}_word"
-                while word_name in taken:
+                while word_name in self._names:
                     word_name += "_"
-                names.insert(j + 1, word_name)
-        return np.array(names, dtype=object)
+                found[word_name] = name
+        return found
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -13,6 +13,7 @@ from sklearn.preprocessing import OneHotEncoder
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.warn import warn
 from sknan.exceptions import ChangedColumnWarning
+from sknan.preprocessing._sources import sources_of
 from sknan.preprocessing._tables.typed_column import frame_from_polars, is_polars
 
 # Places of categories without an output column: known to ``fit``, or unknown.
@@ -205,6 +206,14 @@ class ColumnEncoder(CallbackSupportMixin, TransformerMixin, BaseEstimator):
         ndarray of str
         """
         return np.array(self._names, dtype=object)
+
+    @property
+    def output_to_input_(self) -> dict[str, str]:
+        """Column of the table for each encoded column."""
+        found: list[str] = []
+        for names, encoder in self._parts:
+            found += [names[first] for first, *_ in sources_of(encoder, names).inputs]
+        return dict(zip(self._names, found, strict=True))
 
     def _has_few(self, column: pd.Series) -> bool:
         """Return whether a column has so few categories that each has a column."""
