@@ -20,7 +20,7 @@ from sknan._utils.progress import advance
 from sknan._utils.random_state import random_states, set_random_states
 
 # Columns of the history that a progress bar shows.
-_SHOWN = ("train_loss", "valid_loss", "lr")
+_SHOWN = ("train_loss", "valid_loss", "valid_score", "lr")
 
 
 class EpochBar(Callback):

@@ -67,6 +67,7 @@ class Member:
         if plan.best is not None:
             plan.best.initialize()
             self.net._split_seed_ = plan.split_seed
+            plan.add_score()
             rows = plan.split(plan.split_seed)
         self.train, self.valid = rows[0] + offset, rows[1] + offset
         self.history: list[dict[str, Any]] = []
@@ -211,10 +212,9 @@ class Member:
         is_ending = self.is_stopped or self.error is not None
         if limit is not None:
             is_ending |= not limit.allows_epoch(n_members)
-        if best is not None:
-            is_best, continues = best.update(
-                len(self.history), self.history[-1]["valid_loss"]
-            )
+        if best is not None and self.error is None:
+            row = self.net.history[-1] if self.is_followed else self.history[-1]
+            is_best, continues = best.update(len(self.history), row[best.monitor])
             if is_best:
                 self.best_weights = weights()
             is_ending |= not continues

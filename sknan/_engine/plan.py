@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sknan._engine.listeners import SupportsCallbacks
+from sknan._engine.scoring import ValidationScore
 from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import resumed
 from sknan._utils.threads import threads_for
@@ -267,6 +268,8 @@ class TrainingPlan:
     best : BestWeights or None
         Callback that keeps the weights of the best epoch on held-out rows; None without
         early stopping.
+    score : ValidationScore or None
+        Callback that records the score by which ``best`` chooses; None for the loss.
     time_limit : TimeLimit or None
         Callback that ends the training when its time is used up.
     split : callable
@@ -291,6 +294,7 @@ class TrainingPlan:
     net: TableNet
     table: TensorTable
     best: BestWeights | None
+    score: ValidationScore | None
     time_limit: TimeLimit | None
     split: Callable[[int], tuple[Tensor, Tensor]]
     split_seed: int
@@ -319,6 +323,11 @@ class TrainingPlan:
         is_trained[train.numpy()] = True
         return np.flatnonzero(~is_trained[self.positions])
 
+    def add_score(self) -> None:
+        """Let the net record the score, before other callbacks read it."""
+        if self.score is not None:
+            self.net.callbacks_.insert(0, (self.score.monitor, self.score))
+
     def _split_table(self, seed: int) -> tuple[TensorTable, TensorTable]:
         """Return the training rows as a view and the held-out rows as a copy."""
         train, valid = self.split(seed)
@@ -340,6 +349,7 @@ class TrainingPlan:
                 net.train_split = lambda _: self._split_table(net._split_seed_)
                 if rest is None:
                     best.initialize()
+                    self.add_score()
                 net.callbacks_.append(("best_weights", best))
             if self.time_limit is not None:
                 net.callbacks_.append(("time_limit", self.time_limit))
@@ -356,5 +366,5 @@ class TrainingPlan:
                     net.fit(self.table)
         finally:
             net.train_split = None  # the closure holds the training rows
-            added = (best, self.time_limit)
+            added = (best, self.time_limit, self.score)
             net.callbacks_ = [c for c in net.callbacks_ if c[1] not in added]

@@ -23,6 +23,7 @@ from sknan._engine.listeners import EpochTasks
 from sknan._engine.plan import TrainingPlan, TrainingRows
 from sknan._engine.prediction import ColumnScaling, TargetCoding
 from sknan._engine.range_test import range_test
+from sknan._engine.scoring import ValidationScore
 from sknan._engine.table_net import TableNet
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
@@ -287,14 +288,20 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
                 table = table_of.table
                 net.flops_per_row_ = table_of.net.flops_per_row_
             states = random_states(device)
-        stops_early = self._stops_early(rows)
+        best = score = None
+        if self._stops_early(rows):
+            best = BestWeights(self.n_iter_no_change)
+            if self.scoring != "loss":
+                score = ValidationScore(self)
+                best = BestWeights(self.n_iter_no_change, score.monitor, True)
         time_limit = None
         if self.max_time is not None and not rows.is_partial:
             time_limit = TimeLimit(self.max_time - search_seconds)
         return TrainingPlan(
             net=net,
             table=table,
-            best=BestWeights(self.n_iter_no_change) if stops_early else None,
+            best=best,
+            score=score,
             time_limit=time_limit,
             split=functools.lru_cache(maxsize=1)(rows.split),
             split_seed=split_seed,
@@ -338,7 +345,10 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
 
     def _finish(self, plan: TrainingPlan) -> None:
         """Check that the trained net is finite, and set the fitted attributes."""
-        net, best = plan.net, plan.best
+        net, best, score = plan.net, plan.best, plan.score
+        net.callbacks_ = [c for c in net.callbacks_ if c[1] is not score]
+        if best is not None and score is not None and best.best_epoch_ is None:
+            score.refuse(len(net.history), len(plan.split(plan.split_seed)[1]))
         check_finite_output(net, plan.table)
         if not plan.keeps_moments:
             for optimizer in net._all_optimizers():
@@ -346,7 +356,15 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         net._zero_grad_optimizer(set_to_none=True)
         self.net_ = net
         self.n_iter_ = len(net.history)
-        self.best_epoch_ = None if best is None else best.best_epoch_
+        self.loss_curve_ = [row["train_loss"] for row in net.history]
+        self.validation_scores_ = self.best_score_ = self.best_epoch_ = None
+        if best is not None:
+            sign = 1.0 if best.greater_is_better else -1.0
+            scores = [row.get(best.monitor, np.nan) for row in net.history]
+            self.validation_scores_ = [sign * score for score in scores]
+            self.best_epoch_ = best.best_epoch_
+            if self.best_epoch_ is not None:
+                self.best_score_ = sign * best.best_score_
         self._held_out_ = plan.held_out()  # for the ensemble, which removes it
         self.nonfinite_reports_ = net.nonfinite_reports_
         self.effective_lr_ = net.effective_lr_

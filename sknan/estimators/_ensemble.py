@@ -46,6 +46,10 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         Splitter of scikit-learn, or pairs of row numbers, that decides which rows are
         held out. Each network takes the next split; after the last one follows the
         first. None leaves the ``validation_split`` of ``estimator`` unchanged.
+    scoring : str, callable or None, default=None
+        What early stopping and the best epoch of each network go by: ``"loss"``, a name
+        of a scorer of scikit-learn, or a callable. None leaves the ``scoring`` of
+        ``estimator`` unchanged.
     verbose : int, default=0
         Level of output: 1 shows a progress bar over the networks in a terminal or a
         notebook, and nothing in a log.
@@ -229,6 +233,10 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
         Splitter of scikit-learn, or pairs of row numbers, that decides which rows are
         held out. Each network takes the next split; after the last one follows the
         first. None leaves the ``validation_split`` of ``estimator`` unchanged.
+    scoring : str, callable or None, default=None
+        What early stopping and the best epoch of each network go by: ``"loss"``, a name
+        of a scorer of scikit-learn, or a callable. None leaves the ``scoring`` of
+        ``estimator`` unchanged.
     verbose : int, default=0
         Level of output: 1 shows a progress bar over the networks in a terminal or a
         notebook, and nothing in a log.

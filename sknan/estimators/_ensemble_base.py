@@ -92,6 +92,7 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
         random_state: Any = None,
         max_time: float | None = None,
         validation_split: Any = None,
+        scoring: Any = None,
         verbose: int = 0,
     ) -> None:
         self.estimator = estimator
@@ -100,6 +101,7 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
         self.random_state = random_state
         self.max_time = max_time
         self.validation_split = validation_split
+        self.scoring = scoring
         self.verbose = verbose
 
     def set_params(self, **params: Any) -> Self:
@@ -224,6 +226,8 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
         splitter = network.validation_split
         if self.validation_split is not None:
             splitter = self.validation_split
+        if self.scoring is not None:
+            network = clone(network).set_params(scoring=self.scoring)
         rng = check_random_state(self.random_state)
         seeds = rng.randint(np.iinfo(np.int32).max, size=(2, self.n_estimators))
         jobs = []
@@ -245,7 +249,7 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
                 f"The 'n_estimators' parameter of {name} must be an integer of at "
                 f"least 1, got {n!r}."
             )
-        for parameter in ("max_time", "validation_split"):
+        for parameter in ("max_time", "validation_split", "scoring"):
             check_parameter(self, parameter)
         if self.estimator is None:
             return self._network(**_DEFAULT_PARAMS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.metrics import get_scorer_names
 from skorch.callbacks import Callback
 
 from sknan._utils.validation import is_integer, is_number, nearest_name
@@ -109,6 +110,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is None or is_splitter(v),
         "a splitter such as GroupKFold(), a list of (train, valid) pairs of row "
         "numbers, or None",
+    ),
+    "scoring": (
+        lambda v: v is None or callable(v) or v == "loss" or v in get_scorer_names(),
+        "'loss', a name from sklearn.metrics.get_scorer_names(), a callable or None",
     ),
     "n_iter_no_change": _COUNT,
     "warm_start": (_is_flag, "True or False"),

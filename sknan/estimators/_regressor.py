@@ -101,8 +101,8 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         one more raises an error. Steps that are taken without the rows to blame, or
         with repaired operations, do not count. 0 allows no recovery at all.
     early_stopping : bool or "auto", default="auto"
-        Whether to hold out ``validation_fraction`` of the rows, to stop when the
-        validation loss no longer improves, and to keep the weights of the best epoch
+        Whether to hold out ``validation_fraction`` of the rows, to stop when their
+        ``scoring`` no longer improves, and to keep the weights of the best epoch
         (the last of equal ones). ``"auto"`` does so for 500 rows or more; with
         fewer rows, a tenth is too small to choose an epoch by, unless
         ``validation_split`` or ``X_val`` provides the rows.
@@ -115,6 +115,12 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         ``validation_fraction``. Of several splits, the last one is used if each trains
         only on rows before those that it holds out, as in a time series; otherwise the
         first one.
+    scoring : str, callable or None, default="loss"
+        What early stopping and the best epoch go by: the loss, a name of a scorer of
+        scikit-learn, a callable ``scorer(estimator, X, y)``, or the ``score`` of the
+        estimator (None). A scorer receives the held-out rows in your labels and units,
+        and their weights if it takes ``sample_weight``. An epoch whose score is NaN is
+        never the best.
     n_iter_no_change : int, default=20
         Number of epochs without improvement after which training stops.
     callbacks : list or None, default=None
@@ -159,6 +165,13 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
     best_epoch_ : int or None
         Number of the epoch whose weights were kept, counted from 1. None without early
         stopping.
+    loss_curve_ : list of float
+        Mean training loss of each epoch.
+    validation_scores_ : list of float or None
+        ``scoring`` of the held-out rows after each epoch; for ``"loss"``, minus the
+        loss, so that greater is better. None without early stopping.
+    best_score_ : float or None
+        Score of the best epoch. None without early stopping.
     nonfinite_reports_ : list of NonFiniteReport
         Reports of the failed steps that training recovered from, in order.
     lr_ : float
@@ -251,6 +264,7 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         early_stopping: bool | str = "auto",
         validation_fraction: float = 0.1,
         validation_split: Any = None,
+        scoring: Any = "loss",
         n_iter_no_change: int = 20,
         callbacks: list[Any] | None = None,
         warm_start: bool = False,

@@ -249,8 +249,10 @@ default=None
             ax.plot(training.epochs, line, label=as_text(training.name), **style)
             if len(self.curves) > 1:
                 _mark_on_line(ax, training, line, style["color"])
-            else:
-                _lines_at_recoveries(ax, training)
+                continue
+            _lines_at_recoveries(ax, training)
+            if panel == "score" and training.best_epoch is not None:
+                _draw_best(ax, training, line)
         if panel == "gradient norm":
             _draw_threshold(ax, lines)
 
@@ -265,10 +267,16 @@ def _draw_losses(ax: Any, training: TrainingCurves) -> None:
         ax.plot(training.epochs, loss, label=name, **style)
     ax.set_yscale(scale_for(list(losses.values())))
     if training.best_epoch is not None and "validation" in losses:
-        best = losses["validation"][training.best_epoch - 1]
-        style = {"color": COLORS[0], "markersize": 12, "linestyle": "none"}
-        ax.plot(training.best_epoch, best, "*", label="best epoch", **style)
+        _draw_best(ax, training, losses["validation"])
     _mark_recoveries(ax, training)
+
+
+def _draw_best(ax: Any, training: TrainingCurves, line: np.ndarray) -> None:
+    """Mark the best epoch on a curve."""
+    assert training.best_epoch is not None
+    style = {"color": COLORS[0], "markersize": 12, "linestyle": "none"}
+    best = line[training.best_epoch - 1]
+    ax.plot(training.best_epoch, best, "*", label="best epoch", **style)
 
 
 def _few_markers(style: dict[str, Any], n_points: int) -> dict[str, Any]:

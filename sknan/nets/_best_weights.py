@@ -25,7 +25,9 @@ class BestWeights(Callback):
     patience : int
         Number of epochs without improvement after which training stops.
     monitor : str, default="valid_loss"
-        Key of the history that is minimized.
+        Key of the history.
+    greater_is_better : bool, default=False
+        Whether ``monitor`` is maximized instead of minimized.
 
     Attributes
     ----------
@@ -36,14 +38,20 @@ class BestWeights(Callback):
         Value of ``monitor`` in that epoch.
     """
 
-    def __init__(self, patience: int, monitor: str = "valid_loss") -> None:
+    def __init__(
+        self,
+        patience: int,
+        monitor: str = "valid_loss",
+        greater_is_better: bool = False,
+    ) -> None:
         self.patience = patience
         self.monitor = monitor
+        self.greater_is_better = greater_is_better
 
     def initialize(self) -> BestWeights:
         """Reset the state of earlier trainings."""
         self.best_epoch_: int | None = None
-        self.best_score_ = math.inf
+        self.best_score_ = -math.inf if self.greater_is_better else math.inf
         self._last_gain_ = 0
         self._snapshot_: Snapshot | None = None
         return self
@@ -97,9 +105,11 @@ class BestWeights(Callback):
         continues : bool
             Whether the training continues: False when patience is exhausted.
         """
-        is_best = math.isfinite(value) and value <= self.best_score_
+        best = self.best_score_
+        is_better = value > best if self.greater_is_better else value < best
+        is_best = math.isfinite(value) and (is_better or value == best)
         if is_best:
-            if value < self.best_score_:
+            if is_better:
                 self._last_gain_ = epoch
             self.best_score_, self.best_epoch_ = value, epoch
         return is_best, epoch - self._last_gain_ < self.patience

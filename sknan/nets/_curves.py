@@ -221,7 +221,7 @@ def _values(rows: list[Any], key: str) -> np.ndarray | None:
 
 
 def _name_of_score(rows: list[Any]) -> str | None:
-    """Return ``valid_acc``, or the first other score in the history."""
+    """Return the score that early stopping goes by, or another one in the history."""
     keys = [
         key
         for key, value in rows[-1].items()
@@ -230,4 +230,5 @@ def _name_of_score(rows: list[Any]) -> str | None:
         and not key.startswith("event_")
         and not key.endswith("_best")
     ]
-    return "valid_acc" if "valid_acc" in keys else next(iter(keys), None)
+    known = [key for key in ("valid_score", "valid_acc") if key in keys]
+    return next(iter([*known, *keys]), None)

@@ -161,6 +161,12 @@ def targets_for(estimator_class, criterion):
 
 # -- options ---------------------------------------------------------------------------
 
+
+def negative_error(estimator, X, y, sample_weight=None):
+    """Scorer of a user."""
+    return -np.average(np.abs(estimator.predict(X) - y), weights=sample_weight)
+
+
 # Values of options whose default does not show what they may be.
 VALUES = {
     "adaptive_clip": ["agc", "quantile", "zscore", QuantileClip(0.5, min_history=2)],
@@ -185,6 +191,7 @@ VALUES = {
     "reduce": [False],
     "reduction": ["mean", "sum", "none"],
     "size_average": [False],
+    "scoring": [None, "neg_mean_absolute_error", negative_error, "unknown"],
     "validation_split": [TimeSeriesSplit(3), [(np.arange(50), np.arange(50, 70))], 5],
     "warmup": [0.3, 2, -1.0],
     "weight": [torch.tensor([1.0, 2.0]), torch.tensor([2.0])],
@@ -194,6 +201,7 @@ VALUES = {
 # Settings without which an option has no effect.
 NEEDED = {
     "n_iter_no_change": {"early_stopping": True},
+    "scoring": {"early_stopping": True},
     "validation_fraction": {"early_stopping": True},
     "dampening": {"optimizer__momentum": 0.5},
     "nesterov": {"optimizer__momentum": 0.5},
@@ -313,6 +321,7 @@ def result_of(estimator, error, issued):
         "weights": {name: tensor.numpy() for name, tensor in tensors},
         "effective_lr": estimator.effective_lr_,
         "best_epoch": estimator.best_epoch_,
+        "curves": (estimator.loss_curve_, estimator.validation_scores_),
         "predictions": predictions,
         "probabilities": probabilities,
     }

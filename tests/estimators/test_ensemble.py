@@ -318,8 +318,8 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_name(name, hint):
     assert str(caught.value) == (
         f"StableNetEnsembleClassifier has no parameter {name!r}.{hint} It has: "
         "'estimator', 'max_time', 'n_estimators', 'n_jobs', 'random_state', "
-        "'validation_split', 'verbose'. Parameters of its network are written "
-        "estimator__..."
+        "'scoring', 'validation_split', 'verbose'. Parameters of its network are "
+        "written estimator__..."
     )
 
 

@@ -231,4 +231,8 @@ def test_no_copy_of_the_weights_is_kept_or_pickled():
 
 def test_the_callback_can_be_cloned():
     copied = clone(BestWeights(7, monitor="train_loss"))
-    assert copied.get_params() == {"patience": 7, "monitor": "train_loss"}
+    assert copied.get_params() == {
+        "patience": 7,
+        "monitor": "train_loss",
+        "greater_is_better": False,
+    }
