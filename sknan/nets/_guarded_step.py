@@ -197,29 +197,36 @@ class GuardedTraining:
         own = self.own_step
         return own.trial_loss if own is not None and own.is_adversarial else None
 
-    def has_learned(self, *, is_new: bool) -> bool:
-        """Whether the network is better than at first, if its rescue leaves doubts.
+    def has_learned(self, *, is_new: bool, is_at_its_best: bool) -> bool:
+        """Whether a rescued network is better than at first, or than a constant.
+
+        Rows that were left out, and operations that were repaired, leave less doubt
+        than a roll back: the loss on the other rows must then not be far above that of
+        a constant output.
 
         Parameters
         ----------
         is_new : bool
             Whether it must be better than any constant output too. More is not asked
             of a network that had been trained before.
+        is_at_its_best : bool
+            Whether no earlier epoch had a clearly lower training loss.
         """
-        says = TakeOwnGradient.says
-        is_doubtful = self.guard.n_roll_backs or any(
-            report.recovery == says for report in self.guard.reports
-        )
-        is_adversarial = self.own_step is not None and self.own_step.is_adversarial
-        if is_adversarial or not (is_doubtful and self.latest_batches):
+        guard, own_step = self.guard, self.own_step
+        is_adversarial = own_step is not None and own_step.is_adversarial
+        if is_adversarial or not (guard.reports and self.latest_batches):
             return True
-        trials = self._trials()
-        is_new &= self.guard.on_nonfinite == "recover"
-        self.guard.begin_step()
+        trials, says = self._trials(), TakeOwnGradient.says
+        is_new &= guard.on_nonfinite == "recover"
+        guard.begin_step()
         try:
-            return trials.has_learned(is_new=is_new)
+            if guard.n_roll_backs or any(r.recovery == says for r in guard.reports):
+                return trials.has_learned(is_new=is_new)
+            return not is_new or not trials.is_far_worse_than_constant(
+                is_at_its_best=is_at_its_best
+            )
         finally:  # of batch normalization
-            self.guard.weights.last.restore_buffers()
+            guard.weights.last.restore_buffers()
 
     def has_exploded(self, loss: float, batch: Any, fit_params: dict[str, Any]) -> bool:
         """Whether a loss has grown far beyond those of recent batches at first.
@@ -261,14 +268,29 @@ class GuardedTraining:
             columns = tuple(str(names[int(column)]) for column in columns)
         return dataclasses.replace(report, rows=rows, rows_in="data", columns=columns)
 
-    def rows_of_data(self) -> list[Any]:
-        """Return a batch of evenly spaced training rows; none with a data loader."""
+    def rows_of_data(self, n_rows: int | None = None) -> list[Any]:
+        """Return a batch of evenly spaced training rows; none with a data loader.
+
+        Parameters
+        ----------
+        n_rows : int or None, default=None
+            Number of rows, without a minority that has failed in half of the epochs.
+            None means as many as in a batch, of all rows.
+        """
         if not isinstance(self.batches, TensorBatches):
             return []
-        n_rows = len(self.batches.dataset)
-        n_chosen = min(self.batches.batch_size, n_rows)
-        index = torch.linspace(0, n_rows - 1, n_chosen).round().long()
-        return [self.batches.dataset.rows(index)]
+        table = self.batches.dataset
+        index = torch.arange(len(table))
+        if n_rows is not None:
+            reports = [r for r in self.guard.reports if r.rows_in == "data"]
+            times = Counter(row for report in reports for row in report.rows)
+            n_epochs = len(self.net.history)
+            bad = [row for row, n in times.items() if 2 * n >= n_epochs]
+            if 2 * len(bad) <= len(table):
+                index = index[~torch.isin(table.numbers, torch.tensor(bad).long())]
+        n_chosen = min(n_rows or self.batches.batch_size, len(index))
+        chosen = torch.linspace(0, len(index) - 1, n_chosen).round().long()
+        return [table.rows(index[chosen])] if n_chosen else []
 
     # -- the step --------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -10,8 +11,12 @@ from skorch.dataset import unpack_data
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states
-from sknan.diagnosis._raised import may_concern_values
-from sknan.nets.recovery.step_loss import loss_of
+from sknan.nets.recovery.protocol import RefuseErrors, StepRefused
+from sknan.nets.recovery.step_loss import outputs_of
+
+# Number of outputs that are tried first. An output may be outside the domain of the
+# loss, and between outputs of 1e30 a search does not resolve usual ones.
+_N_FIRST = 9
 
 # Steps of the search for the constant. A mean or a share of a class takes a dozen.
 _N_STEPS = 30
@@ -41,7 +46,7 @@ def lowest_constant_loss(
         NaN if the output is no tensor, or no constant has a finite loss.
     """
     with kept_random_states(net.device), torch.no_grad():
-        outputs = [loss_of(net, b, fit_params)[0] for b in batches]
+        outputs = [outputs_of(net, b, fit_params) for b in batches]
     if not all(isinstance(output, Tensor) and output.ndim for output in outputs):
         return math.nan
     values = torch.cat(outputs)
@@ -50,31 +55,40 @@ def lowest_constant_loss(
         known = torch.cat(targets).to(values)
         if known.numel() == values.numel():
             values = torch.cat([values, known.reshape(values.shape)])
-    values = torch.nan_to_num(values)
-    low, high = values.amin(0, keepdim=True), values.amax(0, keepdim=True)
-    place = torch.zeros_like(low, requires_grad=True)
-    search = torch.optim.LBFGS(
-        [place], max_iter=_N_STEPS, line_search_fn="strong_wolfe"
-    )
-    found: list[float] = []
+    values = torch.nan_to_num(values).sort(0).values
+    low, high = values[:1], values[-1:]
 
-    def mean_loss() -> Tensor:
-        search.zero_grad()
-        constant = low + (high - low) * torch.sigmoid(place)
+    def mean_loss(constant: Tensor) -> Tensor:
         losses = []
         for batch, output in zip(batches, outputs, strict=True):
             inputs, target = unpack_data(batch)
             same = constant.expand_as(output)
             losses.append(net.get_loss(same, target, X=inputs, training=True))
-        mean = torch.stack(losses).mean()
-        mean.backward()  # type: ignore[no-untyped-call]
-        found.append(float(mean.detach()))
-        return mean
+        return torch.stack(losses).mean()
 
-    with kept_random_states(net.device), torch.enable_grad():
-        try:
-            search.step(mean_loss)  # type: ignore[no-untyped-call]
-        except Exception as error:
-            if not may_concern_values(error):
-                raise
-    return min(filter(math.isfinite, found), default=math.nan)
+    found: list[tuple[float, Tensor]] = []
+    with kept_random_states(net.device):
+        for i in torch.linspace(0, len(values) - 1, _N_FIRST).long().tolist():
+            with contextlib.suppress(StepRefused), RefuseErrors(), torch.no_grad():
+                found.append((float(mean_loss(values[i : i + 1])), values[i : i + 1]))
+        found = [(loss, start) for loss, start in found if math.isfinite(loss)]
+        if not found:
+            return math.nan
+        lowest, start = min(found, key=lambda pair: pair[0])
+        share = ((start - low) / (high - low).clamp_min(1e-30)).clamp(0.01, 0.99)
+        place = share.logit().requires_grad_()
+        search = torch.optim.LBFGS(
+            [place], max_iter=_N_STEPS, line_search_fn="strong_wolfe"
+        )
+
+        def evaluate() -> Tensor:
+            nonlocal lowest
+            search.zero_grad()
+            loss = mean_loss(low + (high - low) * torch.sigmoid(place))
+            loss.backward()  # type: ignore[no-untyped-call]
+            lowest = min(lowest, float(loss.detach().nan_to_num(math.inf)))
+            return loss
+
+        with contextlib.suppress(StepRefused), RefuseErrors(), torch.enable_grad():
+            search.step(evaluate)  # type: ignore[no-untyped-call]
+    return lowest

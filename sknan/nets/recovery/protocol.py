@@ -144,7 +144,7 @@ class Training(Protocol):
     def in_data(self, report: NonFiniteReport) -> NonFiniteReport:
         """Return a report with the rows and columns of the training data."""
 
-    def rows_of_data(self) -> list[Any]:
+    def rows_of_data(self, n_rows: int | None = None) -> list[Any]:
         """Return a batch of rows from all the training data, if these are known."""
 
 

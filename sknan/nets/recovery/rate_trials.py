@@ -8,9 +8,17 @@ import math
 from typing import Any
 
 import torch
+from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states, resumed
+from sknan._utils.tree import tree_leaves
+from sknan.diagnosis._culprits import (
+    by_bisection,
+    nonfinite_rows,
+    sliced,
+    without_rows,
+)
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.explain import empty_states
 from sknan.nets.recovery.finite_operations import RepairedOperations
@@ -20,7 +28,17 @@ from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
 
 # A rescued network must have a loss lower than that of a constant output by this share.
-_LEAST_GAIN = 0.01
+# Less is the noise of an epoch: 0.3 % in trainings that have learned the mean.
+LEAST_GAIN = 0.01
+
+# A network from whose steps rows or operations were left out must not have a loss above
+# that of a constant output by more than this share. In `nanzoo.generated` networks with
+# a negative R2 of -3 to -6e58 are 0.27 to 1e34 above it; a network that has learned the
+# mean is up to 0.17 above it. As long as the loss falls, it may be high yet, up to the
+# second share: one starts at 38 times that of a constant in a test, one ends at 4.6e4.
+_FAR_WORSE = 0.2
+_TOO_FAR_TO_FALL = 1e3
+_N_JUDGED = 256
 
 # Number of steps for which a lower learning rate is tested, twice as many as there are
 # batches.
@@ -149,11 +167,65 @@ class RateTrials:
                 return False
         if not is_new:
             return True
+        return not self._exceeds_constant(reached, self._sample, -LEAST_GAIN)
+
+    def is_far_worse_than_constant(self, *, is_at_its_best: bool) -> bool:
+        """Whether the loss is far above that of a constant output.
+
+        The rows are training rows that seldom failed and whose loss is finite.
+        The answer is no if there are none, or if all have the same target.
+
+        Parameters
+        ----------
+        is_at_its_best : bool
+            Whether the loss has been falling to the end, so that it may be high yet.
+        """
+        if self.net._own_step() is not None:
+            return False
+        batches = self.training.rows_of_data(_N_JUDGED)
         try:
-            constant = lowest_constant_loss(self.net, self._sample, self.fit_params)
+            with kept_random_states(self.net.device), torch.no_grad():
+                batches = [b for b in map(self._sound_rows, batches) if _varies(b[1])]
+            reached = self._mean_loss(batches) if batches else math.nan
         except StepRefused:
-            return True
-        return not reached > constant - _LEAST_GAIN * abs(constant)
+            return False
+        share = _TOO_FAR_TO_FALL if is_at_its_best else _FAR_WORSE
+        return self._exceeds_constant(reached, batches, share)
+
+    def _sound_rows(self, batch: Any) -> Any:
+        """Return the rows of a batch whose output and loss are finite."""
+        inputs, target = unpack_data(batch)
+        with RefuseErrors():
+            outputs = self.net.infer(inputs, **self.fit_params)
+        n_rows = get_len(inputs)
+
+        def is_sound(part: slice) -> bool:
+            if nonfinite_rows(sliced(outputs, part, n_rows), part.stop - part.start):
+                return False
+            x, y, out = (
+                sliced(data, part, n_rows) for data in (inputs, target, outputs)
+            )
+            try:
+                with RefuseErrors():
+                    loss = self.net.get_loss(out, y, X=x, training=True)
+            except StepRefused:
+                return False
+            return bool(torch.isfinite(loss).all())
+
+        return without_rows((inputs, target), by_bisection(is_sound, n_rows), n_rows)
+
+    def _exceeds_constant(self, loss: float, batches: list[Any], share: float) -> bool:
+        """Whether a loss exceeds that of the best constant output by some share."""
+        if not math.isfinite(loss):
+            return False
+        constants = []
+        for weights in (contextlib.nullcontext(), self.net.guard_.first_weights()):
+            with contextlib.suppress(StepRefused), RefuseErrors(), weights:
+                constants.append(
+                    lowest_constant_loss(self.net, batches, self.fit_params)
+                )
+        constant = min(filter(math.isfinite, constants), default=math.inf)
+        return loss > constant + share * abs(constant)
 
     def _repaired_loss(self) -> float:
         """Return the mean loss of the sample, by repaired operations where needed."""
@@ -244,3 +316,9 @@ class RateTrials:
             self.training.conditioning.scale_grads()
         grads = [p.grad for p in net.guard_.parameters if p.grad is not None]
         return loss, float(grad_norm(grads))
+
+
+def _varies(target: Any) -> bool:
+    """Whether the rows of nested targets differ."""
+    leaves = tree_leaves(target)
+    return any(len(leaf) > 1 and bool((leaf != leaf[:1]).any()) for leaf in leaves)

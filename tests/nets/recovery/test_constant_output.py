@@ -7,10 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from failing_trainings import X, Y, network_of
+from failing_trainings import LogOfFirst, X, Y, fitted, network_of, r2, refused
 from torch import nn
 
 from sknan.nets.recovery.constant_output import lowest_constant_loss
+from sknan.nets.recovery.drop_rows import DropRows
+from sknan.nets.recovery.repair_operations import RepairOperations
 
 LABELS = (Y[:, 0] > 0.5).astype("int64")
 
@@ -58,3 +60,52 @@ class OfFirst(nn.MSELoss):
 
 def test_several_outputs_have_no_constant():
     assert math.isnan(lowest(OfFirst, 1, Y, Pair(4, 1)))
+
+
+class LikelihoodOfScale(nn.Module):
+    """Negative log-likelihood that is NaN for the rows whose scale is negative."""
+
+    def forward(self, output, target):
+        mean, scale = output[:, :1], output[:, 1:]
+        return (scale.log() + 0.5 * ((target - mean) / scale) ** 2).mean()
+
+
+class MeanAndScale(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def test_a_rescue_far_worse_than_a_constant_is_no_success():
+    # Steps near a scale of 0 throw the weights far away, where the loss is flat.
+    net = network_of(
+        MeanAndScale, LikelihoodOfScale, lr=0.01, optimizer__momentum=0.9, max_epochs=15
+    )
+    torch.manual_seed(1)
+    error = refused(net)
+    first = net.nonfinite_reports_[0]
+    assert str(error) == (
+        "Training failed in 16 steps of 2 epochs, for one reason, and the rescued "
+        "network has learned nothing: its loss is no better than that of the untrained "
+        f"network, or of a constant output. First failure: {first}"
+    )
+    assert {r.recovery for r in net.nonfinite_reports_} == {
+        DropRows.says,
+        RepairOperations.says,
+    }
+
+
+def test_rows_that_always_fail_do_not_count_against_a_rescue():
+    data = X.copy()
+    data[[7, 90], 0] = -3e38
+    net = fitted(network_of(nn.Linear(4, 1), max_epochs=20), data)
+    assert {row for r in net.nonfinite_reports_ for row in r.rows} == {7, 90}
+    sound = np.setdiff1d(np.arange(len(X)), [7, 90])
+    assert r2(net, X[sound], Y[sound]) > 0.9
+
+
+def test_equal_targets_leave_nothing_to_be_better_at():
+    targets = np.full_like(Y, 0.5)
+    data = X.copy()
+    data[[7, 90], 0] = -1.0
+    net = fitted(network_of(LogOfFirst, max_epochs=3, lr=0.0001), data, targets)
+    assert net.nonfinite_reports_
