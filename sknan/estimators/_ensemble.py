@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils.validation import check_is_fitted
 
 from sknan._engine.jobs import JobOutcome
 from sknan.estimators._class_outputs import ClassCoding, LabelPredictionMixin
@@ -14,6 +15,11 @@ from sknan.estimators._classifier import StableNetClassifier
 from sknan.estimators._ensemble_base import Ensemble
 from sknan.estimators._held_out import HeldOutPredictions
 from sknan.estimators._input import CheckedRows
+from sknan.estimators._intervals import (
+    IntervalMixin,
+    mixture_deviation,
+    residuals_of,
+)
 from sknan.estimators._regressor import StableNetRegressor
 
 
@@ -204,7 +210,9 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         return mean.astype(np.float32)
 
 
-class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
+class StableNetEnsembleRegressor(
+    MultiOutputMixin, RegressorMixin, IntervalMixin, Ensemble
+):
     """Mean of the predictions of several guarded networks.
 
     With early stopping, each network holds out another fifth of the rows for the
@@ -355,24 +363,49 @@ class StableNetEnsembleRegressor(MultiOutputMixin, RegressorMixin, Ensemble):
     def _use_held_out(self, held_out: HeldOutPredictions) -> None:
         self.oof_prediction_ = held_out.mean()
         self.oof_score_ = held_out.score(self.oof_prediction_, r2_score)
+        fits = self.oof_prediction_.shape == held_out.target.shape
+        self._residuals = residuals_of(held_out) if fits else None
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(
+        self, X: Any, return_std: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Return the mean of the networks' predictions, in the units of ``y``.
 
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
             Features: finite numbers within float32.
+        return_std : bool, default=False
+            Whether to return a standard deviation as well: that of the mixture of the
+            networks' distributions. Its square is the mean of the variances that the
+            networks predict (noise of the target, which more data do not reduce) plus
+            the variance of their predictions (what they do not know). Networks predict
+            a variance with ``criterion="gaussian_nll"`` only. With other criteria, the
+            first part is missing, and :meth:`predict_interval` tells where new targets
+            are to be expected.
 
         Returns
         -------
-        ndarray of shape (n_samples,) or (n_samples, n_targets)
+        predicted : ndarray of shape (n_samples,) or (n_samples, n_targets)
             Predictions in the shape of ``y``, with the dtype of a single network.
+        std : ndarray in the shape of ``predicted``
+            Standard deviations in the units of ``y``; only if ``return_std=True``.
         """
-        first, *others = self._of_each("predict", X)
+        check_is_fitted(self)
+        learns_std = return_std and self.estimators_[0]._learns_std
+        stds: list[np.ndarray] | None = None
+        each = self._of_each(
+            "predict", X, **({"return_std": True} if learns_std else {})
+        )
+        if learns_std:
+            each, stds = (list(part) for part in zip(*each, strict=True))
+        first, *others = each
         # Each term is divided first: a sum of values near the largest would overflow.
         share = np.float64(1.0 / (1 + len(others)))
         mean: np.ndarray = first * share
         for predicted in others:
             mean += predicted * share
-        return mean.astype(first.dtype)
+        mean = mean.astype(first.dtype)
+        if not return_std:
+            return mean
+        return mean, mixture_deviation(each, stds).astype(first.dtype)

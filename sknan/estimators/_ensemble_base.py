@@ -26,6 +26,9 @@ from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
 
+# Attributes that exist only after a fit in which rows were held out.
+_HELD_OUT_RESULTS = {"oof_prediction_", "oof_score_", "_residuals"}
+
 # With early stopping, each network holds out one of this many folds.
 _N_FOLDS = 5
 
@@ -191,7 +194,7 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
         for member in self.estimators_:
             del member._held_out_
         if any(rows is None or not len(rows) for rows in held_out):
-            for name in {"oof_prediction_", "oof_score_"} & vars(self).keys():
+            for name in _HELD_OUT_RESULTS & vars(self).keys():
                 delattr(self, name)
             return
         first = self.estimators_[0]
@@ -265,12 +268,12 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
             )
         return self.estimator
 
-    def _of_each(self, method: str, X: Any) -> list[np.ndarray]:
+    def _of_each(self, method: str, X: Any, **options: Any) -> list[Any]:
         """Return a prediction of each network; a warning of several is shown once."""
         check_is_fitted(self)
         rows = CheckedRows(network_input(self.estimators_[0], X))
         with recorded_warnings() as recorded:
-            each = [getattr(member, method)(rows) for member in self.estimators_]
+            each = [getattr(m, method)(rows, **options) for m in self.estimators_]
         if recorded:
             warn(f"In {len(recorded)} of {len(each)} networks: {recorded[0]}")
         return each

@@ -22,6 +22,7 @@ from sknan.estimators._target_scaling import (
     prediction_dtype,
     standardize,
 )
+from sknan.losses._bounded import unbounded
 from sknan.losses._target_domain import refuse_outside_domain
 from sknan.losses._traits import is_own_loss
 from sknan.nets._batching import TensorTable
@@ -462,22 +463,45 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         return torch.from_numpy(y).reshape(shape)
 
     @usual_settings()
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(
+        self, X: Any, return_std: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Return the predicted targets, in the units of ``y``.
 
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
             Features: finite numbers within float32.
+        return_std : bool, default=False
+            Whether to return the standard deviation of the target around each
+            prediction as well, which a network learns with ``"gaussian_nll"``.
 
         Returns
         -------
-        ndarray of shape (n_samples,) or (n_samples, n_targets)
+        predicted : ndarray of shape (n_samples,) or (n_samples, n_targets)
             Predictions in the shape of ``y``, with one more dimension for several
             quantiles of the criterion ``"quantile"``. See Notes for the dtype.
+        std : ndarray in the shape of ``predicted``
+            Standard deviations in the units of ``y``; only if ``return_std=True``.
         """
         output = self._output(X)
-        return self._coding.predict(self.net_.criterion_, output)
+        criterion = self.net_.criterion_
+        predicted = self._coding.predict(criterion, output)
+        if not return_std:
+            return predicted
+        if not self._learns_std:
+            raise ValueError(
+                "predict(X, return_std=True) needs a criterion that learns the "
+                f"variance of the target, which {name_of(self.criterion)} does not: "
+                "use criterion='gaussian_nll', or StableNetEnsembleRegressor for the "
+                "deviation between networks."
+            )
+        return predicted, self._coding.deviations(criterion, output)
+
+    @property
+    def _learns_std(self) -> bool:
+        """Whether the network predicts a standard deviation."""
+        return hasattr(unbounded(self.net_.criterion_), "predict_std")
 
     @property
     def _coding(self) -> NumberCoding:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -139,3 +139,8 @@ class NumberCoding:
     def predict(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
         """Return the predicted numbers."""
         return self.decode(predictions(unbounded(criterion), output))
+
+    def deviations(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
+        """Return the standard deviations that a loss has taught the network."""
+        scaled = unbounded(criterion).predict_std(output)
+        return replace(self, mean=np.zeros_like(self.mean)).decode(scaled)

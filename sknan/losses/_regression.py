@@ -416,6 +416,11 @@ class GaussianNLLLoss(RegressionLoss, nn.GaussianNLLLoss):
         """Return the means (n_samples, n_targets)."""
         return _mean_and_raw_variance(output)[0]
 
+    def predict_std(self, output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """Return the standard deviations (n_samples, n_targets)."""
+        raw = upcast(_mean_and_raw_variance(output)[1])
+        return torch.sqrt(sf.softplus(raw) + self.eps)
+
 
 def _mean_and_raw_variance(
     output: Tensor | tuple[Tensor, Tensor],
