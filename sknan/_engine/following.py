@@ -67,6 +67,8 @@ def _notify_member(training: StackState, k: int, method_name: str) -> None:
         except NonFiniteTrainingError as error:
             member.error = error
             return
+    if net._average_ is not None:
+        net._average_.hide()
     if _settings_of(net) != settings:
         member.rest = _rest_of_training(training, k)
         return

@@ -36,6 +36,7 @@ from sknan.nets._records import InterruptWarning
 _PER_MEMBER = frozenset(
     {
         "callbacks",
+        "ema_decay",
         "lr",
         "weight_decay",
         "adaptive_clip",

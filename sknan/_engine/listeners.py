@@ -173,5 +173,6 @@ def _copy_for_prediction(net: TableNet, n_epochs: int) -> TableNet:
         train_split=None,
         _training_=None,
         _backup_=None,
+        _average_=None,
     )
     return copied

@@ -128,8 +128,8 @@ class Member:
         if self.plan.time_limit is not None:
             self.plan.time_limit.initialize()
         if self.is_followed:
-            self.first_state = read_state(self.net)
             self.net._prepare_guard(is_new=True)
+            self.first_state = read_state(self.net)
 
     def notify(self, method_name: str, state: NetworkState | None = None) -> None:
         """Notify the listeners, which may draw random numbers.
@@ -151,6 +151,8 @@ class Member:
                 kwargs["dataset_valid"] = table.view(valid)
         if state is not None:
             write_state(self.net, state)
+        if self.net._average_ is not None:
+            self.net._average_.show()
         try:
             with kept_random_states():
                 self.net.notify(method_name, **kwargs)
@@ -254,6 +256,8 @@ class Member:
         if not self.plan.keeps_moments:
             state = state._replace(n_steps=0)
         write_state(net, state)
+        if net._average_ is not None:
+            net._average_.show()
         self.clipping = clipping
 
     def conclude(self) -> None:

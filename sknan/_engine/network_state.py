@@ -21,12 +21,19 @@ class NetworkState(NamedTuple):
         For each moment of the optimizer, one tensor per parameter.
     n_steps : int
         Number of steps in the moments; 0 if there are none.
+    averages : list of Tensor
+        Averages of the weights, and of the buffers that have one; empty if there are
+        none.
+    n_averaged : int
+        Number of steps in the averages.
     """
 
     weights: list[Tensor]
     buffers: list[Tensor]
     moments: list[list[Tensor]]
     n_steps: int
+    averages: list[Tensor]
+    n_averaged: int
 
 
 # Names of the moments in the state of an optimizer.
@@ -67,11 +74,14 @@ def read_state(net: TableNet) -> NetworkState:
         ]
         for column in [*kept, *([[None] * len(parameters)] * 2)][:2]
     ]
+    average = net._average_
     return NetworkState(
         [p.detach().clone() for p in parameters],
         [b.clone() for b in net.module_.buffers()],
         moments,
         max(counts) if has_moments else 0,
+        [] if average is None else [t.detach().clone() for t in average.averages],
+        0 if average is None else average.n_averaged,
     )
 
 
@@ -87,6 +97,8 @@ def write_state(net: TableNet, state: NetworkState) -> None:
         State, which is copied.
     """
     write_tensors(net, [*state.weights, *state.buffers])
+    if net._average_ is not None:
+        net._average_.load(state.averages, state.n_averaged)
     states = net.optimizer_.state
     states.clear()
     names = _moment_names(net)

@@ -250,6 +250,8 @@ class RestOfTraining:
     def run(self, net: TableNet, table: TensorTable) -> None:
         """Train the remaining epochs."""
         net._backup_ = self
+        if net._average_ is not None:
+            net._average_.show()
         with contextlib.suppress(KeyboardInterrupt):  # ends a training in skorch
             net.fit_loop(table, _routing_method="partial_fit")
         net.notify("on_train_end", X=table, y=None)

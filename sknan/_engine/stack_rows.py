@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,22 +25,25 @@ class StackRows:
         Buffers of the modules, with the members along the first axis.
     counts : ndarray of shape (n_members,)
         Number of steps in the moments.
+    averages : list of Tensor
+        Averages of the weights, and of the buffers that have one, in their shapes;
+        empty if no member has averages.
+    n_averaged : ndarray of shape (n_members,)
+        Number of steps in the averages.
     """
 
     weights: Tensor
     moments: list[Tensor]
     buffers: list[Tensor]
     counts: NDArray[np.int64]
+    averages: list[Tensor]
+    n_averaged: NDArray[np.int64]
 
     def select(self, index: NDArray[np.int64]) -> StackRows:
         """Return a copy of some rows."""
         rows = torch.from_numpy(index)
-        weights, *others = (
-            part[rows] for part in (self.weights, *self.moments, *self.buffers)
-        )
-        n_moments = len(self.moments)
-        moments, buffers = others[:n_moments], others[n_moments:]
-        return StackRows(weights, moments, buffers, self.counts[index])
+        tensors = [part[rows] for part in self._tensors()]
+        return self._with(tensors, self.counts[index], self.n_averaged[index])
 
     def put(self, index: NDArray[np.int64], other: StackRows) -> None:
         """Overwrite some rows."""
@@ -48,13 +52,12 @@ class StackRows:
         for target, source in pairs:
             target[rows] = source
         self.counts[index] = other.counts
+        self.n_averaged[index] = other.n_averaged
 
     def clone(self) -> StackRows:
         """Return a copy."""
-        weights, *others = (part.clone() for part in self._tensors())
-        n_moments = len(self.moments)
-        moments, buffers = others[:n_moments], others[n_moments:]
-        return StackRows(weights, moments, buffers, self.counts.copy())
+        tensors = [part.clone() for part in self._tensors()]
+        return self._with(tensors, self.counts.copy(), self.n_averaged.copy())
 
     def are_finite(self) -> NDArray[np.bool_]:
         """Return for each member whether its weights and buffers are finite."""
@@ -64,4 +67,18 @@ class StackRows:
         return finite
 
     def _tensors(self) -> list[Tensor]:
-        return [self.weights, *self.moments, *self.buffers]
+        return [self.weights, *self.moments, *self.buffers, *self.averages]
+
+    def _with(
+        self,
+        tensors: list[Tensor],
+        counts: NDArray[np.int64],
+        n_averaged: NDArray[np.int64],
+    ) -> StackRows:
+        """Return rows with other tensors, in the order of :meth:`_tensors`."""
+        remaining = iter(tensors)
+        weights, moments, buffers, averages = (
+            list(itertools.islice(remaining, len(parts)))
+            for parts in ([self.weights], self.moments, self.buffers, self.averages)
+        )
+        return StackRows(weights[0], moments, buffers, counts, averages, n_averaged)

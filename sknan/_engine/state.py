@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from sknan._engine.optimizer_step import kernel_key, write_unit_steps
 from sknan._engine.passes import is_stored_transposed, stacked_pass
 from sknan._engine.stack_rows import StackRows
 from sknan._engine.table_net import TableNet
+from sknan.nets._weight_average import decay_after, is_averaged
 from sknan.nets.recovery.raw_units import Conditioning
 
 # The vectorized kernels of the optimizers round the remainder of a tensor, which does
@@ -36,10 +38,13 @@ class StepFactors(NamedTuple):
     decay : Tensor of shape (n_members, 1) or None
         Factor that multiplies the weights if weight decay is decoupled, else the weight
         decay; None if no member has any.
+    share : Tensor of shape (n_members, 1) or None
+        Share of the new weights in the averages; None if no member has averages.
     """
 
     rate: Tensor
     decay: Tensor | None
+    share: Tensor | None
 
 
 class StackMember(Protocol):
@@ -100,8 +105,16 @@ class Stack:
                     rows[k] = self._packed([tensors])[0]
         columns = zip(*(state.buffers for state in states), strict=True)
         buffers = [torch.stack(column) for column in columns]
-        n_steps = np.array([state.n_steps for state in states])
-        self.rows = StackRows(weights, moments, buffers, n_steps)
+        n_steps, n_averaged = (
+            np.array([getattr(state, name) for state in states])
+            for name in ("n_steps", "n_averaged")
+        )
+        self._has_average = [is_averaged(buffer) for buffer in states[0].buffers]
+        self.rows = StackRows(weights, moments, buffers, n_steps, [], n_averaged)
+        if any(member.net.ema_decay for member in members):
+            self.rows.averages = [part.clone() for part in self._averaged_parts()]
+            for k, state in enumerate(states):
+                self._put_averages(k, state, self.rows)
         self._allocate()
 
     def _packed(self, networks: list[list[Tensor]]) -> Tensor:
@@ -145,6 +158,7 @@ class Stack:
             gradients,
             self.rows.buffers,
         )
+        self._ema_decays = [member.net.ema_decay or 0.0 for member in members]
         self.prepare_steps()
 
     def prepare_steps(self) -> None:
@@ -212,7 +226,19 @@ class Stack:
             for tensor in (rows.weights, *rows.moments)
         )
         buffers = [block[k].clone() for block in rows.buffers]
-        return NetworkState(weights, buffers, moments, int(rows.counts[k]))
+        averages = []
+        if rows.averages:
+            means, *others = rows.averages
+            parts = [*self._unpacked(means[k]), *(block[k] for block in others)]
+            averages = [part.clone() for part in parts]
+        return NetworkState(
+            weights,
+            buffers,
+            moments,
+            int(rows.counts[k]),
+            averages,
+            int(rows.n_averaged[k]),
+        )
 
     def weights_of(self, k: int) -> list[Tensor]:
         """Return a copy of the weights and buffers of a member.
@@ -247,6 +273,37 @@ class Stack:
         for block, buffer in zip(rows.buffers, state.buffers, strict=True):
             block[k] = buffer
         rows.counts[k] = state.n_steps
+        self._put_averages(k, state, rows)
+
+    def _put_averages(self, k: int, state: NetworkState, rows: StackRows) -> None:
+        rows.n_averaged[k] = state.n_averaged
+        if rows.averages and state.averages:
+            means, *others = rows.averages
+            views = [*self._unpacked(means[k]), *(block[k] for block in others)]
+            for view, part in zip(views, state.averages, strict=False):
+                view.copy_(part)
+
+    def _averaged_parts(self) -> list[Tensor]:
+        """Return the weights and the buffers that have averages."""
+        rows = self.rows
+        return [rows.weights, *itertools.compress(rows.buffers, self._has_average)]
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Use the averages in place of weights and buffers inside the block."""
+        is_used = (np.array(self._ema_decays) > 0) & (self.rows.n_averaged > 0)
+        index = torch.from_numpy(np.flatnonzero(is_used))
+        pairs = list(zip(self._averaged_parts(), self.rows.averages, strict=False))
+        self._swap(pairs, index)
+        try:
+            yield
+        finally:
+            self._swap(pairs, index)
+
+    @staticmethod
+    def _swap(pairs: list[tuple[Tensor, Tensor]], index: Tensor) -> None:
+        for first, second in pairs:
+            first[index], second[index] = second[index], first[index]
 
     def _blocks(self, rows: Tensor) -> list[Tensor]:
         """Return views of padded rows with the shapes of the weights, (K, *shape)."""
@@ -380,13 +437,28 @@ class Stack:
         -------
         list of StepFactors
         """
+        n_steps = len(learning_rates)
+        decays: Sequence[Tensor | None] = [None] * n_steps
+        if self.decays.any():
+            factors = np.broadcast_to(self.decays, learning_rates.shape).copy()
+            if self._is_decoupled:
+                factors = 1.0 - learning_rates * factors
+            decays = self._column(factors).unbind()
         columns = self._column(learning_rates).unbind()
-        if not self.decays.any():
-            return [StepFactors(column, None) for column in columns]
-        decays = np.broadcast_to(self.decays, learning_rates.shape).copy()
-        if self._is_decoupled:
-            decays = 1.0 - learning_rates * decays
-        return list(map(StepFactors, columns, self._column(decays).unbind()))
+        return list(map(StepFactors, columns, decays, self._average_shares(n_steps)))
+
+    def _average_shares(self, n_steps: int) -> Sequence[Tensor | None]:
+        """Return the share of the new weights in the averages at consecutive steps."""
+        if not self.rows.averages:
+            return [None] * n_steps
+        members = list(
+            zip(self.rows.n_averaged.tolist(), self._ema_decays, strict=True)
+        )
+        shares = [
+            [1.0 - decay_after(n + i, decay) for n, decay in members]
+            for i in range(n_steps)
+        ]
+        return self._column(np.array(shares)).unbind()
 
     def step(self, factors: StepFactors) -> None:
         """Make one step of the optimizer.
@@ -410,6 +482,16 @@ class Stack:
         self._weights.addcmul_(self._step, factors.rate)
         for conditioning in self._conditionings:
             conditioning.to_raw()
+        if factors.share is not None:
+            self._update_averages(factors.share)
+
+    def _update_averages(self, share: Tensor) -> None:
+        self.rows.n_averaged += 1
+        changes = [self._gradient, *map(torch.empty_like, self.rows.averages[1:])]
+        parts = zip(self.rows.averages, self._averaged_parts(), changes, strict=True)
+        for average, present, change in parts:
+            torch.sub(present, average, out=change)
+            average.addcmul_(change, share.view(-1, *[1] * (average.ndim - 1)))
 
     def sizes(self) -> NDArray[np.float64]:
         """Return the norm of the weights of each member, at least that of 0.01 each."""

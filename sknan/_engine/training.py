@@ -327,10 +327,11 @@ class StackTraining(StackState):
         for member, row in zip(self.members, rows, strict=True):
             member.log_epoch(row)
         notify_listeners(self, "on_epoch_end")
-        continues = [
-            member.end_epoch(partial(self.stack.weights_of, k), n_members)
-            for k, member in enumerate(self.members)
-        ]
+        with self.stack.averaged():
+            continues = [
+                member.end_epoch(partial(self.stack.weights_of, k), n_members)
+                for k, member in enumerate(self.members)
+            ]
         self._finish(np.flatnonzero(~np.array(continues)).tolist())
         if not self.counts_epochs:
             self._report(rows)
@@ -353,14 +354,16 @@ class StackTraining(StackState):
         rows = torch.stack([member.valid for member in self.members])
         x = self.inputs_of(rows)
         try:
-            return self.stack.evaluate(x, self.targets(rows))
+            with self.stack.averaged():
+                return self.stack.evaluate(x, self.targets(rows))
         except Exception as error:  # a user's module may raise anything
             if self._is_ended_by(error):
                 return None
-            losses = [
-                member.valid_loss(self.stack.state_of(k), self.batch_of(member.valid))
-                for k, member in enumerate(self.members)
-            ]
+            with self.stack.averaged():
+                losses = [
+                    member.valid_loss(self.stack.state_of(k), self.batch_of(rows[k]))
+                    for k, member in enumerate(self.members)
+                ]
         has_ended = [member.error is not None for member in self.members]
         self.keep(np.flatnonzero(~np.array(has_ended)))
         return [

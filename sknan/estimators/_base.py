@@ -353,6 +353,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         if not plan.keeps_moments:
             for optimizer in net._all_optimizers():
                 optimizer.state.clear()
+            net._average_ = None
         net._zero_grad_optimizer(set_to_none=True)
         self.net_ = net
         self.n_iter_ = len(net.history)

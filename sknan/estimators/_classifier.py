@@ -77,6 +77,12 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     warmup : float or int, default=0.0
         Fraction (float) or number (int) of the steps in which the learning rate rises
         to ``lr``.
+    ema_decay : float or None, default=None
+        Decay of an exponential moving average of the weights, such as 0.99. The best
+        epoch is chosen, and predictions are made, with the average; so are the running
+        statistics of batch normalization. After ``n`` steps the decay is at most
+        ``(1 + n) / (10 + n)``. A step that fails never enters the average.
+        ``partial_fit`` and ``warm_start`` continue the average. None: no average.
     max_epochs : int, default=100
         Maximum number of passes over the training rows.
     max_time : float or None, default=None
@@ -257,6 +263,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         lr: float | str = 1e-3,
         lr_schedule: Any = "cosine",
         warmup: float = 0.0,
+        ema_decay: float | None = None,
         max_epochs: int = 100,
         max_time: float | None = None,
         batch_size: int | str = 128,

@@ -34,6 +34,7 @@ _UPDATED_PARAMS = (
     "adaptive_clip",
     "lr_schedule",
     "warmup",
+    "ema_decay",
 )
 
 

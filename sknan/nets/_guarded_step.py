@@ -20,6 +20,7 @@ from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._own_step import OwnStep
 from sknan.nets._plain_step import PlainStep
 from sknan.nets._rates import refuse_invalid_rates
+from sknan.nets._weight_average import WeightAverage
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery.explain import explain, explain_weights
 from sknan.nets.recovery.own_gradient import TakeOwnGradient
@@ -97,6 +98,7 @@ class GuardedTraining:
     ) -> None:
         self.net = net
         self.guard: Guard = net.guard_
+        self.average: WeightAverage | None = net._average_
         self.begin_epoch(batches)
         self.n_steps = 0
         self.rate: float | None = None
@@ -122,7 +124,10 @@ class GuardedTraining:
         if fault is not None:
             raise NonFiniteTrainingError(str(fault), fault)
         try:
-            self.guard.begin(net._all_modules(), net._all_optimizers(), n_steps)
+            modules = net._all_modules()
+            if self.average is not None:
+                modules.append(self.average.state)
+            self.guard.begin(modules, net._all_optimizers(), n_steps)
         except NonFiniteTrainingError as error:
             if error.report is not None:
                 raise
@@ -130,7 +135,7 @@ class GuardedTraining:
             raise NonFiniteTrainingError(str(report), report) from None
 
     def begin_epoch(self, batches: Any) -> None:
-        """Clear the statistics of the previous epoch.
+        """Clear the statistics of the previous epoch, and hide the average.
 
         Parameters
         ----------
@@ -140,6 +145,8 @@ class GuardedTraining:
         self.batches = batches
         self.norms: list[float] = []
         self.coefficients: list[float] = []
+        if self.average is not None:
+            self.average.hide()
 
     def end(self, *, is_interrupted: bool) -> None:
         """End the training with usable weights in place.
@@ -150,6 +157,8 @@ class GuardedTraining:
             Whether training was interrupted, for example by Ctrl-C. The present weights
             have then not been checked and may be incompletely written.
         """
+        if self.average is not None:
+            self.average.hide()
         goes_back = self.conditioning is not None and self.conditioning.is_inconsistent
         if self.conditioning is not None and not goes_back:
             self.conditioning.to_raw()
@@ -159,6 +168,12 @@ class GuardedTraining:
             is_known = bool(self.latest_batches)
             goes_back = not (is_known and self._trials().is_as_good_as_last())
         self.guard.end(goes_back=goes_back)
+        self.show_average()
+
+    def show_average(self) -> None:
+        """Put the average of the weights, if there is one, into the modules."""
+        if self.average is not None:
+            self.average.show()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed training needs, between two epochs."""
@@ -395,6 +410,8 @@ class GuardedTraining:
         self.latest_batches.append(batch)
         guard.step_taken()
         self.n_steps += 1
+        if self.average is not None:
+            self.average.update(net.ema_decay)
         return taken
 
     def count_clip(self, norm: float, coefficient: float) -> None:

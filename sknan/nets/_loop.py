@@ -228,6 +228,7 @@ class LoopMixin(_SkorchNet):
             report = epoch_report(self, fault, training.batch_number)
             self.guard_.handle(report, RateTrials(training, batch, {}))
         record_epoch(self, training)
+        training.show_average()
 
     def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
         """Describe what is wrong with the weights at the end of an epoch, if it is."""

@@ -28,6 +28,7 @@ from sknan.nets._records import (
     warn_of_interrupt,
     warn_of_rescue,
 )
+from sknan.nets._weight_average import WeightAverage
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery import RECOVERIES, Recovery
 from sknan.optim._adaptive_clipping import AdaptiveClip, resolve_adaptive_clip
@@ -59,6 +60,12 @@ def guard_parts(
         value = getattr(parameters, name)
         if value is not None and not (is_number(value) and value > 0):
             raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
+    decay = parameters.ema_decay
+    if decay is not None and not (is_number(decay) and 0 < decay < 1):
+        raise ValueError(
+            "ema_decay must be a number between 0 and 1, both excluded, or None, got "
+            f"{decay!r}."
+        )
     return (
         Guard(parameters.on_nonfinite, parameters.max_recoveries),
         resolve_adaptive_clip(parameters.adaptive_clip),
@@ -111,6 +118,15 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     warmup : float or int, default=0.0
         Fraction (float) or number (int) of the steps in which the learning rate rises
         to ``lr``.
+    ema_decay : float or None, default=None
+        Decay of an exponential moving average of the weights and of the running
+        statistics of batch normalization. Between two epochs, and after training, the
+        module holds the average: validation, scores and callbacks use it. Each step
+        enters the average when it is taken; a failed one never does, and a roll back
+        restores the average of that time. After ``n`` steps the decay is at most
+        ``(1 + n) / (10 + n)``, as in TensorFlow. ``partial_fit`` and ``warm_start``
+        continue the steps from their own weights, and the average too. If the weights
+        were changed in the meantime, both start from the new ones. None: no average.
 
     Attributes
     ----------
@@ -145,6 +161,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     _first_versions_: Any = None
     # State of the coordinates of the latest training, if its data were in raw units.
     _conditioning_: dict[str, Any] | None = None
+    _average_: WeightAverage | None = None
 
     def __init__(
         self,
@@ -156,6 +173,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         adaptive_clip: Any = None,
         lr_schedule: Any = None,
         warmup: float = 0.0,
+        ema_decay: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.on_nonfinite = on_nonfinite
@@ -165,6 +183,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         self.adaptive_clip = adaptive_clip
         self.lr_schedule = lr_schedule
         self.warmup = warmup
+        self.ema_decay = ema_decay
         self._init_net(*args, **kwargs)
 
     def _init_net(self, *args: Any, **kwargs: Any) -> None:
@@ -199,6 +218,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         self._is_untrained_ = True
         self._first_versions_ = self._versions_of_weights()
         self._conditioning_ = None
+        self._average_ = None
         self._output_range_ = None
         return self
 
@@ -308,6 +328,16 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
             self.guard_.on_nonfinite = guard.on_nonfinite
             self.guard_.max_recoveries = guard.max_recoveries
         self._training_ = None
+        self._prepare_average()
+
+    def _prepare_average(self) -> None:
+        modules = self._all_modules()
+        if self.ema_decay is None:
+            self._average_ = None
+        elif self._average_ is None:
+            self._average_ = WeightAverage(modules)
+        else:
+            self._average_ = self._average_.bind(modules)
 
     def _all_modules(self) -> list[torch.nn.Module]:
         names = [*self._modules, *self._criteria]
@@ -328,7 +358,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         # script or notebook; the caller's pickler, such as cloudpickle, can.
         for module in self._all_modules() if self.initialized_ else ():
             make_picklable(module)
-        prefixes = tuple(self.cuda_dependent_attributes_)
+        prefixes = tuple({*self.cuda_dependent_attributes_, "_average_"})
         tensors = {k: v for k, v in vars(self).items() if k.startswith(prefixes)}
         others = {k: v for k, v in vars(self).items() if k not in tensors}
         rest: GuardMixin = object.__new__(type(self))

@@ -323,6 +323,7 @@ def state_of(net: Any) -> dict[str, Any]:
         "random_states": random_states_of(net),
         "generator": generator.get_state() if generator is not None else None,
         "split_seed": getattr(net, "_split_seed_", None),
+        "average": net._average_ and dict(net._average_.state.state_dict()),
     }
     return {name: plain(part, name) for name, part in parts.items()}
 
@@ -343,6 +344,9 @@ def put_net(net: Any, state: dict[str, Any]) -> None:
                 tensor.copy_(state["modules"][name][key])
             for key, parameter in module.named_parameters():
                 parameter.requires_grad_(key not in state["frozen"][name])
+    if state["average"] is not None:
+        net._prepare_average()
+        net._average_.state.load_state_dict(state["average"])
     _put_optimizers(net, state)
     net.history_ = History(state["history"])
     net._split_seed_ = state["split_seed"]

@@ -177,6 +177,7 @@ VALUES = {
     "clip_value": [0.01, 100.0, -1.0],
     "dampening": [0.5],
     "early_stopping": [True],
+    "ema_decay": [0.5, 0.99, 1.0],
     "foreach": [True],
     "fused": [False],
     "ignore_index": [0],
