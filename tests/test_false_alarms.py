@@ -1,6 +1,6 @@
 """Healthy trainings: no alarm, and results bitwise identical to those without guard.
 
-The trainings are twenty of benchmarks/false_alarms.py, and one of each kind of
+The trainings are nineteen of benchmarks/false_alarms.py, and one of each kind of
 benchmarks/unusual_trainings.py.
 """
 
@@ -38,8 +38,8 @@ def unusual_trainings():
 
 
 # Estimators and nets, each kind of network and target, and two networks that weight
-# decay shrinks to zero.
-NUMBERS = [*range(0, 200, 11), 26]
+# decay shrinks to zero. Number 66 is left out, since it takes as long as ten others.
+NUMBERS = [n for n in range(0, 200, 11) if n != 66] + [26]
 
 
 @pytest.mark.parametrize("number", NUMBERS)

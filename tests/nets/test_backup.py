@@ -737,7 +737,7 @@ def test_ctrl_c_at_any_operation_of_a_step_leaves_a_usable_net(training):
         warnings.simplefilter("ignore", DivergenceWarning)
         usual = loss_of(fit(*training(max_epochs=3)), *data)
         # A step has some hundred operations.
-        for n in range(1, 160, 3):
+        for n in range(1, 160, 5):
             mode = CtrlCAtOperation(n)
             count = AtBatch(lambda net, mode=mode: setattr(mode, "is_counting", True))
             with mode:
