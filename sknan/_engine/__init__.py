@@ -38,7 +38,7 @@ be 1. In the order in which a training passes through them, the modules are:
     whose operations ``recording`` records once and runs again. ``products`` makes
     operations of a member independent of the number of members.
 ``optimizer_step``
-    Steps of Adam, AdamW, SGD, RMSprop and Adagrad for all members.
+    Steps of Adam and its variants, SGD, RMSprop and Adagrad for all members.
 ``ledger``
     Losses, gradient norms, clipping (``clipping``) and learning rates
     (``learning_rates``) of all steps. It decides which members may have failed.

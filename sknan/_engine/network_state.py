@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sknan._engine.optimizer_step import nadam_momenta
 from sknan._engine.table_net import TableNet
 
 
@@ -40,6 +41,8 @@ class NetworkState(NamedTuple):
 _MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.Adam: ("exp_avg", "exp_avg_sq"),
     torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.NAdam: ("exp_avg", "exp_avg_sq"),
+    torch.optim.RAdam: ("exp_avg", "exp_avg_sq"),
     torch.optim.SGD: (),
     torch.optim.RMSprop: ("square_avg",),
     torch.optim.Adagrad: ("sum",),
@@ -112,6 +115,9 @@ def write_state(net: TableNet, state: NetworkState) -> None:
                 kept[name].copy_(moment[i])
         if _MOMENTS[type(net.optimizer_)]:  # SGD does not count its steps
             kept = {"step": torch.tensor(float(state.n_steps)), **kept}
+        if isinstance(net.optimizer_, torch.optim.NAdam):
+            momenta = nadam_momenta(net.optimizer_.param_groups[0], state.n_steps)
+            kept["mu_product"] = torch.tensor(float(momenta.prod()))
         states[parameter] = kept
 
 

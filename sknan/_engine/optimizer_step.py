@@ -1,17 +1,19 @@
 """Steps of torch's optimizers for the members of a stack.
 
 The kernels are torch's own where there are any, with members of equal settings in one
-call. They compute
-the step at a learning rate of 1 and without weight decay. The stack applies these two
-itself, because they are the settings that a search varies.
+call. They compute the step at a learning rate of 1 and without weight decay. The stack
+applies these two itself, because they are the settings that a search varies.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # A larger learning rate may overflow inside the optimizer, which only the guard of a
@@ -24,6 +26,8 @@ _KERNEL_SETTINGS = ("betas", "momentum", "dampening")
 _SUPPORTED = (
     torch.optim.Adam,
     torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
     torch.optim.SGD,
     torch.optim.RMSprop,
     torch.optim.Adagrad,
@@ -97,6 +101,9 @@ def write_unit_steps(
         overwritten and the moments updated; both are zero before the first step.
     """
     steps, gradients, first, second = lists
+    if "betas" in group and "amsgrad" not in group:
+        _write_variants_of_adam(group, int(count), lists)
+        return
     if "betas" in group:
         beta1, beta2 = group["betas"]
         # The kernel adds a step to x, which here holds the previous step. A decay of 1
@@ -134,6 +141,56 @@ def write_unit_steps(
         maximize=False,
         is_first_step=bool(count == 1),
     )
+
+
+def _write_variants_of_adam(
+    group: dict[str, Any], t: int, lists: list[list[Tensor]]
+) -> None:
+    """Compute the steps of NAdam and RAdam; parameters as above.
+
+    Both are sums of the gradient and its mean, divided by the root of the mean square.
+    """
+    beta1, beta2 = group["betas"]
+    root = math.sqrt(1.0 - beta2**t)
+    of_gradient, of_mean, is_divided = 0.0, -1.0 / (1.0 - beta1**t), True
+    if "momentum_decay" in group:
+        momenta = nadam_momenta(group, t + 1)
+        now, after = momenta[-2:]
+        product = momenta[:-1].prod()
+        of_gradient = -(1.0 - now) / (1.0 - product)
+        of_mean = -after / (1.0 - product * after)
+    else:
+        # Length of the average of squares: the variance of RAdam is finite above 4.
+        most = 2.0 / (1.0 - beta2) - 1.0
+        length = most - 2.0 * t * beta2**t / (1.0 - beta2**t)
+        is_divided = length > 5.0
+        if is_divided:
+            ratio = (length - 4.0) * (length - 2.0) * most
+            of_mean *= math.sqrt(ratio / ((most - 4.0) * (most - 2.0) * length))
+    eps = group["eps"] * (root if "momentum_decay" in group else 1.0)
+    for step, gradient, mean, squares in zip(*lists, strict=True):
+        mean.lerp_(gradient, 1.0 - beta1)
+        squares.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+        torch.mul(mean, of_mean, out=step).add_(gradient, alpha=of_gradient)
+        if is_divided:
+            step.div_(squares.sqrt().add_(eps)).mul_(root)
+
+
+def nadam_momenta(group: dict[str, Any], n_steps: int) -> NDArray[np.float64]:
+    """Return the momentum of NAdam in each of its first steps.
+
+    Parameters
+    ----------
+    group : dict of str to object
+        Parameter group of an optimizer.
+    n_steps : int
+        Number of steps.
+    """
+    steps = np.arange(1, n_steps + 1)
+    momenta: NDArray[np.float64] = group["betas"][0] * (
+        1.0 - 0.5 * 0.96 ** (steps * group["momentum_decay"])
+    )
+    return momenta
 
 
 def _write_scaled_gradients(

@@ -61,6 +61,11 @@ CASES = {
         LEARNING_RATES,
         {"optimizer": "rmsprop", "optimizer__momentum": 0.9, "optimizer__alpha": 0.9},
     ),
+    "NAdam": (LEARNING_RATES, {"optimizer": "nadam", "weight_decay": 0.1}),
+    "RAdam": (
+        LEARNING_RATES,
+        {"optimizer": "radam", "optimizer__decoupled_weight_decay": True},
+    ),
     "Adagrad": (LEARNING_RATES, {"optimizer": "adagrad", "optimizer__lr_decay": 0.1}),
     "one batch": (LEARNING_RATES, {"batch_size": 512}),
     "loss of torch": (LEARNING_RATES, {"criterion": "of torch"}),
