@@ -261,13 +261,17 @@ class _Network:
             output = self.net.finite_output(rows).to(self.net.device)
             return self._respond(output).double()
 
-    def gradients(self, rows: Tensor, outputs: Sequence[int]) -> Tensor:
-        """Return derivatives, (n_outputs, n_samples, n_inputs)."""
-        found = self._derivatives(rows, outputs)
+    def gradients(self, rows: Tensor, units: dict[int, float]) -> Tensor:
+        """Return derivatives of outputs in these units, (n_outputs, n_rows, n_inputs).
+
+        float32, in which a network computes, has no derivatives in the unit of a target
+        near the largest float64.
+        """
+        found = self._derivatives(rows, units)
         if bool(found.isfinite().all()):
             return found
         with RepairedOperations():
-            found = self._derivatives(rows, outputs)
+            found = self._derivatives(rows, units)
         if not bool(found.isfinite().all()):
             raise NonFiniteTrainingError(
                 "The derivative of the network by its inputs is not finite between "
@@ -276,12 +280,12 @@ class _Network:
             )
         return found
 
-    def _derivatives(self, rows: Tensor, outputs: Sequence[int]) -> Tensor:
+    def _derivatives(self, rows: Tensor, units: dict[int, float]) -> Tensor:
         leaf = rows.detach().requires_grad_()
         responses = self._respond(self.net.module_(leaf.clone()))
         found = [
             torch.autograd.grad(
-                responses[:, output].sum(),
+                (responses[:, output] / unit).sum(),
                 leaf,
                 retain_graph=True,
                 allow_unused=True,
@@ -289,7 +293,7 @@ class _Network:
             )[0]
             if responses.requires_grad
             else torch.zeros_like(leaf)
-            for output in outputs
+            for output, unit in units.items()
         ]
         return torch.stack(found)
 
@@ -428,22 +432,26 @@ def _explain(
     estimator, n_inputs = networks[0].estimator, rows.shape[1]
     n_rows = _VALUES_PER_BATCH // (n_inputs * len(outputs))
     n_rows = max(1, min(_ROWS_PER_BATCH, n_rows))
-    gradients = [functools.partial(n.gradients, outputs=outputs) for n in networks]
     n_flops = networks[0].net.flops_per_row_ * min(n_rows, len(rows))
     with threads_for(n_flops, estimator.num_threads):
         base = _mean(_responses(networks, background, outputs))
         differences = _responses(networks, rows, outputs) - base
+        unit = differences.abs().amax(dim=0)
+        unit = unit.where(unit > 0, 1.0)
+        units = dict(zip(outputs, unit.tolist(), strict=True))
+        gradients = [functools.partial(n.gradients, units=units) for n in networks]
         values, errors = [], []
         for start in range(0, len(rows), n_rows):
             batch = slice(start, start + n_rows)
             mean, variance = expected_gradients(
                 gradients, rows[batch], background, places
             )
-            error = differences[batch].T[:, :, None] - mean.sum(dim=2, keepdim=True)
+            error = (differences[batch] / unit).T[:, :, None]
+            error = error - mean.sum(dim=2, keepdim=True)
             mean += error * _normalized(variance)
-            values.append((mean @ shares.to(mean)).permute(1, 2, 0))
-            errors.append(error[:, :, 0])
-    missed, spread = _rms(torch.cat(errors, dim=1)), _rms(differences)
+            values.append((mean @ shares.to(mean)).permute(1, 2, 0) * unit)
+            errors.append(error[:, :, 0].T * unit)
+    missed, spread = _rms(torch.cat(errors)), _rms(differences)
     if missed > _LARGE_ERROR * spread:
         warn(
             f"The gradients explain little of the predictions: the contributions of "

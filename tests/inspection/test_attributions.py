@@ -149,6 +149,13 @@ def test_contributions_are_in_the_units_of_the_target(targets):
     assert found.output_names == list(range(targets))
 
 
+def test_targets_near_the_largest_float_have_finite_contributions():
+    X, y = load_diabetes(return_X_y=True)
+    net = StableNetRegressor(**QUICK).fit(X, y * 1e304)
+    found = attributions(net, X, n_samples=5, random_state=0)
+    np.testing.assert_allclose(sums(found), net.predict(X), rtol=1e-6)
+
+
 def test_several_classes_have_contributions_for_each():
     X, y = load_iris(return_X_y=True, as_frame=True)
     net = StableNetClassifier(**QUICK).fit(X, y)
