@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import MultiOutputMixin, RegressorMixin
+from sklearn.base import MultiOutputMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from sknan._engine.jobs import JobOutcome
 from sknan.estimators._class_outputs import ClassCoding, LabelPredictionMixin
@@ -20,6 +21,7 @@ from sknan.estimators._intervals import (
     mixture_deviation,
     residuals_of,
 )
+from sknan.estimators._quantiles import QuantilePredictionMixin
 from sknan.estimators._regressor import StableNetRegressor
 
 
@@ -211,7 +213,7 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
 
 
 class StableNetEnsembleRegressor(
-    MultiOutputMixin, RegressorMixin, IntervalMixin, Ensemble
+    MultiOutputMixin, QuantilePredictionMixin, IntervalMixin, Ensemble
 ):
     """Mean of the predictions of several guarded networks.
 
@@ -366,6 +368,11 @@ class StableNetEnsembleRegressor(
         fits = self.oof_prediction_.shape == held_out.target.shape
         self._residuals = residuals_of(held_out) if fits else None
 
+    @property
+    def _criterion(self) -> nn.Module:
+        criterion: nn.Module = self.estimators_[0].net_.criterion_
+        return criterion
+
     def predict(
         self, X: Any, return_std: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -387,7 +394,8 @@ class StableNetEnsembleRegressor(
         Returns
         -------
         predicted : ndarray of shape (n_samples,) or (n_samples, n_targets)
-            Predictions in the shape of ``y``, with the dtype of a single network.
+            Predictions in the shape of ``y``, with the dtype of a single network, and
+            one more dimension for several quantiles. Means of quantiles do not cross.
         std : ndarray in the shape of ``predicted``
             Standard deviations in the units of ``y``; only if ``return_std=True``.
         """

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import MultiOutputMixin, RegressorMixin
+from sklearn.base import MultiOutputMixin
 from sklearn.utils.validation import check_array
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from sknan._utils.settings import usual_settings
 from sknan._utils.validation import FLOAT32_MAX, FLOAT64_MAX, check_finite, drop_rows
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._components import name_of
+from sknan.estimators._quantiles import QuantilePredictionMixin
 from sknan.estimators._target_scaling import (
     NumberCoding,
     mean_and_scale,
@@ -30,7 +31,7 @@ from sknan.nets._data import LEAVE_OUT, is_loss_finite
 from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
 
-class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
+class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBase):
     """Neural network regressor whose weights and outputs are always finite.
 
     Gradients are clipped and the learning rate follows a schedule by default. A step
@@ -54,9 +55,11 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         ``"tweedie"`` (for these three the output is the logarithm of the mean),
         ``"mape"``, ``"smape"``, ``"msle"``, ``"kl_div"``, ``"cosine"``,
         ``"correlation"``, a class or instance of :mod:`sknan.losses` or ``torch.nn``,
-        or a function of output and target. For the losses from ``"mse"`` to
-        ``"gaussian_nll"``, whose optimum shifts and scales with the target, the target
-        is standardized for training. Predictions are in the units of ``y``.
+        or a function of output and target. Several quantiles, as in
+        ``criterion__quantile=[0.05, 0.5, 0.95]``, cannot cross. For the losses from
+        ``"mse"`` to ``"gaussian_nll"``, whose optimum shifts and scales with the
+        target, the target is standardized for training. Predictions are in the units of
+        ``y``.
     optimizer : str or type, default="adamw"
         Optimizer: ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``,
         ``"rmsprop"``, ``"adagrad"`` or a class of ``torch.optim``.
@@ -487,7 +490,8 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
         -------
         predicted : ndarray of shape (n_samples,) or (n_samples, n_targets)
             Predictions in the shape of ``y``, with one more dimension for several
-            quantiles of the criterion ``"quantile"``. See Notes for the dtype.
+            quantiles of the criterion ``"quantile"``, which ascend along it. See Notes
+            for the dtype.
         std : ndarray in the shape of ``predicted``
             Standard deviations in the units of ``y``; only if ``return_std=True``.
         """
@@ -509,6 +513,11 @@ class StableNetRegressor(MultiOutputMixin, RegressorMixin, StableNetBase):
     def _learns_std(self) -> bool:
         """Whether the network predicts a standard deviation."""
         return hasattr(unbounded(self.net_.criterion_), "predict_std")
+
+    @property
+    def _criterion(self) -> nn.Module:
+        criterion: nn.Module = self.net_.criterion_
+        return criterion
 
     @property
     def _coding(self) -> NumberCoding:

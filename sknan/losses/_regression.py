@@ -231,20 +231,23 @@ class LogCoshLoss(StandaloneRegressionLoss):
 class QuantileLoss(StandaloneRegressionLoss):
     r"""Pinball loss, whose optimum is a quantile: :math:`\max(q r, (q - 1) r)`.
 
-    The residual :math:`r` is target minus output.
+    The residual :math:`r` is target minus quantile. For several quantiles, the one
+    nearest to the median is an output of the network itself. From there, the softplus
+    of each other output is the distance to the next quantile. The quantiles therefore
+    cannot cross, whatever the network has learned. :meth:`predict` returns them.
 
     Parameters
     ----------
     quantile : float or sequence of float, default=0.5
-        Quantile to predict, strictly between 0 and 1. For several quantiles the network
-        has one output for each quantile of each target.
+        Quantile to predict, strictly between 0 and 1. For several quantiles, in
+        ascending order, the network has one output for each quantile of each target.
     reduction : {"mean", "sum", "none"}, default="mean"
         Reduction of the losses.
 
     Raises
     ------
     ValueError
-        If ``quantile`` is not between 0 and 1.
+        If ``quantile`` is not between 0 and 1, or several are not in ascending order.
 
     Shape
     -----
@@ -256,9 +259,11 @@ class QuantileLoss(StandaloneRegressionLoss):
     --------
     >>> import torch
     >>> from sknan.losses import QuantileLoss
-    >>> loss = QuantileLoss([0.1, 0.9])
-    >>> loss(torch.tensor([[1.0, 4.0]]), torch.tensor([3.0]))
-    tensor(0.1500)
+    >>> loss = QuantileLoss([0.1, 0.5, 0.9])
+    >>> loss.predict(torch.tensor([[0.0, 3.0, 2.0]]))
+    tensor([[[2.3069, 3.0000, 5.1269]]])
+    >>> loss(torch.tensor([[0.0, 3.0, 2.0]]), torch.tensor([3.0]))
+    tensor(0.0940)
     """
 
     traits = replace(_DISTANCE, names=("quantile",))
@@ -275,9 +280,16 @@ class QuantileLoss(StandaloneRegressionLoss):
             if not is_number(q) or not 0 < q < 1:
                 rule = "between 0 and 1" if q is quantile else "all between 0 and 1"
                 raise ValueError(f"quantile must be {rule}, got {quantile!r}.")
+        ordered = sorted({float(q) for q in self._quantiles})
+        if self._quantiles != ordered:
+            raise ValueError(
+                "quantile must be in ascending order, each value once, got "
+                f"{quantile!r}. Pass {ordered!r}."
+            )
         if self._several:
             count = len(self._quantiles)
             self.traits = replace(type(self).traits, outputs_per_target=count)
+            self._base = min(range(count), key=lambda i: abs(ordered[i] - 0.5))
 
     def _prepared(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if not self._several:
@@ -291,14 +303,21 @@ class QuantileLoss(StandaloneRegressionLoss):
                 f"{tuple(target.shape)}: with {len(self._quantiles)} quantiles the "
                 f"output must be {needed}."
             )
-        input = self._by_target(input)
+        input = self._in_order(input)
         target = target.to(input.dtype).reshape(len(target), n_targets, 1)
         return input, target.expand(input.shape)
 
-    def _by_target(self, output: Tensor) -> Tensor:
-        """Return the output in the shape (n_samples, n_targets, n_quantiles)."""
-        count = len(self._quantiles)
-        return output.reshape(len(output), output.shape[1] // count, count)
+    def _in_order(self, output: Tensor) -> Tensor:
+        """Return the quantiles (n_samples, n_targets, n_quantiles), which ascend."""
+        count, base = len(self._quantiles), self._base
+        output = output.reshape(len(output), output.shape[1] // count, count)
+        most = largest_of(output) / 2 / count  # the sum of all distances is finite
+        output = within(output, -most, most)
+        steps = sf.softplus(output)
+        middle = output[..., base : base + 1]
+        above = middle + steps[..., base + 1 :].cumsum(-1)
+        below = middle - steps[..., :base].flip(-1).cumsum(-1).flip(-1)
+        return torch.cat([below, middle, above], -1)
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         missing = residual(target, input, self._sum_bound(input))
@@ -309,17 +328,8 @@ class QuantileLoss(StandaloneRegressionLoss):
         return torch.maximum(levels * missing, (levels - 1.0) * missing)
 
     def predict(self, output: Tensor) -> Tensor:
-        """Return the quantiles, (n_samples, n_targets, n_quantiles) if several.
-
-        Quantiles that cross are put in order, which brings each of them closer to the
-        true one (Chernozhukov et al., Quantile and Probability Curves without Crossing,
-        Econometrica 2010).
-        """
-        if not self._several:
-            return output
-        levels = torch.tensor(self._quantiles)
-        rank = levels.argsort().argsort().to(output.device)
-        return self._by_target(output).sort(-1).values[..., rank]
+        """Return the quantiles, (n_samples, n_targets, n_quantiles) if several."""
+        return self._in_order(upcast(output)) if self._several else output
 
 
 class GaussianNLLLoss(RegressionLoss, nn.GaussianNLLLoss):

@@ -296,6 +296,11 @@ def test_losses_can_be_copied_and_pickled(name):
             lambda: sl.QuantileLoss([0.5, 2]),
             "quantile must be all between 0 and 1, got [0.5, 2].",
         ),
+        (
+            lambda: sl.QuantileLoss([0.9, 0.1, 0.9]),
+            "quantile must be in ascending order, each value once, got "
+            "[0.9, 0.1, 0.9]. Pass [0.1, 0.9].",
+        ),
         (lambda: sl.QuantileLoss([]), "quantile must be between 0 and 1, got []."),
         (
             lambda: sl.QuantileLoss([0.1, 0.9])(torch.ones(3, 3), torch.ones(3)),

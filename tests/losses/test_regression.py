@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from losses_helpers import (
     CASES,
     MAKERS,
@@ -155,7 +157,14 @@ def test_a_correlation_loss_is_one_minus_the_correlation_of_numpy():
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-QUANTILES = [0.9, 0.1, 0.5]
+QUANTILES = [0.1, 0.5, 0.9]
+
+
+def quantiles_of(z):
+    """Return the quantiles of the outputs (n_samples, 3) by their definition."""
+    distances = torch.log1p(torch.exp(z))
+    median = z[:, 1]
+    return [median - distances[:, 0], median, median + distances[:, 2]]
 
 
 def test_several_quantiles_are_the_losses_of_each():
@@ -163,12 +172,14 @@ def test_several_quantiles_are_the_losses_of_each():
     z = torch.randn(7, 6, generator=generator)
     y = torch.randn(7, 2, generator=generator)
     weight = torch.rand(7, generator=generator)
+    # The outputs of the first target come first.
+    columns = zip(quantiles_of(z[:, :3]), quantiles_of(z[:, 3:]), strict=True)
+    quantiles = [torch.stack(pair, 1) for pair in columns]
     for reduction in ("mean", "sum", "none"):
         found = sl.QuantileLoss(QUANTILES, reduction=reduction)(z, y, weight)
-        # The outputs of the first target come first.
         each = [
-            sl.QuantileLoss(q, reduction=reduction)(z[:, i::3], y, weight)
-            for i, q in enumerate(QUANTILES)
+            sl.QuantileLoss(q, reduction=reduction)(predicted, y, weight)
+            for q, predicted in zip(QUANTILES, quantiles, strict=True)
         ]
         expected = torch.stack(each, -1)
         if reduction == "mean":
@@ -176,12 +187,28 @@ def test_several_quantiles_are_the_losses_of_each():
         elif reduction == "sum":
             expected = expected.sum()
         torch.testing.assert_close(found, expected)
+    predicted = sl.QuantileLoss(QUANTILES).predict(z)
+    torch.testing.assert_close(predicted, torch.stack(quantiles, -1))
 
 
-def test_predicted_quantiles_do_not_cross():
-    loss = sl.QuantileLoss(QUANTILES)
-    assert loss.traits.outputs_per_target == 3
-    assert loss.predict(torch.tensor([[1.0, 3.0, 2.0]])).tolist() == [[[3.0, 1.0, 2.0]]]
+@given(
+    levels=st.lists(st.floats(1e-3, 1 - 1e-3), min_size=1, max_size=12, unique=True),
+    scale=st.sampled_from([0.0, 1e-30, 1.0, 100.0, 1e20, 3e38]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_output_makes_quantiles_cross(levels, scale, seed):
+    loss = sl.QuantileLoss(sorted(levels))
+    assert loss.traits.outputs_per_target == len(levels)
+    generator = torch.Generator().manual_seed(seed)
+    output = torch.rand(5, 2 * len(levels), generator=generator) * 2 - 1
+    output = (output * scale).requires_grad_()
+    predicted = loss.predict(output)
+    assert predicted.shape == (5, 2, len(levels))
+    assert predicted.isfinite().all()
+    assert (predicted.diff(dim=-1) >= 0).all()
+    loss(output, torch.randn(5, 2, generator=generator)).backward()
+    assert output.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("n_targets", [None, 2])
@@ -203,5 +230,4 @@ def test_a_regressor_learns_several_quantiles(n_targets):
     np.testing.assert_allclose(
         shares, np.broadcast_to(QUANTILES, shares.shape), atol=0.05
     )
-    assert (predicted[..., 0] >= predicted[..., 2]).all()
-    assert (predicted[..., 2] >= predicted[..., 1]).all()
+    assert (np.diff(predicted) > 0).all()

@@ -1,0 +1,85 @@
+"""Methods of a regressor that may predict several quantiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import RegressorMixin
+from sklearn.metrics import d2_pinball_score
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from sknan.losses._bounded import unbounded
+
+
+class QuantilePredictionMixin(RegressorMixin):
+    """Quantiles, and a score that fits their number."""
+
+    predict: Callable[..., Any]
+
+    @property
+    def _criterion(self) -> nn.Module:
+        """Loss that the network was trained with."""
+        raise NotImplementedError
+
+    def _levels(self) -> Any:
+        """Return the quantiles of the criterion, a number or several, or None."""
+        check_is_fitted(self)
+        return getattr(unbounded(self._criterion), "quantile", None)
+
+    def predict_quantiles(self, X: Any) -> np.ndarray:
+        """Return the quantiles of the criterion ``"quantile"``, in the units of ``y``.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Features: finite numbers within float32.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_quantiles) or (n_samples, n_targets, n_quantiles)
+            In the order of ``criterion__quantile``, which is ascending.
+
+        Raises
+        ------
+        AttributeError
+            If the criterion is another one.
+        """
+        levels = self._levels()
+        if levels is None:
+            raise AttributeError(
+                f"{type(self).__name__} predicts quantiles only with "
+                "criterion='quantile', criterion__quantile=[0.05, 0.5, 0.95]."
+            )
+        predicted: np.ndarray = self.predict(X)
+        return predicted if np.ndim(levels) else predicted[..., None]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the R2 score, or the mean D2 pinball score of several quantiles.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Features: finite numbers within float32.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Non-negative weights of the rows.
+
+        Returns
+        -------
+        float
+            At most 1. It is 0 for a constant prediction of the mean (R2), or of the
+            quantiles of ``y`` (D2).
+        """
+        levels = self._levels()
+        if np.ndim(levels) == 0:
+            return float(super().score(X, y, sample_weight))
+        predicted = self.predict(X)
+        scores = [
+            d2_pinball_score(y, predicted[..., i], sample_weight=sample_weight, alpha=q)
+            for i, q in enumerate(levels)
+        ]
+        return float(np.mean(scores))
