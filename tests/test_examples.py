@@ -27,6 +27,7 @@ SLOW = {
     "06_what_a_training_looks_like",
     "07_finding_the_learning_rate",
     "09_a_whole_grid_as_one_network",
+    "12_labels_and_quantiles",
     "11_what_predictions_depend_on",
 }
 
