@@ -212,7 +212,7 @@ class GuardedTraining:
         own = self.own_step
         return own.trial_loss if own is not None and own.is_adversarial else None
 
-    def has_learned(self, *, is_new: bool, is_at_its_best: bool) -> bool:
+    def has_learned(self, *, is_new: bool) -> bool:
         """Whether a rescued network is better than at first, or than a constant.
 
         Rows that were left out, and operations that were repaired, leave less doubt
@@ -224,8 +224,6 @@ class GuardedTraining:
         is_new : bool
             Whether it must be better than any constant output too. More is not asked
             of a network that had been trained before.
-        is_at_its_best : bool
-            Whether no earlier epoch had a clearly lower training loss.
         """
         guard, own_step = self.guard, self.own_step
         is_adversarial = own_step is not None and own_step.is_adversarial
@@ -237,9 +235,7 @@ class GuardedTraining:
         try:
             if guard.n_roll_backs or any(r.recovery == says for r in guard.reports):
                 return trials.has_learned(is_new=is_new)
-            return not is_new or not trials.is_far_worse_than_constant(
-                is_at_its_best=is_at_its_best
-            )
+            return not (is_new and trials.is_far_worse_than_constant())
         finally:  # of batch normalization
             guard.weights.last.restore_buffers()
 

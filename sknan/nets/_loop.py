@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from skorch import NeuralNet
 from skorch.dataset import get_len
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from sknan._utils.settings import usual_settings
-from sknan.nets._batching import TensorBatches
+from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._data import as_table
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._own_step import owner_behind
@@ -212,9 +214,24 @@ class LoopMixin(_SkorchNet):
     def _begin_training(self, n_steps: int | None, batches: Any) -> None:
         if not hasattr(self, "guard_"):  # train_step was called without fit
             self._prepare_guard(is_new=True)
+        self._initialize_lazy_layers(getattr(batches, "dataset", None))
         self._training_ = GuardedTraining(
             self, batches, n_steps, is_fresh=self._is_fresh_
         )
+
+    def _initialize_lazy_layers(self, table: Any) -> None:
+        """Give layers such as LazyLinear the shapes that the training data need."""
+        modules = self._all_modules()
+        if not any(is_lazy(p) for m in modules for p in m.parameters()):
+            return
+        if not isinstance(table, TensorTable):
+            raise ValueError(
+                "The module has lazy layers, such as LazyLinear, whose weights have no "
+                "shape yet. Call the module on a batch of inputs before the training."
+            )
+        self._set_training(False)
+        with torch.no_grad():
+            self.infer(table.rows(slice(0, 1))[0])
 
     def _end_training_epoch(self, batch: Any, step: dict[str, Any]) -> None:
         """Propose the weights for a roll back if they are usable, and log the epoch."""

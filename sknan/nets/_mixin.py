@@ -19,7 +19,6 @@ from sknan.nets._output import OutputMixin
 from sknan.nets._own_step import refuse_own_loop
 from sknan.nets._records import (
     hide_guard_entries,
-    is_at_its_best,
     is_orderly_stop,
     no_step_error,
     not_learned_error,
@@ -296,9 +295,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         if training is None:
             return
         is_complete = not (is_interrupted or self._has_stopped_)
-        has_learned = not is_complete or training.has_learned(
-            is_new=is_untrained, is_at_its_best=is_at_its_best(self)
-        )
+        has_learned = not is_complete or training.has_learned(is_new=is_untrained)
         if not (has_learned or is_untrained):
             self.guard_.weights.first.restore()  # trained before, and better
             has_learned = True

@@ -17,6 +17,7 @@ from sknan.nets.recovery.output_repair import (
     OutputRange,
     OutputRepair,
     outputs_by_row,
+    sound_rows,
 )
 from sknan.nets.recovery.validation_loss import loss_of_sound_rows
 
@@ -25,19 +26,6 @@ _SkorchNet: Any = object
 
 # The repair of the present call, which goes through several batches.
 _repair: ContextVar[OutputRepair | None] = ContextVar("repair", default=None)
-
-
-def _n_bad_rows(output: np.ndarray) -> int:
-    """Return the number of rows that are not finite.
-
-    Minus infinity beside a number is the logit of a class that is ruled out.
-    """
-    is_sound = np.isfinite(output)
-    if is_sound.all():
-        return 0
-    rows = is_sound.reshape(len(output), -1)
-    is_ruled_out = np.isneginf(output).reshape(rows.shape) & rows.any(axis=1)[:, None]
-    return int((~(rows | is_ruled_out).all(axis=1)).sum())
 
 
 class OutputMixin(_SkorchNet):
@@ -163,7 +151,10 @@ class OutputMixin(_SkorchNet):
             output: np.ndarray = super().predict_proba(X)
         finally:
             _repair.reset(token)
-        n_bad = _n_bad_rows(output)
+        n_bad = 0
+        if not np.isfinite(output).all():
+            values = torch.from_numpy(output)
+            n_bad = int((~sound_rows(values, torch.isfinite(values))).sum())
         if n_bad:
             refuse_nonfinite_data("X", X)
             if not repair.n_rows:  # a scoring callback has stored the outputs

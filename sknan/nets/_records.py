@@ -14,7 +14,6 @@ from sknan.diagnosis._report import NonFiniteReport, listed
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets.recovery.drop_rows import DropRows
-from sknan.nets.recovery.rate_trials import LEAST_GAIN
 
 # Entries that a guarded net adds to skorch's history.
 GUARD_ENTRIES = ("n_recoveries", "grad_norm", "clip_share", "clip_coefficient", "lr")
@@ -227,17 +226,6 @@ def warn_of_interrupt(
     )
 
 
-def _epoch_losses(net: Any) -> list[float]:
-    return [row["train_loss"] for row in net.history or () if "train_loss" in row]
-
-
-def is_at_its_best(net: Any) -> bool:
-    """Whether no earlier epoch had a clearly lower training loss than the last one."""
-    losses = _epoch_losses(net)
-    lowest = min(losses, default=0.0)
-    return not losses or bool(losses[-1] <= lowest + LEAST_GAIN * abs(lowest))
-
-
 def warn_of_fall(net: Any) -> None:
     """Warn if the training loss has fallen as only one without a lower bound does.
 
@@ -246,7 +234,7 @@ def warn_of_fall(net: Any) -> None:
     net : skorch net with GuardMixin
         Net at the end of a training.
     """
-    losses = _epoch_losses(net)
+    losses = [row["train_loss"] for row in net.history or () if "train_loss" in row]
     if losses and losses[-1] < -_DEEP_FALL * max(abs(losses[0]), 1.0):
         warn(
             f"The training loss has fallen from {losses[0]:.3g} to {losses[-1]:.3g} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pickle
 import re
@@ -601,3 +602,36 @@ def test_no_second_copy_of_the_weights_outlives_the_training():
     twin = pickle.loads(pickle.dumps(net))
     assert twin.module is twin.module_
     np.testing.assert_array_equal(twin.predict(X), net.predict(X))
+
+
+def lazy_module():
+    return nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(1))
+
+
+@pytest.mark.parametrize("module", [lazy_module, lazy_module()])
+def test_lazy_layers_take_their_shapes_from_the_training_data(module):
+    options = {"train_split": None, "verbose": 0, "max_epochs": 10, "lr": 0.1}
+    inputs = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    target = inputs[:, :1].clone()
+    torch.manual_seed(0)
+    net = GuardedNet(copy.deepcopy(module), nn.MSELoss, **options).fit(inputs, target)
+    losses = net.history[:, "train_loss"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert net.module_[0].weight.shape == (8, 4)
+
+
+def test_lazy_layers_on_a_data_loader_need_a_first_call():
+    class Own(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return torch.ones(4), torch.ones(1)
+
+    net = GuardedNet(lazy_module, nn.MSELoss, train_split=None, verbose=0)
+    message = (
+        "The module has lazy layers, such as LazyLinear, whose weights have no shape "
+        "yet. Call the module on a batch of inputs before the training."
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        net.fit(Own(), None)

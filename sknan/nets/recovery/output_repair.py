@@ -118,15 +118,9 @@ class OutputRepair:
         return [leaf.detach() for leaf in leaves if _has_rows(leaf, n_rows)]
 
     def _are_sound(self, leaf: Tensor, is_sound: Tensor) -> Tensor:
-        """Return which rows are sound.
-
-        Minus infinity beside a number is the logit of a class that is ruled out.
-        """
-        is_sound = is_sound.reshape(len(leaf), -1)
-        if not self.net._has_plain_output:
-            values = leaf.reshape(len(leaf), -1)
-            is_sound = is_sound | (values.isneginf() & is_sound.any(1, keepdim=True))
-        return is_sound.all(dim=1).cpu()
+        return sound_rows(
+            leaf, is_sound, allows_ruled_out=not self.net._has_plain_output
+        )
 
     def _repaired(
         self, inputs: Any, outputs: Any, rows: list[int], n_rows: int
@@ -282,6 +276,28 @@ class OutputRepair:
         if all(known.source != report.source for known in found):
             found.append(report)
         warn(DivergenceWarning(f"{report} {report.recovery}", report))
+
+
+def sound_rows(
+    values: Tensor, is_sound: Tensor, *, allows_ruled_out: bool = True
+) -> Tensor:
+    """Return which rows of outputs are sound, on the CPU.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n_rows, ...)
+        Outputs.
+    is_sound : Tensor of bool, same shape
+        Which of them are sound.
+    allows_ruled_out : bool, default=True
+        Whether minus infinity beside a sound number is the logit of a class that is
+        ruled out.
+    """
+    is_sound = is_sound.reshape(len(values), -1)
+    if allows_ruled_out:
+        ruled_out = values.reshape(len(values), -1).isneginf()
+        is_sound = is_sound | (ruled_out & is_sound.any(1, keepdim=True))
+    return is_sound.all(dim=1).cpu()
 
 
 def _says(n_rows: int) -> str:

@@ -29,7 +29,7 @@ from sknan.optim._learning_rates import scaled_rates
 
 # A rescued network must have a loss lower than that of a constant output by this share.
 # Less is the noise of an epoch: 0.3 % in trainings that have learned the mean.
-LEAST_GAIN = 0.01
+_LEAST_GAIN = 0.01
 
 # A network from whose steps rows or operations were left out must not have a loss above
 # that of a constant output by more than this share. In `nanzoo.generated` networks with
@@ -167,18 +167,13 @@ class RateTrials:
                 return False
         if not is_new:
             return True
-        return not self._exceeds_constant(reached, self._sample, -LEAST_GAIN)
+        return not self._exceeds_constant(reached, self._sample, -_LEAST_GAIN)
 
-    def is_far_worse_than_constant(self, *, is_at_its_best: bool) -> bool:
+    def is_far_worse_than_constant(self) -> bool:
         """Whether the loss is far above that of a constant output.
 
         The rows are training rows that seldom failed and whose loss is finite.
         The answer is no if there are none, or if all have the same target.
-
-        Parameters
-        ----------
-        is_at_its_best : bool
-            Whether the loss has been falling to the end, so that it may be high yet.
         """
         if self.net._own_step() is not None:
             return False
@@ -189,8 +184,22 @@ class RateTrials:
             reached = self._mean_loss(batches) if batches else math.nan
         except StepRefused:
             return False
-        share = _TOO_FAR_TO_FALL if is_at_its_best else _FAR_WORSE
+        share = _TOO_FAR_TO_FALL if self._may_fall(reached) else _FAR_WORSE
         return self._exceeds_constant(reached, batches, share)
+
+    def _may_fall(self, reached: float) -> bool:
+        """Whether the loss has been falling to the end, so that it may be high yet.
+
+        Unknown if rows that always fail make up the losses of the epochs.
+        """
+        history = self.net.history or ()
+        losses = [row["train_loss"] for row in history if "train_loss" in row]
+        lowest = min(losses, default=0.0)
+        return (
+            not losses
+            or losses[-1] <= lowest + _LEAST_GAIN * abs(lowest)
+            or losses[-1] - reached > _TOO_FAR_TO_FALL * abs(reached)
+        )
 
     def _sound_rows(self, batch: Any) -> Any:
         """Return the rows of a batch whose output and loss are finite."""

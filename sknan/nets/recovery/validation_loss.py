@@ -19,6 +19,7 @@ from sknan.diagnosis._raised import (
 )
 from sknan.diagnosis._value_trials import depends_on_values, rows_that_raise
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.nets.recovery.finite_operations import RepairedOperations
 
 
 def loss_of_sound_rows(net: Any, inputs: Any, outputs: Any, target: Any) -> Tensor:
@@ -55,7 +56,12 @@ def loss_of_sound_rows(net: Any, inputs: Any, outputs: Any, target: Any) -> Tens
         bad = rows_that_raise(run, batch)
         if 0 < len(bad) < n_rows:
             return run(without_rows(batch, bad, n_rows))
-        if not depends_on_values(run, batch, ()):
+
+        def repaired() -> Tensor:
+            with RepairedOperations():
+                return run(batch)
+
+        if not depends_on_values(run, batch, [repaired]):
             raise
         evidence = StepEvidence(
             inputs=inputs,
