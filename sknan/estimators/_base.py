@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from sknan._engine.table_net import TableNet
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
 from sknan._utils.threads import threads_for
+from sknan._utils.warn import warn
 from sknan.estimators._column_scaling import (
     DROP_OUTLIERS,
     refuse_outliers,
@@ -366,9 +368,29 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
             self.best_epoch_ = best.best_epoch_
             if self.best_epoch_ is not None:
                 self.best_score_ = sign * best.best_score_
+        self._warn_of_cut(plan)
         self._held_out_ = plan.held_out()  # for the ensemble, which removes it
         self.nonfinite_reports_ = net.nonfinite_reports_
         self.effective_lr_ = net.effective_lr_
+
+    def _warn_of_cut(self, plan: TrainingPlan) -> None:
+        """Warn if the time limit ended the training before its last epoch.
+
+        The text is the same for all networks of an ensemble or a search, which show it
+        once.
+        """
+        limit, n_epochs = plan.time_limit, plan.net.max_epochs
+        if limit is None or not limit.is_reached_ or limit.n_epochs_ >= n_epochs:
+            return
+        kept = "of the last epoch" if plan.best is None else "of the best epoch so far"
+        warn(
+            ConvergenceWarning(
+                f"max_time={self.max_time:g} ended the training before "
+                f"max_epochs={n_epochs}; n_iter_ is the number of epochs. The weights "
+                f"are those {kept}. Raise max_time, or lower max_epochs so that the "
+                "learning rate schedule is complete."
+            )
+        )
 
     # -- the fitted network --------------------------------------------------------
 

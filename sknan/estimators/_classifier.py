@@ -220,6 +220,8 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     UserWarning
         If training was interrupted, for example by Ctrl-C: the warning says after how
         many epochs.
+    ConvergenceWarning
+        If ``max_time`` ended the training before ``max_epochs``.
 
     See Also
     --------

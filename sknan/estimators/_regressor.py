@@ -215,6 +215,8 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
     UserWarning
         If training was interrupted, for example by Ctrl-C: the warning says after how
         many epochs.
+    ConvergenceWarning
+        If ``max_time`` ended the training before ``max_epochs``.
 
     See Also
     --------

@@ -18,6 +18,13 @@ class TimeLimit(Callback):
     ----------
     max_time : float
         Number of seconds.
+
+    Attributes
+    ----------
+    n_epochs_ : int
+        Number of epochs so far.
+    is_reached_ : bool
+        Whether no time is left for another epoch.
     """
 
     def __init__(self, max_time: float) -> None:
@@ -26,6 +33,8 @@ class TimeLimit(Callback):
     def initialize(self) -> TimeLimit:
         """Start the clock."""
         self._spent_ = 0.0
+        self.n_epochs_ = 0
+        self.is_reached_ = False
         self._latest_ = time.monotonic()
         return self
 
@@ -51,4 +60,6 @@ class TimeLimit(Callback):
         seconds = (now - self._latest_) / n_networks
         self._latest_ = now
         self._spent_ += seconds
-        return self._spent_ + seconds <= self.max_time
+        self.n_epochs_ += 1
+        self.is_reached_ = self._spent_ + seconds > self.max_time
+        return not self.is_reached_

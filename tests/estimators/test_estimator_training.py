@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
@@ -427,7 +428,14 @@ def test_a_network_is_freed_with_its_estimator(Estimator, y):
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_a_training_ends_after_its_time(Estimator, y, early_stopping):
     settings = {**FAST, "early_stopping": early_stopping}
-    instant = Estimator(max_time=1e-9, **settings).fit(X, y)
+    with pytest.warns(ConvergenceWarning) as caught:
+        instant = Estimator(max_time=1e-9, **settings).fit(X, y)
+    kept = "the best epoch so far" if early_stopping else "the last epoch"
+    assert [str(warning.message) for warning in caught] == [
+        "max_time=1e-09 ended the training before max_epochs=3; n_iter_ is the number "
+        f"of epochs. The weights are those of {kept}. Raise max_time, or lower "
+        "max_epochs so that the learning rate schedule is complete."
+    ]
     assert instant.n_iter_ == 1
     assert instant.best_epoch_ == (1 if early_stopping else None)
     assert np.isfinite(instant.predict(X)).all()
@@ -439,7 +447,8 @@ def test_a_training_ends_after_its_time(Estimator, y, early_stopping):
 
 
 def test_the_search_for_a_learning_rate_counts_as_training():
-    fast = StableNetClassifier(lr="auto", max_time=1e-9, **FAST).fit(X, LABELS)
+    with pytest.warns(ConvergenceWarning, match="max_time"):
+        fast = StableNetClassifier(lr="auto", max_time=1e-9, **FAST).fit(X, LABELS)
     unlimited = StableNetClassifier(lr="auto", **FAST).fit(X, LABELS)
     assert fast.n_iter_ == 1
     assert fast.lr_ == unlimited.lr_
@@ -460,6 +469,9 @@ def n_epochs(model, X, y):
 def test_each_fit_of_a_search_has_the_time(search_class):
     grid = {"max_time": [1e-9, 1e6]}
     search = search_class(StableNetClassifier(**FAST), grid, scoring=n_epochs, cv=2)
-    search.fit(X, LABELS)
+    with pytest.warns(ConvergenceWarning, match="max_time=1e-09") as caught:
+        search.fit(X, LABELS)
+    # scikit-learn fits each candidate separately.
+    assert len(caught) == (1 if search_class is BatchedGridSearchCV else 2)
     assert search.cv_results_["mean_test_score"].tolist() == [1, 3]
     assert all(search.cv_results_.get("stacked", [True]))
