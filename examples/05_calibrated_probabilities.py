@@ -22,6 +22,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import train_test_split
 
 from sknan import StableNetClassifier, tabular_pipeline
+from sknan.estimators import default_network
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -111,3 +112,39 @@ axes.legend(loc="upper left", fontsize=9)
 OUTPUTS.mkdir(exist_ok=True)
 figure.savefig(OUTPUTS / "calibrated_probabilities.png", dpi=150)
 print(f"Plot: {OUTPUTS / 'calibrated_probabilities.png'}")
+
+# %%
+# A loss that makes networks cautious, before and after calibration
+# -----------------------------------------------------------------
+# A focal loss counts rows that are predicted well for less, so that its probabilities
+# are too close to one half. ``calibration="temperature"`` corrects them by one number,
+# which is fitted on the rows that the networks have held out.
+
+focal = tabular_pipeline("classifier", random_state=0).set_params(
+    net__estimator=default_network("classifier").set_params(criterion="focal"),
+    net__calibration="temperature",
+)
+after = focal.fit(X_train, y_train).predict_proba(X_test)[:, 1]
+prepared = focal[:-1].transform(X_test)
+networks = focal[-1].estimators_
+before = np.mean([net.predict_proba(prepared)[:, 1] for net in networks], axis=0)
+print(f"temperature {focal[-1].temperature_:.2f}")
+
+figure, axes = plt.subplots(figsize=(6.0, 5.0), layout="constrained")
+axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+pairs = [("before", before, "s--", "#b2560d"), ("after", after, "o-", "#0b5394")]
+for name, p, line, color in pairs:
+    observed, predicted = calibration_curve(y_test, p, n_bins=12, strategy="quantile")
+    label = f"{name} calibration, log-loss {log_loss(y_test, p):.3f}"
+    axes.plot(predicted, observed, line, color=color, label=label)
+axes.set(
+    xlim=(0, 1),
+    ylim=(0, 1),
+    xlabel="predicted probability of default",
+    ylabel="observed frequency of default",
+    title="Focal loss, calibrated on held-out rows",
+)
+axes.grid(alpha=0.3)
+axes.legend(loc="upper left", fontsize=9)
+figure.savefig(OUTPUTS / "temperature.png", dpi=150)
+print(f"Plot: {OUTPUTS / 'temperature.png'}")

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags
 from torch import Tensor, nn
 
 from sknan._utils.warn import warn
+from sknan.estimators._temperature import at_temperature
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import traits_of
 
@@ -100,6 +102,30 @@ class ClassCoding:
     def probabilities(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
         """Return the probabilities of the classes, (n_samples, n_classes)."""
         return self.responses(criterion, output).numpy()
+
+    def log_probabilities(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
+        """Return finite logarithms of the probabilities of the classes, in float64.
+
+        They tell apart probabilities that round to 0 or 1. With several labels per row
+        the last axis has absence and presence of each label.
+        """
+        output, traits = output.double(), traits_of(criterion)
+        is_pair = traits.is_binary or len(self.label_shape) > 0
+        if traits.output_kind == "probabilities":
+            if is_pair:
+                output = torch.stack([1.0 - output, output], dim=-1)
+            logs = torch.log(output.clamp_min(torch.finfo(torch.float32).tiny))
+        elif is_pair:
+            logs = F.logsigmoid(torch.stack([-output, output], dim=-1))
+        else:
+            logs = F.log_softmax(output, dim=-1)
+        found: np.ndarray = logs.reshape(len(output), *self.label_shape, -1).numpy()
+        return found
+
+    def at_temperature(self, logs: np.ndarray, temperature: float) -> np.ndarray:
+        """Return probabilities as :meth:`probabilities` does, at a temperature."""
+        found = at_temperature(logs, temperature)
+        return found[..., 1] if self.label_shape else found
 
     def predict(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
         """Return the labels of the most probable classes."""

@@ -538,6 +538,12 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         output = self._output(X)
         return self._coding.probabilities(self.net_.criterion_, output)
 
+    @usual_settings()
+    def _log_probabilities(self, X: Any) -> np.ndarray:
+        """Return finite logarithms of the probabilities, for a calibration."""
+        output = self._output(X)
+        return self._coding.log_probabilities(self.net_.criterion_, output)
+
 
 def _columns(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} labels per row" if shape else "one class per row"

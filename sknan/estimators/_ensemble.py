@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from sknan._engine.jobs import JobOutcome
+from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import ClassCoding, LabelPredictionMixin
 from sknan.estimators._classifier import StableNetClassifier
 from sknan.estimators._ensemble_base import Ensemble
@@ -23,6 +24,7 @@ from sknan.estimators._intervals import (
 )
 from sknan.estimators._quantiles import QuantilePredictionMixin
 from sknan.estimators._regressor import StableNetRegressor
+from sknan.estimators._temperature import log_mean, temperature_of
 
 
 class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
@@ -58,6 +60,10 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         What early stopping and the best epoch of each network go by: ``"loss"``, a name
         of a scorer of scikit-learn, or a callable. None leaves the ``scoring`` of
         ``estimator`` unchanged.
+    calibration : {"temperature"} or None, default=None
+        Whether the probabilities are calibrated on the held-out rows, without a further
+        fit: the logarithms of the mean probabilities are divided by ``temperature_``.
+        The most probable class does not change.
     verbose : int, default=0
         Level of output: 1 shows a progress bar over the networks in a terminal or a
         notebook, and nothing in a log.
@@ -72,6 +78,10 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         Reports of the failed steps that training recovered from, network by network.
     effective_lr_ : float
         Smallest ``effective_lr_`` of the networks; equal to ``lr`` if no step failed.
+    temperature_ : float
+        Number that minimizes the log-loss of the networks on the rows held out of each,
+        weighted by ``sample_weight``; shared by all labels of a row. Above 1, the
+        networks are too confident. Exists only with ``calibration="temperature"``.
     oof_prediction_ : ndarray of shape (n_samples, n_classes) or (n_samples, n_labels)
         For each row of ``fit``, the mean of the probabilities by the networks that were
         not trained on it. NaN for a row that no network held out, such as a row of
@@ -124,6 +134,31 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
     _network = StableNetClassifier
 
     classes_: np.ndarray
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        n_estimators: int = 5,
+        *,
+        n_jobs: int | None = None,
+        random_state: Any = None,
+        max_time: float | None = None,
+        validation_split: Any = None,
+        scoring: Any = None,
+        calibration: str | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            estimator,
+            n_estimators,
+            n_jobs=n_jobs,
+            random_state=random_state,
+            max_time=max_time,
+            validation_split=validation_split,
+            scoring=scoring,
+            verbose=verbose,
+        )
+        self.calibration = calibration
 
     def fit(
         self,
@@ -181,11 +216,20 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         self.classes_ = self.estimators_[0].classes_
 
     def _held_out_prediction(self, member: Any, rows: CheckedRows) -> np.ndarray:
-        probabilities: np.ndarray = member.predict_proba(rows)
-        return probabilities
+        is_calibrated = self.calibration is not None
+        predict = member._log_probabilities if is_calibrated else member.predict_proba
+        predicted: np.ndarray = predict(rows)
+        return predicted
 
     def _use_held_out(self, held_out: HeldOutPredictions) -> None:
-        self.oof_prediction_ = held_out.mean()
+        if self.calibration is None:
+            self.oof_prediction_ = held_out.mean()
+        else:
+            codes = self.estimators_[0]._as_target(held_out.target)
+            self.temperature_ = temperature_of(held_out, codes)
+            logs = held_out.log_mean()
+            found = self._coding.at_temperature(logs, self.temperature_)
+            self.oof_prediction_ = found.astype(np.float32)
         labels = self._coding.labels_of(np.nan_to_num(self.oof_prediction_))
         self.oof_score_ = held_out.score(labels, accuracy_score)
 
@@ -207,9 +251,33 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         ndarray of shape (n_samples, n_classes) or (n_samples, n_labels), float32
             Columns as in :meth:`StableNetClassifier.predict_proba`.
         """
-        each = self._of_each("predict_proba", X)
-        mean: np.ndarray = np.stack(each).mean(axis=0, dtype=np.float64)
+        check_is_fitted(self)
+        if hasattr(self, "temperature_"):
+            logs = log_mean(self._of_each("_log_probabilities", X))
+            mean = self._coding.at_temperature(logs, self.temperature_)
+        else:
+            each = self._of_each("predict_proba", X)
+            mean = np.stack(each).mean(axis=0, dtype=np.float64)
         return mean.astype(np.float32)
+
+    def _checked_network(self) -> StableNetBase:
+        network = super()._checked_network()
+        if self.calibration not in (None, "temperature"):
+            raise ValueError(
+                f"The 'calibration' parameter of {type(self).__name__} must be "
+                f"'temperature' or None, got {self.calibration!r}."
+            )
+        if network.early_stopping is False:
+            self._do_without_held_out()
+        return network
+
+    def _do_without_held_out(self) -> None:
+        if self.calibration is not None:
+            raise ValueError(
+                f"calibration={self.calibration!r} needs rows that are held out of the "
+                "networks: set early_stopping=True in the estimator of "
+                f"{type(self).__name__}, and do not pass X_val."
+            )
 
 
 class StableNetEnsembleRegressor(

@@ -27,7 +27,12 @@ from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
 
 # Attributes that exist only after a fit in which rows were held out.
-_HELD_OUT_RESULTS = {"oof_prediction_", "oof_score_", "_residuals"}
+_HELD_OUT_RESULTS = {
+    "oof_prediction_",
+    "oof_score_",
+    "temperature_",
+    "_residuals",
+}
 
 # With early stopping, each network holds out one of this many folds.
 _N_FOLDS = 5
@@ -193,9 +198,10 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
         held_out = [member._held_out_ for member in self.estimators_]
         for member in self.estimators_:
             del member._held_out_
+        for name in _HELD_OUT_RESULTS & vars(self).keys():
+            delattr(self, name)
         if any(rows is None or not len(rows) for rows in held_out):
-            for name in _HELD_OUT_RESULTS & vars(self).keys():
-                delattr(self, name)
+            self._do_without_held_out()
             return
         first = self.estimators_[0]
         X_in = network_input(first, X)
@@ -207,6 +213,9 @@ class Ensemble(VersionedPickleMixin, BaseEstimator):
         weights = check_sample_weight(sample_weight, len(X_in))
         target = first._validate_target(y)
         self._use_held_out(HeldOutPredictions(held_out, each, target, weights))
+
+    def _do_without_held_out(self) -> None:
+        """Raise an error if the ensemble depends on held-out rows."""
 
     def _held_out_prediction(self, member: Any, rows: CheckedRows) -> np.ndarray:
         """Return the predictions of a network of which the mean is to be formed."""

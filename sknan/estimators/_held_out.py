@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.metrics import r2_score
@@ -41,6 +41,13 @@ class HeldOutPredictions:
             shares = counts[rows].reshape(-1, *[1] * (first.ndim - 1))
             total[rows] += predicted / shares
         return total.astype(first.dtype)
+
+    def log_mean(self) -> np.ndarray:
+        """Return the logarithms of mean probabilities; predictions are logarithms."""
+        probabilities = replace(self, predicted=[np.exp(p) for p in self.predicted])
+        tiny = np.finfo(np.float64).tiny
+        logs: np.ndarray = np.log(np.maximum(probabilities.mean(), tiny))
+        return logs
 
     def score(self, mean: np.ndarray, metric: Callable[..., float]) -> float:
         """Return the score on the rows that were held out and have a target.

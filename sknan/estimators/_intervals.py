@@ -275,7 +275,7 @@ class IntervalMixin:
             raise ValueError(
                 "predict_interval needs one prediction per target, but these networks "
                 "predict several quantiles: set criterion__quantile to one number, or "
-                "use their quantiles as the ends of intervals."
+                "use predict_quantiles(X)."
             )
         n_rows = min(of_one.n_rows for of_one in self._residuals)
         most = n_rows / (n_rows + 1)

@@ -18,7 +18,7 @@ from sknan.preprocessing._encoder import CategoryEncoder, ColumnEncoder
 from sknan.preprocessing._imputer import STRATEGIES, NaNImputer
 from sknan.preprocessing._scaler import SafeScaler
 
-_ENSEMBLES = {
+_ENSEMBLES: dict[str, type[Any]] = {
     "classifier": StableNetEnsembleClassifier,
     "regressor": StableNetEnsembleRegressor,
 }

@@ -6,6 +6,7 @@ from sknan.inspection._audit._finding import Finding
 from sknan.inspection._audit._run import audit
 from sknan.inspection._audit._table_audit import TableAudit
 from sknan.inspection._audit_display import AuditDisplay
+from sknan.inspection._interval_display import IntervalDisplay
 from sknan.inspection._learning_rate_display import LearningRateDisplay
 from sknan.inspection._rate_outcomes import LearningRateCurve
 from sknan.inspection._report._page import HTMLReport, report
@@ -19,6 +20,7 @@ __all__ = [
     "AuditDisplay",
     "Finding",
     "HTMLReport",
+    "IntervalDisplay",
     "LearningRateCurve",
     "LearningRateDisplay",
     "TableAudit",

@@ -318,6 +318,7 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_name(name, hint):
         StableNetEnsembleClassifier().set_params(**{name: 1})
     assert str(caught.value) == (
         f"StableNetEnsembleClassifier has no parameter {name!r}.{hint} It has: "
+        "'calibration', "
         "'estimator', 'max_time', 'n_estimators', 'n_jobs', 'random_state', "
         "'scoring', 'validation_split', 'verbose'. Parameters of its network are "
         "written estimator__..."
