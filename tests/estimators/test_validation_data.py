@@ -24,7 +24,7 @@ from sknan import (
     StableNetEnsembleRegressor,
     StableNetRegressor,
 )
-from sknan._engine.range_test.curves import _drawn_rows
+from sknan._engine.range_test.curves import drawn_rows
 from sknan.estimators._validation_split import HoldOut, folds_of_groups
 
 _rng = np.random.default_rng(0)
@@ -285,7 +285,7 @@ def test_networks_of_an_ensemble_hold_out_different_groups():
 def test_the_range_test_holds_out_the_same_rows():
     def drawn(**data):
         rows = StableNetClassifier(**OPTIONS)._training_rows(X, Y, **data)
-        return _drawn_rows(rows, 500, np.random.RandomState(0))
+        return drawn_rows(rows, 500, np.random.RandomState(0))
 
     train, valid = drawn(groups=GROUPS)
     assert sorted([*train.numbers, *valid.numbers]) == list(range(60))

@@ -22,7 +22,7 @@ from sknan import (
 )
 from sknan._engine.jobs import Job, train_together
 from sknan._engine.plan import TrainingRows
-from sknan._engine.range_test.curves import RateCurves, _drawn_rows
+from sknan._engine.range_test.curves import RateCurves, drawn_rows
 from sknan._engine.range_test.run import _result
 
 ESTIMATORS = [StableNetClassifier, StableNetRegressor]
@@ -162,9 +162,48 @@ def test_only_as_many_rows_are_drawn_as_the_steps_need():
         np.arange(50_000), np.arange(50_000),
     )  # fmt: skip
     rng = np.random.RandomState(0)
-    train, valid = _drawn_rows(rows, 2000, rng)
+    train, valid = drawn_rows(rows, 2000, rng)
     assert (len(train.X), len(valid.X)) == (2000, 1024)
     assert not set(train.y) & set(valid.y)
+
+
+# -- comparison with the usual learning rate -------------------------------------------
+
+
+def test_another_rate_than_the_usual_one_needs_a_clear_gain():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 4))
+    y = X[:, 0] + 2.0 * rng.normal(size=120)
+    model = small(StableNetRegressor, batch_size=8)
+    found = find_learning_rate(model, X, y, rates=FEW, n_steps=40)
+    assert found.suggestion == 1e-3
+    assert re.fullmatch(
+        r"No training at another rate has a loss on held-out rows that is lower by "
+        r"more than its noise than that at the usual rate, \S+\.",
+        found.reason,
+    )
+
+
+def test_the_rate_of_samples_of_one_table_is_stable_and_better(table):
+    X, y = table
+    model = small(StableNetRegressor, max_epochs=10)
+    halves = [(X[i::2][:150], y[i::2][:150]) for i in range(2)]
+    found = [find_learning_rate(model, *half, rates=FEW) for half in halves]
+    rates = [result.suggestion for result in found]
+    assert min(rates) > 1e-3
+    assert max(rates) < 3 * min(rates)
+    assert re.fullmatch(
+        r"The loss on held-out rows of a training there is \S+, against \S+ at the "
+        r"usual rate, 0\.001\.",
+        found[0].reason,
+    )
+
+
+def test_few_rows_give_the_usual_rate(table):
+    X, y = table
+    model = small(StableNetRegressor)
+    found = find_learning_rate(model, X[:80], y[:80], rates=FEW, n_steps=20)
+    assert found.suggestion == 1e-3
 
 
 # -- reason and confidence -----------------------------------------------------------

@@ -88,11 +88,11 @@ def curves_at_rates(
     checks: list[int] = []
     for seed in seeds:
         rng = np.random.RandomState(seed)
-        train, valid = _drawn_rows(rows, n_steps * batch_size, rng)
+        train, valid = drawn_rows(rows, n_steps * batch_size, rng)
         plan = _constant_rate_plan(estimator, train, seed, n_steps)
         held_out = None
         if valid is not None:
-            held_out = _constant_rate_plan(estimator, valid, seed, n_steps).table
+            held_out = held_out_table(estimator, valid, seed)
         trainings = _ConstantRateTrainings(plan, held_out, n_steps, seed)
         curves.append(trainings.run(rates))
         advance_to(n_steps * len(curves))
@@ -101,6 +101,25 @@ def curves_at_rates(
         np.stack(parts, axis=1) for parts in zip(*curves, strict=True)
     )
     return RateCurves(losses, valid_losses, np.array(checks))
+
+
+def held_out_table(estimator: Trainable, rows: TrainingRows, seed: int) -> TensorTable:
+    """Return held-out rows in the form in which a network of the estimator has them.
+
+    Parameters
+    ----------
+    estimator : Trainable
+        Estimator that has validated the rows. It is not changed.
+    rows : TrainingRows
+        Held-out rows.
+    seed : int
+        Seed of the network that gives the shape of the targets.
+
+    Returns
+    -------
+    TensorTable
+    """
+    return _constant_rate_plan(estimator, rows, seed, 1).table
 
 
 def flops_per_step(estimator: Trainable, rows: TrainingRows) -> float:
@@ -126,7 +145,7 @@ def _batch_size(estimator: Trainable, rows: TrainingRows) -> int:
     return min(estimator.rows_per_batch(len(rows.X)), len(rows.X))
 
 
-def _drawn_rows(
+def drawn_rows(
     rows: TrainingRows, n_train: int, rng: np.random.RandomState
 ) -> tuple[TrainingRows, TrainingRows | None]:
     """Draw at most ``n_train`` training rows, and held-out rows if there are enough."""

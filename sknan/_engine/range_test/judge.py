@@ -14,12 +14,12 @@ import numpy as np
 from sknan._engine.range_test.curves import RateCurves
 
 # Suggestion where a test gives no information.
-_USUAL_RATE = 1e-3
+USUAL_RATE = 1e-3
 
 # A learning rate is stable if its loss falls by at least this share of the largest
 # fall. The suggestion is lower than the largest stable one by at least the margin.
 _STABLE_SHARE = 0.5
-_MARGIN = 2.0
+MARGIN = 2.0
 
 # The suggestion is a weighted mean. A learning rate whose loss exceeds the lowest one
 # by this share of the fall has 1/e of the weight of the best one.
@@ -168,14 +168,14 @@ def suggest(
         Sentences for the user.
     """
     if np.isnan(curves.losses[:, :, _N_FIRST_STEPS:]).all():
-        return _USUAL_RATE, 0, _ALL_ENDED
+        return USUAL_RATE, 0, _ALL_ENDED
     if largest is None:
-        return min(_USUAL_RATE, float(rates[0]) / _MARGIN), 0, _NONE_STABLE
-    limit = largest / _MARGIN
+        return min(USUAL_RATE, float(rates[0]) / MARGIN), 0, _NONE_STABLE
+    limit = largest / MARGIN
     allowed = np.flatnonzero(rates <= limit * (1.0 + 1e-9))
     if not len(allowed):
         return limit, 0, _ONLY_LOWEST
-    usual = min(_USUAL_RATE, limit)
+    usual = min(USUAL_RATE, limit)
     if judgment.valid is None or judgment.first_valid is None:
         return usual, 0, f"{counted(n_rows, 'row')} {_CANNOT_TELL}"
     first, last = judgment.first_valid, judgment.valid

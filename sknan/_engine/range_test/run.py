@@ -15,6 +15,7 @@ from sknan._engine.plan import Trainable, TrainingRows
 from sknan._engine.range_test.curves import RateCurves, curves_at_rates, flops_per_step
 from sknan._engine.range_test.judge import Judgment, suggest
 from sknan._engine.range_test.learning_rate_range import LearningRateRange
+from sknan._engine.range_test.trial import compared_with_usual
 from sknan._utils.progress import progress
 from sknan._utils.warn import recorded_warnings
 
@@ -44,6 +45,9 @@ def range_test(
     verbose: int | bool = 0,
 ) -> LearningRateRange:
     """Train for a short time at each learning rate, and suggest one.
+
+    The suggestion differs from the usual learning rate only if whole trainings confirm
+    that it is better.
 
     Parameters
     ----------
@@ -75,7 +79,9 @@ def range_test(
         total = int(n_steps) * n_seeds
         with progress("Range test", total, "steps", verbose=verbose):
             curves = curves_at_rates(estimator, rows, tested, seeds, int(n_steps))
-    return _result(tested, curves, len(rows.X))
+        found = _result(tested, curves, len(rows.X))
+        with progress("", 0, "", verbose=False):  # the fits count in no bar
+            return compared_with_usual(estimator, rows, found, seeds)
 
 
 def _n_steps(estimator: Trainable, rows: TrainingRows, n_trainings: int) -> int:

@@ -1,0 +1,146 @@
+"""Comparison of the suggestion of a range test with the usual learning rate.
+
+The curves of a range test are short and at constant learning rates. They favor high
+learning rates, and their noise moves the suggestion. It replaces the usual learning
+rate only if whole trainings, with the estimator's own schedule, confirm it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sknan._engine.fit import train_stack
+from sknan._engine.grouping import plan_key
+from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
+from sknan._engine.range_test.curves import drawn_rows, flops_per_step, held_out_table
+from sknan._engine.range_test.judge import MARGIN, USUAL_RATE
+from sknan._engine.range_test.learning_rate_range import LearningRateRange
+from sknan.nets._batching import TensorTable
+
+# Fractions of the suggestion that are tried: the best learning rate of a whole training
+# is often lower than that of its first steps.
+_FRACTIONS = (1.0, 1 / 3)
+
+# Total of floating-point operations of the trainings; above it they have fewer epochs.
+_MAX_FLOPS = 3e11
+
+# Held-out rows are divided into parts, over which two losses are compared.
+_N_PARTS = 10
+
+# Fewer rows, of which a fifth is held out, cannot tell learning rates apart.
+_MIN_ROWS = 20 * _N_PARTS // 2
+
+# Loss of a training that fails.
+_FAILED = 1e30
+
+
+def compared_with_usual(
+    estimator: Trainable, rows: TrainingRows, found: LearningRateRange, seeds: list[int]
+) -> LearningRateRange:
+    """Return the result with the usual rate, unless the suggestion is clearly better.
+
+    A learning rate is clearly better if its loss on held-out rows is lower from each
+    start, and on average by more than two standard errors over parts of the rows.
+
+    Parameters
+    ----------
+    estimator : Trainable
+        Estimator that has validated the rows. It is not changed.
+    rows : TrainingRows
+        Rows of the whole table.
+    found : LearningRateRange
+        Result of a range test.
+    seeds : list of int
+        Seeds of initial weights, rows and batches.
+
+    Returns
+    -------
+    LearningRateRange
+    """
+    limit = (found.largest_stable or 0.0) / MARGIN
+    is_usual_tested = found.rates[0] <= USUAL_RATE <= min(limit, found.rates[-1])
+    if not (found.valid_losses.size and is_usual_tested):
+        return found
+    if found.suggestion == USUAL_RATE or len(rows.X) < _MIN_ROWS:
+        return replace(found, suggestion=USUAL_RATE)
+    rates = [USUAL_RATE, *(found.suggestion * share for share in _FRACTIONS)]
+    losses = np.stack([_losses(estimator, rows, rates, seed) for seed in seeds], 1)
+    gains = losses[0] - losses[1:]
+    means = gains.mean(axis=(1, 2))
+    n_parts = gains[0].size
+    errors = gains.std(axis=(1, 2)) / math.sqrt(n_parts)
+    is_better = (gains.mean(axis=2) > 0).all(axis=1) & (means > 2.0 * errors)
+    ends = losses.mean(axis=(1, 2))
+    if not is_better.any():
+        reason = (
+            "No training at another rate has a loss on held-out rows that is lower by "
+            f"more than its noise than that at the usual rate, {ends[0]:.3g}."
+        )
+        return replace(found, suggestion=USUAL_RATE, reason=reason)
+    best = int(np.where(is_better, means, -np.inf).argmax())
+    reason = (
+        f"The loss on held-out rows of a training there is {ends[1 + best]:.3g}, "
+        f"against {ends[0]:.3g} at the usual rate, {USUAL_RATE:g}."
+    )
+    suggestion = float(f"{rates[1 + best]:.2g}")
+    return replace(found, suggestion=suggestion, reason=reason)
+
+
+def _losses(
+    estimator: Trainable, rows: TrainingRows, rates: list[float], seed: int
+) -> NDArray[np.float64]:
+    """Return the losses of trainings on parts of the held-out rows, (n_rates, n)."""
+    n_rows, rng = len(rows.X), np.random.RandomState(seed)
+    train, valid = drawn_rows(rows, n_rows, rng)
+    assert valid is not None
+    held_out = held_out_table(estimator, valid, seed)
+    n_batches = -(-len(train.X) // estimator.rows_per_batch(n_rows))
+    n_flops = flops_per_step(estimator, rows) * n_batches * len(rates)
+    trial: Any = copy.copy(estimator)
+    vars(trial).pop("net_", None)
+    vars(trial).update(
+        batch_size=estimator.rows_per_batch(n_rows),
+        max_epochs=max(1, min(trial.max_epochs, int(_MAX_FLOPS // n_flops))),
+        # All trainings, with two starts, take at most half of the time.
+        max_time=trial.max_time and trial.max_time / (4 * len(rates)),
+        on_nonfinite="raise",
+        callbacks=None,
+        verbose=0,
+        compile=False,
+        warm_start=False,
+        random_state=seed,
+    )
+    plans: list[TrainingPlan] = []
+    for rate in rates:
+        vars(trial)["lr"] = rate
+        plans.append(trial._plan(train))
+    ends: list[Any] = [None] * len(plans)
+    if plan_key(plans[0]) is not None:
+        ends = train_stack(plans, [0] * len(plans))
+    losses = np.full((len(rates), _N_PARTS), _FAILED)
+    for k, (plan, end) in enumerate(zip(plans, ends, strict=True)):
+        try:
+            plan.run_loop() if end is None else end()
+            losses[k] = _losses_on_parts(plan, held_out)
+        except Exception:  # a failed training, or a module that raises
+            continue
+    return losses
+
+
+def _losses_on_parts(plan: TrainingPlan, held_out: TensorTable) -> list[float]:
+    net = plan.net
+    net._set_training(False)
+    index = np.array_split(np.arange(len(held_out)), _N_PARTS)
+    losses = []
+    with torch.no_grad():
+        for part in index:
+            x, target = held_out.rows(torch.from_numpy(part))
+            losses.append(float(net.get_loss(net.infer(x.clone()), target)))
+    return losses
