@@ -90,7 +90,8 @@ def find_learning_rate(
     stopping of the estimator (fewer epochs for a large network or table). One of them
     is suggested if its loss on the held-out rows is lower in each repetition, and on
     average by more than two standard errors. Otherwise the suggestion is 1e-3, and so
-    it is for fewer than 100 rows. Where half of the largest stable learning rate is
+    it is for fewer than 100 rows. If no learning rate is stable, half of the lowest one
+    is compared in the same way. Where half of the largest stable learning rate is
     below 1e-3, or 1e-3 is outside of ``rates``, nothing is compared with it. Callbacks
     are ignored.
 

@@ -203,7 +203,11 @@ def test_few_rows_give_the_usual_rate(table):
     X, y = table
     model = small(StableNetRegressor)
     found = find_learning_rate(model, X[:80], y[:80], rates=FEW, n_steps=20)
-    assert found.suggestion == 1e-3
+    assert (found.suggestion, found.confidence) == (1e-3, "low")
+    assert found.reason == (
+        "80 rows cannot tell rates apart: the usual rate is taken, or half of the "
+        "largest stable one."
+    )
 
 
 # -- reason and confidence -----------------------------------------------------------

@@ -54,7 +54,7 @@ _ONLY_LOWEST = (
     "No rate tried is below half of the largest stable one, which is taken. Try lower "
     "rates."
 )
-_CANNOT_TELL = (
+CANNOT_TELL = (
     "cannot tell rates apart: the usual rate is taken, or half of the largest stable "
     "one."
 )
@@ -177,7 +177,7 @@ def suggest(
         return limit, 0, _ONLY_LOWEST
     usual = min(USUAL_RATE, limit)
     if judgment.valid is None or judgment.first_valid is None:
-        return usual, 0, f"{counted(n_rows, 'row')} {_CANNOT_TELL}"
+        return usual, 0, f"{counted(n_rows, 'row')} {CANNOT_TELL}"
     first, last = judgment.first_valid, judgment.valid
     falls = first - last[allowed].min(axis=0)
     if (falls < _LEAST_FALL * np.abs(first)).any():

@@ -20,7 +20,7 @@ from sknan._engine.fit import train_stack
 from sknan._engine.grouping import plan_key
 from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
 from sknan._engine.range_test.curves import drawn_rows, flops_per_step, held_out_table
-from sknan._engine.range_test.judge import MARGIN, USUAL_RATE
+from sknan._engine.range_test.judge import CANNOT_TELL, MARGIN, USUAL_RATE, counted
 from sknan._engine.range_test.learning_rate_range import LearningRateRange
 from sknan.nets._batching import TensorTable
 
@@ -64,12 +64,18 @@ def compared_with_usual(
     -------
     LearningRateRange
     """
-    limit = (found.largest_stable or 0.0) / MARGIN
+    # Where no learning rate is stable, the batches may only be noisy.
+    limit = (found.largest_stable or math.inf) / MARGIN
     is_usual_tested = found.rates[0] <= USUAL_RATE <= min(limit, found.rates[-1])
     if not (found.valid_losses.size and is_usual_tested):
         return found
-    if found.suggestion == USUAL_RATE or len(rows.X) < _MIN_ROWS:
-        return replace(found, suggestion=USUAL_RATE)
+    if found.suggestion == USUAL_RATE:
+        return found
+    if len(rows.X) < _MIN_ROWS:
+        if found.largest_stable is None:
+            return found
+        reason = f"{counted(len(rows.X), 'row')} {CANNOT_TELL}"
+        return replace(found, suggestion=USUAL_RATE, confidence="low", reason=reason)
     rates = [USUAL_RATE, *(found.suggestion * share for share in _FRACTIONS)]
     losses = np.stack([_losses(estimator, rows, rates, seed) for seed in seeds], 1)
     gains = losses[0] - losses[1:]
