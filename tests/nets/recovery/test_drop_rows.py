@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,8 @@ from failing_trainings import (
 from torch import nn
 
 from sknan import DivergenceWarning, StableNetRegressor
+from sknan.nets.recovery.drop_rows import DropRows
+from sknan.nets.recovery.repair_operations import RepairOperations
 
 
 def test_rows_to_blame_are_dropped_and_reported_as_rows_of_the_data():
@@ -90,3 +94,31 @@ def test_rows_with_a_nonfinite_loss_are_found_by_bisection():
     first = net.nonfinite_reports_[0]
     assert (first.phase, first.cause, first.module) == ("loss", "loss", "criterion")
     assert is_sound(net)
+
+
+class Steep(nn.MSELoss):
+    def forward(self, output, target):
+        return 1e4 * super().forward(output, target)
+
+
+def test_a_step_without_rows_is_clipped_to_norm_one():
+    net = network_of(LogOfFirst, Steep, max_epochs=1, batch_size=128).initialize()
+    before = torch.cat([p.detach().flatten() for p in net.module_.parameters()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)
+        net.partial_fit(with_bad_rows(), Y)
+    after = torch.cat([p.detach().flatten() for p in net.module_.parameters()])
+    assert [r.recovery for r in net.nonfinite_reports_] == [DropRows.says]
+    assert float((after - before).norm()) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_a_majority_of_rows_is_repaired_instead():
+    data = with_bad_rows()
+    data[:10, 0] = -1.0
+    net = fitted(
+        network_of(
+            LogOfFirst, max_epochs=1, batch_size=16, iterator_train__shuffle=False
+        ),
+        data,
+    )
+    assert net.nonfinite_reports_[0].recovery == RepairOperations.says
