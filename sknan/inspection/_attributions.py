@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,17 @@ from sknan._utils.threads import threads_for
 from sknan._utils.validation import is_integer
 from sknan._utils.warn import warn
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.inspection._expected_gradients import (
+    Place,
+    expected_gradients,
+    in_proportion,
+    places_between,
+    root_mean_square,
+    shares_of,
+)
 from sknan.nets._curves import networks_of
 from sknan.nets.recovery.finite_operations import RepairedOperations
-from sknan.preprocessing._sources import Sources, sources_of
+from sknan.preprocessing._sources import sources_of
 
 # Fewer rows are no sample of a table, by which its mean prediction can be estimated.
 _MIN_BACKGROUND = 50
@@ -219,11 +227,11 @@ def attributions(
     with usual_settings():
         networks = _networks_of(model, in_logits=response == "logit")
         names = _names_of(prepared, X)
-        shares = _shares_of(sources_of(steps, names), len(names))
+        shares = shares_of(sources_of(steps, names), len(names))
         rows, others = (_inputs_of(networks[0], steps, T) for T in (X, background))
         found, output_names = _choose(networks, others[:1], target)
         rng = check_random_state(random_state)
-        path = list(_paths(len(networks), len(others), n_samples, rng))
+        path = list(places_between(len(networks), len(others), n_samples, rng))
         explained = _explain(networks, rows, others, path, found, shares)
     values, base, error = explained
     is_single = len(found) == 1
@@ -380,51 +388,14 @@ def _inputs_of(network: _Network, steps: Pipeline | None, X: Any) -> Tensor:
     return rows
 
 
-def _shares_of(sources: Sources, n_columns: int) -> Tensor:
-    """Return the share of each input that each column receives."""
-    unknown = [
-        name for name, i in zip(sources.names, sources.inputs, strict=True) if not i
-    ]
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} inputs of the network, such as {unknown[0]!r}, cannot be "
-            "traced to columns of X. Explain the network by itself: "
-            "attributions(model[-1], model[:-1].transform(X))."
-        )
-    shares = torch.zeros(len(sources.names), n_columns, dtype=torch.float64)
-    for i, columns in enumerate(sources.inputs):
-        shares[i, list(columns)] = 1 / len(columns)
-    return shares
-
-
 # -- expected gradients --------------------------------------------------------------
-
-
-class _Place(NamedTuple):
-    """Background row, and the point between it and an explained row."""
-
-    network: int
-    background: int
-    point: float
-
-
-def _paths(
-    n_networks: int, n_background: int, n_samples: int, rng: np.random.RandomState
-) -> Iterator[_Place]:
-    """Yield places: evenly spaced points for each network, with random rows."""
-    n_each = -(-n_samples // n_networks)
-    order = np.resize(rng.permutation(n_background), n_networks * n_each)
-    for network in range(n_networks):
-        points = (np.arange(n_each) + 0.5) / n_each
-        for i, point in enumerate(points.tolist()):
-            yield _Place(network, int(order[network * n_each + i]), point)
 
 
 def _explain(
     networks: Sequence[_Network],
     rows: Tensor,
     background: Tensor,
-    places: Sequence[_Place],
+    places: Sequence[Place],
     outputs: list[int],
     shares: Tensor,
 ) -> tuple[np.ndarray, np.ndarray, float]:
@@ -448,10 +419,10 @@ def _explain(
             )
             error = (differences[batch] / unit).T[:, :, None]
             error = error - mean.sum(dim=2, keepdim=True)
-            mean += error * _normalized(variance)
+            mean += error * in_proportion(variance)
             values.append((mean @ shares.to(mean)).permute(1, 2, 0) * unit)
             errors.append(error[:, :, 0].T * unit)
-    missed, spread = _rms(torch.cat(errors)), _rms(differences)
+    missed, spread = root_mean_square(torch.cat(errors)), root_mean_square(differences)
     if missed > _LARGE_ERROR * spread:
         warn(
             f"The gradients explain little of the predictions: the contributions of "
@@ -473,63 +444,3 @@ def _responses(
 def _mean(values: Tensor) -> Tensor:
     """Return the mean over the first axis; a sum of large values would overflow."""
     return (values / len(values)).sum(dim=0)
-
-
-def expected_gradients(
-    gradients: Sequence[Callable[[Tensor], Tensor]],
-    rows: Tensor,
-    background: Tensor,
-    places: Sequence[_Place],
-) -> tuple[Tensor, Tensor]:
-    """Return contributions of the inputs, and the variances of their estimates.
-
-    Parameters
-    ----------
-    gradients : sequence of callable
-        Derivatives of each network, (n_outputs, n_samples, n_inputs), for rows.
-    rows, background : Tensor of shape (n_samples, n_inputs), (n_rows, n_inputs)
-        Rows to explain, and rows to compare them with.
-    places : sequence of _Place
-        Points at which the derivatives are taken.
-
-    Returns
-    -------
-    mean, variance : Tensor of shape (n_outputs, n_samples, n_inputs), float64
-        Contributions and their variances, for the mean of the networks.
-    """
-    center = background.double().mean(dim=0)
-    total: Any = 0.0
-    spread: Any = 0.0
-    for number, gradient in enumerate(gradients):
-        own = [place for place in places if place.network == number]
-        used = background[[place.background for place in own]].double()
-        first: Any = 0.0
-        second: Any = 0.0
-        slope: Any = 0.0
-        for place, row in zip(
-            own, background[[p.background for p in own]], strict=True
-        ):
-            at = (1 - place.point) * row + place.point * rows
-            found = gradient(at).double()
-            term = found * (rows.double() - row.double())
-            first, second, slope = first + term, second + term.square(), slope + found
-        n = len(own)
-        mean = first / n
-        spread = spread + (second / n - mean.square()).clamp(min=0) / n
-        # The mean of the sampled background differs from that of all of it. Its effect
-        # is exact for a linear network, and removes much of the error for others.
-        total = total + mean + (used.mean(dim=0) - center) * slope / n
-    return total / len(gradients), spread / len(gradients) ** 2
-
-
-def _normalized(variance: Tensor) -> Tensor:
-    """Return weights of the inputs in proportion to their variances."""
-    largest = variance.amax(dim=2, keepdim=True)
-    scaled = variance / largest.where(largest > 0, 1.0)
-    total = scaled.sum(dim=2, keepdim=True)
-    return scaled / total.where(total > 0, 1.0)
-
-
-def _rms(values: Tensor) -> float:
-    largest = float(values.abs().max()) or 1.0
-    return largest * float((values / largest).square().mean().sqrt())

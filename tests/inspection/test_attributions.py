@@ -25,7 +25,7 @@ from sknan import (
     tabular_pipeline,
 )
 from sknan.inspection import AttributionDisplay, attributions
-from sknan.inspection._attributions import _paths, expected_gradients
+from sknan.inspection._expected_gradients import expected_gradients, places_between
 
 QUICK = {"max_epochs": 8, "random_state": 0}
 
@@ -74,7 +74,7 @@ def test_the_mean_of_gradients_is_the_integral_of_a_polynomial():
     rng = np.random.RandomState(0)
     rows = torch.from_numpy(rng.normal(size=(6, 3)))
     background = torch.from_numpy(rng.normal(size=(1, 3)))
-    places = list(_paths(1, 1, 50, rng))
+    places = list(places_between(1, 1, 50, rng))
     mean, variance = expected_gradients(
         [lambda x: (2 * x)[None]], rows, background, places
     )
@@ -98,7 +98,7 @@ def test_smooth_networks_agree_with_integrated_gradients_of_each_background_row(
     expected = torch.stack(
         [torch.stack([integrated(r, b) for b in background]).mean(dim=0) for r in rows]
     )
-    places = list(_paths(1, 4, 4000, np.random.RandomState(0)))
+    places = list(places_between(1, 4, 4000, np.random.RandomState(0)))
     mean, _ = expected_gradients([gradient], rows, background, places)
     torch.testing.assert_close(mean[0], expected, atol=1e-3, rtol=1e-2)
 
