@@ -41,11 +41,12 @@ _N_FOLDS = 5
 _DEFAULT_PARAMS: dict[str, Any] = {
     "module__n_frequencies": 16,
     "module__dropout": 0.2,
-    "lr_schedule": "constant",
-    "max_epochs": 200,
+    "lr": 3e-3,
+    "lr_schedule": "cosine",
+    "max_epochs": 20,
     "batch_size": "auto",
     "early_stopping": True,
-    "n_iter_no_change": 15,
+    "n_iter_no_change": 7,
 }
 
 

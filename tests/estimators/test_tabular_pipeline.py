@@ -214,6 +214,18 @@ LEVELS = (
             ValueError,
             IMPUTE + "'meen' instead. Did you mean 'mean'?",
         ),
+        (
+            {"preset": "fastest"},
+            ValueError,
+            "The 'preset' parameter of tabular_pipeline must be one of 'fast', "
+            "'balanced', 'best'. Got 'fastest' instead. Did you mean 'fast'?",
+        ),
+        (
+            {"preset": "best", "estimator": LogisticRegression()},
+            ValueError,
+            "tabular_pipeline got preset='best' and an estimator. A preset chooses the "
+            "settings of 'classifier' or 'regressor': set those of your estimator.",
+        ),
         ({"impute": None}, ValueError, IMPUTE + "None instead."),
         ({"sentinels": "?"}, ValueError, SENTINELS + "'?' instead."),
         ({"sentinels": -999}, ValueError, SENTINELS + "-999 instead."),
@@ -232,6 +244,16 @@ def test_invalid_parameters_are_refused_at_construction(parameters, error, messa
     with pytest.raises(error) as caught:
         tabular_pipeline(**parameters)
     assert str(caught.value) == message
+
+
+def test_a_preset_sets_the_number_of_networks_and_their_epochs():
+    nets = [tabular_pipeline(preset=p)["net"] for p in ("fast", "balanced", "best")]
+    sizes = [(net.n_estimators, net.estimator.max_epochs) for net in nets]
+    assert sizes == [(2, 15), (5, 20), (10, 30)]
+    default = tabular_pipeline()["net"].get_params()
+    balanced = nets[1].get_params()
+    del default["estimator"], balanced["estimator"]
+    assert default == balanced
 
 
 @pytest.mark.parametrize(
