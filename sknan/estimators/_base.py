@@ -359,7 +359,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         net._zero_grad_optimizer(set_to_none=True)
         self.net_ = net
         self.n_iter_ = len(net.history)
-        self.loss_curve_ = [row["train_loss"] for row in net.history]
+        self.loss_curve_ = [row.get("train_loss", np.nan) for row in net.history]
         self.validation_scores_ = self.best_score_ = self.best_epoch_ = None
         if best is not None:
             sign = 1.0 if best.greater_is_better else -1.0

@@ -176,7 +176,7 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
         Number of the epoch whose weights were kept, counted from 1. None without early
         stopping.
     loss_curve_ : list of float
-        Mean training loss of each epoch.
+        Mean training loss of each epoch; NaN for an epoch that was interrupted.
     validation_scores_ : list of float or None
         ``scoring`` of the held-out rows after each epoch; for ``"loss"``, minus the
         loss, so that greater is better. None without early stopping.
