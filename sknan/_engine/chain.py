@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from sknan._engine.losses import StackedLoss, stacked_loss_of
 from sknan._engine.products import parts_of_members, stacked_product
 from sknan.nets._chain import ACTIVATIONS
-from sknan.nets._dropout import mask_function
 
 _aten = torch.ops.aten
 
@@ -153,10 +152,7 @@ class _StackedReLU:
 
 
 def draw_masks(
-    masks: Tensor,
-    layer: nn.Module,
-    rates: list[float],
-    generators: list[torch.Generator],
+    masks: Tensor, rates: list[float], generators: list[torch.Generator]
 ) -> None:
     """Draw the mask of a dropout layer for each member from its generator.
 
@@ -167,14 +163,11 @@ def draw_masks(
     ----------
     masks : Tensor of shape (K, ...)
         Memory for the masks.
-    layer : nn.Module
-        Dropout layer of one member.
     rates : list of float
         Dropout rate of each member.
     generators : list of Generator
         Generator of each member.
     """
-    draw: Any = mask_function(layer)
     before = after = torch.empty(0)
     drawn, drawn_rate = masks, -1.0
     for mask, rate, generator in zip(masks, rates, generators, strict=True):
@@ -183,7 +176,7 @@ def draw_masks(
             mask.copy_(drawn)
             generator.set_state(after)
             continue
-        draw(mask, rate, generator)
+        mask.bernoulli_(1.0 - rate, generator=generator).div_(1.0 - rate)
         drawn, drawn_rate = mask, rate
         before, after = state, generator.get_state()
 
@@ -191,16 +184,12 @@ def draw_masks(
 class _StackedDropout:
     """Dropout whose masks are drawn from the generator of each member."""
 
-    def __init__(
-        self, layers: tuple[nn.Dropout, ...], generators: list[torch.Generator]
-    ) -> None:
-        self.layer, self.generators = layers[0], generators
-        self.rates = [layer.p for layer in layers]
+    def __init__(self, rates: list[float], generators: list[torch.Generator]) -> None:
+        self.rates, self.generators = rates, generators
 
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
         self.masks, output = torch.empty_like(x), torch.empty_like(x)
-        drawn = self.masks, self.layer, self.rates, self.generators
-        calls.append(partial(draw_masks, *drawn))
+        calls.append(partial(draw_masks, self.masks, self.rates, self.generators))
         calls.append(partial(torch.mul, x, self.masks, out=output))
         return output
 
@@ -298,7 +287,8 @@ class StackedChain:
                 linear = _StackedOutput if is_last else _StackedLinear
                 self.layers.append(linear(weight, bias))
             elif isinstance(layer, nn.Dropout):
-                self.layers.append(_StackedDropout(column, generators))
+                rates = [dropout.p for dropout in column]
+                self.layers.append(_StackedDropout(rates, generators))
             elif isinstance(layer, nn.ReLU) and i and _is_linear(columns[i - 1][0]):
                 self.layers.append(_StackedReLU())
             else:

@@ -22,7 +22,6 @@ from sknan._engine.recording import Recording
 from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.tree import tree_leaves, tree_map
-from sknan.nets._dropout import DROPOUTS
 
 _set_fallback_warning = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
 
@@ -118,7 +117,7 @@ _FASTER: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _dropouts_of(module: nn.Module) -> list[tuple[str, nn.Dropout]]:
-    found = [(n, m) for n, m in module.named_modules() if type(m) in DROPOUTS]
+    found = [(n, m) for n, m in module.named_modules() if type(m) is nn.Dropout]
     return [(name, m) for name, m in found if m.p > 0.0]
 
 
@@ -179,8 +178,8 @@ class StackedModule:
         names = [name for name, _ in self.module.named_buffers()]
         self.buffers = dict(zip(names, buffers, strict=True))
         self.dropouts = {
-            name: (layer, [own.module_.get_submodule(name).p for own in nets])
-            for name, layer in _dropouts_of(self.module)
+            name: [own.module_.get_submodule(name).p for own in nets]
+            for name, _ in _dropouts_of(self.module)
         }
         for name in self.dropouts:
             self.module.set_submodule(name, _MaskedDropout())
@@ -200,7 +199,7 @@ class StackedModule:
 
     def _draw(self, masks: dict[str, Tensor]) -> None:
         for name, mask in masks.items():
-            draw_masks(mask, *self.dropouts[name], self.generators)
+            draw_masks(mask, self.dropouts[name], self.generators)
 
     def _loss(
         self,

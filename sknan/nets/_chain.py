@@ -15,7 +15,6 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sknan._utils.settings import Float32Mode
-from sknan.nets._dropout import DROPOUTS, is_dropout
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
 _aten = torch.ops.aten
@@ -78,7 +77,7 @@ ACTIVATIONS: dict[type[nn.Module], tuple[Any, Any, bool]] = {
 _SELU_ALPHA = 1.6732632423543772848170429916717
 _SELU_SCALE = 1.0507009873554804934193349852946
 
-_KNOWN_LAYERS = (nn.Linear, PeriodicEmbedding, *DROPOUTS, *ACTIVATIONS)
+_KNOWN_LAYERS = (nn.Linear, PeriodicEmbedding, nn.Dropout, *ACTIVATIONS)
 
 
 def known_layers(module: nn.Module, criterion: Any, X: Any) -> list[nn.Module] | None:
@@ -211,7 +210,7 @@ def layers_of(module: nn.Module) -> list[nn.Module] | None:
     """
     if not _has_plain_forward(module):
         return None
-    if is_dropout(module) and not 0.0 < module.p < 1.0:
+    if type(module) is nn.Dropout and not 0.0 < module.p < 1.0:
         return None if module.p else []
     if type(module) is nn.Identity:
         return []
