@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from dis import opname
 from typing import Any
 
@@ -14,6 +16,7 @@ from sknan.diagnosis._report import NonFiniteReport, listed
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets.recovery.drop_rows import DropRows
+from sknan.nets.recovery.own_gradient import MOST_OMISSIONS, TakeOwnGradient
 
 # Entries that a guarded net adds to skorch's history.
 GUARD_ENTRIES = ("n_recoveries", "grad_norm", "clip_share", "clip_coefficient", "lr")
@@ -116,25 +119,59 @@ def epoch_report(net: Any, fault: str, batch_number: int) -> NonFiniteReport:
     )
 
 
+def _reason(report: NonFiniteReport) -> tuple[Any, ...]:
+    """Return what reports on the same failure have in common."""
+    fields = report.phase, report.cause, report.module, report.operation
+    return (*fields, report.source)
+
+
 def _failures(reports: list[NonFiniteReport]) -> str:
     """Return a clause with the numbers of failed steps, epochs and reasons."""
     if len(reports) == 1:
         return "Training failed once"
     n_epochs = len({report.epoch for report in reports})
-    reasons = {(r.phase, r.cause, r.module, r.operation, r.source) for r in reports}
+    reasons = set(map(_reason, reports))
     epochs = "1 epoch" if n_epochs == 1 else f"{n_epochs} epochs"
     why = "one reason" if len(reasons) == 1 else f"{len(reasons)} reasons"
     return f"Training failed in {len(reports)} steps of {epochs}, for {why},"
 
 
 def _dropped_rows(reports: list[NonFiniteReport]) -> str:
-    """Return a sentence on the rows of the data that were left out of steps."""
-    dropped = [r for r in reports if r.recovery == DropRows.says]
-    rows = sorted({row for r in dropped if r.rows_in == "data" for row in r.rows})
-    if not rows:
+    """Return sentences on the rows of the data that were left out of steps."""
+    known = [r for r in reports if r.rows_in == "data"]
+    dropped = [r for r in known if r.recovery == DropRows.says]
+    learned = {x for r in known if r.recovery == TakeOwnGradient.says for x in r.rows}
+    times = Counter(row for r in dropped for row in r.rows)
+    lost = {row for row, n in times.items() if n > MOST_OMISSIONS} - learned
+    if not times:
         return ""
-    were = "was" if len(rows) == 1 else "were"
-    return f" {listed('row', rows).capitalize()} {were} left out of steps."
+    were = "was" if len(times) == 1 else "were"
+    text = f" {listed('row', sorted(times)).capitalize()} {were} left out of steps."
+    for reason in dict.fromkeys(map(_reason, dropped)):
+        same = [r for r in dropped if _reason(r) == reason]
+        rows = sorted(lost.intersection(row for r in same for row in r.rows))
+        lost.difference_update(rows)
+        if rows:
+            text += f" {_lost_rows(same, rows, reports[0].action)}"
+    return text
+
+
+def _lost_rows(same: list[NonFiniteReport], rows: list[int], told: str) -> str:
+    """Return sentences on rows that were left out again and again for one reason.
+
+    The action is left out if it is the one that the warning ends with.
+    """
+    n_rows = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
+    evidence = (
+        f"The network cannot learn from {n_rows}, left out of more than "
+        f"{MOST_OMISSIONS} steps, since torch's own gradient is of no use there either."
+    )
+    columns = tuple(dict.fromkeys(column for r in same for column in r.columns))
+    action = "" if same[0].action == told else same[0].action
+    report = dataclasses.replace(
+        same[0], evidence=evidence, action=action, rows=tuple(rows), columns=columns
+    )
+    return str(dataclasses.replace(report, epoch=None, batch=None)).strip()
 
 
 def not_learned_error(reports: list[NonFiniteReport]) -> NonFiniteTrainingError:

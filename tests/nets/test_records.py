@@ -162,10 +162,52 @@ def test_a_summary_counts_reasons_and_epochs_and_names_rows(n_epochs):
     with pytest.warns(DivergenceWarning) as caught:
         net.fit(inputs, Y.ravel())
     first = net.nonfinite_reports_[0]
-    failed = "in 5 steps of 5 epochs, for one reason," if n_epochs > 1 else "once"
+    failed, dropped = "once", "Row 17 was left out of steps."
+    if n_epochs > 1:
+        failed = "in 5 steps of 5 epochs, for one reason,"
+        dropped += (
+            f" Non-finite output of aten.log ({first.source}). The network cannot "
+            "learn from 1 row, left out of more than 2 steps, since torch's own "
+            "gradient is of no use there either. To blame: row 17, column 0."
+        )
     assert str(caught[0].message) == (
-        f"Training failed {failed} and was rescued. Row 17 was left out of steps. "
-        f"First failure: {first}"
+        f"Training failed {failed} and was rescued. {dropped} First failure: {first}"
+    )
+
+
+class LogOfTwo(LogOfFirst):
+    """Logarithm of the first column, and square root of the second."""
+
+    def forward(self, x):
+        return super().forward(torch.cat([x[:, :1], x[:, 1:2].sqrt(), x[:, 2:]], 1))
+
+
+def test_rows_that_no_step_can_learn_from_are_told_with_each_operation():
+    inputs = np.abs(X) + 0.5
+    inputs[[17, 90], 0] = -3.0
+    inputs[64, 1] = -2.0
+    net = network_of(max_epochs=4).set_params(module=LogOfTwo)
+    with pytest.warns(DivergenceWarning) as caught:
+        net.fit(inputs, Y)
+    log, root = (
+        next(r for r in net.nonfinite_reports_ if r.operation == f"aten.{name}")
+        for name in ("log", "sqrt")
+    )
+    assert log is net.nonfinite_reports_[0]
+    assert root.action == (
+        "Clean these columns, or use sknan.functional.sqrt, whose value and gradient "
+        "stay finite."
+    )
+    assert str(caught[0].message) == (
+        "Training failed in 12 steps of 4 epochs, for 2 "
+        "reasons, and was rescued. Rows 17, 64, 90 were left out of steps. "
+        f"Non-finite output of aten.log ({log.source}). The network cannot learn "
+        "from 2 rows, left out of more than 2 steps, since torch's own gradient "
+        "is of no use there either. To blame: rows 17, 90, column 0. "
+        f"Non-finite output of aten.sqrt ({root.source}). The network cannot learn "
+        "from 1 row, left out of more than 2 steps, since torch's own gradient is of "
+        "no use there either. To blame: row 64, column 1. "
+        f"{root.action} First failure: {log}"
     )
 
 

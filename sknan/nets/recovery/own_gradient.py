@@ -12,8 +12,8 @@ from sknan.nets.recovery.protocol import Answer, Failure, Training
 from sknan.nets.recovery.repeat import repeat_step
 from sknan.nets.recovery.step_loss import loss_of
 
-# Rows that have been left out of this many steps are not left out again and again.
-_MOST_OMISSIONS = 2
+# After so many omissions of a row, the gradient of torch is tried before the next one.
+MOST_OMISSIONS = 2
 
 
 class TakeOwnGradient:
@@ -36,7 +36,7 @@ class TakeOwnGradient:
     def attempt(self, training: Training, failure: Failure, batch: Any) -> Answer:
         """Repeat the step if most of these rows have been left out repeatedly."""
         rows = failure.report.rows
-        n_again = sum(training.left_out[row] >= _MOST_OMISSIONS for row in rows)
+        n_again = sum(training.left_out[row] >= MOST_OMISSIONS for row in rows)
         if 2 * n_again < len(rows):
             return None
         return repeat_step(training, failure, "own_gradient", self.says)
