@@ -454,7 +454,7 @@ def test_weights_and_groups_are_routed(table):
     weight = np.where(y == 1, 10.0, 1.0)
     with config_context(enable_metadata_routing=True):
         model = pipeline()
-        model[-1].set_fit_request(sample_weight="importance")
+        model[-1].set_fit_request(sample_weight="importance", groups=False)
         scorer = get_scorer("neg_log_loss").set_score_request(sample_weight=True)
         results = [
             kind(model, RATES, scoring=scorer, cv=GroupKFold(3)).fit(
