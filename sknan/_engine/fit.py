@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable
 
 import torch
@@ -13,6 +14,7 @@ from sknan._engine.plan import TrainingPlan
 from sknan._engine.training import StackTraining
 from sknan._utils.progress import advance, is_shown, progress
 from sknan._utils.threads import threads_for
+from sknan._utils.tree import tree_leaves
 from sknan.nets._batching import TensorTable
 
 
@@ -56,8 +58,8 @@ def train_stack(
     plans : list of TrainingPlan
         Plans of one :func:`plan_key`, whose trainings have not begun.
     sources : list of hashable
-        Keys that are equal for plans whose tables hold the same rows. The stack holds
-        these rows once.
+        Keys that are equal for plans whose tables come from the same data. The stack
+        holds equal tables once.
 
     Returns
     -------
@@ -91,13 +93,21 @@ def _distinct_tables(
 ) -> tuple[list[TensorTable], list[int]]:
     """Return the tables without repetitions, and the row offset of each plan."""
     tables: list[TensorTable] = []
-    starts: dict[Hashable, int] = {}
+    starts: dict[Hashable, list[tuple[TensorTable, int]]] = defaultdict(list)
     offsets = []
     end = 0
     for plan, source in zip(plans, sources, strict=True):
-        if source not in starts:
-            starts[source] = end
-            tables.append(plan.table)
-            end += len(plan.table)
-        offsets.append(starts[source])
+        table = plan.table
+        # Parameters such as class_weight may have changed weights or order of the rows.
+        offset = next((at for t, at in starts[source] if _are_equal(t, table)), end)
+        if offset == end:
+            starts[source].append((table, end))
+            tables.append(table)
+            end += len(table)
+        offsets.append(offset)
     return tables, offsets
+
+
+def _are_equal(table: TensorTable, other: TensorTable) -> bool:
+    leaves = [tree_leaves((t.X, t.y, t.numbers)) for t in (table, other)]
+    return table is other or all(map(torch.equal, *leaves))

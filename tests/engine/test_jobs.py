@@ -18,6 +18,7 @@ from engine_helpers import (
 )
 from sklearn.base import clone
 from sklearn.exceptions import DataConversionWarning
+from sklearn.model_selection import ShuffleSplit
 from skorch.callbacks import Callback
 from torch import nn
 
@@ -103,6 +104,24 @@ def test_jobs_on_the_same_rows_share_their_validation():
     with pytest.raises(ValueError, match="lr") as separate:
         clone(jobs[2].estimator).fit(frame, column)
     assert str(refused.error) == str(separate.value)
+
+
+def test_a_stack_holds_the_rows_of_each_member():
+    # class_weight changes the weights of the rows, validation_split their order.
+    X, y = TABLES[0][0], np.digitize(TABLES[0][1], [-0.5, 0.5])
+    common = {"max_epochs": 3, "early_stopping": True, "random_state": 0}
+    each = [
+        {"class_weight": {0: 1, 2: 2}},
+        {"class_weight": {0: 2, 2: 9}},
+        {},
+        {"validation_split": ShuffleSplit(1, test_size=0.1, random_state=0)},
+    ]
+    jobs = [Job(StableNetClassifier(**common, **own), X, y, {}) for own in each]
+    separate = [estimator.predict_proba(X) for estimator in fitted_separately(jobs)]
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked for outcome in outcomes)
+    found = [outcome.estimator.predict_proba(X) for outcome in outcomes]
+    np.testing.assert_allclose(found, separate, atol=1e-5)
 
 
 def test_memory_limits_the_size_of_a_stack():
