@@ -111,7 +111,7 @@ def test_every_representation_of_labels_trains_the_same_network(as_target):
     np.testing.assert_array_equal(predicted, (model.predict_proba(X) > 0.5) * 1)
     assert predicted.dtype == np.int64
     np.testing.assert_array_equal(model.classes_, [0, 1, 2])
-    assert model.score(X, Y) == accuracy_score(Y, predicted)
+    assert model.score(X, as_target(Y)) == accuracy_score(Y, predicted)
     assert model.net_.score(X, Y) == model.score(X, Y)
     np.testing.assert_array_equal(model.net_.predict(X), predicted)
     assert type(model.net_.criterion_) is sl.BCEWithLogitsLoss
