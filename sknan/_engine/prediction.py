@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from sklearn.metrics import d2_pinball_score, r2_score
 from skorch.dataset import Dataset
 from torch import Tensor, nn
 
+from sknan.losses._bounded import unbounded
 from sknan.nets._batching import TensorTable
 
 
@@ -45,6 +47,25 @@ def decoded(y: Any, coding: TargetCoding) -> np.ndarray:
         Conversion of the targets.
     """
     return coding.decode(y[0] if isinstance(y, tuple) else y)
+
+
+def levels_of(criterion: nn.Module) -> Any:
+    """Return the quantiles that a loss predicts, a number or several, or None."""
+    return getattr(unbounded(criterion), "quantile", None)
+
+
+def regression_score(
+    criterion: nn.Module, y: Any, predicted: np.ndarray, sample_weight: Any = None
+) -> float:
+    """Return the R2 score, or the mean D2 pinball score of several quantiles."""
+    levels = levels_of(criterion)
+    if np.ndim(levels) == 0:
+        return float(r2_score(y, predicted, sample_weight=sample_weight))
+    scores = [
+        d2_pinball_score(y, predicted[..., i], sample_weight=sample_weight, alpha=q)
+        for i, q in enumerate(levels)
+    ]
+    return float(np.mean(scores))
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import accuracy_score
 from sklearn.utils import ClassifierTags, RegressorTags
 from skorch.callbacks import EpochTimer, PrintLog
 from skorch.callbacks.scoring import ScoringBase
 from torch import Tensor, nn
 
-from sknan._engine.prediction import ColumnScaling, UserRows
+from sknan._engine.prediction import ColumnScaling, UserRows, regression_score
 from sknan._utils.settings import usual_settings
 from sknan.losses._traits import traits_of
 from sknan.nets._batching import TensorBatches, TensorTable
@@ -180,9 +180,11 @@ class TableNet(GuardedNet):
         return result
 
     def score(self, X: Any, y: Any) -> float:
-        """Return the accuracy of a classifier, or the R2 score of a regressor."""
-        metric = r2_score if self.coding_.classes is None else accuracy_score
-        return float(metric(y, self.predict(X)))
+        """Return the accuracy of a classifier, or the score of a regressor."""
+        predicted = self.predict(X)
+        if self.coding_.classes is None:
+            return regression_score(self.criterion_, y, predicted)
+        return float(accuracy_score(y, predicted))
 
     def _is_in_training(self) -> bool:
         # A stack trains nets without a GuardedTraining of their own.

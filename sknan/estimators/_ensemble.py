@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import MultiOutputMixin
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from sknan._engine.jobs import JobOutcome
+from sknan._engine.prediction import regression_score
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import ClassCoding, LabelPredictionMixin
 from sknan.estimators._classifier import StableNetClassifier
@@ -327,13 +329,13 @@ class StableNetEnsembleRegressor(
         Reports of the failed steps that training recovered from, network by network.
     effective_lr_ : float
         Smallest ``effective_lr_`` of the networks; equal to ``lr`` if no step failed.
-    oof_prediction_ : ndarray of shape (n_samples,) or (n_samples, n_targets)
+    oof_prediction_ : ndarray in the shape of predictions
         For each row of ``fit``, the mean of the predictions by the networks that were
         not trained on it. NaN for a row that no network held out, such as a row of
         weight 0. As ``oof_score_``, it exists only if rows were held out.
     oof_score_ : float
-        R2 of ``oof_prediction_``, weighted by ``sample_weight``: an estimate for new
-        rows without a further fit.
+        R2 of ``oof_prediction_``, or the mean D2 pinball score of several quantiles,
+        weighted by ``sample_weight``: an estimate for new rows without a further fit.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -432,7 +434,8 @@ class StableNetEnsembleRegressor(
 
     def _use_held_out(self, held_out: HeldOutPredictions) -> None:
         self.oof_prediction_ = held_out.mean()
-        self.oof_score_ = held_out.score(self.oof_prediction_, r2_score)
+        metric = functools.partial(regression_score, self._criterion)
+        self.oof_score_ = held_out.score(self.oof_prediction_, metric)
         fits = self.oof_prediction_.shape == held_out.target.shape
         self._residuals = residuals_of(held_out) if fits else None
 

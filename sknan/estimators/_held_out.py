@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.metrics import r2_score
+from sklearn.metrics import accuracy_score
 
 
 @dataclass(frozen=True)
@@ -54,26 +54,27 @@ class HeldOutPredictions:
 
         Parameters
         ----------
-        mean : ndarray of shape (n_rows,) or (n_rows, n_targets)
+        mean : ndarray of shape (n_rows,), (n_rows, n_targets) or (..., n_quantiles)
             Predicted labels or numbers.
         metric : callable
-            ``accuracy_score`` or ``r2_score`` of scikit-learn.
+            ``accuracy_score`` of scikit-learn, or a score of numbers with the same
+            parameters that does not depend on the unit of ``y``.
 
         Returns
         -------
         float
-            NaN if there are fewer than two such rows, or if the shape of the
-            predictions is not that of the targets.
+            NaN if there are fewer than two such rows.
         """
         known = np.zeros(len(mean), dtype=bool)
         known[np.concatenate(self.rows)] = True
         if self.target.dtype.kind == "f":
             known &= ~np.isnan(self.target).reshape(len(mean), -1).any(axis=1)
-        if known.sum() < 2 or mean.shape != self.target.shape:
+        if known.sum() < 2:
             return float("nan")
         weights = None if self.weights is None else self.weights[known]
         target, mean = self.target[known], mean[known]
-        if metric is r2_score:  # the same in a unit in which no square overflows
+        if metric is not accuracy_score:  # in a unit in which no square overflows
             unit = np.maximum(np.abs(target).max(axis=0), np.finfo(np.float64).tiny)
-            target, mean = target / unit, mean / unit
+            per_target = (-1, *[1] * (mean.ndim - target.ndim))
+            target, mean = target / unit, mean / unit.reshape(per_target)
         return float(metric(target, mean, sample_weight=weights))

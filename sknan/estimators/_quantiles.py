@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import RegressorMixin
-from sklearn.metrics import d2_pinball_score
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from sknan.losses._bounded import unbounded
+from sknan._engine.prediction import levels_of, regression_score
 
 
 class QuantilePredictionMixin(RegressorMixin):
@@ -23,11 +22,6 @@ class QuantilePredictionMixin(RegressorMixin):
     def _criterion(self) -> nn.Module:
         """Loss that the network was trained with."""
         raise NotImplementedError
-
-    def _levels(self) -> Any:
-        """Return the quantiles of the criterion, a number or several, or None."""
-        check_is_fitted(self)
-        return getattr(unbounded(self._criterion), "quantile", None)
 
     def predict_quantiles(self, X: Any) -> np.ndarray:
         """Return the quantiles of the criterion ``"quantile"``, in the units of ``y``.
@@ -47,7 +41,8 @@ class QuantilePredictionMixin(RegressorMixin):
         AttributeError
             If the criterion is another one.
         """
-        levels = self._levels()
+        check_is_fitted(self)
+        levels = levels_of(self._criterion)
         if levels is None:
             raise AttributeError(
                 f"{type(self).__name__} predicts quantiles only with "
@@ -74,12 +69,5 @@ class QuantilePredictionMixin(RegressorMixin):
             At most 1. It is 0 for a constant prediction of the mean (R2), or of the
             quantiles of ``y`` (D2).
         """
-        levels = self._levels()
-        if np.ndim(levels) == 0:
-            return float(super().score(X, y, sample_weight))
         predicted = self.predict(X)
-        scores = [
-            d2_pinball_score(y, predicted[..., i], sample_weight=sample_weight, alpha=q)
-            for i, q in enumerate(levels)
-        ]
-        return float(np.mean(scores))
+        return regression_score(self._criterion, y, predicted, sample_weight)

@@ -142,6 +142,21 @@ def test_an_ensemble_averages_each_quantile():
     )
 
 
+@pytest.mark.parametrize("target", [y, Y, Y * 1e200], ids=["one", "two", "huge"])
+def test_each_score_is_the_mean_over_the_quantiles(target):
+    net = clone(NET).set_params(early_stopping=True)
+    model = StableNetEnsembleRegressor(net, n_estimators=5, random_state=0)
+    model.fit(X, target)
+    unit = np.abs(target).max(axis=0)
+    parts = [
+        d2_pinball_score(target / unit, model.oof_prediction_[..., i] / unit, alpha=q)
+        for i, q in enumerate(LEVELS)
+    ]
+    assert model.oof_score_ == pytest.approx(np.mean(parts))
+    first = model.estimators_[0]
+    assert first.net_.score(X, target) == first.score(X, target)
+
+
 def test_a_search_scores_quantiles():
     scorers = {
         "d2": lambda model, X, y: model.score(X, y),
