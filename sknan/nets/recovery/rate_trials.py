@@ -162,12 +162,17 @@ class RateTrials:
             reached = self._repaired_loss()
         except StepRefused:
             return True  # nothing to compare with
+        first = math.inf
         with contextlib.suppress(StepRefused), self.net.guard_.first_weights():
-            if reached >= self._repaired_loss():
-                return False
-        if not is_new:
+            first = self._repaired_loss()
+        if reached >= first:
+            return False
+        if not is_new or not math.isfinite(reached):
             return True
-        return not self._exceeds_constant(reached, self._sample, -_LEAST_GAIN)
+        constant = self._lowest_constant(self._sample)
+        if constant == math.inf and not isinstance(self.net.module, torch.nn.Module):
+            constant = first  # all that is known; one passed in may be good already
+        return not reached > constant - _LEAST_GAIN * abs(constant)
 
     def is_far_worse_than_constant(self) -> bool:
         """Whether the loss is far above that of a constant output.
@@ -184,8 +189,11 @@ class RateTrials:
             reached = self._mean_loss(batches) if batches else math.nan
         except StepRefused:
             return False
+        if not math.isfinite(reached):
+            return False
         share = _TOO_FAR_TO_FALL if self._may_fall(reached) else _FAR_WORSE
-        return self._exceeds_constant(reached, batches, share)
+        constant = self._lowest_constant(batches)
+        return reached > constant + share * abs(constant)
 
     def _may_fall(self, reached: float) -> bool:
         """Whether the loss has been falling to the end, so that it may be high yet.
@@ -223,18 +231,15 @@ class RateTrials:
 
         return without_rows((inputs, target), by_bisection(is_sound, n_rows), n_rows)
 
-    def _exceeds_constant(self, loss: float, batches: list[Any], share: float) -> bool:
-        """Whether a loss exceeds that of the best constant output by some share."""
-        if not math.isfinite(loss):
-            return False
+    def _lowest_constant(self, batches: list[Any]) -> float:
+        """Return the loss of the best constant output; inf if it is not known."""
         constants = []
         for weights in (contextlib.nullcontext(), self.net.guard_.first_weights()):
             with contextlib.suppress(StepRefused), RefuseErrors(), weights:
                 constants.append(
                     lowest_constant_loss(self.net, batches, self.fit_params)
                 )
-        constant = min(filter(math.isfinite, constants), default=math.inf)
-        return loss > constant + share * abs(constant)
+        return min(filter(math.isfinite, constants), default=math.inf)
 
     def _repaired_loss(self) -> float:
         """Return the mean loss of the sample, by repaired operations where needed."""

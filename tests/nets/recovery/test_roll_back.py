@@ -101,6 +101,47 @@ def test_a_rescue_that_has_learned_nothing_is_an_error():
     )
 
 
+class Brittle(nn.Module):
+    """Output that overflows once its bias has moved; no learning rate helps."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = MLP()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        output = self.body(x) + torch.expm1(1e12 * self.bias**2) - 1e3 * self.bias
+        return output, output  # of which no constant is known
+
+
+class OfFirst(nn.MSELoss):
+    def forward(self, outputs, target):
+        return super().forward(outputs[0], target)
+
+
+def test_a_rate_too_low_to_change_the_loss_is_no_rescue():
+    net = network_of(Brittle, OfFirst, lr=1.0, max_epochs=2)
+    error = refused(net)
+    assert net.effective_lr_ < 1e-8
+    reports = net.nonfinite_reports_
+    assert str(error) == (
+        f"Training failed in {len(reports)} steps of 1 epoch, for 2 reasons, and the "
+        "rescued network has learned nothing: its loss is no better than that of the "
+        f"untrained network, or of a constant output. First failure: {reports[0]}"
+    )
+
+
+class InSmallUnits(nn.MSELoss):
+    def forward(self, output, target):
+        return 1e12 * super().forward(output, target)
+
+
+def test_a_rate_below_1e_8_is_a_rescue_if_the_loss_is_in_such_units():
+    net = fitted(network_of(MLP, InSmallUnits, max_epochs=20))
+    assert net.effective_lr_ < 1e-8
+    assert r2(net) > 0.9
+
+
 class Units(nn.Module):
     """Loss with finite gradients whose squares overflow."""
 
