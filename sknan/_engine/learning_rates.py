@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Hashable, Sequence
 
@@ -77,10 +78,11 @@ class LearningRates(MemberArrays):
         self.cap = np.full(len(nets), math.inf)
         self.lag = np.zeros(len(nets), dtype=np.int64)
         self.latest = np.full(len(nets), math.nan)
-        # Schedules that depend on the losses, by position of the member.
+        # Schedules that depend on losses or on time, by position of the member.
         self.adaptive: dict[int, LearningRateSchedule] = {}
         row_numbers: dict[Hashable, int] = {}
         factors: list[Floats] = []
+        self.schedules: list[LearningRateSchedule] = []
         which = []
         for k, net in enumerate(nets):
             named = net.lr_schedule
@@ -93,6 +95,7 @@ class LearningRates(MemberArrays):
                     key = (k, "")
                 row_numbers[key] = len(factors)
                 factors.append(_factors(schedule))
+                self.schedules.append(schedule)
             which.append(row_numbers[key])
         self.factors = np.array(factors)
         self.which = np.array(which)
@@ -115,6 +118,22 @@ class LearningRates(MemberArrays):
             factors[:, k] = [schedule.factor(step) for step in steps[:, k].tolist()]
         rates: Floats = np.minimum(self.base * self.scale * factors, self.cap)
         return rates
+
+    def plan_rest(self, k: int, step: int, n_steps: int) -> None:
+        """Run through the rest of the schedule of a member in fewer steps.
+
+        Parameters
+        ----------
+        k : int
+            Position of the member.
+        step, n_steps : int
+            Number of steps so far, and of those that are expected to follow.
+        """
+        schedule = self.schedules[self.which[k]]
+        if k not in self.adaptive and step + n_steps < schedule.total_steps:
+            self.adaptive[k] = copy.copy(schedule)
+        if k in self.adaptive:
+            self.adaptive[k].plan_rest(step, n_steps)
 
     def update(self, k: int, monitored: float) -> None:
         """Update the schedule of a member by the loss of an epoch."""

@@ -232,7 +232,7 @@ class RestOfTraining:
     state : dict of str to object or None
         State of the guarded training; None before its first step.
     schedule : LearningRateSchedule or None
-        Schedule that depends on the losses of the epochs.
+        Schedule that depends on the losses or the time of the epochs.
     """
 
     n_epochs_done: int

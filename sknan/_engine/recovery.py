@@ -120,6 +120,8 @@ def _load(
         except Exception as error:  # a refusal before the first step
             member.error = error
             continue
+        net, adaptive = recovery.net, training.ledger.learning_rates.adaptive
+        net.schedule_ = adaptive.get(k, net.schedule_)
         add_latest_batches(training, k, i)
         recovery.load(step)
         loaded[k] = recovery

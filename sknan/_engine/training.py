@@ -332,10 +332,20 @@ class StackTraining(StackState):
                 member.end_epoch(partial(self.stack.weights_of, k), n_members)
                 for k, member in enumerate(self.members)
             ]
+        self._follow_time()
         self._finish(np.flatnonzero(~np.array(continues)).tolist())
         if not self.counts_epochs:
             self._report(rows)
         self.keep(np.flatnonzero(continues))
+
+    def _follow_time(self) -> None:
+        """Plan the schedules of members with a time limit for the epochs left."""
+        for k, member in enumerate(self.members):
+            limit = member.plan.time_limit
+            if limit is not None:
+                n_steps = limit.n_epochs_left_ * len(self.bounds)
+                taken = int(self.ledger.n_taken[k])
+                self.ledger.learning_rates.plan_rest(k, taken, n_steps)
 
     def _report(self, rows: list[dict[str, Any]]) -> None:
         """Advance the progress bar by an epoch, and show the lowest training loss."""

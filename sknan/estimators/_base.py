@@ -387,8 +387,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
             ConvergenceWarning(
                 f"max_time={self.max_time:g} ended the training before "
                 f"max_epochs={n_epochs}; n_iter_ is the number of epochs. The weights "
-                f"are those {kept}. Raise max_time, or lower max_epochs so that the "
-                "learning rate schedule is complete."
+                f"are those {kept}. Raise max_time to train for more epochs."
             )
         )
 

@@ -88,9 +88,9 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     max_time : float or None, default=None
         Time limit of each training in seconds, including that of ``lr="auto"``. No
         epoch begins that is expected to end later, but the first one is always
-        completed. A schedule is planned for ``max_epochs``: a training that ends before
-        does not reach the low learning rates at the end of a ``"one_cycle"`` or
-        ``"cosine"``. None means no limit.
+        completed. From the second epoch on, ``lr_schedule`` follows the time if that
+        allows fewer epochs than ``max_epochs``, and reaches its end within it. None
+        means no limit.
     batch_size : int or "auto", default=128
         Number of rows in a batch. A last batch of a single row is merged with the batch
         before it. ``"auto"`` depends on the number of rows of the table: 32 below 700,

@@ -12,7 +12,8 @@ class TimeLimit(Callback):
     """End a training when another epoch would take longer than the time left.
 
     The next epoch is expected to take as long as the last one. The first epoch is
-    always completed.
+    always completed. The learning rate schedule is planned again after each epoch, for
+    the number of epochs that the time allows.
 
     Parameters
     ----------
@@ -23,6 +24,8 @@ class TimeLimit(Callback):
     ----------
     n_epochs_ : int
         Number of epochs so far.
+    n_epochs_left_ : int
+        Number of epochs for which time is left.
     is_reached_ : bool
         Whether no time is left for another epoch.
     """
@@ -33,7 +36,7 @@ class TimeLimit(Callback):
     def initialize(self) -> TimeLimit:
         """Start the clock."""
         self._spent_ = 0.0
-        self.n_epochs_ = 0
+        self.n_epochs_ = self.n_epochs_left_ = 0
         self.is_reached_ = False
         self._latest_ = time.monotonic()
         return self
@@ -46,6 +49,8 @@ class TimeLimit(Callback):
         """End the training if no time is left for another epoch."""
         if not self.allows_epoch():
             raise KeyboardInterrupt  # skorch's way for a callback to end the training
+        n_steps = self.n_epochs_left_ * net.history[-1, "train_batch_count"]
+        net.schedule_.plan_rest(net._training_.n_steps, n_steps)
 
     def allows_epoch(self, n_networks: int = 1) -> bool:
         """Whether another epoch may begin; called at the end of each epoch.
@@ -62,4 +67,7 @@ class TimeLimit(Callback):
         self._spent_ += seconds
         self.n_epochs_ += 1
         self.is_reached_ = self._spent_ + seconds > self.max_time
+        # At least a nanosecond: an epoch may be shorter than the clock's resolution.
+        left = max(self.max_time - self._spent_, 0.0)
+        self.n_epochs_left_ = int(left / max(seconds, 1e-9))
         return not self.is_reached_

@@ -7,6 +7,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable
+from typing import Any
 
 from sknan._utils.validation import did_you_mean, is_number, meant_by_word
 from sknan.optim._schedules import SCHEDULES, Plateau, constant
@@ -99,11 +100,34 @@ class LearningRateSchedule:
         if total_steps < 0:
             raise ValueError(f"total_steps must be 0 or more, got {total_steps!r}.")
         self.total_steps = int(total_steps)
+        # Number of steps at the last call of `plan_rest`, position in the schedule at
+        # that step, and number of positions that each later step advances.
+        self._plan: tuple[int, float, float] = (0, 0, 1)
         is_count = isinstance(self.warmup, numbers.Integral)
         n_warmup = self.warmup if is_count else round(self.warmup * self.total_steps)
         self.warmup_steps = int(n_warmup)
         if isinstance(self._function, Plateau):
             self._function.reset()
+
+    def plan_rest(self, step: int, n_steps: int) -> None:
+        """Run through the rest of the schedule in fewer steps.
+
+        Parameters
+        ----------
+        step : int
+            Number of steps so far. The factor of the next one does not change.
+        n_steps : int
+            Number of steps that are expected to follow. More than are left of
+            ``total_steps`` count as these.
+        """
+        n_steps = min(n_steps, self.total_steps - step)
+        if n_steps > 0:
+            position = min(self._position(step), self.total_steps)
+            self._plan = step, position, (self.total_steps - position) / n_steps
+
+    def _position(self, step: int) -> float:
+        start, position, pace = self._plan
+        return position + (step - start) * pace
 
     @property
     def is_listening(self) -> bool:
@@ -129,14 +153,15 @@ class LearningRateSchedule:
         ValueError
             When a callable returns a factor that is NaN, infinite or negative.
         """
-        in_warmup = step < self.warmup_steps
-        ramp = (step + 1) / (self.warmup_steps + 1) if in_warmup else 1.0
+        position = self._position(step)
+        in_warmup = position < self.warmup_steps
+        ramp = (position + 1) / (self.warmup_steps + 1) if in_warmup else 1.0
         if isinstance(self._function, Plateau):
             return ramp * self._function.current
         n_steps = self.total_steps - self.warmup_steps
         if in_warmup or n_steps <= 0:
             return ramp
-        index = min(step, self.total_steps - 1) - self.warmup_steps
+        index = min(position, self.total_steps - 1) - self.warmup_steps
         progress = index / n_steps
         options = {"total_steps": n_steps} if self._takes_total_steps else {}
         factor = float(self._function(progress, **options))
@@ -162,15 +187,17 @@ class LearningRateSchedule:
         if isinstance(self._function, Plateau):
             self._function.update(monitored)
 
-    def state_dict(self) -> dict[str, float]:
-        """Return the state of a plateau; other schedules depend only on the step."""
-        if not isinstance(self._function, Plateau):
-            return {}
-        return {name: getattr(self._function, name) for name in _PLATEAU_STATE}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plan of the rest, and the state of a plateau."""
+        names = _PLATEAU_STATE if self.is_listening else ()
+        learned = {name: getattr(self._function, name) for name in names}
+        return {"plan": self._plan, "learned": learned}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the state of another schedule of this kind, after `start`."""
-        vars(self._function).update(state)
+        self._plan = state["plan"]
+        if self.is_listening:
+            vars(self._function).update(state["learned"])
 
 
 def _takes_total_steps(function: Callable[..., float]) -> bool:

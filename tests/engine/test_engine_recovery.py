@@ -1,5 +1,6 @@
 """Recovery of members of a stack: the same bits as in a fit, and still in the stack."""
 
+import time
 import warnings
 
 import numpy as np
@@ -10,7 +11,10 @@ from sklearn.base import clone
 from torch import nn
 
 from sknan import DivergenceWarning, StableNetClassifier, StableNetRegressor
+from sknan._engine.fit import train_stack
 from sknan._engine.jobs import Job, train_together
+from sknan.nets._time_limit import TimeLimit
+from sknan.optim import Plateau
 
 _Z = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
 _VALUES = _Z[:, 0] - _Z[:, 1]
@@ -137,3 +141,36 @@ def test_members_recover_in_the_stack_with_the_bits_of_a_fit(case):
             assert stacked == single
         has_failed.append(bool(reports[0]))
     assert any(has_failed)
+
+
+class Slow(TimeLimit):
+    """Time limit for epochs that seem to take 1000 seconds, the first two 2000."""
+
+    def allows_epoch(self, n_networks=1):
+        seconds = 2000.0 if self.n_epochs_ < 2 else 1000.0
+        self._latest_ = time.monotonic() - seconds * n_networks
+        return super().allows_epoch(n_networks)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle", Plateau(patience=0)])
+def test_a_schedule_follows_the_time_with_failed_steps_in_loop_and_stack(schedule):
+    params = {"module": Rooted, "max_epochs": 60, "random_state": 0, "batch_size": 50}
+    params |= {"lr_schedule": schedule, "early_stopping": False, "lr": 0.1}
+    learning_rates = []
+    for runs_stack in (False, True):
+        model = StableNetRegressor(**params)
+        rows = model._training_rows(_OUTLIERS, _VALUES)
+        plan = model._plan(rows)
+        plan.time_limit = Slow(10_100.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DivergenceWarning)
+            train_stack([plan], [0])[0]() if runs_stack else plan.run_loop()
+        assert plan.net.nonfinite_reports_
+        learning_rates.append([row["lr"] for row in plan.net.history])
+    looped, stacked = learning_rates
+    assert len(stacked) == 8
+    assert stacked == looped
+    if isinstance(schedule, str):
+        assert stacked[-1] < 0.05 * max(stacked)
+        top = int(np.argmax(stacked))
+        assert stacked[top:] == sorted(stacked[top:], reverse=True)

@@ -433,8 +433,8 @@ def test_a_training_ends_after_its_time(Estimator, y, early_stopping):
     kept = "the best epoch so far" if early_stopping else "the last epoch"
     assert [str(warning.message) for warning in caught] == [
         "max_time=1e-09 ended the training before max_epochs=3; n_iter_ is the number "
-        f"of epochs. The weights are those of {kept}. Raise max_time, or lower "
-        "max_epochs so that the learning rate schedule is complete."
+        f"of epochs. The weights are those of {kept}. Raise max_time to train "
+        "for more epochs."
     ]
     assert instant.n_iter_ == 1
     assert instant.best_epoch_ == (1 if early_stopping else None)

@@ -154,6 +154,28 @@ def test_a_warmup_longer_than_the_training_continues_to_its_end():
     assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
 
 
+@pytest.mark.parametrize("name", ["cosine", "exponential", "step", "one_cycle"])
+def test_the_rest_can_be_planned_for_fewer_steps(name):
+    schedule = LearningRateSchedule(name)
+    whole = factors(schedule, 1000)
+    for step, n_steps in [(10, 30), (15, 5), (17, 10)]:  # slower, then faster again
+        before = schedule.factor(step)
+        schedule.plan_rest(step, n_steps)
+        assert schedule.factor(step) == pytest.approx(before)
+    rest = [schedule.factor(step) for step in range(17, 27)]
+    assert rest == sorted(rest, reverse=True)
+    assert rest[-1] <= whole[-100]
+    assert schedule.factor(40) == whole[-1]
+
+
+def test_a_plan_with_time_for_all_steps_changes_nothing():
+    schedule = LearningRateSchedule("cosine", warmup=7)
+    whole = factors(schedule, 100)
+    for step in range(0, 100, 9):
+        schedule.plan_rest(step, 10**9)
+        assert [schedule.factor(i) for i in range(step, 100)] == whole[step:]
+
+
 def test_without_a_number_of_steps_the_factor_is_one():
     assert LearningRateSchedule("cosine").factor(3) == 1.0
     assert factors(LearningRateSchedule("cosine", warmup=0.5), 0, 3) == [1.0] * 3
