@@ -63,6 +63,10 @@ from sknan.nets._training_facts import summary_as_html
 _MIN_ROWS_TO_STOP_EARLY = 500
 
 
+class TimeLimitWarning(ConvergenceWarning):
+    """Warning that a time limit has ended a training."""
+
+
 class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin):
     """Guarded network as a scikit-learn estimator.
 
@@ -384,7 +388,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
             return
         kept = "of the last epoch" if plan.best is None else "of the best epoch so far"
         warn(
-            ConvergenceWarning(
+            TimeLimitWarning(
                 f"max_time={self.max_time:g} ended the training before "
                 f"max_epochs={n_epochs}; n_iter_ is the number of epochs. The weights "
                 f"are those {kept}. Raise max_time to train for more epochs."

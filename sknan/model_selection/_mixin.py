@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 from sknan._utils.progress import progress
 from sknan._utils.validation import is_number
 from sknan._utils.warn import warn
+from sknan.estimators._base import TimeLimitWarning
 from sknan.model_selection._divergence import divergence_columns, divergence_warning
 from sknan.model_selection._pipelines import final_network
 from sknan.model_selection._run import SearchRun
@@ -46,7 +47,19 @@ class BatchedSearchMixin(BaseEstimator):
                 f"The 'max_memory' parameter of {type(self).__name__} must be a number "
                 f"of bytes above 0 or None, got {memory!r}."
             )
+        limit = self.max_time
+        if limit is not None and not (is_number(limit) and limit > 0):
+            raise ValueError(
+                f"The 'max_time' parameter of {type(self).__name__} must be a number "
+                f"of seconds above 0 or None, got {limit!r}."
+            )
         if final_network(self.estimator) is None:
+            if limit is not None:
+                raise ValueError(
+                    f"max_time={limit!r} needs an estimator that is, or ends in, a "
+                    f"network or ensemble of sknan, got {self.estimator!r}. Leave it "
+                    "out."
+                )
             return super().fit(X, y, **params)
         self._run = run = SearchRun(self)
         try:
@@ -60,7 +73,21 @@ class BatchedSearchMixin(BaseEstimator):
         warning = divergence_warning(run.results, self.cv_results_, best)
         if warning is not None:
             warn(warning)
+        n_cut = sum(result.is_cut for result in run.results)
+        if limit is not None and n_cut:
+            warn(
+                TimeLimitWarning(
+                    f"max_time={limit:g} ended {n_cut} of {len(run.results)} trainings "
+                    "of the search before their max_epochs, so that their scores are "
+                    "those of shorter trainings. Raise max_time, or search fewer "
+                    "candidates."
+                )
+            )
         return self
+
+    def _n_rounds_left(self, n_candidates: int) -> int:
+        """Return the number of evaluations left, with one of these candidates next."""
+        return 1
 
     def _get_scorers(self) -> Any:
         scorer, refit_metric = super()._get_scorers()
@@ -92,6 +119,7 @@ class BatchedSearchMixin(BaseEstimator):
 
         def evaluate(candidates: Any, cv: Any = None, **others: Any) -> Any:
             candidates = list(candidates)
+            run.budget.n_rounds_left = self._n_rounds_left(len(candidates))
             cv = cv or self._checked_cv_orig
             n_fits = len(candidates) * self.n_splits_
             has_callbacks = hasattr(self, "_skl_callbacks")

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, get_tags
 
+from sknan._utils.validation import is_number
 from sknan.estimators._classifier import StableNetClassifier
 from sknan.estimators._ensemble import (
     StableNetEnsembleClassifier,
@@ -51,6 +52,15 @@ def final_network(model: Any) -> Any:
 def _has_known_fit(estimator: Any) -> bool:
     fit = getattr(type(estimator), "fit", None)
     return any(fit is kind.fit for kind in _ESTIMATORS)
+
+
+def limit_time(net: Any, max_time: float | None) -> None:
+    """Lower the ``max_time`` of a network or ensemble, unless the limit is None."""
+    if max_time is None:
+        return
+    own = net.max_time
+    if own is None or (is_number(own) and own > max_time):
+        net.set_params(max_time=max(max_time, 1e-9))  # it has to be above 0
 
 
 def path_of_last(model: Any) -> str:

@@ -88,6 +88,8 @@ class FitResult:
         Learning rate at the end of the training, the smallest one of an ensemble.
     report : NonFiniteReport or None
         Report of the first failed step, without its capsule, which contains data.
+    is_cut : bool
+        Whether a time limit ended the training.
     """
 
     fit_seconds: float
@@ -100,6 +102,7 @@ class FitResult:
     diverged_at: int | None = None
     effective_lr: float | None = None
     report: NonFiniteReport | None = None
+    is_cut: bool = False
 
 
 def divergence_fields(net: Any, error: Exception | None) -> dict[str, Any]:

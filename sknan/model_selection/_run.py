@@ -15,6 +15,7 @@ from typing import Any
 from joblib import parallel_config
 from sklearn.base import clone
 
+from sknan.model_selection._pipelines import last_step, limit_time
 from sknan.model_selection._results import FitResult
 from sknan.model_selection._stand_ins import (
     Evaluation,
@@ -22,7 +23,7 @@ from sknan.model_selection._stand_ins import (
     SplitterStandIn,
 )
 from sknan.model_selection._transformers import FitOptions, Split
-from sknan.model_selection._worker import ShareTrainer
+from sknan.model_selection._worker import ShareTrainer, TimeBudget
 
 
 class SearchRun:
@@ -43,6 +44,8 @@ class SearchRun:
         Options of fitting and scoring.
     results : list of FitResult
         Result of each candidate on each split, in the order of ``cv_results_``.
+    budget : TimeBudget
+        Time of the search.
     """
 
     def __init__(self, search: Any) -> None:
@@ -51,7 +54,10 @@ class SearchRun:
         self._search = search
         self._given = search.estimator
         self._estimator: Any = None
-        self._trainer = ShareTrainer(self.options, search.n_jobs, search.max_memory)
+        self.budget = TimeBudget(search.max_time, bool(search.refit))
+        self._trainer = ShareTrainer(
+            self.options, search.n_jobs, search.max_memory, self.budget
+        )
         self._evaluation: Evaluation | None = None
         self._contexts = contextlib.ExitStack()
 
@@ -69,8 +75,10 @@ class SearchRun:
         if self._estimator is None:
             self._estimator = clone(self._given)
             return self
-        if self._evaluation is None:
-            return clone(self._estimator)
+        if self._evaluation is None:  # the refit
+            model = clone(self._estimator)
+            limit_time(last_step(model), self.budget.of_refit())
+            return model
         return PretrainedStandIn(self._evaluation, self.results)
 
     @contextlib.contextmanager

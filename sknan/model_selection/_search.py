@@ -8,6 +8,7 @@ trained as one.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from sknan.model_selection._pipelines import final_network, path_of_last
 
 def _inherited(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a constructor that scikit-learn's constructor has too."""
-    added = {"self", "__class__", "max_memory"}
+    added = {"self", "__class__", "max_memory", "max_time"}
     return {name: value for name, value in arguments.items() if name not in added}
 
 
@@ -69,6 +70,10 @@ class BatchedGridSearchCV(BatchedSearchMixin, GridSearchCV):
     max_memory : int or None, default=None
         Number of bytes that the search may take in addition to the data. None limits
         the number of trained networks in memory to 512 instead.
+    max_time : float or None, default=None
+        Time limit of the search in seconds, including the refit. All fits get equal
+        parts of the time as their ``max_time``; the refit counts as one more candidate,
+        and gets all that is left. Each network is trained for at least one epoch.
 
     Attributes
     ----------
@@ -95,6 +100,8 @@ class BatchedGridSearchCV(BatchedSearchMixin, GridSearchCV):
     DivergenceWarning
         Once, if a training step of any candidate failed. The message says how many
         candidates diverged, which ones, and whether the best is one of them.
+    ConvergenceWarning
+        If ``max_time`` ended trainings, with their number, and if it ended the refit.
 
     See Also
     --------
@@ -138,9 +145,11 @@ class BatchedGridSearchCV(BatchedSearchMixin, GridSearchCV):
         error_score: Any = np.nan,
         return_train_score: bool = False,
         max_memory: int | None = None,
+        max_time: float | None = None,
     ) -> None:
         super().__init__(**_inherited(locals()))
         self.max_memory = max_memory
+        self.max_time = max_time
 
 
 class BatchedRandomizedSearchCV(BatchedSearchMixin, RandomizedSearchCV):
@@ -188,6 +197,10 @@ class BatchedRandomizedSearchCV(BatchedSearchMixin, RandomizedSearchCV):
     max_memory : int or None, default=None
         Number of bytes that the search may take in addition to the data. None limits
         the number of trained networks in memory to 512 instead.
+    max_time : float or None, default=None
+        Time limit of the search in seconds, including the refit. All fits get equal
+        parts of the time as their ``max_time``; the refit counts as one more candidate,
+        and gets all that is left. Each network is trained for at least one epoch.
 
     Attributes
     ----------
@@ -214,6 +227,8 @@ class BatchedRandomizedSearchCV(BatchedSearchMixin, RandomizedSearchCV):
     DivergenceWarning
         Once, if a training step of any candidate failed. The message says how many
         candidates diverged, which ones, and whether the best is one of them.
+    ConvergenceWarning
+        If ``max_time`` ended trainings, with their number, and if it ended the refit.
 
     See Also
     --------
@@ -258,9 +273,11 @@ class BatchedRandomizedSearchCV(BatchedSearchMixin, RandomizedSearchCV):
         error_score: Any = np.nan,
         return_train_score: bool = False,
         max_memory: int | None = None,
+        max_time: float | None = None,
     ) -> None:
         super().__init__(**_inherited(locals()))
         self.max_memory = max_memory
+        self.max_time = max_time
 
 
 class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
@@ -316,6 +333,10 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
     max_memory : int or None, default=None
         Number of bytes that the search may take in addition to the data. None limits
         the number of trained networks in memory to 512 instead.
+    max_time : float or None, default=None
+        Time limit of the search in seconds, including the refit. All fits get equal
+        parts of the time as their ``max_time``; the refit counts as one more candidate,
+        and gets all that is left. Each network is trained for at least one epoch.
 
     Attributes
     ----------
@@ -346,6 +367,8 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
     DivergenceWarning
         Once, if a training step of any candidate failed. The message says how many
         candidates diverged, which ones, and whether the best is one of them.
+    ConvergenceWarning
+        If ``max_time`` ended trainings, with their number, and if it ended the refit.
 
     See Also
     --------
@@ -390,9 +413,14 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
         n_jobs: int | None = None,
         verbose: int = 0,
         max_memory: int | None = None,
+        max_time: float | None = None,
     ) -> None:
         super().__init__(**_inherited(locals()))
         self.max_memory = max_memory
+        self.max_time = max_time
+
+    def _n_rounds_left(self, n_candidates: int) -> int:
+        return 1 + math.floor(math.log(n_candidates, self.factor))
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
         """Run the search, and fit the best candidate on all rows.

@@ -117,7 +117,12 @@ class Evaluation:
         if index not in self._ready:
             tasks = self._tasks[index : index + self._trainer.max_tasks()]
             results = self._trainer.train(
-                self._X, self._y, self._pipelines, self._splits, tasks
+                self._X,
+                self._y,
+                self._pipelines,
+                self._splits,
+                tasks,
+                n_left=len(self._tasks) - index,
             )
             self._ready = dict(enumerate(results, start=index))
             advance(0, recoveries=0)  # the bar shows the number even if it is 0

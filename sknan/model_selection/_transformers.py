@@ -66,6 +66,8 @@ class PreparedModel(NamedTuple):
         be scored.
     is_stacked : bool
         Whether the network was trained together with others.
+    is_cut : bool
+        Whether a time limit ended the training.
     """
 
     model: Any
@@ -73,6 +75,7 @@ class PreparedModel(NamedTuple):
     seconds: float
     parts: list[tuple[Any, Any, dict[str, Any]]]
     is_stacked: bool = False
+    is_cut: bool = False
 
 
 def prepare(

@@ -20,8 +20,14 @@ from sklearn.base import clone
 from sknan._engine.jobs import Job, train_together
 from sknan._utils.progress import advance, call_in_workers
 from sknan._utils.warn import recorded_warnings, warn
+from sknan.estimators._base import TimeLimitWarning
 from sknan.exceptions import DivergenceWarning
-from sknan.model_selection._pipelines import last_step, remember_transforms, with_last
+from sknan.model_selection._pipelines import (
+    last_step,
+    limit_time,
+    remember_transforms,
+    with_last,
+)
 from sknan.model_selection._results import FitResult, RemoteError, divergence_fields
 from sknan.model_selection._transformers import (
     FitOptions,
@@ -65,6 +71,7 @@ def train_share(
     splits: dict[int, Split],
     tasks: list[Task],
     max_memory: int | None,
+    max_time: float | None,
 ) -> tuple[list[FitResult], list[Warning], int]:
     """Fit and score the models of some tasks, and train networks together.
 
@@ -85,17 +92,21 @@ def train_share(
         Tasks of the share.
     max_memory : int or None
         Number of bytes that the training may take.
+    max_time : float or None
+        Number of seconds that the fits may take.
 
     Returns
     -------
     results : list of FitResult
         Results in the order of the tasks.
     messages : list of Warning
-        Each distinct warning of the library once, except for those about divergence,
-        which follow from the results.
+        Each distinct warning of the library once, except for those about divergence
+        and, with ``max_time``, about time, which follow from the results.
     n_bytes : int
         Size of a pickled model if ``max_memory`` is not None, else 0.
     """
+    start = time.monotonic()
+    in_results = (DivergenceWarning, *([] if max_time is None else [TimeLimitWarning]))
     with recorded_warnings() as recorded:
         prepared: dict[tuple[int, int], PreparedModel] = {}
         for index, pipeline in pipelines.items():
@@ -104,12 +115,14 @@ def train_share(
             prepared |= {(index, i): m for i, m in zip(used, models, strict=True)}
         for model in prepared.values():
             remember_transforms(model.model)  # candidates are scored on the same rows
-        trained, training_warnings = _train(tasks, prepared, max_memory)
+        if max_time is not None:
+            max_time -= time.monotonic() - start
+        trained, training_warnings = _train(tasks, prepared, max_memory, max_time)
         results = [_score_model(model, options.scorer) for model in trained]
     distinct = {
         (type(w), str(w)): w
         for w in [*recorded, *training_warnings]
-        if not isinstance(w, DivergenceWarning)
+        if not isinstance(w, in_results)
     }
     n_bytes = 0 if max_memory is None else _pickled_size(trained)
     return results, list(distinct.values()), n_bytes
@@ -119,6 +132,7 @@ def _train(
     tasks: list[Task],
     prepared: dict[tuple[int, int], PreparedModel],
     max_memory: int | None,
+    max_time: float | None,
 ) -> tuple[list[PreparedModel], list[Warning]]:
     """Train the networks on the transformed rows, and put them into their pipelines."""
     n_users = Counter((task.pipeline, task.split) for task in tasks)
@@ -127,6 +141,8 @@ def _train(
         model = prepared[task.pipeline, task.split]
         if model.error is None and task.net is not None:
             jobs[i] = Job(clone(task.net), *last_step(model.model).fit_input_)
+    for job in jobs.values():
+        limit_time(job.estimator, max_time and max_time / len(jobs))
     outcomes = dict(
         zip(jobs, train_together(list(jobs.values()), max_memory), strict=True)
     )
@@ -140,6 +156,7 @@ def _train(
                 model=with_last(model.model, outcome.estimator),
                 error=None if outcome.error is None else RemoteError(outcome.error),
                 is_stacked=outcome.is_stacked,
+                is_cut=any(isinstance(w, TimeLimitWarning) for w in outcome.warnings),
             )
             seconds += outcome.seconds
         else:
@@ -150,7 +167,7 @@ def _train(
 
 def _score_model(trained: PreparedModel, scorer: Any) -> FitResult:
     """Score a model as scikit-learn would."""
-    model, error, seconds, parts, is_stacked = trained
+    model, error, seconds, parts, is_stacked, is_cut = trained
     if error is not None:
         divergence = divergence_fields(None, error.error)
         return FitResult(seconds, is_stacked, error, **divergence)
@@ -160,7 +177,9 @@ def _score_model(trained: PreparedModel, scorer: Any) -> FitResult:
     score_seconds = time.perf_counter() - start
     scores += [_score(model, scorer, *part) for part in others]
     divergence = divergence_fields(last_step(model), None)
-    return FitResult(seconds, is_stacked, None, scores, score_seconds, **divergence)
+    return FitResult(
+        seconds, is_stacked, None, scores, score_seconds, is_cut=is_cut, **divergence
+    )
 
 
 def _score(model: Any, scorer: Any, X: Any, y: Any, params: dict[str, Any]) -> Any:
@@ -178,6 +197,54 @@ def _pickled_size(trained: list[PreparedModel]) -> int:
     return next((len(cloudpickle.dumps(model)) for model in fitted), 0)
 
 
+class TimeBudget:
+    """Time of a search, of which all fits that are left get equal parts.
+
+    Parameters
+    ----------
+    max_time : float or None
+        Number of seconds from now on; None for no limit.
+    has_refit : bool
+        Whether the best candidate is fitted again at the end.
+
+    Attributes
+    ----------
+    n_rounds_left : int
+        Number of evaluations of candidates that are left, including the present one.
+    """
+
+    def __init__(self, max_time: float | None, has_refit: bool) -> None:
+        self._end = None if max_time is None else time.monotonic() + max_time
+        self._has_refit = has_refit
+        self._reserved = 0.0
+        self.n_rounds_left = 1
+
+    def of_refit(self) -> float | None:
+        """Return the number of seconds for the refit; None for no limit.
+
+        This is all that is left, but at least the part that was reserved.
+        """
+        return self._end and max(self._end - time.monotonic(), self._reserved)
+
+    def per_fit(self, n_left: int, n_splits: int) -> float | None:
+        """Return the number of seconds for each fit; None for no limit.
+
+        Parameters
+        ----------
+        n_left : int
+            Number of fits left in the present evaluation.
+        n_splits : int
+            Number of fits of a candidate. The refit counts as one more candidate: it
+            has more rows, and no other networks to be trained with.
+        """
+        if self._end is None:
+            return None
+        left = max(self._end - time.monotonic(), 0.0)
+        seconds = left / self.n_rounds_left / (n_left + n_splits * self._has_refit)
+        self._reserved = max(self._reserved, seconds * n_splits)
+        return seconds
+
+
 class ShareTrainer:
     """Trainer of the tasks of a search.
 
@@ -189,11 +256,18 @@ class ShareTrainer:
         Number of workers.
     max_memory : int or None
         Number of bytes that all workers may take.
+    budget : TimeBudget
+        Time of the search.
     """
 
     def __init__(
-        self, options: FitOptions, n_jobs: int | None, max_memory: int | None
+        self,
+        options: FitOptions,
+        n_jobs: int | None,
+        max_memory: int | None,
+        budget: TimeBudget,
     ) -> None:
+        self._budget = budget
         self._options = options
         self._n_jobs = n_jobs
         self._max_memory = max_memory
@@ -214,10 +288,12 @@ class ShareTrainer:
         pipelines: list[Any],
         splits: list[Split],
         tasks: list[Task],
+        n_left: int,
     ) -> list[FitResult]:
         """Fit and score tasks in shares, and show each distinct warning once.
 
-        A share contains the tasks of as few splits as possible.
+        A share contains the tasks of as few splits as possible. ``n_left`` tasks of the
+        evaluation are left, including these.
         """
         order = sorted(range(len(tasks)), key=lambda i: (tasks[i].split, i))
         n_workers = effective_n_jobs(self._n_jobs)
@@ -226,14 +302,15 @@ class ShareTrainer:
         memory = None
         if self._max_memory is not None:
             memory = max(1, int(self._max_memory / 2 / min(n_workers, n_shares)))
+        seconds = self._budget.per_fit(n_left, len(splits))
         arguments = []
         for indices in np.array_split(order, n_shares):
             share = [tasks[i] for i in indices]
             used_pipelines = {task.pipeline: pipelines[task.pipeline] for task in share}
             used_splits = {task.split: splits[task.split] for task in share}
-            arguments.append(
-                (X, y, self._options, used_pipelines, used_splits, share, memory)
-            )
+            limit = seconds and seconds * len(share) * min(n_workers, n_shares)
+            rows = X, y, self._options, used_pipelines, used_splits
+            arguments.append((*rows, share, memory, limit))
         found = call_in_workers(train_share, arguments, self._n_jobs)
         for message in [message for _, messages, _ in found for message in messages]:
             key = (type(message), str(message))

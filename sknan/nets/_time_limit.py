@@ -67,7 +67,7 @@ class TimeLimit(Callback):
         self._spent_ += seconds
         self.n_epochs_ += 1
         self.is_reached_ = self._spent_ + seconds > self.max_time
-        # At least a nanosecond: an epoch may be shorter than the clock's resolution.
+        # The time may be infinite, and an epoch shorter than the clock's resolution.
         left = max(self.max_time - self._spent_, 0.0)
-        self.n_epochs_left_ = int(left / max(seconds, 1e-9))
+        self.n_epochs_left_ = int(min(left / max(seconds, 1e-9), 1e9))
         return not self.is_reached_

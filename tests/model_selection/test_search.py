@@ -22,7 +22,7 @@ from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.decomposition import KernelPCA
-from sklearn.exceptions import FitFailedWarning
+from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, get_scorer, make_scorer
@@ -52,6 +52,8 @@ from sknan.model_selection import (
     BatchedHalvingSearchCV,
     BatchedRandomizedSearchCV,
 )
+from sknan.model_selection._pipelines import limit_time
+from sknan.model_selection._worker import TimeBudget
 
 # Sums of floats are rounded differently when networks are trained together.
 CLOSE = {"rtol": 0, "atol": 2e-3}
@@ -689,6 +691,85 @@ def test_memory_is_a_number_of_bytes(table, memory):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole is compared
         search.fit(*table)
     assert str(caught.value) == message
+
+
+# -- time limit ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("search_class", "model", "params", "n_fits"),
+    [
+        (BatchedGridSearchCV, pipeline(), {}, 9),
+        (BatchedGridSearchCV, pipeline(), {"n_jobs": 2}, 9),
+        (BatchedHalvingSearchCV, pipeline(), {"resource": "n_samples"}, 12),
+        (BatchedRandomizedSearchCV, ensemble(), {"n_iter": 3, "random_state": 0}, 9),
+    ],
+)
+def test_a_search_ends_after_its_time(table, search_class, model, params, n_fits):
+    def n_epochs(model, X, y):
+        network = model[-1] if isinstance(model, Pipeline) else model.estimators_[1]
+        return network.n_iter_
+
+    X, y = NaNImputer().fit_transform(table[0]), table[1]
+    grid = RATES if isinstance(model, Pipeline) else {"estimator__lr": RATES["net__lr"]}
+    params = {"scoring": n_epochs, "cv": 3, **params}
+    with pytest.warns(ConvergenceWarning) as caught:
+        search = search_class(model, grid, max_time=1e-9, **params).fit(X, y)
+    assert str(caught[-1].message) == (
+        f"max_time=1e-09 ended {n_fits} of {n_fits} trainings of the search before "
+        "their max_epochs, so that their scores are those of shorter trainings. Raise "
+        "max_time, or search fewer candidates."
+    )
+    assert len(caught) == 2  # with that of the refit
+    assert set(search.cv_results_["mean_test_score"]) == {1}
+    assert n_epochs(search.best_estimator_, X, y) == 1
+    enough = search_class(model, grid, max_time=1e6, **params).fit(X, y)
+    assert set(enough.cv_results_["mean_test_score"]) == {3}
+    assert 0 < (enough.best_estimator_.get_params()[MAX_TIME[type(model)]]) < 1e6
+
+
+MAX_TIME = {Pipeline: "net__max_time", StableNetEnsembleClassifier: "max_time"}
+
+
+@pytest.mark.parametrize(
+    ("model", "max_time", "message"),
+    [
+        (
+            pipeline(),
+            0,
+            "The 'max_time' parameter of BatchedGridSearchCV must be a number of "
+            "seconds above 0 or None, got 0.",
+        ),
+        (
+            LogisticRegression(),
+            5,
+            "max_time=5 needs an estimator that is, or ends in, a network or ensemble "
+            "of sknan, got LogisticRegression(). Leave it out.",
+        ),
+    ],
+)
+def test_a_time_limit_that_cannot_hold_is_refused(table, model, max_time, message):
+    search = BatchedGridSearchCV(model, {}, max_time=max_time)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole is compared
+        search.fit(*table)
+    assert str(caught.value) == message
+
+
+def test_the_fits_that_are_left_share_the_time():
+    budget = TimeBudget(1000.0, has_refit=True)
+    budget.n_rounds_left = 2
+    assert budget.per_fit(7, 3) == pytest.approx(50.0, rel=0.1)
+    assert budget.of_refit() == pytest.approx(1000.0, rel=0.1)
+    budget._end -= 2000.0  # as after evaluations that took longer than expected
+    assert budget.per_fit(3, 3) == 0.0
+    assert budget.of_refit() == pytest.approx(150.0, rel=0.1)
+    assert TimeBudget(1000.0, has_refit=False).per_fit(4, 3) == pytest.approx(250, 0.1)
+    unlimited = TimeBudget(None, has_refit=True)
+    assert unlimited.per_fit(7, 3) is unlimited.of_refit() is None
+    network = net(max_time=5.0)
+    for limit, expected in [(None, 5.0), (9.0, 5.0), (2.0, 2.0), (-1.0, 1e-9)]:
+        limit_time(network, limit)
+        assert network.max_time == expected
 
 
 # -- shares and workers --------------------------------------------------------------

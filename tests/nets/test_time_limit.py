@@ -25,7 +25,9 @@ def fitted(*callbacks):
     return net.fit(X, Y)
 
 
-@pytest.mark.parametrize(("max_time", "n_epochs"), [(INSTANT, 1), (FOREVER, 5)])
+@pytest.mark.parametrize(
+    ("max_time", "n_epochs"), [(INSTANT, 1), (FOREVER, 5), (np.inf, 5)]
+)
 def test_a_training_ends_after_its_time_but_not_before_an_epoch(max_time, n_epochs):
     assert len(fitted(TimeLimit(max_time)).history) == n_epochs
 
