@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from sknan.losses._bounded import unbounded
 from sknan.nets._batching import TensorTable
 
+# Of a float32 of this exponent, a sum of squares is far within the range.
+_LARGE_EXPONENT = 40
+
 
 class TargetCoding(Protocol):
     """Conversion between the targets of a net and those of its estimator."""
@@ -59,6 +62,7 @@ def regression_score(
 ) -> float:
     """Return the R2 score, or the mean D2 pinball score of several quantiles."""
     levels = levels_of(criterion)
+    y, predicted = _in_moderate_unit(y, predicted)
     if np.ndim(levels) == 0:
         return float(r2_score(y, predicted, sample_weight=sample_weight))
     scores = [
@@ -66,6 +70,18 @@ def regression_score(
         for i, q in enumerate(levels)
     ]
     return float(np.mean(scores))
+
+
+def _in_moderate_unit(y: Any, predicted: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Return both in a unit in which no square overflows or vanishes, without error."""
+    values = np.asarray(y)
+    if values.dtype.kind != "f" or not values.size:
+        return y, predicted
+    exponents = np.frexp(np.abs(values).max(axis=0))[1]
+    if np.abs(exponents).max() < _LARGE_EXPONENT:
+        return y, predicted
+    per_target = exponents.reshape(-1, *[1] * (predicted.ndim - values.ndim))
+    return np.ldexp(values, -exponents), np.ldexp(predicted, -per_target)
 
 
 @dataclass(frozen=True)

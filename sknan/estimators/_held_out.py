@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.metrics import accuracy_score
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class HeldOutPredictions:
             Predicted labels or numbers.
         metric : callable
             ``accuracy_score`` of scikit-learn, or a score of numbers with the same
-            parameters that does not depend on the unit of ``y``.
+            parameters.
 
         Returns
         -------
@@ -72,9 +71,4 @@ class HeldOutPredictions:
         if known.sum() < 2:
             return float("nan")
         weights = None if self.weights is None else self.weights[known]
-        target, mean = self.target[known], mean[known]
-        if metric is not accuracy_score:  # in a unit in which no square overflows
-            unit = np.maximum(np.abs(target).max(axis=0), np.finfo(np.float64).tiny)
-            per_target = (-1, *[1] * (mean.ndim - target.ndim))
-            target, mean = target / unit, mean / unit.reshape(per_target)
-        return float(metric(target, mean, sample_weight=weights))
+        return float(metric(self.target[known], mean[known], sample_weight=weights))

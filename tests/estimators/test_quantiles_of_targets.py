@@ -157,6 +157,14 @@ def test_each_score_is_the_mean_over_the_quantiles(target):
     assert first.net_.score(X, target) == first.score(X, target)
 
 
+@pytest.mark.parametrize("unit", [1e25, np.float32(1e25), 1e-200, 1e300])
+def test_the_score_does_not_depend_on_the_unit_of_the_target(unit):
+    target = (y / 1e4 * unit).astype(type(unit))
+    model = StableNetRegressor(max_epochs=2, random_state=0).fit(X, target)
+    expected = r2_score(target / unit, model.predict(X) / unit)
+    assert model.score(X, target) == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_search_scores_quantiles():
     scorers = {
         "d2": lambda model, X, y: model.score(X, y),
