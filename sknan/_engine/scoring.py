@@ -82,8 +82,9 @@ class ValidationScore(Callback):
         """Raise the error of a score that was finite in no epoch."""
         raise ValueError(
             f"scoring={self.scoring!r} is not finite for the {n_rows} held-out rows in "
-            f"any of {n_epochs} epochs, so that no epoch is the best. Hold out rows of "
-            "each class by validation_split or X_val, or choose another scoring."
+            f"any of {n_epochs} epochs, so that no epoch is the best. Hold out more "
+            "rows, of each class, by validation_split or X_val, or choose another "
+            "scoring."
         )
 
 

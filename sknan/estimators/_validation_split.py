@@ -206,9 +206,10 @@ class UserSplits(NamedTuple):
             )
         found = np.flatnonzero(train[self.numbers]), np.flatnonzero(valid[self.numbers])
         if not all(map(len, found)):
+            weighted = " of positive weight" if len(self.numbers) < n_rows else ""
             raise ValueError(
                 f"validation_split gives a split with {len(found[0])} training rows "
-                f"and {len(found[1])} validation rows. Both parts need rows."
+                f"and {len(found[1])} validation rows{weighted}. Both parts need rows."
             )
         return found
 

@@ -199,7 +199,7 @@ def test_a_score_that_is_never_finite_is_refused():
         model.fit(X, Y)
     assert str(raised.value) == (
         f"scoring={model.scoring!r} is not finite for the 30 held-out rows in any of 6 "
-        "epochs, so that no epoch is the best. Hold out rows of each class by "
+        "epochs, so that no epoch is the best. Hold out more rows, of each class, by "
         "validation_split or X_val, or choose another scoring."
     )
 

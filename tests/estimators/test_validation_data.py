@@ -380,6 +380,19 @@ def test_a_split_that_cannot_be_used_is_refused(splitter, message):
     assert str(refused.value) == message
 
 
+def test_a_split_without_rows_of_positive_weight_is_refused():
+    weights = np.arange(60.0) > 30
+    with pytest.raises(ValueError, match="validation_split") as refused:
+        held_out(
+            options={"validation_split": [(range(10), range(20, 60))]},
+            sample_weight=weights,
+        )
+    assert str(refused.value) == (
+        "validation_split gives a split with 0 training rows and 29 validation rows of "
+        "positive weight. Both parts need rows."
+    )
+
+
 def test_an_error_of_the_splitter_names_the_parameter():
     with pytest.raises(ValueError, match="groups") as refused:
         held_out(options={"validation_split": GroupKFold(3)})
