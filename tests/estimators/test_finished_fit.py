@@ -7,6 +7,7 @@ import pytest
 from torch import nn
 
 from sknan import NonFiniteTrainingError, StableNetRegressor
+from sknan.estimators._target_scaling import mean_and_scale
 
 X = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
 Y = 5.0 * X[:, 0] + 40.0
@@ -41,3 +42,18 @@ def test_the_mean_and_scale_of_the_target_are_those_of_the_weighted_rows():
     variance = np.average((Y - mean) ** 2, weights=weights)
     assert net.target_mean_ == pytest.approx(mean, rel=1e-6)
     assert net.target_scale_ == pytest.approx(np.sqrt(variance), rel=1e-6)
+
+
+def test_the_first_target_that_varies_is_standardized_with_its_weights():
+    weights = np.linspace(0.1, 3.0, 80) ** 2
+    net = StableNetRegressor(max_epochs=1, random_state=0)
+    net.partial_fit(X, np.full(80, 2.0))
+    net.partial_fit(X, Y, sample_weight=weights)
+    assert net.target_mean_ == pytest.approx(np.average(Y, weights=weights), rel=1e-6)
+
+
+def test_weights_of_unknown_targets_do_not_count():
+    values = np.array([[1.0, np.nan], [2.0, 5.0], [6.0, 1.0]])
+    mean, scale = mean_and_scale(values, np.array([1.0, 1.0, 3.0]))
+    np.testing.assert_allclose(mean, [21 / 5, 2.0])
+    np.testing.assert_allclose(scale, [np.sqrt(4.96), np.sqrt(3.0)])

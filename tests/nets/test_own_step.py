@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sknan import DivergenceWarning, GuardedNetRegressor, GuardMixin
+from sknan.nets.recovery.step_loss import loss_of
 
 X = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
 Y = X[:, :1] - X[:, 1:2]
@@ -249,6 +250,16 @@ def test_a_failed_adversarial_step_is_taken_again():
     with pytest.warns(DivergenceWarning, match="Training failed once"):
         net = trained(FailsOnce, Pair)
     torch.testing.assert_close(weights(net), weights(trained(Adversarial, Pair)))
+
+
+def test_a_trial_of_the_loss_leaves_the_step_that_a_scheduler_has_wrapped():
+    net = trained(Before, max_epochs=1)
+    torch.optim.lr_scheduler.StepLR(net.optimizer_, 1)
+    wrapped = vars(net.optimizer_)["step"]
+    before = weights(net).clone()
+    loss_of(net, (torch.tensor(X), torch.tensor(Y)), {})
+    assert vars(net.optimizer_)["step"] is wrapped
+    assert torch.equal(weights(net), before)
 
 
 class Broken(GuardedNetRegressor):

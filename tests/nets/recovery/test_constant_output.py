@@ -7,11 +7,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from failing_trainings import LogOfFirst, X, Y, fitted, network_of, r2, refused
+from failing_trainings import (
+    LogOfFirst,
+    X,
+    Y,
+    fitted,
+    network_of,
+    r2,
+    refused,
+    with_bad_rows,
+)
+from skorch.callbacks import Callback
 from torch import nn
 
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.drop_rows import DropRows
+from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.repair_operations import RepairOperations
 
 LABELS = (Y[:, 0] > 0.5).astype("int64")
@@ -101,6 +112,27 @@ def test_rows_that_always_fail_do_not_count_against_a_rescue():
     assert {row for r in net.nonfinite_reports_ for row in r.rows} == {7, 90}
     sound = np.setdiff1d(np.arange(len(X)), [7, 90])
     assert r2(net, X[sound], Y[sound]) > 0.9
+
+
+class Judged(Callback):
+    """Number of rows on which a rescue would be judged, and of those that are sound."""
+
+    def on_epoch_end(self, net, **_):
+        training = net._training_
+        (rows,) = training.rows_of_data(256)
+        everything = torch.from_numpy(with_bad_rows()), torch.from_numpy(Y)
+        trials = RateTrials(training, everything, {})
+        with torch.no_grad():
+            sound = trials._sound_rows(everything)
+        self.n_rows = len(rows[0]), len(sound[0])
+
+
+def test_rows_that_fail_are_not_judged():
+    judged = Judged()
+    options = {"max_epochs": 3, "callbacks": [judged]}
+    fitted(network_of(LogOfFirst, **options), with_bad_rows())
+    # The logarithm of 0 only fails in the gradient.
+    assert judged.n_rows == (126, 127)
 
 
 def test_equal_targets_leave_nothing_to_be_better_at():

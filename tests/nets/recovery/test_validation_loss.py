@@ -9,7 +9,8 @@ from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import nn
 
-from sknan import GuardedNetClassifier, NonFiniteTrainingError
+from sknan import GuardedNet, GuardedNetClassifier, NonFiniteTrainingError
+from sknan.nets.recovery.validation_loss import loss_of_sound_rows
 
 X = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
 Y = (X[:, 0] > 0).astype("int64")
@@ -57,3 +58,19 @@ def test_a_loss_that_refuses_all_rows_is_explained():
 def test_targets_of_another_shape_are_an_error_of_the_program():
     with pytest.raises(RuntimeError, match="0D or 1D target"):
         validated(np.zeros((64, 2, 1), dtype="int64"))
+
+
+class OutsideForAnyRow(nn.Module):
+    """Loss whose check refuses the NaN that a root gives for any output."""
+
+    def forward(self, output, target):
+        share = torch.sqrt(-1.0 - output.abs())
+        return nn.functional.binary_cross_entropy(share, target)
+
+
+def test_a_loss_that_passes_with_repaired_operations_only_is_explained():
+    net = GuardedNet(nn.Linear(3, 1), OutsideForAnyRow).initialize()
+    outputs, target = torch.randn(8, 1), torch.full((8, 1), 0.5)
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        loss_of_sound_rows(net, torch.from_numpy(X[:8]), outputs, target)
+    assert str(caught.value) == f"In validation: {caught.value.report}"
