@@ -37,7 +37,11 @@ _LEAST_GAIN = 0.01
 # mean is up to 0.17 above it. As long as the loss falls, it may be high yet, up to the
 # second share: one starts at 38 times that of a constant in a test, one ends at 4.6e4.
 _FAR_WORSE = 0.2
+
+# The same multiple tells epoch losses that failing rows make up, which show no trend.
 _TOO_FAR_TO_FALL = 1e3
+
+# Number of rows on which a rescue is judged. It bounds the time, and was not tuned.
 _N_JUDGED = 256
 
 # Number of steps for which a lower learning rate is tested, twice as many as there are
