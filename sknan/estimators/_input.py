@@ -173,7 +173,7 @@ def check_sample_weight(
             f"{name} must not be negative, but is {weights[row]:g} at row {row}."
         )
     if not weights.any():
-        raise ValueError(f"{name} is 0 for all rows: at least one row must count.")
+        raise ValueError(f"{name} is zero for all rows: at least one row must count.")
     return weights
 
 

@@ -331,7 +331,7 @@ def test_invalid_sample_weights_are_refused(Estimator, y):
         "sample_weight must not be negative, but is -2 at row 10."
     )
     assert refusal(ValueError, fit, X, y, np.zeros(12)) == (
-        "sample_weight is 0 for all rows: at least one row must count."
+        "sample_weight is zero for all rows: at least one row must count."
     )
     bad = np.where(np.arange(12) == 4, np.nan, ones)
     assert refusal(NonFiniteDataError, fit, X, y, bad) == (

@@ -182,7 +182,8 @@ class RateTrials:
         """Whether the loss is far above that of a constant output.
 
         The rows are training rows that seldom failed and whose loss is finite.
-        The answer is no if there are none, or if all have the same target.
+        The answer is no if there are none, if all have the same target, or if the loss
+        relates rows, such as a triplet loss: equal outputs are no baseline for it.
         """
         if self.net._own_step() is not None:
             return False
@@ -190,6 +191,8 @@ class RateTrials:
         try:
             with kept_random_states(self.net.device), torch.no_grad():
                 batches = [b for b in map(self._sound_rows, batches) if _varies(b[1])]
+                if not all(map(self._is_mean_over_rows, batches)):
+                    return False
             reached = self._mean_loss(batches) if batches else math.nan
         except StepRefused:
             return False
@@ -234,6 +237,30 @@ class RateTrials:
             return bool(torch.isfinite(loss).all())
 
         return without_rows((inputs, target), by_bisection(is_sound, n_rows), n_rows)
+
+    def _is_mean_over_rows(self, batch: Any) -> bool:
+        """Whether the loss is a weighted mean or the sum of the losses of the rows."""
+        inputs, target = batch
+        n_rows = get_len(inputs)
+        with RefuseErrors():
+            outputs = self.net.infer(inputs, **self.fit_params)
+
+        def loss_of_rows(start: int, stop: int) -> float:
+            x, y, out = (
+                sliced(data, slice(start, stop), n_rows)
+                for data in (inputs, target, outputs)
+            )
+            with RefuseErrors():
+                return float(self.net.get_loss(out, y, X=x, training=True))
+
+        whole = loss_of_rows(0, n_rows)
+        each = [loss_of_rows(i, i + 1) for i in range(n_rows)]
+        low, high = min(each), max(each)
+        rounding = 1e-3 * max(abs(low), abs(high))
+        return all(map(math.isfinite, each)) and any(
+            low - rounding <= loss <= high + rounding
+            for loss in (whole, whole / n_rows)
+        )
 
     def _lowest_constant(self, batches: list[Any]) -> float:
         """Return the loss of the best constant output; inf if it is not known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,3 +142,35 @@ def test_equal_targets_leave_nothing_to_be_better_at():
     data[[7, 90], 0] = -1.0
     net = fitted(network_of(LogOfFirst, max_epochs=3, lr=0.0001), data, targets)
     assert net.nonfinite_reports_
+
+
+class Triplets(nn.Module):
+    """Mean over the triplets that violate a margin, 0/0 for a batch without any."""
+
+    def forward(self, output, target):
+        distances = ((output[:, None] - output[None]) ** 2).sum(2)
+        is_same = target[:, None] == target[None]
+        gaps = torch.relu(distances[:, :, None] - distances[:, None, :] + 1.0)
+        gaps = gaps[is_same[:, :, None] & ~is_same[:, None, :]]
+        return gaps.sum() / (gaps > 0).sum()
+
+
+WEIGHTS = torch.tensor([1.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("criterion", "is_mean"),
+    [
+        (nn.CrossEntropyLoss(), True),
+        (nn.CrossEntropyLoss(WEIGHTS), True),
+        (nn.CrossEntropyLoss(reduction="sum"), True),
+        (Triplets(), False),
+    ],
+)
+def test_only_losses_of_single_rows_are_compared_with_a_constant(criterion, is_mean):
+    # Equal outputs violate each triplet by 1. Those that remain may do so by more.
+    torch.manual_seed(0)
+    net = network_of(nn.Linear(4, 2), criterion).initialize()
+    batch = torch.tensor(X[:32]), torch.tensor(LABELS[:32])
+    trials = RateTrials(SimpleNamespace(net=net), batch, {})
+    assert trials._is_mean_over_rows(batch) is is_mean
