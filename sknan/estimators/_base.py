@@ -141,7 +141,9 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
                 f"{owner} requires y to be passed, but the target y is None."
             )
         data = FitData(X_val, y_val, sample_weight_val, groups)
-        has_validation_data = data.is_validated(self.early_stopping)
+        has_validation_data = data.is_validated(
+            self.early_stopping, self.validation_split
+        )
         is_new = not self._continues(is_partial)
         X_raw = check_features(
             self, X, reset=is_new, min_samples=1 if is_partial else 2

@@ -40,7 +40,7 @@ class FitData(NamedTuple):
     sample_weight_val: Any = None
     groups: Any = None
 
-    def is_validated(self, early_stopping: Any) -> bool:
+    def is_validated(self, early_stopping: Any, validation_split: Any) -> bool:
         """Whether there are validation data; refuse a part of them."""
         given = self._asdict()
         for name in ("X_val", "y_val", "sample_weight_val"):
@@ -54,6 +54,11 @@ class FitData(NamedTuple):
             raise ValueError(
                 "X_val and y_val are provided, but early_stopping=False does not use "
                 "them. Set early_stopping to 'auto' or True."
+            )
+        if self.X_val is not None and validation_split is not None:
+            raise ValueError(
+                "X_val and validation_split both choose the rows to validate on. Pass "
+                "one of them."
             )
         return self.X_val is not None
 

@@ -223,6 +223,14 @@ def test_targets_and_parameters_that_do_not_fit_validation_data_are_refused():
         "X_val and y_val are provided, but early_stopping=False does not use them. Set "
         "early_stopping to 'auto' or True."
     )
+    with pytest.raises(ValueError, match="validation_split") as refused:
+        model.set_params(early_stopping=True, validation_split=GroupKFold(3)).fit(
+            X, X[:, 0], X_val=X_VAL, y_val=X_VAL[:, 0]
+        )
+    assert str(refused.value) == (
+        "X_val and validation_split both choose the rows to validate on. Pass one of "
+        "them."
+    )
 
 
 # -- groups ----------------------------------------------------------------------------
