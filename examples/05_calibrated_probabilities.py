@@ -91,24 +91,39 @@ for name, p in probabilities.items():
 # The test rows are sorted by predicted probability, and each point contains a twelfth
 # of them. On the diagonal, the prediction equals the observed frequency.
 
-figure, axes = plt.subplots(figsize=(6.0, 5.0), layout="constrained")
-axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-looks = {"the usual network": ("s--", "#b2560d"), "tabular_pipeline": ("o-", "#0b5394")}
-for name, (line, color) in looks.items():
-    observed, predicted = calibration_curve(
-        y_test, probabilities[name], n_bins=12, strategy="quantile"
+
+def draw_reliability(title, curves):
+    """Draw labels, line styles, colors and probabilities of the test rows."""
+    figure, axes = plt.subplots(figsize=(6.0, 5.0), layout="constrained")
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for label, line, color, p in curves:
+        observed, predicted = calibration_curve(
+            y_test, p, n_bins=12, strategy="quantile"
+        )
+        label = f"{label}, log-loss {log_loss(y_test, p):.3f}"
+        axes.plot(predicted, observed, line, color=color, label=label)
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, 1),
+        xlabel="predicted probability of default",
+        ylabel="observed frequency of default",
+        title=title,
     )
-    label = f"{name}, log-loss {losses[name]:.2f}"
-    axes.plot(predicted, observed, line, color=color, label=label)
-axes.set(
-    xlim=(0, 1),
-    ylim=(0, 1),
-    xlabel="predicted probability of default",
-    ylabel="observed frequency of default",
-    title="Predicted probabilities agree with frequencies",
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", fontsize=9)
+    return figure
+
+
+figure = draw_reliability(
+    "Predicted probabilities agree with frequencies",
+    [
+        (name, line, color, probabilities[name])
+        for name, line, color in (
+            ("the usual network", "s--", "#b2560d"),
+            ("tabular_pipeline", "o-", "#0b5394"),
+        )
+    ],
 )
-axes.grid(alpha=0.3)
-axes.legend(loc="upper left", fontsize=9)
 OUTPUTS.mkdir(exist_ok=True)
 figure.savefig(OUTPUTS / "calibrated_probabilities.png", dpi=150)
 print(f"Plot: {OUTPUTS / 'calibrated_probabilities.png'}")
@@ -130,21 +145,12 @@ networks = focal[-1].estimators_
 before = np.mean([net.predict_proba(prepared)[:, 1] for net in networks], axis=0)
 print(f"temperature {focal[-1].temperature_:.2f}")
 
-figure, axes = plt.subplots(figsize=(6.0, 5.0), layout="constrained")
-axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-pairs = [("before", before, "s--", "#b2560d"), ("after", after, "o-", "#0b5394")]
-for name, p, line, color in pairs:
-    observed, predicted = calibration_curve(y_test, p, n_bins=12, strategy="quantile")
-    label = f"{name} calibration, log-loss {log_loss(y_test, p):.3f}"
-    axes.plot(predicted, observed, line, color=color, label=label)
-axes.set(
-    xlim=(0, 1),
-    ylim=(0, 1),
-    xlabel="predicted probability of default",
-    ylabel="observed frequency of default",
-    title="Focal loss, calibrated on held-out rows",
+figure = draw_reliability(
+    "Focal loss, calibrated on held-out rows",
+    [
+        ("before calibration", "s--", "#b2560d", before),
+        ("after calibration", "o-", "#0b5394", after),
+    ],
 )
-axes.grid(alpha=0.3)
-axes.legend(loc="upper left", fontsize=9)
 figure.savefig(OUTPUTS / "temperature.png", dpi=150)
 print(f"Plot: {OUTPUTS / 'temperature.png'}")

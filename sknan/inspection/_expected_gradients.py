@@ -62,20 +62,21 @@ def expected_gradients(
         used = background[[place.background for place in own]].double()
         first: Any = 0.0
         second: Any = 0.0
-        slope: Any = 0.0
+        total_gradient: Any = 0.0
         for place, row in zip(
             own, background[[p.background for p in own]], strict=True
         ):
             at = (1 - place.point) * row + place.point * rows
             found = gradient(at).double()
             term = found * (rows.double() - row.double())
-            first, second, slope = first + term, second + term.square(), slope + found
+            first, second = first + term, second + term.square()
+            total_gradient = total_gradient + found
         n = len(own)
         mean = first / n
         spread = spread + (second / n - mean.square()).clamp(min=0) / n
         # The mean of the sampled background differs from that of all of it. Its effect
         # is exact for a linear network, and removes much of the error for others.
-        total = total + mean + (used.mean(dim=0) - center) * slope / n
+        total = total + mean + (used.mean(dim=0) - center) * total_gradient / n
     return total / len(gradients), spread / len(gradients) ** 2
 
 

@@ -218,48 +218,31 @@ class RateTrials:
 
     def _sound_rows(self, batch: Any) -> Any:
         """Return the rows of a batch whose output and loss are finite."""
-        inputs, target = unpack_data(batch)
-        with RefuseErrors():
-            outputs = self.net.infer(inputs, **self.fit_params)
-        n_rows = get_len(inputs)
+        rows = _Rows(self.net, batch, self.fit_params)
 
         def is_sound(part: slice) -> bool:
-            if nonfinite_rows(sliced(outputs, part, n_rows), part.stop - part.start):
+            outputs = sliced(rows.outputs, part, rows.n_rows)
+            if nonfinite_rows(outputs, part.stop - part.start):
                 return False
-            x, y, out = (
-                sliced(data, part, n_rows) for data in (inputs, target, outputs)
-            )
             try:
-                with RefuseErrors():
-                    loss = self.net.get_loss(out, y, X=x, training=True)
+                return bool(torch.isfinite(rows.loss(part)).all())
             except StepRefused:
                 return False
-            return bool(torch.isfinite(loss).all())
 
-        return without_rows((inputs, target), by_bisection(is_sound, n_rows), n_rows)
+        return without_rows(
+            (rows.inputs, rows.target), by_bisection(is_sound, rows.n_rows), rows.n_rows
+        )
 
     def _is_mean_over_rows(self, batch: Any) -> bool:
         """Whether the loss is a weighted mean or the sum of the losses of the rows."""
-        inputs, target = batch
-        n_rows = get_len(inputs)
-        with RefuseErrors():
-            outputs = self.net.infer(inputs, **self.fit_params)
-
-        def loss_of_rows(start: int, stop: int) -> float:
-            x, y, out = (
-                sliced(data, slice(start, stop), n_rows)
-                for data in (inputs, target, outputs)
-            )
-            with RefuseErrors():
-                return float(self.net.get_loss(out, y, X=x, training=True))
-
-        whole = loss_of_rows(0, n_rows)
-        each = [loss_of_rows(i, i + 1) for i in range(n_rows)]
+        rows = _Rows(self.net, batch, self.fit_params)
+        whole = float(rows.loss(slice(0, rows.n_rows)))
+        each = [float(rows.loss(slice(i, i + 1))) for i in range(rows.n_rows)]
         low, high = min(each), max(each)
         rounding = 1e-3 * max(abs(low), abs(high))
         return all(map(math.isfinite, each)) and any(
             low - rounding <= loss <= high + rounding
-            for loss in (whole, whole / n_rows)
+            for loss in (whole, whole / rows.n_rows)
         )
 
     def _lowest_constant(self, batches: list[Any]) -> float:
@@ -361,6 +344,27 @@ class RateTrials:
             self.training.conditioning.scale_grads()
         grads = [p.grad for p in net.guard_.parameters if p.grad is not None]
         return loss, float(grad_norm(grads))
+
+
+class _Rows:
+    """Rows of a batch with their outputs, from which losses of parts are computed."""
+
+    def __init__(self, net: Any, batch: Any, fit_params: dict[str, Any]) -> None:
+        self.net = net
+        self.inputs, self.target = unpack_data(batch)
+        self.n_rows = get_len(self.inputs)
+        with RefuseErrors():
+            self.outputs = net.infer(self.inputs, **fit_params)
+
+    def loss(self, part: slice) -> Tensor:
+        """Return the loss of some rows, or raise ``StepRefused``."""
+        x, y, out = (
+            sliced(data, part, self.n_rows)
+            for data in (self.inputs, self.target, self.outputs)
+        )
+        with RefuseErrors():
+            loss: Tensor = self.net.get_loss(out, y, X=x, training=True)
+        return loss
 
 
 def _varies(target: Any) -> bool:
