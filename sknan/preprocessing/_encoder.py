@@ -66,6 +66,8 @@ class CategoryEncoder(OneHotEncoder):
 
     def _warn_of_unknown(self, name: Any, cells: pd.Categorical, place: Any) -> None:
         """Warn of a column without known categories; one such row is usual."""
+        if len(cells) < 2:
+            return
         filled = np.flatnonzero(cells.codes >= 0)
         is_filled = 2 * len(filled) > len(cells) and len(filled) > 1
         if is_filled and (place[filled] == _UNKNOWN).all():
@@ -157,18 +159,18 @@ class ColumnEncoder(CallbackSupportMixin, TransformerMixin, BaseEstimator):
             if names
         ]
         encoded = []
+        self._names: list[str] = []
+        taken = set[str]()
         for names, encoder in self._parts:
-            if encoder is not None:
+            if not (encoder is None or isinstance(encoder, CategoryEncoder)):
                 encoder.set_output(transform="pandas")
             part = X[names] if encoder is None else encoder.fit_transform(X[names], y)
             encoded.append(part)
-        self._names: list[str] = []
-        taken = set[str]()
-        for name in (name for part in encoded for name in part):
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            self._names.append(name)
+            for name in names if encoder is None else encoder.get_feature_names_out():
+                while name in taken:
+                    name += "_"
+                taken.add(name)
+                self._names.append(name)
         return self._joined(X, encoded)
 
     def transform(self, X: pd.DataFrame) -> pd.DataFrame:
@@ -221,9 +223,9 @@ class ColumnEncoder(CallbackSupportMixin, TransformerMixin, BaseEstimator):
         is_category = isinstance(column.dtype, pd.CategoricalDtype)
         return is_category and column.nunique(dropna=False) < most
 
-    def _joined(self, X: pd.DataFrame, parts: list[pd.DataFrame]) -> pd.DataFrame:
-        for part in parts:
-            part.index = X.index
-        joined = pd.concat(parts, axis=1)
-        joined.columns = pd.Index(self._names)
-        return joined
+    def _joined(self, X: pd.DataFrame, parts: list[Any]) -> pd.DataFrame:
+        if len(parts) == 1 and isinstance(parts[0], pd.DataFrame):
+            return parts[0].set_axis(self._names, axis=1)
+        # One array: pandas would join a table of one row column by column.
+        cells = np.concatenate([np.asarray(part) for part in parts], axis=1)
+        return pd.DataFrame(cells, X.index, self._names, copy=False)

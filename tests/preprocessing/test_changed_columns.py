@@ -417,3 +417,12 @@ def test_columns_of_numbers_are_read_at_once_as_one_by_one():
     pd.testing.assert_frame_equal(
         cleaner.fit_transform(numbers), cleaner.transform(numbers)
     )
+
+
+def test_a_wide_table_keeps_the_order_of_its_columns():
+    X = pd.DataFrame(np.arange(3000.0).reshape(20, 150)).add_prefix("n")
+    X.insert(70, "k", list("uvuw") * 5)
+    cleaner = TableCleaner()
+    fitted = cleaner.fit_transform(X)
+    assert list(fitted) == list(X)
+    pd.testing.assert_frame_equal(cleaner.transform(X), fitted)
