@@ -1,4 +1,8 @@
-"""Weights-only archives of torch, written atomically and followed by a checksum."""
+"""Weights-only archives of torch, written atomically and followed by a checksum.
+
+Reading takes no more memory than a few times the size of the file, whoever has written
+it: the parts are stored without compression, and no tensor repeats its elements.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import contextlib
 import hashlib
 import io
 import os
+import zipfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -95,6 +101,34 @@ def load(path: str | os.PathLike[str], location: Any = "cpu") -> Any:
     if hashlib.sha256(archive).digest() != digest:
         return None
     try:
-        return torch.load(io.BytesIO(archive), map_location=location, weights_only=True)
+        parts = zipfile.ZipFile(io.BytesIO(archive)).infolist()
+        if sum(part.file_size for part in parts) > len(archive):
+            return None
+        contents = torch.load(
+            io.BytesIO(archive), map_location=location, weights_only=True
+        )
     except Exception:  # foreign contents can cause any exception
         return None
+    return None if any(map(_is_expanded, _tensors_in(contents))) else contents
+
+
+def _tensors_in(contents: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors; lists that contain one list many times are searched once."""
+    seen: set[int] = set()
+    parts = [contents]
+    while parts:
+        part = parts.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, torch.Tensor):
+            yield part
+        elif isinstance(part, Mapping):
+            parts += part.values()
+        elif isinstance(part, (list, tuple)):
+            parts += part
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has more elements than its memory, so that a copy is larger."""
+    return tensor.nbytes > tensor.untyped_storage().nbytes()

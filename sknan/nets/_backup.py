@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -111,7 +113,8 @@ class BackupAndRestore(Callback):
             self._n_before_ = len(net.history)
             self._first_states_ = random_states_of(net)
             return
-        other = difference(net, found)
+        with self._refusing():
+            other = difference(net, found)
         if other is None and self.n_epochs_done >= net.max_epochs:
             other = (
                 f"contains {self.n_epochs_done} finished epochs, but "
@@ -119,11 +122,12 @@ class BackupAndRestore(Callback):
             )
         if other is not None:
             raise self._refusal(other)
-        self._n_before_ = len(found["history"]) - self.n_epochs_done
-        self._first_states_ = found["first_random_states"]
-        put_net(net, found)
-        # Data are split before the first epoch.
-        put_random_states(net, self._first_states_)
+        with self._refusing():
+            self._n_before_ = len(found["history"]) - self.n_epochs_done
+            self._first_states_ = found["first_random_states"]
+            put_net(net, found)
+            # Data are split before the first epoch.
+            put_random_states(net, self._first_states_)
 
     def restore_training(self, net: Any) -> None:
         """Restore the state that the first epoch creates; called by ``GuardMixin``.
@@ -146,7 +150,8 @@ class BackupAndRestore(Callback):
                 )
         if was["checksum"] != now["checksum"]:
             raise self._refusal("is of a training on other data of the same shape")
-        put_training(net, found)
+        with self._refusing():
+            put_training(net, found)
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
         """Raise ``TypeError`` for a net that does not restore backups."""
@@ -165,7 +170,8 @@ class BackupAndRestore(Callback):
         if net._training_ is not None:
             self._write(net)
         elif self._found_ is not None:
-            begin_epoch_as(net, self._found_)
+            with self._refusing():
+                begin_epoch_as(net, self._found_)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
         """Delete the file, unless training was interrupted within an epoch."""
@@ -193,6 +199,17 @@ class BackupAndRestore(Callback):
                 "Put an intact copy in its place",
             )
         return found
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Refuse a file with a valid checksum whose contents cannot be restored."""
+        try:
+            yield
+        except Exception as error:
+            raise self._refusal(
+                f"cannot be restored: {type(error).__name__}: {error}",
+                "Put an intact copy in its place",
+            ) from error
 
     def _refusal(
         self, what: str, remedy: str = "Restore these settings and data"

@@ -44,7 +44,7 @@ from sknan import (
     NonFiniteTrainingError,
     StableNetRegressor,
 )
-from sknan._utils.archive import save
+from sknan._utils.archive import load, save
 from sknan.nets._training_state import plain
 from sknan.nets.guard import Guard
 from sknan.optim import QuantileClip
@@ -557,6 +557,25 @@ def test_a_file_that_is_not_a_backup_is_refused_and_runs_no_code(tmp_path):
             "start from scratch, or choose another path."
         )
         assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("random_states", {}, "KeyError: 'cpu'"),
+        ("modules", None, "AttributeError: 'NoneType' object has no attribute 'get'"),
+        ("training", {}, "KeyError: 'n_steps'"),
+    ],
+)
+def test_a_backup_that_was_edited_is_refused(tmp_path, field, value, reason):
+    path = tmp_path / "backup"
+    with pytest.raises(PowerCutError):
+        fit(*skorch_net(BackupAndRestore(path), AtBatch(cut_power)))
+    save({**load(path), field: value}, path)
+    assert refused(*skorch_net(BackupAndRestore(path))) == (
+        f"The backup {str(path)!r} cannot be restored: {reason}. Put an intact copy in "
+        "its place, delete the file to start from scratch, or choose another path."
+    )
 
 
 def test_a_net_without_a_guard_is_refused(tmp_path):

@@ -1,8 +1,10 @@
 """Archives that are written whole or not at all, and refused when they have changed."""
 
+import hashlib
 import io
 import os
 import random
+import zipfile
 
 import pytest
 import torch
@@ -58,6 +60,30 @@ def test_a_file_that_has_changed_in_any_place_is_not_read(path):
         path.write_bytes(intact[:size])
         assert load(path) is None
     path.write_bytes(intact + b"0")
+    assert load(path) is None
+
+
+def with_digest(archive):
+    """Return what a hostile writer, who knows the format, would put into the file."""
+    return archive + hashlib.sha256(archive).digest()
+
+
+def test_a_compressed_archive_is_not_unpacked(path):
+    # Only compression makes an archive larger in memory than on disk.
+    packed = io.BytesIO()
+    parts = zipfile.ZipFile(io.BytesIO(path.read_bytes()[:-32]))
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part in parts.infolist():
+            archive.writestr(part.filename, parts.read(part) + bytes(10_000))
+    path.write_bytes(with_digest(packed.getvalue()))
+    assert load(path) is None
+
+
+def test_a_tensor_that_is_larger_than_its_memory_is_not_read(path):
+    nested = [torch.zeros(1).expand(10**12)]
+    for _ in range(40):  # 2**40 lists, in 40 places
+        nested = [nested, nested]
+    save({"weights": nested}, path)
     assert load(path) is None
 
 
