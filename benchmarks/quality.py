@@ -1,7 +1,8 @@
 """Quality of the predictions of ``tabular_pipeline``, trees and other networks.
 
     python -m benchmarks.quality [--data DIR ...] [--peers CSV] [--methods NAME ...]
-        [--sets NAME ...] [--folds N] [--cache CSV] [--markdown]
+        [--sets NAME ...] [--folds N] [--seeds N] [--budget SECONDS] [--cache CSV]
+        [--markdown] [--picture FILE]
 
 *Data sets* are those of ``DIR/datasets.json`` (name, file, target, task, na_values),
 read by ``pandas.read_csv``. Without ``--data``, they are data sets of scikit-learn to
@@ -12,12 +13,17 @@ in the name of a method means that regression targets are standardized.
 
 ``x5`` means five models, each of which leaves out another fifth of the training rows.
 
-All methods use the same five folds (shuffled with seed 0, stratified for classes) and
-one thread. Scores are ROC-AUC (one versus rest) and log-loss, or R2 and the mean
-absolute error divided by that of the median. A failure is shown as such and ranks last.
+All methods use the same five folds (shuffled, stratified for classes) and one thread.
+``--seeds N`` repeats all of it with the seeds 0 to N - 1, which shuffle the folds and
+initialize the methods. Scores are ROC-AUC (one versus rest) and log-loss, or R2 and the
+mean absolute error divided by that of the median. A failure is shown as such and ranks
+last. ``--budget`` ends each fit that takes more seconds of processor time, as a
+failure; the networks of sknan receive four fifths of it as their ``max_time``.
+
 The cache keeps results, which are not measured again. ``--peers`` reads results from
 another file with the columns dataset, method, fold, metric, value, fit_s and error.
 ``--methods sknan "no embedding" ...`` runs variants of ``tabular_pipeline``.
+``--picture`` draws mean ranks over fit times.
 """
 
 from __future__ import annotations
@@ -27,6 +33,8 @@ import csv
 import importlib.util
 import itertools
 import json
+import multiprocessing
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -36,6 +44,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import wilcoxon
 from sklearn.base import BaseEstimator, clone
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.datasets import (
@@ -83,7 +92,13 @@ from sknan.estimators import default_network
 PRIMARY = {"classification": "auc", "regression": "r2"}
 SECONDARY = {"classification": "logloss", "regression": "nmae"}
 
-COLUMNS = ["dataset", "task", "method", "fold", "metric", "value", "fit_s", "error"]
+COLUMNS = [
+    *("dataset", "task", "method", "fold", "seed"),
+    *("metric", "value", "fit_s", "error"),
+]
+
+# One fit of a method on a table.
+RUN = ["dataset", "method", "fold", "seed"]
 
 # Names of methods in files of other results, and their names here.
 ALIASES = {
@@ -107,10 +122,10 @@ class Table(NamedTuple):
         """Name of the task."""
         return "regression" if self.is_regression else "classification"
 
-    def folds(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def folds(self, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the training and test rows of five folds, the same for all methods."""
         kind = KFold if self.is_regression else StratifiedKFold
-        yield from kind(5, shuffle=True, random_state=0).split(self.X, self.y)
+        yield from kind(5, shuffle=True, random_state=seed).split(self.X, self.y)
 
 
 # -- data sets -------------------------------------------------------------------------
@@ -479,64 +494,113 @@ def _scores(table: Table, model: Any, test: np.ndarray) -> dict[str, float]:
     }
 
 
-def _seed(model: Any) -> Any:
-    """Set the seed of the network to 0, as for the other methods."""
+def _with_seed(model: Any, seed: int, budget: float | None) -> Any:
+    """Set the seed of a method, and the time limit of the networks of sknan."""
     names = [n for n in model.get_params() if n.endswith("__random_state")]
-    return model.set_params(**dict.fromkeys(names, 0))
+    model.set_params(**dict.fromkeys(names, seed))
+    if budget is not None and "net__max_time" in model.get_params():
+        model.set_params(net__max_time=0.8 * budget)
+    return model
 
 
-def measure(table: Table, method: str, fold: int) -> list[dict[str, Any]]:
-    """Return the rows of the cache: one for each metric, or one with the error."""
+def _run_of(table: Table, method: str, fold: int, seed: int) -> dict[str, Any]:
+    run = dict(zip(RUN, (table.name, method, fold, seed), strict=True))
+    return {**run, "task": table.task}
+
+
+def _error(message: str) -> dict[str, str]:
+    return {"metric": "ERROR", "error": message}
+
+
+def measure(
+    table: Table, method: str, fold: int, seed: int = 0, budget: float | None = None
+) -> list[dict[str, Any]]:
+    """Return the rows of the cache: one for each metric, or one with the error.
+
+    With a budget, the signal of a timer ends the process of a fit that exceeds it.
+    """
     make, _ = METHODS[method]
-    train, test = list(table.folds())[fold]
-    row = {"dataset": table.name, "task": table.task, "method": method, "fold": fold}
+    train, test = list(table.folds(seed))[fold]
+    row = _run_of(table, method, fold, seed)
     start = time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.manual_seed(0)
-            model = _seed(make(table)).fit(table.X.iloc[train], table.y[train])
+            torch.manual_seed(seed)
+            model = _with_seed(make(table), seed, budget)
+            signal.setitimer(signal.ITIMER_PROF, budget or 0.0)
+            model.fit(table.X.iloc[train], table.y[train])
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
             seconds = time.process_time() - start
             scores = _scores(table, model, test)
     except Exception as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]
-        return [{**row, "metric": "ERROR", "error": message}]
+        return [{**row, **_error(message)}]
     return [
         {**row, "metric": name, "value": value, "fit_s": seconds}
         for name, value in scores.items()
     ]
 
 
+def measure_within(
+    budget: float, table: Table, method: str, fold: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return the rows of :func:`measure`, or one that says that the budget ended."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def work() -> None:
+        sender.send(measure(table, method, fold, seed, budget))
+
+    process = context.Process(target=work)
+    process.start()
+    sender.close()  # so that the end of the process ends the wait
+    try:
+        rows: list[dict[str, Any]] = receiver.recv()
+    except EOFError:
+        row = {"dataset": table.name, "task": table.task, "method": method}
+        message = f"more than {budget:g} s"
+        rows = [
+            {**row, "fold": fold, "seed": seed, "metric": "ERROR", "error": message}
+        ]
+    process.join()
+    return rows
+
+
 class Cache:
     """File of scores, to which each score is appended at once."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, budget: float | None = None) -> None:
         self.path = path
+        self.budget = budget
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writeheader()
         self.known = {
-            (row["dataset"], row["method"], int(row["fold"]))
+            (row["dataset"], row["method"], int(row["fold"]), int(row["seed"]))
             for row in csv.DictReader(path.open())
         }
 
-    def fill(self, table: Table, method: str, fold: int) -> None:
+    def fill(self, table: Table, method: str, fold: int, seed: int) -> None:
         """Measure the scores that the file does not contain."""
-        if (table.name, method, fold) in self.known:
+        if (table.name, method, fold, seed) in self.known:
             return
-        rows = measure(table, method, fold)
+        if self.budget is None:
+            rows = measure(table, method, fold, seed)
+        else:
+            rows = measure_within(self.budget, table, method, fold, seed)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerows(rows)
         shown = ", ".join(
             f"{row['metric']} {row.get('value', row.get('error'))}" for row in rows
         )
-        print(f"{table.name} fold {fold} {method}: {shown}", flush=True)
+        print(f"{table.name} {seed} fold {fold} {method}: {shown}", flush=True)
 
 
 def _peers(path: Path) -> pd.DataFrame:
     """Read scores from another file, and rename the methods."""
-    scores = pd.read_csv(path)
+    scores = pd.read_csv(path).assign(seed=0)
     is_class = scores["task"] != "regression"
     scores["task"] = np.where(is_class, "classification", "regression")
     scores["method"] = scores["method"].replace(ALIASES)
@@ -549,7 +613,7 @@ def _peers(path: Path) -> pd.DataFrame:
 def _means(scores: pd.DataFrame, metrics: dict[str, str]) -> pd.DataFrame:
     """Return the means over the folds, one row per data set, one column per method."""
     wanted = scores["metric"] == scores["task"].map(metrics)
-    chosen = scores[wanted].drop_duplicates(["dataset", "method", "fold"])
+    chosen = scores[wanted].drop_duplicates(RUN)
     means: pd.DataFrame = chosen.pivot_table(
         index="dataset", columns="method", values="value", sort=False
     )
@@ -588,7 +652,9 @@ def _ranks(means: pd.DataFrame, *, is_larger_better: Any) -> pd.Series:
     return ranks
 
 
-def report(scores: pd.DataFrame, methods: list[str], markdown: bool) -> None:
+def report(
+    scores: pd.DataFrame, methods: list[str], markdown: bool, picture: Path | None
+) -> None:
     """Print scores, normalized scores, mean ranks and fit times."""
     first = _means(scores, PRIMARY).reindex(columns=methods)
     second = _means(scores, SECONDARY).reindex(columns=methods)
@@ -597,9 +663,15 @@ def report(scores: pd.DataFrame, methods: list[str], markdown: bool) -> None:
     _print_table("ROC-AUC, R2 (higher is better)", first, 4, markdown, failed)
     title = "Log-loss, normalized MAE (lower is better)"
     _print_table(title, second, 3, markdown, failed)
+    seconds = scores.drop_duplicates(RUN).pivot_table(
+        index="dataset", columns="method", values="fit_s", sort=False
+    )
+    timed = seconds.reindex(index=first.index, columns=methods)
+    _print_table("Seconds of processor time of a fit", timed, 2, markdown, failed)
     panel = [m for m in methods if m in PANEL or m in VARIANTS or m in PRESETS]
     range_of_set = first[panel].max(axis=1) - first["dummy"]
     normalized = first[panel].sub(first["dummy"], axis=0).div(range_of_set, axis=0)
+    ratios = timed.div(timed["hgb"], axis=0) if "hgb" in timed else timed
     summary = pd.DataFrame(
         {
             "mean rank": _ranks(first[panel], is_larger_better=[True] * len(first)),
@@ -607,46 +679,72 @@ def report(scores: pd.DataFrame, methods: list[str], markdown: bool) -> None:
                 second[panel], is_larger_better=[False] * len(second)
             ),
             "normalized score": normalized.clip(-1, 1).fillna(-1).mean(),
+            "time / hgb, median": ratios[panel].median(),
+            "largest": ratios[panel].max(),
         }
     ).sort_values("mean rank")
     _print_table("Summary", summary, 2, markdown)
-    if "sknan" in first and first["sknan"].notna().any():
-        _print_table(
-            "sknan minus each method, with standard errors",
-            _margins(scores),
-            4,
-            markdown,
-        )
-    seconds = scores.drop_duplicates(["dataset", "method", "fold"]).pivot_table(
-        index="dataset", columns="method", values="fit_s", sort=False
-    )
-    timed = seconds.reindex(index=first.index, columns=methods)
-    _print_table("Seconds of processor time of a fit", timed, 2, markdown, failed)
+    if "sknan" in panel:
+        title = "sknan against each method"
+        _print_table(title, _comparison(scores, panel), 3, markdown)
+    if picture is not None:
+        _draw(summary, picture)
     for _, row in errors.drop_duplicates(["dataset", "method"]).iterrows():
         print(f"{row['method']} fails on {row['dataset']}: {row['error']}")
 
 
-def _margins(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return differences to the best plain net and to others, paired by fold."""
-    wanted = scores[scores["metric"] == scores["task"].map(PRIMARY)]
-    by_fold = wanted.drop_duplicates(["dataset", "method", "fold"]).pivot_table(
-        index=["dataset", "fold"], columns="method", values="value", sort=False
-    )
-    rows = {}
-    plain = ["mlp", "mlp+", "skorch", "skorch+"]
-    rivals = ["realmlp_s", "realmlp_s_ce", "realmlp", "hgb"]
-    for name, folds in by_fold.groupby(level=0, sort=False):
-        known = folds[[m for m in plain if m in folds]].dropna(axis=1)
-        row: dict[str, float] = {}
-        pairs = {m: folds[m] for m in rivals if m in folds}
-        if len(known.columns):
-            pairs = {"best plain net": known[known.mean().idxmax()], **pairs}
-        for rival, rival_scores in pairs.items():
-            margin = folds["sknan"] - rival_scores
-            row[rival] = margin.mean()
-            row[f"s.e. {rival}"] = margin.std() / np.sqrt(len(margin))
-        rows[name] = row
+def _comparison(scores: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
+    """Return the numbers of tables that sknan wins and loses, with Wilcoxon's p.
+
+    Worse means worse by more than a standard error of the difference over the runs.
+    """
+    rows: dict[str, dict[str, float]] = {m: {} for m in methods if m != "sknan"}
+    for name, metrics, sign in (("", PRIMARY, 1), ("by loss: ", SECONDARY, -1)):
+        wanted = scores[scores["metric"] == scores["task"].map(metrics)]
+        by_run = wanted.drop_duplicates(RUN).pivot_table(
+            index=["dataset", "fold", "seed"], columns="method", values="value"
+        )
+        for method, row in rows.items():
+            margins = sign * (by_run["sknan"] - by_run[method]).dropna()
+            tables = margins.groupby(level="dataset")
+            mean, error = tables.mean(), tables.sem()
+            row[f"{name}better"] = (mean > 0).sum()
+            row[f"{name}worse"] = (mean < -error).sum()
+            row[f"{name}p"] = wilcoxon(mean).pvalue
     return pd.DataFrame(rows).T
+
+
+def _draw(summary: pd.DataFrame, path: Path) -> None:
+    """Draw the mean ranks over the relative times, and the methods of the front."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    names = {"mean rank": "AUC, R2", "by log-loss, MAE": "log-loss, absolute error"}
+    for axes, (column, title) in zip(panels, names.items(), strict=True):
+        shown = summary.drop(index="dummy").sort_values("time / hgb, median")
+        times, ranks = shown["time / hgb, median"], shown[column]
+        is_best = ranks < ranks.cummin().shift(fill_value=np.inf)
+        axes.step(times[is_best], ranks[is_best], where="post", color="0.6", zorder=1)
+        is_ours = [name in ("sknan", *PRESETS, *VARIANTS) for name in shown.index]
+        axes.scatter(times, ranks, c=np.where(is_ours, "C1", "C0"), zorder=2)
+        for name, time_ratio, rank in zip(shown.index, times, ranks, strict=True):
+            axes.annotate(
+                "balanced" if name == "sknan" else name,
+                (time_ratio, rank),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+            )
+        axes.set(xscale="log", title=f"Mean rank by {title}")
+        axes.margins(0.15)
+        axes.set_xticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
+        axes.minorticks_off()
+        axes.set_xlabel("Fit time, times HistGradientBoosting (median)")
+    panels[0].invert_yaxis()
+    panels[0].set_ylabel("Mean rank (1 is best)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
@@ -657,8 +755,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     parser.add_argument("--sets", nargs="+")
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--cache", type=Path, default=Path("outputs/quality.csv"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--budget", type=float)
+    parser.add_argument("--cache", type=Path)
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     folders = options.data or []
@@ -667,7 +768,10 @@ def main() -> None:
     peers = _peers(options.peers) if options.peers else pd.DataFrame(columns=COLUMNS)
     methods_of_peers = set(peers["method"])
     methods = options.methods or [m for m in METHODS if m not in VARIANTS]
-    cache = Cache(options.cache)
+    methods = list(dict.fromkeys([*methods, "dummy"]))  # the zero of scores
+    name = "quality" if options.budget is None else f"quality_{options.budget:g}s"
+    path = options.cache or Path(f"outputs/{name}.csv")
+    cache = Cache(path, options.budget)
     if any(METHODS[method][1] == "sknan" for method in methods):
         few = damaged_tables()[0]  # the first fit takes longer
         METHODS["sknan"][0](few).fit(few.X[:100], few.y[:100])
@@ -678,15 +782,16 @@ def main() -> None:
         if missing:
             print(f"{method} is omitted: {METHODS[method][1]} is not installed.")
             continue
-        for table in tables:
+        for table, seed in itertools.product(tables, range(options.seeds)):
             for fold in range(options.folds):
-                cache.fill(table, method, fold)
-    measured = pd.read_csv(options.cache)
+                cache.fill(table, method, fold, seed)
+    measured = pd.read_csv(path)
     scores = pd.concat([measured, peers], ignore_index=True) if len(peers) else measured
     scores = scores[scores["dataset"].isin([t.name for t in tables])]
     scores = scores[scores["fold"] < options.folds]
+    scores = scores[scores["seed"] < options.seeds]
     shown = [m for m in METHODS if (scores["method"] == m).any()]
-    report(scores, shown, options.markdown)
+    report(scores, shown, options.markdown, options.picture)
 
 
 if __name__ == "__main__":
