@@ -16,12 +16,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan._utils.warn import warn
-from sknan.exceptions import ChangedColumnWarning
 from sknan.preprocessing._tables.column_schema import (
     ColumnSchema,
     learn_schemas,
     remove_infinities,
+    warn_of_changes,
 )
 from sknan.preprocessing._tables.lazy_table import LazyTable, read_table
 from sknan.preprocessing._tables.typed_column import TypedColumn, is_opaque
@@ -182,9 +181,7 @@ class TableCleaner(
             parts = schema.read(column)
             converted += parts
             changes += filter(None, [schema.change(column, parts)])
-        if changes:
-            more = f" {len(changes) - 3} more columns changed." if changes[3:] else ""
-            warn(ChangedColumnWarning(" ".join(changes[:3]) + more))
+        warn_of_changes(changes)
         return self._to_frame(converted, X, block)
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
@@ -298,7 +295,11 @@ class TableCleaner(
         schemas = [schema for schema in self._schemas if schema.known]
         if frame is None or table.n_rows > _FEW_ROWS or not schemas:
             return {}
-        cells = frame.iloc[:, [positions[s.name] for s in schemas]].to_numpy(object)
+        chosen = frame.iloc[:, [positions[s.name] for s in schemas]]
+        try:
+            cells = chosen.to_numpy(object)
+        except NotImplementedError:  # pandas cannot read views of pyarrow
+            return {}
         read = [s.read_known(c) for s, c in zip(schemas, cells.T, strict=True)]
         return {
             schema.name: column

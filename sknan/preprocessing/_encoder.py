@@ -11,9 +11,8 @@ from sklearn.callback import CallbackSupportMixin
 from sklearn.preprocessing import OneHotEncoder
 
 from sknan._utils.callbacks import fit_as_task
-from sknan._utils.warn import warn
-from sknan.exceptions import ChangedColumnWarning
 from sknan.preprocessing._sources import sources_of
+from sknan.preprocessing._tables.column_schema import warn_of_changes
 from sknan.preprocessing._tables.typed_column import frame_from_polars, is_polars
 
 # Places of categories without an output column: known to ``fit``, or unknown.
@@ -54,30 +53,31 @@ class CategoryEncoder(OneHotEncoder):
         encoded = np.zeros((len(X), self._n_outputs + 1), dtype=self.dtype)
         columns = zip(X.items(), self._places, self._missing_places, strict=True)
         rows = np.arange(len(X))
+        unknown: list[str] = []
         for (name, column), places, missing in columns:
             cells = column.array
             if not isinstance(cells, pd.Categorical):
                 cells = pd.Categorical(cells)
             known = [places.get(c, _UNKNOWN) for c in cells.categories]
             place = np.array([*known, missing])[cells.codes]
-            self._warn_of_unknown(name, cells, place)
+            unknown += _unknown_column(name, cells, place)
             encoded[rows, np.maximum(place, _NO_PLACE)] = 1
+        warn_of_changes(unknown)
         return encoded[:, :-1]
 
-    def _warn_of_unknown(self, name: Any, cells: pd.Categorical, place: Any) -> None:
-        """Warn of a column without known categories; one such row is usual."""
-        if len(cells) < 2:
-            return
-        filled = np.flatnonzero(cells.codes >= 0)
-        is_filled = 2 * len(filled) > len(cells) and len(filled) > 1
-        if is_filled and (place[filled] == _UNKNOWN).all():
-            warn(
-                ChangedColumnWarning(
-                    f"None of the {len(filled)} values of column {name!r} is a "
-                    f"category that fit has seen, for example {cells[filled[0]]!r}: "
-                    "they count as unknown."
-                )
-            )
+
+def _unknown_column(name: Any, cells: pd.Categorical, place: Any) -> list[str]:
+    """Describe a column without known categories; one such row is usual."""
+    if len(cells) < 2:
+        return []
+    filled = np.flatnonzero(cells.codes >= 0)
+    is_filled = 2 * len(filled) > len(cells) and len(filled) > 1
+    if not is_filled or (place[filled] != _UNKNOWN).any():
+        return []
+    return [
+        f"None of the {len(filled)} values of column {name!r} is a category that fit "
+        f"has seen, for example {cells[filled[0]]!r}: they count as unknown."
+    ]
 
 
 class ColumnEncoder(CallbackSupportMixin, TransformerMixin, BaseEstimator):

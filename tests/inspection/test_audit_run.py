@@ -314,7 +314,7 @@ def test_every_dtype_of_polars_can_be_audited():
     }
     assert shown["holds"].to_dict() == {
         **{"null": "nothing", "category": "categories", "enum": "categories"},
-        **{"decimal": "numbers", "bytes": "objects", "struct": "nested"},
+        **{"decimal": "numbers", "bytes": "text", "struct": "nested"},
         **{"array": "nested", "time": "objects", "object": "opaque", "zoned": "dates"},
         "int128": "numbers",
     }

@@ -131,6 +131,8 @@ DURATIONS = {
     "polars": polars,
 }
 
+DAYS = pd.Series(pd.date_range("2020-03-01", periods=60))
+
 instants = st.datetimes(
     datetime.datetime(1980, 1, 1), datetime.datetime(2040, 1, 1)
 ).map(lambda date: date.replace(microsecond=0))
@@ -209,9 +211,70 @@ def test_durations_are_the_same_in_every_type(first, later):
     assert read[3] == []
 
 
-# -- dates ---------------------------------------------------------------------------
+# -- categories ------------------------------------------------------------------------
 
-DAYS = pd.Series(pd.date_range("2020-03-01", periods=60))
+
+@pytest.mark.parametrize(
+    ("fitted", "later"),
+    [
+        (["1", "2"], [1, 2.0]),
+        (["01", "02"], [1, 2]),
+        (["1.0", "2.5"], [1, 2.5]),
+        (["1", "2"], ["1.0", b"2"]),
+        (["true", "false"], [True, False]),
+        (["True", "False"], [1, 0]),
+        (["1 day, 0:00:00", "0:01:30"], [datetime.timedelta(1), "0 days 00:01:30"]),
+        (["P1D", "PT90S"], [86400, 90.0]),
+        (["2020-03-01", "2020-03-02T00:00:00Z"], ["2020-03-01T00:00:00", DAYS[1]]),
+        (["2019-01-01", "2020-03-01"], [pd.Timestamp("2019"), DAYS[0]]),
+        (["2020-01-01"], [pd.Timestamp("2020-01-01 09:00", tz="Asia/Tokyo")]),
+        ([b"red", b"blue"], ["red", "blue"]),
+    ],
+)
+def test_a_category_is_the_same_in_every_text_for_its_value(fitted, later):
+    category = pd.Series(fitted * 3, dtype=object).astype("category")
+    cleaner = TableCleaner(sentinels=None)
+    read = cleaner.fit_transform(pd.DataFrame({"x": category}))["x"]
+    assert cleaner.kinds_ == {"x": "categories"}
+    for n_rows in {1, len(later)}:
+        cells = pd.Series(later[:n_rows])
+        assert cleaner.transform(table(cells))["x"].tolist() == read[:n_rows].tolist()
+
+
+def test_a_value_with_several_texts_in_fit_keeps_them_apart():
+    category = pd.Series(["1", "01", "1.0", "x"] * 3, dtype="category")
+    cleaner = TableCleaner(sentinels=None).fit(pd.DataFrame({"x": category}))
+    read = cleaner.transform(table(pd.Series(["01", "1", "1.00", "x"])))["x"]
+    assert read.tolist() == ["01", "1", "1.00", "x"]
+
+
+def test_text_in_bytes_is_text():
+    cells = pd.Series([b"1.5", b"2", None] * 10)
+    cleaner = TableCleaner().fit(table(cells))
+    assert cleaner.kinds_ == {"x": "numbers"}
+    assert cleaner.transform(table(pd.Series(["2", 1.5])))["x"].tolist() == [2.0, 1.5]
+    cells = pd.Series([b"\xff", b"\xfe"] * 15)
+    assert TableCleaner().fit(table(cells)).kinds_ == {"x": "categories"}
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["a", None, "b"] * 2, type=pa.string_view()),
+        pa.DictionaryArray.from_arrays(pa.array([0, 1, 2] * 2), ["a", None, "b"]),
+    ],
+)
+def test_arrays_of_arrow_that_pandas_cannot_convert_are_read(column):
+    X = pa.table({"x": column, "n": range(6)})
+    cleaner = TableCleaner()
+    frame = X.to_pandas(types_mapper=pd.ArrowDtype)
+    for read in (cleaner.fit_transform(X), cleaner.transform(frame)):
+        assert read["x"].astype(object).fillna("").tolist() == ["a", "", "b"] * 2
+    empty = pa.table({"x": pa.array([None]).dictionary_encode(), "n": [1]})
+    assert cleaner.transform(empty)["x"].isna().all()
+
+
+# -- dates ---------------------------------------------------------------------------
 
 
 def test_times_of_the_hour_that_occurs_twice_are_kept_apart():
@@ -312,6 +375,11 @@ def test_a_column_of_missing_values_gives_no_warning(cell):
     assert read.isna().all(axis=None)
 
 
+def test_numbers_that_are_missing_in_fit_too_give_no_warning():
+    cleaner = TableCleaner().fit(table(pd.Series([1e300, 1.5, 2.5])))
+    assert cleaner.transform(table(pd.Series(["1e300"])))["x"].isna().all()
+
+
 def test_several_lost_columns_give_one_warning():
     X = pd.DataFrame({name: [1.5, 2.5] for name in "abcde"})
     cleaner = TableCleaner().fit(X)
@@ -344,6 +412,18 @@ def test_a_column_of_unknown_categories_is_named():
         warnings.simplefilter("error", ChangedColumnWarning)
         with pytest.raises(ChangedColumnWarning):
             pipe.predict(X.head(4).assign(k="z"))
+
+
+def test_several_columns_of_unknown_categories_give_one_warning():
+    X = pd.DataFrame({name: ["u", "v"] * 9 for name in "ab"})
+    prepare = tabular_pipeline()[:2].fit(X)
+    with pytest.warns(ChangedColumnWarning) as caught:
+        prepare.transform(X.assign(a="new", b="other"))
+    assert [str(warning.message) for warning in caught] == [
+        "None of the 18 values of column 'a' is a category that fit has seen, for "
+        "example 'new': they count as unknown. None of the 18 values of column 'b' is "
+        "a category that fit has seen, for example 'other': they count as unknown."
+    ]
 
 
 # -- objects and other tables ----------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sknan._utils.validation import FLOAT32_MAX
+from sknan._utils.warn import warn
+from sknan.exceptions import ChangedColumnWarning
 from sknan.preprocessing._tables.date_format import DateFormat
 from sknan.preprocessing._tables.sentinels import (
     is_word_for_missing,
@@ -29,6 +32,10 @@ _MIN_NUMERIC_SHARE = 0.9
 
 # Columns with more distinct cells are encoded by their letters, which takes longer.
 _MOST_KNOWN = 1000
+
+# Text of durations in Python, pandas and ISO 8601, and of dates in ISO 8601.
+_DURATION = re.compile(r"^-?(?:p\d|pt\d|\d+ days?\b|\d+:\d\d:\d\d)")
+_DATE = re.compile(r"^\d{4}-\d\d-\d\d")
 
 _NUMERIC = ("numbers", "flags")
 _TEXT = ("text", "categories", "mixed", "objects")
@@ -63,6 +70,9 @@ class ColumnSchema:
         ``texts``, or -1 where the text means a missing value.
     texts : CategoricalDtype or None
         Texts of ``known``.
+    text_of_value : dict of object to str
+        For a column of categories, the text in ``fit`` of each number, flag, duration
+        or date. Another text for the same value is read as that text.
     """
 
     name: str
@@ -73,6 +83,7 @@ class ColumnSchema:
     dates: DateFormat | None = None
     known: dict[str, int] = field(default_factory=dict)
     texts: pd.CategoricalDtype | None = None
+    text_of_value: dict[Any, str] = field(default_factory=dict)
 
     def read(self, column: TypedColumn) -> list[pd.Series]:
         """Convert the cells of a column to the type of the column in ``fit``.
@@ -91,7 +102,7 @@ class ColumnSchema:
         if self.dates is not None:
             return [self._dates(column, self.dates)]
         if self.kind == "categories":
-            return [self._known_texts(column)]
+            return [self._as_in_fit(self._known_texts(column))]
         numbers = self._numbers(column)
         self.remove_sentinels(numbers)
         remove_infinities(numbers)
@@ -115,6 +126,7 @@ class ColumnSchema:
         if len(cells) > _MOST_KNOWN:
             return
         read = pd.Categorical(self._known_texts(column._replace(cells=cells)))
+        self.text_of_value = _texts_by_value(read.categories)
         pairs = zip(cells, read.codes.tolist(), strict=True)
         self.known = {cell: code for cell, code in pairs if type(cell) is str}
         self.texts = read.dtype
@@ -162,6 +174,8 @@ class ColumnSchema:
             return ""
         texts = self._known_texts(column).dropna()
         texts = texts[~texts.map(is_word_for_missing)]
+        if self.kind == "numbers":  # those beyond float32 are missing in fit, too
+            texts = texts[np.isnan(_as_numbers(texts))]
         if texts.empty:
             return ""
         return (
@@ -261,6 +275,21 @@ class ColumnSchema:
         missing = [pd.Timestamp(v) for v in self.sentinels if isinstance(v, days)]
         return dates.mask(dates.isin(missing)) if missing else dates
 
+    def _as_in_fit(self, texts: pd.Series) -> pd.Series:
+        """Return texts that ``fit`` has not seen as those it has seen for their value.
+
+        The same category is "1", "1.0" or "01", "true" or "True" in other types.
+        """
+        if self.texts is None or not self.text_of_value:
+            return texts
+        unknown = pd.Index(texts.dropna().unique()).difference(self.texts.categories)
+        found = {
+            text: self.text_of_value[value]
+            for text, value in zip(unknown, _values_of(unknown), strict=True)
+            if value in self.text_of_value
+        }
+        return texts.replace(found) if found else texts
+
     def _known_texts(self, column: TypedColumn) -> pd.Series:
         """Return the cells as text, missing where the text means a missing value."""
         missing = {None, "", *map(_text_of, self.sentinels)}
@@ -275,6 +304,13 @@ class ColumnSchema:
 def remove_infinities(numbers: NDArray[np.float64]) -> None:
     """Overwrite infinities, and numbers that become infinite in float32, by NaN."""
     numbers[~(np.abs(numbers) <= FLOAT32_MAX)] = np.nan
+
+
+def warn_of_changes(changes: Sequence[str]) -> None:
+    """Give one warning of all columns that changed since ``fit``, if there are any."""
+    if changes:
+        more = f" {len(changes) - 3} more columns changed." if changes[3:] else ""
+        warn(ChangedColumnWarning(" ".join(changes[:3]) + more))
 
 
 def learn_schemas(
@@ -324,9 +360,32 @@ def _as_numbers(texts: pd.Series) -> NDArray[np.float64]:
     return np.array(parsed.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
+def _values_of(texts: pd.Index) -> list[Any]:
+    """Return the number, flag, duration in seconds or date in each text, or None."""
+    lower = pd.Series(texts, dtype=object).str.lower()
+    numbers = pd.Series(_as_numbers(lower.replace({"true": "1", "false": "0"})))
+    spans = lower.where(lower.str.contains(_DURATION)).str.upper()
+    seconds = pd.to_timedelta(spans, errors="coerce").dt.total_seconds()
+    days = pd.Series(texts, dtype=object).where(lower.str.contains(_DATE))
+    dates = pd.to_datetime(days, format="ISO8601", errors="coerce", utc=True)
+    values = numbers.fillna(seconds).astype(object).where(dates.isna(), dates)
+    return list(values.where(values.notna(), None))
+
+
+def _texts_by_value(texts: pd.Index) -> dict[Any, str]:
+    """Return the text of each value that only one of the texts has."""
+    values = _values_of(texts)
+    counts = Counter(values)
+    return {
+        value: text
+        for value, text in zip(values, texts, strict=True)
+        if value is not None and counts[value] == 1
+    }
+
+
 def _texts_of(column: TypedColumn) -> list[str | None]:
     """Return the cells as text, or None where missing, for any type of category."""
-    cells = column.cells
+    cells = column.cells if column.aware is None else column.aware
     if column.holds == "flags":
         # A column of flags with missing cells is stored as floats.
         return [None if cell != cell else str(bool(cell)) for cell in cells]
@@ -343,6 +402,10 @@ def _text_of(cell: Any) -> str | None:
         return None
     if isinstance(cell, (float, np.floating)) and float(cell).is_integer():
         return str(int(cell))
+    if isinstance(cell, np.timedelta64):
+        cell = pd.Timedelta(cell)
+    if isinstance(cell, bytes):
+        cell = cell.decode(errors="backslashreplace")
     return str(cell).strip()
 
 

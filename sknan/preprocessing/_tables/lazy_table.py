@@ -16,6 +16,7 @@ from sknan.preprocessing._tables.plain_cells import plain_cells
 from sknan.preprocessing._tables.typed_column import (
     ColumnContent,
     TypedColumn,
+    frame_from_arrow,
     is_polars,
     read_column,
 )
@@ -113,7 +114,7 @@ def read_table(X: Any, reader: str = "audit") -> LazyTable:
     if sparse.issparse(X):
         return _of_sparse(X, reader)
     if hasattr(X, "to_pandas"):
-        return read_table(X.to_pandas(), reader)
+        return read_table(frame_from_arrow(X), reader)
     if isinstance(X, (str, bytes)) or not (
         hasattr(X, "__array__") or isinstance(X, Iterable)
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import numbers
@@ -160,6 +161,14 @@ def frame_from_polars(X: Any) -> pd.DataFrame:
     return pd.DataFrame({series.name: _from_polars(series) for series in X})
 
 
+def frame_from_arrow(X: Any) -> Any:
+    """Convert a table of pyarrow, or of any library with ``to_pandas``, to pandas."""
+    try:
+        return X.to_pandas()
+    except ValueError:  # pandas has no category that is null
+        return X.to_pandas(types_mapper=pd.ArrowDtype)
+
+
 def _from_polars(series: Any) -> pd.Series:
     """Convert a polars Series to pandas, without pyarrow."""
     dtype = series.dtype
@@ -179,6 +188,9 @@ def _cells_of(series: pd.Series) -> tuple[ColumnContent, Any]:
     dtype = series.dtype
     if isinstance(dtype, pd.SparseDtype):
         return _cells_of(series.sparse.to_dense())
+    if isinstance(dtype, pd.ArrowDtype) and not _has_cells_of_pandas(dtype):
+        cells = series.array.__arrow_array__().to_pylist()
+        return _cells_of_objects(pd.Series(cells, dtype=object))
     if isinstance(dtype, pd.CategoricalDtype):
         is_object = dtype.categories.dtype == object
         holds = _by_types(pd.Series(dtype.categories)) if is_object else "nothing"
@@ -206,6 +218,13 @@ def _cells_of(series: pd.Series) -> tuple[ColumnContent, Any]:
     return _cells_of_objects(series)
 
 
+def _has_cells_of_pandas(dtype: pd.ArrowDtype) -> bool:
+    try:
+        return dtype.type is not None
+    except NotImplementedError:  # views, run-end encoded and extension types
+        return False
+
+
 def _numbers_of(series: pd.Series) -> NDArray[Any]:
     if isinstance(series.dtype, np.dtype):
         return np.asarray(series.to_numpy())
@@ -224,6 +243,9 @@ def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
         series = series.map(lambda cell: np.nan if _is_signaling(cell) else cell)
         return _cells_of(series)
     inferred = pd.api.types.infer_dtype(series, skipna=True)
+    if inferred == "bytes":
+        with contextlib.suppress(UnicodeDecodeError):
+            return "text", series.map(bytes.decode, na_action="ignore")
     holds = _OBJECTS.get(inferred) or _by_types(series)
     if holds == "flags":
         flags = np.array([np.nan if pd.isna(c) else bool(c) for c in series])
