@@ -22,6 +22,7 @@ GROUPS = {
         "preprocessing",
         "model_selection",
         "inspection",
+        "persistence",
         "exceptions",
     ],
     "For any torch code": [

@@ -3,7 +3,15 @@
 import sys
 from importlib.metadata import version
 
-from sknan import estimators, inspection, model_selection, nets, optim, preprocessing
+from sknan import (
+    estimators,
+    inspection,
+    model_selection,
+    nets,
+    optim,
+    persistence,  # noqa: F401 - so that sknan.persistence needs no import of its own
+    preprocessing,
+)
 from sknan.diagnosis import NonFiniteReport
 from sknan.estimators import (
     StableNetClassifier,

@@ -49,6 +49,7 @@ LEVELS = {
     "estimators": 7,
     "inspection": 7,
     "model_selection": 8,
+    "persistence": 8,
 }
 
 # These packages are imported inside functions: they are optional, or slow to import

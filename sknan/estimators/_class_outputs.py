@@ -130,6 +130,10 @@ class ClassCoding:
         They tell apart probabilities that round to 0 or 1. With several labels per row
         the last axis has absence and presence of each label.
         """
+        return self.log_responses(criterion, output).numpy()
+
+    def log_responses(self, criterion: nn.Module, output: Tensor) -> Tensor:
+        """Return :meth:`log_probabilities` as a tensor."""
         output, traits = output.double(), traits_of(criterion)
         is_pair = traits.is_binary or len(self.label_shape) > 0
         if traits.output_kind == "probabilities":
@@ -140,8 +144,7 @@ class ClassCoding:
             logs = F.logsigmoid(torch.stack([-output, output], dim=-1))
         else:
             logs = F.log_softmax(output, dim=-1)
-        found: np.ndarray = logs.reshape(len(output), *self.label_shape, -1).numpy()
-        return found
+        return logs.reshape(output.shape[0], *self.label_shape, -1)
 
     def at_temperature(self, logs: np.ndarray, temperature: float) -> np.ndarray:
         """Return probabilities as :meth:`probabilities` does, at a temperature."""

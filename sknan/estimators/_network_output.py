@@ -14,7 +14,7 @@ from sknan.nets._chain import output_bound
 from sknan.nets.recovery.output_repair import OutputRepair, outputs_by_row
 
 # If all values in a float32 network are below this bound, none of them overflows.
-_FAR_FROM_OVERFLOW = 1e30
+FAR_FROM_OVERFLOW = 1e30
 
 
 def trial_output(net: TableNet, X: np.ndarray) -> Tensor:
@@ -84,7 +84,7 @@ def check_finite_output(net: TableNet, table: TensorTable) -> None:
     DivergenceWarning
         If the output of some rows needs repair.
     """
-    if output_bound(net.module_, table.X) < _FAR_FROM_OVERFLOW:
+    if output_bound(net.module_, table.X) < FAR_FROM_OVERFLOW:
         return
     repair = OutputRepair(net, learns_range=True, numbers=table.numbers)
     net.raw_output(table.X, repair)

@@ -310,7 +310,8 @@ class QuantileLoss(StandaloneRegressionLoss):
     def _in_order(self, output: Tensor) -> Tensor:
         """Return the quantiles (n_samples, n_targets, n_quantiles), which ascend."""
         count, base = len(self._quantiles), self._base
-        output = output.reshape(len(output), output.shape[1] // count, count)
+        # Not len(), which a trace would keep as a constant.
+        output = output.reshape(output.shape[0], output.shape[1] // count, count)
         most = largest_of(output) / 2 / count  # the sum of all distances is finite
         output = within(output, -most, most)
         steps = sf.softplus(output)

@@ -30,7 +30,7 @@ from sknan import functional
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._backward import CapturedBackward, sanitized_backward
 from sknan.diagnosis._values import storage_key
-from sknan.functional._domain import Edge, narrow, widen, within
+from sknan.functional._domain import Edge, can_read_values, narrow, widen, within
 from sknan.functional._elementwise import logarithm
 
 
@@ -184,20 +184,20 @@ def _is_complex(x: Any) -> bool:
 
 
 def _is_known(flag: Tensor) -> bool:
-    """Whether a flag is true. Under ``vmap`` its value is not known."""
+    """Whether a flag is true. In ``vmap`` and in a trace its value is not known."""
     try:
-        return bool(flag)
+        return can_read_values(flag) and bool(flag)
     except RuntimeError:
         return False
 
 
 def _are_finite(tensors: list[Tensor]) -> Tensor:
-    flags = [torch.isfinite(x.detach()).all() for x in tensors if x.numel()]
+    flags = [torch.isfinite(x.detach()).all() for x in tensors]
     return torch.stack(flags).all() if flags else torch.tensor(True)
 
 
 def _have_nan(tensors: list[Tensor]) -> Tensor:
-    flags = [x.detach().isnan().any() for x in tensors if x.numel()]
+    flags = [x.detach().isnan().any() for x in tensors]
     return torch.stack(flags).any() if flags else torch.tensor(False)
 
 

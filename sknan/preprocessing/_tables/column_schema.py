@@ -153,9 +153,14 @@ class ColumnSchema:
 
     def remove_sentinels(self, numbers: NDArray[np.float64]) -> None:
         """Overwrite sentinels by NaN."""
-        for sentinel in self.sentinels:
-            if isinstance(sentinel, (int, float, np.number)):
-                numbers[numbers == float(sentinel)] = np.nan
+        for sentinel in self.numeric_sentinels:
+            numbers[numbers == sentinel] = np.nan
+
+    @property
+    def numeric_sentinels(self) -> list[float]:
+        """Numbers that count as missing."""
+        kinds = (int, float, np.number)
+        return [float(value) for value in self.sentinels if isinstance(value, kinds)]
 
     def change(self, column: TypedColumn, parts: list[pd.Series]) -> str:
         """Return in what way a column cannot be read as in ``fit``, or "" if it can.

@@ -1,0 +1,254 @@
+"""Exported modules against the models that they are made from."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from persistence_helpers import (
+    LABELS,
+    MODELS,
+    NUMBERS,
+    SETTINGS,
+    clean_table,
+    log_network,
+    model_of,
+    predicted,
+    raw_table,
+    table_pipeline,
+    unusual_rows,
+    unusual_table,
+)
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNet
+from torch import nn
+
+from sknan import (
+    GuardedNetRegressor,
+    NaNImputer,
+    StableNetClassifier,
+    StableNetRegressor,
+    tabular_pipeline,
+)
+from sknan.persistence import to_torch
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::sknan.DivergenceWarning", "ignore:Non-finite output of aten.log"
+)
+
+
+def rows_of(module, table):
+    """Return a table as numbers, with its categories as codes."""
+    rows = np.full((len(table), module.n_features_in_), np.nan)
+    for j, name in enumerate(module.feature_names_in_):
+        codes = module.categories_.get(name)
+        cells = table[name].tolist()
+        if codes is not None:
+            cells = [-1 if pd.isna(cell) else codes.get(cell, 99) for cell in cells]
+        rows[:, j] = cells
+    return torch.from_numpy(rows)
+
+
+def valid_rows(dtype):
+    """Return rows of which the imputer with a marker refuses none."""
+    rows = unusual_rows(dtype=dtype)
+    # scikit-learn's check of finite values warns if their sum overflows.
+    return np.where(np.abs(rows) < 1e30, rows, rows.dtype.type(-1))
+
+
+# -- equal predictions ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_module_predicts_as_its_model(name, dtype):
+    model = model_of(name)
+    X = valid_rows(dtype) if name == "marker" else unusual_rows(dtype=dtype)
+    expected = predicted(model, X)
+    found = to_torch(model)(torch.from_numpy(X)).numpy()
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert np.isfinite(found).all()
+    # In float32 the scaler of the model rounds, and that of the module does not.
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+    is_rounded = dtype == "float32" or "guarded" in name or name == "indicator"
+    assert is_rounded or (found == expected).all()
+
+
+def test_the_labels_of_the_output_are_those_of_the_model():
+    assert to_torch(model_of("ensemble")).classes_ == ["no", "yes"]
+    assert to_torch(model_of("quantiles")).classes_ is None
+
+
+def test_rows_that_predict_refuses_are_nan():
+    net = StableNetRegressor(**SETTINGS).fit(clean_table(), NUMBERS)
+    rows = clean_table(5)
+    rows[[0, 1, 2], [0, 1, 2]] = np.nan, np.inf, 1e300
+    found = to_torch(net)(torch.from_numpy(rows)).numpy()
+    assert np.isnan(found).tolist() == [True, True, True, False, False]
+    assert (found[3:] == net.predict(rows[3:])).all()
+
+
+def test_columns_in_raw_units_are_standardized():
+    X = clean_table()
+    X[:, 1] = 1.7e9 + 1e4 * X[:, 1]
+    net = StableNetClassifier(**SETTINGS).fit(X, LABELS)
+    found = to_torch(net)(torch.from_numpy(X)).numpy()
+    assert (found == net.predict_proba(X)).all()
+
+
+def test_rows_that_need_repaired_operations_are_repaired():
+    net, X = log_network(), clean_table()
+    X[::3, 1], X[::5, 2] = -1.0, 0.0
+    module = to_torch(net)
+    found = module(torch.from_numpy(X)).numpy()
+    assert np.isfinite(found).all()
+    assert (found == net.predict_proba(X)).all()
+    # A row that is refused has no effect on the repair of another one.
+    X[1] = np.nan
+    assert (module(torch.from_numpy(X)).numpy()[2:] == found[2:]).all()
+
+
+def test_a_raw_table_is_given_as_numbers_and_codes():
+    pipeline, table = table_pipeline(), unusual_table()
+    module = to_torch(pipeline)
+    assert module.feature_names_in_ == ["age", "income", "city", "member", "sex"]
+    cities = {"Oslo": 0, "Paris": 1, "Rome": 2, " Rome": 2, "?": -1}
+    assert module.categories_ == {"city": cities, "sex": {"f": 0, "m": 1}}
+    found = module(rows_of(module, table)).numpy()
+    np.testing.assert_allclose(found, pipeline.predict_proba(table), atol=1e-6)
+
+
+def test_a_module_moves_and_trains_without_an_effect_on_the_model():
+    model = model_of("classes")
+    before = model.predict_proba(clean_table())
+    module = to_torch(model).train().double()
+    assert not module.training
+    assert not any(p.requires_grad for p in module.parameters())
+    assert (model.predict_proba(clean_table()) == before).all()
+
+
+# -- torch.export, torch.jit.trace, torch.compile ------------------------------------
+
+ANY_NUMBER = ({0: torch.export.Dim.DYNAMIC},)
+
+
+def exported(module, rows):
+    return torch.export.export(module, (rows,), dynamic_shapes=ANY_NUMBER).module()
+
+
+def compiled(module, rows):
+    # The default backend calls a C++ compiler, which takes a minute.
+    return torch.compile(module, dynamic=True, backend="eager")
+
+
+def traced(module, rows):
+    return torch.jit.trace(module, (rows,))
+
+
+def loaded(module, rows):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("repaired", exported),
+        ("repaired", traced),
+        ("quantiles", traced),
+        ("quantiles", loaded),
+        ("classes", compiled),
+    ],
+)
+def test_a_module_goes_through_the_compilers_of_torch(name, way):
+    module = to_torch(log_network() if name == "repaired" else model_of(name))
+    rows = torch.from_numpy(unusual_rows(40))
+    expected = module(rows)
+    found = way(module, rows[:3].clone())(rows)
+    torch.testing.assert_close(found, expected, equal_nan=True, rtol=0, atol=1e-6)
+
+
+# -- refusals ------------------------------------------------------------------------
+
+
+def refusal_of(model):
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011 - compared as a whole
+        to_torch(model)
+    return str(refusal.value)
+
+
+def test_columns_of_dates_and_letters_are_refused_by_name():
+    table = raw_table()
+    table["joined"] = pd.date_range("2024-01-01", periods=len(table))
+    table["remark"] = [f"remark {i}" for i in range(len(table))]
+    pipeline = tabular_pipeline(StableNetClassifier(**SETTINGS), max_levels=100)
+    pipeline.fit(table, np.arange(len(table)) % 2)
+    assert refusal_of(pipeline) == (
+        "Columns 'joined' (dates), 'remark' (text of many categories) cannot be "
+        "exported: their encoders read dates and letters, not numbers. Encode tables "
+        "with model[:2].transform(X), and export the steps after it, "
+        "to_torch(model[2:])."
+    )
+    encoded = pipeline[:2].transform(table).to_numpy(dtype=np.float64)
+    found = to_torch(pipeline[2:])(torch.from_numpy(encoded)).numpy()
+    np.testing.assert_allclose(found, pipeline.predict_proba(table), atol=1e-6)
+
+
+def test_other_steps_are_refused_by_name():
+    steps = (NaNImputer(), StandardScaler(), StableNetClassifier(**SETTINGS))
+    model = make_pipeline(*steps).fit(clean_table(), LABELS)
+    assert refusal_of(model) == (
+        "StandardScaler, step 1 of the pipeline, cannot be exported: only NaNImputer, "
+        "SafeScaler and the first two steps of tabular_pipeline can. Transform tables "
+        "with model[:2].transform(X), and export the steps after it, "
+        "to_torch(model[2:])."
+    )
+    scaled = torch.from_numpy(model[:2].transform(clean_table()))
+    found = to_torch(model[2:])(scaled).numpy()
+    assert (found == model.predict_proba(clean_table())).all()
+
+
+def test_other_models_are_refused():
+    model = make_pipeline(NaNImputer(), LinearRegression())
+    assert refusal_of(model) == (
+        "Only networks of sknan can be exported, alone or at the end of a Pipeline, "
+        "but the model ends in LinearRegression."
+    )
+    assert "NeuralNet" in refusal_of(NeuralNet(nn.Linear, nn.MSELoss))
+    with pytest.raises(NotFittedError, match=re.escape("not fitted yet")):
+        to_torch(StableNetClassifier())
+
+
+def test_an_imputer_of_text_is_refused():
+    X = np.array([["1", "2"], ["2", "3"]] * 5, dtype=object)
+    net = StableNetClassifier(**SETTINGS)
+    model = make_pipeline(NaNImputer(strategy="most_frequent"), net)
+    model.fit(X, [0, 1] * 5)
+    assert refusal_of(model) == (
+        "NaNImputer(strategy='most_frequent') was fitted on a table of dtype object, "
+        "which cannot be exported. Fit it on numbers, such as X.astype(float)."
+    )
+
+
+def test_a_net_with_an_inference_of_its_own_is_refused():
+    class Halved(GuardedNetRegressor):
+        def infer(self, x, **params):
+            return super().infer(x, **params) / 2
+
+    X = clean_table().astype("float32")
+    net = Halved(nn.Linear, module__in_features=4, module__out_features=1, verbose=0)
+    net.initialize()
+    assert refusal_of(net.fit(X, X[:, :1])) == (
+        "Halved overrides infer, which cannot be exported. Export its module by "
+        "itself: net.module_."
+    )
