@@ -13,7 +13,7 @@ from sknan._utils.validation import column_name
 from sknan.preprocessing._kernels import column_means
 from sknan.preprocessing._kernels.blocks import KnownMask
 from sknan.preprocessing._kernels.column_means import RunningMeans
-from sknan.preprocessing._kernels.quantiles import bracketing_values
+from sknan.preprocessing._kernels.quantiles import BracketingValues, bracketing_values
 
 Statistics = NDArray[Any] | RunningMeans
 
@@ -50,15 +50,18 @@ class ColumnStatistics(NamedTuple):
         if self.strategy == "mean":
             return RunningMeans(*column_means.means(X, self.known))
         if self.strategy in ("auto", "median"):
-            found = bracketing_values(X, [0.5], self.known)
-            ends = found.low[0].tolist(), found.high[0].tolist()
-            medians = np.array(list(map(column_means.midpoint, *ends)))
-            medians[found.n_known == 0] = self.empty
-            return medians
+            return self.medians(bracketing_values(X, [0.5], self.known))
         columns = enumerate(column_means.columns_of(X))
         return np.array(
             [self._called(column[self.known(column)], j) for j, column in columns]
         )
+
+    def medians(self, found: BracketingValues) -> NDArray[np.float64]:
+        """Return the medians between the values on both sides of them."""
+        ends = found.low[0].tolist(), found.high[0].tolist()
+        medians = np.array(list(map(column_means.midpoint, *ends)))
+        medians[found.n_known == 0] = self.empty
+        return medians
 
     def of_sparse(self, X: Any, known: NDArray[np.bool_]) -> Statistics:
         """Return the statistics of a CSC matrix with a mask of its known entries."""

@@ -21,11 +21,15 @@ from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.validation import did_you_mean
 from sknan._utils.warn import warn
 from sknan.preprocessing._imputer_base import ImputerBase, is_float_array
+from sknan.preprocessing._kernels.quantile_sketch import (
+    QuantileSketch,
+    warn_of_new_start,
+)
 
 STRATEGIES = ("auto", "mean", "median", "zero", "most_frequent", "constant")
 
-# Strategies that `partial_fit` supports.
-_STREAMED = ("mean", "zero", "constant")
+# Strategies that `partial_fit` does not support, and callables.
+_NOT_STREAMED = ("most_frequent",)
 
 
 class UnavailableMethodError(AttributeError, ValueError):
@@ -51,12 +55,12 @@ class _StreamedOnly:
         """Return the method of an imputer, or the function of the class."""
         if imputer is None:
             return self.__func__
-        if imputer.strategy not in _STREAMED:
+        if callable(imputer.strategy) or imputer.strategy in _NOT_STREAMED:
             raise UnavailableMethodError(
                 f"partial_fit cannot learn strategy={imputer.strategy!r}: the values "
-                "of all chunks would have to be kept. Pass strategy='mean', 'zero' or "
-                "'constant', or give fit the whole table, as a memory map if it does "
-                "not fit into memory."
+                "of all chunks would have to be kept. Pass strategy='mean', 'median', "
+                "'zero' or 'constant', or give fit the whole table, as a memory map if "
+                "it does not fit into memory."
             )
         return MethodType(self.__func__, imputer)
 
@@ -235,7 +239,7 @@ class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
                 f"The 'strategy' parameter of NaNImputer must be one of {known} or a "
                 f"callable. Got {strategy!r} instead.{hint}"
             )
-        self._running = None
+        self._running = self._sketch = None
         super().fit(X, y)
         # `transform` compares the dtype of its input with the dtype given to `fit`.
         self._fill_dtype = self._fit_dtype
@@ -274,10 +278,9 @@ class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
     def partial_fit(self, X: Any, y: Any = None) -> NaNImputer:
         """Learn from one more chunk of a table that does not fit into memory.
 
-        This method exists only for the strategies ``"mean"``, ``"zero"`` and
-        ``"constant"``. A median, a most frequent value and a callable need the values
-        of all chunks at once. For them :meth:`fit` can read a memory map in blocks; see
-        the Notes of the class.
+        This method does not exist for ``"most_frequent"`` and callables, which need the
+        values of all chunks at once. For them :meth:`fit` can read a memory map in
+        blocks; see the Notes of the class.
 
         Parameters
         ----------
@@ -291,32 +294,49 @@ class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
         -------
         NaNImputer
             The imputer itself, fitted to all chunks so far and to the table of the last
-            call of :meth:`fit`, if there was one.
+            call of :meth:`fit`, if there was one. Medians cannot continue from it.
 
         Raises
         ------
         ValueError
             If the strategy is another one (then ``hasattr(imputer, "partial_fit")`` is
-            false), if the columns differ from those before, or if text follows numbers.
+            false), if the columns differ from those before, if text follows numbers, or
+            if a chunk is sparse and a median is learned.
+
+        Warns
+        -----
+        UserWarning
+            If medians were learned by :meth:`fit`: they are then those of the chunks.
 
         Notes
         -----
-        For the first chunk the result is that of :meth:`fit`. With more chunks the mean
+        For the first chunk the mean is that of :meth:`fit`. With more chunks the mean
         may differ from the mean of the whole table in the last digits, since the
         float64 mean of each chunk is rounded by a few units in the last place of its
         largest values. The means of the chunks are combined exactly, so that more
-        chunks do not increase the error.
+        chunks do not increase the error. Medians are those of
+        :meth:`SafeScaler.partial_fit`, whose error is stated in the Notes of
+        :class:`SafeScaler`.
         """
         if not hasattr(self, "statistics_"):
-            return self.fit(X, y)
+            self.fit(X, y)
+            if self._learns_medians():
+                self._sketch = QuantileSketch(self.n_features_in_)
+                self._add_to_sketch(X)
+            return self
         validate_data(self, X, reset=False, skip_check_array=True)
-        chunk = clone(self).fit(X)
+        chunk = clone(self)
+        if self._learns_medians():
+            chunk.set_params(strategy="zero")  # the sketch finds the medians
+        chunk.fit(X)
         if (self._fit_dtype.kind == "O") != (chunk._fit_dtype.kind == "O"):
             raise ValueError(
                 f"A chunk of dtype {chunk._fit_dtype} came after one of "
                 f"{self._fit_dtype}. Bring all chunks to one kind, numbers or objects."
             )
-        if self.strategy == "mean":
+        if self._learns_medians():
+            self._add_to_sketch(X)
+        elif self.strategy in ("auto", "mean"):
             self._add_means(chunk)
         else:
             unknown = np.asarray(pd.isna(self.statistics_))
@@ -380,6 +400,24 @@ class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
             )
         self._running.add(chunk._running)
         self.statistics_ = self._learned(self._running)
+
+    def _learns_medians(self) -> bool:
+        is_auto = self.strategy == "auto" and self._running is None
+        return is_auto or self.strategy == "median"
+
+    def _add_to_sketch(self, X: Any) -> None:
+        X_in = self._validate_input(X, in_fit=False)
+        if sparse.issparse(X_in):
+            raise ValueError(
+                "partial_fit learns medians from dense chunks, and a sparse one was "
+                "passed. Pass chunk.toarray(), or strategy='mean'."
+            )
+        if self._sketch is None:
+            self._sketch = QuantileSketch(self.n_features_in_)
+            warn_of_new_start()
+        self._sketch.add(X_in, self._known())
+        found = self._sketch.quantiles([0.5])
+        self.statistics_ = self._column_statistics().medians(found)
 
     def _warn_of_dropped(self, dropped: NDArray[np.bool_]) -> None:
         names = getattr(self, "feature_names_in_", None)

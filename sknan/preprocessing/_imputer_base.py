@@ -20,6 +20,7 @@ from sknan._utils.validation import FLOAT64_MAX, already_valid_array
 from sknan.preprocessing._column_statistics import ColumnStatistics, refuse_containers
 from sknan.preprocessing._kernels.blocks import KnownMask, fill
 from sknan.preprocessing._kernels.column_means import RunningMeans
+from sknan.preprocessing._kernels.quantile_sketch import QuantileSketch
 from sknan.preprocessing._tables.plain_cells import ENCODE, name_unfit_cell, plain_cells
 
 # Strategies that also fill text. scikit-learn's code finds their statistics.
@@ -38,6 +39,7 @@ class ImputerBase(SimpleImputer):
     statistics_: NDArray[Any]
     _fit_dtype: np.dtype[Any]
     _running: RunningMeans | None
+    _sketch: QuantileSketch | None
 
     def _output_dtype(self) -> np.dtype[Any] | None:
         if self.dtype is None:

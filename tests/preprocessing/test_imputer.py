@@ -660,6 +660,12 @@ def test_chunks_may_be_sparse_or_text():
     imputer.partial_fit(sparse.csr_array(np.array([[0.0, 2.0], [NAN, 0.0]])))
     imputer.partial_fit(np.array([[3.0, 4.0], [6.0, 1e39]]))
     assert imputer.statistics_.tolist() == [3.0, 2.0]
+    chunk = sparse.csr_array(np.array([[0.0, 2.0], [NAN, 0.0]]))
+    assert NaNImputer().partial_fit(chunk).partial_fit(chunk).statistics_[1] == 1.0
+    assert message_of(ValueError, NaNImputer(strategy="median").partial_fit, chunk) == (
+        "partial_fit learns medians from dense chunks, and a sparse one was passed. "
+        "Pass chunk.toarray(), or strategy='mean'."
+    )
     colors = NaNImputer(strategy="constant", fill_value="none")
     colors.partial_fit(pd.DataFrame({"a": [None, None], "b": ["red", None]}))
     assert pd.isna(colors.statistics_).tolist() == [True, False]
@@ -667,15 +673,15 @@ def test_chunks_may_be_sparse_or_text():
     assert colors.statistics_.tolist() == ["none", "none"]
 
 
-@pytest.mark.parametrize("strategy", ["auto", "median", "most_frequent", np.max])
+@pytest.mark.parametrize("strategy", ["most_frequent", np.max])
 def test_strategies_that_need_all_values_have_no_partial_fit(strategy):
     imputer = NaNImputer(strategy=strategy)
     assert not hasattr(imputer, "partial_fit")
     message = message_of(ValueError, lambda: imputer.partial_fit(PRICES))
     assert message == (
         f"partial_fit cannot learn strategy={strategy!r}: the values of all chunks "
-        "would have to be kept. Pass strategy='mean', 'zero' or 'constant', or give "
-        "fit the whole table, as a memory map if it does not fit into memory."
+        "would have to be kept. Pass strategy='mean', 'median', 'zero' or 'constant', "
+        "or give fit the whole table, as a memory map if it does not fit into memory."
     )
 
 
