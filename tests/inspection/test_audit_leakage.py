@@ -128,3 +128,39 @@ def test_identifiers_and_related_columns_are_no_leaks():
     labels = np.where(y > 0, "up", "down")
     X["flag"] = (y + noise(0.5)) > 0
     assert not {"predicts the target", "copy of the target"} & {*kinds_of(X, labels)}
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda x: pd.Series(x).map(str),
+        lambda x: pd.Series(x).map(lambda cell: str(cell).encode()),
+        lambda x: pd.to_timedelta(x, unit="h"),
+    ],
+)
+def test_a_noisy_copy_in_another_type_is_found(of):
+    y = normal(1000)
+    X = table_with(of(y + noise(0.05)))
+    assert kinds_of(X, y)["predicts the target"] == "'x' (R2 of 0.997 alone)."
+
+
+def test_missing_cells_in_any_column_that_reveal_the_target_are_found():
+    y = rng().random(1000) < 0.3
+    X = pd.DataFrame(rng().normal(size=(1000, 8)))
+    X = X.mask(y[:, None] & (np.arange(8) == rng().integers(8, size=(1000, 1))))
+    assert kinds_of(X, y)["missing tells the target"] == (
+        "a missing cell in any column (in 0 % of False, 100 % of others)."
+    )
+
+
+@pytest.mark.parametrize("number", [lambda i: f"u{i}", int])
+def test_duplicates_with_identifiers_of_their_own_are_found(number):
+    X = table_with(normal(1000))
+    X = pd.concat([X, X[:300]]).assign(id=[number(i) for i in range(1300)])
+    y = np.arange(1300) % 1000 % 2
+    assert kinds_of(X, y)["duplicated rows"] == "23 %, apart from 'id'."
+    y[1299] = 1 - y[1299]
+    assert (
+        "2 rows have a duplicate with another target"
+        in (kinds_of(X, y)["duplicated rows"])
+    )

@@ -67,6 +67,8 @@ def observations_of_leakage(
     known = ~missing
     values = sampled(target.values)[known]
     ranks = stats.rankdata(values) if target.numbers is not None else None
+    in_any = np.zeros(len(values), dtype=bool)
+    strongest = 0.0
     for profile in profiles:
         if detail := _equality(table, profile, target, key, key_values):
             yield profile.observation("copy of the target", 1.0, detail)
@@ -77,16 +79,31 @@ def observations_of_leakage(
         if detail := _missing_together(profile.missing_rows, missing):
             yield profile.observation("missing with the target", 1.0, detail)
         mask = profile.missing_rows[known]
-        if min(mask.sum(), mask.size - mask.sum()) < _MIN_CELLS:
-            continue
-        if ranks is None:
-            strength, detail = _relation_to_class(mask, values, target.labels)
-        else:
-            strength, detail = _relation_to_number(mask, values, ranks)
+        in_any |= mask
+        strength, detail = _relation(mask, values, ranks, target.labels)
+        strongest = max(strongest, strength)
         if strength >= _REVEALS:
             yield profile.observation("missing tells the target", strength, detail)
         elif strength >= _IS_RELATED:
             yield profile.observation("missing goes with the target", strength, detail)
+    strength, detail = _relation(in_any, values, ranks, target.labels)
+    if strength >= _REVEALS > strongest:
+        name = "a missing cell in any column"
+        yield Observation("missing tells the target", strength, detail, name)
+
+
+def _relation(
+    mask: NDArray[np.bool_],
+    values: NDArray[Any],
+    ranks: NDArray[np.float64] | None,
+    labels: Sequence[str],
+) -> tuple[float, str]:
+    """Return how strongly missing cells are related to the target, and a detail."""
+    if min(mask.sum(), mask.size - mask.sum()) < _MIN_CELLS:
+        return 0.0, ""
+    if ranks is None:
+        return _relation_to_class(mask, values, labels)
+    return _relation_to_number(mask, values, ranks)
 
 
 def _equality(
@@ -146,14 +163,17 @@ def _agreement(codes: NDArray[np.int64], classes: NDArray[np.int64]) -> float:
 
 
 def _key_numbers(profile: ColumnProfile) -> NDArray[np.float64]:
-    """Return the numbers of a column in the rows of its key."""
+    """Return the numbers of a column, or in its text, in the rows of its key."""
     codes = np.frombuffer(profile.key, dtype=np.int64)
-    return np.array([*profile.key_values, np.nan], dtype=np.float64)[codes]
+    numbers = pd.to_numeric(pd.Series(profile.key_values), errors="coerce")
+    return np.array([*numbers, np.nan], dtype=np.float64)[codes]
 
 
 def _prediction(profile: ColumnProfile, key_values: NDArray[Any]) -> str:
     """Return how well a column alone predicts the target, or "" if not almost."""
-    is_number = profile.holds in ("numbers", "flags")
+    is_number = profile.holds in ("numbers", "flags", "durations") or profile.has(
+        "numbers as text"
+    )
     if not profile.key or profile.top_share == 1 or profile.holds == "dates":
         return ""
     codes = np.frombuffer(profile.key, dtype=np.int64)

@@ -148,7 +148,7 @@ DETECTORS: tuple[Callable[[LazyTable, _Profiles], Iterator[Observation]], ...] =
 def duplicated_rows(
     table: LazyTable, profiles: _Profiles, y: NDArray[Any] | None
 ) -> Iterator[Observation]:
-    """Observe rows that are equal in all columns, and whether their targets differ.
+    """Observe rows that are equal except for identifiers, and if their targets differ.
 
     Parameters
     ----------
@@ -168,6 +168,8 @@ def duplicated_rows(
         return
     n_duplicates = rows.size - np.unique(groups).size
     detail = share(n_duplicates, table.n_rows)
+    if names := [profile.name for profile in profiles if profile.has("identifier")]:
+        detail += f", apart from {', '.join(names[:3])}{', ...' if names[3:] else ''}"
     if y is not None:
         pairs = pd.DataFrame({"group": groups, "y": y[rows]})
         n_targets = pairs.groupby("group")["y"].nunique(dropna=False)
@@ -183,6 +185,7 @@ def _find_duplicates(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return rows that are equal to others in all columns, and the group of each.
 
+    Identifiers are not compared: they number the rows, and duplicates with them.
     Columns with the most distinct values are compared first, and each column is read
     only in rows that are equal so far. A column without repeated values therefore ends
     the search. The result is empty if the rows cannot be compared or if there are more
@@ -190,6 +193,7 @@ def _find_duplicates(
     """
     rows = np.arange(table.n_rows)
     groups = np.zeros(table.n_rows, dtype=np.int64)
+    profiles = [profile for profile in profiles if not profile.has("identifier")]
     is_comparable = not (table.is_sparse or any(p.holds == "nested" for p in profiles))
     n_combinations = math.prod(1.0 + p.n_distinct for p in profiles)
     if not is_comparable or n_combinations <= table.n_rows:
