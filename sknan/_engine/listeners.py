@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -148,31 +149,17 @@ def _kept_random_states(net: TableNet) -> Iterator[None]:
 
 def _fitted_attributes(net: TableNet, n_epochs: int) -> dict[str, Any]:
     """Return the fitted attributes of an estimator after this number of epochs."""
-    copied = _copy_for_prediction(net, n_epochs)
+    present = net.fitted()
+    fitted = replace(
+        present,
+        module_=copy.deepcopy(original_of(net.module_)),
+        criterion_=copy.deepcopy(original_of(net.criterion_)),
+        history=present.history[:n_epochs],
+    )
     return {
-        "net_": copied,
-        "n_iter_": len(copied.history),
+        "_fitted": fitted,
+        "n_iter_": len(fitted.history),
         "best_epoch_": None,
         "nonfinite_reports_": net.nonfinite_reports_,
         "effective_lr_": net.effective_lr_,
     }
-
-
-def _copy_for_prediction(net: TableNet, n_epochs: int) -> TableNet:
-    """Return a net that predicts with the present weights, and cannot be trained."""
-    copied: TableNet = object.__new__(type(net))
-    attributes = copied.__dict__
-    attributes.update(vars(net))
-    for name in [*net._modules, *net._criteria]:
-        module = original_of(vars(net)[f"{name}_"])
-        attributes[f"{name}_"] = copy.deepcopy(module)
-    attributes.update(
-        history_=type(net.history)(net.history.to_list()[:n_epochs]),
-        callbacks=None,
-        callbacks_=[],
-        train_split=None,
-        _training_=None,
-        _backup_=None,
-        _average_=None,
-    )
-    return copied

@@ -51,7 +51,7 @@ class ValidationScore(Callback):
     ) -> None:
         """Record the score; NaN if an output is not finite."""
         assert dataset_valid is not None
-        self.estimator.net_ = net
+        self.estimator._fitted = net
         try:
             # A repair of outputs is reported when the fitted network predicts.
             with kept_random_states(net.device), recorded_warnings():
@@ -65,7 +65,7 @@ class ValidationScore(Callback):
             )
             raise
         finally:
-            del self.estimator.net_
+            del self.estimator._fitted
         net.history.record(self.monitor, score)
 
     def _score(self, rows: UserRows) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,8 +11,16 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils import ClassifierTags, RegressorTags
 from skorch.callbacks import EpochTimer, PrintLog
 from skorch.callbacks.scoring import ScoringBase
-from torch import Tensor, nn
+from skorch.history import History
+from torch import Tensor
 
+from sknan._engine.fitted_network import (
+    VALUES_PER_FORWARD,
+    FittedNetwork,
+    NetworkOutput,
+    first_of,
+    width_of,
+)
 from sknan._engine.prediction import ColumnScaling, UserRows, regression_score
 from sknan._utils.settings import usual_settings
 from sknan.losses._traits import traits_of
@@ -21,14 +28,7 @@ from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._nets import GuardedNet
 from sknan.nets._records import is_orderly_stop
-from sknan.nets.recovery.output_repair import OutputRepair, outputs_by_row
-
-# Number of values, about 4 MB of float32, in the input of a validation batch and in the
-# output of the widest linear layer for a prediction batch.
-_VALUES_PER_FORWARD = 2**20
-
-# Largest number of rows in a prediction batch. More rows are not faster.
-_ROWS_PER_FORWARD = 2**11
+from sknan.nets._training_state import clipper_state, put_clipper_state
 
 # Entries of a batch that the net itself writes into the history.
 _BATCH_SIZES = {"train_batch_size", "valid_batch_size"}
@@ -37,7 +37,7 @@ _BATCH_SIZES = {"train_batch_size", "valid_batch_size"}
 _DEFAULT_CLIP_NORM = 1.0
 
 
-class TableNet(GuardedNet):
+class TableNet(NetworkOutput, GuardedNet):
     """Guarded net that is trained on whole tables and logs epochs instead of batches.
 
     Targets may be pairs (y, weight). The loss of a batch is then the weighted sum of
@@ -47,7 +47,6 @@ class TableNet(GuardedNet):
     """
 
     _is_versioned: ClassVar[bool] = False  # the estimator that holds it is
-    _has_plain_output: ClassVar[bool] = True
     column_names_: Sequence[Any] | None = None
 
     # Conversion of X, if columns are in raw units.
@@ -110,10 +109,8 @@ class TableNet(GuardedNet):
             return TensorBatches(
                 dataset, self.batch_size, shuffle=True, merge_lone_row=True
             )
-        width = _width(dataset.rows(slice(0, 1))[0])
-        return TensorBatches(
-            dataset, max(self.batch_size, _VALUES_PER_FORWARD // width)
-        )
+        width = width_of(dataset.rows(slice(0, 1))[0])
+        return TensorBatches(dataset, max(self.batch_size, VALUES_PER_FORWARD // width))
 
     def get_loss(self, y_pred: Any, y_true: Any, *_: Any, **__: Any) -> Tensor:
         target, weight = y_true if isinstance(y_true, tuple) else (y_true, None)
@@ -154,6 +151,80 @@ class TableNet(GuardedNet):
         # The history is pickled with the net. A callback may have written to it.
         if all(batch.keys() <= _BATCH_SIZES for batch in batches):
             batches.clear()
+
+    # -- the fitted network ----------------------------------------------------------
+
+    def fitted(self, *, keeps_moments: bool = False) -> FittedNetwork:
+        """Return what is needed of a trained net, without copies.
+
+        Parameters
+        ----------
+        keeps_moments : bool, default=False
+            Whether to keep the state of optimizer, average and adaptive clipping.
+        """
+        guard = self.guard_
+        rest: dict[str, Any] = {
+            "lr_scale": guard.lr_scale,
+            "largest_loss": guard.largest_loss,
+            "conditioning": self._conditioning_,
+        }
+        if keeps_moments:
+            rest["optimizer"] = type(self.optimizer_).__name__
+            rest["moments"] = self.optimizer_.state_dict()["state"]
+            rest["clipper"] = clipper_state(self.adaptive_clip_)
+            if self._average_ is not None:
+                rest["average"] = dict(self._average_.state.state_dict())
+        return FittedNetwork(
+            self.module_,
+            self.criterion_,
+            batch_size=self.batch_size,
+            device=self.device,
+            on_nonfinite=self.on_nonfinite,
+            flops_per_row_=self.flops_per_row_,
+            column_names_=self.column_names_,
+            history=self.history.to_list(),
+            reports=guard.reports,
+            rest=rest,
+            _output_range_=self._output_range_,
+        )
+
+    def resume(self, fitted: FittedNetwork, callbacks: Sequence[Any]) -> None:
+        """Initialize the net with a trained network.
+
+        Parameters
+        ----------
+        fitted : FittedNetwork
+            Network whose module and criterion are those of the net.
+        callbacks : sequence
+            Callbacks of an earlier training, which are not initialized again.
+        """
+        self.initialize()
+        self.callbacks = list(callbacks)
+        given = [c[1] if isinstance(c, tuple) else c for c in callbacks]
+        self.callbacks_ = []
+        for name, callback in self._uniquely_named_callbacks():
+            if not any(callback is known for known in given):
+                callback = callback() if isinstance(callback, type) else callback
+                callback.initialize()
+            self.callbacks_.append((name, callback))
+        rest = fitted.rest
+        self.history_ = History(fitted.history)
+        self.flops_per_row_ = fitted.flops_per_row_
+        self._output_range_ = fitted._output_range_
+        self._conditioning_ = rest["conditioning"]
+        self._is_untrained_ = False
+        self._prepare_guard(is_new=True)
+        self.guard_.lr_scale = rest["lr_scale"]
+        self.guard_.largest_loss = rest["largest_loss"]
+        self.guard_.reports = list(fitted.reports)
+        if rest.get("optimizer") == type(self.optimizer_).__name__:
+            state = {**self.optimizer_.state_dict(), "state": rest["moments"]}
+            self.optimizer_.load_state_dict(state)
+            put_clipper_state(self.adaptive_clip_, rest["clipper"])
+        if self._average_ is not None and "average" in rest:
+            self._average_.state.load_state_dict(rest["average"])
+        else:
+            self._average_ = None
 
     # -- predictions -----------------------------------------------------------------
 
@@ -200,108 +271,6 @@ class TableNet(GuardedNet):
         rows = torch.as_tensor(X if isinstance(X, Tensor) else np.asarray(X))
         return self.finite_output(rows.to(self.device, torch.float32))
 
-    def finite_output(self, X: Tensor) -> Tensor:
-        """Return the output of :meth:`raw_output`, if it is finite.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-            Rows on the device of the module.
-
-        Raises
-        ------
-        NonFiniteTrainingError
-            If the output of a row is not finite.
-        """
-        repair = OutputRepair(self)
-        output = self.raw_output(X, repair)
-        if repair.refused:
-            raise repair.error(len(repair.refused))
-        self._warn_of_repair(repair)
-        return output
-
-    def raw_output(self, X: Tensor, repair: OutputRepair) -> Tensor:
-        """Return the output of the module in evaluation mode, repaired where possible.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-            Rows on the device of the module.
-        repair : OutputRepair
-            Repair of rows whose output is non-finite, which records them.
-
-        Returns
-        -------
-        Tensor of shape (n_samples, ...), float32
-            Output on the CPU, the first one if the module has several. It may share
-            memory with the module.
-        """
-        if not self._is_evaluating():
-            self._set_training(False)
-        with torch.no_grad():
-            n_rows = self._rows_per_forward(X)
-            first, *others = [X] if n_rows >= len(X) else torch.split(X, n_rows)
-            whole = self._evaluated(first, repair)
-            if others:
-                # One tensor for all outputs: small outputs between large tensors that
-                # are freed would prevent the allocator from reusing their memory.
-                output, start = whole, len(whole)
-                whole = output.new_empty((len(X), *output.shape[1:]))
-                whole[:start] = output
-            for batch in others:
-                output = self._evaluated(batch, repair)
-                whole[start : start + len(batch)] = output
-                start += len(batch)
-        return whole.cpu()
-
-    def _is_evaluating(self) -> bool:
-        """Whether all parts of the module are in evaluation mode.
-
-        The test takes a quarter of the time of setting the mode.
-        """
-        parts = [self.module_]
-        while parts:
-            part = parts.pop()
-            if part.training:
-                return False
-            parts += filter(None, part._modules.values())
-        return True
-
-    def _evaluated(self, batch: Tensor, repair: OutputRepair) -> Tensor:
-        """Return the output of a batch, repaired if it is not finite."""
-        try:
-            # A copy, because a module that works in place would change the user's data.
-            output = self.module_(batch.clone())
-        except Exception as error:
-            output = outputs_by_row(self, batch, error)
-        first = _first(output).float()
-        # A finite sum implies finite values; a sum of finite values may overflow.
-        is_finite = isinstance(output, Tensor) and math.isfinite(first.sum())
-        if not is_finite:
-            return _first(repair.add(batch, output)).float()
-        repair.n_rows += len(batch)
-        return first
-
-    def _rows_per_forward(self, X: Tensor) -> int:
-        """Return the number of rows in a prediction batch, at least the batch size."""
-        if len(X) <= self.batch_size:
-            return len(X)
-        linear = [m for m in self.module_.modules() if isinstance(m, nn.Linear)]
-        widest = max([_width(X), *(layer.out_features for layer in linear)])
-        n_rows = min(_ROWS_PER_FORWARD, _VALUES_PER_FORWARD // widest)
-        return max(int(self.batch_size), n_rows)
-
-
-def _width(X: Tensor) -> int:
-    """Return the number of values in a row."""
-    return max(math.prod(X.shape[1:]), 1)
-
-
-def _first(output: Any) -> Tensor:
-    """Return the first output of a module that may have several."""
-    first: Tensor = output[0] if isinstance(output, (tuple, list)) else output
-    return first
-
 
 def is_collapsed(X: Tensor, output: Any) -> bool:
     """Whether a network gives bitwise identical outputs for different rows.
@@ -310,7 +279,7 @@ def is_collapsed(X: Tensor, output: Any) -> bool:
     stays finite, at that of a constant prediction, and an accuracy score does not
     distinguish this from a weak model.
     """
-    output = _first(output)
+    output = first_of(output)
     if output is None:
         return False  # the batch was left out
     is_constant = len(output) > 1 and bool(torch.eq(output, output[:1]).all())

@@ -1,8 +1,8 @@
 """Base class of StableNetClassifier and StableNetRegressor.
 
-An estimator holds a guarded skorch net in ``net_`` and is not a net itself. The
-contracts of scikit-learn and skorch differ: skorch sets state in ``__init__``, predicts
-class numbers instead of labels, and does not validate its input.
+An estimator trains a guarded skorch net and is not a net itself. The contracts of
+scikit-learn and skorch differ: skorch sets state in ``__init__``, predicts class
+numbers instead of labels, and does not validate its input.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
 from sknan._engine.fit import train
+from sknan._engine.fitted_network import FittedNetwork
 from sknan._engine.listeners import EpochTasks
 from sknan._engine.plan import TrainingPlan, TrainingRows
 from sknan._engine.prediction import ColumnScaling, TargetCoding
 from sknan._engine.range_test import range_test
 from sknan._engine.scoring import ValidationScore
 from sknan._engine.table_net import TableNet
+from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
 from sknan._utils.threads import threads_for
@@ -67,7 +69,9 @@ class TimeLimitWarning(ConvergenceWarning):
     """Warning that a time limit has ended a training."""
 
 
-class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin):
+class StableNetBase(
+    VersionedPickleMixin, EncodedStateMixin, CallbackSupportMixin, NetBuildingMixin
+):
     """Guarded network as a scikit-learn estimator.
 
     The engine trains an estimator through the protocol
@@ -82,17 +86,35 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
     """
 
     _scaling: ColumnScaling | None
+    _fitted: FittedNetwork
+    _next_seed: int
 
     def _check_parameters(self) -> None:
         check_parameters(self)
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "net_")
+        return hasattr(self, "_fitted")
+
+    @property
+    def net_(self) -> TableNet:
+        """Fitted network as a skorch net, which is built when it is asked for.
+
+        Nets of several calls have one module, and histories of their own.
+        """
+        if not hasattr(self, "_fitted"):
+            raise AttributeError(f"{type(self).__name__} has no net_ before fit.")
+        net = self._rebuilt_net()
+        self._describe_data(net)
+        return net
+
+    def _describe_data(self, net: TableNet) -> None:
+        net.coding_, net.scaling_ = self._coding, self._scaling
+        net.column_names_ = getattr(self, "feature_names_in_", None)
 
     def _html_repr(self) -> str:
         """Return scikit-learn's diagram, followed by a summary of the training."""
         diagram: str = estimator_html_repr(self)
-        return diagram + (summary_as_html(self) if hasattr(self, "net_") else "")
+        return diagram + (summary_as_html(self) if hasattr(self, "_fitted") else "")
 
     # -- training rows -------------------------------------------------------------
 
@@ -118,7 +140,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
 
     def _continues(self, is_partial: bool) -> bool:
         """Whether training continues with the present network."""
-        return hasattr(self, "net_") and (is_partial or self.warm_start)
+        return hasattr(self, "_fitted") and (is_partial or self.warm_start)
 
     def _training_rows(
         self,
@@ -215,9 +237,7 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         if not is_auto(self.lr):
             self.lr_ = float(self.lr)
             self.learning_rate_range_ = None
-        elif continues:  # a range test applies to an untrained network
-            self.lr_ = float(self.net_.lr)
-        else:
+        elif not continues:  # a range test applies to an untrained network
             found = range_test(self, rows, seed, verbose=self.verbose == 1)
             self.learning_rate_range_ = found
             self.lr_ = found.suggestion
@@ -270,10 +290,10 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         TrainingPlan
         """
         continues = self._continues(rows.is_partial)
-        if not continues:
-            self._rng = check_random_state(self.random_state)
-        seed = int(self._rng.randint(np.iinfo(np.int32).max))
-        split_seed = int(self._rng.randint(np.iinfo(np.int32).max))
+        rng = check_random_state(self._next_seed if continues else self.random_state)
+        seed, split_seed, self._next_seed = (
+            int(rng.randint(np.iinfo(np.int32).max)) for _ in range(3)
+        )
         if rows.hold_out is not None:
             rows = rows._replace(hold_out=rows.hold_out.with_fold(fold))
         start = time.monotonic()
@@ -281,15 +301,14 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         search_seconds = time.monotonic() - start
         rows = rows._replace(weights=scale_weights(rows.weights))
         per_row = rows.weights is not None
-        device = resolve_device(self.device)
+        device = self._fitted.device if continues else resolve_device(self.device)
         with seeded(seed, device):
             if continues:
-                net = self._update_net(per_row=per_row)
+                net = self._continued_net(per_row=per_row)
             else:
                 X_train = rows.X[: rows.n_train]
                 net = self._build_net(X_train, rows.n_outputs, per_row=per_row)
-            net.coding_, net.scaling_ = self._coding, self._scaling
-            net.column_names_ = getattr(self, "feature_names_in_", None)
+            self._describe_data(net)
             if table_of is None:
                 table = self._table(net, rows)
             else:
@@ -358,12 +377,8 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
         if best is not None and score is not None and best.best_epoch_ is None:
             score.refuse(len(net.history), len(plan.split(plan.split_seed)[1]))
         check_finite_output(net, plan.table)
-        if not plan.keeps_moments:
-            for optimizer in net._all_optimizers():
-                optimizer.state.clear()
-            net._average_ = None
         net._zero_grad_optimizer(set_to_none=True)
-        self.net_ = net
+        self._fitted = net.fitted(keeps_moments=plan.keeps_moments)
         self.n_iter_ = len(net.history)
         self.loss_curve_ = [row.get("train_loss", np.nan) for row in net.history]
         self.validation_scores_ = self.best_score_ = self.best_epoch_ = None
@@ -402,8 +417,9 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
     def _as_batch(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Return features and targets as the fitted net receives them."""
         X_in = network_input(self, X)
-        target = self._shape_target(self.net_, X_in, self._as_target(y))
-        return torch.from_numpy(X_in).to(self.net_.device), target.to(self.net_.device)
+        net = self.net_
+        target = self._shape_target(net, X_in, self._as_target(y))
+        return torch.from_numpy(X_in).to(net.device), target.to(net.device)
 
     def _as_target(self, y: Any, name: str = "y") -> np.ndarray:
         """Return ``y`` as the targets that the fitted network is trained on."""
@@ -411,12 +427,13 @@ class StableNetBase(VersionedPickleMixin, CallbackSupportMixin, NetBuildingMixin
 
     def _network_rows(self, X: Any) -> Tensor:
         """Return features as the fitted network receives them, on its device."""
-        return torch.from_numpy(network_input(self, X)).to(self.net_.device)
+        return torch.from_numpy(network_input(self, X)).to(self._fitted.device)
 
     def _output(self, X: Any) -> Tensor:
         """Return the finite raw output of the fitted network for ``X``."""
-        if not hasattr(self, "net_"):  # check_is_fitted takes as long as a layer
+        if not hasattr(self, "_fitted"):  # check_is_fitted takes as long as a layer
             check_is_fitted(self)
         rows = self._network_rows(X)
-        with threads_for(self.net_.flops_per_row_ * len(rows), self.num_threads):
-            return self.net_.finite_output(rows)
+        fitted = self._fitted
+        with threads_for(fitted.flops_per_row_ * len(rows), self.num_threads):
+            return fitted.finite_output(rows)

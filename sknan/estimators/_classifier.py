@@ -140,12 +140,12 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         ``sample_weight``. With several labels per row, weights of 0 and 1: for all
         labels, or a list of one dict for each label.
     callbacks : list or None, default=None
-        Callbacks of skorch. They are called with the net in ``net_``, which predicts as
-        the estimator does.
+        Callbacks of skorch. They are called with the skorch net that is trained, which
+        predicts as the estimator does.
     warm_start : bool, default=False
         Whether ``fit`` continues with the weights and the optimizer of the last fit.
-        Parameters of the module, the criterion and the optimizer then keep their
-        values, except ``lr``.
+        Parameters of the module and the criterion then keep their values. An optimizer
+        of another kind starts anew.
     device : str, default="cpu"
         Device to train on: a torch device, or ``"auto"`` for the GPU if there is one.
     num_threads : int or "auto", default="auto"
@@ -170,8 +170,9 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     Attributes
     ----------
     net_ : GuardedNet
-        Fitted skorch net. ``net_.history`` contains the loss, the gradient norm and the
-        learning rate of each epoch; ``net_.module_`` is the network.
+        Fitted network as a skorch net, which is built when it is asked for.
+        ``net_.history`` contains the loss, the gradient norm and the learning rate of
+        each epoch; ``net_.module_`` is the network.
     classes_ : ndarray of shape (n_classes,) or (n_labels,)
         Labels of the classes, sorted. With several labels per row, the numbers of the
         columns of ``y``, as in ``MLPClassifier``.
@@ -466,8 +467,8 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
             None if weights is None else torch.from_numpy(weights),
         )
 
-    def _update_net(self, *, per_row: bool) -> TableNet:
-        net = super()._update_net(per_row=per_row)
+    def _continued_net(self, *, per_row: bool) -> TableNet:
+        net = super()._continued_net(per_row=per_row)
         criterion = self._build_criterion(per_row=per_row).to(net.device)
         if isinstance(net.criterion_, PerLabelLoss) != isinstance(
             criterion, PerLabelLoss
@@ -536,13 +537,13 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
             labels per row, the probability that the row has the label.
         """
         output = self._output(X)
-        return self._coding.probabilities(self.net_.criterion_, output)
+        return self._coding.probabilities(self._fitted.criterion_, output)
 
     @usual_settings()
     def _log_probabilities(self, X: Any) -> np.ndarray:
         """Return finite logarithms of the probabilities, for a calibration."""
         output = self._output(X)
-        return self._coding.log_probabilities(self.net_.criterion_, output)
+        return self._coding.log_probabilities(self._fitted.criterion_, output)
 
 
 def _columns(shape: tuple[int, ...]) -> str:

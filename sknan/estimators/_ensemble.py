@@ -441,7 +441,7 @@ class StableNetEnsembleRegressor(
 
     @property
     def _criterion(self) -> nn.Module:
-        criterion: nn.Module = self.estimators_[0].net_.criterion_
+        criterion: nn.Module = self.estimators_[0]._fitted.criterion_
         return criterion
 
     def predict(

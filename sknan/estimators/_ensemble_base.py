@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._engine.jobs import Job, JobOutcome, train_together
+from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.progress import call_in_workers, progress
 from sknan._utils.validation import did_you_mean, is_integer
@@ -83,7 +84,7 @@ def default_network(estimator: str) -> Any:
     return kinds[estimator](**_DEFAULT_PARAMS)
 
 
-class Ensemble(VersionedPickleMixin, BaseEstimator):
+class Ensemble(VersionedPickleMixin, EncodedStateMixin, BaseEstimator):
     """Base class of the two ensembles; see their docstrings."""
 
     _network: ClassVar[type[StableNetBase]]

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from sknan._engine.fitted_network import FittedNetwork
 from sknan._engine.table_net import TableNet
+from sknan._utils.compiled import original_of
 from sknan.estimators._column_scaling import numeric_columns
 from sknan.estimators._components import (
     resolve_criterion,
@@ -23,8 +25,8 @@ from sknan.estimators._parameters import (
 )
 from sknan.losses._traits import LossTraits, traits_of
 
-# Parameters that a net which continues training takes over from the estimator.
-_UPDATED_PARAMS = (
+# Parameters that net and estimator have in common.
+_NET_PARAMS = (
     "max_epochs",
     "verbose",
     "on_nonfinite",
@@ -72,10 +74,16 @@ class NetBuildingMixin(PrefixedParamsMixin):
             owner=type(self).__name__,
         )
 
-    def _build_net(self, X: np.ndarray, n_outputs: int, *, per_row: bool) -> TableNet:
-        """Return a new, initialized net for these features."""
+    def _new_net(
+        self,
+        module: Any,
+        module_params: dict[str, Any],
+        criterion: nn.Module,
+        batch_size: int,
+        device: str,
+    ) -> TableNet:
+        """Return a net with these parts and no callbacks, which is not initialized."""
         owner = type(self).__name__
-        module, module_params = self._module_for(X, n_outputs)
         if "lr" in self._params_for("optimizer"):
             raise ValueError(
                 f"{owner} got optimizer__lr: the learning rate is its parameter lr."
@@ -83,23 +91,32 @@ class NetBuildingMixin(PrefixedParamsMixin):
         optimizer, optimizer_params = resolve_optimizer(
             self.optimizer, self._params_for("optimizer"), self.weight_decay, owner
         )
-        net = TableNet(
+        return TableNet(
             module,
-            self._build_criterion(per_row=per_row),
+            criterion,
             optimizer=optimizer,
             lr=self.lr_,
-            batch_size=self.rows_per_batch(len(X)),
+            batch_size=batch_size,
             train_split=None,
             use_caching=False,  # scores are those of the weights at an epoch's end
-            callbacks=list(self.callbacks or ()),
             compile=self.compile,
             warm_start=True,  # the estimator decides when to start from scratch
-            device=resolve_device(self.device),
-            **{name: getattr(self, name) for name in _UPDATED_PARAMS},
+            device=device,
+            **{name: getattr(self, name) for name in _NET_PARAMS},
             **{f"module__{name}": value for name, value in module_params.items()},
             **{f"optimizer__{name}": v for name, v in optimizer_params.items()},
             **{f"compile__{k}": v for k, v in self._params_for("compile").items()},
         )
+
+    def _build_net(self, X: np.ndarray, n_outputs: int, *, per_row: bool) -> TableNet:
+        """Return a new, initialized net for these features."""
+        net = self._new_net(
+            *self._module_for(X, n_outputs),
+            self._build_criterion(per_row=per_row),
+            self.rows_per_batch(len(X)),
+            resolve_device(self.device),
+        )
+        net.callbacks = list(self.callbacks or ())
         net.initialize()
         default = torch.get_default_dtype()
         if default != torch.float32:  # in which torch.Tensor(n) creates parameters
@@ -118,16 +135,18 @@ class NetBuildingMixin(PrefixedParamsMixin):
             sizes["numeric_columns"] = numeric_columns(X)
         return sizes
 
-    def _update_net(self, *, per_row: bool) -> TableNet:
-        """Return the fitted net with the current values of changeable parameters."""
-        net: TableNet = self.net_
-        net._is_untrained_ = False
-        changes = {name: getattr(self, name) for name in _UPDATED_PARAMS}
-        if not is_auto(self.batch_size):
-            changes["batch_size"] = self.batch_size
-        if self.lr_ != net.lr:
-            changes["lr"] = self.lr_
-        net.set_params(**changes)
+    def _rebuilt_net(self) -> TableNet:
+        """Return a net of the fitted network and the current parameters."""
+        fitted: FittedNetwork = self._fitted
+        batch_size = fitted.batch_size if is_auto(self.batch_size) else self.batch_size
+        module = original_of(fitted.module_)
+        net = self._new_net(module, {}, fitted.criterion_, batch_size, fitted.device)
+        net.resume(fitted, self.callbacks or ())
+        return net
+
+    def _continued_net(self, *, per_row: bool) -> TableNet:
+        """Return a net that continues training the fitted network."""
+        net = self._rebuilt_net()
         criterion = self._build_criterion(per_row=per_row)
         if hasattr(criterion, "reduction"):
             net.criterion_.reduction = criterion.reduction

@@ -134,12 +134,12 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
     n_iter_no_change : int, default=20
         Number of epochs without improvement after which training stops.
     callbacks : list or None, default=None
-        Callbacks of skorch. They are called with the net in ``net_``, which predicts as
-        the estimator does.
+        Callbacks of skorch. They are called with the skorch net that is trained, which
+        predicts as the estimator does.
     warm_start : bool, default=False
         Whether ``fit`` continues with the weights and the optimizer of the last fit.
-        Parameters of the module, the criterion and the optimizer then keep their
-        values, except ``lr``.
+        Parameters of the module and the criterion then keep their values. An optimizer
+        of another kind starts anew.
     device : str, default="cpu"
         Device to train on: a torch device, or ``"auto"`` for the GPU if there is one.
     num_threads : int or "auto", default="auto"
@@ -164,8 +164,9 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
     Attributes
     ----------
     net_ : GuardedNet
-        Fitted skorch net. ``net_.history`` contains the loss, the gradient norm and the
-        learning rate of each epoch; ``net_.module_`` is the network.
+        Fitted network as a skorch net, which is built when it is asked for.
+        ``net_.history`` contains the loss, the gradient norm and the learning rate of
+        each epoch; ``net_.module_`` is the network.
     target_mean_, target_scale_ : ndarray of shape () or (n_targets,)
         Mean and standard deviation by which ``y`` was standardized for training; 0 and
         1 if the criterion does not allow it. A constant target has the scale 0, and is
@@ -498,7 +499,7 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
             Standard deviations in the units of ``y``; only if ``return_std=True``.
         """
         output = self._output(X)
-        criterion = self.net_.criterion_
+        criterion = self._fitted.criterion_
         predicted = self._coding.predict(criterion, output)
         if not return_std:
             return predicted
@@ -514,11 +515,11 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
     @property
     def _learns_std(self) -> bool:
         """Whether the network predicts a standard deviation."""
-        return hasattr(unbounded(self.net_.criterion_), "predict_std")
+        return hasattr(unbounded(self._fitted.criterion_), "predict_std")
 
     @property
     def _criterion(self) -> nn.Module:
-        criterion: nn.Module = self.net_.criterion_
+        criterion: nn.Module = self._fitted.criterion_
         return criterion
 
     @property

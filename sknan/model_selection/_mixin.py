@@ -6,6 +6,7 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
+from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.progress import progress
 from sknan._utils.validation import is_number
 from sknan._utils.warn import warn
@@ -16,7 +17,7 @@ from sknan.model_selection._run import SearchRun
 from sknan.model_selection._stand_ins import scorer_stand_in
 
 
-class BatchedSearchMixin(BaseEstimator):
+class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
     """Mixin for scikit-learn's searches that trains the candidates together."""
 
     # Set while `fit` runs, if the estimator is a network of this package.

@@ -241,14 +241,16 @@ def put_random_states(net: Any, states: dict[str, Any]) -> None:
 # -- state of a training -------------------------------------------------------------
 
 
-def _state_of_clipper(clipper: Any) -> dict[str, Any]:
+def clipper_state(clipper: Any) -> dict[str, Any]:
+    """Return the attributes of an adaptive clipper, with lists for deques."""
     return {
         name: list(value) if isinstance(value, deque) else value
         for name, value in getattr(clipper, "__dict__", {}).items()
     }
 
 
-def _put_clipper(clipper: Any, state: dict[str, Any]) -> None:
+def put_clipper_state(clipper: Any, state: dict[str, Any]) -> None:
+    """Restore the attributes that :func:`clipper_state` returned."""
     for name, value in state.items():
         was = getattr(clipper, name, None)
         value = deque(value, was.maxlen) if isinstance(was, deque) else value
@@ -317,7 +319,7 @@ def state_of(net: Any) -> dict[str, Any]:
         },
         "optimizers": [optimizer.state_dict() for optimizer in net._all_optimizers()],
         "schedule": net.schedule_.state_dict(),
-        "adaptive_clip": _state_of_clipper(net.adaptive_clip_),
+        "adaptive_clip": clipper_state(net.adaptive_clip_),
         "training": _batches_if_plain(training.state_dict()),
         "callbacks": {n: state for n, state in callbacks.items() if state is not None},
         "random_states": random_states_of(net),
@@ -389,6 +391,6 @@ def put_training(net: Any, state: dict[str, Any]) -> None:
     training.load_state_dict(state["training"])
     net.schedule_.load_state_dict(state["schedule"])
     if net.adaptive_clip_ is not None:
-        _put_clipper(net.adaptive_clip_, state["adaptive_clip"])
+        put_clipper_state(net.adaptive_clip_, state["adaptive_clip"])
     if state["generator"] is not None:
         training.batches.generator.set_state(state["generator"])

@@ -15,6 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._utils.callbacks import fit_as_task
+from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan.preprocessing._tables.column_schema import (
     ColumnSchema,
@@ -36,7 +37,11 @@ _LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
 class TableCleaner(
-    VersionedPickleMixin, CallbackSupportMixin, TransformerMixin, BaseEstimator
+    VersionedPickleMixin,
+    EncodedStateMixin,
+    CallbackSupportMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Converter of any table to a DataFrame of float64, dates and categories of text.
 

@@ -11,6 +11,7 @@ from sklearn.callback import CallbackSupportMixin
 from sklearn.preprocessing import OneHotEncoder
 
 from sknan._utils.callbacks import fit_as_task
+from sknan._utils.encoding import EncodedStateMixin
 from sknan.preprocessing._sources import sources_of
 from sknan.preprocessing._tables.column_schema import warn_of_changes
 from sknan.preprocessing._tables.typed_column import frame_from_polars, is_polars
@@ -80,7 +81,9 @@ def _unknown_column(name: Any, cells: pd.Categorical, place: Any) -> list[str]:
     ]
 
 
-class ColumnEncoder(CallbackSupportMixin, TransformerMixin, BaseEstimator):
+class ColumnEncoder(
+    EncodedStateMixin, CallbackSupportMixin, TransformerMixin, BaseEstimator
+):
     """Encoder of the columns that are not numbers.
 
     skrub's ``TableVectorizer`` needs some milliseconds for each column. Here it encodes

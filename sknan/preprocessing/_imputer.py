@@ -17,6 +17,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sknan._utils.callbacks import fit_as_task
+from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.validation import did_you_mean
 from sknan._utils.warn import warn
@@ -65,7 +66,9 @@ class _StreamedOnly:
         return MethodType(self.__func__, imputer)
 
 
-class NaNImputer(VersionedPickleMixin, ImputerBase, CallbackSupportMixin):
+class NaNImputer(
+    VersionedPickleMixin, EncodedStateMixin, ImputerBase, CallbackSupportMixin
+):
     r"""Imputer of missing, infinite and overflowing values, column by column.
 
     The parameters and the behavior are those of :class:`~sklearn.impute.SimpleImputer`.

@@ -15,6 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from sknan._utils.callbacks import fit_as_task
+from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.validation import already_valid_array, is_number
 from sknan.preprocessing._kernels.blocks import KnownMask, PerColumn, blocks
@@ -52,6 +53,7 @@ _BOUND_RANGE = (1e-30, 1e30)
 
 class SafeScaler(
     VersionedPickleMixin,
+    EncodedStateMixin,
     CallbackSupportMixin,
     OneToOneFeatureMixin,
     TransformerMixin,

@@ -97,7 +97,10 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, FeatureUnion):
         yield from value.transformer_list
     elif hasattr(value, "get_params") and not isinstance(value, type):
-        for name, part in vars(value).items():
+        attributes = dict(vars(value))
+        if isinstance(getattr(type(value), "net_", None), property):
+            attributes["net_"] = value.net_
+        for name, part in attributes.items():
             is_learned = name.endswith("_") and not name.startswith("_")
             if is_learned and name not in _RECORDS:
                 yield name, part

@@ -26,7 +26,7 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-from sknan._engine.table_net import _ROWS_PER_FORWARD
+from sknan._engine.fitted_network import _ROWS_PER_FORWARD
 from sknan._utils.validation import already_valid_array
 
 RNG = np.random.default_rng(0)
@@ -70,7 +70,9 @@ def test_several_batches_have_the_predictions_of_one(Estimator, y, width):
     model = Estimator(module__width=width, max_epochs=1, random_state=0).fit(X, y)
     method = "predict_proba" if Estimator is StableNetClassifier else "predict"
     whole = getattr(model, method)(MANY)
-    model.net_.batch_size = len(MANY)  # batches of this size are possible in training
+    model._fitted.batch_size = len(
+        MANY
+    )  # batches of this size are possible in training
     at_once = getattr(model, method)(MANY)
     np.testing.assert_allclose(whole, at_once, rtol=1e-4, atol=1e-5)
 

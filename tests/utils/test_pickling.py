@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import subprocess
 import sys
+import types
 import warnings
 from importlib.metadata import version
 
@@ -15,6 +17,7 @@ import joblib
 import numpy as np
 import pytest
 import sklearn
+import skorch
 import torch
 from fresh_process import run_script
 from sklearn.base import clone
@@ -32,7 +35,9 @@ from sknan import (
     NonFiniteTrainingError,
     SafeScaler,
     StableNetClassifier,
+    StableNetEnsembleClassifier,
     StableNetRegressor,
+    tabular_pipeline,
 )
 
 X = np.random.default_rng(0).normal(size=(40, 3))
@@ -165,18 +170,49 @@ def test_prefixed_parameters_are_restored_and_cloned():
     assert clone(loaded).get_params()["module__width"] == 8
 
 
-@pytest.mark.parametrize("way", ["pickle5", "joblib", "cloudpickle", "deepcopy"])
-def test_a_copy_continues_training_like_the_original(way):
-    model = StableNetRegressor(warm_start=True, **SMALL).fit(X, VALUES)
-    copied = WAYS[way](model)
-    np.testing.assert_array_equal(
-        scores(copied.fit(X, VALUES)), scores(model.fit(X, VALUES))
-    )
+@pytest.mark.parametrize("way", ["pickle5", "deepcopy"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"ema_decay": 0.9, "adaptive_clip": "zscore", "optimizer": "rmsprop"},
+        {"optimizer": "sgd", "optimizer__momentum": 0.9, "module": nn.Linear(3, 1)},
+    ],
+    ids=["adamw", "average", "instance"],
+)
+def test_a_copy_continues_training_like_the_original(way, params):
+    settings = {**SMALL, "batch_size": 8, "warm_start": True, **params}
+    if "module" in params:
+        del settings["module__width"]
+    model = copied = StableNetRegressor(**settings)
+    for method in ("fit", "fit", "partial_fit", "partial_fit"):
+        copied = WAYS[way](copied if copied is not model else clone(model))
+        for each in (model, copied):
+            getattr(each, method)(X, VALUES)
+        np.testing.assert_array_equal(scores(copied), scores(model))
+        assert copied.loss_curve_ == model.loss_curve_
+
+
+def test_an_optimizer_of_another_kind_continues_with_new_moments():
     model = StableNetRegressor(**SMALL).partial_fit(X, VALUES)
-    copied = WAYS[way](model)
-    np.testing.assert_array_equal(
-        scores(copied.partial_fit(X, VALUES)), scores(model.partial_fit(X, VALUES))
-    )
+    model.set_params(optimizer="sgd", lr=1e-30, weight_decay=0.0)
+    before = scores(model)
+    np.testing.assert_array_equal(scores(model.partial_fit(X, VALUES)), before)
+
+
+def test_callbacks_continue_where_they_were():
+    class Count(skorch.callbacks.Callback):
+        def initialize(self):
+            self.n_ = 0
+
+        def on_epoch_end(self, net, **_):
+            self.n_ += 1
+
+    count = Count()
+    model = StableNetRegressor(callbacks=[count], warm_start=True, **SMALL)
+    model.fit(X, VALUES).fit(X, VALUES).partial_fit(X, VALUES)
+    assert count.n_ == len(model.net_.history) == 5
+    assert dict(model.net_.callbacks_)["Count"] is count
 
 
 def test_a_rescued_model_keeps_its_reports():
@@ -377,6 +413,41 @@ def test_the_pickle_of_a_model_with_a_module_instance_is_not_larger():
     assert len(pickle.dumps(model)) <= 2 * bytes_of_weights(model) + 100_000
 
 
+def held_by(model):
+    """Yield every object that a model holds, but no class, function or library."""
+    found, seen = [model], set()
+    while found:
+        held = found.pop()
+        code = (type, types.ModuleType, types.FunctionType, types.CodeType)
+        if id(held) not in seen and not isinstance(held, code):
+            seen.add(id(held))
+            found += gc.get_referents(held)
+            yield held
+
+
+@pytest.mark.parametrize("kind", ["estimator", "early", "ensemble", "tabular"])
+def test_a_fitted_model_holds_nothing_of_its_training(kind):
+    net = StableNetClassifier(max_epochs=20, batch_size=8, random_state=0)
+    model = {
+        "estimator": net,
+        "early": clone(net).set_params(early_stopping=True, scoring="accuracy"),
+        "ensemble": StableNetEnsembleClassifier(net, n_estimators=2),
+        "tabular": StableNetEnsembleClassifier(n_estimators=2),
+    }[kind]
+    model = make_pipeline(NaNImputer(), SafeScaler(), model)
+    if kind == "tabular":
+        model = tabular_pipeline(model[-1])
+    model.fit(DAMAGED, LABELS)
+    text = pickle.dumps(model)
+    for word in (b"torch.optim", b"DataLoader", b"functools", b"deque", b"skorch"):
+        assert word not in text
+    kinds = (torch.optim.Optimizer, skorch.NeuralNet, skorch.callbacks.Callback)
+    assert not [held for held in held_by(model) if isinstance(held, kinds)]
+    networks = getattr(model[-1], "estimators_", [model[-1]])
+    n_bytes = sum(map(bytes_of_weights, networks))
+    assert len(text) <= n_bytes + 60_000
+
+
 def test_a_long_history_is_small():
     model = StableNetRegressor(
         lr_schedule="constant", batch_size=4, max_epochs=300, random_state=0
@@ -494,22 +565,6 @@ def test_loading_under_the_same_versions_does_not_warn():
 # -- other devices -------------------------------------------------------------------
 
 
-class CudaPickler(pickle.Pickler):
-    """Pickler that writes tensors as if they were on a GPU.
-
-    torch reduces a storage to bytes in the format of ``torch.save``, which contain the
-    device as a pickled string.
-    """
-
-    def reducer_override(self, thing):
-        if not isinstance(thing, torch.storage.TypedStorage | torch.UntypedStorage):
-            return NotImplemented
-        load, (text,) = thing.__reduce__()
-        return load, (
-            text.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"),
-        )
-
-
 def state_on_a_gpu(net):
     """Return the state of a net whose parameter ``device`` is a GPU."""
     net = copy.copy(net)
@@ -517,31 +572,17 @@ def state_on_a_gpu(net):
     return net.__getstate__()
 
 
-def as_if_trained_on_a_gpu(net):
-    """Return the state of a net as skorch pickles it, with tensors on a GPU."""
-    state = state_on_a_gpu(net)
-    tensors = pickle.loads(state["__cuda_dependent_attributes__"])
-    file = io.BytesIO()
-    CudaPickler(file).dump(tensors)
-    state["__cuda_dependent_attributes__"] = file.getvalue()
-    return state
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
 @pytest.mark.parametrize("warm_start", [False, True])
-def test_a_net_trained_on_a_gpu_loads_without_a_gpu(warm_start):
+def test_a_network_trained_on_a_gpu_loads_without_a_gpu(warm_start):
     model = StableNetRegressor(warm_start=warm_start, **SMALL).fit(X, VALUES)
-    state = as_if_trained_on_a_gpu(model.net_)
-    with pytest.raises(RuntimeError, match="deserialize object on a CUDA device"):
-        pickle.loads(state["__cuda_dependent_attributes__"])
-    net = type(model.net_).__new__(type(model.net_))
-    with pytest.warns(DeviceWarning) as caught:  # about the device and the tensors
-        net.__setstate__(state)
-    assert any("Loading on device" in str(warning.message) for warning in caught)
     before = scores(model)
-    model.net_ = net
-    np.testing.assert_array_equal(scores(model), before)
-    model.fit(X, VALUES)  # training can continue
+    model.set_params(device="cuda")._fitted.device = "cuda"
+    with pytest.warns(DeviceWarning, match="Loading on device"):
+        again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(scores(again), before)
+    assert again.net_.device == "cpu"
+    again.partial_fit(X, VALUES)  # training can continue
 
 
 def test_all_tensors_are_in_the_part_of_the_state_that_skorch_moves():

@@ -183,7 +183,7 @@ def _constant_rate_plan(
     """Return the plan of the estimator's training without schedule and callbacks."""
     n_batches = math.ceil(len(rows.X) / _batch_size(estimator, rows))
     trial = copy.copy(estimator)
-    vars(trial).pop("net_", None)
+    vars(trial).pop("_fitted", None)
     vars(trial).update(
         lr=1.0,
         lr_schedule=None,

@@ -110,7 +110,7 @@ def _losses(
     n_batches = -(-len(train.X) // estimator.rows_per_batch(n_rows))
     n_flops = flops_per_step(estimator, rows) * n_batches * len(rates)
     trial: Any = copy.copy(estimator)
-    vars(trial).pop("net_", None)
+    vars(trial).pop("_fitted", None)
     vars(trial).update(
         batch_size=estimator.rows_per_batch(n_rows),
         max_epochs=max(1, min(trial.max_epochs, int(_MAX_FLOPS // n_flops))),

@@ -197,6 +197,15 @@ class StepChecks:
         """
         return self._watch.is_spike(loss, norm)
 
+    @property
+    def largest_loss(self) -> float:
+        """Loss of the untrained network, raised where the data are larger."""
+        return self._watch.reference
+
+    @largest_loss.setter
+    def largest_loss(self, loss: float) -> None:
+        self._watch.reference = loss
+
     def begin_step(self) -> None:
         """Copy what a forward pass changes even if no step follows."""
         self.weights.last.take_buffers()

@@ -1,0 +1,220 @@
+"""What a fitted estimator keeps of its net: the network, and what prediction needs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from skorch.utils import get_map_location
+from torch import Tensor, nn
+
+from sknan._utils.compiled import original_of
+from sknan._utils.encoding import EncodedStateMixin
+from sknan.diagnosis._report import NonFiniteReport
+from sknan.nets.recovery.output_repair import (
+    OutputRange,
+    OutputRepair,
+    outputs_by_row,
+)
+
+# Number of values, about 4 MB of float32, in the input of a validation batch and in the
+# output of the widest linear layer for a prediction batch.
+VALUES_PER_FORWARD = 2**20
+
+# Largest number of rows in a prediction batch. More rows are not faster.
+_ROWS_PER_FORWARD = 2**11
+
+
+class NetworkOutput:
+    """Outputs of a network for rows of a table, repaired where possible."""
+
+    _has_plain_output: ClassVar[bool] = True
+
+    module_: Any
+    batch_size: int
+    _set_training: Callable[[bool], None]
+    _warn_of_repair: Callable[[OutputRepair], None]
+
+    def finite_output(self, X: Tensor) -> Tensor:
+        """Return the output of :meth:`raw_output`, if it is finite.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_samples, ...)
+            Rows on the device of the module.
+
+        Raises
+        ------
+        NonFiniteTrainingError
+            If the output of a row is not finite.
+        """
+        repair = OutputRepair(self)
+        output = self.raw_output(X, repair)
+        if repair.refused:
+            raise repair.error(len(repair.refused))
+        self._warn_of_repair(repair)
+        return output
+
+    def raw_output(self, X: Tensor, repair: OutputRepair) -> Tensor:
+        """Return the output of the module in evaluation mode, repaired where possible.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_samples, ...)
+            Rows on the device of the module.
+        repair : OutputRepair
+            Repair of rows whose output is non-finite, which records them.
+
+        Returns
+        -------
+        Tensor of shape (n_samples, ...), float32
+            Output on the CPU, the first one if the module has several. It may share
+            memory with the module.
+        """
+        if not self._is_evaluating():
+            self._set_training(False)
+        with torch.no_grad():
+            n_rows = self._rows_per_forward(X)
+            first, *others = [X] if n_rows >= len(X) else torch.split(X, n_rows)
+            whole = self._evaluated(first, repair)
+            if others:
+                # One tensor for all outputs: small outputs between large tensors that
+                # are freed would prevent the allocator from reusing their memory.
+                output, start = whole, len(whole)
+                whole = output.new_empty((len(X), *output.shape[1:]))
+                whole[:start] = output
+            for batch in others:
+                output = self._evaluated(batch, repair)
+                whole[start : start + len(batch)] = output
+                start += len(batch)
+        return whole.cpu()
+
+    def _is_evaluating(self) -> bool:
+        """Whether all parts of the module are in evaluation mode.
+
+        The test takes a quarter of the time of setting the mode.
+        """
+        parts = [self.module_]
+        while parts:
+            part = parts.pop()
+            if part.training:
+                return False
+            parts += filter(None, part._modules.values())
+        return True
+
+    def _evaluated(self, batch: Tensor, repair: OutputRepair) -> Tensor:
+        """Return the output of a batch, repaired if it is not finite."""
+        try:
+            # A copy, because a module that works in place would change the user's data.
+            output = self.module_(batch.clone())
+        except Exception as error:
+            output = outputs_by_row(self, batch, error)
+        first = first_of(output).float()
+        # A finite sum implies finite values; a sum of finite values may overflow.
+        is_finite = isinstance(output, Tensor) and math.isfinite(first.sum())
+        if not is_finite:
+            return first_of(repair.add(batch, output)).float()
+        repair.n_rows += len(batch)
+        return first
+
+    def _rows_per_forward(self, X: Tensor) -> int:
+        """Return the number of rows in a prediction batch, at least the batch size."""
+        if len(X) <= self.batch_size:
+            return len(X)
+        linear = [m for m in self.module_.modules() if isinstance(m, nn.Linear)]
+        widest = max([width_of(X), *(layer.out_features for layer in linear)])
+        n_rows = min(_ROWS_PER_FORWARD, VALUES_PER_FORWARD // widest)
+        return max(int(self.batch_size), n_rows)
+
+
+def width_of(X: Tensor) -> int:
+    """Return the number of values in a row."""
+    return max(math.prod(X.shape[1:]), 1)
+
+
+def first_of(output: Any) -> Tensor:
+    """Return the first output of a module that may have several."""
+    first: Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    return first
+
+
+@dataclass(eq=False)
+class FittedNetwork(EncodedStateMixin, NetworkOutput):
+    """Trained network without optimizer, callbacks, data and the other parts of a net.
+
+    It has the attributes and methods of a skorch net that the repair and explanation of
+    outputs uses.
+
+    Parameters
+    ----------
+    module_, criterion_ : nn.Module
+        Trained network and its loss.
+    batch_size : int
+        Number of rows in a batch of the training.
+    device : str
+        Device of the network.
+    on_nonfinite : str
+        Whether outputs are repaired.
+    flops_per_row_ : float
+        Number of floating-point operations for a row.
+    column_names_ : sequence of str or None
+        Names of the columns.
+    history : list of dict
+        Records of the epochs.
+    reports : list of NonFiniteReport
+        Reports on failed steps.
+    rest : dict of str to object
+        State from which a further training continues; see :meth:`TableNet.resume`.
+    _output_range_ : list of (Tensor, Tensor) or None
+        Range of the outputs for training rows, if some rows were repaired.
+    """
+
+    module_: nn.Module
+    criterion_: nn.Module
+    batch_size: int
+    device: str
+    on_nonfinite: str
+    flops_per_row_: float
+    column_names_: Sequence[Any] | None
+    history: list[dict[str, Any]]
+    reports: list[NonFiniteReport]
+    rest: dict[str, Any] = field(default_factory=dict)
+    _output_range_: OutputRange | None = None
+
+    _modules: ClassVar[list[str]] = ["module"]
+    _criteria: ClassVar[list[str]] = ["criterion"]
+
+    def infer(self, X: Tensor) -> Any:
+        """Return the output of the module."""
+        return self.module_(X)
+
+    def get_all_learnable_params(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters of network and loss by name."""
+        for part in (self.module_, self.criterion_):
+            yield from part.named_parameters()
+
+    def _is_in_training(self) -> bool:
+        return False
+
+    def _warn_of_repair(self, repair: OutputRepair) -> None:
+        repair.warn()
+
+    def _set_training(self, training: bool) -> None:
+        self.module_.train(training)
+        self.criterion_.train(training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        uncompiled = copy.copy(self)
+        uncompiled.module_ = original_of(self.module_)
+        return super(FittedNetwork, uncompiled).__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        device = get_map_location(self.device)  # warns if it does not exist here
+        self.device = str(device)
+        for part in (self.module_, self.criterion_):
+            part.to(device)
