@@ -199,7 +199,7 @@ def test_columns_of_dates_and_letters_are_refused_by_name():
         "with model[:2].transform(X), and export the steps after it, "
         "to_torch(model[2:])."
     )
-    encoded = pipeline[:2].transform(table).to_numpy(dtype=np.float64)
+    encoded = pipeline[:2].transform(table).to_numpy(dtype=np.float64, copy=True)
     found = to_torch(pipeline[2:])(torch.from_numpy(encoded)).numpy()
     np.testing.assert_allclose(found, pipeline.predict_proba(table), atol=1e-6)
 
