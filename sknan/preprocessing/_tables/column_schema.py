@@ -368,13 +368,16 @@ def _as_numbers(texts: pd.Series) -> NDArray[np.float64]:
 def _values_of(texts: pd.Index) -> list[Any]:
     """Return the number, flag, duration in seconds or date in each text, or None."""
     lower = pd.Series(texts, dtype=object).str.lower()
-    numbers = pd.Series(_as_numbers(lower.replace({"true": "1", "false": "0"})))
-    spans = lower.where(lower.str.contains(_DURATION)).str.upper()
-    seconds = pd.to_timedelta(spans, errors="coerce").dt.total_seconds()
-    days = pd.Series(texts, dtype=object).where(lower.str.contains(_DATE))
-    dates = pd.to_datetime(days, format="ISO8601", errors="coerce", utc=True)
-    values = numbers.fillna(seconds).astype(object).where(dates.isna(), dates)
-    return list(values.where(values.notna(), None))
+    numbers = _as_numbers(lower.replace({"true": "1", "false": "0"}))
+    values = [None if number != number else number for number in numbers.tolist()]
+    for i, text in enumerate(lower):
+        if _DURATION.search(text):
+            span = pd.to_timedelta(text.upper(), errors="coerce")
+            values[i] = None if span is pd.NaT else span.total_seconds()
+        elif _DATE.search(text):
+            date = pd.to_datetime(texts[i], errors="coerce", format="ISO8601", utc=True)
+            values[i] = None if date is pd.NaT else date
+    return values
 
 
 def _texts_by_value(texts: pd.Index) -> dict[Any, str]:
