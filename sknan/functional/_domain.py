@@ -134,7 +134,7 @@ def is_finite(x: Tensor) -> bool:
         return False
     x = x.detach()
     try:
-        return not x.numel() or bool(x.amin().isfinite() & x.amax().isfinite())
+        return not x.numel() or all(math.isfinite(end) for end in torch.aminmax(x))
     except RuntimeError:  # raised by vmap and by fake tensors
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states
 from sknan.nets.recovery.protocol import RefuseErrors, StepRefused
-from sknan.nets.recovery.step_loss import outputs_of
 
 # Number of outputs that are tried first. An output may be outside the domain of the
 # loss, and between outputs of 1e30 a search does not resolve usual ones.
@@ -21,9 +21,13 @@ _N_FIRST = 9
 # Steps of the search for the constant. A mean or a share of a class takes a dozen.
 _N_STEPS = 30
 
+# Derivative, relative to the loss, at which the search ends. The loss is then lowest up
+# to rounding.
+_TOLERANCE = 1e-3
+
 
 def lowest_constant_loss(
-    net: Any, batches: list[Any], fit_params: dict[str, Any]
+    net: Any, batches: list[Any], outputs: list[list[Any]]
 ) -> float:
     """Return the lowest mean loss of one output for all rows.
 
@@ -37,48 +41,57 @@ def lowest_constant_loss(
         Net whose criterion is used.
     batches : list of tuple
         Inputs and targets.
-    fit_params : dict
-        Parameters of the module's ``forward``.
+    outputs : list of list
+        Outputs for the batches, with each of some weights.
 
     Returns
     -------
     float
         NaN if the output is no tensor, or no constant has a finite loss.
     """
-    with kept_random_states(net.device), torch.no_grad():
-        outputs = [outputs_of(net, b, fit_params) for b in batches]
-    if not all(isinstance(output, Tensor) and output.ndim for output in outputs):
+    every = [output for of_weights in outputs for output in of_weights]
+    if not every or not all(isinstance(o, Tensor) and o.ndim for o in every):
         return math.nan
-    values = torch.cat(outputs)
+    values = torch.cat(every)
     targets = [unpack_data(batch)[1] for batch in batches]
     if all(isinstance(t, Tensor) and t.is_floating_point() for t in targets):
         known = torch.cat(targets).to(values)
         if known.numel() == values.numel():
             values = torch.cat([values, known.reshape(values.shape)])
-    values = torch.nan_to_num(values).sort(0).values
+    values = torch.nan_to_num(values.detach()).sort(0).values
     low, high = values[:1], values[-1:]
+    pairs = list(zip(batches, outputs[0], strict=True))
 
-    def mean_loss(constant: Tensor) -> Tensor:
+    def mean_loss(constant: Tensor, pairs: list[tuple[Any, Tensor]] = pairs) -> Tensor:
         losses = []
-        for batch, output in zip(batches, outputs, strict=True):
+        for batch, output in pairs:
             inputs, target = unpack_data(batch)
             same = constant.expand_as(output)
             losses.append(net.get_loss(same, target, X=inputs, training=True))
         return torch.stack(losses).mean()
 
+    lowest = math.nan
     found: list[tuple[float, Tensor]] = []
     with kept_random_states(net.device):
         for i in torch.linspace(0, len(values) - 1, _N_FIRST).long().tolist():
+            start = values[i : i + 1]
             with contextlib.suppress(StepRefused), RefuseErrors(), torch.no_grad():
-                found.append((float(mean_loss(values[i : i + 1])), values[i : i + 1]))
-        found = [(loss, start) for loss, start in found if math.isfinite(loss)]
-        if not found:
+                found.append((float(mean_loss(start, pairs[-1:])), start))
+        found = [pair for pair in found if math.isfinite(pair[0])]
+        for _, start in sorted(found, key=itemgetter(0)):
+            with contextlib.suppress(StepRefused), RefuseErrors(), torch.no_grad():
+                lowest = float(mean_loss(start))
+            if math.isfinite(lowest):
+                break
+        else:
             return math.nan
-        lowest, start = min(found, key=lambda pair: pair[0])
         share = ((start - low) / (high - low).clamp_min(1e-30)).clamp(0.01, 0.99)
         place = share.logit().requires_grad_()
         search = torch.optim.LBFGS(
-            [place], max_iter=_N_STEPS, line_search_fn="strong_wolfe"
+            [place],
+            max_iter=_N_STEPS,
+            tolerance_grad=_TOLERANCE * abs(lowest),
+            line_search_fn="strong_wolfe",
         )
 
         def evaluate() -> Tensor:

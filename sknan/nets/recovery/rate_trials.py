@@ -137,7 +137,8 @@ class RateTrials:
     @property
     def batches(self) -> list[Any]:
         """Latest batches of the training, and the failed one."""
-        return [*self.training.latest_batches, self.batch]
+        latest = [b for b in self.training.latest_batches if b is not self.batch]
+        return [*latest, self.batch]
 
     def largest_loss(self) -> float:
         """Return the largest finite loss of a sample of the data; NaN if there is none.
@@ -149,7 +150,7 @@ class RateTrials:
         with kept_random_states(self.net.device), torch.no_grad():
             for batch in self._sample:
                 with contextlib.suppress(StepRefused):
-                    losses.append(float(self._loss(batch)))
+                    losses.append(float(self._result(batch)[1]))
         return max(filter(math.isfinite, losses), default=math.nan)
 
     def has_learned(self, *, is_new: bool) -> bool:
@@ -162,18 +163,17 @@ class RateTrials:
         is_new : bool
             Whether the loss must be clearly lower than that of any constant output too.
         """
+        sample = self._sample
         try:
-            reached = self._repaired_loss()
+            reached, outputs = self._repaired_results(sample)
         except StepRefused:
             return True  # nothing to compare with
-        first = math.inf
-        with contextlib.suppress(StepRefused), self.net.guard_.first_weights():
-            first = self._repaired_loss()
+        first, first_outputs = self._first_results(sample)
         if reached >= first:
             return False
         if not is_new or not math.isfinite(reached):
             return True
-        constant = self._lowest_constant(self._sample)
+        constant = self._lowest_constant(sample, outputs, first_outputs)
         if constant == math.inf and not isinstance(self.net.module, torch.nn.Module):
             constant = first  # all that is known; one passed in may be good already
         return not reached > constant - _LEAST_GAIN * abs(constant)
@@ -193,13 +193,14 @@ class RateTrials:
                 batches = [b for b in map(self._sound_rows, batches) if _varies(b[1])]
                 if not all(map(self._is_mean_over_rows, batches)):
                     return False
-            reached = self._mean_loss(batches) if batches else math.nan
+            reached, outputs = self._results(batches) if batches else (math.nan, [])
         except StepRefused:
             return False
         if not math.isfinite(reached):
             return False
+        _, first_outputs = self._first_results(batches)
         share = _TOO_FAR_TO_FALL if self._may_fall(reached) else _FAR_WORSE
-        constant = self._lowest_constant(batches)
+        constant = self._lowest_constant(batches, outputs, first_outputs)
         return reached > constant + share * abs(constant)
 
     def _may_fall(self, reached: float) -> bool:
@@ -245,25 +246,27 @@ class RateTrials:
             for loss in (whole, whole / rows.n_rows)
         )
 
-    def _lowest_constant(self, batches: list[Any]) -> float:
+    def _lowest_constant(self, batches: list[Any], *outputs: list[Any]) -> float:
         """Return the loss of the best constant output; inf if it is not known."""
-        constants = []
-        for weights in (contextlib.nullcontext(), self.net.guard_.first_weights()):
-            with contextlib.suppress(StepRefused), RefuseErrors(), weights:
-                constants.append(
-                    lowest_constant_loss(self.net, batches, self.fit_params)
-                )
-        return min(filter(math.isfinite, constants), default=math.inf)
+        lowest = lowest_constant_loss(self.net, batches, list(filter(None, outputs)))
+        return lowest if math.isfinite(lowest) else math.inf
 
-    def _repaired_loss(self) -> float:
-        """Return the mean loss of the sample, by repaired operations where needed."""
-        loss = math.nan
+    def _first_results(self, batches: list[Any]) -> tuple[float, list[Any]]:
+        """Return the mean loss and the outputs of the first weights."""
+        with contextlib.suppress(StepRefused), self.net.guard_.first_weights():
+            return self._repaired_results(batches)
+        return math.inf, []
+
+    def _repaired_results(self, batches: list[Any]) -> tuple[float, list[Any]]:
+        """Return mean loss and outputs, by repaired operations where needed."""
+        loss: float = math.nan
+        outputs: list[Any] = []
         with contextlib.suppress(StepRefused):
-            loss = self._mean_loss(self._sample)
+            loss, outputs = self._results(batches)
         if not math.isfinite(loss):
             with RepairedOperations():
-                loss = self._mean_loss(self._sample)
-        return loss
+                loss, outputs = self._results(batches)
+        return loss, outputs
 
     @property
     def _sample(self) -> list[Any]:
@@ -275,18 +278,23 @@ class RateTrials:
         guard = self.net.guard_
         guard.begin_step()
         try:
-            reached = self._mean_loss(self.batches)
+            reached, _ = self._results(self.batches)
             with guard.last_weights():
-                return reached <= self._mean_loss(self.batches)
+                return reached <= self._results(self.batches)[0]
         except StepRefused:
             return False
         finally:
             guard.weights.last.restore_buffers()
 
-    def _mean_loss(self, batches: list[Any]) -> float:
+    def _results(self, batches: list[Any]) -> tuple[float, list[Any]]:
+        """Return the mean loss of batches, and their outputs."""
+        losses, outputs = [], []
         with kept_random_states(self.net.device), torch.no_grad():
-            losses = [float(self._loss(batch)) for batch in batches]
-        return sum(losses) / len(losses)
+            for batch in batches:
+                output, loss = self._result(batch)
+                losses.append(float(loss))
+                outputs.append(output)
+        return sum(losses) / len(losses), outputs
 
     def rates_at(self, scale: float) -> list[float]:
         """Return ``scale`` times the present learning rate of each parameter group."""
@@ -328,14 +336,15 @@ class RateTrials:
                 conditioning.to_raw()
         return float(losses[0])
 
-    def _loss(self, batch: Any) -> Tensor:
+    def _result(self, batch: Any) -> tuple[Any, Tensor]:
+        """Return outputs and loss of a batch."""
         with RefuseErrors():
-            return loss_of(self.net, batch, self.fit_params)[1]
+            return loss_of(self.net, batch, self.fit_params)
 
     def _backward(self, batch: Any) -> tuple[Tensor, float]:
         net = self.net
         net._zero_grad_optimizer()
-        loss = self._loss(batch)
+        _, loss = self._result(batch)
         if not bool(torch.isfinite(loss.detach()).all()):
             raise StepRefused({}, float(loss.detach()), math.nan)
         with RefuseErrors():

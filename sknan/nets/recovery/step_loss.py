@@ -53,14 +53,6 @@ def loss_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> tuple[Any, Tens
     return step.get("y_pred"), next(nonfinite, total)
 
 
-def outputs_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> Any:
-    """Return the outputs of a batch in training mode."""
-    if net._own_step() is not None:
-        return loss_of(net, batch, fit_params)[0]
-    net._set_training(True)
-    return net.infer(unpack_data(batch)[0], **fit_params)
-
-
 @contextlib.contextmanager
 def _kept_weights(net: Any) -> Iterator[None]:
     """Let a step of the user's own leave weights and gradients as they are."""

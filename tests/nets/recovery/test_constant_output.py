@@ -34,7 +34,10 @@ def lowest(criterion, n_outputs, target, module=None):
     module = module or nn.Linear(4, n_outputs)
     net = network_of(module, criterion).initialize()
     data = torch.tensor(X).split(32), torch.tensor(target).split(32)
-    return lowest_constant_loss(net, list(zip(*data, strict=True)), {})
+    batches = list(zip(*data, strict=True))
+    with torch.no_grad():
+        outputs = [net.module_(inputs) for inputs, _ in batches]
+    return lowest_constant_loss(net, batches, [outputs])
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
