@@ -1,10 +1,11 @@
-"""Cost of the guard: time of a healthy step, time of a failed step, and memory.
+"""Cost of the guard: time of healthy steps, fits and failed steps, and memory.
 
-    python -m benchmarks.guard [--only step replay memory] [--json FILE]
+    python -m benchmarks.guard [--only step fit replay memory] [--json FILE]
 
 The figures are medians of ratios of processor times on one thread, taken in turn. The
 peers are defined below: a loop that users write by hand, and the training step of
-skorch with the clipping of torch. The limits are 3 % of a healthy step, the time of
+skorch with the clipping of torch. The limits are 3 % of a healthy step and of a fit of
+ten epochs, the time of
 five steps to explain a failed one, and the memory of two copies of weights, buffers and
 optimizer state. *Other* memory is that of kept batches and row numbers.
 """
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, GradientNormClipping
 from skorch.utils import TeeGenerator
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -34,6 +35,8 @@ from torch.nn.utils import clip_grad_norm_
 from benchmarks.timing import in_turn, keep_freed_memory, ratio_in_turn
 from sknan import GuardedNet
 from sknan.diagnosis import diagnose
+from sknan.nets._batching import TensorBatches
+from sknan.nets._data import as_table
 from sknan.nets.guard import Guard
 from sknan.nets.recovery.explain import explain
 from sknan.nets.recovery.protocol import StepRefused
@@ -283,6 +286,75 @@ def _steps(
     }
 
 
+# -- a fit ---------------------------------------------------------------------------
+
+
+class WholeTableNet(NeuralNet):
+    """Net of skorch whose batches are slices of whole tensors, as in GuardedNet."""
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        """Return the batches of a data set."""
+        table = as_table(dataset)
+        assert table is not None
+        return TensorBatches(table, self.batch_size, shuffle=training, like_loader=True)
+
+
+def measure_fits(repeats: int) -> dict[str, Any]:
+    """Print and return a row for each size and number of epochs.
+
+    The peer is skorch's net with GradientNormClipping; in the last column, on batches
+    that are slices of whole tensors.
+    """
+    print(
+        f"{'a fit':<32}{'skorch ms':>9}{'fit':>8}{'limit':>7}{'  |  ':>5}{'slices':>7}"
+    )
+    found = {}
+    for width, has_norm in ((64, False), (64, True), (256, False), (256, True)):
+        for n_epochs in (1, 10, 20):
+            row = _fits(width, has_norm, n_epochs, repeats)
+            norm = ", BatchNorm" if has_norm else ""
+            name = f"{width}/{width}{norm}, {n_epochs} epochs"
+            found[name] = row
+            is_bounded = n_epochs >= 10
+            limit = f"{STEP_LIMIT:.2f}" if is_bounded else ""
+            is_above = is_bounded and row["fit"] > STEP_LIMIT
+            print(
+                f"{name:<32}{row['peer_s'] * 1e3:>9.1f}{row['fit']:>8.3f}{limit:>7}"
+                f"{'  |  ':>5}{row['over_slices']:>7.2f}{'  above' * is_above}",
+                flush=True,
+            )
+    return found
+
+
+def _fits(width: int, has_norm: bool, n_epochs: int, repeats: int) -> dict[str, float]:
+    X, y = (torch.cat(parts) for parts in zip(*batches(width), strict=True))
+
+    def fit_of(net_class: Any, **options: Any) -> Callable[[], Any]:
+        def fit() -> Any:
+            torch.manual_seed(0)
+            net = net_of(net_class, Perceptron(width, has_norm), nn.MSELoss, **options)
+            net.set_params(max_epochs=n_epochs, batch_size=width)
+            return net.partial_fit(X, y)
+
+        return fit
+
+    clipping = {"callbacks": [GradientNormClipping(1.0)]}
+    peer, slices, ours = in_turn(
+        [
+            fit_of(NeuralNet, iterator_train__shuffle=True, **clipping),
+            fit_of(WholeTableNet, **clipping),
+            fit_of(GuardedNet, iterator_train__shuffle=True, clip_norm=1.0),
+        ],
+        repeats=repeats,
+        clock=time.process_time,
+    )
+    return {
+        "peer_s": statistics.median(peer),
+        "fit": ratio_in_turn(ours, peer),
+        "over_slices": ratio_in_turn(ours, slices),
+    }
+
+
 # -- a failed step -------------------------------------------------------------------
 
 
@@ -493,7 +565,9 @@ def _peaks(fault: str) -> dict[str, float]:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=["step", "replay", "memory"])
+    parser.add_argument(
+        "--only", nargs="*", choices=["step", "fit", "replay", "memory"]
+    )
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
@@ -501,6 +575,7 @@ def main() -> None:
     keep_freed_memory()
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "step": lambda: measure_steps(arguments.repeats),
+        "fit": lambda: measure_fits(arguments.repeats),
         "replay": lambda: measure_replay(arguments.repeats),
         "memory": measure_memory,
     }

@@ -261,7 +261,7 @@ class TableNet(NetworkOutput, GuardedNet):
         # A stack trains nets without a GuardedTraining of their own.
         return super()._is_in_training() or self._is_untrained_
 
-    def _check_trained_output(self, X: Any) -> None:
+    def _check_trained_output(self, X: Any, batches: Any = None) -> None:
         """Do nothing: the estimator checks the output of its fitted net."""
 
     def _output_of(self, X: Any) -> Tensor:

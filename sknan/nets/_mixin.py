@@ -161,6 +161,8 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     # State of the coordinates of the latest training, if its data were in raw units.
     _conditioning_: dict[str, Any] | None = None
     _average_: WeightAverage | None = None
+    # During partial_fit: the batches of its last epoch, once training has ended.
+    _batches_done_: list[Any]
 
     def __init__(
         self,
@@ -236,14 +238,16 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     ) -> Any:
         """Train without initializing; parameters as in skorch.
 
-        If training was rescued, the output for ``X`` is computed once more. It must be
-        finite, or of a kind that predictions can repair.
+        At the end, the output for ``X`` is computed once more, except with parameters
+        of ``forward``. It must be finite, or of a kind that predictions can repair.
         """
-        super().partial_fit(X, y, classes, **fit_params)
-        has_failed = hasattr(self, "guard_") and bool(self.guard_.reports)
-        is_rescued = has_failed and self.on_nonfinite == "recover"
-        if is_rescued and not fit_params.keys() - {"_routing_method"}:
-            self._check_trained_output(X)
+        batches = self._batches_done_ = []
+        try:
+            super().partial_fit(X, y, classes, **fit_params)
+        finally:
+            del self._batches_done_
+        if not fit_params.keys() - {"_routing_method"}:
+            self._check_trained_output(X, *batches)
         return self
 
     def on_train_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
@@ -294,6 +298,8 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         is_untrained, self._is_untrained_ = self._is_untrained_, False
         if training is None:
             return
+        if not is_interrupted and hasattr(self, "_batches_done_"):
+            self._batches_done_.append(training.batches)
         is_complete = not (is_interrupted or self._has_stopped_)
         has_learned = not is_complete or training.has_learned(is_new=is_untrained)
         if not (has_learned or is_untrained):
@@ -367,6 +373,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         else:
             state["__cuda_dependent_attributes__"] = cloudpickle.dumps(tensors)
         state["_training_"] = None
+        state.pop("_batches_done_", None)
         state["_is_untrained_"] = False  # versions of weights are not pickled
         # A module or criterion that was passed as an instance is trained itself. It is
         # pickled once.

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from skorch import NeuralNetRegressor
 from skorch.dataset import unpack_data
+from torch.utils.data import IterableDataset
 
+from sknan._utils.random_state import kept_random_states
 from sknan._utils.settings import usual_settings
 from sknan.diagnosis._raised import may_concern_values
+from sknan.exceptions import NonFiniteTrainingError
+from sknan.nets._batching import TensorBatches
 from sknan.nets._data import refuse_nonfinite_data
 from sknan.nets.recovery.output_repair import (
     OutputRange,
     OutputRepair,
     outputs_by_row,
-    sound_rows,
 )
 from sknan.nets.recovery.validation_loss import loss_of_sound_rows
 
 # At run time the next base class is a skorch net.
 _SkorchNet: Any = object
+
+# Number of training batches that are evaluated together after a training. Without a
+# graph for gradients, they need less memory than one batch of a network of some layers.
+_BATCHES_AT_ONCE = 4
 
 # The repair of the present call, which goes through several batches.
 _repair: ContextVar[OutputRepair | None] = ContextVar("repair", default=None)
@@ -32,10 +42,14 @@ class OutputMixin(_SkorchNet):
     """Validation and prediction of a skorch net, without non-finite outputs."""
 
     on_nonfinite: str
-    # Whether only the first output counts, and minus infinity is no logit of a class
-    # that is ruled out.
+    # Whether only the first output counts.
     _has_plain_output: ClassVar[bool] = False
     _output_range_: OutputRange | None = None
+
+    @property
+    def _may_rule_out_classes(self) -> bool:
+        """Whether minus infinity may be the logit of a class that is ruled out."""
+        return not (self._has_plain_output or isinstance(self, NeuralNetRegressor))
 
     def _is_in_training(self) -> bool:
         """Whether a training runs, whose callbacks may predict."""
@@ -154,31 +168,77 @@ class OutputMixin(_SkorchNet):
         n_bad = 0
         if not np.isfinite(output).all():
             values = torch.from_numpy(output)
-            n_bad = int((~sound_rows(values, torch.isfinite(values))).sum())
+            n_bad = int((~repair.are_sound(values, torch.isfinite(values))).sum())
         if n_bad:
             refuse_nonfinite_data("X", X)
             if not repair.n_rows:  # a scoring callback has stored the outputs
-                self._evaluate(X, repair)
+                self._evaluate(self._batches_of(X), repair)
             raise repair.error(n_bad)
         self._warn_of_repair(repair)
         return output
 
-    def _check_trained_output(self, X: Any) -> None:
-        """Evaluate the training rows after a training that was rescued.
+    def _check_trained_output(self, X: Any, batches: Any = None) -> None:
+        """Evaluate the training rows after a training.
+
+        Parameters
+        ----------
+        X : object
+            Input of ``fit``, which is evaluated if training was rescued or the output
+            for a batch is bad.
+        batches : iterable of tuple or None
+            Batches of the last epoch. A stream of rows cannot be read again.
 
         Raises
         ------
         NonFiniteTrainingError
             If the output is not finite for all rows, or a row cannot be repaired.
         """
-        repair = OutputRepair(self, learns_range=True)
-        self._evaluate(X, repair)
+        if isinstance(batches, TensorBatches):
+            n_rows = _BATCHES_AT_ONCE * batches.batch_size
+            batches = TensorBatches(batches.dataset, n_rows)
+        is_stream = isinstance(getattr(batches, "dataset", None), IterableDataset)
+        is_rescued, repair = bool(self.guard_.reports), OutputRepair(self)
+        try:
+            with _unchanged_states(self, batches):
+                if not (is_rescued or is_stream):
+                    self._evaluate(batches or (), repair)
+                if is_rescued or repair.has_bad_rows:
+                    repair = OutputRepair(self, learns_range=True)
+                    self._evaluate(self._batches_of(X), repair)
+        except NonFiniteTrainingError:
+            raise
+        except Exception:  # such as two modules without an output: nothing to promise
+            return
         repair.conclude_training()
 
-    def _evaluate(self, X: Any, repair: OutputRepair) -> None:
+    def _batches_of(self, X: Any) -> Any:
+        return self.get_iterator(self.get_dataset(X), training=False)
+
+    def _evaluate(self, batches: Any, repair: OutputRepair) -> None:
         token = _repair.set(repair)
         try:
-            for _ in OutputMixin.forward_iter(self, X):
-                pass
+            for batch in batches:
+                self.evaluation_step(batch)
         finally:
             _repair.reset(token)
+
+
+@contextlib.contextmanager
+def _unchanged_states(net: Any, batches: Any) -> Iterator[None]:
+    """Restore random streams and the modes of modules after the block."""
+    parts = [part for module in net._all_modules() for part in module.modules()]
+    modes = [part.training for part in parts]
+    # The user's data set may draw from the streams of Python and numpy.
+    numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
+    generator = getattr(batches, "generator", None)  # of a data loader
+    state = None if generator is None else generator.get_state()
+    try:
+        with kept_random_states(net.device):
+            yield
+    finally:
+        random.setstate(numbers[0])
+        np.random.set_state(numbers[1])  # noqa: NPY002
+        if generator is not None:
+            generator.set_state(state)
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode

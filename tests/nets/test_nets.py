@@ -221,7 +221,7 @@ def test_options_of_the_data_loader_have_an_effect():
 
     net = built("net", iterator_train__collate_fn=collate, train_split=None)
     fit_seeded(net, X, VALUES)
-    assert lengths == [32, 32, 32] * 3
+    assert lengths == [32, 32, 32] * (3 + 1)  # the outputs are checked at the end
     net = built("net", iterator_train__drop_last=True, batch_size=40, train_split=None)
     assert fit_seeded(net, X, VALUES).history[-1, "train_batch_count"] == 2
     net = built("net", batch_size=-1, train_split=None)

@@ -97,14 +97,15 @@ class Follow(Callback):
 
 
 class Poisoned(nn.Module):
-    """Network with a loss of NaN for one of the batches."""
+    """Network with a loss of NaN for one of the batches in training."""
 
     def __init__(self):
         super().__init__()
         self.layers = network()
 
     def forward(self, x):
-        is_failing = torch.equal(x.detach(), torch.from_numpy(X[16:32]))
+        failing = torch.from_numpy(X[16:32])
+        is_failing = self.training and torch.equal(x.detach(), failing)
         return self.layers(x) * (math.nan if is_failing else 1.0)
 
 

@@ -41,8 +41,7 @@ class OutputRepair:
     Parameters
     ----------
     net : skorch net with OutputMixin
-        Net in evaluation mode. If it has a plain output, only the first output counts,
-        and minus infinity is bad.
+        Net in evaluation mode. If it has a plain output, only the first output counts.
     learns_range : bool, default=False
         Whether the rows are training rows, whose outputs give the range.
     numbers : Tensor or None, default=None
@@ -75,6 +74,11 @@ class OutputRepair:
 
     # -- rows ------------------------------------------------------------------------
 
+    @property
+    def has_bad_rows(self) -> bool:
+        """Whether the output of a row was not finite."""
+        return bool(self.repaired or self.refused)
+
     def add(self, inputs: Any, outputs: Any) -> Any:
         """Return the outputs of the next batch, with bad rows repaired if possible.
 
@@ -106,9 +110,13 @@ class OutputRepair:
         return outputs
 
     def _bad_rows(self, outputs: Any, n_rows: int) -> tuple[int, ...]:
+        leaves = self._rows_of(outputs, n_rows)
+        # A finite sum implies finite values; a sum of finite values may overflow.
+        if all(math.isfinite(leaf.sum()) for leaf in leaves):
+            return ()
         is_bad = torch.zeros(n_rows, dtype=torch.bool)
-        for leaf in self._rows_of(outputs, n_rows):
-            is_bad |= ~self._are_sound(leaf, torch.isfinite(leaf))
+        for leaf in leaves:
+            is_bad |= ~self.are_sound(leaf, torch.isfinite(leaf))
         return tuple(is_bad.nonzero().flatten().tolist())
 
     def _rows_of(self, outputs: Any, n_rows: int) -> list[Tensor]:
@@ -117,10 +125,24 @@ class OutputRepair:
         leaves = leaves[:1] if self.net._has_plain_output else leaves
         return [leaf.detach() for leaf in leaves if _has_rows(leaf, n_rows)]
 
-    def _are_sound(self, leaf: Tensor, is_sound: Tensor) -> Tensor:
-        return sound_rows(
-            leaf, is_sound, allows_ruled_out=not self.net._has_plain_output
-        )
+    def are_sound(self, values: Tensor, is_sound: Tensor) -> Tensor:
+        """Return which rows of outputs are sound, on the CPU.
+
+        Minus infinity beside a sound number may be the logit of a class that is ruled
+        out.
+
+        Parameters
+        ----------
+        values : Tensor of shape (n_rows, ...)
+            Outputs.
+        is_sound : Tensor of bool, same shape
+            Which of them are sound.
+        """
+        is_sound = is_sound.reshape(len(values), -1)
+        if self.net._may_rule_out_classes:
+            ruled_out = values.reshape(len(values), -1).isneginf()
+            is_sound = is_sound | (ruled_out & is_sound.any(1, keepdim=True))
+        return is_sound.all(dim=1).cpu()
 
     def _repaired(
         self, inputs: Any, outputs: Any, rows: list[int], n_rows: int
@@ -148,7 +170,7 @@ class OutputRepair:
         largest = math.inf if self._learns_range else OVERFLOWS_SQUARED
         is_kept = torch.ones(len(rows), dtype=torch.bool)
         for leaf in new:
-            is_kept &= self._are_sound(leaf, leaf.abs() < largest)
+            is_kept &= self.are_sound(leaf, leaf.abs() < largest)
         if not is_kept.any():
             return outputs, []
         remaining = iter(new)
@@ -276,28 +298,6 @@ class OutputRepair:
         if all(known.source != report.source for known in found):
             found.append(report)
         warn(DivergenceWarning(f"{report} {report.recovery}", report))
-
-
-def sound_rows(
-    values: Tensor, is_sound: Tensor, *, allows_ruled_out: bool = True
-) -> Tensor:
-    """Return which rows of outputs are sound, on the CPU.
-
-    Parameters
-    ----------
-    values : Tensor of shape (n_rows, ...)
-        Outputs.
-    is_sound : Tensor of bool, same shape
-        Which of them are sound.
-    allows_ruled_out : bool, default=True
-        Whether minus infinity beside a sound number is the logit of a class that is
-        ruled out.
-    """
-    is_sound = is_sound.reshape(len(values), -1)
-    if allows_ruled_out:
-        ruled_out = values.reshape(len(values), -1).isneginf()
-        is_sound = is_sound | (ruled_out & is_sound.any(1, keepdim=True))
-    return is_sound.all(dim=1).cpu()
 
 
 def _says(n_rows: int) -> str:

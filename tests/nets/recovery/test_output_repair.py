@@ -16,11 +16,13 @@ from failing_trainings import (
     network_of,
     refused,
 )
-from skorch.callbacks import EpochScoring
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EpochScoring
 from torch import nn
 
 from sknan import (
     DivergenceWarning,
+    GuardedNet,
     GuardedNetRegressor,
     NonFiniteTrainingError,
     StableNetClassifier,
@@ -234,20 +236,119 @@ def test_a_report_has_the_names_of_columns():
         model.predict(frame)
 
 
-def test_a_healthy_training_evaluates_nothing_more():
-    class Counting(nn.Linear):
-        n_calls = 0
+class Noisy(nn.Module):
+    """Batch normalization, and noise in evaluation mode too."""
 
-        def forward(self, x):
-            Counting.n_calls += 1
-            return super().forward(x)
+    n_rows = 0
 
-    network_of(Counting(4, 1), max_epochs=2).fit(X, Y)
-    assert Counting.n_calls == 2 * 128 / 16
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        Noisy.n_rows += len(x)
+        return self.head(self.body(x)) + 0.01 * torch.randn(len(x), 1)
 
 
-def test_under_skip_predictions_are_not_repaired():
-    net = fitted(network_of(LogOfFirst, on_nonfinite="skip", max_recoveries=99), ROWS)
+class CountBatches(Callback):
+    n_ = 0
+
+    def on_batch_begin(self, net, **kwargs):
+        self.n_ += 1
+
+
+def test_the_evaluation_after_a_healthy_training_leaves_no_trace():
+    found = []
+    for net_class in (GuardedNet, NeuralNet):
+        torch.manual_seed(0)
+        Noisy.n_rows, batches = 0, CountBatches()
+        net = net_class(
+            Noisy,
+            nn.MSELoss,
+            train_split=None,
+            max_epochs=2,
+            callbacks=[batches],
+            verbose=0,
+        )
+        net.fit(X, Y)
+        modes = [part.training for part in net.module_.modules()]
+        state = net.module_.state_dict(), torch.get_rng_state(), modes, batches.n_
+        found.append((Noisy.n_rows, *state))
+    (n_ours, *ours), (n_skorch, *of_skorch) = found
+    assert n_ours == n_skorch + len(X)
+    torch.testing.assert_close(ours, of_skorch, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.RMSprop])
+def test_the_weights_of_the_last_step_are_evaluated(optimizer):
+    body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    options = {"optimizer": optimizer, "lr": 1e30, "batch_size": -1, "max_epochs": 1}
+    with pytest.raises(NonFiniteTrainingError, match="After training, the output is"):
+        network_of(body, **options).fit(X, Y)
+
+
+class TwoNetworks(GuardedNet):
+    def initialize_module(self):
+        super().initialize_module()
+        self.critic_ = nn.Linear(1, 1)
+        return self
+
+    def infer(self, x, **fit_params):
+        raise TypeError("which network?")
+
+    def train_step_single(self, batch, **fit_params):
+        output = self.critic_(self.module_(batch[0]))
+        loss = self.get_loss(output, batch[1])
+        loss.backward()
+        return {"loss": loss, "y_pred": output}
+
+
+def test_a_net_without_an_output_is_trained_as_in_skorch():
+    net = TwoNetworks(
+        nn.Linear(4, 1), nn.MSELoss, train_split=None, max_epochs=1, verbose=0
+    )
+    assert len(net.fit(X, Y).history) == 1
+
+
+class Stream(torch.utils.data.IterableDataset):
+    n_passes = 0
+
+    def __iter__(self):
+        Stream.n_passes += 1
+        yield from zip(X, Y, strict=True)
+
+
+def test_a_stream_of_rows_is_not_read_again():
+    network_of(nn.Linear(4, 1), iterator_train__shuffle=False, max_epochs=2).fit(
+        Stream(), None
+    )
+    assert Stream.n_passes == 2
+
+
+class OneUnbounded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        output = self.head(x)
+        if self.training:
+            return output
+        return torch.stack([output[:, 0], torch.log(x[:, 0] > 0.0)], 1)
+
+
+def test_minus_infinity_is_no_output_of_a_regressor():
+    net = GuardedNetRegressor(OneUnbounded, train_split=None, max_epochs=1, verbose=0)
+    with pytest.warns(DivergenceWarning, match="The module alone is not finite for"):
+        net.fit(X, X[:, :2])
+    with pytest.warns(UserWarning, match="The module alone is not finite for"):
+        assert np.isfinite(net.predict(X)).all()
+
+
+def test_under_skip_no_output_is_repaired():
+    net = network_of(LogOfFirst, on_nonfinite="skip", max_recoveries=99)
+    assert refused(net, ROWS).report.rows == (7, 90)
     with pytest.raises(NonFiniteTrainingError) as caught:
         net.predict(ROWS)
     assert caught.value.report.rows == (7, 90)
