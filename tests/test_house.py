@@ -54,7 +54,15 @@ LEVELS = {
 
 # These packages are imported inside functions: they are optional, or slow to import
 # (skrub).
-LATE_PACKAGES = {"matplotlib", "polars", "pandas", "pytest", "skrub"}
+LATE_PACKAGES = {
+    "matplotlib",
+    "onnx",
+    "pandas",
+    "polars",
+    "pytest",
+    "skl2onnx",
+    "skrub",
+}
 
 PUBLIC_NAMES = [
     "AuditDisplay",

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from skorch import NeuralNetBinaryClassifier
 from torch import Tensor, nn
@@ -105,6 +106,7 @@ class EstimatorNetwork(nn.Module):
 class Numbers(nn.Module):
     """Predicted numbers in the units of ``y``."""
 
+    limit: Tensor
     mean: Tensor
     scale: Tensor
 
@@ -113,6 +115,8 @@ class Numbers(nn.Module):
         self.criterion = copy.deepcopy(unbounded(criterion)).cpu()
         self._shape = coding.shape
         self._dtype = getattr(torch, coding.dtype.__name__)
+        limit = np.finfo(coding.dtype).max.astype(np.float64)
+        self.register_buffer("limit", torch.from_numpy(np.asarray(limit)))
         for name, values in (("mean", coding.mean), ("scale", coding.scale)):
             self.register_buffer(name, torch.from_numpy(values).reshape(-1, 1))
 
@@ -122,8 +126,9 @@ class Numbers(nn.Module):
         several = found.shape[2:]  # such as the quantiles of each target
         found = found.reshape(found.shape[0], self.mean.shape[0], -1)
         found = found * self.scale + self.mean
-        limit = torch.finfo(self._dtype).max
-        found = found.clamp(-limit, limit).to(self._dtype)
+        # Comparisons with a tensor: ONNX has limits of clamp in float32.
+        found = torch.where(found > self.limit, self.limit, found)
+        found = torch.where(found < -self.limit, -self.limit, found).to(self._dtype)
         return found.reshape(found.shape[0], *self._shape, *several)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sknan._utils.validation import FLOAT32_MAX
+from sknan._utils.validation import FLOAT32_MAX, FLOAT64_MAX
 from sknan.preprocessing._imputer import NaNImputer
 from sknan.preprocessing._scaler import SafeScaler
 
@@ -92,12 +92,15 @@ class Impute(nn.Module):
     def forward(self, X: Tensor) -> Tensor:
         """Impute (n_samples, n_features); NaN where ``transform`` raises an error."""
         dtype = self._dtype or X.dtype
-        largest = torch.finfo(dtype).max
-        is_known = X.abs() <= min(largest, torch.finfo(X.dtype).max)
+        largest, is_known = torch.finfo(dtype).max, X.isfinite()
+        values = self.values
+        if largest < torch.finfo(X.dtype).max:
+            is_known = X.abs() <= largest
+        if dtype != torch.float64:
+            values = values.clamp(-largest, largest).to(dtype)
         if self._marker is not None:
             is_known = (is_known & (self._marker != X)) | ~X.isfinite()
             X = torch.where(X.isfinite(), X, torch.nan)
-        values = self.values.clamp(-largest, largest).to(dtype)
         cells = X.to(dtype).index_select(1, self.columns)
         is_kept = is_known.index_select(1, self.columns)
         filled = torch.where(is_kept, cells, values)
@@ -110,6 +113,7 @@ class Impute(nn.Module):
 class Scale(nn.Module):
     """Scaling of a fitted :class:`~sknan.SafeScaler`, in float64."""
 
+    largest: Tensor
     shrink: Tensor
     center: Tensor
     scale: Tensor
@@ -124,6 +128,9 @@ class Scale(nn.Module):
         shrink = np.where(np.maximum(np.abs(center), scale) > _HUGE, 0.25, 1.0)
         smallest = np.finfo(np.float64).smallest_subnormal
         scale = np.where(is_constant, 1.0, np.maximum(scale * shrink, smallest))
+        # A buffer, because ONNX has other constants in float32.
+        largest = torch.tensor(FLOAT64_MAX, dtype=torch.float64)
+        self.register_buffer("largest", largest)
         self.register_buffer("shrink", torch.from_numpy(shrink))
         self.register_buffer("center", torch.from_numpy(center * shrink))
         self.register_buffer("scale", torch.from_numpy(scale))
@@ -136,7 +143,8 @@ class Scale(nn.Module):
         z = torch.where(self.is_constant & ~X.isnan(), 0.0, z)
         # Comparisons, since clamp and maximum lose NaN in some runtimes.
         if self._bound is None:
-            largest = torch.finfo(X.dtype).max
+            is_narrow = X.dtype == torch.float32
+            largest = FLOAT32_MAX if is_narrow else self.largest
             z = torch.where(z > largest, largest, z)
             return torch.where(z < -largest, -largest, z).to(X.dtype)
         size, small = z.abs(), self._bound * _IDENTITY

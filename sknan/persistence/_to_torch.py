@@ -155,7 +155,7 @@ def to_torch(model: Any) -> ExportedModel:
                 f".transform(X), and export the steps after it, to_torch(model[{i + 1}"
                 ":])."
             )
-    modules += _prediction_of(steps[-1], _largest_after(steps[:-1]))
+    modules += prediction_of(steps[-1], largest_after(steps[:-1]))
     return ExportedModel(modules, layout, getattr(steps[-1], "classes_", None))
 
 
@@ -194,7 +194,7 @@ def preparation_of(step: NaNImputer | SafeScaler) -> nn.Module:
     return Impute(step)
 
 
-def _largest_after(steps: Sequence[Any]) -> float:
+def largest_after(steps: Sequence[Any]) -> float:
     """Return a bound of the finite numbers that the network receives."""
     largest = math.inf
     for step in steps:
@@ -205,7 +205,7 @@ def _largest_after(steps: Sequence[Any]) -> float:
     return largest
 
 
-def _prediction_of(model: Any, largest: float) -> list[nn.Module]:
+def prediction_of(model: Any, largest: float) -> list[nn.Module]:
     """Return a fitted network as modules from prepared numbers to predictions."""
     if isinstance(model, GuardMixin):
         if type(model).infer not in (NeuralNet.infer, NeuralNetBinaryClassifier.infer):

@@ -1,0 +1,187 @@
+"""Fitted models as ONNX files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sknan.persistence._tables import MISSING
+from sknan.persistence._to_torch import to_torch
+
+# Code of a text that ``fit`` has not seen.
+_UNKNOWN = -2
+
+
+def to_onnx(model: Any, path: str | PathLike[str], *, opset: int = 20) -> None:
+    """Write a fitted model as an ONNX file, from raw cells to predictions.
+
+    The file contains the module of :func:`to_torch`. The packages onnx and onnxscript
+    are needed, which ``pip install 'sknan[onnx]'`` installs.
+
+    Parameters
+    ----------
+    model : estimator, Pipeline or search
+        Fitted model, as for :func:`to_torch`.
+    path : str or path
+        File to write.
+    opset : int, default=20
+        Version of the operators of ONNX, at least 18.
+
+    Raises
+    ------
+    ValueError
+        If a step or a column cannot be exported; see :func:`to_torch`.
+    ImportError
+        If onnx or onnxscript is not installed.
+
+    Notes
+    -----
+    If the model was fitted on named columns, each column is an input of its name, of
+    shape (n_samples, 1). Numbers are float64, which resolves columns such as seconds of
+    a Unix time. After :func:`~sknan.tabular_pipeline`, columns of categories are
+    strings: the empty string is a missing value, and a text that ``fit`` has not seen
+    is an unknown category. A model that was fitted without names has one input ``X``,
+    (n_samples, n_features), float64.
+
+    The output is ``probabilities``, with the labels as JSON in ``classes`` of the
+    metadata, or ``predictions``.
+    """
+    exported = to_torch(model)
+    names = exported.feature_names_in_
+    is_regressor = exported.classes_ is None
+    proto = onnx_of(
+        exported if names is None else _ByColumn(exported),
+        ["X"] if names is None else names,
+        "predictions" if is_regressor else "probabilities",
+        n_columns=exported.n_features_in_ if names is None else 1,
+        opset=opset,
+    )
+    for name, codes in exported.categories_.items():
+        _read_texts(proto, name, codes)
+    import onnx
+
+    if not is_regressor:
+        labels = json.dumps(exported.classes_)
+        onnx.helper.set_model_props(proto, {"classes": labels})
+    onnx.save(proto, path)
+
+
+class _ByColumn(nn.Module):
+    """Module with one input for each column."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *columns: Tensor) -> Tensor:
+        """Predict rows that are given as columns, (n_samples, 1)."""
+        found: Tensor = self.model(torch.cat(columns, dim=1))
+        return found
+
+
+def onnx_of(
+    module: nn.Module,
+    inputs: Sequence[str],
+    output: str,
+    *,
+    n_columns: int,
+    opset: int,
+    dtype: torch.dtype = torch.float64,
+) -> Any:
+    """Return a module as an ONNX model.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Module with one or several inputs.
+    inputs : sequence of str
+        Names of the inputs.
+    output : str
+        Name of the output.
+    n_columns : int
+        Number of columns of each input.
+    opset : int
+        Version of the operators.
+    dtype : torch.dtype, default=torch.float64
+        Type of the inputs.
+
+    Returns
+    -------
+    onnx.ModelProto
+    """
+    # torch.export keeps a number of rows of 1 as a constant.
+    examples = tuple(torch.zeros(2, n_columns, dtype=dtype) for _ in inputs)
+    rows = ({0: torch.export.Dim("n_samples")},) * len(inputs)
+    try:
+        with _without_remarks():
+            program = torch.onnx.export(
+                module.eval(),
+                examples,
+                input_names=list(inputs),
+                output_names=[output],
+                opset_version=opset,
+                dynamo=True,
+                dynamic_shapes=(rows,) if isinstance(module, _ByColumn) else rows,
+                verbose=False,
+            )
+    except ImportError as error:
+        raise ImportError(
+            f"to_onnx needs the packages onnx and onnxscript ({error}). Install them: "
+            "pip install 'sknan[onnx]'."
+        ) from error
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Silence remarks of torch's exporter about its own code and other packages."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", "# The axis name")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read_texts(proto: Any, name: str, codes: Mapping[str, int]) -> None:
+    """Let a column of categories be given as texts instead of codes."""
+    from onnx import TensorProto, helper
+
+    graph = proto.graph
+    place = [given.name for given in graph.input].index(name)
+    code = f"{name} as a code"
+    for node in graph.node:
+        for i, given in enumerate(node.input):
+            if given == name:
+                node.input[i] = code
+    graph.input[place].CopyFrom(
+        helper.make_tensor_value_info(name, TensorProto.STRING, ["n_samples", 1])
+    )
+    texts = {"": MISSING, **codes}
+    encode = helper.make_node(
+        "LabelEncoder",
+        [name],
+        [f"{code}, integer"],
+        domain="ai.onnx.ml",
+        keys_strings=list(texts),
+        values_int64s=list(texts.values()),
+        default_int64=_UNKNOWN,
+    )
+    cast = helper.make_node("Cast", [f"{code}, integer"], [code], to=TensorProto.DOUBLE)
+    graph.node.insert(0, cast)
+    graph.node.insert(0, encode)
+    if all(known.domain != "ai.onnx.ml" for known in proto.opset_import):
+        proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
