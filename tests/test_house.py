@@ -57,6 +57,7 @@ LEVELS = {
 LATE_PACKAGES = {
     "matplotlib",
     "onnx",
+    "onnxscript",
     "pandas",
     "polars",
     "pytest",

@@ -33,6 +33,7 @@ class NetworkOutput:
     """Outputs of a network for rows of a table, repaired where possible."""
 
     _has_plain_output: ClassVar[bool] = True
+    _may_rule_out_classes: ClassVar[bool] = False
 
     module_: Any
     batch_size: int

@@ -30,7 +30,7 @@ class Network(nn.Module):
 
     Parameters
     ----------
-    net : skorch net with OutputMixin
+    net : FittedNetwork or skorch net with OutputMixin
         Fitted net.
     largest : float
         Bound of the finite numbers that the module receives.
@@ -40,7 +40,7 @@ class Network(nn.Module):
         super().__init__()
         module = copy.deepcopy(original_of(net.module_)).cpu().eval()
         self.module = module.requires_grad_(False)
-        self._allows_ruled_out = not net._has_plain_output
+        self._allows_ruled_out = net._may_rule_out_classes
         rows = torch.full((1, 1), largest)
         is_safe = output_bound(self.module, rows) < FAR_FROM_OVERFLOW
         self._is_repaired = net.on_nonfinite == "recover" and not is_safe
@@ -89,7 +89,7 @@ class EstimatorNetwork(nn.Module):
             largest = math.inf
             self.register_buffer("mean", torch.from_numpy(scaling.mean))
             self.register_buffer("scale", torch.from_numpy(scaling.scale))
-        self.network = Network(estimator.net_, largest)
+        self.network = Network(estimator._fitted, largest)
 
     def forward(self, X: Tensor) -> Tensor:
         """Return the output; NaN for rows that ``predict`` refuses."""

@@ -185,8 +185,9 @@ def _module_of(operator: Any) -> nn.Module:
 
 def _n_columns(operator: Any) -> int:
     # A skorch net does not know the number.
-    widths = (given.type.shape[1] for given in operator.inputs)
-    return getattr(operator.raw_operator, "n_features_in_", None) or sum(widths)
+    given: int = sum(variable.type.shape[1] or 0 for variable in operator.inputs)
+    known: int = getattr(operator.raw_operator, "n_features_in_", given)
+    return known
 
 
 def _dtype_of(operator: Any) -> torch.dtype:

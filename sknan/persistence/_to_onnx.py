@@ -56,12 +56,18 @@ def to_onnx(model: Any, path: str | PathLike[str], *, opset: int = 20) -> None:
     """
     exported = to_torch(model)
     names = exported.feature_names_in_
+    n_columns = exported.n_features_in_ if names is None else 1
+    if n_columns is None:
+        raise ValueError(
+            "to_onnx needs the number of columns, which a guarded skorch net does not "
+            "know. Fit the net in a pipeline: make_pipeline(NaNImputer(), net)."
+        )
     is_regressor = exported.classes_ is None
     proto = onnx_of(
         exported if names is None else _ByColumn(exported),
         ["X"] if names is None else names,
         "predictions" if is_regressor else "probabilities",
-        n_columns=exported.n_features_in_ if names is None else 1,
+        n_columns=n_columns,
         opset=opset,
     )
     for name, codes in exported.categories_.items():
@@ -117,26 +123,28 @@ def onnx_of(
     -------
     onnx.ModelProto
     """
+    try:
+        import onnx  # noqa: F401 - torch would fail late, and with another error
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"Files of ONNX need the packages onnx and onnxscript ({error}). Install "
+            "them: pip install 'sknan[onnx]'."
+        ) from error
     # torch.export keeps a number of rows of 1 as a constant.
     examples = tuple(torch.zeros(2, n_columns, dtype=dtype) for _ in inputs)
     rows = ({0: torch.export.Dim("n_samples")},) * len(inputs)
-    try:
-        with _without_remarks():
-            program = torch.onnx.export(
-                module.eval(),
-                examples,
-                input_names=list(inputs),
-                output_names=[output],
-                opset_version=opset,
-                dynamo=True,
-                dynamic_shapes=(rows,) if isinstance(module, _ByColumn) else rows,
-                verbose=False,
-            )
-    except ImportError as error:
-        raise ImportError(
-            f"to_onnx needs the packages onnx and onnxscript ({error}). Install them: "
-            "pip install 'sknan[onnx]'."
-        ) from error
+    with _without_remarks():
+        program: Any = torch.onnx.export(
+            module.eval(),
+            examples,
+            input_names=list(inputs),
+            output_names=[output],
+            opset_version=opset,
+            dynamo=True,
+            dynamic_shapes=(rows,) if isinstance(module, _ByColumn) else rows,
+            verbose=False,
+        )
     return program.model_proto
 
 

@@ -232,7 +232,7 @@ def prediction_of(model: Any, largest: float) -> list[nn.Module]:
 
 def _output_of(estimator: StableNetBase, *, in_logs: bool = False) -> nn.Module:
     coding: Any = estimator._coding
-    criterion = estimator.net_.criterion_
+    criterion = estimator._fitted.criterion_
     if isinstance(coding, ClassCoding):
         return Probabilities(coding, criterion, in_logs=in_logs)
     return Numbers(coding, criterion)

@@ -1,0 +1,88 @@
+"""ONNX files in onnxruntime against the models that they are made from."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from persistence_helpers import (
+    IN_SKORCH,
+    LABELS,
+    classifier,
+    clean_table,
+    model_of,
+    table_pipeline,
+    unusual_rows,
+    unusual_table,
+)
+from torch import nn
+
+from sknan import GuardedNetRegressor, TabularMLP
+from sknan.persistence import to_onnx
+
+onnx = pytest.importorskip("onnx", reason="needs the extra sknan[onnx]")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+
+
+def session_of(model):
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
+def test_a_file_predicts_a_raw_table_as_its_model(tmp_path):
+    pipeline, table = table_pipeline(), unusual_table()
+    to_onnx(pipeline, tmp_path / "model.onnx")
+    session = session_of(tmp_path / "model.onnx")
+    types = {given.name: given.type for given in session.get_inputs()}
+    numbers, texts = ("age", "income", "member"), ("city", "sex")
+    assert types == {
+        **dict.fromkeys(numbers, "tensor(double)"),
+        **dict.fromkeys(texts, "tensor(string)"),
+    }
+    assert list(types) == ["age", "income", "city", "member", "sex"]
+    feeds = {name: table[[name]].to_numpy(dtype=np.float64) for name in numbers}
+    feeds |= {name: table[[name]].fillna("").to_numpy(dtype=object) for name in texts}
+    (found,) = session.run(["probabilities"], feeds)
+    np.testing.assert_allclose(found, pipeline.predict_proba(table), atol=1e-6)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == ["u", "v", "w"]
+    opsets = {known.domain: known.version for known in _read(tmp_path).opset_import}
+    assert opsets == {"": 20, "ai.onnx.ml": 3}
+
+
+def _read(folder):
+    return onnx.load(folder / "model.onnx")
+
+
+def test_numbers_without_names_are_one_input(tmp_path):
+    model, rows = model_of("two targets, one constant"), unusual_rows()
+    to_onnx(model, tmp_path / "model.onnx", opset=18)
+    assert [known.version for known in _read(tmp_path).opset_import] == [18]
+    (found,) = session_of(tmp_path / "model.onnx").run(["predictions"], {"X": rows})
+    np.testing.assert_allclose(found, model.predict(rows), rtol=1e-5)
+
+
+def test_skl2onnx_converts_a_pipeline():
+    skl2onnx = pytest.importorskip("skl2onnx", reason="needs skl2onnx")
+    model, rows = model_of("classes"), unusual_rows()
+    converted = skl2onnx.to_onnx(model, rows[:1], options={"zipmap": False})
+    session = session_of(converted.SerializeToString())
+    labels, probabilities = session.run(["label", "probabilities"], {"X": rows})
+    assert labels.tolist() == model.predict(rows).tolist()
+    np.testing.assert_allclose(probabilities, model.predict_proba(rows), atol=1e-6)
+
+
+def test_the_number_of_columns_must_be_known(tmp_path):
+    X = clean_table().astype("float32")
+    net = GuardedNetRegressor(TabularMLP, **IN_SKORCH, module__n_outputs=1)
+    net.set_params(criterion=nn.MSELoss).fit(X, X[:, :1])
+    with pytest.raises(ValueError, match=r"pipeline: make_pipeline\(NaNImputer\(\)"):
+        to_onnx(net, tmp_path / "model.onnx")
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    net = classifier().fit(clean_table(), LABELS)
+    with pytest.raises(ImportError, match=r"pip install 'sknan\[onnx\]'"):
+        to_onnx(net, tmp_path / "model.onnx")
