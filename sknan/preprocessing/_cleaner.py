@@ -166,8 +166,8 @@ class TableCleaner(
         Warns
         -----
         ChangedColumnWarning
-            If no value of a column can be read as in ``fit``, or only one of the two
-            tables has a time zone.
+            If values of a column cannot be read as in ``fit``, none is a category of
+            ``fit``, or only one of the two tables has a time zone.
         """
         check_is_fitted(self, "kinds_")
         table = _read(X)

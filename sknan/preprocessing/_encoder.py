@@ -13,20 +13,17 @@ from sklearn.preprocessing import OneHotEncoder
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.encoding import EncodedStateMixin
 from sknan.preprocessing._sources import sources_of
-from sknan.preprocessing._tables.column_schema import warn_of_changes
 from sknan.preprocessing._tables.typed_column import frame_from_polars, is_polars
 
-# Places of categories without an output column: known to ``fit``, or unknown.
+# Place of categories without an output column.
 _NO_PLACE = -1
-_UNKNOWN = -2
 
 
 class CategoryEncoder(OneHotEncoder):
     """scikit-learn's ``OneHotEncoder``, with a faster ``transform`` of categories.
 
-    The result is that of ``handle_unknown="ignore"``. It warns of a column of which
-    most rows have a value, more than one, and none has a category of ``fit``.
-    scikit-learn's encoder warns of each unknown category in each call.
+    The result is that of ``handle_unknown="ignore"``, without the warning of each
+    unknown category in each call. `TableCleaner` warns of columns without known ones.
     """
 
     def fit(self, X: pd.DataFrame, y: Any = None) -> CategoryEncoder:
@@ -40,8 +37,6 @@ class CategoryEncoder(OneHotEncoder):
             kept = [c for i, c in enumerate(categories) if i != dropped]
             places = {category: start + i for i, category in enumerate(kept)}
             missing = [p for category, p in places.items() if category != category]
-            if dropped is not None:
-                places[categories[dropped]] = _NO_PLACE
             self._missing_places.append(missing[0] if missing else _NO_PLACE)
             self._places.append(places)
             start += len(kept)
@@ -54,31 +49,14 @@ class CategoryEncoder(OneHotEncoder):
         encoded = np.zeros((len(X), self._n_outputs + 1), dtype=self.dtype)
         columns = zip(X.items(), self._places, self._missing_places, strict=True)
         rows = np.arange(len(X))
-        unknown: list[str] = []
-        for (name, column), places, missing in columns:
+        for (_, column), places, missing in columns:
             cells = column.array
             if not isinstance(cells, pd.Categorical):
                 cells = pd.Categorical(cells)
-            known = [places.get(c, _UNKNOWN) for c in cells.categories]
+            known = [places.get(c, _NO_PLACE) for c in cells.categories]
             place = np.array([*known, missing])[cells.codes]
-            unknown += _unknown_column(name, cells, place)
-            encoded[rows, np.maximum(place, _NO_PLACE)] = 1
-        warn_of_changes(unknown)
+            encoded[rows, place] = 1
         return encoded[:, :-1]
-
-
-def _unknown_column(name: Any, cells: pd.Categorical, place: Any) -> list[str]:
-    """Describe a column without known categories; one such row is usual."""
-    if len(cells) < 2:
-        return []
-    filled = np.flatnonzero(cells.codes >= 0)
-    is_filled = 2 * len(filled) > len(cells) and len(filled) > 1
-    if not is_filled or (place[filled] != _UNKNOWN).any():
-        return []
-    return [
-        f"None of the {len(filled)} values of column {name!r} is a category that fit "
-        f"has seen, for example {cells[filled[0]]!r}: they count as unknown."
-    ]
 
 
 class ColumnEncoder(

@@ -364,6 +364,26 @@ def test_a_column_of_which_nothing_can_be_read_is_named(first, later, kind, exam
 
 
 @pytest.mark.parametrize(
+    ("first", "later", "kind", "example"),
+    [
+        ([1.5, 2.5, 3.5], ["1.5", "abc", None, "?", "1,5"], "numbers", "abc"),
+        ([True, False], [True, "perhaps", "no", None], "numbers", "perhaps"),
+        (DAYS, [*DAYS[:1], "soon", None, True], "dates", "soon"),
+        (pd.to_timedelta([5, 9], unit="s"), ["PT5S", "x", "?", "y"], "numbers", "x"),
+    ],
+)
+def test_cells_that_cannot_be_read_are_counted(first, later, kind, example):
+    cleaner = TableCleaner().fit(table(pd.Series(first)))
+    with pytest.warns(ChangedColumnWarning) as caught:
+        read = cleaner.transform(table(pd.Series(later, dtype=object)))
+    assert read["x"].notna().sum() == 1
+    assert [str(warning.message) for warning in caught] == [
+        f"2 of the 3 values of column 'x' cannot be read as {kind}, which it had in "
+        f"fit, for example {example!r}: they count as missing."
+    ]
+
+
+@pytest.mark.parametrize(
     "cell", [None, np.nan, pd.NaT, "", "?", "unknown", -999.0, np.inf]
 )
 def test_a_column_of_missing_values_gives_no_warning(cell):
@@ -414,16 +434,47 @@ def test_a_column_of_unknown_categories_is_named():
             pipe.predict(X.head(4).assign(k="z"))
 
 
-def test_several_columns_of_unknown_categories_give_one_warning():
-    X = pd.DataFrame({name: ["u", "v"] * 9 for name in "ab"})
+def test_several_changed_columns_give_one_warning():
+    X = pd.DataFrame({name: ["u", "v"] * 9 for name in "ab"} | {"n": range(18)})
     prepare = tabular_pipeline()[:2].fit(X)
     with pytest.warns(ChangedColumnWarning) as caught:
-        prepare.transform(X.assign(a="new", b="other"))
+        prepare.transform(X.assign(a="new", b="other", n=["1", "many"] * 9))
     assert [str(warning.message) for warning in caught] == [
         "None of the 18 values of column 'a' is a category that fit has seen, for "
         "example 'new': they count as unknown. None of the 18 values of column 'b' is "
-        "a category that fit has seen, for example 'other': they count as unknown."
+        "a category that fit has seen, for example 'other': they count as unknown. 9 "
+        "of the 18 values of column 'n' cannot be read as numbers, which it had in "
+        "fit, for example 'many': they count as missing."
     ]
+
+
+def test_new_texts_in_a_column_without_repeated_texts_are_no_change():
+    names = [f"name {i} of many" for i in range(30)]
+    cleaner = TableCleaner().fit(table(pd.Series(names)))
+    read = cleaner.transform(table(pd.Series(["another", "one"])))
+    assert read["x"].tolist() == ["another", "one"]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_a_category_of_dates_is_known_by_its_epoch(unit):
+    dates = pd.Series(DAYS[:3].tolist() * 4)
+    cleaner = TableCleaner().fit(table(dates.astype("category")))
+    number = int((dates[0] - pd.Timestamp(0)) // pd.Timedelta(1, unit))
+    for cell in (number, str(number)):
+        assert cleaner.transform(table(pd.Series([cell])))["x"][0] == str(dates[0])
+
+
+def test_utc_offsets_with_seconds_are_read():
+    dates = pd.Series(pd.date_range("1910-01-01", periods=30, tz="Europe/Paris"))
+    texts = dates.map(pd.Timestamp.isoformat)
+    assert texts[0] == "1910-01-01T00:00:00+00:09:21"
+    cleaner = TableCleaner().fit(table(dates))
+    expected = cleaner.transform(table(dates))["x"].tolist()
+    assert cleaner.transform(table(texts))["x"].tolist() == expected
+    in_utc = TableCleaner().fit(table(texts))
+    assert in_utc.transform(table(dates))["x"].tolist() == (
+        dates.dt.tz_convert("UTC").dt.tz_localize(None).tolist()
+    )
 
 
 # -- objects and other tables ----------------------------------------------------------

@@ -64,8 +64,17 @@ def texts_of(text):
     ]
 
 
-def aware(date):
-    return pd.Timestamp(date, tz="UTC").tz_convert("Asia/Tokyo")
+def aware(date, zone="Asia/Tokyo"):
+    return pd.Timestamp(date, tz="UTC").tz_convert(zone)
+
+
+def in_paris(date):
+    """Return text whose UTC offset has seconds before 1911."""
+    return aware(date, "Europe/Paris").isoformat()
+
+
+def epoch(date):
+    return (date - EPOCH) // datetime.timedelta(milliseconds=1)
 
 
 def in_utc(dtype):
@@ -126,6 +135,16 @@ DATES = [
     records(),
     *texts_of(datetime.datetime.isoformat),
     *texts_of(lambda date: aware(date).isoformat()),
+    *texts_of(in_paris),
+]
+DATE_CATEGORIES = [category(), category(in_paris), category(aware)]
+SERVED_DATE_CATEGORIES = [
+    *DATE_CATEGORIES,
+    *DATES,
+    records(epoch),
+    arrow(pa.int64(), epoch),
+    polars(pl.Int64, epoch),
+    *texts_of(lambda date: str(epoch(date))),
 ]
 DURATIONS = [
     pandas("timedelta64[us]"),
@@ -142,7 +161,7 @@ SERVED_DURATIONS = [
     *texts_of(lambda span: pd.Timedelta(span).isoformat()),
 ]
 
-WHOLE_SECONDS = st.integers(-(10**9), 10**9)
+WHOLE_SECONDS = st.integers(-(2 * 10**9), 10**9)
 INSTANTS = WHOLE_SECONDS.map(lambda s: EPOCH + datetime.timedelta(seconds=s))
 # "0.0" and "-0.0" are two categories of one value.
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False).map(
@@ -154,6 +173,7 @@ KINDS = [
     (st.booleans(), FLAGS, SERVED_FLAGS),
     (st.sampled_from(["red", " blue", "é", "1", "b,c"]), WORDS, WORDS),
     (INSTANTS, DATES, DATES),
+    (INSTANTS, DATE_CATEGORIES, SERVED_DATE_CATEGORIES),
     (
         WHOLE_SECONDS.map(lambda s: datetime.timedelta(seconds=abs(s))),
         DURATIONS,
@@ -176,10 +196,11 @@ def frame(container, columns):
 @st.composite
 def tables(draw):
     """Draw a table in two representations, of the second only some rows."""
-    kinds = draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=2))
     containers = [
         draw(st.sampled_from(["pandas", "polars", "arrow", "records"])) for _ in "ab"
     ]
+    can_be_fitted = [kind for kind in KINDS if containers[0] in dict(kind[1])]
+    kinds = draw(st.lists(st.sampled_from(can_be_fitted), min_size=1, max_size=2))
     n_served = draw(st.sampled_from([1, 4]))
     pairs = []
     for values, fitted, served in kinds:

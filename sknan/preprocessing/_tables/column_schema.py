@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,21 @@ from numpy.typing import NDArray
 from sknan._utils.validation import FLOAT32_MAX
 from sknan._utils.warn import warn
 from sknan.exceptions import ChangedColumnWarning
+from sknan.preprocessing._tables.cell_texts import (
+    as_numbers,
+    plain,
+    text_of,
+    texts_by_value,
+    texts_of,
+    values_of,
+)
 from sknan.preprocessing._tables.date_format import DateFormat
 from sknan.preprocessing._tables.sentinels import (
     is_word_for_missing,
     missing_words,
     sentinels_of,
 )
-from sknan.preprocessing._tables.typed_column import TypedColumn, is_missing
+from sknan.preprocessing._tables.typed_column import TypedColumn
 
 Kind = Literal["numbers", "numbers and words", "dates", "categories"]
 
@@ -32,10 +39,6 @@ _MIN_NUMERIC_SHARE = 0.9
 
 # Columns with more distinct cells are encoded by their letters, which takes longer.
 _MOST_KNOWN = 1000
-
-# Text of durations in Python, pandas and ISO 8601, and of dates in ISO 8601.
-_DURATION = re.compile(r"^-?(?:p\d|pt\d|\d+ days?\b|\d+:\d\d:\d\d)")
-_DATE = re.compile(r"^\d{4}-\d\d-\d\d")
 
 _NUMERIC = ("numbers", "flags")
 _TEXT = ("text", "categories", "mixed", "objects")
@@ -73,6 +76,9 @@ class ColumnSchema:
     text_of_value : dict of object to str
         For a column of categories, the text in ``fit`` of each number, flag, duration
         or date. Another text for the same value is read as that text.
+    are_repeated : bool
+        For a column of categories, whether the texts of ``fit`` occur twice or more on
+        average.
     """
 
     name: str
@@ -84,6 +90,7 @@ class ColumnSchema:
     known: dict[str, int] = field(default_factory=dict)
     texts: pd.CategoricalDtype | None = None
     text_of_value: dict[Any, str] = field(default_factory=dict)
+    are_repeated: bool = False
 
     def read(self, column: TypedColumn) -> list[pd.Series]:
         """Convert the cells of a column to the type of the column in ``fit``.
@@ -109,7 +116,7 @@ class ColumnSchema:
         read = [pd.Series(numbers)]
         if self.kind == "numbers and words":
             texts = self._known_texts(column)
-            read.append(texts.mask(~np.isnan(_as_numbers(texts))))
+            read.append(texts.mask(~np.isnan(as_numbers(texts))))
         return read
 
     def learn_cells(self, column: TypedColumn) -> None:
@@ -126,10 +133,12 @@ class ColumnSchema:
         if len(cells) > _MOST_KNOWN:
             return
         read = pd.Categorical(self._known_texts(column._replace(cells=cells)))
-        self.text_of_value = _texts_by_value(read.categories)
+        self.text_of_value = texts_by_value(read.categories)
         pairs = zip(cells, read.codes.tolist(), strict=True)
         self.known = {cell: code for cell, code in pairs if type(cell) is str}
         self.texts = read.dtype
+        n_filled = int(column.cells.notna().sum())
+        self.are_repeated = 2 * len(read.categories) <= n_filled
 
     def read_known(self, cells: Iterable[Any]) -> pd.Categorical | None:
         """Return the cells of a column of categories, if ``fit`` has seen all of them.
@@ -174,19 +183,45 @@ class ColumnSchema:
         """
         if column.holds == "dates" and self.dates is not None:
             return self.dates.change_of_zone(column.aware, self.name)
-        is_read = any(part.notna().any() for part in parts)
-        if is_read or (column.holds in _NUMERIC and self.dates is None):
+        if self.kind == "categories":
+            return self._unknown(parts[0])
+        is_lost = np.logical_and.reduce([part.isna().to_numpy() for part in parts])
+        if not is_lost.any() or (column.holds in _NUMERIC and self.dates is None):
             return ""
-        texts = self._known_texts(column).dropna()
+        aware = None if column.aware is None else column.aware[is_lost]
+        lost = column._replace(cells=column.cells[is_lost], aware=aware)
+        # Sentinels and numbers beyond float32 are missing in fit, too.
+        dates = None if self.dates is None else self._all_dates(lost, self.dates)
+        is_unread = pd.isna(self._numbers(lost) if dates is None else dates)
+        texts = self._known_texts(lost)[np.asarray(is_unread)].dropna()
         texts = texts[~texts.map(is_word_for_missing)]
-        if self.kind == "numbers":  # those beyond float32 are missing in fit, too
-            texts = texts[np.isnan(_as_numbers(texts))]
         if texts.empty:
             return ""
+        n_lost, n_read = len(texts), int((~is_lost).sum())
+        share = (
+            f"{n_lost} of the {n_lost + n_read}" if n_read else f"None of the {n_lost}"
+        )
         return (
-            f"None of the {len(texts)} values of column {self.name!r} can be read as "
-            f"{self.kind}, which it had in fit, for example {texts.iloc[0]!r}: they "
-            "count as missing."
+            f"{share} values of column {self.name!r} can{'not' if n_read else ''} be "
+            f"read as {self.kind}, which it had in fit, for example {texts.iloc[0]!r}: "
+            "they count as missing."
+        )
+
+    def _unknown(self, texts: pd.Series) -> str:
+        """Describe a column of which no row has a category of ``fit``.
+
+        One such row is usual, as are new texts if those of ``fit`` were not repeated.
+        """
+        filled = texts.dropna()
+        is_filled = 2 * len(filled) > len(texts) and len(filled) > 1
+        if self.texts is None or not self.are_repeated or not is_filled:
+            return ""
+        known = self.texts.categories
+        if filled.iloc[0] in known or filled.isin(known).any():
+            return ""
+        return (
+            f"None of the {len(filled)} values of column {self.name!r} is a category "
+            f"that fit has seen, for example {filled.iloc[0]!r}: they count as unknown."
         )
 
     def as_values(self, column: TypedColumn) -> TypedColumn:
@@ -221,7 +256,7 @@ class ColumnSchema:
 
     def _learn_kind_of_text(self, column: TypedColumn) -> None:
         texts = self._known_texts(column).dropna()
-        share = np.mean(~np.isnan(_as_numbers(texts))) if len(texts) else 1.0
+        share = np.mean(~np.isnan(as_numbers(texts))) if len(texts) else 1.0
         if share >= _MIN_NUMERIC_SHARE:
             self.kind = "numbers" if share == 1 else "numbers and words"
         else:
@@ -235,15 +270,15 @@ class ColumnSchema:
         column : TypedColumn
             Column given to ``fit``.
         """
-        counts = Counter(text for text in _texts_of(column) if text is not None)
+        counts = Counter(text for text in texts_of(column) if text is not None)
         self.sentinels = missing_words(counts)
-        removed = set(map(_plain, self.sentinels))
-        kept = {_plain(text) for text in counts if is_word_for_missing(text)}
+        removed = set(map(plain, self.sentinels))
+        kept = {plain(text) for text in counts if is_word_for_missing(text)}
         # Words that would be categories if the column contained them.
         kept |= {
             word
             for word in _AMBIGUOUS
-            if word not in map(_plain, missing_words({**counts, word: 1}))
+            if word not in map(plain, missing_words({**counts, word: 1}))
         }
         self.kept_words = frozenset(kept - removed)
 
@@ -260,7 +295,7 @@ class ColumnSchema:
         if self.holds == "flags":
             flags = {"true": "1", "false": "0"}
             texts = texts.map(lambda text: flags.get(str(text).lower(), text))
-        numbers = _as_numbers(texts)
+        numbers = as_numbers(texts)
         if self.holds == "durations":
             durations = texts.mask(~np.isnan(numbers))
             seconds = pd.to_timedelta(durations, errors="coerce").dt.total_seconds()
@@ -268,17 +303,20 @@ class ColumnSchema:
         return numbers
 
     def _dates(self, column: TypedColumn, format_: DateFormat) -> pd.Series:
-        if column.holds == "dates":
-            cells = pd.Series(column.cells) if column.aware is None else column.aware
-            dates = format_.of_dates(cells)
-        elif column.holds == "numbers":
-            dates = format_.of_numbers(np.asarray(column.cells, dtype=np.float64))
-        else:
-            texts = self._known_texts(column).rename(self.name)
-            dates = format_.of_text_or_numbers(texts)
+        dates = self._all_dates(column, format_)
         days = (datetime.date, np.datetime64)
         missing = [pd.Timestamp(v) for v in self.sentinels if isinstance(v, days)]
         return dates.mask(dates.isin(missing)) if missing else dates
+
+    def _all_dates(self, column: TypedColumn, format_: DateFormat) -> pd.Series:
+        """Return the dates of a column, of which sentinels are not removed."""
+        if column.holds == "dates":
+            cells = pd.Series(column.cells) if column.aware is None else column.aware
+            return format_.of_dates(cells)
+        if column.holds == "numbers":
+            return format_.of_numbers(np.asarray(column.cells, dtype=np.float64))
+        texts = self._known_texts(column).rename(self.name)
+        return format_.of_text_or_numbers(texts)
 
     def _as_in_fit(self, texts: pd.Series) -> pd.Series:
         """Return texts that ``fit`` has not seen as those it has seen for their value.
@@ -290,18 +328,18 @@ class ColumnSchema:
         unknown = pd.Index(texts.dropna().unique()).difference(self.texts.categories)
         found = {
             text: self.text_of_value[value]
-            for text, value in zip(unknown, _values_of(unknown), strict=True)
+            for text, value in zip(unknown, values_of(unknown), strict=True)
             if value in self.text_of_value
         }
         return texts.replace(found) if found else texts
 
     def _known_texts(self, column: TypedColumn) -> pd.Series:
         """Return the cells as text, missing where the text means a missing value."""
-        missing = {None, "", *map(_text_of, self.sentinels)}
-        texts = _texts_of(column)
+        missing = {None, "", *map(text_of, self.sentinels)}
+        texts = texts_of(column)
         if self.kept_words is not None:
             words = filter(is_word_for_missing, set(texts))
-            missing |= {word for word in words if _plain(word) not in self.kept_words}
+            missing |= {word for word in words if plain(word) not in self.kept_words}
         cells = [np.nan if text in missing else text for text in texts]
         return pd.Series(cells, dtype=object)
 
@@ -358,64 +396,3 @@ def learn_schemas(
 def _code_of_missing(cell: Any) -> int | None:
     is_nan = isinstance(cell, float) and cell != cell
     return -1 if is_nan or cell is None or cell is pd.NA else None
-
-
-def _as_numbers(texts: pd.Series) -> NDArray[np.float64]:
-    parsed = pd.to_numeric(texts, errors="coerce")
-    return np.array(parsed.to_numpy(dtype=np.float64, na_value=np.nan))
-
-
-def _values_of(texts: pd.Index) -> list[Any]:
-    """Return the number, flag, duration in seconds or date in each text, or None."""
-    lower = pd.Series(texts, dtype=object).str.lower()
-    numbers = _as_numbers(lower.replace({"true": "1", "false": "0"}))
-    values = [None if number != number else number for number in numbers.tolist()]
-    for i, text in enumerate(lower):
-        if _DURATION.search(text):
-            span = pd.to_timedelta(text.upper(), errors="coerce")
-            values[i] = None if span is pd.NaT else span.total_seconds()
-        elif _DATE.search(text):
-            date = pd.to_datetime(texts[i], errors="coerce", format="ISO8601", utc=True)
-            values[i] = None if date is pd.NaT else date
-    return values
-
-
-def _texts_by_value(texts: pd.Index) -> dict[Any, str]:
-    """Return the text of each value that only one of the texts has."""
-    values = _values_of(texts)
-    counts = Counter(values)
-    return {
-        value: text
-        for value, text in zip(values, texts, strict=True)
-        if value is not None and counts[value] == 1
-    }
-
-
-def _texts_of(column: TypedColumn) -> list[str | None]:
-    """Return the cells as text, or None where missing, for any type of category."""
-    cells = column.cells if column.aware is None else column.aware
-    if column.holds == "flags":
-        # A column of flags with missing cells is stored as floats.
-        return [None if cell != cell else str(bool(cell)) for cell in cells]
-    cells = list(cells.astype(object) if isinstance(cells, pd.Series) else cells)
-    if column.holds == "text":
-        texts = {cell: _text_of(cell) for cell in set(cells)}
-        return [texts[cell] for cell in cells]
-    return [_text_of(cell) for cell in cells]
-
-
-def _text_of(cell: Any) -> str | None:
-    """Return one text for a category, whether it is read as 3, 3.0 or "3"."""
-    if is_missing(cell):
-        return None
-    if isinstance(cell, (float, np.floating)) and float(cell).is_integer():
-        return str(int(cell))
-    if isinstance(cell, np.timedelta64):
-        cell = pd.Timedelta(cell)
-    if isinstance(cell, bytes):
-        cell = cell.decode(errors="backslashreplace")
-    return str(cell).strip()
-
-
-def _plain(text: str) -> str:
-    return text.strip().lower()

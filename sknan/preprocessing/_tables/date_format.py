@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ _FORMATS = (
 
 # Units of a number of seconds since 1970 in JSON and databases.
 _PER_SECOND = (1.0, 1e3, 1e6, 1e9)
+
+# UTC offset with seconds: local time before the standard zones, Paris until 1911.
+_OFFSET_WITH_SECONDS = re.compile(r"[+-]\d\d:\d\d:\d\d$")
 
 _TEN_YEARS = 315_576_000.0
 
@@ -51,7 +55,8 @@ class DateFormat:
     def of_text(cls, texts: pd.Series) -> DateFormat | None:
         """Return the format of text, or None if the text does not consist of dates."""
         with contextlib.suppress(ValueError, OverflowError):
-            return cls(dates_of_objects(texts, format="ISO8601").dt.tz)
+            iso = dates_of_objects(texts.map(in_whole_minutes), format="ISO8601")
+            return cls(iso.dt.tz)
         # Imported here, since skrub takes three times as long to import as sknan.
         from skrub import ToDatetime
 
@@ -86,7 +91,11 @@ class DateFormat:
         if self.parser is not None:
             dates = self.of_dates(self.parser.transform(texts)).fillna(dates)
         if dates.isna().sum() > texts.isna().sum():
-            numbers = pd.to_numeric(texts.mask(dates.notna()), errors="coerce")
+            rest = texts.mask(dates.notna())
+            iso = rest.map(in_whole_minutes)
+            iso = pd.to_datetime(iso, format="ISO8601", errors="coerce", utc=True)
+            dates = dates.fillna(self.of_dates(iso))
+            numbers = pd.to_numeric(rest, errors="coerce")
             dates = dates.fillna(self.of_numbers(numbers.to_numpy(np.float64)))
         return dates
 
@@ -125,6 +134,19 @@ class DateFormat:
             f"Column {name!r} has the time zone {zone}, and had none in fit: its times "
             "are converted to UTC. Pass dt.tz_localize(None) if fit had local times."
         )
+
+
+def in_whole_minutes(text: Any) -> Any:
+    """Return a date with seconds in its UTC offset, which pandas refuses, in UTC."""
+    if isinstance(text, str) and _OFFSET_WITH_SECONDS.search(text):
+        with contextlib.suppress(ValueError, OverflowError):
+            return datetime.fromisoformat(text).astimezone(UTC).isoformat()
+    return text
+
+
+def epochs_of(date: pd.Timestamp) -> list[float]:
+    """Return the numbers of time units since 1970 by which a date is given."""
+    return [date.timestamp() * unit for unit in _PER_SECOND]
 
 
 def _is_utc(zone: tzinfo | None) -> bool:
