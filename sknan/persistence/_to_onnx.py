@@ -20,7 +20,9 @@ from sknan.persistence._to_torch import to_torch
 _UNKNOWN = -2
 
 
-def to_onnx(model: Any, path: str | PathLike[str], *, opset: int = 20) -> None:
+def to_onnx(
+    model: Any, path: str | PathLike[str], *, opset: int = 20, dtype: str = "float64"
+) -> None:
     """Write a fitted model as an ONNX file, from raw cells to predictions.
 
     The file contains the module of :func:`to_torch`. The packages onnx and onnxscript
@@ -34,26 +36,31 @@ def to_onnx(model: Any, path: str | PathLike[str], *, opset: int = 20) -> None:
         File to write.
     opset : int, default=20
         Version of the operators of ONNX, at least 18.
+    dtype : {"float64", "float32"}, default="float64"
+        Type of the columns of numbers. float64 resolves columns such as seconds of a
+        Unix time; some servers pass float32 only.
 
     Raises
     ------
     ValueError
-        If a step or a column cannot be exported; see :func:`to_torch`.
+        If a step or a column cannot be exported; see :func:`to_torch`. If ``dtype`` is
+        another one.
     ImportError
         If onnx or onnxscript is not installed.
 
     Notes
     -----
     If the model was fitted on named columns, each column is an input of its name, of
-    shape (n_samples, 1). Numbers are float64, which resolves columns such as seconds of
-    a Unix time. After :func:`~sknan.tabular_pipeline`, columns of categories are
-    strings: the empty string is a missing value, and a text that ``fit`` has not seen
-    is an unknown category. A model that was fitted without names has one input ``X``,
-    (n_samples, n_features), float64.
+    shape (n_samples, 1). After :func:`~sknan.tabular_pipeline`, columns of categories
+    are strings: the empty string is a missing value, and a text that ``fit`` has not
+    seen is an unknown category. A model that was fitted without names has one input
+    ``X``, (n_samples, n_features).
 
     The output is ``probabilities``, with the labels as JSON in ``classes`` of the
     metadata, or ``predictions``.
     """
+    if dtype not in ("float64", "float32"):
+        raise ValueError(f"dtype must be 'float64' or 'float32', got {dtype!r}.")
     exported = to_torch(model)
     names = exported.feature_names_in_
     n_columns = exported.n_features_in_ if names is None else 1
@@ -69,6 +76,7 @@ def to_onnx(model: Any, path: str | PathLike[str], *, opset: int = 20) -> None:
         "predictions" if is_regressor else "probabilities",
         n_columns=n_columns,
         opset=opset,
+        dtype=getattr(torch, dtype),
     )
     for name, codes in exported.categories_.items():
         _read_texts(proto, name, codes)
@@ -100,7 +108,7 @@ def onnx_of(
     *,
     n_columns: int,
     opset: int,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype,
 ) -> Any:
     """Return a module as an ONNX model.
 
@@ -116,7 +124,7 @@ def onnx_of(
         Number of columns of each input.
     opset : int
         Version of the operators.
-    dtype : torch.dtype, default=torch.float64
+    dtype : torch.dtype
         Type of the inputs.
 
     Returns
@@ -170,6 +178,7 @@ def _read_texts(proto: Any, name: str, codes: Mapping[str, int]) -> None:
 
     graph = proto.graph
     place = [given.name for given in graph.input].index(name)
+    number = graph.input[place].type.tensor_type.elem_type
     code = f"{name} as a code"
     for node in graph.node:
         for i, given in enumerate(node.input):
@@ -188,7 +197,7 @@ def _read_texts(proto: Any, name: str, codes: Mapping[str, int]) -> None:
         values_int64s=list(texts.values()),
         default_int64=_UNKNOWN,
     )
-    cast = helper.make_node("Cast", [f"{code}, integer"], [code], to=TensorProto.DOUBLE)
+    cast = helper.make_node("Cast", [f"{code}, integer"], [code], to=number)
     graph.node.insert(0, cast)
     graph.node.insert(0, encode)
     if all(known.domain != "ai.onnx.ml" for known in proto.opset_import):

@@ -56,8 +56,8 @@ def _read(folder):
 
 
 def test_numbers_without_names_are_one_input(tmp_path):
-    model, rows = model_of("two targets, one constant"), unusual_rows()
-    to_onnx(model, tmp_path / "model.onnx", opset=18)
+    model, rows = model_of("two targets, one constant"), unusual_rows(dtype="float32")
+    to_onnx(model, tmp_path / "model.onnx", opset=18, dtype="float32")
     assert [known.version for known in _read(tmp_path).opset_import] == [18]
     (found,) = session_of(tmp_path / "model.onnx").run(["predictions"], {"X": rows})
     np.testing.assert_allclose(found, model.predict(rows), rtol=1e-5)
@@ -79,6 +79,11 @@ def test_the_number_of_columns_must_be_known(tmp_path):
     net.set_params(criterion=nn.MSELoss).fit(X, X[:, :1])
     with pytest.raises(ValueError, match=r"pipeline: make_pipeline\(NaNImputer\(\)"):
         to_onnx(net, tmp_path / "model.onnx")
+
+
+def test_another_dtype_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'float64' or 'float32', got 'float16'"):
+        to_onnx(model_of("classes"), tmp_path / "model.onnx", dtype="float16")
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
