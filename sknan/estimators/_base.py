@@ -34,7 +34,7 @@ from sknan._utils.threads import threads_for
 from sknan._utils.warn import warn
 from sknan.estimators._column_scaling import (
     DROP_OUTLIERS,
-    refuse_outliers,
+    check_outliers,
     scaling_for,
 )
 from sknan.estimators._components import resolve_device
@@ -189,7 +189,7 @@ class StableNetBase(
         )
         if is_new:
             if codes.dtype.kind == "f":
-                refuse_outliers(target, numbers, name="y", remedy=DROP_OUTLIERS)
+                check_outliers(target, numbers, name="y", remedy=DROP_OUTLIERS)
             module = self._module_for(X_raw, n_outputs)
             names = getattr(self, "feature_names_in_", None)
             self._scaling = scaling_for(module, X_raw, weights, numbers, names, owner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -11,12 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import r2_score
+from sklearn.pipeline import make_pipeline
 from skorch.callbacks import EpochScoring
 from torch import nn
 
 from sknan import (
     NonFiniteDataError,
     NonFiniteTrainingError,
+    SafeScaler,
     StableNetClassifier,
     StableNetEnsembleRegressor,
     StableNetRegressor,
@@ -256,7 +259,7 @@ def test_targets_beside_which_the_others_vanish_are_refused_by_row():
     "y",
     [
         np.where(RNG.random(400) < 0.95, 0.0, 1e28),
-        np.exp(3 * RNG.normal(size=400)),
+        np.exp(RNG.normal(size=400)),
         np.r_[np.full(399, 5.0), 1e30],
     ],
     ids=["zero inflated", "lognormal", "one value and a constant"],
@@ -264,6 +267,42 @@ def test_targets_beside_which_the_others_vanish_are_refused_by_row():
 def test_skewed_targets_are_not_outliers(y):
     net = StableNetRegressor(random_state=0, max_epochs=2).fit(Z, y)
     assert np.isfinite(net.predict(Z)).all()
+
+
+OF_X = (
+    "X contains outliers in 1 of 3 columns: 'b' (2, first at row 7). They dominate the "
+    "standard deviation, so that the network hardly distinguishes the other values. "
+    "Bound them: make_pipeline(SafeScaler(), StableNetRegressor())."
+)
+OF_Y = (
+    "y contains outliers at rows 7, 31. They dominate the standard deviation, so that "
+    "the network hardly distinguishes the other values. Correct these targets, remove "
+    "their rows from X and y, or predict the logarithm."
+)
+
+
+@pytest.mark.parametrize("size", [1e3, -1e6, 1e8, -3e18, 3e38])
+def test_outliers_are_named_whatever_their_size(size):
+    table, y = pd.DataFrame(Z, columns=["a", "b", "c"]), Y.copy()
+    table.loc[[7, 31], "b"] = y[[7, 31]] = size
+    net = StableNetRegressor(max_epochs=1)
+    for data, message in (((table, Y), OF_X), ((Z, y), OF_Y)):
+        if abs(size) < 1e7:
+            with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+                net.fit(*data)
+        else:
+            with pytest.raises(NonFiniteDataError, match=r"row.*7.*31|row 7"):
+                net.fit(*data)
+
+
+def test_the_remedies_for_outliers_train():
+    table, y = Z.copy(), Y.copy()
+    table[[7, 31], 0] = y[[7, 31]] = 1e6
+    net = StableNetRegressor(random_state=0, max_epochs=30)
+    bounded = make_pipeline(SafeScaler(), net).fit(table, Y)
+    assert bounded.score(Z[100:], Y[100:]) > 0.9
+    kept = np.delete(np.arange(400), [7, 31])
+    assert net.fit(Z[kept], y[kept]).score(Z[100:], Y[100:]) > 0.9
 
 
 # -- constant targets --------------------------------------------------------------

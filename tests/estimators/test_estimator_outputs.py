@@ -364,9 +364,10 @@ def test_any_target_gives_finite_predictions_or_an_error_of_sknan(values):
 
 
 def fit_quietly(model, X, y):
-    """Fit the model and ignore warnings about recoveries."""
+    """Fit the model and ignore warnings about recoveries and outliers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
+        warnings.filterwarnings("ignore", "[Xy] contains outliers")
         return model.fit(X, y)
 
 
