@@ -29,6 +29,7 @@ from sknan.estimators._labels import (
     label_weights,
     labels_per_row,
     list_labels,
+    refuse_other_types,
     refuse_unusable_labels,
 )
 from sknan.losses._per_label import PerLabelLoss, loss_per_label
@@ -376,6 +377,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         y = y.toarray() if issparse(y) else label_array(y)
         labels: np.ndarray = column_or_1d(y, warn=True)
         refuse_unusable_labels(labels, name, drop_rows(name))
+        refuse_other_types(labels, name)
         check_classification_targets(labels)
         return labels
 

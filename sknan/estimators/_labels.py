@@ -25,6 +25,43 @@ def label_array(y: Any) -> Any:
     return np.asarray(y) if is_pandas else y
 
 
+def refuse_other_types(labels: np.ndarray, name: str) -> None:
+    """Raise an error if labels are dates, decimals or numbers beyond 64 bits.
+
+    Numbers in an array of objects are refused, too, as by scikit-learn's metrics.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n_samples,)
+        Labels, none of which is missing.
+    name : str
+        Name of the labels for the message.
+
+    Raises
+    ------
+    ValueError
+        If a label cannot be a class.
+    """
+    row = 0
+    if labels.dtype.kind == "f":
+        row = int(np.abs(labels).argmax())
+        is_refused = bool(np.abs(labels[row]) >= 2.0**63)
+    else:
+        is_text = isinstance(labels[0], (str, bytes))
+        is_refused = labels.dtype.kind in "OMm" and not is_text
+    if not is_refused:
+        return
+    kind, remedy = type(labels[row]).__name__, f"[str(label) for label in {name}]"
+    if pd.Series(labels).infer_objects().dtype.kind in "biu":
+        kind = f"{kind} in an array of objects"
+        remedy = f"pandas.Series({name}).infer_objects()"
+    raise ValueError(
+        f"Unknown label type: {name} contains labels of type {kind}, first "
+        f"{labels[row]} at row {row}. Labels must be text, or booleans or integers of "
+        f"at most 64 bits: convert them, for example by {remedy}."
+    )
+
+
 def refuse_unusable_labels(labels: np.ndarray, name: str, remedy: str) -> None:
     """Raise an error if a label is missing or not finite, or if they have no order.
 

@@ -14,6 +14,8 @@ from sknan.preprocessing._kernels import column_means
 from sknan.preprocessing._kernels.blocks import KnownMask
 from sknan.preprocessing._kernels.column_means import RunningMeans
 from sknan.preprocessing._kernels.quantiles import BracketingValues, bracketing_values
+from sknan.preprocessing._tables.plain_cells import kind_of
+from sknan.preprocessing._tables.typed_column import is_container, is_opaque
 
 Statistics = NDArray[Any] | RunningMeans
 
@@ -104,14 +106,45 @@ class ColumnStatistics(NamedTuple):
         return value
 
 
-def refuse_containers(X: NDArray[Any], names: Sequence[Any] | None) -> None:
-    """Refuse cells that cannot be counted, such as lists and dicts."""
+def check_objects(
+    X: NDArray[Any], names: Sequence[Any] | None, fill_value: Any = None
+) -> None:
+    """Refuse objects that are no values, and dates that another kind would fill.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Table that is filled with the most frequent values or with a constant.
+    names : sequence or None
+        Names of the columns, for messages.
+    fill_value : object, default=None
+        The constant. None if the values of each column are filled in.
+
+    Raises
+    ------
+    TypeError
+        If a cell is a container, or an object without a text of its own.
+    ValueError
+        If dates or durations would be filled with another kind of value.
+    """
     if X.dtype.kind != "O":
         return
-    for i, j in np.ndindex(*X.shape):
-        if not isinstance(X[i, j], Hashable):
-            raise TypeError(
-                f"X contains a {type(X[i, j]).__name__} at row {i}, column "
-                f"{column_name(j, names)}: to be counted, the argument must be a "
-                "string or a number."
-            )
+    for j, column in enumerate(X.T):
+        cells = column.tolist()
+        for cls in dict.fromkeys(map(type, cells)):
+            i, cell = next((i, c) for i, c in enumerate(cells) if type(c) is cls)
+            place = f"at row {i}, column {column_name(j, names)}"
+            if is_container(cell) or not isinstance(cell, Hashable) or is_opaque(cell):
+                raise TypeError(
+                    f"X contains an object of type {cls.__name__} {place}, but the "
+                    "argument must be a string, a number or a date. Convert it, or "
+                    "leave the column out."
+                )
+            kind = kind_of(cell)
+            is_time = kind in ("dates", "durations")
+            if is_time and fill_value is not None and kind_of(fill_value) != kind:
+                raise ValueError(
+                    f"X contains {kind}, first {cell} {place}, but fill_value="
+                    f"{fill_value!r} is of another kind. Pass a fill_value of this "
+                    "kind, or fill the column with strategy='most_frequent'."
+                )

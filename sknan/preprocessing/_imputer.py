@@ -94,13 +94,13 @@ class NaNImputer(
         - ``"zero"``: 0; numbers only.
         - ``"most_frequent"``: the most frequent known value, the smallest on ties;
           numbers or text.
-        - ``"constant"``: ``fill_value``; numbers or text.
+        - ``"constant"``: ``fill_value``; numbers, text or dates.
         - A callable, which gets the known values of a column as a 1d array of numbers
           and returns one finite number.
 
     fill_value : str or number, default=None
         Value that ``strategy="constant"`` fills in. None means 0 for numbers and
-        ``"missing_value"`` for text.
+        ``"missing_value"`` for text. Dates and durations need one of their kind.
 
     copy : bool, default=True
         If False, the table is filled in place where possible: if it is a writeable

@@ -17,7 +17,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 
 from sknan._utils.validation import FLOAT64_MAX, already_valid_array
-from sknan.preprocessing._column_statistics import ColumnStatistics, refuse_containers
+from sknan.preprocessing._column_statistics import ColumnStatistics, check_objects
 from sknan.preprocessing._kernels.blocks import KnownMask, fill
 from sknan.preprocessing._kernels.column_means import RunningMeans
 from sknan.preprocessing._kernels.quantile_sketch import QuantileSketch
@@ -185,11 +185,12 @@ class ImputerBase(SimpleImputer):
         self, X: NDArray[Any], strategy: Any, marker: Any, fill_value: Any
     ) -> NDArray[Any]:
         if strategy in _ANY_KIND:
-            if strategy == "most_frequent":
-                refuse_containers(X, getattr(self, "feature_names_in_", None))
-                # SimpleImputer rounds integers to float64.
-                if X.dtype.kind in "iu" and not _fit_float64(X):
-                    X = X.astype(object)
+            constant = fill_value if strategy == "constant" else None
+            check_objects(X, getattr(self, "feature_names_in_", None), constant)
+            # SimpleImputer rounds integers to float64.
+            is_counted = strategy == "most_frequent" and X.dtype.kind in "iu"
+            if is_counted and not _fit_float64(X):
+                X = X.astype(object)
             found = super()._dense_fit(X, strategy, self._marker(), fill_value)
             return np.asarray(found)
         self._fit_indicator(~self._known()(X) if self.add_indicator else None)

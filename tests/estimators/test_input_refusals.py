@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import date
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -450,3 +453,44 @@ def test_labels_of_several_types_are_refused():
         "y contains labels of several types: int, str. Convert them to one type, for "
         "example by y.astype(str)."
     )
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        ([Decimal("1.5"), Decimal(2)], "Decimal, first 1.5"),
+        (pd.Series([Decimal("1.5"), Decimal(2)]), "Decimal, first 1.5"),
+        ([2**70, 3], "int, first 1180591620717411303424"),
+        (pd.Series([2**64 - 1, -3]), "int, first 18446744073709551615"),
+        ([2**64 - 1, -3], "float64, first 1.8446744073709552e+19"),
+        ([date(2020, 1, 1), date(2020, 1, 2)], "date, first 2020-01-01"),
+        (
+            pd.to_datetime(["2020-01-01", "2020-01-02"]),
+            "datetime64, first 2020-01-01T00",
+        ),
+    ],
+)
+def test_labels_that_are_no_classes_are_named_and_the_remedy_works(labels, shown):
+    y = [label for label in labels for _ in range(6)]
+    y = y if isinstance(labels, list) else type(labels)(y)
+    message = refusal(ValueError, classifier().fit, X, y)
+    assert message.startswith(f"Unknown label type: y contains labels of type {shown}")
+    assert message.endswith(
+        " at row 0. Labels must be text, or booleans or integers of at most 64 bits: "
+        "convert them, for example by [str(label) for label in y]."
+    )
+    classes = classifier().fit(X, [str(label) for label in y]).classes_
+    assert set(classes) == set(map(str, labels))
+
+
+@pytest.mark.parametrize("labels", [(2, 1), (True, False)])
+def test_numbers_among_objects_are_refused_and_the_remedy_works(labels):
+    y = np.array(labels * (len(X) // 2), dtype=object)
+    assert refusal(ValueError, classifier().fit, X, y) == (
+        f"Unknown label type: y contains labels of type {type(labels[0]).__name__} in "
+        f"an array of objects, first {labels[0]} at row 0. Labels must be text, or "
+        "booleans or integers of at most 64 bits: convert them, for example by "
+        "pandas.Series(y).infer_objects()."
+    )
+    net = classifier().fit(X, pd.Series(y).infer_objects())
+    assert net.classes_.tolist() == sorted(labels)

@@ -421,12 +421,36 @@ def test_text_cannot_be_converted_to_a_float_output():
     )
 
 
-def test_a_container_in_a_cell_is_refused():
-    table = np.array([["a", "b"], ["a", {"b": 1}]], dtype=object)
-    assert message_of(TypeError, NaNImputer(strategy="most_frequent").fit, table) == (
-        "X contains a dict at row 1, column 1: to be counted, the argument must be a "
-        "string or a number."
+class Thing:
+    """Object whose text is its address."""
+
+
+@pytest.mark.parametrize("strategy", ["most_frequent", "constant"])
+@pytest.mark.parametrize("cell", [{"b": 1}, (1, 2), frozenset(), np.ones(2), Thing()])
+def test_an_object_that_is_no_value_is_refused(strategy, cell):
+    table = pd.DataFrame({"n": [1.0, 2.0], "x": pd.Series([None, cell], dtype=object)})
+    assert message_of(TypeError, NaNImputer(strategy=strategy).fit, table) == (
+        f"X contains an object of type {type(cell).__name__} at row 1, column 'x', but "
+        "the argument must be a string, a number or a date. Convert it, or leave the "
+        "column out."
     )
+
+
+def test_dates_are_filled_only_with_dates():
+    day = pd.Timestamp("2020-03-01")
+    table = pd.DataFrame({"day": pd.Series([None, day])})
+    imputer = NaNImputer(strategy="constant")
+    assert message_of(ValueError, imputer.fit, table) == (
+        "X contains dates, first 2020-03-01 00:00:00 at row 1, column 'day', but "
+        "fill_value='missing_value' is of another kind. Pass a fill_value of this "
+        "kind, or fill the column with strategy='most_frequent'."
+    )
+    for spans in (pd.Series([None, day - day]), pd.Series([pd.Timedelta(1), None])):
+        with pytest.raises(ValueError, match="fill_value=0 is of another kind"):
+            imputer.set_params(fill_value=0).fit(spans.to_frame())
+    for fill_value in (day, np.datetime64("2020-03-01", "us")):
+        filled = imputer.set_params(fill_value=fill_value).fit_transform(table)
+        assert filled.tolist() == [[day], [day]]
 
 
 @pytest.mark.parametrize("value", [1e39, INF, NAN])

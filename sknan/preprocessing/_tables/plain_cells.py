@@ -99,7 +99,7 @@ def name_unfit_cell(name: str, values: Any, owner: str, remedy: str) -> Iterator
         if found is None:
             raise
         cell, place = found
-        kind = _kind_of(cell)
+        kind = kind_of(cell)
         if kind is None:
             raise TypeError(
                 f"{name} contains an object of type {type(cell).__name__}{place}, but "
@@ -194,7 +194,9 @@ def _first_unfit_cell(values: Any) -> tuple[Any, str] | None:
     return None
 
 
-def _kind_of(cell: Any) -> str | None:
+def kind_of(cell: Any) -> str | None:
+    """Return whether a cell is text, a date or a duration, in words; or None."""
+    cell = _plain_cell(cell)
     if isinstance(cell, (str, bytes)):
         return "text"
     if isinstance(cell, (datetime.date, pd.Period)):

@@ -306,6 +306,11 @@ def is_opaque(cell: Any) -> bool:
     return not isinstance(cell, str) and bool(_ADDRESS.search(str(cell)))
 
 
+def is_container(cell: Any) -> bool:
+    """Return whether an object is a list, an array or another container."""
+    return _kind_of(type(cell)) == "container"
+
+
 def types_in(series: pd.Series) -> Counter[str]:
     """Count the numbers, strings, flags, dates and other types in a column."""
     kinds: Counter[str] = Counter()
