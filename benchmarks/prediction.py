@@ -1,6 +1,6 @@
 """Cost of prediction: time for one row and for many, memory, and time of imports.
 
-    python -m benchmarks.prediction [--only row raw rows memory imports] [--json FILE]
+    python -m benchmarks.prediction [--only row exported ...] [--json FILE]
 
 The figures are medians of runs in turn on one thread. The peer is code that users write
 by hand from the fitted numbers (`by_hand`, below), without checks of shape, names and
@@ -19,9 +19,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from sknan import (
     TabularMLP,
     tabular_pipeline,
 )
+from sknan.persistence import to_onnx, to_torch
 
 N_COLUMNS = 20
 ROW_LIMIT = 1.5
@@ -206,6 +209,58 @@ def _row(
     names = ("ours_s", "hand_s", "steps_s", "net_s", "module_s", "idle_s")
     found = dict(zip(names, medians, strict=True))
     return {**found, "ratio": found["ours_s"] / found["hand_s"]}
+
+
+def measure_exported_row(repeats: int) -> dict[str, Any]:
+    """Print and return the time of one row of float64 in exported models."""
+    found = {}
+    print(f"{'one row, exported':<40}{'µs':>8}{'times the formulas by hand':>28}")
+    for width in (128, 512):
+        X = table(1000, "float64")
+        pipeline = fitted(StableNetClassifier, X, width)
+        row = X[:1].copy()
+        ways = {
+            "by hand": by_hand(pipeline, "predict_proba", np.float64),
+            "pipeline": pipeline.predict_proba,
+            **_exported(pipeline, X[:2].copy()),
+        }
+        for way in ways.values():
+            np.testing.assert_allclose(way(row), ways["pipeline"](row), rtol=1e-4)
+        calls = [partial(way, row) for way in ways.values()]
+        times = in_turn(calls, repeats=repeats)
+        for name, seconds in zip(ways, times, strict=True):
+            ratio = ratio_in_turn(seconds, times[0])
+            label = f"{name}, width {width}"
+            found[label] = {"s": statistics.median(seconds), "over_hand": ratio}
+            print(f"{label:<40}{statistics.median(seconds) * 1e6:>8.0f}{ratio:>28.2f}")
+    return found
+
+
+def _exported(pipeline: Pipeline, rows: np.ndarray) -> dict[str, Predict]:
+    """Return functions that predict in exported models."""
+    # onnxruntime is optional.
+    import onnxruntime
+
+    module = to_torch(pipeline)
+    traced = torch.jit.freeze(torch.jit.trace(module, (torch.from_numpy(rows),)))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        to_onnx(pipeline, Path(folder) / "model.onnx")
+        session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", options)
+
+    def in_torch(function: Callable[[torch.Tensor], torch.Tensor]) -> Predict:
+        def predict(X: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return function(torch.from_numpy(X)).numpy()
+
+        return predict
+
+    return {
+        "to_torch": in_torch(module),
+        "to_torch, traced": in_torch(traced),
+        "to_onnx, onnxruntime": lambda X: session.run(None, {"X": X})[0],
+    }
 
 
 def measure_raw_row(repeats: int) -> dict[str, Any]:
@@ -406,7 +461,9 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--only", nargs="*", choices=["row", "raw", "rows", "memory", "imports"]
+        "--only",
+        nargs="*",
+        choices=["row", "exported", "raw", "rows", "memory", "imports"],
     )
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--repeats", type=int, default=9)
@@ -415,6 +472,7 @@ def main() -> None:
     torch.set_num_threads(1)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "row": lambda: measure_row(200 * arguments.repeats),
+        "exported": lambda: measure_exported_row(100 * arguments.repeats),
         "raw": lambda: measure_raw_row(20 * arguments.repeats),
         "rows": lambda: measure_rows(arguments.rows, arguments.repeats),
         "memory": lambda: measure_memory(arguments.rows),
