@@ -25,6 +25,10 @@ _N_STEPS = 30
 # to rounding.
 _TOLERANCE = 1e-3
 
+# Spread of the sum of a row's outputs below which they are tied, as probabilities in
+# float32 are.
+_TIED = 1e-4
+
 
 def lowest_constant_loss(
     net: Any, batches: list[Any], outputs: list[list[Any]]
@@ -33,7 +37,8 @@ def lowest_constant_loss(
 
     The constant is in the range of the outputs and of targets that are compared with
     them, since others may be no outputs at all: probabilities, for example, are at most
-    1.
+    1. If the outputs of a row are tied, as probabilities that add up to 1 are, it is a
+    weighted mean of rows.
 
     Parameters
     ----------
@@ -58,8 +63,13 @@ def lowest_constant_loss(
         known = torch.cat(targets).to(values)
         if known.numel() == values.numel():
             values = torch.cat([values, known.reshape(values.shape)])
-    values = torch.nan_to_num(values.detach()).sort(0).values
-    low, high = values[:1], values[-1:]
+    values = values.detach()
+    are_tied = _are_tied(values)
+    if are_tied:
+        ends = values = values[torch.isfinite(values).all(1)]
+    else:
+        values = torch.nan_to_num(values).sort(0).values
+        ends = values[[0, -1]]
     pairs = list(zip(batches, outputs[0], strict=True))
 
     def mean_loss(constant: Tensor, pairs: list[tuple[Any, Tensor]] = pairs) -> Tensor:
@@ -71,22 +81,27 @@ def lowest_constant_loss(
         return torch.stack(losses).mean()
 
     lowest = math.nan
-    found: list[tuple[float, Tensor]] = []
+    found: list[tuple[float, int]] = []
     with kept_random_states(net.device):
         for i in torch.linspace(0, len(values) - 1, _N_FIRST).long().tolist():
-            start = values[i : i + 1]
             with contextlib.suppress(StepRefused), RefuseErrors(), torch.no_grad():
-                found.append((float(mean_loss(start, pairs[-1:])), start))
+                found.append((float(mean_loss(values[i : i + 1], pairs[-1:])), i))
         found = [pair for pair in found if math.isfinite(pair[0])]
-        for _, start in sorted(found, key=itemgetter(0)):
+        for _, i in sorted(found, key=itemgetter(0)):
             with contextlib.suppress(StepRefused), RefuseErrors(), torch.no_grad():
-                lowest = float(mean_loss(start))
+                lowest = float(mean_loss(values[i : i + 1]))
             if math.isfinite(lowest):
                 break
         else:
             return math.nan
-        share = ((start - low) / (high - low).clamp_min(1e-30)).clamp(0.01, 0.99)
-        place = share.logit().requires_grad_()
+        if are_tied:
+            place = values.new_zeros(len(ends), 1)
+            place[i] = math.log(len(ends))  # half of the weight
+        else:
+            share = (values[i] - ends[0]) / (ends[1] - ends[0]).clamp_min(1e-30)
+            logit = share.clamp(0.01, 0.99).logit()
+            place = torch.stack([torch.zeros_like(logit), logit])
+        place.requires_grad_()
         search = torch.optim.LBFGS(
             [place],
             max_iter=_N_STEPS,
@@ -97,7 +112,7 @@ def lowest_constant_loss(
         def evaluate() -> Tensor:
             nonlocal lowest
             search.zero_grad()
-            loss = mean_loss(low + (high - low) * torch.sigmoid(place))
+            loss = mean_loss((torch.softmax(place, 0) * ends).sum(0, keepdim=True))
             loss.backward()  # type: ignore[no-untyped-call]
             lowest = min(lowest, float(loss.detach().nan_to_num(math.inf)))
             return loss
@@ -105,3 +120,12 @@ def lowest_constant_loss(
         with contextlib.suppress(StepRefused), RefuseErrors(), torch.enable_grad():
             search.step(evaluate)  # type: ignore[no-untyped-call]
     return lowest
+
+
+def _are_tied(outputs: Tensor) -> bool:
+    """Whether the outputs of a row, or their exponentials, add up to one number."""
+    if outputs.ndim != 2 or outputs.shape[1] == 1:
+        return False
+    known = outputs[torch.isfinite(outputs).all(1)].double()
+    totals = (known.sum(1), known.logsumexp(1))
+    return len(known) > 1 and any(bool(t.std() < _TIED) for t in totals)

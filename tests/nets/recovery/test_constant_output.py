@@ -63,6 +63,17 @@ def test_a_constant_is_never_outside_the_range_of_the_outputs():
     assert lowest(OwnLikelihood, 2, LABELS, module) >= 0.0
 
 
+@pytest.mark.parametrize(
+    ("criterion", "last"),
+    [(OwnLikelihood, nn.Softmax(dim=1)), (nn.NLLLoss, nn.LogSoftmax(dim=1))],
+)
+def test_a_constant_of_probabilities_adds_up_to_one(criterion, last):
+    share = LABELS.mean()
+    entropy = -(share * math.log(share) + (1 - share) * math.log(1 - share))
+    module = nn.Sequential(nn.Linear(4, 2), last)
+    assert entropy <= lowest(criterion, 2, LABELS, module) < 1.02 * entropy
+
+
 class Pair(nn.Linear):
     def forward(self, inputs):
         return (super().forward(inputs),) * 2
