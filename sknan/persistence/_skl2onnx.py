@@ -24,7 +24,7 @@ from sknan.nets import (
     GuardedNetClassifier,
     GuardedNetRegressor,
 )
-from sknan.persistence._to_onnx import onnx_of
+from sknan.persistence._to_onnx import onnx_of, rename
 from sknan.persistence._to_torch import largest_after, prediction_of, preparation_of
 from sknan.preprocessing import NaNImputer, SafeScaler
 
@@ -123,20 +123,16 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
 
 def _splice(graph: Any, names: dict[str, str], scope: Any, container: Any) -> None:
     """Add the nodes of a graph, of which some inputs and outputs have other names."""
-    names = {"": "", **names}
-    for tensor in graph.initializer:
-        names[tensor.name] = scope.get_unique_variable_name(tensor.name)
-    for node in graph.node:
-        for name in node.output:
-            if name not in names:
-                names[name] = scope.get_unique_variable_name(name)
-    for tensor in graph.initializer:
-        tensor.name = names[tensor.name]
-        container.initializers.append(tensor)
+
+    def new_name(name: str) -> str:
+        if name not in names:
+            names[name] = scope.get_unique_variable_name(name)
+        return names[name]
+
+    rename(graph, new_name)
+    container.initializers.extend(graph.initializer)
     for node in graph.node:
         node.name = scope.get_unique_operator_name(node.name or node.op_type)
-        for part in (node.input, node.output):
-            part[:] = [names[name] for name in part]
         container.nodes.append(node)
 
 

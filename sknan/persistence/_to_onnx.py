@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -18,6 +18,9 @@ from sknan.persistence._to_torch import to_torch
 
 # Code of a text that ``fit`` has not seen.
 _UNKNOWN = -2
+
+# Prefix of the values inside a graph.
+_INSIDE = "sknan/"
 
 
 def to_onnx(
@@ -57,7 +60,7 @@ def to_onnx(
     ``X``, (n_samples, n_features).
 
     The output is ``probabilities``, with the labels as JSON in ``classes`` of the
-    metadata, or ``predictions``.
+    metadata, or ``predictions``. If a column has this name, an underscore follows it.
     """
     if dtype not in ("float64", "float32"):
         raise ValueError(f"dtype must be 'float64' or 'float32', got {dtype!r}.")
@@ -70,16 +73,24 @@ def to_onnx(
             "know. Fit the net in a pipeline: make_pipeline(NaNImputer(), net)."
         )
     is_regressor = exported.classes_ is None
+    inputs = ["X"] if names is None else [name or "unnamed" for name in names]
+    output = "predictions" if is_regressor else "probabilities"
+    while output in inputs:
+        output += "_"
+    places = [f"input {j}" for j in range(len(inputs))]
     proto = onnx_of(
         exported if names is None else _ByColumn(exported),
-        ["X"] if names is None else names,
-        "predictions" if is_regressor else "probabilities",
+        places,
+        "output",
         n_columns=n_columns,
         opset=opset,
         dtype=getattr(torch, dtype),
     )
+    # A column may have the name of a value inside the graph, such as "linear".
+    renamed = {**dict(zip(places, inputs, strict=True)), "output": output}
+    rename(proto.graph, lambda name: renamed.get(name, f"{_INSIDE}{name}"))
     for name, codes in exported.categories_.items():
-        _read_texts(proto, name, codes)
+        _read_texts(proto, name or "unnamed", codes)
     import onnx
 
     if not is_regressor:
@@ -172,6 +183,19 @@ def _without_remarks() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def rename(graph: Any, new_name: Callable[[str], str]) -> None:
+    """Rename the values of a graph."""
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = new_name(value.name)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name and new_name(name) for name in names]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                rename(attribute.g, new_name)
+    del graph.value_info[:]
+
+
 def _read_texts(proto: Any, name: str, codes: Mapping[str, int]) -> None:
     """Let a column of categories be given as texts instead of codes."""
     from onnx import TensorProto, helper
@@ -179,7 +203,7 @@ def _read_texts(proto: Any, name: str, codes: Mapping[str, int]) -> None:
     graph = proto.graph
     place = [given.name for given in graph.input].index(name)
     number = graph.input[place].type.tensor_type.elem_type
-    code = f"{name} as a code"
+    code = f"{_INSIDE}code of {name}"
     for node in graph.node:
         for i, given in enumerate(node.input):
             if given == name:
@@ -191,13 +215,13 @@ def _read_texts(proto: Any, name: str, codes: Mapping[str, int]) -> None:
     encode = helper.make_node(
         "LabelEncoder",
         [name],
-        [f"{code}, integer"],
+        [f"{_INSIDE}number of {name}"],
         domain="ai.onnx.ml",
         keys_strings=list(texts),
         values_int64s=list(texts.values()),
         default_int64=_UNKNOWN,
     )
-    cast = helper.make_node("Cast", [f"{code}, integer"], [code], to=number)
+    cast = helper.make_node("Cast", encode.output, [code], to=number)
     graph.node.insert(0, cast)
     graph.node.insert(0, encode)
     if all(known.domain != "ai.onnx.ml" for known in proto.opset_import):

@@ -170,7 +170,9 @@ def raw_table(n_rows=150):
             "age": rng.normal(40, 10, n_rows).round(),
             "income": rng.lognormal(10, 1, n_rows),
             "city": rng.choice(["Paris", " Rome", "Rome", "Oslo", "?", None], n_rows),
-            "member": rng.choice([True, False], n_rows),
+            # Names of values inside the ONNX graph.
+            "linear": rng.choice([True, False], n_rows),
+            "probabilities": rng.normal(size=n_rows),
             "sex": rng.choice(["f", "m"], n_rows),
             "empty": np.nan,
         }

@@ -35,15 +35,16 @@ def test_a_file_predicts_a_raw_table_as_its_model(tmp_path):
     to_onnx(pipeline, tmp_path / "model.onnx")
     session = session_of(tmp_path / "model.onnx")
     types = {given.name: given.type for given in session.get_inputs()}
-    numbers, texts = ("age", "income", "member"), ("city", "sex")
+    numbers = ("age", "income", "linear", "probabilities")
+    texts = ("city", "sex")
     assert types == {
         **dict.fromkeys(numbers, "tensor(double)"),
         **dict.fromkeys(texts, "tensor(string)"),
     }
-    assert list(types) == ["age", "income", "city", "member", "sex"]
+    assert list(types) == pipeline[0].get_feature_names_out().tolist()
     feeds = {name: table[[name]].to_numpy(dtype=np.float64) for name in numbers}
     feeds |= {name: table[[name]].fillna("").to_numpy(dtype=object) for name in texts}
-    (found,) = session.run(["probabilities"], feeds)
+    (found,) = session.run(["probabilities_"], feeds)
     np.testing.assert_allclose(found, pipeline.predict_proba(table), atol=1e-6)
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["classes"]) == ["u", "v", "w"]

@@ -118,7 +118,8 @@ def test_rows_that_need_repaired_operations_are_repaired():
 def test_a_raw_table_is_given_as_numbers_and_codes():
     pipeline, table = table_pipeline(), unusual_table()
     module = to_torch(pipeline)
-    assert module.feature_names_in_ == ["age", "income", "city", "member", "sex"]
+    names = ["age", "income", "city", "linear", "probabilities", "sex"]
+    assert module.feature_names_in_ == names
     cities = {"Oslo": 0, "Paris": 1, "Rome": 2, " Rome": 2, "?": -1}
     assert module.categories_ == {"city": cities, "sex": {"f": 0, "m": 1}}
     found = module(rows_of(module, table)).numpy()
