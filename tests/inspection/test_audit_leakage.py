@@ -164,3 +164,31 @@ def test_duplicates_with_identifiers_of_their_own_are_found(number):
         "2 rows have a duplicate with another target"
         in (kinds_of(X, y)["duplicated rows"])
     )
+
+
+@pytest.mark.parametrize(
+    "of",
+    [pd.Series, lambda d: d.strftime("%Y-%m-%d"), lambda d: d.strftime("%m/%d/%Y")],
+)
+def test_dates_that_predict_the_target_are_found(of):
+    days = pd.Timestamp("2020-01-01") + pd.to_timedelta(
+        rng().integers(999, size=N), "D"
+    )
+    labels = np.where(days > pd.Timestamp("2021-06-01"), "late", "early")
+    found = kinds_of({"day": of(days)}, labels)["predicts the target"]
+    assert found == "'day' (AUC of 1.000 alone)."
+    assert "predicts the target" not in kinds_of(
+        {"day": of(days)}, rng().permutation(labels)
+    )
+
+
+@pytest.mark.parametrize("n_rows", [600, 2700])
+@pytest.mark.parametrize("number", [lambda i: f"u{i}", int])
+def test_groups_of_rows_with_one_target_are_found(number, n_rows):
+    group = rng().permutation(np.arange(n_rows) // 3)
+    X = table_with(normal(n_rows), n_rows).assign(person=[number(i) for i in group])
+    for y in (rng().normal(size=n_rows)[group], rng().integers(0, 3, n_rows)[group]):
+        assert kinds_of(X, y)["groups with one target"] == (
+            f"'person' ({n_rows // 3} values in several rows, of 100 % one target)."
+        )
+        assert "groups with one target" not in kinds_of(X, rng().permutation(y))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 from audit_helpers import N, kinds_of, normal, rng
 
 from sknan import audit
@@ -34,6 +35,18 @@ def test_numbers_that_differ_are_not_duplicates():
     means = rng().normal(size=(3, 5))
     frame = pd.DataFrame({"a": means[0][group], "b": means[1][group]})
     assert kinds_of(frame) == {}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_duplicated_rows_with_noise_of_rounding_are_found(scale):
+    frame = pd.DataFrame({"x": normal() * scale, "z": rng().random(N)})
+    frame = pd.concat([frame, frame[:30]], ignore_index=True)
+    frame.loc[N:, "x"] += rng().normal(size=30) * scale * 1e-9
+    frame.loc[N + 20 :, "x"] = frame.loc[20:29, "x"].to_numpy()
+    found = kinds_of(frame)["duplicated rows"]
+    assert found == "9.1 %, 20 rows only up to a millionth."
+    apart = frame.assign(x=frame["x"] + np.arange(len(frame)) // N * scale * 1e-4)
+    assert "duplicated rows" not in kinds_of(apart)
 
 
 def test_duplicated_rows_are_counted_and_their_targets_compared():

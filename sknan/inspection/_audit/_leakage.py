@@ -14,9 +14,10 @@ from scipy import stats
 from sknan.inspection._audit._column_profile import ColumnProfile, sampled
 from sknan.inspection._audit._columns import codes_of, key_rows
 from sknan.inspection._audit._finding import Observation
-from sknan.inspection._audit._formatting import number, percent, share
-from sknan.inspection._audit._one_column import score_of_column
+from sknan.inspection._audit._formatting import number, percent, quantity, share
+from sknan.inspection._audit._one_column import ROWS_PER_CATEGORY, score_of_column
 from sknan.inspection._audit._target import Target
+from sknan.preprocessing._tables.date_format import DateFormat
 from sknan.preprocessing._tables.lazy_table import LazyTable
 
 # Strengths from which missing cells reveal the target, and from which they are related
@@ -74,6 +75,8 @@ def observations_of_leakage(
             yield profile.observation("copy of the target", 1.0, detail)
         elif detail := _prediction(profile, key_values):
             yield profile.observation("predicts the target", 1.0, detail)
+        elif detail := _one_target_per_value(table, profile, target):
+            yield profile.observation("groups with one target", 1.0, detail)
         if profile.missing_rows is None:
             continue
         if detail := _missing_together(profile.missing_rows, missing):
@@ -163,18 +166,24 @@ def _agreement(codes: NDArray[np.int64], classes: NDArray[np.int64]) -> float:
 
 
 def _key_numbers(profile: ColumnProfile) -> NDArray[np.float64]:
-    """Return the numbers of a column, or in its text, in the rows of its key."""
+    """Return the numbers or dates of a column, or in its text, in the key's rows."""
     codes = np.frombuffer(profile.key, dtype=np.int64)
-    numbers = pd.to_numeric(pd.Series(profile.key_values), errors="coerce")
+    cells = pd.Series(profile.key_values, dtype=object)
+    if profile.holds == "dates":
+        numbers = np.array(cells, dtype="datetime64[us]").astype(np.float64)
+    elif profile.has("dates as text"):
+        dates = (DateFormat.of_text(cells) or DateFormat()).of_text_or_numbers(cells)
+        numbers = (dates - pd.Timestamp(0)).dt.total_seconds()
+    else:
+        numbers = pd.to_numeric(cells, errors="coerce")
     return np.array([*numbers, np.nan], dtype=np.float64)[codes]
 
 
 def _prediction(profile: ColumnProfile, key_values: NDArray[Any]) -> str:
     """Return how well a column alone predicts the target, or "" if not almost."""
-    is_number = profile.holds in ("numbers", "flags", "durations") or profile.has(
-        "numbers as text"
-    )
-    if not profile.key or profile.top_share == 1 or profile.holds == "dates":
+    has_order = profile.holds in ("numbers", "flags", "durations", "dates")
+    is_number = has_order or profile.has("numbers as text", "dates as text")
+    if not profile.key or profile.top_share == 1:
         return ""
     codes = np.frombuffer(profile.key, dtype=np.int64)
     is_class = key_values.dtype.kind in "iu"
@@ -183,6 +192,43 @@ def _prediction(profile: ColumnProfile, key_values: NDArray[Any]) -> str:
         return ""
     numbers = _key_numbers(profile)[known] if is_number else None
     return score_of_column(codes[known], numbers, key_values[known])
+
+
+def _one_target_per_value(
+    table: LazyTable, profile: ColumnProfile, target: Target
+) -> str:
+    """Return whether rows of the same value have the same target, or ""."""
+    codes = np.frombuffer(profile.key, dtype=np.int64)
+    # Columns of fewer values predict the target if each has one.
+    if not len(codes) or codes.max() < len(codes) / ROWS_PER_CATEGORY:
+        return ""
+    if profile.holds == "numbers" and any(c % 1 for c in profile.key_values):
+        return ""
+    groups, _ = codes_of(table.read(profile.position))
+    groups = np.where(target.missing | ~np.isfinite(target.values), -1, groups)
+    is_repeated = (groups >= 0) & (np.bincount(groups + 1)[groups + 1] > 1)
+    if is_repeated.sum() < max(_MIN_PAIRS, len(groups) / 2):
+        return ""
+    _, groups = np.unique(groups[is_repeated], return_inverse=True)
+    values = target.values[is_repeated]
+    n_of_group, n_rows = np.bincount(groups), len(groups)
+    if target.numbers is not None:
+        values = values / (np.abs(values).max() or 1.0)
+        means = np.bincount(groups, weights=values) / n_of_group
+        within = ((values - means[groups]) ** 2).sum()
+        between = ((values - values.mean()) ** 2).sum()
+    else:  # the same sums over an indicator of each class
+        n_classes = len(target.labels)
+        pairs, n_of_pair = np.unique(groups * n_classes + values, return_counts=True)
+        within = n_rows - (n_of_pair**2 / n_of_group[pairs // n_classes]).sum()
+        between = n_rows - (np.bincount(values) ** 2).sum() / n_rows
+    n_groups = len(n_of_group)
+    within, between = within / (n_rows - n_groups), between / (n_rows - 1)
+    same = 1 - within / between if between else 0.0
+    if same < _REVEALS:
+        return ""
+    groups_in_words = quantity(n_groups, "value")
+    return f"{groups_in_words} in several rows, of {percent(same)} one target"
 
 
 def _missing_together(mask: NDArray[np.bool_], target_mask: NDArray[np.bool_]) -> str:

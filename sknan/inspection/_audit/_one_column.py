@@ -19,7 +19,7 @@ _MAY_PREDICT = 0.5
 _N_GROUPS = 32
 
 # Fewer rows per category on average are those of an identifier.
-_ROWS_PER_CATEGORY = 4
+ROWS_PER_CATEGORY = 4
 
 
 def score_of_column(
@@ -48,7 +48,7 @@ def score_of_column(
         classes, y = np.unique(y, return_inverse=True)
         target = np.eye(len(classes))[y]
     if numbers is None:
-        if codes.max() >= len(codes) / _ROWS_PER_CATEGORY:
+        if codes.max() >= len(codes) / ROWS_PER_CATEGORY:
             return ""
         predicted = _cross_validated(_by_category, codes + 1, target)
     else:

@@ -75,6 +75,10 @@ _IN_X = {
         "It needs no other column: find out how it is made, and drop it, unless its "
         "values will be known at prediction time."
     ),
+    "groups with one target": _hurts(
+        "Keep rows of the same value on one side of a split: pass the column as groups "
+        "to fit and to sklearn.model_selection.GroupKFold, and drop it from X."
+    ),
     "missing tells the target": _hurts(
         "Find out why. If cells are filled in only after the target is known, drop "
         "the column."

@@ -15,6 +15,7 @@ from sknan.inspection._audit._columns import codes_of
 from sknan.inspection._audit._finding import Observation
 from sknan.inspection._audit._formatting import number, quantity, share
 from sknan.preprocessing._tables.lazy_table import LazyTable
+from sknan.preprocessing._tables.numeric_sentinels import sample_rows
 
 # Columns with more categories are not compared under other names.
 _FEW_CATEGORIES = 50
@@ -163,11 +164,21 @@ def duplicated_rows(
     ------
     Observation
     """
-    rows, groups = _find_duplicates(table, profiles)
+    sample = sample_rows(table.n_rows)
+    n_sampled = table.n_rows if sample is None else len(sample)
+    # In one column of a long table, rounded numbers are equal by chance.
+    distinct = [
+        p for p in profiles if p.holds == "numbers" and 2 * p.n_distinct > n_sampled
+    ]
+    rows, groups = _find_duplicates(table, profiles, rounded=len(distinct) > 1)
     if not rows.size:
         return
     n_duplicates = rows.size - np.unique(groups).size
     detail = share(n_duplicates, table.n_rows)
+    exact, exact_groups = _find_duplicates(table, profiles, rounded=False)
+    n_rounded = n_duplicates - exact.size + np.unique(exact_groups).size
+    if n_rounded:
+        detail += f", {quantity(n_rounded, 'row')} only up to a millionth"
     if names := [profile.name for profile in profiles if profile.has("identifier")]:
         detail += f", apart from {', '.join(names[:3])}{', ...' if names[3:] else ''}"
     if y is not None:
@@ -181,7 +192,7 @@ def duplicated_rows(
 
 
 def _find_duplicates(
-    table: LazyTable, profiles: _Profiles
+    table: LazyTable, profiles: _Profiles, *, rounded: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return rows that are equal to others in all columns, and the group of each.
 
@@ -202,7 +213,10 @@ def _find_duplicates(
         (p for p in profiles if p.top_share < 1), key=lambda p: -p.n_distinct
     )
     for profile in order:
-        codes, values = codes_of(table.read(profile.position), rows)
+        column = table.read(profile.position)
+        if rounded and column.cells.dtype.kind == "f":
+            column = column._replace(cells=_rounded(column.cells, profile))
+        codes, values = codes_of(column, rows)
         # Missing cells have the code -1.
         groups, _ = pd.factorize(groups * (len(values) + 1) + codes)
         is_repeated = np.bincount(groups)[groups] > 1
@@ -210,3 +224,17 @@ def _find_duplicates(
         if not rows.size:
             break
     return rows, groups
+
+
+def _rounded(cells: NDArray[Any], profile: ColumnProfile) -> NDArray[Any]:
+    """Round numbers to a millionth of their size, or of the interquartile range."""
+    cells = cells.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of infinities
+        has_fractions = bool(np.nan_to_num(cells % 1).any())
+    if not has_fractions:  # numbers and codes of whole units
+        return cells
+    size = np.fmax(np.abs(cells), profile.q3 - profile.q1)
+    _, exponents = np.frexp(size)
+    digits = np.round(np.ldexp(cells, 20 - exponents))
+    rounded: NDArray[Any] = np.ldexp(digits, exponents - 20)
+    return rounded + 0.0
