@@ -62,6 +62,7 @@ LATE_PACKAGES = {
     "polars",
     "pytest",
     "skl2onnx",
+    "skops",
     "skrub",
 }
 

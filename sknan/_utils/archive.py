@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -67,10 +67,23 @@ def save(contents: Any, path: str | os.PathLike[str]) -> None:
     path : str or path-like
         Path of the file. If an error is raised, the file has not changed.
     """
+    write_file(path, lambda file: write_archive(contents, file))
+
+
+def write_file(path: str | os.PathLike[str], write: Callable[[Any], object]) -> None:
+    """Write a file that replaces another one at once, when it is complete.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Path of the file. If an error is raised, the file has not changed.
+    write : callable
+        Function that writes to a binary file.
+    """
     new = f"{os.fspath(path)}.new"
     try:
         with open(new, "wb") as file:
-            write_archive(contents, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
@@ -96,9 +109,8 @@ def load(path: str | os.PathLike[str], location: Any = "cpu") -> Any:
         None if :func:`save` has not written this file, or its contents have changed.
     """
     with open(path, "rb") as file:
-        data = memoryview(file.read())
-    archive, digest = data[:-_DIGEST_SIZE], data[-_DIGEST_SIZE:]
-    if hashlib.sha256(archive).digest() != digest:
+        archive = verified(file.read())
+    if archive is None:
         return None
     try:
         parts = zipfile.ZipFile(io.BytesIO(archive)).infolist()
@@ -110,6 +122,18 @@ def load(path: str | os.PathLike[str], location: Any = "cpu") -> Any:
     except Exception:  # foreign contents can cause any exception
         return None
     return None if any(map(_is_expanded, _tensors_in(contents))) else contents
+
+
+def sealed(data: bytes) -> bytes:
+    """Return data followed by their checksum."""
+    return data + hashlib.sha256(data).digest()
+
+
+def verified(data: bytes) -> memoryview | None:
+    """Return the data before a checksum, or None if they have changed."""
+    view = memoryview(data)
+    contents, digest = view[:-_DIGEST_SIZE], view[-_DIGEST_SIZE:]
+    return contents if hashlib.sha256(contents).digest() == digest else None
 
 
 def _tensors_in(contents: Any) -> Iterator[torch.Tensor]:

@@ -276,7 +276,8 @@ class _Decoder:
         self._data = np.asarray(encoded.data, dtype=np.uint8)
         self._others = encoded.others
         self._objects = objects
-        self._tensors: dict[int, Tensor] = {}
+        self._unread = len(self._data)
+        self._arrays: dict[Any, Any] = {}
         self._restored: dict[int, Any] = {}
 
     def restored(self, found: Any) -> Any:
@@ -319,8 +320,10 @@ class _Decoder:
         return self._others[number]
 
     def _bytes(self, place: int, size: int) -> np.ndarray:
-        if not 0 <= place <= place + size <= len(self._data):
-            raise ValueError("An array is larger than the data.")
+        # Each byte belongs to one array, so that copies are no larger than the data.
+        self._unread -= size
+        if place < 0 or place + size > len(self._data) or self._unread < 0:
+            raise ValueError("The arrays are larger than the data.")
         return self._data[place : place + size].copy()
 
     def _from_objects(self, shape: list[int], *items: Any) -> np.ndarray:
@@ -330,21 +333,25 @@ class _Decoder:
         return array.reshape(shape)
 
     def _from_array(self, dtype: str, shape: list[int], place: int, order: str) -> Any:
-        kind = np.dtype(dtype)
-        size = _product(shape)
+        kind, size = np.dtype(dtype), _product(shape)
+        if size and place in self._arrays:
+            return self._arrays[place]  # one that is used twice
         values = self._bytes(place, size * kind.itemsize)
-        array = values.view(kind) if size else np.zeros(0, kind)
+        array: Any = values.view(kind) if size else np.zeros(0, kind)
+        array = array.reshape(shape, order="F" if order == "F" else "C")
         if order == "scalar":
-            return array[0]
-        return array.reshape(shape, order="F" if order == "F" else "C")
+            array = array[()]
+        if size:
+            self._arrays[place] = array
+        return array
 
     def _from_tensor(
         self, dtype: str, shape: list[int], place: int, grad: bool | None
-    ) -> Tensor:
+    ) -> Any:
         kind = _torch_dtype(dtype)
         size = _product(shape) * kind.itemsize
-        if size and place in self._tensors:
-            return self._tensors[place]  # one that is used twice
+        if size and place in self._arrays:
+            return self._arrays[place]  # one that is used twice
         if size:
             values = torch.from_numpy(self._bytes(place, size))
             tensor = values.view(kind).reshape(shape)
@@ -353,7 +360,7 @@ class _Decoder:
         if grad is not None:
             tensor = nn.Parameter(tensor, grad)
         if size:
-            self._tensors[place] = tensor
+            self._arrays[place] = tensor
         return tensor
 
     def _from_index(self, cells: Any, dtype: str, name: Any) -> pd.Index:

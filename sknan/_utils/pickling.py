@@ -23,10 +23,11 @@ _KEY = "_pickled_with"
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the installed versions of the packages that a model depends on."""
     return {
         "sknan": version("sknan"),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "scikit-learn": sklearn.__version__,
     }
 
@@ -84,13 +85,13 @@ class VersionedPickleMixin:
         inherited: Any = super().__getstate__()
         state: dict[str, Any] = {**(inherited or {})}
         if self._is_versioned:
-            state[_KEY] = dict(_versions())
+            state[_KEY] = dict(versions())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         made_with = state.pop(_KEY, {})
-        for package, current in _versions().items() if self._is_versioned else ():
+        for package, current in versions().items() if self._is_versioned else ():
             original = made_with.get(package, "unknown")
             if original != current:
                 warnings.warn(

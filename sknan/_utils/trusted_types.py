@@ -1,8 +1,10 @@
-"""Names of the classes and functions that a saved model may contain."""
+"""Names of the classes and functions that a file may restore without being asked."""
 
 from __future__ import annotations
 
-TRUSTED_TYPES: tuple[str, ...] = (
+# Objects of these classes are restored from their attributes. None of them runs code
+# that a file contains, and none writes files.
+TRUSTED_TYPES: list[str] = [
     "sklearn.metrics._scorer._PassthroughScorer",
     "sklearn.model_selection._split.KFold",
     "sklearn.model_selection._split.StratifiedKFold",
@@ -53,4 +55,4 @@ TRUSTED_TYPES: tuple[str, ...] = (
     "skrub.selectors._base.Filter",
     "skrub.selectors._base.Sub",
     "skrub.selectors._selectors._cardinality_below",
-)
+]

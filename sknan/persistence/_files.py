@@ -1,0 +1,247 @@
+"""Fitted models in files that run no code when they are read."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import InconsistentVersionWarning
+from skorch import NeuralNet
+
+from sknan._utils.archive import sealed, verified, write_file
+from sknan._utils.pickling import versions
+from sknan._utils.trusted_types import TRUSTED_TYPES
+
+_FORMAT = "sknan model 1"
+_ABOUT = "about.json"
+
+# The parts of a file may be this many times as large as the file, and this many bytes
+# larger. Beyond that the parts are stored without compression.
+_LARGEST_EXPANSION = 20
+_EXTRA_BYTES = 2**22
+
+_PART_NAME = re.compile(r"[\w-]+\.(npy|bin|json)")
+
+
+def save(model: Any, path: str | os.PathLike[str]) -> None:
+    """Write a fitted model to a file that :func:`load` reads without running code.
+
+    The format is that of skops, compressed, with the versions of the packages, the
+    names of the columns and a checksum. It needs ``pip install 'sknan[ship]'``.
+
+    Parameters
+    ----------
+    model : estimator, Pipeline or search
+        Fitted model. Its own classes must be importable where it is loaded.
+    path : str or path-like
+        Path of the file. An existing file is replaced when the new one is complete. If
+        an error is raised, it has not changed.
+
+    Raises
+    ------
+    ValueError
+        If a part of the model cannot be saved, such as a lambda function. The message
+        says which.
+    ImportError
+        If skops is not installed.
+
+    See Also
+    --------
+    to_torch : One torch module, which needs no scikit-learn.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sknan import StableNetClassifier
+    >>> from sknan.persistence import load, save
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = StableNetClassifier(max_epochs=1, random_state=0).fit(X, y)
+    >>> save(model, "model.skops")  # doctest: +SKIP
+    >>> load("model.skops").predict(X[:1])  # doctest: +SKIP
+    """
+    kind = type(model).__name__
+    if isinstance(model, NeuralNet) or not isinstance(model, BaseEstimator):
+        raise ValueError(
+            f"save writes estimators of scikit-learn and sknan, got {kind}. Use "
+            "pickle, or save_params of a skorch net."
+        )
+    try:
+        data = _written(model, zipfile.ZIP_DEFLATED)
+        if _expansion(data) > _LARGEST_EXPANSION * len(data) + _EXTRA_BYTES:
+            data = _written(model, zipfile.ZIP_STORED)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InconsistentVersionWarning)
+            _skops().loads(data, trusted=_types_in(data))
+    except ImportError:
+        raise
+    except Exception as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(
+            f"{kind} cannot be saved: {reason}. Use classes and functions that can be "
+            "imported, or pickle."
+        ) from error
+    write_file(path, lambda file: file.write(sealed(data)))
+
+
+def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
+    """Read a model that :func:`save` has written, without running code from the file.
+
+    Only objects of known classes of sknan, skrub and scikit-learn are restored
+    (:data:`TRUSTED_TYPES`, and the estimators that skops trusts). The file is checked
+    before anything is restored, and reading it takes no more memory than about 20 times
+    its size.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Path of the file.
+    trusted : sequence of str, default=()
+        Names of further classes and functions that the file may contain, such as the
+        class of your own module: ``["my_package.MyModule"]``. Their code runs.
+
+    Returns
+    -------
+    object
+        The model.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, was not written by :func:`save`, or contains classes or
+        functions that are not trusted. The message names them.
+    OSError
+        If the file cannot be read.
+    ImportError
+        If skops is not installed.
+
+    Warns
+    -----
+    InconsistentVersionWarning
+        Once for each package whose version differs.
+    """
+    name = repr(os.fspath(path))
+    trusted = [trusted] if isinstance(trusted, str) else trusted
+    with open(path, "rb") as file:
+        contents = verified(file.read())
+    if contents is None:
+        raise ValueError(
+            f"The file {name} is damaged, or was not written by "
+            "sknan.persistence.save. Put an intact copy in its place."
+        )
+    data = bytes(contents)
+    try:
+        made_with = _check_parts(data)
+        known = {*TRUSTED_TYPES, *trusted}
+        unknown = sorted({*_types_in(data)} - known)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"The file {name} is not a model that sknan.persistence.save has "
+            f"written: {error}"
+        ) from error
+    if unknown:
+        raise ValueError(
+            f"The file {name} contains classes or functions that are not trusted: "
+            f"{', '.join(unknown)}. If you trust their code and the author of the "
+            f"file, pass trusted={unknown}."
+        )
+    try:
+        return _restored(data, sorted(known))
+    except Exception as error:
+        made = ", ".join(f"{name} {version}" for name, version in made_with.items())
+        raise ValueError(
+            f"The file {name}, which was written with {made}, cannot be restored: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _skops() -> Any:
+    try:
+        import skops.io
+    except ImportError as error:
+        raise ImportError(
+            "Files of models need skops: pip install 'sknan[ship]'."
+        ) from error
+    return skops.io
+
+
+def _written(model: Any, compression: int) -> bytes:
+    """Return a model in the format of skops, and what is known about it."""
+    file = io.BytesIO(_skops().dumps(model, compression=compression))
+    about = {
+        "format": _FORMAT,
+        "versions": versions(),
+        "feature_names": list(map(str, getattr(model, "feature_names_in_", ()))),
+    }
+    with zipfile.ZipFile(file, "a", compression) as archive:
+        archive.writestr(_ABOUT, json.dumps(about))
+    return file.getvalue()
+
+
+def _types_in(data: bytes) -> list[str]:
+    """Return the classes and functions that skops does not trust by itself."""
+    found: list[str] = _skops().get_untrusted_types(data=data)
+    return found
+
+
+def _expansion(data: bytes) -> int:
+    """Return the number of bytes of all parts."""
+    parts = zipfile.ZipFile(io.BytesIO(data)).infolist()
+    return sum(part.file_size for part in parts)
+
+
+def _check_parts(data: bytes) -> dict[str, str]:
+    """Check names and sizes of all parts, and return the versions of the packages."""
+    if _expansion(data) > _LARGEST_EXPANSION * len(data) + _EXTRA_BYTES:
+        raise ValueError("Its parts are far larger than the file.")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+        strange = [name for name in names if not _PART_NAME.fullmatch(name)]
+        if strange or len({*names}) < len(names):
+            raise ValueError("Its parts have other names.")
+        for name in names:
+            if name.endswith(".npy"):
+                with archive.open(name) as file:
+                    _check_array(file, archive.getinfo(name).file_size)
+        about = json.loads(archive.read(_ABOUT))
+    if about["format"] != _FORMAT:
+        raise ValueError(f"It has the format {about['format']!r}, not {_FORMAT!r}.")
+    made_with: dict[str, str] = about["versions"]
+    return made_with
+
+
+def _check_array(file: Any, size: int) -> None:
+    """Check that an array is as large as its part."""
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, _, dtype = read(file)
+    if dtype.hasobject or file.tell() + math.prod(shape) * dtype.itemsize != size:
+        raise ValueError("An array has another size than its part.")
+
+
+def _restored(data: bytes, trusted: list[str]) -> Any:
+    """Return the model, and show each warning of another version once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = _skops().loads(data, trusted=trusted)
+    shown = set()
+    for found in caught:
+        warning: Any = found.message
+        key = getattr(warning, "original_sklearn_version", str(warning))
+        if key not in shown:
+            shown.add(key)
+            warnings.warn(warning, stacklevel=3)
+    return model

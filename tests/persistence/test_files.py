@@ -1,0 +1,340 @@
+"""Files of models: what they contain, and what a damaged or hostile one does."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import random
+import sys
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from persistence_helpers import LABELS, NUMBERS, SETTINGS, LogNetwork, clean_table
+from sklearn.base import clone
+from sklearn.exceptions import InconsistentVersionWarning
+from sklearn.pipeline import make_pipeline
+from torch import nn
+
+import sknan
+from sknan import (
+    GuardedNetRegressor,
+    NaNImputer,
+    SafeScaler,
+    StableNetClassifier,
+    StableNetEnsembleRegressor,
+    StableNetRegressor,
+    activations,
+    tabular_pipeline,
+)
+from sknan._utils.archive import sealed, verified
+from sknan.persistence import TRUSTED_TYPES, load, save
+
+X = clean_table()
+NET = StableNetRegressor(**SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return make_pipeline(NaNImputer(), SafeScaler(), clone(NET)).fit(X, NUMBERS)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "model.skops"
+
+
+def parts_of(file):
+    """Return the parts of a file by name."""
+    with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write_parts(file, parts, compression=zipfile.ZIP_DEFLATED):
+    """Write a file with a valid checksum, as an attacker would."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", compression) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    file.write_bytes(sealed(data.getvalue()))
+
+
+def refusal(file, **options):
+    with pytest.raises(ValueError, match="The file") as caught:
+        load(file, **options)
+    return str(caught.value).replace(repr(str(file)), "FILE")
+
+
+# -- what is written -----------------------------------------------------------------
+
+
+def test_a_file_has_versions_names_of_columns_and_a_checksum(file):
+    net = clone(NET).fit(sklearn_frame(), NUMBERS)
+    save(net, file)
+    about = json.loads(parts_of(file)["about.json"])
+    assert about["versions"]["sknan"] == sknan.__version__
+    assert about["feature_names"] == list("abcd")
+    assert verified(file.read_bytes()) is not None
+    assert load(file).feature_names_in_.tolist() == list("abcd")
+
+
+def sklearn_frame():
+    import pandas as pd
+
+    return pd.DataFrame(X, columns=list("abcd"))
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "ensemble", "tabular"])
+def test_a_file_is_not_much_larger_than_a_pickle(file, kind, pipeline):
+    wide = clone(NET).set_params(module__width=64)
+    model = {
+        "pipeline": pipeline,
+        "ensemble": StableNetEnsembleRegressor(wide, n_estimators=3),
+        "tabular": tabular_pipeline(wide),
+    }[kind]
+    save(model.fit(sklearn_frame(), NUMBERS), file)
+    assert file.stat().st_size <= 1.5 * len(pickle.dumps(model))
+
+
+def test_parts_that_compress_too_well_are_stored(file):
+    net = clone(NET).set_params(module__width=1100, module__depth=2).fit(X, NUMBERS)
+    for weight in net.net_.module_.parameters():
+        nn.init.zeros_(weight)
+    save(net, file)
+    assert file.stat().st_size > 4_000_000
+    assert (load(file).predict(X) == net.predict(X)).all()
+
+
+def test_a_failed_save_leaves_the_file(file, pipeline):
+    save(pipeline, file)
+    before = file.read_bytes()
+    net = clone(NET).set_params(lr_schedule=lambda progress: 1.0).fit(X, NUMBERS)
+    with pytest.raises(ValueError, match="cannot be saved") as caught:
+        save(net, file)
+    assert str(caught.value) == (
+        f"StableNetRegressor cannot be saved: module {__name__!r} has no attribute "
+        "'<lambda>'. Use classes and functions that can be imported, or pickle."
+    )
+    assert file.read_bytes() == before
+    assert [found.name for found in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("model", [GuardedNetRegressor(nn.Linear), 3])
+def test_other_objects_are_refused(file, model):
+    with pytest.raises(ValueError, match="save writes") as caught:
+        save(model, file)
+    assert str(caught.value) == (
+        "save writes estimators of scikit-learn and sknan, got "
+        f"{type(model).__name__}. Use pickle, or save_params of a skorch net."
+    )
+
+
+# -- what is read --------------------------------------------------------------------
+
+
+def test_the_class_of_a_user_is_trusted_by_name(file):
+    model = StableNetRegressor(LogNetwork, max_epochs=1, random_state=0)
+    save(model.fit(X, NUMBERS), file)
+    name = "persistence_helpers.LogNetwork"
+    assert refusal(file) == (
+        "The file FILE contains classes or functions that are not trusted: "
+        f"{name}. If you trust their code and the author of the file, pass "
+        f"trusted=[{name!r}]."
+    )
+    for trusted in ([name], name):
+        again = load(file, trusted=trusted)
+        np.testing.assert_array_equal(again.predict(X), model.predict(X))
+
+
+def test_classes_of_torch_and_sknan_need_no_trust(file):
+    module = nn.Sequential(nn.Linear(4, 3), activations.SafeSqrt(), nn.GELU())
+    model = StableNetRegressor(
+        nn.Sequential(module, nn.Linear(3, 1)),
+        criterion=nn.HuberLoss,
+        optimizer="sgd",
+        max_epochs=1,
+        random_state=0,
+        warm_start=True,
+    )
+    save(model.fit(X, NUMBERS), file)
+    again = load(file)
+    for _ in range(2):
+        np.testing.assert_array_equal(again.predict(X), model.predict(X))
+        again.fit(X, NUMBERS)
+        model.fit(X, NUMBERS)
+
+
+def test_another_version_warns_once_as_scikit_learn_does(file):
+    ensemble = StableNetEnsembleRegressor(clone(NET), n_estimators=3).fit(X, NUMBERS)
+    save(ensemble, file)
+    parts = parts_of(file)
+    schema, version = parts["schema.json"].decode(), sknan.__version__
+    assert schema.count(version) > 3
+    parts["schema.json"] = schema.replace(version, "9.9.9").encode()
+    write_parts(file, parts)
+    with pytest.warns(InconsistentVersionWarning) as caught:
+        load(file)
+    assert len(caught) == 1
+    assert caught[0].message.original_sklearn_version == "sknan 9.9.9"
+
+
+# -- damaged files -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory, pipeline):
+    file = tmp_path_factory.mktemp("files") / "model.skops"
+    save(pipeline, file)
+    other = file.with_name("other.skops")
+    save(StableNetClassifier(**SETTINGS).fit(X, LABELS), other)
+    return file.read_bytes(), other.read_bytes()
+
+
+def damaged(intact, seed):
+    data, other = map(bytearray, intact)
+    rng = random.Random(seed)
+    at = rng.randrange(len(data))
+    if seed % 4 == 0:
+        data[at] ^= 1 << rng.randrange(8)
+    elif seed % 4 == 1:
+        del data[at:]
+    elif seed % 4 == 2:
+        data[at:] = other[rng.randrange(len(other)) :]
+    else:
+        data[at:at] = rng.randbytes(9)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_a_damaged_file_is_refused(file, intact, seed):
+    file.write_bytes(damaged(intact, seed))
+    assert refusal(file) == (
+        "The file FILE is damaged, or was not written by sknan.persistence.save. Put "
+        "an intact copy in its place."
+    )
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_damaged_contents_with_a_valid_checksum_give_one_error(file, intact, seed):
+    archives = [bytes(verified(data)) for data in intact]
+    file.write_bytes(sealed(damaged(archives, seed)))
+    # A date or another field that nobody reads may have changed.
+    with contextlib.suppress(ValueError):
+        load(file)
+
+
+# -- hostile files -------------------------------------------------------------------
+
+
+def with_schema(change):
+    """Return a function that changes the schema of skops in the parts of a file."""
+
+    def apply(parts):
+        schema = json.loads(parts["schema.json"])
+        parts["schema.json"] = json.dumps(change(schema) or schema).encode()
+
+    return apply
+
+
+def with_text(change):
+    """Return a function that changes the encoded text of the scaler."""
+
+    def replace(schema):
+        steps = schema["content"]["content"]["steps"]["content"]
+        scaler = steps[1]["content"][1]["content"]["content"]["_encoded"]
+        text = scaler["content"]["content"]["text"]
+        text["content"] = json.dumps(json.dumps(change))
+
+    return with_schema(replace)
+
+
+def node(loader, module, name, **rest):
+    return {"__loader__": loader, "__module__": module, "__class__": name, **rest}
+
+
+def call_of_code(schema):
+    text = node("JsonNode", "builtins", "str", content='"echo"', is_json=True)
+    call = node("TupleNode", "builtins", "tuple", content=[text])
+    loader = "ConstructorFromReduceNode"
+    schema["content"] = node(loader, "os", "system", content=call)
+
+
+def huge_array(parts):
+    name = next(name for name in parts if name.endswith(".npy"))
+    header = io.BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (10**13,)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    parts[name] = header.getvalue()
+
+
+ATTACKS = {
+    "function": (with_schema(call_of_code), "not trusted: os.system"),
+    "name": (with_text([["name", "os.system"], []]), "no known class or function"),
+    "sibling": (
+        with_text([["name", "skrub._data_ops._evaluation.evaluate"], []]),
+        "no known class or function",
+    ),
+    "import": (
+        with_text([["name", "sknan.nets._backup.os"], []]),
+        "no known class or function",
+    ),
+    "class": (
+        with_text([["object", 0], [[["name", "sknan.BackupAndRestore"], ["dict"]]]]),
+        "is not restored from attributes",
+    ),
+    "method": (with_text([["_bytes", 0, 10**9], []]), "AttributeError"),
+    "copies": (
+        with_text([["list", *[["array", "|u1", [1, 16], i, "C"] for i in range(99)]]]),
+        "cannot be restored",
+    ),
+    "shape": (
+        with_text([["array", "<f8", [10**13], 0, "C"], []]),
+        "The arrays are larger than the data.",
+    ),
+    "deep": (with_schema(lambda s: json.loads("[" * 900 + "]" * 900)), "not a model"),
+    "path": (lambda parts: parts.update({"../x.json": b"1"}), "other names"),
+    "absolute": (lambda parts: parts.update({"/tmp/x.npy": b"1"}), "other names"),
+    "pickle": (lambda parts: parts.update({"x.pkl": b"1"}), "other names"),
+    "bomb": (
+        lambda parts: parts.update({"x.bin": bytes(30_000_000)}),
+        "far larger than the file",
+    ),
+    "huge": (huge_array, "another size than its part"),
+    "format": (lambda p: p.update({"about.json": b'{"format": 2}'}), "the format 2"),
+    "empty": (lambda parts: parts.clear(), "not a model"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_hostile_file_is_refused_and_runs_nothing(file, intact, attack):
+    change, message = ATTACKS[attack]
+    file.write_bytes(intact[0])
+    parts = parts_of(file)
+    change(parts)
+    write_parts(file, parts)
+    events = set()
+    _listeners.append(lambda event: events.add(event))
+    tracemalloc.start()
+    try:
+        assert message in refusal(file)
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+        _listeners.clear()
+    assert not events & {"os.system", "subprocess.Popen", "os.exec", "os.remove"}
+
+
+_listeners: list = []
+sys.addaudithook(lambda event, _: [listen(event) for listen in _listeners])
+
+
+def test_trusted_types_are_of_sknan_skrub_and_scikit_learn():
+    assert {name.partition(".")[0] for name in TRUSTED_TYPES} == {
+        "sknan",
+        "skrub",
+        "sklearn",
+    }
+    assert sorted(TRUSTED_TYPES) == TRUSTED_TYPES
