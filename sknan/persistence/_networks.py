@@ -208,7 +208,7 @@ class NetPredictions(nn.Module):
         return torch.where(_along(is_sound, output), output, torch.nan)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def _repaired(module: nn.Module, X: Tensor) -> Tensor:
     """Return the output with each operation kept inside its domain.
 

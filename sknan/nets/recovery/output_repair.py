@@ -12,6 +12,7 @@ import torch
 from skorch.dataset import get_len
 from torch import Tensor
 
+from sknan._utils.compiled import uncompiled
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._utils.warn import warn
 from sknan.diagnosis._culprits import by_bisection, nonfinite_rows, sliced
@@ -150,7 +151,7 @@ class OutputRepair:
         """Return outputs with repaired rows, and these rows."""
         at = torch.tensor(rows)
         try:
-            with torch.no_grad(), RepairedOperations():
+            with torch.no_grad(), uncompiled(self.net), RepairedOperations():
                 recomputed = self.net.infer(sliced(inputs, at, n_rows))
         except Exception as error:
             if not may_concern_values(error):
@@ -384,7 +385,7 @@ def outputs_by_row(net: Any, inputs: Any, error: Exception) -> Any:
         return not does_raise(lambda: net.infer(sliced(inputs, part, n_rows)))
 
     def repaired() -> Any:
-        with RepairedOperations():
+        with uncompiled(net), RepairedOperations():
             return net.infer(inputs)
 
     def run(batch: Any) -> Any:
