@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter, deque
 from collections.abc import Generator
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from sknan.nets._rates import refuse_invalid_rates
 from sknan.nets._weight_average import WeightAverage
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery.explain import explain, explain_weights
+from sknan.nets.recovery.explain_output import in_data
 from sknan.nets.recovery.own_gradient import TakeOwnGradient
 from sknan.nets.recovery.protocol import (
     Answer,
@@ -272,12 +272,7 @@ class GuardedTraining:
         """
         if not isinstance(self.batches, TensorBatches) or self.batches.latest is None:
             return report
-        numbers, names = self.batches.latest, self.batches.dataset.columns
-        rows = tuple(sorted(int(numbers[row]) for row in report.rows))
-        columns = report.columns
-        if names is not None:
-            columns = tuple(str(names[int(column)]) for column in columns)
-        return dataclasses.replace(report, rows=rows, rows_in="data", columns=columns)
+        return in_data(report, self.batches.latest, self.batches.dataset.columns)
 
     def rows_of_data(self, n_rows: int | None = None) -> list[Any]:
         """Return a batch of evenly spaced training rows; none with a data loader.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,6 +82,27 @@ def explain_output(net: Any, inputs: Any, clause: str) -> NonFiniteReport:
         places=places,
     )
     return examine_output(evidence, clause)
+
+
+def in_data(
+    report: NonFiniteReport, numbers: Tensor, names: Sequence[Any] | None
+) -> NonFiniteReport:
+    """Return a report with the rows and columns of the user's data.
+
+    Parameters
+    ----------
+    report : NonFiniteReport
+        Report with positions in a batch.
+    numbers : Tensor of shape (n_rows,)
+        Row numbers of the batch in the data.
+    names : sequence of str or None
+        Names of the columns.
+    """
+    rows = tuple(sorted(int(numbers[row]) for row in report.rows))
+    columns = report.columns
+    if names is not None:
+        columns = tuple(str(names[int(column)]) for column in columns)
+    return dataclasses.replace(report, rows=rows, columns=columns, rows_in="data")
 
 
 def _no_loss(outputs: Any, target: Any, inputs: Any) -> Tensor:

@@ -21,7 +21,7 @@ from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.diagnosis._value_trials import depends_on_values
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
-from sknan.nets.recovery.explain_output import explain_output
+from sknan.nets.recovery.explain_output import explain_output, in_data
 from sknan.nets.recovery.finite_operations import RepairedOperations
 
 # Largest number of bad rows, and of other rows, with which an output is explained.
@@ -231,14 +231,10 @@ class OutputRepair:
             action = "Look at the argument predict_nonlinearity of the net."
             return NonFiniteReport("forward", "activation", f"{clause}.", action)
         report = explain_output(self.net, _joined(self._samples), clause)
-        rows = tuple(sorted(self._sampled[row] for row in report.rows))
+        numbers = torch.tensor(self._sampled)
         if self._numbers is not None:
-            rows = tuple(self._numbers[list(rows)].tolist())
-        columns = report.columns
-        names = getattr(self.net, "column_names_", None)
-        if names is not None:
-            columns = tuple(str(names[int(i)]) for i in columns)
-        return dataclasses.replace(report, rows=rows, columns=columns, rows_in="data")
+            numbers = self._numbers[numbers]
+        return in_data(report, numbers, getattr(self.net, "column_names_", None))
 
     def warn(self) -> None:
         """Warn of the rows that were repaired, if there are any."""

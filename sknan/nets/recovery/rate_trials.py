@@ -28,7 +28,10 @@ from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
 
 # A rescued network must have a loss lower than that of a constant output by this share.
-# Less is the noise of an epoch: 0.3 % in trainings that have learned the mean.
+# Less is the noise of an epoch: 0.3 % in trainings that have learned the mean. It also
+# tells a learning rate that is too low to learn. A smallest rate would not: SGD on 1e12
+# times the squared error is rescued at 3.2e-13, where a linear network learns its table
+# exactly.
 _LEAST_GAIN = 0.01
 
 # A network from whose steps rows or operations were left out must not have a loss above
