@@ -63,6 +63,7 @@ LATE_PACKAGES = {
     "pytest",
     "skl2onnx",
     "skops",
+    "pyarrow",
     "skrub",
 }
 

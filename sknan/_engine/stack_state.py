@@ -161,6 +161,8 @@ class StackState:
 
 
 def _joined(rows: list[tuple[Any, Any]]) -> Any:
-    """Concatenate the rows of several tables."""
+    """Concatenate the rows of several tables; return those of one, which is no copy."""
+    if len(rows) == 1:
+        return rows[0]
     leaves = iter([torch.cat(c) for c in zip(*map(tree_leaves, rows), strict=True)])
     return tree_map(lambda _: next(leaves), rows[0])

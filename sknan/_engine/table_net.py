@@ -109,8 +109,8 @@ class TableNet(NetworkOutput, GuardedNet):
             return TensorBatches(
                 dataset, self.batch_size, shuffle=True, merge_lone_row=True
             )
-        width = width_of(dataset.rows(slice(0, 1))[0])
-        return TensorBatches(dataset, max(self.batch_size, VALUES_PER_FORWARD // width))
+        first_row = dataset.rows(slice(0, 1))[0]
+        return TensorBatches(dataset, rows_per_evaluation(self.batch_size, first_row))
 
     def get_loss(self, y_pred: Any, y_true: Any, *_: Any, **__: Any) -> Tensor:
         target, weight = y_true if isinstance(y_true, tuple) else (y_true, None)
@@ -270,6 +270,11 @@ class TableNet(NetworkOutput, GuardedNet):
             X = self.scaling_.scaled(np.asarray(X))
         rows = torch.as_tensor(X if isinstance(X, Tensor) else np.asarray(X))
         return self.finite_output(rows.to(self.device, torch.float32))
+
+
+def rows_per_evaluation(batch_size: int, X: Any) -> int:
+    """Return how many held-out rows are evaluated at once."""
+    return max(batch_size, VALUES_PER_FORWARD // width_of(X))
 
 
 def is_collapsed(X: Tensor, output: Any) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from sknan._engine.following import notify_listeners
 from sknan._engine.recovery import add_latest_batches, recover_steps, recover_weights
 from sknan._engine.stack_state import StackSnapshot, StackState
+from sknan._engine.table_net import rows_per_evaluation
 from sknan._utils.progress import advance, is_shown
 from sknan._utils.tree import tree_map
 from sknan.diagnosis._raised import may_be_transient
@@ -362,18 +363,30 @@ class StackTraining(StackState):
         if self.members[0].plan.best is None:
             return None
         rows = torch.stack([member.valid for member in self.members])
-        x = self.inputs_of(rows)
+        net = self.members[0].plan.net
+        n_rows = rows_per_evaluation(net.batch_size, self.X)
+        parts = torch.split(rows, n_rows, dim=1)
+        shares = [part.shape[1] for part in parts]
         try:
             with self.stack.averaged():
-                return self.stack.evaluate(x, self.targets(rows))
+                found = [
+                    self.stack.evaluate(self.inputs_of(part), self.targets(part))
+                    for part in parts
+                ]
+            means: list[float] = np.average(found, axis=0, weights=shares).tolist()
+            return means
         except Exception as error:  # a user's module may raise anything
             if self._is_ended_by(error):
                 return None
             with self.stack.averaged():
-                losses = [
-                    member.valid_loss(self.stack.state_of(k), self.batch_of(rows[k]))
-                    for k, member in enumerate(self.members)
+                states = map(self.stack.state_of, range(len(self.members)))
+                separate = [
+                    [member.valid_loss(state, self.batch_of(p[k])) for p in parts]
+                    for k, (member, state) in enumerate(
+                        zip(self.members, states, strict=True)
+                    )
                 ]
+            losses = np.average(separate, axis=1, weights=shares).tolist()
         has_ended = [member.error is not None for member in self.members]
         self.keep(np.flatnonzero(~np.array(has_ended)))
         return [

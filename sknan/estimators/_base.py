@@ -45,6 +45,7 @@ from sknan.estimators._input import (
     network_input,
     rows_that_count,
     scale_weights,
+    shared_tensor,
 )
 from sknan.estimators._labels import apply_class_weight
 from sknan.estimators._net_building import NetBuildingMixin
@@ -60,6 +61,7 @@ from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._time_limit import TimeLimit
 from sknan.nets._training_facts import summary_as_html
+from sknan.preprocessing._chunks import stored_chunks
 
 # Of fewer rows, a tenth is too small a sample for the choice of an epoch.
 _MIN_ROWS_TO_STOP_EARLY = 500
@@ -253,6 +255,7 @@ class StableNetBase(
     ) -> None:
         """Run all of ``fit`` and notify scikit-learn's callbacks."""
         self._check_parameters()
+        X, y = stored_chunks(X, y)
         tasks = EpochTasks()
         tasks.begin(self, X, y, sample_weight)
         plan = self._plan(self._training_rows(X, y, sample_weight, **data), fold)
@@ -260,9 +263,11 @@ class StableNetBase(
         self._finish(plan)
         tasks.end()
 
-    def _partial_fit(self, *args: Any, **kwargs: Any) -> None:
+    def _partial_fit(self, X: Any, y: Any, *args: Any, **kwargs: Any) -> None:
         """Run all of ``partial_fit``."""
-        plan = self._plan(self._training_rows(*args, is_partial=True, **kwargs))
+        X, y = stored_chunks(X, y)
+        rows = self._training_rows(X, y, *args, is_partial=True, **kwargs)
+        plan = self._plan(rows)
         train(plan)
         self._finish(plan)
 
@@ -354,7 +359,7 @@ class StableNetBase(
             weights = torch.from_numpy(rows.weights).float().to(net.device)
             targets = (targets, weights)
         return TensorTable(
-            torch.from_numpy(rows.X).to(net.device),
+            shared_tensor(rows.X).to(net.device),
             targets,
             torch.from_numpy(rows.numbers),
             getattr(self, "feature_names_in_", None),

@@ -310,9 +310,11 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
 
         Parameters
         ----------
-        X : array-like or DataFrame of shape (n_samples, n_features)
+        X : array-like, DataFrame or chunks of shape (n_samples, n_features)
             Features: finite numbers within float32. A custom module may take more
-            dimensions.
+            dimensions. Chunks are the result of
+            :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset; ``y`` may then
+            be the name of a column.
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Labels of at least two classes: numbers, strings or booleans. For several
             labels per row, 0 and 1 in a column for each label; may be sparse.

@@ -22,6 +22,9 @@ from sknan.nets.recovery.raw_units import RAW, feeds_linear_layers, is_overwhelm
 # one may be noise, such as a last principal component.
 _TINY = 1e-3
 
+# Number of rows that are compared at once.
+_BLOCK_ROWS = 1 << 14
+
 # Number of rows for the trial of a custom module.
 _TRIAL_ROWS = 32
 
@@ -42,8 +45,15 @@ DROP_OUTLIERS = (
 
 def numeric_columns(X: np.ndarray) -> tuple[int, ...]:
     """Return the numbers of the columns with more than two distinct values."""
-    is_between = (X.min(axis=0) != X) & (X.max(axis=0) != X)
-    return tuple(np.flatnonzero(is_between.any(axis=0)).tolist())
+    low, high = X.min(axis=0), X.max(axis=0)
+    is_numeric = np.zeros(X.shape[1:], dtype=bool)
+    # Masks of the whole table may not fit into memory.
+    for start in range(0, len(X), _BLOCK_ROWS):
+        rows = X[start : start + _BLOCK_ROWS]
+        is_numeric |= ((low != rows) & (high != rows)).any(axis=0)
+        if is_numeric.all():
+            break
+    return tuple(np.flatnonzero(is_numeric).tolist())
 
 
 def raw_columns(X: np.ndarray, weights: np.ndarray | None) -> ColumnScaling | None:

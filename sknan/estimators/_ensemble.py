@@ -177,8 +177,10 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
 
         Parameters
         ----------
-        X : array-like or DataFrame of shape (n_samples, n_features)
-            Features: finite numbers within float32.
+        X : array-like, DataFrame or chunks of shape (n_samples, n_features)
+            Features: finite numbers within float32. Chunks are the result of
+            :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset; ``y`` may then
+            be the name of a column.
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Labels of at least two classes: numbers, strings or booleans. For several
             labels per row, 0 and 1 in a column for each label; may be sparse.
@@ -395,8 +397,10 @@ class StableNetEnsembleRegressor(
 
         Parameters
         ----------
-        X : array-like or DataFrame of shape (n_samples, n_features)
-            Features: finite numbers within float32.
+        X : array-like, DataFrame or chunks of shape (n_samples, n_features)
+            Features: finite numbers within float32. Chunks are the result of
+            :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset; ``y`` may then
+            be the name of a column.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None

@@ -26,6 +26,7 @@ from sknan.estimators._parameters import check_parameter
 from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
+from sknan.preprocessing._chunks import stored_chunks
 
 # Attributes that exist only after a fit in which rows were held out.
 _HELD_OUT_RESULTS = {
@@ -155,6 +156,7 @@ class Ensemble(VersionedPickleMixin, EncodedStateMixin, BaseEstimator):
         )
 
     def _fit(self, X: Any, y: Any, **fit_params: Any) -> None:
+        X, y = stored_chunks(X, y)
         jobs = self._jobs(X, y, **fit_params)
         n_shares = self._n_shares()
         shares = [jobs[i::n_shares] for i in range(n_shares)]

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
+from torch import Tensor
 
 from sknan._engine.prediction import ColumnScaling
 from sknan._utils.validation import already_valid_array, check_finite
+from sknan.preprocessing._chunks import stored_chunks
 from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
 _IMPUTE_AS_X = (
@@ -48,17 +51,36 @@ def network_input(estimator: Any, X: Any) -> np.ndarray:
     """
     if isinstance(X, CheckedRows):
         return X.X
-    return as_network_input(
-        check_features(estimator, X, reset=False), estimator._scaling
-    )
+    X_raw = check_features(estimator, stored_chunks(X).X, reset=False)
+    # The module may overwrite its input.
+    return np.require(as_network_input(X_raw, estimator._scaling), requirements="W")
 
 
 def as_network_input(X: np.ndarray, scaling: ColumnScaling | None) -> np.ndarray:
-    """Return valid features as float32, with the columns in raw units standardized."""
+    """Return valid features as float32, with the columns in raw units standardized.
+
+    The array may be read-only, such as a memory map, of which no copy is made.
+    """
     if scaling is not None:
         X = scaling.scaled(X)
-    # torch warns about an array that is not writable, such as a shared one.
-    return np.require(X, dtype=np.float32, requirements=["C", "W"])
+    return np.require(X, dtype=np.float32, requirements="C")
+
+
+class _Writeable:
+    """View of a read-only array that NumPy takes for a writeable one."""
+
+    def __init__(self, X: np.ndarray) -> None:
+        self.base = X  # keeps the memory alive
+        interface = X.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def shared_tensor(X: np.ndarray) -> Tensor:
+    """Return a tensor over the memory of an array, which must not be written to.
+
+    torch warns of each array that is read-only, such as a memory map.
+    """
+    return torch.from_numpy(X if X.flags.writeable else np.asarray(_Writeable(X)))
 
 
 def check_features(

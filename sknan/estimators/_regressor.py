@@ -307,9 +307,11 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
 
         Parameters
         ----------
-        X : array-like or DataFrame of shape (n_samples, n_features)
+        X : array-like, DataFrame or chunks of shape (n_samples, n_features)
             Features: finite numbers within float32. A custom module may take more
-            dimensions.
+            dimensions. Chunks are the result of
+            :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset; ``y`` may then
+            be the name of a column.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None

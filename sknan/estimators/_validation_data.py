@@ -22,6 +22,7 @@ from sknan.estimators._labels import (
 )
 from sknan.estimators._validation_split import HoldOut
 from sknan.exceptions import NonFiniteDataError
+from sknan.preprocessing._chunks import stored_chunks
 
 
 class FitData(NamedTuple):
@@ -89,8 +90,9 @@ def with_validation_rows(
     ValueError
         If the columns, the targets or the weights do not fit the training data.
     """
+    X_val, y_val = stored_chunks(data.X_val, data.y_val)
     try:
-        X_raw = check_features(estimator, data.X_val, reset=False, name="X_val")
+        X_raw = check_features(estimator, X_val, reset=False, name="X_val")
     except ValueError as error:
         if isinstance(error, NonFiniteDataError) or str(error).startswith("X_val"):
             raise
@@ -100,7 +102,7 @@ def with_validation_rows(
             f"X_val has rows of shape {X_raw.shape[1:]}, but those of X have the shape "
             f"{rows.X.shape[1:]}."
         )
-    y, n_valid = estimator._as_target(data.y_val, "y_val"), len(X_raw)
+    y, n_valid = estimator._as_target(y_val, "y_val"), len(X_raw)
     if n_valid != len(y):
         raise ValueError(f"X_val has {n_valid} rows, but y_val has {len(y)}.")
     weights = check_sample_weight(data.sample_weight_val, n_valid, "sample_weight_val")

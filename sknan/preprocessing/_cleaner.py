@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
+from sknan.preprocessing._chunks import ChunkwiseMixin
 from sknan.preprocessing._tables.column_schema import (
     ColumnSchema,
     learn_schemas,
@@ -37,6 +38,7 @@ _LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
 class TableCleaner(
+    ChunkwiseMixin,
     VersionedPickleMixin,
     EncodedStateMixin,
     CallbackSupportMixin,
@@ -84,10 +86,11 @@ class TableCleaner(
 
         Parameters
         ----------
-        X : DataFrame, array or list of rows, (n_samples, n_features)
-            The table.
+        X : DataFrame, array, list of rows or chunks, (n_samples, n_features)
+            The table. Of chunks, which :func:`~sknan.preprocessing.iter_chunks` gives,
+            a sample of the rows is used.
         y : Ignored
-            Present by convention.
+            Present by convention; the name of a column of chunks is left out.
 
         Returns
         -------

@@ -12,6 +12,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.encoding import EncodedStateMixin
+from sknan.preprocessing._chunks import ChunkwiseMixin
 from sknan.preprocessing._sources import sources_of
 from sknan.preprocessing._tables.typed_column import frame_from_polars, is_polars
 
@@ -60,7 +61,11 @@ class CategoryEncoder(OneHotEncoder):
 
 
 class ColumnEncoder(
-    EncodedStateMixin, CallbackSupportMixin, TransformerMixin, BaseEstimator
+    ChunkwiseMixin,
+    EncodedStateMixin,
+    CallbackSupportMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Encoder of the columns that are not numbers.
 

@@ -21,6 +21,7 @@ from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.validation import did_you_mean
 from sknan._utils.warn import warn
+from sknan.preprocessing._chunks import ChunkwiseMixin
 from sknan.preprocessing._imputer_base import ImputerBase, is_float_array
 from sknan.preprocessing._kernels.quantile_sketch import (
     QuantileSketch,
@@ -67,7 +68,11 @@ class _StreamedOnly:
 
 
 class NaNImputer(
-    VersionedPickleMixin, EncodedStateMixin, ImputerBase, CallbackSupportMixin
+    ChunkwiseMixin,
+    VersionedPickleMixin,
+    EncodedStateMixin,
+    ImputerBase,
+    CallbackSupportMixin,
 ):
     r"""Imputer of missing, infinite and overflowing values, column by column.
 
@@ -215,8 +220,10 @@ class NaNImputer(
 
         Parameters
         ----------
-        X : array-like, DataFrame or sparse matrix of shape (n_samples, n_features)
-            Table with missing values.
+        X : array-like, DataFrame, sparse matrix or chunks, (n_samples, n_features)
+            Table with missing values. Of chunks, which
+            :func:`~sknan.preprocessing.iter_chunks` gives, all rows are used as in
+            :meth:`partial_fit`, or a sample under strategies that lack this method.
 
         y : Ignored
             Present by convention.
@@ -321,12 +328,36 @@ class NaNImputer(
         :meth:`SafeScaler.partial_fit`, whose error is stated in the Notes of
         :class:`SafeScaler`.
         """
-        if not hasattr(self, "statistics_"):
-            self.fit(X, y)
-            if self._learns_medians():
-                self._sketch = QuantileSketch(self.n_features_in_)
-                self._add_to_sketch(X)
-            return self
+        is_first = not hasattr(self, "statistics_")
+        if not is_first and self._learns_medians() and self._sketch is None:
+            warn_of_new_start()
+        self._add(X, is_first=is_first)
+        return self._finish()
+
+    def _learns_from_chunks(self) -> bool:
+        return hasattr(self, "partial_fit")
+
+    def _learns_medians(self) -> bool:
+        is_auto = self.strategy == "auto" and self._running is None
+        return is_auto or self.strategy == "median"
+
+    def _add(self, X: Any, *, is_first: bool) -> None:
+        """Include a chunk in all statistics but medians, which `_finish` sets."""
+        if is_first:
+            self.fit(X)
+        else:
+            self._add_chunk(X)
+        if self._learns_medians():
+            self._add_to_sketch(X)
+
+    def _finish(self) -> NaNImputer:
+        """Learn from the chunks included so far."""
+        if self._sketch is not None:
+            found = self._sketch.quantiles([0.5])
+            self.statistics_ = self._column_statistics().medians(found)
+        return self
+
+    def _add_chunk(self, X: Any) -> None:
         validate_data(self, X, reset=False, skip_check_array=True)
         chunk = clone(self)
         if self._learns_medians():
@@ -337,9 +368,7 @@ class NaNImputer(
                 f"A chunk of dtype {chunk._fit_dtype} came after one of "
                 f"{self._fit_dtype}. Bring all chunks to one kind, numbers or objects."
             )
-        if self._learns_medians():
-            self._add_to_sketch(X)
-        elif self.strategy in ("auto", "mean"):
+        if self.strategy in ("auto", "mean") and not self._learns_medians():
             self._add_means(chunk)
         else:
             unknown = np.asarray(pd.isna(self.statistics_))
@@ -347,7 +376,17 @@ class NaNImputer(
         if self.add_indicator:
             flagged = (self.indicator_.features_, chunk.indicator_.features_)
             self.indicator_.features_ = np.union1d(*flagged)
-        return self
+
+    def _add_to_sketch(self, X: Any) -> None:
+        X_in = self._validate_input(X, in_fit=False)
+        if sparse.issparse(X_in):
+            raise ValueError(
+                "partial_fit learns medians from dense chunks, and a sparse one was "
+                "passed. Pass chunk.toarray(), or strategy='mean'."
+            )
+        if self._sketch is None:
+            self._sketch = QuantileSketch(self.n_features_in_)
+        self._sketch.add(X_in, self._known())
 
     def inverse_transform(self, X: Any) -> NDArray[Any]:
         """Restore the missing values that the indicator columns mark.
@@ -403,24 +442,6 @@ class NaNImputer(
             )
         self._running.add(chunk._running)
         self.statistics_ = self._learned(self._running)
-
-    def _learns_medians(self) -> bool:
-        is_auto = self.strategy == "auto" and self._running is None
-        return is_auto or self.strategy == "median"
-
-    def _add_to_sketch(self, X: Any) -> None:
-        X_in = self._validate_input(X, in_fit=False)
-        if sparse.issparse(X_in):
-            raise ValueError(
-                "partial_fit learns medians from dense chunks, and a sparse one was "
-                "passed. Pass chunk.toarray(), or strategy='mean'."
-            )
-        if self._sketch is None:
-            self._sketch = QuantileSketch(self.n_features_in_)
-            warn_of_new_start()
-        self._sketch.add(X_in, self._known())
-        found = self._sketch.quantiles([0.5])
-        self.statistics_ = self._column_statistics().medians(found)
 
     def _warn_of_dropped(self, dropped: NDArray[np.bool_]) -> None:
         names = getattr(self, "feature_names_in_", None)

@@ -18,6 +18,7 @@ from sknan._utils.callbacks import fit_as_task
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.validation import already_valid_array, is_number
+from sknan.preprocessing._chunks import ChunkwiseMixin
 from sknan.preprocessing._kernels.blocks import KnownMask, PerColumn, blocks
 from sknan.preprocessing._kernels.column_means import midpoint
 from sknan.preprocessing._kernels.quantile_sketch import (
@@ -52,6 +53,7 @@ _BOUND_RANGE = (1e-30, 1e30)
 
 
 class SafeScaler(
+    ChunkwiseMixin,
     VersionedPickleMixin,
     EncodedStateMixin,
     CallbackSupportMixin,
@@ -177,8 +179,9 @@ class SafeScaler(
 
         Parameters
         ----------
-        X : array-like or DataFrame of shape (n_samples, n_features)
-            Table of numbers. NaN and infinities are ignored.
+        X : array-like, DataFrame or chunks of shape (n_samples, n_features)
+            Table of numbers. NaN and infinities are ignored. Chunks are the result of
+            :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset.
 
         y : Ignored
             Present by convention.
@@ -233,15 +236,24 @@ class SafeScaler(
         UserWarning
             If the scaler was fitted by :meth:`fit`, from which it cannot continue.
         """
+        is_first = not hasattr(self, "scale_")
+        if not is_first and self._sketch is None:
+            warn_of_new_start()
+        self._add(X, is_first=is_first)
+        return self._finish()
+
+    def _add(self, X: ArrayLike, *, is_first: bool) -> None:
+        """Include a chunk in the quantiles."""
         self._check_parameters()
-        is_fitted = hasattr(self, "scale_")
-        X_in = self._validate(X, reset=not is_fitted)
-        sketch = self._sketch if is_fitted else None
-        if sketch is None:
-            sketch = self._sketch = QuantileSketch(X_in.shape[1])
-            if is_fitted:
-                warn_of_new_start()
-        sketch.add(X_in, KnownMask())
+        X_in = self._validate(X, reset=is_first)
+        if is_first or self._sketch is None:
+            self._sketch = QuantileSketch(X_in.shape[1])
+        self._sketch.add(X_in, KnownMask())
+
+    def _finish(self) -> SafeScaler:
+        """Learn from the chunks included so far."""
+        sketch = self._sketch
+        assert sketch is not None
         self._learn(
             sketch.quantiles(self._fractions()),
             lambda j: (float(sketch.smallest[j]), float(sketch.largest[j])),

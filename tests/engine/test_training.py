@@ -1,5 +1,6 @@
 """Training of stacks: comparison with separate fits, independence of members."""
 
+import numpy as np
 import pytest
 from engine_helpers import (
     LEARNING_RATES,
@@ -169,3 +170,12 @@ def test_a_stack_of_one_has_the_bits_of_a_member_of_many(estimator_class, params
     estimators = fitted_separately(jobs)
     for outcome, separate in zip(train_together(jobs), estimators, strict=True):
         assert_bitwise_equal(weights_of(outcome.estimator), weights_of(separate))
+
+
+def test_many_held_out_rows_are_evaluated_in_parts():
+    X = np.random.default_rng(0).normal(size=(3300, 400)).astype(np.float32)
+    y = X[:, 0] + X[:, 1]
+    net = StableNetRegressor(max_epochs=1, random_state=0)
+    net.fit(X[:300], y[:300], X_val=X[300:], y_val=y[300:])
+    at_once = net.net_.validation_step(net._as_batch(X[300:], y[300:]))["loss"]
+    np.testing.assert_allclose(net.validation_scores_, [-float(at_once)], rtol=1e-6)

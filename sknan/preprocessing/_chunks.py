@@ -1,0 +1,348 @@
+"""Tables that are read in chunks, because they do not fit into memory."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sknan.preprocessing._tables.typed_column import is_polars
+
+# Size of the sample from which transformers learn that have no ``partial_fit``.
+_MOST_ROWS, _MOST_CELLS = 100_000, 1 << 24
+
+_NO_ROWS = "The table has no rows. Pass a table with at least one row."
+
+_ARRAYS = (np.ndarray, pd.DataFrame, pd.Series)
+
+
+class TableChunks:
+    """Chunks of a table, with their targets, that can be iterated over repeatedly.
+
+    Parameters
+    ----------
+    read : callable
+        Function without arguments that returns an iterator over the chunks.
+    y : str, array-like or None, default=None
+        Name of the target's column, or the target of each row of the table.
+    functions : tuple of callable, default=()
+        Functions that convert each chunk in turn, after the target is removed.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Iterable[Any]],
+        y: Any = None,
+        functions: tuple[Callable[[Any], Any], ...] = (),
+        sample: Any = None,
+    ) -> None:
+        self._read = read
+        self._y = y
+        self._functions = functions
+        self._sample = sample
+
+    def __iter__(self) -> Iterator[Any]:
+        for X, y in self.pairs():
+            yield X if self._y is None else (X, y)
+
+    def pairs(self) -> Iterator[tuple[Any, Any]]:
+        """Iterate over chunks and their targets, which are None if there are none."""
+        start = 0
+        for table in self._read():
+            X, y = table, None
+            stop = start + len(X)
+            if isinstance(self._y, str):
+                X, y = _without(table, self._y)
+            elif self._y is not None:
+                y = _rows(self._y, start, stop)
+                if len(y) < len(X):
+                    raise ValueError(
+                        f"y has {len(self._y)} rows, but X has at least {stop}. Pass "
+                        "one target for each row."
+                    )
+            for function in self._functions:
+                X = function(X)
+            if len(X):
+                yield X, y
+            start = stop
+        if not (self._y is None or isinstance(self._y, str) or start == len(self._y)):
+            raise ValueError(
+                f"y has {len(self._y)} rows, but X has {start}. Pass one target for "
+                "each row."
+            )
+
+    def map(self, function: Callable[[Any], Any]) -> TableChunks:
+        """Return the chunks as converted by a function of rows, when they are read."""
+        sample = None if self._sample is None else function(self._sample)
+        return TableChunks(self._read, self._y, (*self._functions, function), sample)
+
+    def with_target(self, y: Any) -> TableChunks:
+        """Return the chunks with a target, which replaces that of these chunks."""
+        if y is None or y is self._y:
+            return self
+        y = y if isinstance(y, (str, *_ARRAYS)) or is_polars(y) else np.asarray(y)
+        return TableChunks(self._read, y, self._functions)
+
+    def sample(self) -> Any:
+        """Return random rows of all chunks in their order, or all rows of a few."""
+        if self._sample is None:
+            self._sample = self._drawn_sample()
+        return self._sample
+
+    def _drawn_sample(self) -> Any:
+        rng = np.random.default_rng(0)
+        parts: list[tuple[np.ndarray, Any]] = []
+        share = 1.0
+        for X, _ in self.pairs():
+            parts.append(_drawn(rng.random(len(X)), X, share))
+            most = min(_MOST_ROWS, _MOST_CELLS // max(1, X.shape[1]))
+            while sum(len(draws) for draws, _ in parts) > 2 * most:
+                share /= 2
+                parts = [_drawn(*part, share) for part in parts]
+        if not parts:
+            raise ValueError(_NO_ROWS)
+        tables = [X for _, X in parts]
+        if isinstance(tables[0], np.ndarray):
+            return np.concatenate(tables)
+        if is_polars(tables[0]):
+            return functools.reduce(lambda above, below: above.vstack(below), tables)
+        return pd.concat(tables, ignore_index=True)
+
+
+def iter_chunks(X: Any, y: Any = None, *, chunk_size: int = 1 << 16) -> TableChunks:
+    """Read a table in chunks of rows.
+
+    The result is iterable, repeatedly, and can be passed to ``fit`` of
+    :class:`~sknan.NaNImputer`, :class:`~sknan.SafeScaler`, the estimators and pipelines
+    of them, such as :func:`~sknan.tabular_pipeline`. Only a few chunks are in memory at
+    a time.
+
+    Parameters
+    ----------
+    X : str, path, pyarrow Dataset or Table, DataFrame, array or callable
+        The table. A path names a Parquet file or a folder of such files. A callable has
+        no arguments and returns an iterator over chunks of its own, for example
+        ``lambda: pandas.read_csv("trips.csv", chunksize=100_000)``. A memory map is
+        read as needed.
+
+    y : str, array-like or None, default=None
+        Name of the column that is the target, or one target for each row.
+
+    chunk_size : int, default=65536
+        Largest number of rows in a chunk. Chunks of a file end where its row groups do.
+        A callable chooses the size of its chunks.
+
+    Returns
+    -------
+    iterable
+        Chunks: DataFrames of pandas for Arrow data, otherwise what ``X`` is. If ``y``
+        is passed, each item is a pair of a chunk without the target and the targets.
+
+    Raises
+    ------
+    TypeError
+        If ``X`` cannot be read in chunks repeatedly, such as an iterator.
+    ValueError
+        If ``chunk_size`` is below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sknan.preprocessing import SafeScaler, iter_chunks
+    >>> X = np.arange(10.0).reshape(5, 2)
+    >>> [chunk.shape for chunk in iter_chunks(X, chunk_size=2)]
+    [(2, 2), (2, 2), (1, 2)]
+    >>> SafeScaler().fit(iter_chunks(X, chunk_size=2)).center_
+    array([4., 5.])
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size!r}.")
+    return TableChunks(_reader(X, chunk_size)).with_target(y)
+
+
+def as_chunks(X: Any, y: Any = None) -> TableChunks | None:
+    """Return the chunks of an input of ``fit`` that is read in chunks, else None."""
+    if isinstance(X, TableChunks):
+        return X.with_target(y)
+    if _is_arrow_dataset(X):
+        return iter_chunks(X, y)
+    return None
+
+
+class ChunkwiseMixin:
+    """Transformer that learns from chunks of a table, and converts them when read.
+
+    A subclass learns from each chunk if it has the methods ``_add``, which takes a
+    chunk and whether it is the first one, and ``_finish``. Otherwise it learns from a
+    sample of the rows of all chunks.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # scikit-learn has wrapped these methods for set_output, which must be inside.
+        for chunkwise in (fit, transform, fit_transform):
+            name = chunkwise.__name__
+            method = cls.__dict__.get(name)
+            if name == "fit_transform" and method is None:
+                method = cls.fit_transform  # type: ignore[attr-defined]
+            if method is not None:
+                setattr(cls, name, _or_chunkwise(method, chunkwise))
+
+    def _learns_from_chunks(self) -> bool:
+        return hasattr(self, "_add")
+
+
+def _or_chunkwise(method: Any, chunkwise: Callable[..., Any]) -> Any:
+    """Return a method that treats an input in chunks in another way."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, X: Any, *args: Any, **params: Any) -> Any:
+        chunks = as_chunks(X)
+        if chunks is None:
+            return method(self, X, *args, **params)
+        return chunkwise(self, chunks, *args, **params)
+
+    return wrapped
+
+
+def fit(transformer: Any, chunks: TableChunks, y: Any = None) -> Any:
+    """Learn from chunks one after the other, or from a sample of them."""
+    chunks = chunks.with_target(y)
+    if not transformer._learns_from_chunks():
+        return transformer.fit(chunks.sample())
+    for number, (X, _) in enumerate(chunks.pairs()):
+        transformer._add(X, is_first=number == 0)
+    transformer._finish()
+    transformer._sketch = None  # as after a fit of a whole table
+    return transformer
+
+
+def transform(transformer: Any, chunks: TableChunks) -> TableChunks:
+    """Convert chunks when they are read."""
+    return chunks.map(transformer.transform)
+
+
+def fit_transform(
+    transformer: Any, chunks: TableChunks, y: Any = None, **params: Any
+) -> TableChunks:
+    """Learn from chunks, and convert them when they are read again."""
+    chunks = chunks.with_target(y)
+    return transform(fit(transformer, chunks), chunks)
+
+
+class StoredTable(NamedTuple):
+    """A table in a temporary memory map, with its targets in memory.
+
+    Attributes
+    ----------
+    X : ndarray or DataFrame of shape (n_rows, n_columns)
+        Numbers in a file without a name, which the system deletes with the array.
+    y : ndarray of shape (n_rows,) or (n_rows, n_targets)
+        Targets.
+    """
+
+    X: Any
+    y: Any
+
+
+def stored_chunks(X: Any, y: Any = None) -> StoredTable:
+    """Return a table and its target; write one in chunks to a temporary memory map.
+
+    Training draws its batches from all rows, which chunks in their order would not
+    allow.
+    """
+    chunks = as_chunks(X, y)
+    if chunks is None:
+        return StoredTable(X, y)
+    targets: list[Any] = []
+    n_rows, shape = 0, ()
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+    names: list[Any] | None = None
+    with tempfile.TemporaryFile() as file:
+        for table, target in chunks.pairs():
+            cells = np.asarray(table)
+            if not n_rows:
+                shape = cells.shape[1:]
+                names = list(table.columns) if isinstance(table, pd.DataFrame) else None
+                # float32 does not resolve large integers.
+                dtype = cells.dtype if cells.dtype == dtype else np.dtype(np.float64)
+            np.ascontiguousarray(cells, dtype=dtype).tofile(file)
+            targets.append(np.array(target))  # a view would keep the whole chunk
+            n_rows += len(cells)
+        if not n_rows:
+            raise ValueError(_NO_ROWS)
+        file.flush()
+        cells = np.memmap(file, dtype, "r+", shape=(n_rows, *shape))
+    is_known = targets[0].ndim > 0
+    return StoredTable(
+        cells if names is None else pd.DataFrame(cells, columns=names, copy=False),
+        np.concatenate(targets) if is_known else None,
+    )
+
+
+def _reader(X: Any, chunk_size: int) -> Callable[[], Iterable[Any]]:
+    if isinstance(X, (str, Path)) or _is_arrow_dataset(X):
+        # Importing Arrow takes longer than importing all of sknan.
+        from pyarrow import dataset, default_memory_pool
+
+        arrow = X if hasattr(X, "to_batches") else dataset.dataset(X)
+        if not hasattr(arrow, "scanner"):  # a table in memory
+            arrow = dataset.dataset(arrow)
+        options: dict[str, Any] = {"batch_readahead": 2, "fragment_readahead": 1}
+        if isinstance(getattr(arrow, "format", None), dataset.ParquetFileFormat):
+            # Buffers of what is read ahead would be kept until the end of the file.
+            scan = dataset.ParquetFragmentScanOptions(pre_buffer=False)
+            options["fragment_scan_options"] = scan
+
+        def read() -> Iterator[pd.DataFrame]:
+            for batch in arrow.to_batches(batch_size=chunk_size, **options):
+                yield batch.to_pandas()
+            default_memory_pool().release_unused()
+
+        return read
+    if callable(X):
+        chunks_of_user: Callable[[], Iterable[Any]] = X
+        return chunks_of_user
+    if not hasattr(X, "__len__") or not hasattr(X, "shape"):
+        raise TypeError(
+            f"iter_chunks cannot read {type(X).__name__} in chunks repeatedly. Pass a "
+            "path to Parquet files, an Arrow dataset, a DataFrame, an array, a memory "
+            "map, or a function without arguments that returns an iterator."
+        )
+    starts = range(0, len(X), chunk_size)
+    return lambda: (_rows(X, start, start + chunk_size) for start in starts)
+
+
+def _is_arrow_dataset(X: Any) -> bool:
+    module = type(X).__module__.partition(".")[0]
+    return module == "pyarrow" and hasattr(X, "to_batches")
+
+
+def _drawn(draws: np.ndarray, X: Any, share: float) -> tuple[np.ndarray, Any]:
+    """Return the rows of which a random number is below a share."""
+    is_drawn = draws < share
+    if is_polars(X):
+        return draws[is_drawn], X.filter(is_drawn)
+    return draws[is_drawn], (X.iloc if hasattr(X, "iloc") else X)[is_drawn]
+
+
+def _rows(table: Any, start: int, stop: int) -> Any:
+    return (table.iloc if hasattr(table, "iloc") else table)[start:stop]
+
+
+def _without(table: Any, name: str) -> tuple[Any, Any]:
+    """Return a table without a column, and the column."""
+    columns = list(getattr(table, "columns", ()))
+    if name not in columns:
+        some = ", ".join(map(repr, columns[:5])) + (", ..." if columns[5:] else "")
+        raise ValueError(
+            f"The table has no column {name!r} for the target. It has: "
+            f"{some or 'no named columns'}."
+        )
+    rest = table.drop(name) if is_polars(table) else table.drop(columns=name)
+    return rest, table[name].to_numpy()

@@ -1,0 +1,202 @@
+"""Tables in chunks, which give the results of the whole table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from pyarrow import dataset, parquet
+from sklearn.pipeline import make_pipeline
+
+from sknan import (
+    NaNImputer,
+    SafeScaler,
+    StableNetClassifier,
+    StableNetRegressor,
+    tabular_pipeline,
+)
+from sknan.estimators._input import as_network_input, shared_tensor
+from sknan.preprocessing import TableCleaner, iter_chunks
+
+
+@pytest.fixture(scope="module")
+def trips():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(
+        {
+            "km": rng.lognormal(size=600),
+            "kind": rng.choice(["day", "night", None], 600),
+            "stops": rng.integers(0, 9, 600),
+        }
+    )
+    X["fare"] = 3 * X["km"] + X["stops"]
+    X.loc[::7, "km"] = np.nan
+    return X
+
+
+@pytest.fixture(scope="module")
+def folder(trips, tmp_path_factory):
+    path = tmp_path_factory.mktemp("trips")
+    for number, part in enumerate((trips[:350], trips[350:])):
+        table = pa.Table.from_pandas(part, preserve_index=False)
+        parquet.write_table(table, path / f"{number}.parquet", row_group_size=130)
+    return path
+
+
+SOURCES = {
+    "folder": lambda trips, folder: folder,
+    "text": lambda trips, folder: str(folder),
+    "dataset": lambda trips, folder: dataset.dataset(folder),
+    "arrow": lambda trips, folder: pa.Table.from_pandas(trips),
+    "pandas": lambda trips, folder: trips,
+    "polars": lambda trips, folder: pl.from_pandas(trips),
+    "callable": lambda trips, folder: lambda: (trips[i : i + 90] for i in (0, 90)),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_table_is_read_in_chunks_repeatedly(source, trips, folder):
+    chunks = iter_chunks(SOURCES[source](trips, folder), "fare", chunk_size=100)
+    for _ in range(2):
+        read = list(chunks)
+        assert len(read) > 1
+        assert all(0 < len(X) == len(y) <= 100 for X, y in read)
+        X = chunks.sample()
+        assert list(X.columns) == ["km", "kind", "stops"]
+        n_rows = 180 if source == "callable" else 600
+        assert len(X) == n_rows
+        np.testing.assert_array_equal(X["stops"], trips["stops"][:n_rows])
+        fares = np.concatenate([y for _, y in read])
+        np.testing.assert_array_equal(fares, trips["fare"][:n_rows])
+
+
+@pytest.mark.parametrize("source", ["folder", "polars"])
+def test_a_pipeline_learns_from_chunks_as_from_the_whole_table(source, trips, folder):
+    X, y = trips.drop(columns="fare"), trips["fare"]
+    net = StableNetRegressor(max_epochs=2, random_state=0)
+    whole = tabular_pipeline(net).fit(X, y).predict(X)
+    table = SOURCES[source](trips, folder)
+    for chunks, target in (
+        (iter_chunks(table, "fare", chunk_size=100), None),
+        (iter_chunks(table, chunk_size=100), "fare"),
+        (iter_chunks(X, chunk_size=100), y),
+        (dataset.dataset(folder), "fare"),
+    ):
+        pipeline = tabular_pipeline(net).fit(chunks, target)
+        np.testing.assert_array_equal(pipeline.predict(X), whole)
+        assert pipeline[-1].feature_names_in_[0] == "km"
+    in_chunks = pipeline.predict(iter_chunks(table, "fare", chunk_size=100))
+    np.testing.assert_array_equal(in_chunks, whole)
+    assert pipeline[-2]._sketch is None
+
+
+def test_an_ensemble_of_classifiers_learns_labels_from_chunks(trips, folder):
+    known = trips.assign(kind=trips["kind"].fillna("?"))
+    X, y = known.drop(columns="kind"), known["kind"]
+    settings = {"net__estimator__max_epochs": 2, "net__n_estimators": 2}
+    whole, part = (
+        tabular_pipeline("classifier", random_state=0).set_params(**settings)
+        for _ in range(2)
+    )
+    expected = whole.fit(X, y).predict_proba(X)
+    part.fit(iter_chunks(known, "kind", chunk_size=100))
+    assert part[-1].classes_.tolist() == ["?", "day", "night"]
+    np.testing.assert_array_equal(part.predict_proba(X), expected)
+    np.testing.assert_array_equal(part.predict_proba(iter_chunks(X)), expected)
+
+
+@pytest.mark.parametrize("strategy", ["mean", "median", "most_frequent"])
+def test_transformers_learn_from_chunks_and_convert_them_when_read(strategy, trips):
+    X = trips[["km", "stops"]].astype("float32")
+    steps = make_pipeline(
+        NaNImputer(strategy=strategy, add_indicator=True), SafeScaler()
+    )
+    whole = steps.fit_transform(X)
+    chunks = steps.fit_transform(iter_chunks(X, chunk_size=250))
+    assert [len(chunk) for chunk in chunks] == [250, 250, 100]
+    np.testing.assert_allclose(np.concatenate(list(chunks)), whole, atol=1e-6)
+
+
+def test_validation_data_and_continued_training_may_be_in_chunks(trips):
+    X = np.array(trips[["stops", "fare"]].fillna(0), dtype="float32")
+    y = X[:, 0] > 4
+    fits = []
+    for wrap in (np.asarray, iter_chunks):
+        net = StableNetClassifier(max_epochs=2, random_state=0)
+        net.fit(wrap(X), y, X_val=wrap(X[:50]), y_val=y[:50])
+        fits.append(net.partial_fit(wrap(X), y).predict_proba(X))
+    np.testing.assert_array_equal(*fits)
+
+
+def test_a_read_only_memory_map_is_trained_on_without_a_copy(tmp_path):
+    X = np.random.default_rng(0).normal(size=(300, 3)).astype("float32")
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    assert np.may_share_memory(mapped, as_network_input(mapped, None))
+    assert np.may_share_memory(mapped, shared_tensor(mapped).numpy())
+    fits = []
+    for table in (X, mapped, pd.DataFrame(mapped, copy=False).to_numpy()):
+        net = StableNetRegressor(max_epochs=2, random_state=0).fit(table, X[:, 0])
+        fits.append(net.predict(mapped))
+    np.testing.assert_array_equal(fits[0], fits[1])
+    np.testing.assert_array_equal(fits[0], fits[2])
+    np.testing.assert_array_equal(np.load(tmp_path / "X.npy"), X)
+
+
+def test_what_has_no_partial_fit_learns_from_rows_of_all_chunks():
+    def read():
+        return (pd.DataFrame({"part": [str(i)] * 30_000}) for i in range(9))
+
+    sample = iter_chunks(read).sample()
+    assert 100_000 <= len(sample) <= 200_000
+    assert sample["part"].unique().tolist() == [str(i) for i in range(9)]
+    cleaner = TableCleaner().fit(iter_chunks(read))
+    assert cleaner.kinds_ == {"part": "numbers"}
+
+
+X_FIVE = np.arange(10.0).reshape(5, 2)
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (
+            lambda: iter_chunks(iter([X_FIVE])),
+            TypeError,
+            "iter_chunks cannot read list_iterator in chunks repeatedly. Pass a path "
+            "to Parquet files, an Arrow dataset, a DataFrame, an array, a memory map, "
+            "or a function without arguments that returns an iterator.",
+        ),
+        (
+            lambda: iter_chunks(X_FIVE, chunk_size=0),
+            ValueError,
+            "chunk_size must be at least 1, got 0.",
+        ),
+        (
+            lambda: list(iter_chunks(pd.DataFrame({"a": [1]}), "b")),
+            ValueError,
+            "The table has no column 'b' for the target. It has: 'a'.",
+        ),
+        (
+            lambda: StableNetRegressor().fit(iter_chunks(X_FIVE), [1.0]),
+            ValueError,
+            "y has 1 rows, but X has at least 5. Pass one target for each row.",
+        ),
+        (
+            lambda: StableNetRegressor().fit(iter_chunks(X_FIVE), np.arange(9.0)),
+            ValueError,
+            "y has 9 rows, but X has 5. Pass one target for each row.",
+        ),
+        (
+            lambda: TableCleaner().fit(iter_chunks(X_FIVE[:0])),
+            ValueError,
+            "The table has no rows. Pass a table with at least one row.",
+        ),
+    ],
+)
+def test_what_cannot_be_read_in_chunks_is_refused(act, error, message):
+    with pytest.raises(error) as caught:
+        act()
+    assert str(caught.value) == message
