@@ -16,6 +16,7 @@ import pytest
 from persistence_helpers import LABELS, NUMBERS, SETTINGS, LogNetwork, clean_table
 from sklearn.base import clone
 from sklearn.exceptions import InconsistentVersionWarning
+from sklearn.model_selection import KFold, ShuffleSplit
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
@@ -35,6 +36,7 @@ from sknan.persistence import TRUSTED_TYPES, load, save
 
 X = clean_table()
 NET = StableNetRegressor(**SETTINGS)
+RAW_UNITS = [{}, {"validation_split": KFold(3)}, {"validation_split": ShuffleSplit(2)}]
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +167,29 @@ def test_classes_of_torch_and_sknan_need_no_trust(file):
         np.testing.assert_array_equal(again.predict(X), model.predict(X))
         again.fit(X, NUMBERS)
         model.fit(X, NUMBERS)
+
+
+@pytest.mark.parametrize(
+    "transformer",
+    [NaNImputer(), NaNImputer(strategy="mean"), SafeScaler()],
+    ids=["auto", "mean", "scaler"],
+)
+def test_what_partial_fit_has_learned_is_saved(file, transformer):
+    table = np.random.default_rng(0).normal(size=(3000, 2))
+    model = clone(transformer).partial_fit(table[:2000])
+    save(model, file)
+    again = load(file).partial_fit(table[2000:])
+    model.partial_fit(table[2000:])
+    np.testing.assert_array_equal(again.transform(table), model.transform(table))
+
+
+@pytest.mark.parametrize("params", RAW_UNITS)
+def test_scaled_columns_and_splitters_are_saved(file, params):
+    model = clone(NET).set_params(early_stopping=True, **params)
+    save(model.fit(1e4 + 100 * X, NUMBERS), file)
+    again = load(file)
+    np.testing.assert_array_equal(again.predict(X), model.predict(X))
+    assert repr(again) == repr(model)
 
 
 def test_another_version_warns_once_as_scikit_learn_does(file):
