@@ -70,23 +70,31 @@ def optimizer_key(optimizer: torch.optim.Optimizer) -> Hashable | None:
     return type(optimizer), tuple(sorted(options.items()))
 
 
-def kernel_key(group: dict[str, Any]) -> Hashable:
+def kernel_key(group: dict[str, Any], n_steps: int) -> Hashable:
     """Return a key that is equal for members whose steps one kernel call can compute.
 
     Parameters
     ----------
     group : dict of str to object
         Parameter group of a member's optimizer.
+    n_steps : int
+        Number of steps that the member has made.
 
     Returns
     -------
     hashable
     """
-    return tuple(map(group.get, _KERNEL_SETTINGS))
+    settings = tuple(map(group.get, _KERNEL_SETTINGS))
+    return settings if _is_adam(group) else (*settings, n_steps)
+
+
+def _is_adam(group: dict[str, Any]) -> bool:
+    """Whether the optimizer is Adam or AdamW, whose kernel takes many counts."""
+    return "amsgrad" in group
 
 
 def write_unit_steps(
-    group: dict[str, Any], count: Tensor, lists: list[list[Tensor]]
+    group: dict[str, Any], counts: list[Tensor], lists: list[list[Tensor]]
 ) -> None:
     """Compute the steps at a learning rate of 1 of members with one kernel key.
 
@@ -94,17 +102,14 @@ def write_unit_steps(
     ----------
     group : dict of str to object
         Parameter group of the optimizer of one of the members.
-    count : Tensor of shape ()
-        Number of the step, from 1.
+    counts : list of Tensor of shape ()
+        Number of the step of each member, from 1. Only Adam's may differ.
     lists : list of list of Tensor
         Tensors for the steps, the gradients, and the two moments. The steps are
         overwritten and the moments updated; both are zero before the first step.
     """
     steps, gradients, first, second = lists
-    if "betas" in group and "amsgrad" not in group:
-        _write_variants_of_adam(group, int(count), lists)
-        return
-    if "betas" in group:
+    if _is_adam(group):
         beta1, beta2 = group["betas"]
         # The kernel adds a step to x, which here holds the previous step. A decay of 1
         # at a learning rate of 1 removes it first: x - 1 * 1 * x = 0.
@@ -114,7 +119,7 @@ def write_unit_steps(
             first,
             second,
             [],
-            [count] * len(steps),
+            counts,
             amsgrad=False,
             lr=1.0,
             beta1=beta1,
@@ -123,6 +128,10 @@ def write_unit_steps(
             eps=group["eps"],
             maximize=False,
         )
+        return
+    count = int(counts[0])
+    if "betas" in group:
+        _write_variants_of_adam(group, count, lists)
         return
     if "alpha" in group or "lr_decay" in group:
         _write_scaled_gradients(group, count, lists)
@@ -139,7 +148,7 @@ def write_unit_steps(
         dampening=group["dampening"],
         nesterov=group["nesterov"],
         maximize=False,
-        is_first_step=bool(count == 1),
+        is_first_step=count == 1,
     )
 
 
@@ -194,7 +203,7 @@ def nadam_momenta(group: dict[str, Any], n_steps: int) -> NDArray[np.float64]:
 
 
 def _write_scaled_gradients(
-    group: dict[str, Any], count: Tensor, lists: list[list[Tensor]]
+    group: dict[str, Any], count: int, lists: list[list[Tensor]]
 ) -> None:
     """Compute the steps of RMSprop and Adagrad; parameters as above.
 
@@ -207,4 +216,4 @@ def _write_scaled_gradients(
         torch.div(gradient, step, out=step)
         if group.get("momentum"):
             step.copy_(momentum.mul_(group["momentum"]).add_(step))
-        step.mul_(-1.0 / (1.0 + (float(count) - 1.0) * group.get("lr_decay", 0.0)))
+        step.mul_(-1.0 / (1.0 + (count - 1.0) * group.get("lr_decay", 0.0)))

@@ -68,7 +68,7 @@ def pass_key(net: TableNet, table: TensorTable) -> Hashable | None:
     hashable or None
         None for a network that cannot be stacked.
     """
-    layers = _chain_of(net)
+    layers = chain_of(net)
     if layers is not None and _is_known(net, table):
         sizes = tuple((type(layer), _sizes(layer)) for layer in layers)
         return "chain", sizes, type(net.criterion_)
@@ -88,7 +88,7 @@ def is_stored_transposed(net: TableNet) -> list[bool]:
     list of bool
         One entry for each parameter of the module, in their order.
     """
-    layers = _chain_of(net)
+    layers = chain_of(net)
     if layers is not None:
         return transposed_weights(layers)
     return [False for _ in net.module_.parameters()]
@@ -119,7 +119,7 @@ def stacked_pass(
     -------
     StackedPass
     """
-    layers = [_chain_of(net) for net in nets]
+    layers = [chain_of(net) for net in nets]
     chains = [chain for chain in layers if chain is not None]
     if len(chains) == len(layers):
         criterion = nets[0].criterion_
@@ -127,7 +127,7 @@ def stacked_pass(
     return StackedModule(nets, generators, weights, gradients, buffers)
 
 
-def _chain_of(net: TableNet) -> list[nn.Module] | None:
+def chain_of(net: TableNet) -> list[nn.Module] | None:
     """Return the layers of a chain whose passes are explicit."""
     if stacked_loss_of(net.criterion_) is None:
         return None

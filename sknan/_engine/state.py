@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -165,23 +166,27 @@ class Stack:
         """Prepare the steps anew after counts or conditioning of a member changed."""
         self._step.zero_()  # the steps of a failed member may be NaN
         parts = [self._step, self._gradient, *self.rows.moments]
-        numbers_by_key: dict[tuple[Hashable, int], list[int]] = {}
-        counts = self.rows.counts.tolist()
-        for k, (member, count) in enumerate(zip(self.members, counts, strict=True)):
-            key = kernel_key(member.group), count
-            numbers_by_key.setdefault(key, []).append(k)
-        is_single = len(numbers_by_key) == 1
-        # Arguments of each kernel call: group, count of steps as tensor and as array,
+        numbers_by_key: dict[Hashable, list[int]] = defaultdict(list)
+        for k, member in enumerate(self.members):
+            numbers_by_key[kernel_key(member.group, int(self.rows.counts[k]))].append(k)
+        # Arguments of each kernel call: group, counts of steps as tensors and as array,
         # tensors.
         self._kernel_calls = []
-        for (_, n_steps), numbers in numbers_by_key.items():
-            count = torch.tensor(float(n_steps))
+        for numbers in numbers_by_key.values():
+            counts = torch.tensor(self.rows.counts[numbers], dtype=torch.float32)
+            is_single = (
+                len(numbers) == len(self.members) and counts.min() == counts.max()
+            )
+            if is_single:
+                counts = counts[:1]
             lists = [
                 [part.view(-1)] if is_single else [part[k] for k in numbers]
                 for part in parts
             ]
             group = self.members[numbers[0]].group
-            self._kernel_calls.append((group, count, count.numpy(), lists))
+            self._kernel_calls.append(
+                (group, list(counts.unbind()), counts.numpy(), lists)
+            )
         self._conditionings = [
             member.conditioning.on(self.parameters_of(k))
             for k, member in enumerate(self.members)
@@ -475,9 +480,9 @@ class Stack:
                 self._weights.mul_(factors.decay)
             else:
                 self._gradient.addcmul_(self._weights, factors.decay)
-        for group, count, count_array, lists in self._kernel_calls:
+        for group, counts, count_array, lists in self._kernel_calls:
             count_array += 1.0
-            write_unit_steps(group, count, lists)
+            write_unit_steps(group, counts, lists)
         self.rows.counts += 1
         self._weights.addcmul_(self._step, factors.rate)
         for conditioning in self._conditionings:
