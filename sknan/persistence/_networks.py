@@ -97,8 +97,7 @@ class EstimatorNetwork(nn.Module):
         if self._is_scaled:
             X = (X.double() / 2 - self.mean / 2) / self.scale * 2
         # A copy, because the module may work in place.
-        X = torch.where(_along(is_valid, X), X, 0.0).float()
-        output = self.network(X).float()
+        output = self.network(X.to(torch.float32, copy=True)).float()
         is_valid = is_valid & _all_of_row(output.isfinite())
         return torch.where(_along(is_valid, output), output, torch.nan)
 
