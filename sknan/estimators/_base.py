@@ -57,6 +57,7 @@ from sknan.estimators._validation_data import (
     with_validation_rows,
 )
 from sknan.estimators._validation_split import HoldOut, UserSplits, ValidationFold
+from sknan.losses import BoundedLoss
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._time_limit import TimeLimit
@@ -190,7 +191,8 @@ class StableNetBase(
             y, target, weights, is_partial, **target_params
         )
         if is_new:
-            if codes.dtype.kind == "f":
+            # A bounded loss is chosen because there are outliers.
+            if codes.dtype.kind == "f" and not isinstance(self.criterion, BoundedLoss):
                 check_outliers(target, numbers, name="y", remedy=DROP_OUTLIERS)
             module = self._module_for(X_raw, n_outputs)
             names = getattr(self, "feature_names_in_", None)

@@ -169,7 +169,8 @@ def as_chunks(X: Any, y: Any = None) -> TableChunks | None:
     """Return the chunks of an input of ``fit`` that is read in chunks, else None."""
     if isinstance(X, TableChunks):
         return X.with_target(y)
-    if _is_arrow_dataset(X):
+    # A table of Arrow is in memory already.
+    if _is_arrow_dataset(X) and hasattr(X, "scanner"):
         return iter_chunks(X, y)
     return None
 

@@ -3,6 +3,7 @@
 import datetime
 import json
 import pickle
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 
@@ -538,6 +539,9 @@ def test_a_real_table_is_fitted_and_predicted_without_a_warning(name, reading):
     is_regression = entry["task"] == "regression"
     network = StableNetRegressor if is_regression else StableNetClassifier
     model = tabular_pipeline(network(max_epochs=1, random_state=0), random_state=0)
-    model.fit(table.iloc[::2], y.iloc[::2])
+    # One target of this table is 12 000, at a median of 10.
+    is_extreme = name == "meta"
+    with pytest.warns(match="^y contains outliers") if is_extreme else nullcontext():
+        model.fit(table.iloc[::2], y.iloc[::2])
     predict = model.predict if is_regression else model.predict_proba
     assert np.isfinite(predict(table.iloc[1::2])).all()
