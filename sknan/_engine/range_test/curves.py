@@ -23,19 +23,29 @@ from sknan._engine.training import StackTraining, StepRaised
 from sknan._utils.progress import advance, advance_to, is_shown
 from sknan._utils.threads import threads_for
 from sknan._utils.tree import tree_map
+from sknan.diagnosis._thresholds import N_TRIAL_ROWS
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorTable
 
-# Share of the rows that is held out, the largest number of held-out rows, and the
-# number of rows below which none are held out.
-_HELD_OUT_SHARE = 0.2
-_MAX_HELD_OUT = 1024
-_MIN_ROWS_TO_HOLD_OUT = 50
+# Share of the rows that is held out, and of a curve that is its end.
+SHARE = 0.2
 
-# Number of times that the loss on held-out rows is computed after the start.
-_N_CHECKS = 20
+# Largest number of held-out rows. It bounds the time.
+_MAX_HELD_OUT = 1000
 
-# Bytes of weights, gradients and moments in one stack.
+# Number of parts of a curve or of the held-out rows, over which losses are compared.
+N_PARTS = 10
+
+# A part has at least two steps, and one held-out row: in smaller tables none are held
+# out. Learning rates are told apart by at least two.
+MIN_STEPS = 2 * N_PARTS
+MIN_ROWS = round(N_PARTS / SHARE)
+
+# Total of floating-point operations of the curves, and of the trainings that confirm
+# them: some seconds on one core.
+MAX_FLOPS = 3e11
+
+# Bytes of weights, gradients and moments in one stack. It changes no result.
 _MAX_BYTES = 2**29
 
 
@@ -136,7 +146,7 @@ def flops_per_step(estimator: Trainable, rows: TrainingRows) -> float:
     -------
     float
     """
-    few = _selected(rows, np.arange(min(32, len(rows.X))))
+    few = _selected(rows, np.arange(min(N_TRIAL_ROWS, len(rows.X))))
     per_row: float = _constant_rate_plan(estimator, few, 0, 1).net.flops_per_row_
     return 3.0 * per_row * _batch_size(estimator, rows)
 
@@ -150,10 +160,10 @@ def drawn_rows(
 ) -> tuple[TrainingRows, TrainingRows | None]:
     """Draw at most ``n_train`` training rows, and held-out rows if there are enough."""
     n_rows, hold_out = len(rows.X), rows.hold_out
-    has_enough = n_rows >= _MIN_ROWS_TO_HOLD_OUT
+    has_enough = n_rows >= MIN_ROWS
     if hold_out is None or hold_out.is_random:
         order = rng.permutation(n_rows)
-        n_valid = int(_HELD_OUT_SHARE * n_rows) if has_enough else 0
+        n_valid = int(SHARE * n_rows) if has_enough else 0
         n_valid = min(n_valid, _MAX_HELD_OUT)
         train, valid = order[n_valid:], order[:n_valid]
     else:
@@ -225,7 +235,7 @@ class _ConstantRateTrainings:
     def __post_init__(self) -> None:
         self.checks: list[int] = []
         if self.held_out is not None:
-            ends = self.n_steps * (np.arange(1, _N_CHECKS + 1) / _N_CHECKS)
+            ends = self.n_steps * (np.arange(1, N_PARTS + 1) / N_PARTS)
             self.checks = sorted({0, *map(math.ceil, ends)})
 
     def run(self, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

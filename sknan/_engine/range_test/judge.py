@@ -11,36 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sknan._engine.range_test.curves import RateCurves
+from sknan._engine.range_test.curves import SHARE, RateCurves
+from sknan.diagnosis._thresholds import FAR, LEAST_GAIN
 
-# Suggestion where a test gives no information.
+# Suggestion where a test gives no information: torch's default for Adam, and that of
+# the estimators.
 USUAL_RATE = 1e-3
 
-# A learning rate is stable if its loss falls by at least this share of the largest
-# fall. The suggestion is lower than the largest stable one by at least the margin.
-_STABLE_SHARE = 0.5
+# Half: a learning rate is stable if its loss falls at least half as far as that of the
+# best one, and the suggestion is at most half of the largest stable one.
 MARGIN = 2.0
-
-# The suggestion is a weighted mean. A learning rate whose loss exceeds the lowest one
-# by this share of the fall has 1/e of the weight of the best one.
-_TOLERANCE = 0.02
-
-# End of a curve: the last fifth of its steps, or the last checks on held-out rows.
-_END = 5
-_N_LAST_CHECKS = 3
-
-# If all curves end within this number of steps, the learning rate is not the cause.
-_N_FIRST_STEPS = 1
-
-# Least fall, as a share of the first loss; a curve that falls less is flat.
-_LEAST_FALL = 0.01
-
-# With fewer rows in the table, of which a fifth is held out, confidence is not high.
-_ENOUGH_ROWS = 200
-
-# Ratio of the suggestions of two starts above which confidence is medium, or low.
-_FAR_APART = 3.0
-_VERY_FAR_APART = 10.0
 
 _ALL_ENDED = (
     "Every curve ended at once, whatever the rate, so that the usual rate is taken: "
@@ -107,14 +87,14 @@ class Judgment:
         Judgment
         """
         losses = curves.losses.astype(np.float64)
-        n_rates, _, n_steps = losses.shape
-        train = _end(losses, max(1, n_steps // _END))
+        n_rates = len(losses)
+        train = _end(losses)
         # NaN where all of them are NaN; `nanmax` would warn then.
         first = np.fmax.reduce(losses[:, :, 0], axis=0)
         valid = first_valid = None
         if curves.valid_losses.size:
             checks = curves.valid_losses.astype(np.float64)
-            valid = _end(checks, _N_LAST_CHECKS)
+            valid = _end(checks)
             first_valid = np.fmax.reduce(checks[:, :, 0], axis=0)
         n_complete = _n_leading(np.isfinite(train).all(axis=1))
         is_stable = np.zeros(n_rates, dtype=bool)
@@ -122,10 +102,8 @@ class Judgment:
             return cls(first, train, first_valid, valid, None, is_stable)
         fastest = int(train[:n_complete].mean(axis=1).argmin())
         lowest = train[:n_complete].min(axis=0)
-        limit = first - _STABLE_SHARE * (first - lowest)
-        # Where no loss falls, a learning rate is stable if its loss does not rise.
-        risen = first + 0.1 * np.abs(first)
-        limit = np.where(lowest < first, limit, risen)
+        # Where no loss falls, those that rise little are stable.
+        limit = lowest + np.abs(first - lowest) / MARGIN
         n_above = _n_leading((train[fastest:n_complete] <= limit).all(axis=1))
         is_stable[: fastest + n_above] = n_above > 0
         return cls(first, train, first_valid, valid, fastest, is_stable)
@@ -167,12 +145,12 @@ def suggest(
     reason : str
         Sentences for the user.
     """
-    if np.isnan(curves.losses[:, :, _N_FIRST_STEPS:]).all():
+    if np.isnan(curves.losses[:, :, 1:]).all():
         return USUAL_RATE, 0, _ALL_ENDED
     if largest is None:
         return min(USUAL_RATE, float(rates[0]) / MARGIN), 0, _NONE_STABLE
     limit = largest / MARGIN
-    allowed = np.flatnonzero(rates <= limit * (1.0 + 1e-9))
+    allowed = np.flatnonzero(rates <= limit)
     if not len(allowed):
         return limit, 0, _ONLY_LOWEST
     usual = min(USUAL_RATE, limit)
@@ -180,7 +158,7 @@ def suggest(
         return usual, 0, f"{counted(n_rows, 'row')} {CANNOT_TELL}"
     first, last = judgment.first_valid, judgment.valid
     falls = first - last[allowed].min(axis=0)
-    if (falls < _LEAST_FALL * np.abs(first)).any():
+    if (falls < LEAST_GAIN * np.abs(first)).any():
         return usual, 0, _FLAT
     mean = last.mean(axis=1)
     suggestion = _center(rates, mean, float(first.mean()), allowed)
@@ -196,14 +174,13 @@ def suggest(
     doubts = list(_doubts_about_starts(suggestion_by_start)) + list(
         _doubts_about_edges(rates, mean, best, int(allowed[-1]), largest)
     )
-    if n_rows < _ENOUGH_ROWS:
-        doubts.append((1, f"There are few rows, {n_rows}, to judge by."))
     level = min([2, *(level for level, _ in doubts)])
     return suggestion, level, " ".join([reason, *(text for _, text in doubts)])
 
 
-def _end(losses: np.ndarray, n_last: int) -> np.ndarray:
+def _end(losses: np.ndarray) -> np.ndarray:
     """Return the mean of each curve's last losses; infinite if it ended early."""
+    n_last = max(1, int(SHARE * losses.shape[2]))
     means: np.ndarray = losses[:, :, -n_last:].mean(axis=2)
     return np.where(np.isfinite(means), means, np.inf)
 
@@ -213,9 +190,8 @@ def _doubts_about_starts(suggestions: list[float]) -> Iterator[tuple[int, str]]:
     if len(suggestions) == 1:
         yield 1, "There was one start only."
     least, most = min(suggestions), max(suggestions)
-    if most / least > _FAR_APART:
-        level = 0 if most / least > _VERY_FAR_APART else 1
-        yield level, f"The starts disagree: {least:.2g} to {most:.2g}."
+    if most / least > FAR:
+        yield 0, f"The starts disagree: {least:.2g} to {most:.2g}."
 
 
 def _doubts_about_edges(
@@ -233,16 +209,13 @@ def _doubts_about_edges(
 def _center(
     rates: np.ndarray, losses: np.ndarray, first: float, allowed: np.ndarray
 ) -> float:
-    """Return the weighted geometric mean of the best learning rates.
+    """Return the geometric mean of the learning rates that are nearly the best.
 
     A mean depends less on the noise of single curves than the best learning rate.
     """
-    capped = np.minimum(losses, first + abs(first))
-    padded = np.pad(capped, 1, mode="edge")
-    smooth = ((padded[:-2] + 2.0 * padded[1:-1] + padded[2:]) / 4.0)[allowed]
-    fall = max(first - float(smooth.min()), 1e-12 * max(abs(first), 1e-300))
-    weights = np.exp((smooth.min() - smooth) / (_TOLERANCE * fall))
-    return float(np.exp(np.average(np.log(rates[allowed]), weights=weights)))
+    excess = losses[allowed] - losses[allowed].min()
+    fall = first - losses[allowed].min()
+    return float(np.exp(np.log(rates[allowed][excess <= LEAST_GAIN * fall]).mean()))
 
 
 def counted(n: int, noun: str) -> str:

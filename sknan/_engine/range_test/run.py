@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sknan._engine.plan import Trainable, TrainingRows
-from sknan._engine.range_test.curves import RateCurves, curves_at_rates, flops_per_step
+from sknan._engine.range_test.curves import (
+    MAX_FLOPS,
+    MIN_STEPS,
+    RateCurves,
+    curves_at_rates,
+    flops_per_step,
+)
 from sknan._engine.range_test.judge import Judgment, suggest
 from sknan._engine.range_test.learning_rate_range import LearningRateRange
 from sknan._engine.range_test.trial import compared_with_usual
@@ -21,15 +27,9 @@ from sknan._utils.warn import recorded_warnings
 
 DEFAULT_RATES = tuple(float(f"{10 ** (k / 3):.3g}") for k in range(-15, 4))
 
-# Number of steps of each training: the least of this number, the number of steps of the
-# real training, and the number for which all trainings stay within this total of
-# floating-point operations (some seconds on one core).
+# Number of steps of each training, unless the real training has fewer, or all trainings
+# would exceed the total of floating-point operations.
 _N_STEPS = 200
-_MAX_FLOPS = 1.5e11
-
-# Lower limits of the number of steps, the second one for large networks.
-_MIN_STEPS = 20
-_MIN_STEPS_WITHIN_FLOPS = 60
 
 _LEVELS = ("low", "medium", "high")
 
@@ -92,10 +92,9 @@ def _n_steps(estimator: Trainable, rows: TrainingRows, n_trainings: int) -> int:
         if estimator.lr_schedule not in (None, "constant"):
             # A falling learning rate gets as far as half the steps at its maximum.
             real //= 2
-        n_steps = max(_MIN_STEPS, min(n_steps, real))
+        n_steps = min(n_steps, real)
     n_flops = max(flops_per_step(estimator, rows), 1.0) * n_trainings
-    limit = max(_MIN_STEPS_WITHIN_FLOPS, int(_MAX_FLOPS // n_flops))
-    return min(n_steps, limit)
+    return max(MIN_STEPS, min(n_steps, int(MAX_FLOPS // n_flops)))
 
 
 def _result(rates: np.ndarray, curves: RateCurves, n_rows: int) -> LearningRateRange:

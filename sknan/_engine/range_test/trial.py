@@ -19,26 +19,20 @@ from numpy.typing import NDArray
 from sknan._engine.fit import train_stack
 from sknan._engine.grouping import plan_key
 from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
-from sknan._engine.range_test.curves import drawn_rows, flops_per_step, held_out_table
+from sknan._engine.range_test.curves import (
+    MAX_FLOPS,
+    MIN_ROWS,
+    N_PARTS,
+    drawn_rows,
+    flops_per_step,
+    held_out_table,
+)
 from sknan._engine.range_test.judge import CANNOT_TELL, MARGIN, USUAL_RATE, counted
 from sknan._engine.range_test.learning_rate_range import LearningRateRange
 from sknan.nets._batching import TensorTable
 
-# Fractions of the suggestion that are tried: the best learning rate of a whole training
-# is often lower than that of its first steps.
-_FRACTIONS = (1.0, 1 / 3)
-
-# Total of floating-point operations of the trainings; above it they have fewer epochs.
-_MAX_FLOPS = 3e11
-
-# Held-out rows are divided into parts, over which two losses are compared.
-_N_PARTS = 10
-
-# Fewer rows, of which a fifth is held out, cannot tell learning rates apart.
-_MIN_ROWS = 20 * _N_PARTS // 2
-
 # Loss of a training that fails.
-_FAILED = 1e30
+_FAILED = float(np.finfo(np.float32).max)
 
 
 def compared_with_usual(
@@ -71,32 +65,27 @@ def compared_with_usual(
         return found
     if found.suggestion == USUAL_RATE:
         return found
-    if len(rows.X) < _MIN_ROWS:
+    if len(rows.X) < 2 * MIN_ROWS:
         if found.largest_stable is None:
             return found
         reason = f"{counted(len(rows.X), 'row')} {CANNOT_TELL}"
         return replace(found, suggestion=USUAL_RATE, confidence="low", reason=reason)
-    rates = [USUAL_RATE, *(found.suggestion * share for share in _FRACTIONS)]
+    rates = [USUAL_RATE, found.suggestion]
     losses = np.stack([_losses(estimator, rows, rates, seed) for seed in seeds], 1)
-    gains = losses[0] - losses[1:]
-    means = gains.mean(axis=(1, 2))
-    n_parts = gains[0].size
-    errors = gains.std(axis=(1, 2)) / math.sqrt(n_parts)
-    is_better = (gains.mean(axis=2) > 0).all(axis=1) & (means > 2.0 * errors)
-    ends = losses.mean(axis=(1, 2))
-    if not is_better.any():
+    gains = losses[0] - losses[1]
+    error = gains.std() / math.sqrt(gains.size)
+    usual, other = losses.mean(axis=(1, 2))
+    if not ((gains.mean(axis=1) > 0).all() and gains.mean() > 2.0 * error):
         reason = (
-            "No training at another rate has a loss on held-out rows that is lower by "
-            f"more than its noise than that at the usual rate, {ends[0]:.3g}."
+            f"A training at {found.suggestion:g} has no loss on held-out rows that is "
+            f"lower by more than its noise than that at the usual rate, {usual:.3g}."
         )
         return replace(found, suggestion=USUAL_RATE, reason=reason)
-    best = int(np.where(is_better, means, -np.inf).argmax())
     reason = (
-        f"The loss on held-out rows of a training there is {ends[1 + best]:.3g}, "
-        f"against {ends[0]:.3g} at the usual rate, {USUAL_RATE:g}."
+        f"The loss on held-out rows of a training there is {other:.3g}, against "
+        f"{usual:.3g} at the usual rate, {USUAL_RATE:g}."
     )
-    suggestion = float(f"{rates[1 + best]:.2g}")
-    return replace(found, suggestion=suggestion, reason=reason)
+    return replace(found, reason=reason)
 
 
 def _losses(
@@ -113,7 +102,7 @@ def _losses(
     vars(trial).pop("_fitted", None)
     vars(trial).update(
         batch_size=estimator.rows_per_batch(n_rows),
-        max_epochs=max(1, min(trial.max_epochs, int(_MAX_FLOPS // n_flops))),
+        max_epochs=max(1, min(trial.max_epochs, int(MAX_FLOPS // n_flops))),
         # All trainings, with two starts, take at most half of the time.
         max_time=trial.max_time and trial.max_time / (4 * len(rates)),
         on_nonfinite="raise",
@@ -130,7 +119,7 @@ def _losses(
     ends: list[Any] = [None] * len(plans)
     if plan_key(plans[0]) is not None:
         ends = train_stack(plans, [0] * len(plans))
-    losses = np.full((len(rates), _N_PARTS), _FAILED)
+    losses = np.full((len(rates), N_PARTS), _FAILED)
     for k, (plan, end) in enumerate(zip(plans, ends, strict=True)):
         try:
             plan.run_loop() if end is None else end()
@@ -143,7 +132,7 @@ def _losses(
 def _losses_on_parts(plan: TrainingPlan, held_out: TensorTable) -> list[float]:
     net = plan.net
     net._set_training(False)
-    index = np.array_split(np.arange(len(held_out)), _N_PARTS)
+    index = np.array_split(np.arange(len(held_out)), N_PARTS)
     losses = []
     with torch.no_grad():
         for part in index:

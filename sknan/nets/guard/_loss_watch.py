@@ -12,12 +12,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from sknan._utils.member_arrays import MemberArrays
+from sknan.diagnosis._thresholds import FAR
 
 Floats = NDArray[np.float64]
 
-# A loss has exploded if it exceeds the untrained loss by this factor ...
-_EXPLOSION = 10.0
-# ... for this many consecutive steps (fewer in a short training). A spike is shorter.
+# A loss has exploded if it is far above the untrained loss for this many consecutive
+# steps (fewer in a short training). A spike is shorter.
 _PATIENCE = 16
 
 # A gradient norm that is this many times the largest recent one, and larger than any
@@ -121,14 +121,14 @@ class LossWatch(_NormWatch):
             self._has_loss = True
         self._recent.append(loss)
         is_suspect = len(self._recent) == self._recent.maxlen and _exceeds(
-            min(self._recent), self.reference, _EXPLOSION
+            min(self._recent), self.reference, FAR
         )
         if not is_suspect:
             return False
         before = untrained_loss()
         if not math.isfinite(before):
             before = -math.inf
-        elif before != 0.0 and _exceeds(loss, before, _EXPLOSION):
+        elif before != 0.0 and _exceeds(loss, before, FAR):
             return True
         self.reference = max(self.reference, before, min(self._recent))
         return False
@@ -149,9 +149,7 @@ class LossWatch(_NormWatch):
         -------
         bool
         """
-        is_ordinary = not self._has_loss or not _exceeds(
-            loss, self.reference, _EXPLOSION
-        )
+        is_ordinary = not self._has_loss or not _exceeds(loss, self.reference, FAR)
         if is_ordinary and self._is_absurd(loss, norm):
             return True
         self._add_norm(norm)
@@ -245,10 +243,10 @@ class LossWatches(_NormWatch, MemberArrays):
         recent = np.concatenate([self._recent, losses])
         n_recent = len(self._recent)
         self._recent = recent[-n_recent:]
-        suspects: NDArray[np.bool_] = _exceeds(losses, reference, _EXPLOSION)
+        suspects: NDArray[np.bool_] = _exceeds(losses, reference, FAR)
         if suspects.any():
             windows = sliding_window_view(recent[1:], n_recent, axis=0)
-            suspects = _exceeds(windows.min(axis=-1), reference, _EXPLOSION)
+            suspects = _exceeds(windows.min(axis=-1), reference, FAR)
         return suspects
 
     def is_spike(self, losses: Floats, norms: Floats) -> NDArray[np.bool_]:
@@ -264,7 +262,7 @@ class LossWatches(_NormWatch, MemberArrays):
         ndarray of bool, same shape
         """
         reference = self._reference_of(losses)
-        is_spike: NDArray[np.bool_] = ~_exceeds(losses, reference, _EXPLOSION)
+        is_spike: NDArray[np.bool_] = ~_exceeds(losses, reference, FAR)
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             is_spike[step] &= self._is_absurd(loss, norm)
             self._add_norm(norm)

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# About the largest float32.
-_LARGEST = 3.4e38
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def _is_finite(tensors: Sequence[Tensor]) -> bool:

@@ -18,14 +18,11 @@ from sknan._utils.warn import warn
 from sknan.diagnosis._culprits import by_bisection, nonfinite_rows, sliced
 from sknan.diagnosis._raised import about_dtype, does_raise, may_concern_values
 from sknan.diagnosis._report import NonFiniteReport
-from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
+from sknan.diagnosis._thresholds import N_TRIAL_ROWS, OVERFLOWS_SQUARED
 from sknan.diagnosis._value_trials import depends_on_values
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets.recovery.explain_output import explain_output, in_data
 from sknan.nets.recovery.finite_operations import RepairedOperations
-
-# Largest number of bad rows, and of other rows, with which an output is explained.
-_MOST_EXPLAINED = 256
 
 # Lowest and highest output of each column, for each output of a network.
 OutputRange = list[tuple[Tensor, Tensor]]
@@ -203,13 +200,13 @@ class OutputRepair:
         self, inputs: Any, rows: Sequence[int], start: int, n_rows: int
     ) -> None:
         """Keep bad rows for the report, and after the first ones as many others."""
-        kept = list(rows)[: _MOST_EXPLAINED - self._n_bad_sampled]
+        kept = list(rows)[: N_TRIAL_ROWS - self._n_bad_sampled]
         self._n_bad_sampled += len(kept)
         if not kept:
             return
         others: list[int] = []
         if not self._samples:
-            others = sorted(set(range(n_rows)) - set(rows))[:_MOST_EXPLAINED]
+            others = sorted(set(range(n_rows)) - set(rows))[:N_TRIAL_ROWS]
         chosen = torch.tensor(kept + others)
         self._samples.append(sliced(inputs, chosen, n_rows))
         self._sampled += [start + row for row in kept + others]

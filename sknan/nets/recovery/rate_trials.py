@@ -19,6 +19,7 @@ from sknan.diagnosis._culprits import (
     sliced,
     without_rows,
 )
+from sknan.diagnosis._thresholds import LEAST_GAIN, N_TRIAL_ROWS
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.explain import empty_states
 from sknan.nets.recovery.finite_operations import RepairedOperations
@@ -26,13 +27,6 @@ from sknan.nets.recovery.protocol import RefuseErrors, StepRefused, Training
 from sknan.nets.recovery.step_loss import loss_of
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
-
-# A rescued network must have a loss lower than that of a constant output by this share.
-# Less is the noise of an epoch: 0.3 % in trainings that have learned the mean. It also
-# tells a learning rate that is too low to learn. A smallest rate would not: SGD on 1e12
-# times the squared error is rescued at 3.2e-13, where a linear network learns its table
-# exactly.
-_LEAST_GAIN = 0.01
 
 # A network from whose steps rows or operations were left out must not have a loss above
 # that of a constant output by more than this share. In `nanzoo.generated` networks with
@@ -43,9 +37,6 @@ _FAR_WORSE = 0.2
 
 # The same multiple tells epoch losses that failing rows make up, which show no trend.
 _TOO_FAR_TO_FALL = 1e3
-
-# Number of rows on which a rescue is judged. It bounds the time, and was not tuned.
-_N_JUDGED = 256
 
 # Number of steps for which a lower learning rate is tested, twice as many as there are
 # batches.
@@ -179,7 +170,7 @@ class RateTrials:
         constant = self._lowest_constant(sample, outputs, first_outputs)
         if constant == math.inf and not isinstance(self.net.module, torch.nn.Module):
             constant = first  # all that is known; one passed in may be good already
-        return not reached > constant - _LEAST_GAIN * abs(constant)
+        return not reached > constant - LEAST_GAIN * abs(constant)
 
     def is_far_worse_than_constant(self) -> bool:
         """Whether the loss is far above that of a constant output.
@@ -190,7 +181,7 @@ class RateTrials:
         """
         if self.net._own_step() is not None:
             return False
-        batches = self.training.rows_of_data(_N_JUDGED)
+        batches = self.training.rows_of_data(N_TRIAL_ROWS)
         try:
             with kept_random_states(self.net.device), torch.no_grad():
                 batches = [b for b in map(self._sound_rows, batches) if _varies(b[1])]
@@ -216,7 +207,7 @@ class RateTrials:
         lowest = min(losses, default=0.0)
         return (
             not losses
-            or losses[-1] <= lowest + _LEAST_GAIN * abs(lowest)
+            or losses[-1] <= lowest + LEAST_GAIN * abs(lowest)
             or losses[-1] - reached > _TOO_FAR_TO_FALL * abs(reached)
         )
 

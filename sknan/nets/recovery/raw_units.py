@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from sknan.diagnosis._thresholds import FAR
 from sknan.losses._traits import traits_of
 
 # A column whose mean or standard deviation is at least this large is in raw units. The
 # default network learns as well with one column of size 300 as without, and is worse
 # than a constant with one of size 1000; several columns add up.
-RAW = 10.0
+RAW = FAR
 
 # Columns smaller than this are not scaled, because their weights would become large.
 _TINY = 1e-3
