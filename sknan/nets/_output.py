@@ -16,14 +16,17 @@ from torch.utils.data import IterableDataset
 
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.settings import usual_settings
+from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._raised import may_concern_values
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.losses._traits import is_own_loss
 from sknan.nets._batching import TensorBatches
 from sknan.nets._data import refuse_nonfinite_data
 from sknan.nets.recovery.output_repair import (
     OutputRange,
     OutputRepair,
     outputs_by_row,
+    predicted_part,
 )
 from sknan.nets.recovery.validation_loss import loss_of_sound_rows
 
@@ -180,36 +183,63 @@ class OutputMixin(_SkorchNet):
     def _check_trained_output(self, X: Any, batches: Any = None) -> None:
         """Evaluate the training rows after a training.
 
+        If no step has failed, the first part of a tuple counts, with which skorch
+        predicts, and a loss of the user may accept outputs that are not finite.
+
         Parameters
         ----------
         X : object
             Input of ``fit``, which is evaluated if training was rescued or the output
-            for a batch is bad.
+            for a batch is bad. A stream of rows is never read again.
         batches : iterable of tuple or None
-            Batches of the last epoch. A stream of rows cannot be read again.
+            Batches of the last epoch.
 
         Raises
         ------
         NonFiniteTrainingError
             If the output is not finite for all rows, or a row cannot be repaired.
         """
+        if _is_stream(X) or _is_stream(batches):
+            return
         if isinstance(batches, TensorBatches):
             n_rows = _BATCHES_AT_ONCE * batches.batch_size
             batches = TensorBatches(batches.dataset, n_rows)
-        is_stream = isinstance(getattr(batches, "dataset", None), IterableDataset)
-        is_rescued, repair = bool(self.guard_.reports), OutputRepair(self)
+        is_rescued = bool(self.guard_.reports)
+        repair = OutputRepair(self, only_first=True)
         try:
             with _unchanged_states(self, batches):
-                if not (is_rescued or is_stream):
+                if not is_rescued:
                     self._evaluate(batches or (), repair)
-                if is_rescued or repair.has_bad_rows:
-                    repair = OutputRepair(self, learns_range=True)
-                    self._evaluate(self._batches_of(X), repair)
+                    if not repair.has_bad_rows or self._does_loss_accept(batches):
+                        return
+                repair = OutputRepair(self, learns_range=True)
+                self._evaluate(self._batches_of(X), repair)
         except NonFiniteTrainingError:
             raise
         except Exception:  # such as two modules without an output: nothing to promise
             return
         repair.conclude_training()
+
+    def _does_loss_accept(self, batches: Any) -> bool:
+        """Whether a loss of the user is finite with outputs that are not.
+
+        NaN may mark what the loss leaves out. Without any finite output, a training
+        has failed.
+        """
+        is_get_loss_ours = self.get_loss.__module__.startswith(("skorch.", "sknan."))
+        if is_get_loss_ours and not is_own_loss(self.criterion_):
+            return False
+        is_any_finite = False
+        for batch in batches:
+            try:
+                step = super().validation_step(batch)
+            except Exception:
+                return False
+            if not torch.isfinite(step["loss"]).all():
+                return False
+            leaves = tree_leaves(predicted_part(step["y_pred"]))
+            is_any_finite |= any(bool(leaf.isfinite().any()) for leaf in leaves)
+        return is_any_finite
 
     def _batches_of(self, X: Any) -> Any:
         return self.get_iterator(self.get_dataset(X), training=False)
@@ -221,6 +251,11 @@ class OutputMixin(_SkorchNet):
                 self.evaluation_step(batch)
         finally:
             _repair.reset(token)
+
+
+def _is_stream(rows: Any) -> bool:
+    """Whether a data set, or that of batches, is a stream of rows."""
+    return isinstance(getattr(rows, "dataset", rows), IterableDataset)
 
 
 @contextlib.contextmanager

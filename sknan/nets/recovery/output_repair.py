@@ -44,6 +44,8 @@ class OutputRepair:
         Whether the rows are training rows, whose outputs give the range.
     numbers : Tensor or None, default=None
         Row numbers in the caller's data. None means all rows in order.
+    only_first : bool, default=False
+        Whether only the first part of a tuple counts.
 
     Attributes
     ----------
@@ -56,7 +58,12 @@ class OutputRepair:
     """
 
     def __init__(
-        self, net: Any, *, learns_range: bool = False, numbers: Tensor | None = None
+        self,
+        net: Any,
+        *,
+        learns_range: bool = False,
+        numbers: Tensor | None = None,
+        only_first: bool = False,
     ) -> None:
         self.net = net
         self.n_rows = 0
@@ -66,6 +73,7 @@ class OutputRepair:
         self._learns_range = learns_range
         self._repaired_range: OutputRange | None = None
         self._numbers = numbers
+        self._only_first = only_first
         self._samples: list[Any] = []
         self._sampled: list[int] = []
         self._n_bad_sampled = 0
@@ -119,7 +127,7 @@ class OutputRepair:
 
     def _rows_of(self, outputs: Any, n_rows: int) -> list[Tensor]:
         """Return the outputs that have a row for each row of the batch."""
-        leaves = tree_leaves(outputs)
+        leaves = tree_leaves(predicted_part(outputs) if self._only_first else outputs)
         leaves = leaves[:1] if self.net._has_plain_output else leaves
         return [leaf.detach() for leaf in leaves if _has_rows(leaf, n_rows)]
 
@@ -292,6 +300,11 @@ class OutputRepair:
         if all(known.source != report.source for known in found):
             found.append(report)
         warn(DivergenceWarning(f"{report} {report.recovery}", report))
+
+
+def predicted_part(outputs: Any) -> Any:
+    """Return the part of a module's outputs with which skorch predicts."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def _says(n_rows: int) -> str:

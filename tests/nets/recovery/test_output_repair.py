@@ -314,16 +314,114 @@ def test_a_net_without_an_output_is_trained_as_in_skorch():
 class Stream(torch.utils.data.IterableDataset):
     n_passes = 0
 
+    def __init__(self, inputs, targets):
+        self.inputs, self.targets = inputs, targets
+
     def __iter__(self):
-        Stream.n_passes += 1
-        yield from zip(X, Y, strict=True)
+        self.n_passes += 1
+        yield from zip(self.inputs, self.targets, strict=True)
 
 
-def test_a_stream_of_rows_is_not_read_again():
-    network_of(nn.Linear(4, 1), iterator_train__shuffle=False, max_epochs=2).fit(
-        Stream(), None
-    )
-    assert Stream.n_passes == 2
+@pytest.mark.parametrize("inputs", [np.abs(X) + 0.5, ROWS], ids=["healthy", "rescued"])
+def test_a_stream_of_rows_is_not_read_again(inputs):
+    stream = Stream(inputs, Y)
+    net = network_of(LogOfFirst, iterator_train__shuffle=False, max_epochs=2)
+    fitted(net, stream, None)
+    assert stream.n_passes == 2
+    assert bool(net.nonfinite_reports_) == (inputs is ROWS)
+
+
+class WithMask(nn.Module):
+    """A line, and a part that is not finite."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value, self.head = value, nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(x), torch.full_like(x, self.value)
+
+
+class LossOfFirst(nn.Module):
+    def forward(self, output, target):
+        return (output[0] - target).square().mean()
+
+
+@pytest.mark.parametrize("net_class", [GuardedNet, GuardedNetRegressor])
+@pytest.mark.parametrize("value", [-np.inf, np.nan])
+def test_parts_with_which_skorch_does_not_predict_may_be_nonfinite(net_class, value):
+    net = net_class(WithMask(value), criterion=LossOfFirst, max_epochs=2, verbose=0)
+    _, said = recorded(lambda: net.fit(X, Y))
+    assert not said
+    assert np.isfinite(net.predict(X)).all()
+
+
+class WithoutSome(nn.Module):
+    """NaN for rows that the loss leaves out."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(x).masked_fill(x[:, :1] < -1.0, torch.nan)
+
+
+class WithoutNaN(nn.Module):
+    def forward(self, output, target):
+        return (output.nan_to_num() - target).square().mean()
+
+
+class OwnGetLoss(GuardedNet):
+    def get_loss(self, y_pred, y_true, *args, **kwargs):
+        return super().get_loss(y_pred.nan_to_num(), y_true, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("net_class", "criterion"),
+    [(GuardedNetRegressor, WithoutNaN), (OwnGetLoss, nn.MSELoss)],
+)
+def test_outputs_that_the_loss_of_the_user_leaves_out_are_accepted(
+    net_class, criterion
+):
+    net = net_class(WithoutSome, criterion=criterion, max_epochs=2, verbose=0)
+    _, said = recorded(lambda: net.fit(X, Y))
+    assert not said
+    assert len(net.history) == 2
+
+
+class NaNInEvaluation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        output = self.head(x)
+        return output if self.training else output * torch.nan
+
+
+class OwnMSE(nn.MSELoss):
+    """A loss of the user that leaves nothing out."""
+
+
+@pytest.mark.parametrize("criterion", [nn.MSELoss, OwnMSE, WithoutNaN])
+def test_a_network_without_a_finite_prediction_is_refused(criterion):
+    error = refused(network_of(NaNInEvaluation, criterion, max_epochs=1))
+    assert "the output is not finite for 128 of 128 training rows" in str(error)
+
+
+@pytest.mark.parametrize("criterion", [nn.MSELoss, OwnMSE])
+def test_a_loss_that_is_nonfinite_in_evaluation_accepts_no_output(criterion):
+    net = network_of(BadInEvaluation, criterion, max_epochs=1)
+    with pytest.warns(DivergenceWarning, match="2 of 128 training rows"):
+        net.fit(ROWS, TARGETS)
+
+
+def test_after_an_absurd_last_step_an_own_loss_accepts_no_output():
+    body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    options = {"optimizer": torch.optim.SGD, "lr": 1e30, "batch_size": -1}
+    error = refused(network_of(body, WithoutNaN, max_epochs=1, **options))
+    assert "After training, the output is" in str(error)
 
 
 class OneUnbounded(nn.Module):
