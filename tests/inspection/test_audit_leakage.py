@@ -105,6 +105,27 @@ def test_a_copy_with_some_other_values_is_found():
     }
 
 
+def amounts(random, part, n=2000):
+    return np.where(random.random(n) < part, random.lognormal(7, 1, n).round(2), 0)
+
+
+def clipped(random, n=2000):
+    return np.minimum(random.normal(size=n), -1.04)
+
+
+def test_columns_that_mostly_hold_the_same_value_are_no_copies():
+    random = rng()
+    y = amounts(random, 0.05)
+    X = {"claim": amounts(random, 0.08), "liens": random.poisson(0.08, 2000)}
+    X["flag"] = (random.random(2000) < 0.1) * 1
+    X["never with it"] = np.where(y > 0, 0, amounts(random, 0.1))
+    assert "copy of the target" not in kinds_of(X, y)
+    X["copy"] = np.where(np.arange(2000) % 20 == 0, random.normal(size=2000), y)
+    assert kinds_of(X, y)["copy of the target"] == "'copy' (equal to it in 95 %)."
+    X = {"a": clipped(random), "b": clipped(random)}
+    assert "copy of the target" not in kinds_of(X, clipped(random))
+
+
 def test_categories_finer_than_the_classes_are_found():
     labels = rng().integers(0, 4, size=1000)
     x = [f"{'abcd'[label]}{i % 3}" for i, label in enumerate(labels)]
@@ -189,6 +210,32 @@ def test_groups_of_rows_with_one_target_are_found(number, n_rows):
     X = table_with(normal(n_rows), n_rows).assign(person=[number(i) for i in group])
     for y in (rng().normal(size=n_rows)[group], rng().integers(0, 3, n_rows)[group]):
         assert kinds_of(X, y)["groups with one target"] == (
-            f"'person' ({n_rows // 3} values in several rows, of 100 % one target)."
+            f"'person' ({n_rows // 3} values in several rows, 100 % with one target)."
         )
         assert "groups with one target" not in kinds_of(X, rng().permutation(y))
+
+
+def test_groups_of_which_most_have_nearly_one_target_are_found():
+    group = np.arange(1800) // 3
+    y = (rng().normal(size=1800)[group]) + rng().normal(0, 1e-4, size=1800)
+    y[::300] = 1e6
+    X = table_with(normal(1800), 1800).assign(person=group)
+    assert kinds_of(X, y)["groups with one target"] == (
+        "'person' (600 values in several rows, 99 % with nearly one target)."
+    )
+
+
+def test_related_columns_are_no_groups_because_of_sentinels_of_the_target():
+    random = rng()
+    y = random.gamma(4, 2.5, size=4000).round(1)
+    sensor = (10 * y + random.normal(0, 30, size=4000)).round()
+    y[:200] = sensor[:200] = -200
+    for target in (y, y.astype(str)):
+        found = kinds_of(table_with(sensor, 4000), target)
+        assert not {"groups with one target", "predicts the target"} & {*found}
+
+
+def test_groups_of_a_target_of_almost_one_value_are_not_found_by_chance():
+    X = table_with(normal(1800), 1800).assign(person=np.arange(1800) // 3)
+    for y in (amounts(rng(), 0.03, 1800), rng().random(1800) < 0.03):
+        assert "groups with one target" not in kinds_of(X, y)

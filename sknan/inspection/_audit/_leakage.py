@@ -35,8 +35,13 @@ _MIN_CELLS = 10
 # Fewer rows do not show that two columns have the same order.
 _MIN_PAIRS = 50
 
-# Share of equal values from which a column is a copy of the target.
+# Share of equal values from which a column is a copy of the target, and share of the
+# values of a column with one target from which rows are grouped by it. Both are counted
+# beyond chance.
 _IS_COPY = 0.8
+
+# Targets are nearly equal if at most this share of the rows is between them.
+_NEARLY_EQUAL = 0.01
 
 # Rank correlation from which two columns have the same order.
 _SAME_ORDER = 0.9999
@@ -64,6 +69,9 @@ def observations_of_leakage(
         return
     key_values = target.values[key_rows(table.n_rows)]
     key = pd.factorize(key_values)[0].tobytes()
+    if target.numbers is not None:
+        are_sentinels = np.isin(key_values, target.sentinels)
+        key_values = np.where(are_sentinels, np.nan, key_values)
     missing = sampled(target.missing)
     known = ~missing
     values = sampled(target.values)[known]
@@ -135,14 +143,40 @@ def _equality(
     numbers, key_values = numbers[are_known], key_values[are_known]
     if numbers.size < _MIN_PAIRS or len(np.unique(key_values)) < _MIN_CELLS:
         return ""
-    n_equal = int((numbers == key_values).sum())
-    if n_equal >= _IS_COPY * numbers.size:
+    if _equals(numbers, key_values):
+        n_equal = int((numbers == key_values).sum())
         where = "" if n_equal == numbers.size else f" in {share(n_equal, numbers.size)}"
         return f"equal to it{where}"
     if numbers.min() == numbers.max():
         return ""
     correlation = stats.spearmanr(numbers, key_values).statistic
     return "in the same order" if abs(correlation) >= _SAME_ORDER else ""
+
+
+def _equals(numbers: NDArray[np.float64], key_values: NDArray[np.float64]) -> bool:
+    """Return whether a column equals the target in most rows, and not by chance.
+
+    The chance is that of independent columns with the same values (Cohen's kappa). In a
+    column of almost one value it is too close to a copy with errors, so that the rows
+    apart from the most frequent target are tested as well.
+    """
+    if (numbers == key_values).mean() < _IS_COPY:
+        return False
+    codes = pd.factorize(np.concatenate([key_values, numbers]))[0].reshape(2, -1)
+    is_rare = codes[0] != np.bincount(codes[0]).argmax()
+    for of_target, of_column in (codes, codes[:, is_rare]):
+        counts = [
+            np.bincount(c, minlength=codes.max() + 1) for c in (of_target, of_column)
+        ]
+        chance = float(counts[0] @ counts[1]) / of_target.size**2
+        if _exceeds_chance((of_target == of_column).mean(), chance):
+            return True
+    return False
+
+
+def _exceeds_chance(part: float, chance: float) -> bool:
+    """Return whether a share is most of the way from the share by chance to 1."""
+    return part - chance >= _IS_COPY * (1 - chance) and chance < 1
 
 
 def _agreement(codes: NDArray[np.int64], classes: NDArray[np.int64]) -> float:
@@ -162,7 +196,7 @@ def _agreement(codes: NDArray[np.int64], classes: NDArray[np.int64]) -> float:
         return 0.0
     agreed = counts.max(axis=0).sum() / n_rows
     chance = (counts.sum(axis=0) * counts.sum(axis=1)[of_class]).sum() / n_rows**2
-    return float(agreed) if agreed - chance >= _IS_COPY * (1 - chance) else 0.0
+    return float(agreed) if _exceeds_chance(agreed, chance) else 0.0
 
 
 def _key_numbers(profile: ColumnProfile) -> NDArray[np.float64]:
@@ -205,30 +239,32 @@ def _one_target_per_value(
     if profile.holds == "numbers" and any(c % 1 for c in profile.key_values):
         return ""
     groups, _ = codes_of(table.read(profile.position))
-    groups = np.where(target.missing | ~np.isfinite(target.values), -1, groups)
+    left_out = target.missing | np.isin(target.values, target.sentinels)
+    groups = np.where(left_out, -1, groups)
     is_repeated = (groups >= 0) & (np.bincount(groups + 1)[groups + 1] > 1)
     if is_repeated.sum() < max(_MIN_PAIRS, len(groups) / 2):
         return ""
-    _, groups = np.unique(groups[is_repeated], return_inverse=True)
-    values = target.values[is_repeated]
-    n_of_group, n_rows = np.bincount(groups), len(groups)
-    if target.numbers is not None:
-        values = values / (np.abs(values).max() or 1.0)
-        means = np.bincount(groups, weights=values) / n_of_group
-        within = ((values - means[groups]) ** 2).sum()
-        between = ((values - values.mean()) ** 2).sum()
-    else:  # the same sums over an indicator of each class
-        n_classes = len(target.labels)
-        pairs, n_of_pair = np.unique(groups * n_classes + values, return_counts=True)
-        within = n_rows - (n_of_pair**2 / n_of_group[pairs // n_classes]).sum()
-        between = n_rows - (np.bincount(values) ** 2).sum() / n_rows
-    n_groups = len(n_of_group)
-    within, between = within / (n_rows - n_groups), between / (n_rows - 1)
-    same = 1 - within / between if between else 0.0
-    if same < _REVEALS:
-        return ""
-    groups_in_words = quantity(n_groups, "value")
-    return f"{groups_in_words} in several rows, of {percent(same)} one target"
+    groups, values = groups[is_repeated], target.values[is_repeated]
+    limits = {"one target": 0.0}
+    if target.numbers is not None:  # Outliers hardly matter to ranks.
+        values = stats.rankdata(values)
+        limits["nearly one target"] = _NEARLY_EQUAL * len(values)
+    spread = _spread_in_groups(groups, values)
+    by_chance = _spread_in_groups(groups, np.random.default_rng(0).permutation(values))
+    for words, limit in limits.items():
+        part = float((spread <= limit).mean())
+        if _exceeds_chance(part, (by_chance <= limit).mean()):
+            values_in_words = quantity(len(spread), "value")
+            return f"{values_in_words} in several rows, {percent(part)} with {words}"
+    return ""
+
+
+def _spread_in_groups(
+    groups: NDArray[np.int64], values: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Return the range of the values in each group."""
+    grouped = pd.Series(values).groupby(groups)
+    return np.asarray(grouped.max() - grouped.min(), dtype=np.float64)
 
 
 def _missing_together(mask: NDArray[np.bool_], target_mask: NDArray[np.bool_]) -> str:

@@ -74,6 +74,8 @@ class Target:
         Class of each row, -1 where missing.
     labels : tuple of str
         The classes in words.
+    sentinels : list of float
+        Suspected sentinels among the numbers.
     text : str
         Description of the target in a few words.
     observations : list of Observation
@@ -86,6 +88,7 @@ class Target:
     numbers: NDArray[np.float64] | None = None
     codes: NDArray[np.int64] | None = None
     labels: tuple[str, ...] = ()
+    sentinels: list[float] = field(default_factory=list)
     text: str = ""
     observations: list[Observation] = field(default_factory=list)
 
@@ -172,6 +175,8 @@ def _profile_numbers(target: Target, profile: ColumnProfile) -> None:
     target.task = "regression"
     target.numbers = cells.astype(np.float64)
     target.missing = ~np.isfinite(target.numbers)
+    found = [sentinel.value for sentinel in profile.sentinels]
+    target.sentinels = [value for value in found if not isinstance(value, str)]
     for kind, value, detail, *_ in profile.observations:
         if kind in _SHARED:
             target.add(kind, value, detail)
@@ -181,7 +186,7 @@ def _profile_numbers(target: Target, profile: ColumnProfile) -> None:
         target.text = "one value" if is_constant else "no finite value"
         return
     _add_frequent_value(target, profile)
-    skewness = _skewness(target.numbers, [s.value for s in profile.sentinels])
+    skewness = _skewness(target.numbers, target.sentinels)
     if abs(skewness) >= _SKEWED and not profile.has("heavy tail", "lone outlier"):
         target.add("skew", abs(skewness), f"skewness {number(skewness)}")
     spread = profile.q3 - profile.q1
