@@ -43,6 +43,7 @@ from sknan.estimators._input import (
     check_features,
     check_sample_weight,
     network_input,
+    require_target,
     rows_that_count,
     scale_weights,
     shared_tensor,
@@ -161,10 +162,7 @@ class StableNetBase(
         """Check parameters and data, and bring the data into the form of training."""
         self._check_parameters()
         owner = type(self).__name__
-        if y is None:
-            raise ValueError(
-                f"{owner} requires y to be passed, but the target y is None."
-            )
+        require_target(self, y)
         data = FitData(X_val, y_val, sample_weight_val, groups)
         has_validation_data = data.is_validated(
             self.early_stopping, self.validation_split

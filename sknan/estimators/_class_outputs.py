@@ -14,10 +14,12 @@ from sklearn.utils import Tags
 from torch import Tensor, nn
 
 from sknan._utils.warn import warn
+from sknan.estimators._input import require_target
 from sknan.estimators._labels import labels_per_row
 from sknan.estimators._temperature import at_temperature
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import traits_of
+from sknan.preprocessing._chunks import stored_chunks
 
 
 class LabelPredictionMixin(ClassifierMixin):
@@ -70,14 +72,14 @@ class LabelPredictionMixin(ClassifierMixin):
         probabilities = self.predict_proba(X)
         return self._coding.labels_of(probabilities)
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the accuracy: the share of rows of which all labels are predicted.
 
         Parameters
         ----------
-        X : array-like or DataFrame of shape (n_samples, n_features)
+        X : array-like, DataFrame or chunks of shape (n_samples, n_features)
             Features: finite numbers within float32.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
             Labels, as in ``fit``.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
@@ -86,6 +88,8 @@ class LabelPredictionMixin(ClassifierMixin):
         -------
         float
         """
+        X, y = stored_chunks(X, y)
+        require_target(self, y)
         # scikit-learn does not compare tables of nullable columns.
         several = labels_per_row(y, type(self).__name__)
         return float(super().score(X, y if several is None else several, sample_weight))

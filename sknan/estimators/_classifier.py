@@ -298,7 +298,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         sample_weight: Any = None,
         *,
         X_val: Any = None,
@@ -314,8 +314,8 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
             Features: finite numbers within float32. A custom module may take more
             dimensions. Chunks are the result of
             :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset; ``y`` may then
-            be the name of a column.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            be the name of a column, or belong to the chunks.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
             Labels of at least two classes: numbers, strings or booleans. For several
             labels per row, 0 and 1 in a column for each label; may be sparse.
         sample_weight : array-like of shape (n_samples,) or None, default=None
@@ -348,7 +348,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
 
     @usual_settings()
     def partial_fit(
-        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
+        self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None
     ) -> StableNetClassifier:
         """Train for one more epoch on these rows, at a constant learning rate.
 
@@ -356,7 +356,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
             Features, as in ``fit``.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
             Labels, all of them from ``classes``; or 0 and 1, as in ``fit``.
         classes : array-like of shape (n_classes,) or None, default=None
             All labels that may occur in any call. Required in the first call, except

@@ -165,7 +165,7 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         sample_weight: Any = None,
         *,
         X_val: Any = None,
@@ -180,8 +180,8 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         X : array-like, DataFrame or chunks of shape (n_samples, n_features)
             Features: finite numbers within float32. Chunks are the result of
             :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset; ``y`` may then
-            be the name of a column.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            be the name of a column, or belong to the chunks.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
             Labels of at least two classes: numbers, strings or booleans. For several
             labels per row, 0 and 1 in a column for each label; may be sparse.
         sample_weight : array-like of shape (n_samples,) or None, default=None
@@ -385,7 +385,7 @@ class StableNetEnsembleRegressor(
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         sample_weight: Any = None,
         *,
         X_val: Any = None,
@@ -400,8 +400,8 @@ class StableNetEnsembleRegressor(
         X : array-like, DataFrame or chunks of shape (n_samples, n_features)
             Features: finite numbers within float32. Chunks are the result of
             :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset; ``y`` may then
-            be the name of a column.
-        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            be the name of a column, or belong to the chunks.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets), default=None
             Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.

@@ -23,6 +23,15 @@ _IMPUTE_AS_X = (
 )
 
 
+def require_target(estimator: BaseEstimator, y: Any) -> None:
+    """Refuse a missing target, which may be omitted only if the chunks have it."""
+    if y is None:
+        raise ValueError(
+            f"{type(estimator).__name__} requires y to be passed, but the target y is "
+            "None."
+        )
+
+
 class CheckedRows(NamedTuple):
     """Features as the networks of estimators that were fitted together receive them.
 

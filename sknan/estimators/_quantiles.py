@@ -11,6 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from sknan._engine.prediction import levels_of, regression_score
+from sknan.estimators._input import require_target
+from sknan.preprocessing._chunks import stored_chunks
 
 
 class QuantilePredictionMixin(RegressorMixin):
@@ -51,15 +53,15 @@ class QuantilePredictionMixin(RegressorMixin):
         predicted: np.ndarray = self.predict(X)
         return predicted if np.ndim(levels) else predicted[..., None]
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the R2 score, or the mean D2 pinball score of several quantiles.
 
         Parameters
         ----------
-        X : array-like or DataFrame of shape (n_samples, n_features)
+        X : array-like, DataFrame or chunks of shape (n_samples, n_features)
             Features: finite numbers within float32.
-        y : array-like of shape (n_samples,) or (n_samples, n_targets)
-            Targets.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets), default=None
+            Targets, as in ``fit``.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
 
@@ -69,5 +71,7 @@ class QuantilePredictionMixin(RegressorMixin):
             At most 1. It is 0 for a constant prediction of the mean (R2), or of the
             quantiles of ``y`` (D2).
         """
+        X, y = stored_chunks(X, y)
+        require_target(self, y)
         predicted = self.predict(X)
         return regression_score(self._criterion, y, predicted, sample_weight)

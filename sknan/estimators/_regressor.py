@@ -295,7 +295,7 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         sample_weight: Any = None,
         *,
         X_val: Any = None,
@@ -311,8 +311,8 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
             Features: finite numbers within float32. A custom module may take more
             dimensions. Chunks are the result of
             :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset; ``y`` may then
-            be the name of a column.
-        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            be the name of a column, or belong to the chunks.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets), default=None
             Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
@@ -344,7 +344,7 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
 
     @usual_settings()
     def partial_fit(
-        self, X: Any, y: Any, sample_weight: Any = None
+        self, X: Any, y: Any = None, sample_weight: Any = None
     ) -> StableNetRegressor:
         """Train for one more epoch on these rows, at a constant learning rate.
 
@@ -354,7 +354,7 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
             Features, as in ``fit``.
-        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+        y : array-like of shape (n_samples,) or (n_samples, n_targets), default=None
             Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.

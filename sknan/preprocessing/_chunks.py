@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import issparse
 
+from sknan._utils.validation import is_integer
 from sknan.preprocessing._tables.typed_column import is_polars
 
 # Size of the sample from which transformers learn that have no ``partial_fit``.
@@ -42,7 +44,10 @@ class TableChunks:
         sample: Any = None,
     ) -> None:
         self._read = read
-        self._y = y
+        self._given_y = y
+        # pandas, polars and NumPy keep the type of the target.
+        keeps = y is None or isinstance(y, (str, *_ARRAYS)) or is_polars(y)
+        self._y = y if keeps else np.asarray(y)
         self._functions = functions
         self._sample = sample
 
@@ -67,8 +72,7 @@ class TableChunks:
                     )
             for function in self._functions:
                 X = function(X)
-            if len(X):
-                yield X, y
+            yield X, y
             start = stop
         if not (self._y is None or isinstance(self._y, str) or start == len(self._y)):
             raise ValueError(
@@ -79,13 +83,20 @@ class TableChunks:
     def map(self, function: Callable[[Any], Any]) -> TableChunks:
         """Return the chunks as converted by a function of rows, when they are read."""
         sample = None if self._sample is None else function(self._sample)
-        return TableChunks(self._read, self._y, (*self._functions, function), sample)
+        functions = (*self._functions, function)
+        return TableChunks(self._read, self._given_y, functions, sample)
 
     def with_target(self, y: Any) -> TableChunks:
-        """Return the chunks with a target, which replaces that of these chunks."""
-        if y is None or y is self._y:
+        """Return the chunks with a target, unless they have this one already."""
+        known = self._given_y
+        is_known = isinstance(y, str) and isinstance(known, str) and y == known
+        if y is None or y is known or is_known:
             return self
-        y = y if isinstance(y, (str, *_ARRAYS)) or is_polars(y) else np.asarray(y)
+        if known is not None:
+            raise ValueError(
+                "The target is passed twice: as y of iter_chunks, and as another y. "
+                "Pass one of the two."
+            )
         return TableChunks(self._read, y, self._functions)
 
     def sample(self) -> Any:
@@ -114,6 +125,42 @@ class TableChunks:
         return pd.concat(tables, ignore_index=True)
 
 
+class _Passes:
+    """Passes over a table, which must all give the same number of rows."""
+
+    def __init__(self, read: Callable[[], Iterable[Any]]) -> None:
+        self._read = read
+        self._last: Any = None
+        self._n_rows: int | None = None
+
+    def __call__(self) -> Iterator[Any]:
+        """Iterate over the chunks that have rows."""
+        chunks = self._read()
+        if chunks is self._last and iter(chunks) is chunks:
+            raise ValueError(
+                f"The function of iter_chunks returned the same {type(chunks).__name__}"
+                " again, which can be read only once. Create the iterator in the "
+                "function, because each pass over the table calls it."
+            )
+        self._last = chunks
+        n_rows = 0
+        for chunk in chunks:
+            if issparse(chunk) or not getattr(chunk, "shape", ()):
+                raise TypeError(
+                    f"The function of iter_chunks gave a {type(chunk).__name__} as a "
+                    "chunk. Let it give DataFrames or dense arrays."
+                )
+            n_rows += len(chunk)
+            if len(chunk):
+                yield chunk
+        if self._n_rows not in (None, n_rows):
+            raise ValueError(
+                f"The table in chunks had {self._n_rows} rows in the first pass and "
+                f"{n_rows} in a later one. Each pass must give the same rows."
+            )
+        self._n_rows = n_rows
+
+
 def iter_chunks(X: Any, y: Any = None, *, chunk_size: int = 1 << 16) -> TableChunks:
     """Read a table in chunks of rows.
 
@@ -135,7 +182,7 @@ def iter_chunks(X: Any, y: Any = None, *, chunk_size: int = 1 << 16) -> TableChu
 
     chunk_size : int, default=65536
         Largest number of rows in a chunk. Chunks of a file end where its row groups do.
-        A callable chooses the size of its chunks.
+        A callable chooses the size of its chunks. Chunks without rows are skipped.
 
     Returns
     -------
@@ -146,9 +193,10 @@ def iter_chunks(X: Any, y: Any = None, *, chunk_size: int = 1 << 16) -> TableChu
     Raises
     ------
     TypeError
-        If ``X`` cannot be read in chunks repeatedly, such as an iterator.
+        If ``X`` cannot be read in chunks repeatedly, such as an iterator, or is sparse.
     ValueError
-        If ``chunk_size`` is below 1.
+        If ``chunk_size`` is not an integer of at least 1, or a file is not Parquet; and
+        when chunks are read, if a later pass has another number of rows.
 
     Examples
     --------
@@ -160,9 +208,11 @@ def iter_chunks(X: Any, y: Any = None, *, chunk_size: int = 1 << 16) -> TableChu
     >>> SafeScaler().fit(iter_chunks(X, chunk_size=2)).center_
     array([4., 5.])
     """
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size!r}.")
-    return TableChunks(_reader(X, chunk_size)).with_target(y)
+    if not is_integer(chunk_size) or chunk_size < 1:
+        raise ValueError(
+            f"chunk_size must be an integer of at least 1, got {chunk_size!r}."
+        )
+    return TableChunks(_Passes(_reader(X, chunk_size)), y)
 
 
 def as_chunks(X: Any, y: Any = None) -> TableChunks | None:
@@ -172,6 +222,17 @@ def as_chunks(X: Any, y: Any = None) -> TableChunks | None:
     # A table of Arrow is in memory already.
     if _is_arrow_dataset(X) and hasattr(X, "scanner"):
         return iter_chunks(X, y)
+    if isinstance(X, (str, Path)):
+        target = f", y={y!r}" if isinstance(y, str) else ""
+        raise TypeError(
+            f"X is the text or path {str(X)!r}, not a table. To read Parquet files, "
+            f"pass iter_chunks({str(X)!r}{target}) of sknan.preprocessing."
+        )
+    if isinstance(y, str):
+        raise TypeError(
+            f"y is the text {y!r}, not a target for each row. If it names a column, "
+            f"pass iter_chunks(X, y={y!r}) of sknan.preprocessing."
+        )
     return None
 
 
@@ -203,10 +264,9 @@ def _or_chunkwise(method: Any, chunkwise: Callable[..., Any]) -> Any:
 
     @functools.wraps(method)
     def wrapped(self: Any, X: Any, *args: Any, **params: Any) -> Any:
-        chunks = as_chunks(X)
-        if chunks is None:
+        if as_chunks(X, args[0] if args else params.get("y")) is None:
             return method(self, X, *args, **params)
-        return chunkwise(self, chunks, *args, **params)
+        return chunkwise(self, as_chunks(X), *args, **params)
 
     return wrapped
 
@@ -216,8 +276,12 @@ def fit(transformer: Any, chunks: TableChunks, y: Any = None) -> Any:
     chunks = chunks.with_target(y)
     if not transformer._learns_from_chunks():
         return transformer.fit(chunks.sample())
-    for number, (X, _) in enumerate(chunks.pairs()):
-        transformer._add(X, is_first=number == 0)
+    is_first = True
+    for X, _ in chunks.pairs():
+        transformer._add(X, is_first=is_first)
+        is_first = False
+    if is_first:
+        raise ValueError(_NO_ROWS)
     transformer._finish()
     transformer._sketch = None  # as after a fit of a whole table
     return transformer
@@ -289,9 +353,15 @@ def stored_chunks(X: Any, y: Any = None) -> StoredTable:
 def _reader(X: Any, chunk_size: int) -> Callable[[], Iterable[Any]]:
     if isinstance(X, (str, Path)) or _is_arrow_dataset(X):
         # Importing Arrow takes longer than importing all of sknan.
-        from pyarrow import dataset, default_memory_pool
+        from pyarrow import ArrowInvalid, dataset, default_memory_pool
 
-        arrow = X if hasattr(X, "to_batches") else dataset.dataset(X)
+        try:
+            arrow = X if hasattr(X, "to_batches") else dataset.dataset(X)
+        except ArrowInvalid as error:
+            raise ValueError(
+                f"iter_chunks cannot read {str(X)!r} as Parquet. For CSV, pass "
+                f"pyarrow.dataset.dataset({str(X)!r}, format='csv')."
+            ) from error
         if not hasattr(arrow, "scanner"):  # a table in memory
             arrow = dataset.dataset(arrow)
         options: dict[str, Any] = {"batch_readahead": 2, "fragment_readahead": 1}
@@ -309,6 +379,12 @@ def _reader(X: Any, chunk_size: int) -> Callable[[], Iterable[Any]]:
     if callable(X):
         chunks_of_user: Callable[[], Iterable[Any]] = X
         return chunks_of_user
+    if issparse(X):
+        raise TypeError(
+            "iter_chunks cannot read a sparse table. Pass a function that gives dense "
+            "chunks: X = X.tocsr(); iter_chunks(lambda: (X[i : i + 1000].toarray() for "
+            "i in range(0, X.shape[0], 1000)), y)."
+        )
     if not hasattr(X, "__len__") or not hasattr(X, "shape"):
         raise TypeError(
             f"iter_chunks cannot read {type(X).__name__} in chunks repeatedly. Pass a "

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
 from pyarrow import dataset, parquet
+from scipy import sparse
+from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
 from sknan import (
     NaNImputer,
     SafeScaler,
     StableNetClassifier,
+    StableNetEnsembleClassifier,
+    StableNetEnsembleRegressor,
     StableNetRegressor,
     tabular_pipeline,
 )
@@ -43,6 +49,12 @@ def folder(trips, tmp_path_factory):
         table = pa.Table.from_pandas(part, preserve_index=False)
         parquet.write_table(table, path / f"{number}.parquet", row_group_size=130)
     return path
+
+
+def refusal(error, act):
+    with pytest.raises(error) as caught:
+        act()
+    return str(caught.value)
 
 
 SOURCES = {
@@ -130,6 +142,85 @@ def test_validation_data_and_continued_training_may_be_in_chunks(trips):
     np.testing.assert_array_equal(*fits)
 
 
+@pytest.mark.parametrize("source", ["file", "filter", "function"])
+def test_chunks_without_rows_are_skipped(source, trips, tmp_path):
+    parts = [trips[:0], trips[:90], trips[:0], trips[90:180]]
+    for number, part in enumerate(parts):
+        # The filter empties a part that is not empty in the file.
+        if source == "filter" and not len(part):
+            part = trips[:90].assign(fare=-1.0)
+        part.to_parquet(tmp_path / f"{number}.parquet", index=False)
+    chunks = {
+        "file": iter_chunks(tmp_path, "fare"),
+        "filter": dataset.dataset(tmp_path).filter(dataset.field("fare") > 0),
+        "function": iter_chunks(lambda: iter(parts), "fare"),
+    }[source]
+    net = StableNetRegressor(max_epochs=2, random_state=0)
+    X, y = trips[:180].drop(columns="fare"), trips["fare"][:180]
+    pipeline = tabular_pipeline(net).fit(chunks, "fare")
+    np.testing.assert_array_equal(
+        pipeline.predict(X), tabular_pipeline(net).fit(X, y).predict(X)
+    )
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        StableNetClassifier(max_epochs=2, random_state=0),
+        StableNetRegressor(max_epochs=2, random_state=0),
+        StableNetEnsembleClassifier(n_estimators=2, random_state=0),
+        StableNetEnsembleRegressor(n_estimators=2, random_state=0),
+    ],
+)
+def test_estimators_learn_and_score_the_target_of_the_chunks(estimator, trips):
+    table = trips[["stops", "fare"]].fillna(0).assign(y=trips["stops"] > 4)
+    if "estimator" in estimator.get_params():
+        estimator.set_params(estimator__max_epochs=2)
+    if not hasattr(estimator, "predict_proba"):
+        table["y"] = table["y"].astype(float)
+    X, y = table.drop(columns="y"), table["y"]
+    score = clone(estimator).fit(X, y).score(X, y)
+    chunks = iter_chunks(table, "y", chunk_size=100)
+    estimator.fit(chunks)
+    assert estimator.score(chunks) == estimator.score(iter_chunks(X), y) == score
+    if hasattr(estimator, "partial_fit"):
+        estimator.partial_fit(chunks)
+    assert refusal(ValueError, lambda: estimator.score(iter_chunks(X))) == (
+        f"{type(estimator).__name__} requires y to be passed, but the target y is None."
+    )
+
+
+def test_a_pipeline_scores_chunks(trips, folder):
+    X, y = trips.drop(columns="fare"), list(trips["fare"])
+    net = StableNetRegressor(max_epochs=2, random_state=0)
+    pipeline = tabular_pipeline(net).fit(iter_chunks(X, chunk_size=100), y)
+    score = pipeline.score(X, y)
+    assert pipeline.score(iter_chunks(folder, "fare")) == score
+    assert pipeline.score(dataset.dataset(folder), "fare") == score
+
+
+def test_advice_for_csv_and_sparse_tables_works(trips, tmp_path):
+    path = str(tmp_path / "trips.csv")
+    trips.to_csv(path, index=False)
+    assert refusal(ValueError, lambda: iter_chunks(path, "fare")) == (
+        f"iter_chunks cannot read {path!r} as Parquet. For CSV, pass "
+        f"pyarrow.dataset.dataset({path!r}, format='csv')."
+    )
+    ((X, _),) = iter_chunks(dataset.dataset(path, format="csv"), "fare")
+    assert X.shape == (600, 3)
+    X = sparse.coo_array(np.eye(1500))
+    assert refusal(TypeError, lambda: iter_chunks(X)) == (
+        "iter_chunks cannot read a sparse table. Pass a function that gives dense "
+        "chunks: X = X.tocsr(); iter_chunks(lambda: (X[i : i + 1000].toarray() for "
+        "i in range(0, X.shape[0], 1000)), y)."
+    )
+    X = X.tocsr()
+    chunks = iter_chunks(
+        lambda: (X[i : i + 1000].toarray() for i in range(0, X.shape[0], 1000))
+    )
+    np.testing.assert_array_equal(np.concatenate(list(chunks)), np.eye(1500))
+
+
 def test_a_read_only_memory_map_is_trained_on_without_a_copy(tmp_path):
     X = np.random.default_rng(0).normal(size=(300, 3)).astype("float32")
     np.save(tmp_path / "X.npy", X)
@@ -157,6 +248,20 @@ def test_what_has_no_partial_fit_learns_from_rows_of_all_chunks():
 
 
 X_FIVE = np.arange(10.0).reshape(5, 2)
+FIVE = pd.DataFrame(X_FIVE, columns=["a", "t"])
+
+
+def same_iterator(chunks):
+    return lambda: chunks
+
+
+def fewer_rows_each_time():
+    stops = iter((5, 4))
+    return lambda: iter([FIVE[: next(stops)]])
+
+
+def pipeline():
+    return tabular_pipeline(StableNetRegressor(max_epochs=1))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +277,80 @@ X_FIVE = np.arange(10.0).reshape(5, 2)
         (
             lambda: iter_chunks(X_FIVE, chunk_size=0),
             ValueError,
-            "chunk_size must be at least 1, got 0.",
+            "chunk_size must be an integer of at least 1, got 0.",
+        ),
+        (
+            lambda: iter_chunks(X_FIVE, chunk_size=None),
+            ValueError,
+            "chunk_size must be an integer of at least 1, got None.",
+        ),
+        (
+            lambda: iter_chunks(X_FIVE, chunk_size=2.5),
+            ValueError,
+            "chunk_size must be an integer of at least 1, got 2.5.",
+        ),
+        (
+            lambda: pipeline().fit(iter_chunks(same_iterator(iter([FIVE])), "t")),
+            ValueError,
+            "The function of iter_chunks returned the same list_iterator again, which "
+            "can be read only once. Create the iterator in the function, because each "
+            "pass over the table calls it.",
+        ),
+        (
+            lambda: pipeline().fit(iter_chunks(fewer_rows_each_time(), "t")),
+            ValueError,
+            "The table in chunks had 5 rows in the first pass and 4 in a later one. "
+            "Each pass must give the same rows.",
+        ),
+        (
+            lambda: list(iter_chunks(lambda: [sparse.eye_array(3)])),
+            TypeError,
+            "The function of iter_chunks gave a dia_array as a chunk. Let it give "
+            "DataFrames or dense arrays.",
+        ),
+        (
+            lambda: list(iter_chunks(lambda: FIVE)),
+            TypeError,
+            "The function of iter_chunks gave a str as a chunk. Let it give DataFrames "
+            "or dense arrays.",
+        ),
+        *(
+            (
+                lambda make=make: make().fit(iter_chunks(FIVE, "t"), FIVE["a"]),
+                ValueError,
+                "The target is passed twice: as y of iter_chunks, and as another y. "
+                "Pass one of the two.",
+            )
+            for make in (pipeline, StableNetRegressor, SafeScaler)
+        ),
+        *(
+            (
+                lambda make=make: make().fit(FIVE, "t"),
+                TypeError,
+                "y is the text 't', not a target for each row. If it names a column, "
+                "pass iter_chunks(X, y='t') of sknan.preprocessing.",
+            )
+            for make in (pipeline, StableNetRegressor)
+        ),
+        *(
+            (
+                lambda make=make: make().fit("a.parquet", "t"),
+                TypeError,
+                "X is the text or path 'a.parquet', not a table. To read Parquet "
+                "files, pass iter_chunks('a.parquet', y='t') of sknan.preprocessing.",
+            )
+            for make in (pipeline, StableNetRegressor)
+        ),
+        (
+            lambda: StableNetRegressor().fit(Path("a.parquet")),
+            TypeError,
+            "X is the text or path 'a.parquet', not a table. To read Parquet files, "
+            "pass iter_chunks('a.parquet') of sknan.preprocessing.",
+        ),
+        (
+            lambda: NaNImputer().fit(iter_chunks(X_FIVE[:0])),
+            ValueError,
+            "The table has no rows. Pass a table with at least one row.",
         ),
         (
             lambda: list(iter_chunks(pd.DataFrame({"a": [1]}), "b")),
@@ -197,6 +375,4 @@ X_FIVE = np.arange(10.0).reshape(5, 2)
     ],
 )
 def test_what_cannot_be_read_in_chunks_is_refused(act, error, message):
-    with pytest.raises(error) as caught:
-        act()
-    assert str(caught.value) == message
+    assert refusal(error, act) == message
