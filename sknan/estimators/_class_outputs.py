@@ -148,7 +148,7 @@ class ClassCoding:
             logs = F.logsigmoid(torch.stack([-output, output], dim=-1))
         else:
             logs = F.log_softmax(output, dim=-1)
-        return logs.reshape(output.shape[0], *self.label_shape, -1)
+        return logs.reshape(output.shape[0], *self.label_shape, logs.shape[-1])
 
     def at_temperature(self, logs: np.ndarray, temperature: float) -> np.ndarray:
         """Return probabilities as :meth:`probabilities` does, at a temperature."""

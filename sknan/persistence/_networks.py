@@ -123,7 +123,10 @@ class Numbers(nn.Module):
         """Convert (n_samples, n_outputs) to the shape and dtype of ``predict``."""
         found = predictions(self.criterion, output).double()
         several = found.shape[2:]  # such as the quantiles of each target
-        found = found.reshape(found.shape[0], self.mean.shape[0], -1)
+        # -1 would be ambiguous for 0 rows.
+        n_targets = self.mean.shape[0]
+        n_each = found.shape[1:].numel() // n_targets
+        found = found.reshape(found.shape[0], n_targets, n_each)
         found = found * self.scale + self.mean
         # Comparisons with a tensor: ONNX has limits of clamp in float32.
         found = torch.where(found > self.limit, self.limit, found)
@@ -223,7 +226,7 @@ def _along(rows: Tensor, values: Tensor) -> Tensor:
 
 
 def _all_of_row(flags: Tensor) -> Tensor:
-    return flags.reshape(flags.shape[0], -1).all(dim=1)
+    return flags.flatten(1).all(dim=1) if flags.ndim > 1 else flags
 
 
 def _first(output: Any) -> Tensor:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import pandas as pd
 
 from sknan.persistence._steps import Encode
 from sknan.preprocessing._cleaner import TableCleaner
 from sknan.preprocessing._encoder import CategoryEncoder, ColumnEncoder
+from sknan.preprocessing._tables.cell_texts import text_of
 from sknan.preprocessing._tables.column_schema import ColumnSchema
+from sknan.preprocessing._tables.sentinels import WORDS_FOR_MISSING
+from sknan.preprocessing._tables.typed_column import read_column
 
 # Code of a missing value in a column of categories.
 MISSING = -1
@@ -96,15 +102,28 @@ def _kept(encoder: CategoryEncoder, j: int) -> list[int]:
 
 
 def _texts_to_codes(schema: ColumnSchema, codes: dict[str, int]) -> dict[str, int]:
-    """Return the code of each text in ``fit``, also of those for missing values."""
-    if schema.texts is None:
-        return codes
-    texts = schema.texts.categories
-    known = {
-        cell: MISSING if place < 0 else codes[texts[place]]
-        for cell, place in schema.known.items()
+    """Return the code of each text that the cleaner reads as known or as missing."""
+    texts = list(dict.fromkeys([*codes, *schema.known, *_spellings(schema)]))
+    read = schema.read(read_column(pd.Series(texts, dtype=object)))[-1]
+    found = {
+        text: MISSING if category != category else codes.get(category)
+        for text, category in zip(texts, read, strict=True)
     }
-    return {**codes, **known}
+    return {text: code for text, code in found.items() if code is not None}
+
+
+def _spellings(schema: ColumnSchema) -> Iterator[str]:
+    """Generate the usual spellings of missing values, numbers and flags."""
+    yield from ("NaN", "NaT")
+    yield from (str(text_of(sentinel)) for sentinel in schema.sentinels)
+    for word in sorted(WORDS_FOR_MISSING):
+        yield from (word, word.upper(), word.capitalize(), word.title())
+    for value in schema.text_of_value:
+        if isinstance(value, float):
+            yield from (str(text_of(value)), str(value))
+        if value in (0.0, 1.0):
+            flag = str(bool(value))
+            yield from (flag, flag.lower(), flag.upper())
 
 
 def _refuse(names: list[str], schema_of: dict[str, ColumnSchema]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import numbers
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sknan.persistence._tables import MISSING
 from sknan.persistence._to_torch import to_torch
 
-# Code of a text that ``fit`` has not seen.
+# Code of a text that is no category of ``fit``.
 _UNKNOWN = -2
+
+# First version of the operators that torch's exporter writes.
+_OLDEST_OPSET = 18
 
 # Prefix of the values inside a graph.
 _INSIDE = "sknan/"
@@ -38,7 +41,7 @@ def to_onnx(
     path : str or path
         File to write.
     opset : int, default=20
-        Version of the operators of ONNX, at least 18.
+        Version of the operators of ONNX, from 18 to the newest of the package onnx.
     dtype : {"float64", "float32"}, default="float64"
         Type of the columns of numbers. float64 resolves columns such as seconds of a
         Unix time; some servers pass float32 only.
@@ -46,8 +49,8 @@ def to_onnx(
     Raises
     ------
     ValueError
-        If a step or a column cannot be exported; see :func:`to_torch`. If ``dtype`` is
-        another one.
+        If a step or a column cannot be exported; see :func:`to_torch`. If ``opset`` or
+        ``dtype`` is another one.
     ImportError
         If onnx or onnxscript is not installed.
 
@@ -55,9 +58,10 @@ def to_onnx(
     -----
     If the model was fitted on named columns, each column is an input of its name, of
     shape (n_samples, 1). After :func:`~sknan.tabular_pipeline`, columns of categories
-    are strings: the empty string is a missing value, and a text that ``fit`` has not
-    seen is an unknown category. A model that was fitted without names has one input
-    ``X``, (n_samples, n_features).
+    are strings: the empty string is a missing value, and a text that ``categories_`` of
+    :class:`ExportedModel` does not contain is an unknown category. Unlike ``predict``,
+    the file does not strip blanks around a text. A model that was fitted without names
+    has one input ``X``, (n_samples, n_features).
 
     The output is ``probabilities``, with the labels as JSON in ``classes`` of the
     metadata, or ``predictions``. If a column has this name, an underscore follows it.
@@ -143,13 +147,20 @@ def onnx_of(
     onnx.ModelProto
     """
     try:
-        import onnx  # noqa: F401 - torch would fail late, and with another error
-        import onnxscript  # noqa: F401
+        import onnx
+        import onnxscript  # noqa: F401 - torch would fail late, and with another error
     except ImportError as error:
         raise ImportError(
             f"Files of ONNX need the packages onnx and onnxscript ({error}). Install "
             "them: pip install 'sknan[onnx]'."
         ) from error
+    newest = onnx.defs.onnx_opset_version()
+    is_whole = isinstance(opset, numbers.Integral)
+    if not is_whole or not _OLDEST_OPSET <= opset <= newest:
+        raise ValueError(
+            f"opset must be an integer from {_OLDEST_OPSET} to {newest}, the newest of "
+            f"onnx {onnx.__version__}, got {opset!r}."
+        )
     # torch.export keeps a number of rows of 1 as a constant.
     examples = tuple(torch.zeros(2, n_columns, dtype=dtype) for _ in inputs)
     rows = ({0: torch.export.Dim("n_samples")},) * len(inputs)
@@ -211,14 +222,13 @@ def _read_texts(proto: Any, name: str, codes: Mapping[str, int]) -> None:
     graph.input[place].CopyFrom(
         helper.make_tensor_value_info(name, TensorProto.STRING, ["n_samples", 1])
     )
-    texts = {"": MISSING, **codes}
     encode = helper.make_node(
         "LabelEncoder",
         [name],
         [f"{_INSIDE}number of {name}"],
         domain="ai.onnx.ml",
-        keys_strings=list(texts),
-        values_int64s=list(texts.values()),
+        keys_strings=list(codes),
+        values_int64s=list(codes.values()),
         default_int64=_UNKNOWN,
     )
     cast = helper.make_node("Cast", encode.output, [code], to=number)

@@ -50,9 +50,12 @@ class ExportedModel(nn.Module):
     feature_names_in_ : list of str or None
         Names of these columns, in order; None if the model was fitted without names.
     categories_ : dict of str to dict of str to int
-        For each column of categories, the code of each text that ``fit`` has seen. The
-        code -1, like NaN, means a missing value, and any other code an unknown
-        category.
+        For each column of categories, the code of each text that ``fit`` has seen, of
+        the usual spellings of its numbers and flags ("2" for "2.0"), and of words for
+        missing values in lower case, upper case and capitalized. The code -1, like NaN,
+        means a missing value, and any other code an unknown category. Unlike the
+        cleaner of the pipeline, the codes contain no other spelling of a number, flag,
+        date or word, and no blanks around texts but those of ``fit``.
     classes_ : list or None
         Labels of the columns of the output; None for numbers.
 
@@ -110,6 +113,8 @@ def to_torch(model: Any) -> ExportedModel:
     ------
     ValueError
         If a step or a column cannot be computed from numbers, such as a date.
+    NotFittedError
+        If the model is not fitted.
 
     Notes
     -----
@@ -136,6 +141,12 @@ def to_torch(model: Any) -> ExportedModel:
     >>> bool(np.isclose(module(rows), model.predict(rows.numpy())))
     True
     """
+    if hasattr(model, "refit") and not hasattr(model, "best_estimator_"):  # a search
+        check_is_fitted(model)
+        raise ValueError(
+            f"{type(model).__name__} was fitted with refit=False and has no "
+            "best_estimator_ to export. Fit the search with refit=True."
+        )
     model = getattr(model, "best_estimator_", model)
     steps = _steps_of(model)
     first = next(step for step in steps if not _is_identity(step))

@@ -190,6 +190,32 @@ def table_pipeline():
     return pipeline.fit(raw_table(), y)
 
 
+@cache
+def text_pipeline():
+    """Return a pipeline of columns of text, fitted to tell all categories apart."""
+    rng, n_rows = np.random.default_rng(0), 200
+    cells = {
+        "letter": np.array(["x", "y", "z", None], dtype=object),
+        "version": ["2.0", "3.0", "beta"],
+        "flag": ["true", "false", "maybe"],
+        "country": ["NA", "DE", "FR", "GB"],
+    }
+    table = pd.DataFrame({name: rng.choice(c, n_rows) for name, c in cells.items()})
+    effects = [
+        table[name].map({text: i for i, text in enumerate(c)})
+        for name, c in cells.items()
+    ]
+    net = StableNetRegressor(max_epochs=5, random_state=0)
+    return tabular_pipeline(net).fit(table, np.nansum(effects, axis=0))
+
+
+def table_of_texts(texts):
+    """Return a table with one row for each text of each column."""
+    usual = {"letter": "x", "version": "3.0", "flag": "maybe", "country": "DE"}
+    rows = [{**usual, name: text} for name in texts for text in texts[name]]
+    return pd.DataFrame(rows, dtype=object)
+
+
 def unusual_table():
     """Return rows of the raw table with missing, infinite and unknown cells."""
     table = raw_table()

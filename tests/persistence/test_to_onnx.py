@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -13,7 +14,9 @@ from persistence_helpers import (
     classifier,
     clean_table,
     model_of,
+    table_of_texts,
     table_pipeline,
+    text_pipeline,
     unusual_rows,
     unusual_table,
 )
@@ -56,6 +59,35 @@ def _read(folder):
     return onnx.load(folder / "model.onnx")
 
 
+def test_texts_are_read_as_by_the_pipeline(tmp_path):
+    pipeline = text_pipeline()
+    to_onnx(pipeline, tmp_path / "model.onnx")
+    session = session_of(tmp_path / "model.onnx")
+
+    def found(texts):
+        table = table_of_texts(texts)
+        feeds = {name: table[[name]].to_numpy() for name in table}
+        return session.run(["predictions"], feeds)[0], pipeline.predict(table)
+
+    words = ["", "?", "N/A", "unknown", "Unknown", "nan", "NaN", "NULL", "new", "x"]
+    same = {
+        "letter": words,
+        "version": ["2", "2.0", "3", "unknown", "4"],
+        "flag": ["TRUE", "True", "true", "1", "0", "yes"],
+        "country": ["NA", "na", "N/A", "DE"],
+    }
+    np.testing.assert_allclose(*found(same), rtol=1e-5)
+    # The differences that the guide lists: these texts are unknown to the file.
+    others = {"letter": [" x", "x ", "uNKNOWN"], "version": ["2.00"]}
+    of_file, _ = found(others)
+    of_unknown, _ = found({"letter": ["new"] * 3, "version": ["new"]})
+    assert of_file.tolist() == of_unknown.tolist()
+    (none,) = session.run(
+        ["predictions"], {name: np.empty((0, 1), dtype=object) for name in same}
+    )
+    assert none.shape == (0,)
+
+
 def test_numbers_without_names_are_one_input(tmp_path):
     model, rows = model_of("two targets, one constant"), unusual_rows(dtype="float32")
     to_onnx(model, tmp_path / "model.onnx", opset=18, dtype="float32")
@@ -85,6 +117,18 @@ def test_the_number_of_columns_must_be_known(tmp_path):
 def test_another_dtype_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'float64' or 'float32', got 'float16'"):
         to_onnx(model_of("classes"), tmp_path / "model.onnx", dtype="float16")
+
+
+@pytest.mark.parametrize("opset", [9, 17, 99, True, 20.0, "20"])
+def test_another_opset_is_refused(tmp_path, opset, capfd):
+    message = (
+        f"opset must be an integer from 18 to {onnx.defs.onnx_opset_version()}, the "
+        f"newest of onnx {onnx.__version__}, got {opset!r}."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        to_onnx(model_of("classes"), tmp_path / "model.onnx", opset=opset)
+    assert not (tmp_path / "model.onnx").exists()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

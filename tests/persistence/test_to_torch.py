@@ -19,7 +19,9 @@ from persistence_helpers import (
     model_of,
     predicted,
     raw_table,
+    table_of_texts,
     table_pipeline,
+    text_pipeline,
     unusual_rows,
     unusual_table,
 )
@@ -31,6 +33,7 @@ from skorch import NeuralNet
 from torch import nn
 
 from sknan import (
+    BatchedGridSearchCV,
     GuardedNetRegressor,
     NaNImputer,
     StableNetClassifier,
@@ -143,9 +146,37 @@ def test_a_raw_table_is_given_as_numbers_and_codes():
     names = ["age", "income", "city", "linear", "probabilities", "sex"]
     assert module.feature_names_in_ == names
     cities = {"Oslo": 0, "Paris": 1, "Rome": 2, " Rome": 2, "?": -1}
-    assert module.categories_ == {"city": cities, "sex": {"f": 0, "m": 1}}
+    seen = {
+        name: {text: codes[text] for text in {*cities, "f", "m"} & set(codes)}
+        for name, codes in module.categories_.items()
+    }
+    assert seen == {"city": cities, "sex": {"f": 0, "m": 1, "?": -1}}
     found = module(rows_of(module, table)).numpy()
     np.testing.assert_allclose(found, pipeline.predict_proba(table), atol=1e-6)
+
+
+def test_every_text_of_the_categories_is_read_as_by_the_pipeline():
+    pipeline = text_pipeline()
+    module = to_torch(pipeline)
+    codes = module.categories_
+    assert codes["version"].items() >= {"2": 0, "2.0": 0, "3": 1, "NaN": -1}.items()
+    assert codes["flag"].items() >= {"true": 2, "TRUE": 2, "1": 2, "0": 0}.items()
+    assert codes["letter"].items() >= {"": -1, "?": -1, "N/A": -1, "x": 0}.items()
+    words = ("na", "UNKNOWN", "Unknown", "Not Available", "nan", "NULL", "#N/A", "-")
+    assert {codes["letter"][word] for word in words} == {-1}
+    assert codes["country"]["NA"] == 3  # Namibia
+    assert "na" not in codes["country"]
+    table = table_of_texts(codes)
+    found = module(rows_of(module, table)).numpy()
+    np.testing.assert_allclose(found, pipeline.predict(table), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "repaired"])
+def test_the_output_of_no_rows_is_empty(name):
+    module = to_torch(log_network() if name == "repaired" else model_of(name))
+    one = module(torch.ones(1, 4, dtype=torch.float64))
+    none = module(torch.ones(0, 4, dtype=torch.float64))
+    assert (none.shape, none.dtype) == ((0, *one.shape[1:]), one.dtype)
 
 
 def test_a_module_moves_and_trains_without_an_effect_on_the_model():
@@ -250,6 +281,21 @@ def test_other_models_are_refused():
     assert "NeuralNet" in refusal_of(NeuralNet(nn.Linear, nn.MSELoss))
     with pytest.raises(NotFittedError, match=re.escape("not fitted yet")):
         to_torch(StableNetClassifier())
+
+
+def test_a_search_without_a_best_estimator_is_refused():
+    search = BatchedGridSearchCV(StableNetClassifier(**SETTINGS), {"lr": [0.1]}, cv=2)
+    message = (
+        "This BatchedGridSearchCV instance is not fitted yet. Call 'fit' with "
+        "appropriate arguments before using this estimator."
+    )
+    with pytest.raises(NotFittedError, match=f"^{re.escape(message)}$"):
+        to_torch(search)
+    search.set_params(refit=False).fit(clean_table(), LABELS)
+    assert refusal_of(search) == (
+        "BatchedGridSearchCV was fitted with refit=False and has no best_estimator_ to "
+        "export. Fit the search with refit=True."
+    )
 
 
 def test_an_imputer_of_text_is_refused():

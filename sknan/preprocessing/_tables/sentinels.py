@@ -35,6 +35,7 @@ _WORDS = {
     *("<unknown>", "(empty)", "<empty>", "data not available", "unavailable"),
 }
 _ENOUGH_WORDS = 3
+WORDS_FOR_MISSING = frozenset(_SIGNS | _WORDS)
 
 # A number that is a sentinel in this many columns needs less evidence in others.
 _COLUMNS_OF_SENTINEL = 2
@@ -230,8 +231,7 @@ def is_word_for_missing(category: Any) -> TypeGuard[str]:
     """Return whether a category is a sign or a word for a missing value."""
     if not isinstance(category, str):
         return False
-    plain = category.strip().lower()
-    return plain in _SIGNS or plain in _WORDS
+    return category.strip().lower() in WORDS_FOR_MISSING
 
 
 def _text_sentinels(cells: pd.Series) -> list[Sentinel]:
