@@ -214,8 +214,8 @@ class _Encoder:
             state: Any = {**vars(value), "_load_state_dict_pre_hooks": OrderedDict()}
         else:
             reduced = value.__reduce_ex__(2)
-            if isinstance(reduced, str) or reduced[1] != (kind,):
-                return None
+            if isinstance(reduced, str) or reduced[1] != (kind,) or any(reduced[3:]):
+                return None  # items of a container are no attributes
             state = reduced[2]
         if not isinstance(state, dict):
             return None

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+from types import FunctionType, ModuleType
+from typing import Any
+
+from sklearn import metrics, model_selection
+from sklearn.gaussian_process import kernels
+from torch import optim
+
+
+def _public(module: ModuleType, kind: type) -> set[str]:
+    """Return the full names of the public objects of a kind that a package defines."""
+    public = (value for name, value in vars(module).items() if name[0] != "_")
+    found: list[Any] = [value for value in public if isinstance(value, kind)]
+    return {
+        f"{value.__module__}.{value.__qualname__}"
+        for value in found
+        if value.__module__.startswith(module.__name__)
+    }
+
+
+# A file may name these, and may not call them. Classes that are compiled are not
+# trusted: they read memory at positions that a file contains.
+METRICS = _public(metrics, FunctionType)
+OPTIMIZERS = _public(optim, type)
+
 # Objects of these classes are restored from their attributes. None of them runs code
-# that a file contains, and none writes files.
-TRUSTED_TYPES: list[str] = [
+# that a file contains, and none writes files. Estimators are trusted by skops.
+_CLASSES = [
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.compose._column_transformer.make_column_selector",
+    "sklearn.gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace",
+    "sklearn.metrics._scorer._CurveScorer",
+    "sklearn.metrics._scorer._MultimetricScorer",
     "sklearn.metrics._scorer._PassthroughScorer",
-    "sklearn.model_selection._split.GroupKFold",
-    "sklearn.model_selection._split.KFold",
-    "sklearn.model_selection._split.ShuffleSplit",
-    "sklearn.model_selection._split.StratifiedKFold",
-    "sklearn.model_selection._split.TimeSeriesSplit",
+    "sklearn.metrics._scorer._Scorer",
+    "sklearn.model_selection._split._CVIterableWrapper",
+    "sklearn.utils._bunch.Bunch",
+    "sklearn.utils._metadata_requests.MetadataRequest",
+    "sklearn.utils._metadata_requests.MethodMetadataRequest",
     "sknan._engine.fitted_network.FittedNetwork",
     "sknan._engine.prediction.ColumnScaling",
     "sknan._engine.range_test.learning_rate_range.LearningRateRange",
@@ -63,3 +93,7 @@ TRUSTED_TYPES: list[str] = [
     "skrub.selectors._base.Sub",
     "skrub.selectors._selectors._cardinality_below",
 ]
+
+TRUSTED_TYPES: list[str] = sorted(
+    {*_CLASSES, *METRICS, *_public(model_selection, type), *_public(kernels, type)}
+)

@@ -9,17 +9,18 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import InconsistentVersionWarning
+from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 
 from sknan._utils.archive import sealed, verified, write_file
 from sknan._utils.pickling import versions
-from sknan._utils.trusted_types import TRUSTED_TYPES
+from sknan._utils.trusted_types import METRICS, OPTIMIZERS, TRUSTED_TYPES
 
 _FORMAT = "sknan model 1"
 _ABOUT = "about.json"
@@ -29,10 +30,20 @@ _ABOUT = "about.json"
 _LARGEST_EXPANSION = 20
 _EXTRA_BYTES = 2**22
 
+# Names of packages whose own rule says what is trusted: a file with other parts of them
+# would only be refused where it is loaded.
+_JUDGED = ("sklearn.", "scipy.")
+
+_WITHOUT_DISTRIBUTIONS = (
+    "Save best_estimator_ of the search, search lists of values, or use pickle."
+)
+
 _PART_NAME = re.compile(r"[\w-]+\.(npy|bin|json)")
 
 
-def save(model: Any, path: str | os.PathLike[str]) -> None:
+def save(
+    model: Any, path: str | os.PathLike[str], *, trusted: Sequence[str] = ()
+) -> None:
     """Write a fitted model to a file that :func:`load` reads without running code.
 
     The format is that of skops, compressed, with the versions of the packages, the
@@ -45,12 +56,18 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     path : str or path-like
         Path of the file. An existing file is replaced when the new one is complete. If
         an error is raised, it has not changed.
+    trusted : sequence of str, default=()
+        Names of classes and functions of scikit-learn and scipy that :func:`load` does
+        not trust by itself, such as ``["sklearn.tree._tree.Tree"]``. Pass them to
+        :func:`load` too.
 
     Raises
     ------
     ValueError
-        If a part of the model cannot be saved, such as a lambda function. The message
-        says which.
+        If a part of the model cannot be saved, such as a lambda function, or is not
+        trusted by :func:`load`. The message says which.
+    NotFittedError
+        If the model is not fitted.
     ImportError
         If skops is not installed.
 
@@ -74,15 +91,26 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
             f"save writes estimators of scikit-learn and sknan, got {kind}. Use "
             "pickle, or save_params of a skorch net."
         )
+    names = _checked_names(trusted)
+    check_is_fitted(model)
     try:
         data = _written(model, zipfile.ZIP_DEFLATED)
         if _expansion(data) > _LARGEST_EXPANSION * len(data) + _EXTRA_BYTES:
             data = _written(model, zipfile.ZIP_STORED)
+        _check_what_load_refuses(data, names)
+        _check_parts(data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InconsistentVersionWarning)
             _skops().loads(data, trusted=_types_in(data))
     except ImportError:
         raise
+    except _RefusedError as error:
+        raise ValueError(f"{kind} cannot be saved: {error}") from None
+    except RecursionError:
+        raise ValueError(
+            f"{kind} cannot be saved: a part contains itself, as scipy.stats.randint "
+            f"does. {_WITHOUT_DISTRIBUTIONS}"
+        ) from None
     except Exception as error:
         reason = str(error).rstrip(".")
         raise ValueError(
@@ -96,9 +124,10 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
     """Read a model that :func:`save` has written, without running code from the file.
 
     Only objects of known classes of sknan, skrub and scikit-learn are restored
-    (:data:`TRUSTED_TYPES`, and the estimators that skops trusts). The file is checked
-    before anything is restored, and reading it takes no more memory than about 20 times
-    its size.
+    (:data:`TRUSTED_TYPES`, and the estimators that skops trusts). Metrics of
+    scikit-learn and optimizers of torch are restored by name, and not called. The file
+    is checked before anything is restored, and reading it takes no more memory than
+    about 20 times its size.
 
     Parameters
     ----------
@@ -116,8 +145,9 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
     Raises
     ------
     ValueError
-        If the file is damaged, was not written by :func:`save`, or contains classes or
-        functions that are not trusted. The message names them.
+        If `trusted` is not a list of names, or the file is damaged, was not written by
+        :func:`save`, or contains classes or functions that are not trusted. The message
+        names them.
     OSError
         If the file cannot be read.
     ImportError
@@ -129,7 +159,7 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
         Once for each package whose version differs.
     """
     name = repr(os.fspath(path))
-    trusted = [trusted] if isinstance(trusted, str) else trusted
+    own = _checked_names(trusted)
     with open(path, "rb") as file:
         contents = verified(file.read())
     if contents is None:
@@ -140,8 +170,7 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
     data = bytes(contents)
     try:
         made_with = _check_parts(data)
-        known = {*TRUSTED_TYPES, *trusted}
-        unknown = sorted({*_types_in(data)} - known)
+        unknown = _not_trusted(data, own)
     except ImportError:
         raise
     except Exception as error:
@@ -156,13 +185,91 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
             f"file, pass trusted={unknown}."
         )
     try:
-        return _restored(data, sorted(known))
+        return _restored(data, sorted({*TRUSTED_TYPES, *OPTIMIZERS, *own}))
     except Exception as error:
         made = ", ".join(f"{name} {version}" for name, version in made_with.items())
         raise ValueError(
             f"The file {name}, which was written with {made}, cannot be restored: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+class _RefusedError(Exception):
+    """Part of a model that :func:`load` would refuse, and what to do."""
+
+
+def _checked_names(trusted: Any) -> list[str]:
+    """Return the names that a user trusts."""
+    names = [trusted] if isinstance(trusted, str) else trusted
+    is_collection = isinstance(names, (list, tuple, set, frozenset))
+    if not is_collection or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            "trusted must be a list of names of classes and functions, such as "
+            f"['my_package.MyModule'], got {trusted!r}."
+        )
+    return [*names]
+
+
+def _not_trusted(data: bytes, own: Sequence[str]) -> list[str]:
+    """Return the names that neither the rules nor the user trusts.
+
+    A metric or an optimizer is trusted as a value only. Another node of skops with its
+    name would call it.
+    """
+    values = {*METRICS, *OPTIMIZERS}
+    called = {
+        name
+        for name, loader in _nodes(data)
+        if name in values and loader not in ("FunctionNode", "TypeNode")
+    }
+    found = {*_types_in(data)} - {*TRUSTED_TYPES, *OPTIMIZERS}
+    return sorted((found | called) - {*own})
+
+
+def _nodes(data: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the names of the objects in a file, each with its loader of skops."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        nodes = [json.loads(archive.read("schema.json"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            if "__loader__" in node:
+                name = f"{node['__module__']}.{node['__class__']}"
+                yield name, str(node["__loader__"])
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+
+
+def _check_what_load_refuses(data: bytes, own: Sequence[str]) -> None:
+    """Raise an error for parts that cannot be loaded elsewhere."""
+    names = {name for name, _ in _nodes(data)}
+    local = sorted(name for name in names if name.startswith("__main__."))
+    if local:
+        raise _RefusedError(
+            f"{', '.join(local)} is defined in a notebook or script, and does not "
+            "exist where the file is loaded. Put it into a module file, import it from "
+            "there, and fit again."
+        )
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(name.endswith(".npz") for name in archive.namelist()):
+            raise _RefusedError(
+                "it contains a sparse matrix, which load does not read. Fit it on a "
+                "dense array, or use pickle."
+            )
+    unknown = [name for name in _not_trusted(data, own) if name.startswith(_JUDGED)]
+    distributions = [name for name in unknown if name.startswith("scipy.stats.")]
+    if distributions:
+        raise _RefusedError(
+            f"load does not trust {', '.join(distributions)}, because scipy runs text "
+            f"of the file to restore them. {_WITHOUT_DISTRIBUTIONS}"
+        )
+    if unknown:
+        raise _RefusedError(
+            f"load does not trust {', '.join(unknown)}. If the file is only loaded by "
+            f"those who trust you, pass trusted={unknown} to save and to load. Or use "
+            "pickle."
+        )
 
 
 def _skops() -> Any:

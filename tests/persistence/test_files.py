@@ -14,14 +14,28 @@ import zipfile
 import numpy as np
 import pytest
 from persistence_helpers import LABELS, NUMBERS, SETTINGS, LogNetwork, clean_table
+from scipy import sparse, stats
 from sklearn.base import clone
-from sklearn.exceptions import InconsistentVersionWarning
-from sklearn.model_selection import KFold, ShuffleSplit
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import HistGradientBoostingClassifier, VotingClassifier
+from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
+from sklearn.feature_selection import SelectKBest
+from sklearn.gaussian_process import GaussianProcessClassifier
+from sklearn.metrics import fbeta_score, make_scorer
+from sklearn.model_selection import (
+    GridSearchCV,
+    KFold,
+    RepeatedStratifiedKFold,
+    ShuffleSplit,
+)
 from sklearn.pipeline import make_pipeline
-from torch import nn
+from sklearn.tree import DecisionTreeClassifier
+from torch import nn, optim
 
 import sknan
 from sknan import (
+    BatchedGridSearchCV,
+    BatchedRandomizedSearchCV,
     GuardedNetRegressor,
     NaNImputer,
     SafeScaler,
@@ -134,6 +148,127 @@ def test_other_objects_are_refused(file, model):
     )
 
 
+CLASSIFIER = StableNetClassifier(**SETTINGS)
+TREE = DecisionTreeClassifier(max_depth=1)
+TO_BOTH = (
+    "If the file is only loaded by those who trust you, pass trusted={} to save and to "
+    "load. Or use pickle."
+)
+UNTRUSTED = {
+    "sklearn.tree._tree.Tree": VotingClassifier([("net", CLASSIFIER), ("tree", TREE)]),
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": (
+        tabular_pipeline(HistGradientBoostingClassifier(max_iter=1))
+    ),
+    "sklearn.feature_selection._univariate_selection.f_classif": make_pipeline(
+        SelectKBest(k=2), CLASSIFIER
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNTRUSTED)
+def test_save_refuses_what_load_does_not_trust(file, name):
+    model = clone(UNTRUSTED[name]).fit(X, LABELS)
+    with pytest.raises(ValueError, match="cannot be saved") as caught:
+        save(model, file)
+    assert str(caught.value) == (
+        f"{type(model).__name__} cannot be saved: load does not trust {name}. "
+        + TO_BOTH.format([name])
+    )
+    assert not file.exists()
+    save(model, file, trusted=[name])
+    again = load(file, trusted=[name])
+    np.testing.assert_array_equal(again.predict(X), model.predict(X))
+    assert f"not trusted: {name}." in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "reason"),
+    [
+        (
+            stats.loguniform(1e-3, 1e-2),
+            "load does not trust scipy.stats._continuous_distns.reciprocal_gen, "
+            "scipy.stats._distn_infrastructure.rv_continuous_frozen, because scipy "
+            "runs text of the file to restore them",
+        ),
+        (
+            stats.randint(1, 3),
+            "a part contains itself, as scipy.stats.randint does",
+        ),
+    ],
+    ids=["loguniform", "randint"],
+)
+def test_distributions_are_refused_and_the_best_estimator_is_saved(
+    file, distribution, reason
+):
+    is_rate = "reciprocal" in reason
+    space = {"lr" if is_rate else "max_epochs": distribution}
+    search = BatchedRandomizedSearchCV(CLASSIFIER, space, n_iter=1, cv=2)
+    search.fit(X, LABELS)
+    with pytest.raises(ValueError, match="cannot be saved") as caught:
+        save(search, file)
+    assert str(caught.value) == (
+        f"BatchedRandomizedSearchCV cannot be saved: {reason}. Save best_estimator_ of "
+        "the search, search lists of values, or use pickle."
+    )
+    save(search.best_estimator_, file)
+    np.testing.assert_array_equal(load(file).predict(X), search.predict(X))
+
+
+def test_classes_of_a_script_are_refused(file, monkeypatch):
+    class Local(nn.Linear):
+        def __init__(self, n_features_in, n_outputs):
+            super().__init__(n_features_in, n_outputs)
+
+    Local.__module__, Local.__qualname__ = "__main__", "Local"
+    monkeypatch.setattr(sys.modules["__main__"], "Local", Local, raising=False)
+    net = StableNetRegressor(Local, max_epochs=1, random_state=0).fit(X, NUMBERS)
+    with pytest.raises(ValueError, match="cannot be saved") as caught:
+        save(make_pipeline(net), file)
+    assert str(caught.value) == (
+        "Pipeline cannot be saved: __main__.Local is defined in a notebook or script, "
+        "and does not exist where the file is loaded. Put it into a module file, "
+        "import it from there, and fit again."
+    )
+    assert not file.exists()
+
+
+def test_sparse_attributes_are_refused(file):
+    net = clone(CLASSIFIER).fit(X, LABELS)
+    net.extra_ = sparse.csr_array(X)
+    with pytest.raises(ValueError, match="cannot be saved") as caught:
+        save(net, file)
+    assert str(caught.value) == (
+        "StableNetClassifier cannot be saved: it contains a sparse matrix, which load "
+        "does not read. Fit it on a dense array, or use pickle."
+    )
+    assert not file.exists()
+
+
+def test_models_that_are_not_fitted_are_refused(file):
+    with pytest.raises(NotFittedError, match="not fitted") as caught:
+        save(make_pipeline(SafeScaler(), clone(CLASSIFIER)), file)
+    assert str(caught.value) == (
+        "This Pipeline instance is not fitted yet. Call 'fit' with appropriate "
+        "arguments before using this estimator."
+    )
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("trusted", [None, True, [3]])
+def test_trusted_is_a_list_of_names(file, pipeline, trusted):
+    save(pipeline, file)
+    for call in (
+        lambda: save(pipeline, file, trusted=trusted),
+        lambda: load(file, trusted=trusted),
+    ):
+        with pytest.raises(ValueError, match="trusted") as caught:
+            call()
+        assert str(caught.value) == (
+            "trusted must be a list of names of classes and functions, such as "
+            f"['my_package.MyModule'], got {trusted!r}."
+        )
+
+
 # -- what is read --------------------------------------------------------------------
 
 
@@ -167,6 +302,32 @@ def test_classes_of_torch_and_sknan_need_no_trust(file):
         np.testing.assert_array_equal(again.predict(X), model.predict(X))
         again.fit(X, NUMBERS)
         model.fit(X, NUMBERS)
+
+
+RATES = {"lr": [1e-3]}
+OF_SCIKIT_LEARN = {
+    "scorer": BatchedGridSearchCV(CLASSIFIER, RATES, scoring="roc_auc", cv=2),
+    "loss": GridSearchCV(CLASSIFIER, RATES, scoring="neg_log_loss", cv=2),
+    "own scorer": GridSearchCV(
+        CLASSIFIER,
+        RATES,
+        scoring=make_scorer(fbeta_score, beta=2, pos_label="yes"),
+        cv=RepeatedStratifiedKFold(n_splits=2, n_repeats=1),
+    ),
+    "pairs": BatchedGridSearchCV(CLASSIFIER, RATES, cv=list(KFold(2).split(X))),
+    "optimizers": BatchedGridSearchCV(
+        CLASSIFIER, {"optimizer": [optim.SGD, optim.Adam]}, cv=2
+    ),
+    "calibrated": CalibratedClassifierCV(CLASSIFIER, cv=2),
+    "kernels": GaussianProcessClassifier(),
+}
+
+
+@pytest.mark.parametrize("kind", OF_SCIKIT_LEARN)
+def test_public_parts_of_scikit_learn_need_no_trust(file, kind):
+    model = clone(OF_SCIKIT_LEARN[kind]).fit(X, LABELS)
+    save(model, file)
+    np.testing.assert_array_equal(load(file).predict_proba(X), model.predict_proba(X))
 
 
 @pytest.mark.parametrize(
@@ -287,6 +448,26 @@ def call_of_code(schema):
     schema["content"] = node(loader, "os", "system", content=call)
 
 
+def call_of(module, name):
+    """Return a change of the schema that makes skops call a function."""
+
+    def change(schema):
+        arguments = node("TupleNode", "builtins", "tuple", content=[])
+        loader = "ConstructorFromReduceNode"
+        schema["content"] = node(loader, module, name, content=arguments)
+
+    return with_schema(change)
+
+
+def value_of(module, name):
+    """Return a change of the schema that makes skops import a function."""
+
+    def change(schema):
+        schema["content"] = node("FunctionNode", module, name)
+
+    return with_schema(change)
+
+
 def huge_array(parts):
     name = next(name for name in parts if name.endswith(".npy"))
     header = io.BytesIO()
@@ -297,6 +478,30 @@ def huge_array(parts):
 
 ATTACKS = {
     "function": (with_schema(call_of_code), "not trusted: os.system"),
+    "metric": (
+        call_of("sklearn.metrics._ranking", "roc_auc_score"),
+        "not trusted: sklearn.metrics._ranking.roc_auc_score.",
+    ),
+    "optimizer": (
+        call_of("torch.optim.sgd", "SGD"),
+        "not trusted: torch.optim.sgd.SGD",
+    ),
+    "loader": (
+        value_of("sklearn.datasets._base", "load_files"),
+        "not trusted: sklearn.datasets._base.load_files",
+    ),
+    "utility": (
+        value_of("sklearn.utils._testing", "assert_run_python_script_without_output"),
+        "not trusted: sklearn.utils._testing.",
+    ),
+    "import of a metric": (
+        value_of("sklearn.metrics._ranking", "np"),
+        "not trusted: sklearn.metrics._ranking.np",
+    ),
+    "distribution": (
+        call_of("scipy.stats._distn_infrastructure", "rv_continuous_frozen"),
+        "not trusted: scipy.stats._distn",
+    ),
     "name": (with_text([["name", "os.system"], []]), "no known class or function"),
     "sibling": (
         with_text([["name", "skrub._data_ops._evaluation.evaluate"], []]),
