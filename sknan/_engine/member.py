@@ -19,6 +19,7 @@ from sknan._engine.network_state import (
     write_tensors,
 )
 from sknan._engine.plan import RestOfTraining, TrainingPlan
+from sknan._engine.table_net import is_best
 from sknan._utils.random_state import kept_random_states, resumed
 from sknan.nets._records import is_orderly_stop, warn_of_fall, warn_of_interrupt
 from sknan.nets.recovery.raw_units import Conditioning
@@ -187,12 +188,15 @@ class Member:
         row : dict of str to object
             Row of the epoch in the history.
         """
+        for name in row.keys() & {"train_loss", "valid_loss"}:
+            row[f"{name}_best"] = is_best(self.history, name, row[name])
         self.history.append(row)
         if self.recovery is not None:
             row["n_recoveries"] = self.recovery.n_reports(len(self.history))
         if self.is_followed:
             for name, value in row.items():
                 self.net.history.record(name, value)
+            self.net.history.new_batch()  # skorch's Checkpoint reads the last batch
 
     def end_epoch(self, weights: Callable[[], list[Tensor]], n_members: int) -> bool:
         """Keep the weights of the epoch if they are the best.
@@ -250,7 +254,7 @@ class Member:
         if not self.is_followed:
             dur = seconds / max(len(self.history), 1)
             net.history_ = type(net.history)(
-                {"batches": [], "epoch": epoch, **row, "dur": dur}
+                {"batches": [{}], "epoch": epoch, **row, "dur": dur}
                 for epoch, row in enumerate(self.history, start=1)
             )
         if not self.plan.keeps_moments:

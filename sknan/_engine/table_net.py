@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from sklearn.utils import ClassifierTags, RegressorTags
 from skorch.callbacks import EpochTimer, PrintLog
 from skorch.callbacks.scoring import ScoringBase
 from skorch.history import History
+from skorch.utils import is_dataset
 from torch import Tensor
 
 from sknan._engine.fitted_network import (
@@ -104,7 +106,23 @@ class TableNet(NetworkOutput, GuardedNet):
         if self.clip_norm != _DEFAULT_CLIP_NORM:
             super()._warn_of_idle_clip(*clipping)
 
-    def get_iterator(self, dataset: TensorTable, training: bool = False) -> Any:
+    def partial_fit(self, X: Any, *args: Any, **kwargs: Any) -> Any:
+        """Train on the table of the estimator; other data are refused."""
+        if not isinstance(X, TensorTable):
+            raise NotImplementedError(
+                "The net_ of a fitted estimator predicts, but is not trained. To train "
+                "its network, call partial_fit of the estimator, or fit with "
+                "warm_start=True."
+            )
+        return super().partial_fit(X, *args, **kwargs)
+
+    def get_dataset(self, X: Any, y: Any = None) -> Any:
+        """Return a data set of the rows, with ``X`` as the network receives it."""
+        return super().get_dataset(X if is_dataset(X) else self._network_rows(X), y)
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        if not isinstance(dataset, TensorTable):
+            return super().get_iterator(dataset, training=training)
         if training:
             return TensorBatches(
                 dataset, self.batch_size, shuffle=True, merge_lone_row=True
@@ -146,11 +164,17 @@ class TableNet(NetworkOutput, GuardedNet):
         self.history.record_batch(f"{prefix}_batch_size", rows)
 
     def _log_epoch(self, prefix: str, mean_loss: float) -> None:
-        self.history.record(f"{prefix}_loss", mean_loss)
+        name = f"{prefix}_loss"
+        self.history.record(f"{name}_best", is_best(self.history, name, mean_loss))
+        self.history.record(name, mean_loss)
         batches = self.history[-1, "batches"]
         # The history is pickled with the net. A callback may have written to it.
         if all(batch.keys() <= _BATCH_SIZES for batch in batches):
-            batches.clear()
+            batches[:] = [{}]  # skorch's Checkpoint reads the last batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        # During a training, the split is a closure that holds the training rows.
+        return {**super().__getstate__(), "train_split": None}
 
     # -- the fitted network ----------------------------------------------------------
 
@@ -266,15 +290,26 @@ class TableNet(NetworkOutput, GuardedNet):
 
     def _output_of(self, X: Any) -> Tensor:
         X = X if isinstance(X, Tensor) else getattr(X, "X", X)
+        return self.finite_output(self._network_rows(X).to(self.device))
+
+    def _network_rows(self, X: Any) -> Tensor:
+        """Return rows in the units of the user as the network receives them."""
         if self.scaling_ is not None:
             X = self.scaling_.scaled(np.asarray(X))
         rows = torch.as_tensor(X if isinstance(X, Tensor) else np.asarray(X))
-        return self.finite_output(rows.to(self.device, torch.float32))
+        return rows.to(torch.float32)
 
 
 def rows_per_evaluation(batch_size: int, X: Any) -> int:
     """Return how many held-out rows are evaluated at once."""
     return max(batch_size, VALUES_PER_FORWARD // width_of(X))
+
+
+def is_best(history: list[dict[str, Any]], name: str, value: float) -> bool:
+    """Whether a loss is lower than in all earlier epochs, as skorch records it."""
+    key = f"{name}_best"
+    best = next((row[name] for row in reversed(history) if row.get(key)), math.inf)
+    return bool(value < best)
 
 
 def is_collapsed(X: Tensor, output: Any) -> bool:

@@ -168,6 +168,8 @@ class StableNetBase(
             self.early_stopping, self.validation_split
         )
         is_new = not self._continues(is_partial)
+        if not is_new:
+            self._check_same_network()
         X_raw = check_features(
             self, X, reset=is_new, min_samples=1 if is_partial else 2
         )
@@ -384,6 +386,7 @@ class StableNetBase(
         check_finite_output(net, plan.table)
         net._zero_grad_optimizer(set_to_none=True)
         self._fitted = net.fitted(keeps_moments=plan.keeps_moments)
+        self._params_of_fitted = self._network_params()
         self.n_iter_ = len(net.history)
         self.loss_curve_ = [row.get("train_loss", np.nan) for row in net.history]
         self.validation_scores_ = self.best_score_ = self.best_epoch_ = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from textwrap import shorten
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +46,7 @@ class NetBuildingMixin(PrefixedParamsMixin):
     """Module, criterion, optimizer and net of an estimator."""
 
     _task: ClassVar[str]
+    _params_of_fitted: dict[str, str]
 
     def rows_per_batch(self, n_rows: int) -> int:
         """Return the batch size for a table of ``n_rows`` rows.
@@ -135,6 +138,27 @@ class NetBuildingMixin(PrefixedParamsMixin):
             sizes["numeric_columns"] = numeric_columns(X)
         return sizes
 
+    def _network_params(self) -> dict[str, str]:
+        """Return the parameters that define network and loss, as texts to compare."""
+        values = {"module": self.module, "criterion": self.criterion}
+        for part in tuple(values):
+            params = self._params_for(part)
+            values |= {f"{part}__{name}": value for name, value in params.items()}
+        return {name: _text_of(value) for name, value in values.items()}
+
+    def _check_same_network(self) -> None:
+        """Refuse to continue a training whose network or loss would be another one."""
+        before, now = self._params_of_fitted, self._network_params()
+        for name in before | now:
+            old, new = (texts.get(name, "not set") for texts in (before, now))
+            if old != new:
+                raise ValueError(
+                    f"The parameter {name} was {shorten(old, 60)} in the last training "
+                    f"and is {shorten(new, 60)} now, but a continued training keeps "
+                    "its network and loss. Restore the parameter, or start anew: call "
+                    "fit with warm_start=False."
+                )
+
     def _rebuilt_net(self) -> TableNet:
         """Return a net of the fitted network and the current parameters."""
         fitted: FittedNetwork = self._fitted
@@ -151,3 +175,9 @@ class NetBuildingMixin(PrefixedParamsMixin):
         if hasattr(criterion, "reduction"):
             net.criterion_.reduction = criterion.reduction
         return net
+
+
+def _text_of(value: Any) -> str:
+    """Return a text that is equal for equal parameters, also in another process."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -314,6 +315,40 @@ def test_a_checkpoint_contains_the_optimizer(loops):
     states = model.net_.optimizer_.state_dict()["state"]
     assert torch.equal(saved[0]["exp_avg"], states[0]["exp_avg"])
     assert saved[0]["exp_avg"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("others", [(), (Batches(),)], ids=["stack", "loop"])
+def test_checkpoints_save_the_best_epochs(others, tmp_path):
+    files = {"f_params": "{last_epoch[epoch]}.pt", "f_pickle": "net.pkl"}
+    files["f_history"] = None  # loading it would remove the epochs after the best
+    best = Checkpoint(dirname=str(tmp_path), load_best=True, **files)
+    callbacks = [best, TrainEndCheckpoint(dirname=str(tmp_path)), *others]
+    # The validation loss of random labels does not fall in each epoch.
+    labels = np.random.default_rng(0).permutation(Y)
+    model = fitted(*callbacks, Y=labels, lr=0.05, max_epochs=8, early_stopping=True)
+    history = model.net_.history
+    for name in ("train_loss", "valid_loss"):
+        lowest = np.minimum.accumulate([np.inf, *history[:, name]])
+        assert history[:, f"{name}_best"] == list(np.diff(lowest) < 0)
+    assert history[:, "event_cp"] == history[:, "valid_loss_best"]
+    assert not all(history[:, "event_cp"])
+    saved = [row["epoch"] for row in history if row["event_cp"]]
+    assert {f"{n}.pt" for n in saved} == {p.name for p in tmp_path.glob("[0-9]*.pt")}
+    at_best = torch.load(tmp_path / f"{saved[-1]}.pt")
+    for key, weight in model.net_.module_.state_dict().items():
+        assert torch.equal(weight, at_best[key])
+    assert (tmp_path / "train_end_params.pt").exists()
+    net = pickle.loads((tmp_path / "net.pkl").read_bytes())
+    np.testing.assert_array_equal(net.predict(X), model.predict(X))
+
+
+def test_a_checkpoint_of_each_epoch_needs_no_validation_rows(loops, tmp_path):
+    each = Checkpoint(monitor=None, dirname=str(tmp_path))
+    model = fitted(each)
+    start = LoadInitState(each)
+    assert loops == []
+    assert fitted(start).n_iter_ == 2 * N_EPOCHS
+    assert model.net_.history[:, "event_cp"] == [True] * N_EPOCHS
 
 
 def test_an_error_of_a_callback_ends_the_fit():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.metrics import check_scoring, f1_score, make_scorer
 from sklearn.preprocessing import StandardScaler
@@ -189,6 +192,34 @@ def test_the_net_of_an_estimator_predicts_as_the_estimator():
     assert not hasattr(model.net_, "classes_")
     with pytest.raises(AttributeError, match="A regressor has no predict_proba"):
         model.net_.predict_proba(X)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0], ids=["standard", "raw units"])
+def test_the_net_of_an_estimator_gives_its_outputs(scale):
+    inputs = X * np.float32(scale)
+    model = StableNetClassifier(max_epochs=2, random_state=0).fit(inputs, LABELS)
+    net = model.net_
+    expected = model._output(inputs)
+    assert torch.equal(net.forward(inputs), expected)
+    assert torch.equal(net.forward(inputs.astype(np.float64), training=True), expected)
+    net.set_params(batch_size=16)
+    torch.testing.assert_close(torch.cat(list(net.forward_iter(inputs))), expected)
+    batches = list(net.get_iterator(net.get_dataset(inputs, CODES)))
+    np.testing.assert_array_equal(torch.cat([y for _, y in batches]), CODES)
+    torch.testing.assert_close(net.evaluation_step(batches[0]), expected[:16])
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize("is_clone", [False, True], ids=["net", "clone"])
+def test_the_net_of_an_estimator_refuses_to_train(method, is_clone):
+    net = StableNetClassifier(max_epochs=1).fit(X, LABELS).net_
+    net = clone(net) if is_clone else net
+    message = (
+        "The net_ of a fitted estimator predicts, but is not trained. To train its "
+        "network, call partial_fit of the estimator, or fit with warm_start=True."
+    )
+    with pytest.raises(NotImplementedError, match=re.escape(message)):
+        getattr(net, method)(X, CODES)
 
 
 def test_the_classes_of_a_task_with_three_classes_are_scored():

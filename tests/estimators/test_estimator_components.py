@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -251,7 +253,9 @@ def test_verbose_prints_a_line_per_epoch(capsys):
     StableNetRegressor(**FAST).fit(X, VALUES)
     assert capsys.readouterr().out == ""
     model = StableNetRegressor(verbose=2, early_stopping=True, **FAST).fit(X, VALUES)
-    header, _, *lines = capsys.readouterr().out.splitlines()
+    # As in skorch, the lowest losses so far are printed in color.
+    printed = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out)
+    header, _, *lines = printed.splitlines()
     names = ["epoch", "train_loss", "valid_loss", "dur"]
     assert header.split() == names
     rows = [[float(number) for number in line.split()] for line in lines]

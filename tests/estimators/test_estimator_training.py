@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import pickle
+import re
 import weakref
 
 import numpy as np
@@ -16,12 +18,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
+from torch import nn
 
 from sknan import (
     BatchedGridSearchCV,
     SafeScaler,
     StableNetClassifier,
     StableNetRegressor,
+    TabularMLP,
 )
 
 RNG = np.random.default_rng(0)
@@ -315,6 +319,42 @@ def test_partial_fit_is_one_epoch_at_the_full_learning_rate(Estimator, y):
         assert model.n_iter_ == n
     assert recorder.learning_rates_ == [0.01] * 40
     assert model.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("is_pickled", [False, True], ids=["here", "pickled"])
+@pytest.mark.parametrize(
+    ("params", "change"),
+    [
+        ({"criterion": nn.HuberLoss}, "criterion was 'huber' in the last training"),
+        ({"criterion__delta": 2.0}, "criterion__delta was 1.0 in the last training"),
+        ({"module__width": 8}, "module__width was 16 in the last training and is 8"),
+        ({"module__depth": 1}, "module__depth was not set in the last training"),
+        ({"module": TabularMLP}, "module was None in the last training and is <class"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_continued_training_refuses_another_network(params, change, is_pickled):
+    model = StableNetRegressor(
+        criterion="huber",
+        criterion__delta=1.0,
+        module__width=np.int64(16),
+        warm_start=True,
+        **FAST,
+    ).fit(X, VALUES)
+    model = pickle.loads(pickle.dumps(model)) if is_pickled else model
+    before = weights_of(model)
+    model.set_params(**{"module__width": 16, "lr": 0.1, **params})
+    for train in (model.fit, model.partial_fit):
+        with pytest.raises(ValueError, match=re.escape(change)) as refused:
+            train(X, VALUES)
+        assert str(refused.value).startswith("The parameter ")
+        assert str(refused.value).endswith(
+            " now, but a continued training keeps its network and loss. Restore the "
+            "parameter, or start anew: call fit with warm_start=False."
+        )
+    assert all(map(torch.equal, before, weights_of(model)))
+    assert model.set_params(warm_start=False).fit(X, VALUES).n_iter_ == 3
+    assert model.partial_fit(X, VALUES).n_iter_ == 4
 
 
 def test_partial_fit_knows_classes_that_have_not_occurred_yet():
