@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.prediction import added_peak
+from benchmarks.timing import in_a_process
 from sknan import StableNetRegressor, tabular_pipeline
 from sknan.preprocessing import iter_chunks
 
@@ -106,24 +104,6 @@ def in_parquet(n_rows: int, n_columns: int) -> dict[str, float]:
     return {"fit_s": whole[0] - epoch, "epoch_s": epoch, "peak": peak}
 
 
-def in_a_process(function: str, *arguments: int) -> dict[str, float]:
-    """Run a function of this module in a new process on one thread."""
-    code = (
-        "import json, torch; from benchmarks import large_tables; "
-        "torch.set_num_threads(1); "
-        f"print(json.dumps(large_tables.{function}(*{arguments!r})))"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    result: dict[str, float] = json.loads(finished.stdout)
-    return result
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(
@@ -150,7 +130,7 @@ def main() -> None:
             n_cells = n_rows * n_columns
             if arguments.quick and n_cells > 10**6:
                 continue
-            row = in_a_process(function, n_rows, n_columns)
+            row = in_a_process("benchmarks.large_tables", function, n_rows, n_columns)
             found[f"{name}, {n_rows} x {n_columns}"] = row
             extra = row["row_s"] * 1e3 if name == "memory" else row["epoch_s"]
             print(

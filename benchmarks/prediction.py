@@ -36,7 +36,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from skorch import NeuralNetClassifier
 from threadpoolctl import threadpool_limits
 
-from benchmarks.timing import in_turn, ratio_in_turn
+from benchmarks.timing import in_a_process, in_turn, ratio_in_turn
 from sknan import (
     NaNImputer,
     SafeScaler,
@@ -390,7 +390,9 @@ def measure_memory(n_rows: int) -> dict[str, Any]:
     print(f"{'memory':<40}{'table MB':>9}{'predict':>9}{'all at once':>13}")
     for dtype in ("float32", "float64"):
         for width in (128, 2048):
-            row = _in_a_process("memory_of", n_rows, dtype, width)
+            row = in_a_process(
+                "benchmarks.prediction", "memory_of", n_rows, dtype, width
+            )
             found[f"width {width}, {dtype}"] = row
             print(
                 f"{f'width {width}, {dtype}':<40}{row['table'] / 1e6:>9.0f}"
@@ -407,17 +409,6 @@ def memory_of(n_rows: int, dtype: str, width: int) -> dict[str, float]:
     net.predict(X[:10_000])
     peak = added_peak(lambda: net.predict(X))
     return {"table": X.nbytes, "predict": peak, "at_once": 4.0 * n_rows * width}
-
-
-def _in_a_process(function: str, *arguments: Any) -> dict[str, float]:
-    """Run a function of this module in a new process."""
-    code = (
-        "import json, torch; from benchmarks import prediction; "
-        "torch.set_num_threads(1); "
-        f"print(json.dumps(prediction.{function}(*{arguments!r})))"
-    )
-    result: dict[str, float] = json.loads(_output_of(code))
-    return result
 
 
 # -- imports -------------------------------------------------------------------------

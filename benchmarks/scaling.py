@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -34,7 +31,12 @@ from skorch.callbacks import Callback
 from threadpoolctl import threadpool_limits
 
 from benchmarks.prediction import added_peak
-from benchmarks.timing import in_turn, keep_freed_memory, ratio_in_turn
+from benchmarks.timing import (
+    in_a_process,
+    in_turn,
+    keep_freed_memory,
+    ratio_in_turn,
+)
 from benchmarks.training import Perceptron, expert
 from sknan import NaNImputer, SafeScaler, StableNetClassifier
 
@@ -276,7 +278,7 @@ def measure_memory(*, quick: bool) -> dict[str, dict[str, float]]:
     print(f"{'memory':<46}{'peak MB':>9}{'in multiples of':>17}")
     found = {}
     for name, (function, arguments) in cases.items():
-        row = found[name] = in_a_process(function, *arguments)
+        row = found[name] = in_a_process("benchmarks.scaling", function, *arguments)
         unit = "state" if "state" in row else "table"
         print(
             f"{name:<46}{row['peak'] / 1e6:>9.0f}{row['peak'] / row[unit]:>8.2f} "
@@ -284,24 +286,6 @@ def measure_memory(*, quick: bool) -> dict[str, dict[str, float]]:
             flush=True,
         )
     return found
-
-
-def in_a_process(function: str, *arguments: Any) -> dict[str, float]:
-    """Run a function of this module in a new process on one thread."""
-    code = (
-        "import json, torch; from benchmarks import scaling; "
-        "torch.set_num_threads(1); "
-        f"print(json.dumps(scaling.{function}(*{arguments!r})))"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    result: dict[str, float] = json.loads(finished.stdout)
-    return result
 
 
 def main() -> None:

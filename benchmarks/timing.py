@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["Ratio", "compare", "in_turn", "keep_freed_memory", "ratio_in_turn"]
+__all__ = [
+    "Ratio",
+    "compare",
+    "in_a_process",
+    "in_turn",
+    "keep_freed_memory",
+    "ratio_in_turn",
+]
 
 
 def keep_freed_memory() -> None:
@@ -106,3 +117,21 @@ def ratio_in_turn(times: list[float], peer_times: list[float]) -> float:
     disturbance affects both runs of a turn.
     """
     return statistics.median(a / b for a, b in zip(times, peer_times, strict=True))
+
+
+def in_a_process(module: str, function: str, *arguments: Any) -> dict[str, float]:
+    """Run a function of a module in a new process on one thread."""
+    code = (
+        f"import json, torch; import {module} as module; "
+        "torch.set_num_threads(1); "
+        f"print(json.dumps(module.{function}(*{arguments!r})))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    result: dict[str, float] = json.loads(finished.stdout)
+    return result

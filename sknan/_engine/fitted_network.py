@@ -1,4 +1,4 @@
-"""What a fitted estimator keeps of its net: the network, and what prediction needs."""
+"""Part of a net that a fitted estimator keeps: the network, and its predictions."""
 
 from __future__ import annotations
 

@@ -185,7 +185,6 @@ class StackedModule:
             self.module.set_submodule(name, _MaskedDropout())
         for part in self.module.modules():
             part.__class__ = _FASTER.get(type(part), type(part))
-        self.mask_shapes: dict[torch.Size, list[tuple[str, torch.Size]]] = {}
         self.steps: dict[int, _RecordedStep] = {}
 
     def _mask_memory(self, x: Tensor) -> dict[str, Tensor]:
