@@ -24,6 +24,7 @@ from sknan._engine.fitted_network import (
     width_of,
 )
 from sknan._engine.prediction import ColumnScaling, UserRows, regression_score
+from sknan._utils.compiled import original_of
 from sknan._utils.settings import usual_settings
 from sknan.losses._traits import traits_of
 from sknan.nets._batching import TensorBatches, TensorTable
@@ -200,7 +201,7 @@ class TableNet(NetworkOutput, GuardedNet):
                 rest["average"] = dict(self._average_.state.state_dict())
         return FittedNetwork(
             self.module_,
-            self.criterion_,
+            original_of(self.criterion_),  # compiled anew to continue the training
             batch_size=self.batch_size,
             device=self.device,
             on_nonfinite=self.on_nonfinite,

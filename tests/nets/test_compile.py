@@ -67,6 +67,20 @@ def test_a_compiled_network_can_be_pickled(fitted, table):
     np.testing.assert_array_equal(twin.predict(table[0]), fitted.predict(table[0]))
 
 
+@pytest.mark.parametrize("is_pickled", [False, True])
+def test_a_compiled_network_continues_as_a_plain_one_does(table, is_pickled):
+    options = {"max_epochs": 2, "batch_size": 50, "warm_start": True, "random_state": 0}
+    compiled = {"compile": True, "compile__backend": "aot_eager"}
+    proba = []
+    for more in ({}, compiled):
+        model = StableNetClassifier(Fragile, **options, **more).fit(*table)
+        model = pickle.loads(pickle.dumps(model)) if is_pickled else model
+        model.fit(*table).partial_fit(*table)
+        assert len(model.net_.history) == 5
+        proba.append(model.predict_proba(table[0]))
+    np.testing.assert_allclose(*proba, rtol=1e-5)  # reordered operations
+
+
 def test_a_failed_step_of_a_compiled_network_is_explained(table):
     X, y = table[0].copy(), table[1]
     X[7, 0] = -200
