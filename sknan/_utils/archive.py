@@ -11,10 +11,15 @@ import hashlib
 import io
 import os
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+
+# Containers that an archive restores with their type.
+SEQUENCES = (list, tuple)
+MAPPINGS = (dict, OrderedDict, Counter)
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
@@ -122,6 +127,60 @@ def load(path: str | os.PathLike[str], location: Any = "cpu") -> Any:
     except Exception:  # foreign contents can cause any exception
         return None
     return None if any(map(_is_expanded, _tensors_in(contents))) else contents
+
+
+def require_like(found: Any, expected: Any, name: str) -> None:
+    """Raise an error if a part of a state has another type or shape than expected.
+
+    Wrong types would raise errors deep inside a training, and the fused kernels of
+    torch read and write beyond a tensor that is too small.
+
+    Parameters
+    ----------
+    found : object
+        Tensors, numbers and strings in nested tuples, lists and dicts.
+    expected : object
+        State of the same kind. None and empty containers allow everything. A container
+        may be empty, and None may be in a list; keys of a dict that are numbers, such
+        as those of parameters, may be absent.
+    name : str
+        Name of the state in the error message.
+
+    Raises
+    ------
+    TypeError
+        If a part is missing, or of another type or shape.
+    """
+    if expected is None:
+        return
+    kinds = {type(found), type(expected)}
+    if len(kinds) > 1 and not kinds <= {int, float}:
+        what = f"{type(found).__name__} instead of {type(expected).__name__}"
+        raise TypeError(f"{name} is of type {what}")
+    if isinstance(expected, torch.Tensor):
+        shapes = shape_in_words(found), shape_in_words(expected)
+        if shapes[0] != shapes[1]:
+            raise TypeError(f"{name} is of shape {shapes[0]} instead of {shapes[1]}")
+    if isinstance(expected, MAPPINGS) and found:
+        for key, part in expected.items():
+            if key in found:
+                require_like(found[key], part, f"{name}[{key!r}]")
+            elif isinstance(key, str):
+                raise TypeError(f"{name} has no {key!r}")
+    elif isinstance(expected, SEQUENCES) and expected:
+        lengths = len(found), len(expected)
+        is_as_long = lengths[0] == lengths[1]
+        if isinstance(expected, tuple) and not is_as_long:
+            raise TypeError(f"{name} is of length {lengths[0]} instead of {lengths[1]}")
+        for i, part in enumerate(found):
+            if part is not None:
+                require_like(part, expected[i if is_as_long else 0], f"{name}[{i}]")
+
+
+def shape_in_words(tensor: torch.Tensor) -> str:
+    """Return shape and dtype of a tensor for a message."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{tuple(tensor.shape)} and dtype {dtype}"
 
 
 def sealed(data: bytes) -> bytes:

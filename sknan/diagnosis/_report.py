@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sknan._utils.archive import load, save
+from sknan._utils.archive import load, require_like, save
 from sknan._utils.tree import tree_map
 
 Phase = Literal["input", "forward", "loss", "backward", "step"]
@@ -258,12 +258,21 @@ class NonFiniteReport:
             If the file is damaged, or is something else.
         """
         contents = load(path)
-        if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
+        blank = cls("loss", "loss", "", "").to_dict()
+        capsule = Capsule(None, None, {}, torch.get_rng_state(), True, {}, {})
+        expected = {"format": _FORMAT, "report": blank, "capsule": capsule.to_dict()}
+        try:
+            require_like(contents, expected, "file")
+            if contents["format"] != _FORMAT:
+                raise ValueError(f"The format is {contents['format']!r}.")
+            report = cls.from_dict(contents["report"], Capsule(**contents["capsule"]))
+            str(report)  # of a known phase
+        except Exception as error:
             raise ValueError(
                 f"The file {os.fspath(path)!r} is not a report of this version of "
                 "sknan, or it is damaged. Write it again with report.save(path)."
-            )
-        return cls.from_dict(contents["report"], Capsule(**contents["capsule"]))
+            ) from error
+        return report
 
     def __getstate__(self) -> dict[str, Any]:
         # A fitted model contains no training data, and so its reports must not either.

@@ -192,13 +192,15 @@ class BackupAndRestore(Callback):
     def _read(self) -> dict[str, Any]:
         # Each tensor returns to its device, if this machine has one.
         location = None if torch.cuda.is_available() else "cpu"
-        found = load(self.path, location)
-        if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        found: Any = load(self.path, location)
+        is_backup = isinstance(found, dict) and found.get("format") == _FORMAT
+        if not is_backup or type(found.get("n_epochs")) is not int:
             raise self._refusal(
                 "is damaged, or was not written by this version of BackupAndRestore",
                 "Put an intact copy in its place",
             )
-        return found
+        contents: dict[str, Any] = found
+        return contents
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:

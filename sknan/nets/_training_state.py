@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import random
 import zlib
-from collections import Counter, OrderedDict, deque
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from skorch.callbacks import EarlyStopping, LRScheduler, PassthroughScoring
 from skorch.history import History
 from torch import Tensor, nn
 
+from sknan._utils.archive import MAPPINGS, SEQUENCES, require_like, shape_in_words
 from sknan._utils.random_state import random_states
 from sknan._utils.tree import tree_leaves
 from sknan.nets._batching import TensorTable
@@ -30,10 +33,6 @@ _CALLBACK_STATE: dict[type, tuple[str, ...]] = {
     ),
     PassthroughScoring: ("best_score_",),
 }
-
-# Containers that a weights-only archive restores with their type.
-_SEQUENCES = (list, tuple)
-_MAPPINGS = (dict, OrderedDict, Counter)
 
 
 def plain(value: Any, name: str) -> Any:
@@ -61,10 +60,10 @@ def plain(value: Any, name: str) -> Any:
         return value
     if isinstance(value, np.generic):
         return plain(value.item(), name)
-    if type(value) in _SEQUENCES:
+    if type(value) in SEQUENCES:
         items = [plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
         return type(value)(items)
-    if type(value) in _MAPPINGS:
+    if type(value) in MAPPINGS:
         found = {key: plain(item, f"{name}[{key!r}]") for key, item in value.items()}
         return type(value)(found)
     raise TypeError(
@@ -72,6 +71,26 @@ def plain(value: Any, name: str) -> Any:
         "backup consists of tensors, numbers and strings, so that no code runs when it "
         "is read. Use one of these types."
     )
+
+
+def _state_after_a_step(optimizer: Any) -> Any:
+    """Return a state in which all that a step creates has its type and shape."""
+    twin = copy.deepcopy(optimizer)
+    for group in twin.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    with contextlib.suppress(Exception):  # one that needs gradients of another kind
+        twin.step(lambda: 0.0)
+    return twin.state_dict()
+
+
+def _fixed_options(states: Any) -> list[Any]:
+    """Return the options of optimizers that no schedule changes, one dict a group."""
+    return [
+        {k: v for k, v in group.items() if k == "params" or type(v) is bool}
+        for state in states
+        for group in state["param_groups"]
+    ]
 
 
 # -- identity of a training ----------------------------------------------------------
@@ -152,11 +171,6 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def _shape(tensor: Tensor) -> str:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return f"{tuple(tensor.shape)} and dtype {dtype}"
-
-
 def difference(net: Any, state: dict[str, Any]) -> str | None:
     """Describe the first difference between a backup and a net.
 
@@ -183,11 +197,11 @@ def difference(net: Any, state: dict[str, Any]) -> str | None:
                     f"contains a tensor {key!r} of {name}_, which this net does not "
                     "have"
                 )
-            if _shape(saved[key]) != _shape(current[key]):
+            if shape_in_words(saved[key]) != shape_in_words(current[key]):
                 return (
                     f"contains a tensor {key!r} of {name}_ of shape "
-                    f"{_shape(saved[key])}, but this net has one of shape "
-                    f"{_shape(current[key])}"
+                    f"{shape_in_words(saved[key])}, but this net has one of shape "
+                    f"{shape_in_words(current[key])}"
                 )
     settings = state["settings"], settings_of(net)
     for name in sorted({*settings[0], *settings[1]}):
@@ -340,6 +354,11 @@ def put_net(net: Any, state: dict[str, Any]) -> None:
     state : dict
         Return value of :func:`state_of`.
     """
+    expected = list(map(_state_after_a_step, net._all_optimizers()))
+    require_like(state["optimizers"], plain(expected, "optimizers"), "optimizers")
+    if _fixed_options(expected) != _fixed_options(state["optimizers"]):
+        raise ValueError("the optimizers have other parameters or switches")
+    require_like(state["history"], [{"epoch": 1, "batches": [{}]}], "history")
     with torch.no_grad():
         for name, module in _modules_of(net).items():
             for key, tensor in _tensors_of(module).items():
@@ -387,6 +406,8 @@ def put_training(net: Any, state: dict[str, Any]) -> None:
     state : dict
         Return value of :func:`state_of`.
     """
+    # Only a callback knows which states it may have.
+    require_like(state, {**state_of(net), "callbacks": {}}, "state")
     training = net._training_
     training.load_state_dict(state["training"])
     net.schedule_.load_state_dict(state["schedule"])

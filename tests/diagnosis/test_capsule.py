@@ -17,7 +17,7 @@ from sknan import (
     NonFiniteTrainingError,
     StableNetRegressor,
 )
-from sknan._utils.archive import save
+from sknan._utils.archive import load, save
 from sknan.diagnosis import reproduce
 
 
@@ -65,10 +65,14 @@ def test_the_file_is_a_weights_only_archive(tmp_path):
 def test_a_file_of_another_format_is_refused(tmp_path):
     path = tmp_path / "other.pt"
     error_of_fit().report.save(path)
-    kept = path.read_bytes()
+    kept, contents = path.read_bytes(), load(path)
     for write in (
         lambda: torch.save({"format": "sknan report 1"}, path),
         lambda: save({"format": 99}, path),
+        lambda: save({**contents, "report": {}}, path),
+        lambda: save({**contents, "capsule": [1]}, path),
+        lambda: save({**contents, "report": contents["report"] | {"phase": "x"}}, path),
+        lambda: save({**contents, "report": contents["report"] | {"rows": 1}}, path),
         lambda: path.write_text("notes" * 50),
         lambda: path.write_bytes(b""),
         lambda: path.write_bytes(kept[:-1]),

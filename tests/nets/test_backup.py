@@ -562,16 +562,50 @@ def test_a_file_that_is_not_a_backup_is_refused_and_runs_no_code(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("random_states", {}, "KeyError: 'cpu'"),
-        ("modules", None, "AttributeError: 'NoneType' object has no attribute 'get'"),
-        ("training", {}, "KeyError: 'n_steps'"),
+        (["random_states"], {}, "KeyError: 'cpu'"),
+        (["modules"], None, "AttributeError: 'NoneType' object has no attribute 'get'"),
+        (["training"], {}, "KeyError: 'n_steps'"),
+        (
+            # A fused kernel of torch would write beyond this tensor.
+            ["optimizers", 0, "state", 1, "exp_avg"],
+            torch.zeros(0),
+            "TypeError: optimizers[0]['state'][1]['exp_avg'] is of shape (0,) and "
+            "dtype float32 instead of (8,) and dtype float32",
+        ),
+        (
+            ["optimizers", 0, "param_groups", 0, "eps"],
+            "small",
+            "TypeError: optimizers[0]['param_groups'][0]['eps'] is of type str instead "
+            "of float",
+        ),
+        (
+            ["optimizers", 0, "param_groups", 0, "amsgrad"],
+            True,
+            "ValueError: the optimizers have other parameters or switches",
+        ),
+        (
+            ["training", "guard", "lr_scale"],
+            None,
+            "TypeError: state['training']['guard']['lr_scale'] is of type NoneType "
+            "instead of float",
+        ),
+        (
+            ["schedule", "plan"],
+            (1,),
+            "TypeError: state['schedule']['plan'] is of length 1 instead of 3",
+        ),
+        (["history", 0], 1, "TypeError: history[0] is of type int instead of dict"),
     ],
 )
 def test_a_backup_that_was_edited_is_refused(tmp_path, field, value, reason):
     path = tmp_path / "backup"
     with pytest.raises(PowerCutError):
         fit(*skorch_net(BackupAndRestore(path), AtBatch(cut_power)))
-    save({**load(path), field: value}, path)
+    contents = part = load(path)
+    for key in field[:-1]:
+        part = part[key]
+    part[field[-1]] = value
+    save(contents, path)
     assert refused(*skorch_net(BackupAndRestore(path))) == (
         f"The backup {str(path)!r} cannot be restored: {reason}. Put an intact copy in "
         "its place, delete the file to start from scratch, or choose another path."

@@ -89,7 +89,7 @@ class LossWatch(_NormWatch):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from the state of another watch."""
-        recent = deque(state["_recent"], maxlen=self._recent.maxlen)
+        recent = deque(map(float, state["_recent"]), maxlen=self._recent.maxlen)
         vars(self).update({**state, "_recent": recent})
 
     def is_trusted(self, loss: float) -> bool:
