@@ -62,8 +62,9 @@ def test_our_estimators_refuse_a_fault_by_name_or_stay_finite(estimator, check):
 
 
 def table_of_the_page():
-    """Return the outcomes of docs/fault_injection.md by estimator and check."""
-    text = (ROOT / "docs" / "fault_injection.md").read_text(encoding="utf-8")
+    """Return the outcomes of docs/details/fault_injection.md by estimator and check."""
+    page = ROOT / "docs" / "details" / "fault_injection.md"
+    text = page.read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     lines = lines[
         next(i for i, line in enumerate(lines) if line.startswith("| check")) :
