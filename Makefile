@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 
 # The environment is rebuilt when the requirements have changed.
 $(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Installing sknan with torch and scikit-learn into $(VENV) (minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[plot,test]"
 	touch $@
@@ -18,15 +19,16 @@ test: lint types
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 docs: $(VENV)/installed-docs
+	@echo "Running the examples of the gallery, then building docs/_build/html (some minutes) ..."
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
-# Update the plot that the README and the front page of the documentation show.
-pictures: demo
-	cp outputs/quickstart.png docs/_static
+# Make the pictures of README and documentation anew.
+pictures: $(VENV)/installed
+	$(BIN)/python docs/pictures.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -126,24 +126,33 @@ def page_of(module: str) -> str:
     return "\n".join(lines)
 
 
+def row_of(module: str, name: str) -> list[str]:
+    """Return the row of one public name in the index: a link and its summary."""
+    thing = getattr(importlib.import_module(f"sknan.{module}"), name)
+    is_constant = not (inspect.isclass(thing) or inspect.isfunction(thing))
+    summary = f"{len(values_of(thing))} values." if is_constant else summary_of(thing)
+    path = address(module, name)
+    return [f"   * - :py:obj:`{name} <{path}>`", f"     - {summary}"]
+
+
 def index_page() -> str:
-    """Return the first page: a table of the modules with a summary of each."""
+    """Return the first page: every public name with its summary, by module."""
     lines = [heading("API reference", "=")]
     lines += [
-        "These pages list every public name with its full import path. Names of the "
-        "form ``sknan.Name`` are imported from ``sknan`` itself, and all others from "
-        "their module.",
+        "Every public name, by module. Names that ``from sknan import ...`` gives are "
+        "shown as ``sknan.Name`` on their page.",
         "",
     ]
     for title, modules in grouped_modules().items():
-        lines += [heading(title, "-"), ".. list-table::", "   :widths: 30 70", ""]
+        lines += [heading(title, "-")]
         for module in modules:
             imported = importlib.import_module(f"sknan.{module}")
-            lines += [
-                f"   * - :doc:`sknan.{module} <{module}>`",
-                f"     - {summary_of(imported)}",
-            ]
-        lines += ["", ".. toctree::", "   :hidden:", ""]
+            lines += [f":doc:`sknan.{module} <{module}>`: {summary_of(imported)}", ""]
+            lines += [".. list-table::", "   :widths: 30 70", "   :class: names", ""]
+            for name in imported.__all__:
+                lines += row_of(module, name)
+            lines += [""]
+        lines += [".. toctree::", "   :hidden:", ""]
         lines += [f"   {module}" for module in modules] + [""]
     return "\n".join(lines)
 

@@ -1,11 +1,12 @@
 """
-Optuna prunes diverging trials at the first failure, which saves most of their time
-===================================================================================
+Prune diverging trials in Optuna
+================================
 
 The estimators work with any search library. Here Optuna proposes learning rates between
 1e-4 and 1e4, and a callback reports the validation loss of each epoch. If training
 fails, the callback prunes the trial at the end of that epoch: the network would be
-rescued, but would train at another learning rate than the proposed one.
+rescued, but would train at another learning rate than the proposed one. This saves most
+of the time of such trials.
 """
 
 # %%

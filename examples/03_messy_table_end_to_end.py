@@ -1,6 +1,6 @@
 """
-One call turns a raw table into finite predictions
-==================================================
+From a raw table to predictions in one call
+===========================================
 
 A table of used cars contains numbers and dates as text, ``-999`` and ``"?"`` for
 unknown values, infinities, and later categories that are new. The audit lists the

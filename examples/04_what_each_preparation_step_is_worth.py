@@ -1,9 +1,10 @@
 """
-Categories and dates are worth most, indicators of missing values come next
-===========================================================================
+What each preparation step is worth
+===================================
 
 Each step of ``tabular_pipeline`` is omitted or replaced in turn, on a table of known
-structure. Sentinels that are taken for numbers do little harm, because ``SafeScaler``
+structure. Categories and dates are worth most, indicators of missing values come next.
+Sentinels that are taken for numbers do little harm, because ``SafeScaler``
 bounds outliers. Without a scaling step, the network standardizes the columns that are
 in raw units itself.
 """

@@ -1,6 +1,6 @@
 """
-One plot shows whether training was rescued, where and why
-==========================================================
+What a rescued training looks like
+==================================
 
 The same network trains at a usual learning rate and at one that is ten million times
 higher. Both trainings end with a useful model. The plot shows which steps failed, the

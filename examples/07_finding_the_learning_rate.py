@@ -1,6 +1,6 @@
 """
-The best learning rate of a search may not be the one that training used
-========================================================================
+Find the learning rate
+======================
 
 A grid search over learning rates selects an absurd one: its trainings were rescued and
 continued at a learning rate more than ten thousand times lower, as the plot shows.

@@ -1,6 +1,6 @@
 """
-sknan names each of four causes of NaN, and one line repairs each
-=================================================================
+Four causes of NaN, and the repair of each
+==========================================
 
 The causes are a missing value, a learning rate that is too high, a square root at the
 edge of its domain, and a loss that overflows. Each turns a plain torch loop into NaN,
@@ -27,6 +27,7 @@ from sknan.diagnosis import diagnose
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 OUTPUTS = Path("outputs")
 
@@ -176,6 +177,7 @@ for axis, ((cause, repair), (failed, repaired)) in zip(
     axis.plot(np.arange(len(per_epoch)) * 4 + 1.5, per_epoch, "#0b5394", label=repair)
     axis.set(yscale="log", ylabel="loss")
     axis.set_ylim(top=5 * max(*failed[:end], *per_epoch))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.legend(fontsize=9, loc="upper right")
     axis.grid(alpha=0.3)
 for axis in axes[1]:

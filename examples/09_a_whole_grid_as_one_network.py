@@ -1,6 +1,6 @@
 """
-A whole grid trains as one network, and the results mark diverging candidates
-=============================================================================
+A whole grid as one network
+===========================
 
 The grid contains ten learning rates from 1e-4 to 1e5 and three widths. On three folds,
 this makes 90 trainings. ``BatchedGridSearchCV`` stacks those of equal shape. Candidates

@@ -1,6 +1,6 @@
 """
-A stable loss, clipping and a schedule repair a plain torch loop
-================================================================
+Repair a plain torch loop
+=========================
 
 This example uses neither estimators nor skorch. A hand-written loop fits a Poisson rate
 to daily counts, and fails because an exponential overflows. ``diagnose`` names the

@@ -1,6 +1,6 @@
 """
-Contributions to a prediction find the two effects in a messy table
-===================================================================
+What predictions depend on
+==========================
 
 The price of a flat depends on its size and on its city, and not on the floor. Some
 sizes are missing. ``attributions`` divides each prediction of the fitted pipeline among

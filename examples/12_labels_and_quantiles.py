@@ -1,6 +1,6 @@
 """
-One network predicts several labels, or several quantiles that never cross
-==========================================================================
+Several labels, several quantiles
+=================================
 
 A digit is even or odd, and prime or not, and may have a closed loop. One network learns
 these labels together. Another one predicts seven quantiles of the progress of a

@@ -116,7 +116,7 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
     Notes
     -----
     Probabilities are averaged, not logits, so that the overconfidence of single
-    networks cancels. ``docs/quality.md`` measures the effect of the default settings.
+    networks cancels. ``docs/details/quality.md`` has the effect of each default.
 
     ``oof_score_`` is slightly pessimistic, because each row is predicted by a part of
     the networks, and slightly optimistic, because its networks have chosen their best
@@ -363,7 +363,7 @@ class StableNetEnsembleRegressor(
     Notes
     -----
     Predictions are averaged in the units of ``y`` for every criterion.
-    ``docs/quality.md`` measures the effect of the default settings.
+    ``docs/details/quality.md`` measures the effect of the default settings.
 
     ``oof_score_`` is slightly pessimistic, because each row is predicted by a part of
     the networks, and slightly optimistic, because its networks have chosen their best

@@ -39,7 +39,7 @@ _HELD_OUT_RESULTS = {
 # With early stopping, each network holds out one of this many folds.
 _N_FOLDS = 5
 
-# docs/quality.md measures the effect of each setting.
+# docs/details/quality.md measures the effect of each setting.
 _DEFAULT_PARAMS: dict[str, Any] = {
     "module__n_frequencies": 16,
     "module__dropout": 0.2,
