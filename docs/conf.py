@@ -70,12 +70,12 @@ html_title = "sknan"
 html_static_path = ["_static"]
 html_css_files = ["sknan.css"]
 html_show_sourcelink = False
-html_sidebars = {"installation": [], "tour": []}  # these pages have no subpages
+html_sidebars = {"installation": [], "four_causes": [], "tour": []}  # no subpages
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 8,
     "navbar_persistent": ["search-button"],
     "footer_start": ["copyright"],
     "footer_end": [],

@@ -203,7 +203,9 @@ def test_every_page_is_in_a_table_of_contents():
         for tree in blocks(page, "{toctree}"):
             folder = page.parent.relative_to(DOCS)
             listed |= {
-                str(folder / line) for line in tree.split() if not line.startswith(":")
+                str(folder / line.strip("<>"))
+                for line in tree.split()
+                if not line.startswith(":")
             }
     pages = {
         str(page.relative_to(DOCS).with_suffix(""))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ from sknan.losses import BoundedLoss
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._time_limit import TimeLimit
-from sknan.nets._training_facts import summary_as_html
+from sknan.nets._training_facts import diagram_block, summary_as_html
 from sknan.preprocessing._chunks import stored_chunks
 
 # Of fewer rows, a tenth is too small a sample for the choice of an epoch.
@@ -114,6 +115,13 @@ class StableNetBase(
     def _describe_data(self, net: TableNet) -> None:
         net.coding_, net.scaling_ = self._coding, self._scaling
         net.column_names_ = getattr(self, "feature_names_in_", None)
+
+    @property
+    def _sk_visual_block_(self) -> Callable[[], Any]:
+        """Block in scikit-learn's diagrams; before ``fit``, scikit-learn draws it."""
+        if not hasattr(self, "_fitted"):
+            raise AttributeError("_sk_visual_block_")
+        return functools.partial(diagram_block, self)
 
     def _html_repr(self) -> str:
         """Return scikit-learn's diagram, followed by a summary of the training."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -26,6 +28,7 @@ from sknan.estimators._parameters import check_parameter
 from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
+from sknan.nets._training_facts import diagram_block
 from sknan.preprocessing._chunks import stored_chunks
 
 # Attributes that exist only after a fit in which rows were held out.
@@ -154,6 +157,13 @@ class Ensemble(VersionedPickleMixin, EncodedStateMixin, BaseEstimator):
             f"{', '.join(map(repr, own))}. Parameters of its network are written "
             "estimator__..."
         )
+
+    @property
+    def _sk_visual_block_(self) -> Callable[[], Any]:
+        """Block in scikit-learn's diagrams; before ``fit``, scikit-learn draws it."""
+        if not hasattr(self, "estimators_"):
+            raise AttributeError("_sk_visual_block_")
+        return functools.partial(diagram_block, self)
 
     def _fit(self, X: Any, y: Any, **fit_params: Any) -> None:
         X, y = stored_chunks(X, y)

@@ -47,6 +47,23 @@ def divergence_columns(results: Sequence[FitResult], n_splits: int) -> dict[str,
     return columns
 
 
+def candidate_facts(
+    cv_results: Mapping[str, Any], best: int | None
+) -> list[tuple[str, str]]:
+    """Return names and descriptions of the main facts about the candidates."""
+    recoveries = cv_results["n_recoveries"]  # masked where a training has failed
+    n_failed = int(np.sum(np.ma.getmaskarray(recoveries)))
+    n_rescued = int((recoveries > 0).filled(False).sum())
+    states = f"{len(recoveries)}, {n_rescued} rescued, {n_failed} failed"
+    facts = [("candidates", states)]
+    if best is not None:
+        settings = ", ".join(f"{k}={v}" for k, v in cv_results["params"][best].items())
+        n_steps = recoveries[best]
+        how = "no step failed" if n_steps == 0 else f"{n_steps} steps were rescued"
+        facts.append(("best candidate", f"{settings}: {how}"))
+    return facts
+
+
 def divergence_warning(
     results: Sequence[FitResult], cv_results: Mapping[str, Any], best: int | None
 ) -> DivergenceWarning | None:

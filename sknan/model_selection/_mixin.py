@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from sklearn.base import BaseEstimator
+from sklearn.utils import estimator_html_repr
 
 from sknan._utils.encoding import EncodedStateMixin
+from sknan._utils.html import table
 from sknan._utils.progress import progress
 from sknan._utils.validation import is_number
 from sknan._utils.warn import warn
 from sknan.estimators._base import TimeLimitWarning
-from sknan.model_selection._divergence import divergence_columns, divergence_warning
+from sknan.model_selection._divergence import (
+    candidate_facts,
+    divergence_columns,
+    divergence_warning,
+)
 from sknan.model_selection._pipelines import final_network
 from sknan.model_selection._run import SearchRun
 from sknan.model_selection._stand_ins import scorer_stand_in
@@ -23,6 +29,16 @@ class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
     # Set while `fit` runs, if the estimator is a network of this package.
     _run: SearchRun | None = None
     scorer_: Any
+
+    def _html_repr(self) -> str:
+        """Return scikit-learn's diagram, followed by what became of the candidates."""
+        diagram: str = estimator_html_repr(self)
+        results = getattr(self, "cv_results_", {})
+        if "n_recoveries" not in results:
+            return diagram
+        return diagram + table(
+            candidate_facts(results, getattr(self, "best_index_", None))
+        )
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
         """Run the search, and fit the best candidate on all rows.

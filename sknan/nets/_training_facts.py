@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
 from sknan._utils.html import table
 from sknan.nets._curves import TrainingCurves, network_of, skorch_net_of
@@ -79,6 +80,38 @@ def facts_of_several(networks: dict[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def training_caption(model: Any) -> str:
+    """Return one line about the training of a fitted network or ensemble."""
+    members = getattr(model, "estimators_", [model])
+    epochs = sorted({member.n_iter_ for member in members})
+    caption = " to ".join(str(n) for n in {epochs[0]: 0, epochs[-1]: 0}) + " epochs"
+    if len(members) > 1:
+        caption = f"{len(members)} networks, {caption}"
+    n_failed = len(model.nonfinite_reports_)
+    if n_failed == 0:
+        return f"{caption}, no step failed"
+    steps = "1 step" if n_failed == 1 else f"{n_failed} steps"
+    lr = float(model.effective_lr_)
+    return f"{caption}, {steps} failed and rescued, learning rate {lr:.3g} in the end"
+
+
+def diagram_block(model: Any) -> Any:
+    """Return the block of a fitted model in scikit-learn's diagrams.
+
+    Its caption says how the training went, also where the model is a step of a pipeline
+    or the best estimator of a search. The class of blocks is private. It is taken from
+    a block, and scikit-learn shows its usual diagram if this raises an exception.
+    """
+    block_class = type(Pipeline([("", "passthrough")])._sk_visual_block_())
+    return block_class(
+        "single",
+        model,
+        names=type(model).__name__,
+        name_details=str(model),
+        name_caption=training_caption(model),
+    )
 
 
 def summary_as_html(model: Any) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import config_context
+from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -114,6 +115,11 @@ def test_the_page_has_sections_from_data_to_versions(page, model, table):
     assert f"Score on the 200 rows given to this report: {score:.4g}." in text
     assert re.search(r"random_state of StableNetClassifier\s+7", text)
     assert re.search(rf"torch\s+{re.escape(torch.__version__)}", text)
+
+
+def test_the_page_says_which_rows_were_audited(page, table):
+    which = "The audited rows are those that were given to this report."
+    assert f"{which} {len(table[0])} rows" in text_of(page.read_text("utf-8"))
 
 
 def test_an_incident_is_shown_with_its_source_line_and_remedy(page, model):
@@ -235,6 +241,8 @@ def test_an_ensemble_is_reported_network_by_network():
     assert n_failed > 1
     assert str(found).startswith(start)
     assert "network 2" in found._repr_html_()
+    assert captions_of(model)[0].startswith(f"2 networks, 3 epochs, {n_failed} steps")
+    assert "2 networks" not in clone(ensemble)._repr_html_()
     assert f"Incidents: {n_failed}" in found._repr_html_()
     with pytest.raises(NotFittedError):
         report(StableNetEnsembleClassifier())
@@ -268,6 +276,29 @@ def test_a_fitted_estimator_shows_its_training_below_the_diagram(model):
     assert "Training summary" not in StableNetClassifier()._repr_html_()
     with config_context(display="text"):
         assert not hasattr(net, "_repr_html_")
+
+
+def captions_of(model):
+    return re.findall('<div class="caption">(.*?)</div>', model._repr_html_())
+
+
+def test_the_diagram_of_a_pipeline_says_how_the_training_went(model):
+    net = model[-1]
+    (caption,) = captions_of(model)
+    assert caption == (
+        f"{net.n_iter_} epochs, {len(net.nonfinite_reports_)} steps failed and rescued"
+        f", learning rate {net.effective_lr_:.3g} in the end"
+    )
+    assert captions_of(clone(model)) == []
+
+
+def test_the_diagram_of_a_search_says_what_became_of_the_candidates(search):
+    shown = text_of(search._repr_html_())
+    assert "candidates 3, 1 rescued, 0 failed" in " ".join(shown.split())
+    best = search.best_params_["stablenetclassifier__lr"]
+    assert f"stablenetclassifier__lr={best}: no step failed" in shown
+    assert captions_of(search) == ["4 epochs, no step failed"]
+    assert "rescued" not in clone(search)._repr_html_()
 
 
 # -- in a browser --------------------------------------------------------------------

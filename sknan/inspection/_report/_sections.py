@@ -84,7 +84,8 @@ def _data_sections(estimator: Any, X: Any, y: Any) -> Iterator[str]:
     found = None if X is None else audit(X, y)
     if found is not None:
         rows = [(f.severity, f.title, f.evidence, f.action) for f in found]
-        parts = [element("p", found.summary), table(rows, HEADS)]
+        which = "The audited rows are those that were given to this report. "
+        parts = [element("p", which + found.summary), table(rows, HEADS)]
         if found.statistics:
             title = "Missing cells and scales"
             parts.append(drawn(title, AuditDisplay.from_audit, found))
