@@ -161,6 +161,53 @@ class KnownMask(NamedTuple):
         return known if math.isnan(self.marker) else known & (cells != self.marker)
 
 
+def _bits_of(mask: NDArray[np.bool_], cells: NDArray[Any]) -> NDArray[Any]:
+    """Return integers of the size of the cells, with all bits set where a mask is true.
+
+    Masked copies branch on each cell, and a branch on random missing values takes ten
+    times as long as an operation on all bits.
+    """
+    bits: NDArray[Any] = mask.view(np.int8).astype(f"i{cells.itemsize}")
+    np.negative(bits, out=bits)
+    return bits
+
+
+def zero_outside(mask: NDArray[np.bool_], cells: NDArray[Any]) -> NDArray[Any]:
+    """Return the cells where a mask is true, and zeros elsewhere.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+        Mask of the shape of ``cells``.
+    cells : ndarray, float
+        Contiguous cells.
+    """
+    bits = _bits_of(mask, cells)
+    bits &= cells.view(bits.dtype)
+    return np.asarray(bits.view(cells.dtype))
+
+
+def fill_outside(
+    mask: NDArray[np.bool_], cells: NDArray[Any], row: NDArray[Any]
+) -> None:
+    """Replace the cells where a mask is false by those of a row.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+        Mask of the shape of ``cells``.
+    cells : ndarray of shape (n_rows, n), float
+        Contiguous cells.
+    row : ndarray of shape (n,)
+        Values for each row of the cells, of the same dtype.
+    """
+    bits = _bits_of(mask, cells)
+    target, other = cells.view(bits.dtype), row.view(bits.dtype)
+    target ^= other
+    target &= bits
+    target ^= other
+
+
 def fill(
     X: NDArray[Any], values: NDArray[Any], known: KnownMask, out: NDArray[Any]
 ) -> None:
@@ -182,5 +229,6 @@ def fill(
         return
     fill_values = PerColumn(values)
     for block in blocks(X, out):
-        missing = ~known(block.cells)
-        block.out[missing] = fill_values.where(block, missing)
+        is_known = known(block.cells)
+        if not is_known.all():
+            fill_outside(is_known, block.out, fill_values.along(block))

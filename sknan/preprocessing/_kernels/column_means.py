@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sknan.preprocessing._kernels.blocks import KnownMask, blocks
+from sknan.preprocessing._kernels.blocks import KnownMask, blocks, zero_outside
 
 # Number of cells that are copied at once from a table in C order, and minimum number of
 # columns. A cache line has room for eight float64: copying fewer columns at once would
@@ -49,13 +49,12 @@ def means(
     """
     n_known = np.zeros(X.shape[1], dtype=np.int64)
     total, compensation = np.zeros((2, X.shape[1]))
-    zero = X.dtype.type(0)
     # Sums that overflow are recognized below by their mean.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for block in blocks(X):
             mask = known(block.cells)
             n_known[block.columns] += block.count_true(mask)
-            kept = np.where(mask, block.cells, zero)
+            kept = zero_outside(mask, block.cells)
             part = block.sum_by_column(np.add.reduce(kept, axis=0, dtype=np.float64))
             before = total[block.columns]
             after = before + part

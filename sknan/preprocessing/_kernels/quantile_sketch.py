@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sknan._utils.warn import warn
-from sknan.preprocessing._kernels.blocks import KnownMask
+from sknan.preprocessing._kernels.blocks import KnownMask, fill_outside
 from sknan.preprocessing._kernels.quantiles import BracketingValues, bracketing_values
 
 # Number of points of each column in a reduction.
@@ -40,10 +40,14 @@ class _Reduction(NamedTuple):
         Points in ascending order; NaN for a column without known values.
     counts : ndarray of shape (n_columns,)
         Number of known values.
+    smallest, largest : ndarray of shape (n_columns,)
+        Range of the known values.
     """
 
     points: NDArray[Any]
     counts: NDArray[np.int64]
+    smallest: NDArray[Any]
+    largest: NDArray[Any]
 
 
 class QuantileSketch:
@@ -57,13 +61,17 @@ class QuantileSketch:
     ----------
     n_columns : int
         Number of columns.
+
+    Attributes
+    ----------
+    n_known, smallest, largest : ndarray of shape (n_columns,)
+        Number and range of the known values, at the last call of `quantiles`.
     """
 
     def __init__(self, n_columns: int) -> None:
         self.n_collected = max(2 * N_POINTS, _BUFFER_CELLS // max(1, n_columns))
         self.n_known = np.zeros(n_columns, dtype=np.int64)
-        self.smallest = np.full(n_columns, math.nan)
-        self.largest = np.full(n_columns, math.nan)
+        self.smallest, self.largest = np.full((2, n_columns), math.nan)
         self._rows: list[NDArray[Any]] = []
         self._n_rows = 0
         self._levels: list[_Reduction | None] = []
@@ -82,12 +90,11 @@ class QuantileSketch:
         start = 0
         while start < len(X):
             stop = start + self.n_collected - self._n_rows
-            rows = X[start:stop]
+            rows = np.array(X[start:stop], order="C", subok=False)
             is_known = known(rows)
-            rows = np.where(is_known, rows, rows.dtype.type(math.nan))
-            self.n_known += is_known.sum(axis=0)
-            self.smallest = np.fmin(self.smallest, np.fmin.reduce(rows))
-            self.largest = np.fmax(self.largest, np.fmax.reduce(rows))
+            if not is_known.all():
+                nan = np.full(rows.shape[1], math.nan, dtype=rows.dtype)
+                fill_outside(is_known, rows, nan)
             self._rows.append(rows)
             self._n_rows += len(rows)
             if self._n_rows == self.n_collected:
@@ -109,10 +116,15 @@ class QuantileSketch:
             Both sides are equal if the quantiles are approximate.
         """
         if not self._levels:
-            return bracketing_values(np.concatenate(self._rows), fractions, KnownMask())
+            rows = np.concatenate(self._rows)
+            exact = bracketing_values(rows, fractions, KnownMask())
+            self.n_known = exact.n_known
+            self.smallest, self.largest = np.fmin.reduce(rows), np.fmax.reduce(rows)
+            return exact
         parts = [level for level in self._levels if level is not None]
         if self._n_rows:
             parts.append(self._reduced_rows())
+        _, self.n_known, self.smallest, self.largest = _together(parts)
         ranks = np.multiply.outer(self.n_known, np.asarray(fractions))
         found = _at_ranks(parts, ranks).T.astype(np.float64)
         for q, fraction in enumerate(fractions):
@@ -126,9 +138,9 @@ class QuantileSketch:
             if level is None:
                 self._levels[i] = reduction
                 return
-            counts = level.counts + reduction.counts
-            points = _at_ranks([level, reduction], self._ranks(counts))
-            reduction = _Reduction(points, counts)
+            both = _together([level, reduction])
+            points = _at_ranks([level, reduction], self._ranks(both.counts))
+            reduction = both._replace(points=points)
             self._levels[i] = None
         self._levels.append(reduction)
 
@@ -137,7 +149,9 @@ class QuantileSketch:
         columns.sort(axis=1)  # NaN is sorted to the end
         counts = np.isfinite(columns).sum(axis=1)
         places = self._ranks(counts).astype(np.intp)
-        return _Reduction(np.take_along_axis(columns, places, axis=1), counts)
+        points = np.take_along_axis(columns, places, axis=1)
+        last = columns[np.arange(len(columns)), counts - 1]
+        return _Reduction(points, counts, columns[:, 0].copy(), last)
 
     def _ranks(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return equidistant ranks in each column, below the number of its values."""
@@ -152,6 +166,17 @@ def warn_of_new_start() -> None:
     warn(
         "partial_fit begins anew, because fit keeps nothing that it could continue. To "
         "learn from all chunks, pass each of them to partial_fit."
+    )
+
+
+def _together(parts: Sequence[_Reduction]) -> _Reduction:
+    """Return the counts and ranges of several reductions together, without points."""
+    _, counts, smallest, largest = zip(*parts, strict=True)
+    return _Reduction(
+        np.empty(0),
+        np.sum(counts, axis=0),
+        np.fmin.reduce(smallest),
+        np.fmax.reduce(largest),
     )
 
 

@@ -166,8 +166,10 @@ class _Candidates(NamedTuple):
                 n_above[q, these] += block.count_true(above)
                 n_below[q, these] += block.count_true(below)
                 inside |= above & below
-            values.append(cells[inside])
-            columns.append(codes.where(block, inside))
+            places = np.flatnonzero(inside)
+            values.append(cells.ravel()[places])
+            code_of = codes.along(block)
+            columns.append(code_of[places % code_of.size])
         of_column = np.concatenate(columns)
         n_candidates = np.bincount(of_column, minlength=n_columns)
         ends = np.concatenate([[0], np.cumsum(n_candidates)])

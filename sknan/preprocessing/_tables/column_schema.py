@@ -346,7 +346,11 @@ class ColumnSchema:
 
 def remove_infinities(numbers: NDArray[np.float64]) -> None:
     """Overwrite infinities, and numbers that become infinite in float32, by NaN."""
-    numbers[~(np.abs(numbers) <= FLOAT32_MAX)] = np.nan
+    # The largest numbers are found several times as fast as a mask.
+    highest = np.fmax.reduce(numbers, axis=None, initial=0.0)
+    lowest = np.fmin.reduce(numbers, axis=None, initial=0.0)
+    if highest > FLOAT32_MAX or lowest < -FLOAT32_MAX:
+        numbers[np.abs(numbers) > FLOAT32_MAX] = np.nan
 
 
 def warn_of_changes(changes: Sequence[str]) -> None:
