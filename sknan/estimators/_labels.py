@@ -12,12 +12,13 @@ from sklearn.utils.class_weight import compute_class_weight
 from sknan._utils.validation import FLOAT64_MAX, check_finite, column_name, drop_rows
 from sknan.exceptions import NonFiniteDataError
 from sknan.preprocessing._tables.plain_cells import plain_cells
+from sknan.preprocessing._tables.typed_column import is_polars
 
 
 def label_array(y: Any) -> Any:
     """Return labels with NaN for masked ones, and integers of pandas as integers."""
-    if isinstance(y, np.ma.MaskedArray):
-        return plain_cells(y)
+    if isinstance(y, np.ma.MaskedArray) or is_polars(y):
+        return np.asarray(plain_cells(y))
     # scikit-learn converts nullable integers to float64, which rounds large ones.
     is_pandas = isinstance(
         y, (pd.Series, pd.DataFrame, pd.api.extensions.ExtensionArray)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sknan._engine.prediction import ColumnScaling
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import predictions
+from sknan.preprocessing._tables.plain_cells import plain_cells
 
 # float32 has 24 bits of mantissa.
 _LARGEST_EXACT_INTEGER = 2**24
@@ -31,7 +32,7 @@ def prediction_dtype(y: Any) -> type[np.floating[Any]]:
         float32 for floats of at most 32 bits and for integers that are exact in
         float32.
     """
-    values = np.asarray(y)
+    values = np.asarray(plain_cells(y))
     if values.dtype.kind in "iub":
         is_exact = np.abs(values.astype(np.float64)).max() <= _LARGEST_EXACT_INTEGER
         return np.float32 if is_exact else np.float64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -104,6 +105,56 @@ class ColumnStatistics(NamedTuple):
                 "that fits the output's dtype."
             )
         return value
+
+
+def medians_of_objects(
+    X: NDArray[Any],
+    known: NDArray[np.bool_],
+    empty: float,
+    names: Sequence[Any] | None,
+) -> NDArray[Any]:
+    """Return the medians of columns of numbers, dates or durations.
+
+    Of an even number of dates or durations, the median is the lower one of the two in
+    the middle, because there may be no date between them.
+
+    Parameters
+    ----------
+    X : ndarray of object of shape (n_samples, n_features)
+        Table.
+    known : ndarray of bool of the same shape
+        Whether a cell is not missing.
+    empty : float
+        Statistic of a column without known values.
+    names : sequence or None
+        Names of the columns, for messages.
+
+    Raises
+    ------
+    ValueError
+        If the values of a column have no median.
+    """
+    found = np.full(X.shape[1], empty, dtype=object)
+    for j, column in enumerate(X.T):
+        cells = column[known[:, j]].tolist()
+        kinds = {
+            kind_of(cell) for cell in {type(cell): cell for cell in cells}.values()
+        }
+        try:
+            if "text" in kinds:
+                raise TypeError("it contains text")
+            if kinds == {None}:
+                numbers = np.array(cells, dtype=np.float64)
+                found[j] = column_means.median(numbers, 0)
+            elif cells:
+                found[j] = statistics.median_low(cells)
+        except TypeError as error:
+            raise ValueError(
+                f"Column {column_name(j, names)} of X has no median: {error}. Bring "
+                "its values to one type, numbers or dates, or pass "
+                "strategy='most_frequent'."
+            ) from None
+    return found
 
 
 def check_objects(

@@ -80,7 +80,8 @@ class NaNImputer(
     In addition, infinities and numbers too large for the output count as missing,
     statistics do not overflow, zero is a strategy, and the dtype of the output can be
     chosen. Booleans become 0.0 and 1.0. Dates and durations stay what they are under
-    ``"most_frequent"`` and ``"constant"``, and are refused by the other strategies.
+    ``"most_frequent"``, ``"constant"`` and ``"median"``, and are refused by the other
+    strategies.
 
     Parameters
     ----------
@@ -95,7 +96,8 @@ class NaNImputer(
         - ``"auto"``: the median of a dense column, the mean of a sparse column (whose
           median is nearly always 0).
         - ``"mean"``, ``"median"``: the mean or median of the known values of the
-          column; numbers only.
+          column; numbers only, or under ``"median"`` dates, of two dates in the middle
+          the first.
         - ``"zero"``: 0; numbers only.
         - ``"most_frequent"``: the most frequent known value, the smallest on ties;
           numbers or text.
@@ -379,6 +381,11 @@ class NaNImputer(
 
     def _add_to_sketch(self, X: Any) -> None:
         X_in = self._validate_input(X, in_fit=False)
+        if X_in.dtype.kind == "O":
+            raise ValueError(
+                "partial_fit learns medians of numbers, and dates were passed. Pass "
+                "the whole table to fit, or convert the dates to numbers."
+            )
         if sparse.issparse(X_in):
             raise ValueError(
                 "partial_fit learns medians from dense chunks, and a sparse one was "

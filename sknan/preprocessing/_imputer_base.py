@@ -17,11 +17,20 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 
 from sknan._utils.validation import FLOAT64_MAX, already_valid_array
-from sknan.preprocessing._column_statistics import ColumnStatistics, check_objects
+from sknan.preprocessing._column_statistics import (
+    ColumnStatistics,
+    check_objects,
+    medians_of_objects,
+)
 from sknan.preprocessing._kernels.blocks import KnownMask, fill
 from sknan.preprocessing._kernels.column_means import RunningMeans
 from sknan.preprocessing._kernels.quantile_sketch import QuantileSketch
-from sknan.preprocessing._tables.plain_cells import ENCODE, name_unfit_cell, plain_cells
+from sknan.preprocessing._tables.plain_cells import (
+    ENCODE,
+    has_dates,
+    name_unfit_cell,
+    plain_cells,
+)
 
 # Strategies that also fill text. scikit-learn's code finds their statistics.
 _ANY_KIND = ("most_frequent", "constant")
@@ -95,7 +104,7 @@ class ImputerBase(SimpleImputer):
         ndarray or CSC matrix of shape (n_samples, n_features)
             Every missing cell contains the marker, except in a dense table of floats.
         """
-        is_numeric = self.strategy not in _ANY_KIND
+        is_numeric = self._fills_numbers(X, in_fit)
         if is_numeric and not in_fit and self._takes_nan():
             table = already_valid_array(X, self, _TABLE_DTYPES)
             if table is not None:
@@ -114,6 +123,14 @@ class ImputerBase(SimpleImputer):
         if is_float_array(X_in) and (is_numeric or not in_fit):
             return X_in
         return self._mark_unfit_cells(X_in, in_fit)
+
+    def _fills_numbers(self, X: Any, in_fit: bool) -> bool:
+        """Return whether the table is converted to numbers."""
+        if self.strategy in _ANY_KIND:
+            return False
+        if not in_fit:
+            return self._fit_dtype.kind != "O"
+        return self.strategy != "median" or not has_dates(X)
 
     def _validated(self, X: Any, is_numeric: bool, in_fit: bool) -> Any:
         """Validate a table as SimpleImputer does, without copying a dense table."""
@@ -193,6 +210,12 @@ class ImputerBase(SimpleImputer):
                 X = X.astype(object)
             found = super()._dense_fit(X, strategy, self._marker(), fill_value)
             return np.asarray(found)
+        if X.dtype.kind == "O":
+            names = getattr(self, "feature_names_in_", None)
+            check_objects(X, names)
+            missing = self._missing(X)
+            self._fit_indicator(missing)
+            return medians_of_objects(X, ~missing, self._empty(), names)
         self._fit_indicator(~self._known()(X) if self.add_indicator else None)
         return self._learned(self._column_statistics().of_dense(X))
 

@@ -22,6 +22,7 @@ from sknan import (
     StableNetRegressor,
 )
 from sknan.exceptions import NonFiniteDataError
+from sknan.preprocessing import iter_chunks
 
 ENCODE = "Encode the table first, for example with skrub.TableVectorizer()"
 
@@ -60,9 +61,10 @@ def test_dates_are_never_cast_to_numbers(table):
         message = message_of(ValueError, model.fit, table, [0, 1, 0, 1])
         assert message.startswith("X contains dates, first 2020-01-01")
         assert " at row 0, column " in message
-    filled = NaNImputer(strategy="most_frequent").fit_transform(table)
-    assert {str(day)[:10] for day in filled[:, -1]} == {"2020-01-01", "2020-01-03"}
-    assert str(filled[1, -1])[:10] == "2020-01-01"
+    for strategy in ("most_frequent", "median"):
+        filled = NaNImputer(strategy=strategy).fit_transform(table)
+        assert {str(day)[:10] for day in filled[:, -1]} == {"2020-01-01", "2020-01-03"}
+        assert str(filled[1, -1])[:10] == "2020-01-01"
 
 
 def test_the_message_about_dates_names_the_column_and_the_remedy_works():
@@ -75,6 +77,52 @@ def test_the_message_about_dates_names_the_column_and_the_remedy_works():
     from skrub import TableVectorizer
 
     assert NaNImputer().fit(TableVectorizer().fit_transform(table))
+
+
+def test_the_median_of_dates_is_a_date_of_the_column():
+    days = [pd.Timestamp(2020, 1, day) for day in (9, 2, 4, 5)]
+    table = pd.DataFrame(
+        {"n": [1, 2, None, 5], "day": [*days[:3], None], "took": [None, *days[:3]]}
+    )
+    table["took"] -= days[0]
+    imputer = NaNImputer(strategy="median", add_indicator=True).fit(table)
+    assert imputer.statistics_.tolist() == [2.0, days[2], days[2] - days[0]]
+    filled = imputer.transform(table)
+    assert filled[2].tolist() == [2.0, days[2], days[1] - days[0], 1.0, 0.0, 0.0]
+    even = NaNImputer(strategy="median").fit(pd.DataFrame({"day": days}))
+    assert even.statistics_.tolist() == [days[2]]
+    assert imputer.fit(table[["n"]]).statistics_.dtype == "float64"
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        (["a", None, "b"], "it contains text"),
+        (
+            [DAYS[0], None, DAYS[0].tz_localize("UTC")],
+            "Cannot compare tz-naive and tz-aware timestamps",
+        ),
+        (
+            [DAYS[0], None, DAYS[0] - DAYS[0]],
+            "'<' not supported between instances of 'Timedelta' and 'Timestamp'",
+        ),
+    ],
+)
+def test_a_column_beside_dates_without_a_median_is_refused(cells, reason):
+    table = pd.DataFrame({"day": DAYS[:3], "x": pd.Series(cells, dtype=object)})
+    assert message_of(ValueError, NaNImputer(strategy="median").fit, table) == (
+        f"Column 'x' of X has no median: {reason}. Bring its values to one type, "
+        "numbers or dates, or pass strategy='most_frequent'."
+    )
+
+
+def test_medians_of_dates_are_not_learned_in_parts():
+    imputer = NaNImputer(strategy="median")
+    table = pd.DataFrame({"day": DAYS})
+    assert message_of(ValueError, imputer.partial_fit, table) == (
+        "partial_fit learns medians of numbers, and dates were passed. Pass the whole "
+        "table to fit, or convert the dates to numbers."
+    )
 
 
 def test_durations_are_refused():
@@ -292,6 +340,24 @@ def test_large_integers_as_labels_stay_distinct(dtype, shape):
     y = shape(labels).astype(dtype)
     net = StableNetClassifier(max_epochs=1).fit(X, y)
     assert net.classes_.tolist() == [5, 2**60, 2**60 + 1]
+
+
+@pytest.mark.parametrize("dtype", [pl.Int128, pl.UInt128])
+def test_integers_of_128_bits_are_targets_if_they_fit_64(dtype):
+    y = pl.Series([2**60, 2**60 + 1] * 30, dtype=dtype)
+    net = StableNetClassifier(max_epochs=1).fit(X, y, groups=y)
+    assert net.classes_.tolist() == [2**60, 2**60 + 1]
+    assert net.score(X, y) == net.score(X, y.to_frame()) == net.score(X, y.to_list())
+    in_chunks = StableNetClassifier(max_epochs=1).fit(iter_chunks(X, y, chunk_size=40))
+    assert in_chunks.classes_.tolist() == [2**60, 2**60 + 1]
+    regressor = StableNetRegressor(max_epochs=1).fit(X, y, sample_weight=y)
+    assert regressor.score(X, y) == regressor.score(X, y.to_list())
+    huge = pl.Series([2**70, 1] * 30, dtype=dtype)
+    assert message_of(ValueError, net.fit, X, huge) == (
+        "Unknown label type: y contains labels of type int, first "
+        "1180591620717411303424 at row 0. Labels must be text, or booleans or integers "
+        "of at most 64 bits: convert them, for example by [str(label) for label in y]."
+    )
 
 
 @pytest.mark.parametrize(

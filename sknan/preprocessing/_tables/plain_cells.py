@@ -19,7 +19,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sknan._utils.validation import FLOAT64_MAX, column_name
-from sknan.preprocessing._tables.typed_column import frame_from_polars, is_polars
+from sknan.preprocessing._tables.typed_column import (
+    frame_from_polars,
+    is_polars,
+    series_from_polars,
+)
 
 # Remedy for a table with other cells than numbers, without its period.
 ENCODE = "Encode the table first, for example with skrub.TableVectorizer()"
@@ -53,8 +57,9 @@ def plain_cells(values: Any) -> Any:
         return _plain_frame(values)
     if is_polars(values) and hasattr(values, "get_columns"):
         return _plain_frame(frame_from_polars(values))
-    is_column = isinstance(values, (pd.Series, pd.api.extensions.ExtensionArray))
-    if is_column or (is_polars(values) and hasattr(values, "to_numpy")):
+    if is_polars(values) and hasattr(values, "to_numpy"):
+        values = series_from_polars(values)
+    if isinstance(values, (pd.Series, pd.api.extensions.ExtensionArray)):
         return _plain_array(np.asarray(values))
     if isinstance(values, (list, tuple)):
         try:
@@ -180,7 +185,7 @@ def _first_unfit_cell(values: Any) -> tuple[Any, str] | None:
     if table.ndim not in (1, 2):
         return None
     for j in range(table.shape[1] if table.ndim == 2 else 1):
-        column = np.asarray(table)
+        column = table
         if table.ndim == 2:
             column = table[:, j] if names is None else np.asarray(table.iloc[:, j])
         if column.dtype.kind in "biufc":
@@ -192,6 +197,12 @@ def _first_unfit_cell(values: Any) -> tuple[Any, str] | None:
                 place = "" if table.ndim == 1 else f", column {column_name(j, names)}"
                 return cell, f" at row {i}{place}"
     return None
+
+
+def has_dates(table: Any) -> bool:
+    """Return whether the first cells that are no numbers are dates or durations."""
+    found = _first_unfit_cell(table)
+    return found is not None and kind_of(found[0]) in ("dates", "durations")
 
 
 def kind_of(cell: Any) -> str | None:

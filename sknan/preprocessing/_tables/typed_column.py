@@ -128,7 +128,7 @@ def read_column(
     """
     if is_polars(series):
         dtype = str(series.dtype)
-        series = _from_polars(series)
+        series = series_from_polars(series)
     else:
         if not isinstance(series, pd.Series):
             series = _as_series(series)
@@ -158,7 +158,7 @@ def _as_series(values: Any) -> pd.Series:
 
 def frame_from_polars(X: Any) -> pd.DataFrame:
     """Convert a polars DataFrame to pandas, without pyarrow."""
-    return pd.DataFrame({series.name: _from_polars(series) for series in X})
+    return pd.DataFrame({series.name: series_from_polars(series) for series in X})
 
 
 def frame_from_arrow(X: Any) -> Any:
@@ -169,7 +169,7 @@ def frame_from_arrow(X: Any) -> Any:
         return X.to_pandas(types_mapper=pd.ArrowDtype)
 
 
-def _from_polars(series: Any) -> pd.Series:
+def series_from_polars(series: Any) -> pd.Series:
     """Convert a polars Series to pandas, without pyarrow."""
     dtype = series.dtype
     name = type(dtype).__name__ if not isinstance(dtype, type) else dtype.__name__
@@ -181,7 +181,8 @@ def _from_polars(series: Any) -> pd.Series:
         cells = pd.Series(series.to_numpy())
         zone = getattr(dtype, "time_zone", None)
         return cells.dt.tz_localize("UTC").dt.tz_convert(zone) if zone else cells
-    return pd.Series(series.to_list(), dtype=object)
+    cells = pd.Series(series.to_list(), dtype=object)
+    return cells.infer_objects() if "Int128" in name else cells
 
 
 def _cells_of(series: pd.Series) -> tuple[ColumnContent, Any]:
