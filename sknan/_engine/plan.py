@@ -35,10 +35,6 @@ class HoldOut(Protocol):
         """Number of rows at the end that the user passed for validation."""
 
     @property
-    def is_given(self) -> bool:
-        """Whether the user has chosen the rows to hold out."""
-
-    @property
     def is_random(self) -> bool:
         """Whether each row may be held out, whatever the others are."""
 

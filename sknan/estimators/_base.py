@@ -58,13 +58,19 @@ from sknan.estimators._validation_data import (
     check_groups,
     with_validation_rows,
 )
-from sknan.estimators._validation_split import HoldOut, UserSplits, ValidationFold
+from sknan.estimators._validation_split import (
+    HoldOut,
+    UserSplits,
+    ValidationFold,
+    groups_of_chunks,
+    is_chunks,
+)
 from sknan.losses import BoundedLoss
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._time_limit import TimeLimit
 from sknan.nets._training_facts import diagram_block, summary_as_html
-from sknan.preprocessing._chunks import stored_chunks
+from sknan.preprocessing._stored_table import stored_chunks
 
 # Of fewer rows, a tenth is too small a sample for the choice of an epoch.
 _MIN_ROWS_TO_STOP_EARLY = 500
@@ -165,12 +171,14 @@ class StableNetBase(
         y_val: Any = None,
         sample_weight_val: Any = None,
         groups: Any = None,
+        chunk: np.ndarray | None = None,
         **target_params: Any,
     ) -> TrainingRows:
         """Check parameters and data, and bring the data into the form of training."""
         self._check_parameters()
         owner = type(self).__name__
         require_target(self, y)
+        X_val, y_val, _ = stored_chunks(X_val, y_val)
         data = FitData(X_val, y_val, sample_weight_val, groups)
         has_validation_data = data.is_validated(
             self.early_stopping, self.validation_split
@@ -185,6 +193,10 @@ class StableNetBase(
         check_consistent_length(X_raw, target)
         weights = check_sample_weight(sample_weight, len(X_raw))
         group_of = check_groups(groups, len(X_raw))
+        splitter = self.validation_split
+        if is_chunks(splitter):
+            splitter = None
+            group_of = None if is_partial else groups_of_chunks(chunk, group_of)
         target_of_all = target
         by_class = getattr(self, "class_weight", None)  # only classifiers have it
         if by_class is not None and target.ndim == 1:
@@ -207,10 +219,8 @@ class StableNetBase(
             self._scaling = scaling_for(module, X_raw, weights, numbers, names, owner)
         X_in = as_network_input(X_raw, self._scaling)
         splits = None
-        if self.validation_split is not None:
-            splits = UserSplits(
-                self.validation_split, X, target_of_all, group_of, numbers
-            )
+        if splitter is not None:
+            splits = UserSplits(splitter, X, target_of_all, group_of, numbers)
         if group_of is not None:
             group_of = np.unique(group_of[numbers], return_inverse=True)[1]
         is_classification = self._task == "classification"
@@ -265,7 +275,8 @@ class StableNetBase(
     ) -> None:
         """Run all of ``fit`` and notify scikit-learn's callbacks."""
         self._check_parameters()
-        X, y = stored_chunks(X, y)
+        X, y, chunk = stored_chunks(X, y)
+        data = {"chunk": chunk, **data}
         tasks = EpochTasks()
         tasks.begin(self, X, y, sample_weight)
         plan = self._plan(self._training_rows(X, y, sample_weight, **data), fold)
@@ -275,7 +286,7 @@ class StableNetBase(
 
     def _partial_fit(self, X: Any, y: Any, *args: Any, **kwargs: Any) -> None:
         """Run all of ``partial_fit``."""
-        X, y = stored_chunks(X, y)
+        X, y, _ = stored_chunks(X, y)
         rows = self._training_rows(X, y, *args, is_partial=True, **kwargs)
         plan = self._plan(rows)
         train(plan)
@@ -358,7 +369,9 @@ class StableNetBase(
         if rows.is_partial:
             return False
         if self.early_stopping == "auto":
-            is_given = rows.hold_out is not None and rows.hold_out.is_given
+            is_given = rows.hold_out is not None and (
+                self.validation_split is not None or rows.hold_out.n_valid > 0
+            )
             return is_given or len(rows.X) >= _MIN_ROWS_TO_STOP_EARLY
         return bool(self.early_stopping)
 

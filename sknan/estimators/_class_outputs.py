@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from sknan._utils.warn import warn
 from sknan.estimators._input import require_target
-from sknan.estimators._labels import labels_per_row
+from sknan.estimators._labels import label_array, labels_per_row
 from sknan.estimators._temperature import at_temperature
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import traits_of
-from sknan.preprocessing._chunks import stored_chunks
+from sknan.preprocessing._stored_table import stored_chunks
 
 
 class LabelPredictionMixin(ClassifierMixin):
@@ -88,11 +88,12 @@ class LabelPredictionMixin(ClassifierMixin):
         -------
         float
         """
-        X, y = stored_chunks(X, y)
+        X, y, _ = stored_chunks(X, y)
         require_target(self, y)
         # scikit-learn does not compare tables of nullable columns.
         several = labels_per_row(y, type(self).__name__)
-        return float(super().score(X, y if several is None else several, sample_weight))
+        labels = label_array(y) if several is None else several
+        return float(super().score(X, labels, sample_weight))
 
 
 @dataclass(frozen=True)

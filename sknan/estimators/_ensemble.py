@@ -54,10 +54,11 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         Time limit of ``fit`` in seconds, of which each network receives an equal share
         as its ``max_time``. The networks then depend on ``n_jobs``. None leaves the
         ``max_time`` of ``estimator`` unchanged.
-    validation_split : splitter, list of (train, valid) or None, default=None
+    validation_split : splitter, list of (train, valid), "chunks" or None, default=None
         Splitter of scikit-learn, or pairs of row numbers, that decides which rows are
         held out. Each network takes the next split; after the last one follows the
-        first. None leaves the ``validation_split`` of ``estimator`` unchanged.
+        first. ``"chunks"`` holds out other chunks, of a table in chunks, for each
+        network. None leaves the ``validation_split`` of ``estimator`` unchanged.
     scoring : str, callable or None, default=None
         What early stopping and the best epoch of each network go by: ``"loss"``, a name
         of a scorer of scikit-learn, or a callable. None leaves the ``scoring`` of
@@ -186,12 +187,12 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
             labels per row, 0 and 1 in a column for each label; may be sparse.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
-        X_val : array-like or DataFrame of shape (n_val, n_features), default=None
+        X_val : array-like, DataFrame or chunks, (n_val, n_features), default=None
             Rows for early stopping of all networks, each of which then trains on all
             rows of ``X``. In a ``Pipeline`` they are transformed as ``X`` is with
             ``transform_input=["X_val"]``.
         y_val : array-like of shape (n_val,), default=None
-            Targets of ``X_val``.
+            Targets of ``X_val``, unless they belong to its chunks.
         sample_weight_val : array-like of shape (n_val,) or None, default=None
             Non-negative weights of the rows of ``X_val``.
         groups : array-like of shape (n_samples,) or None, default=None
@@ -311,10 +312,11 @@ class StableNetEnsembleRegressor(
         Time limit of ``fit`` in seconds, of which each network receives an equal share
         as its ``max_time``. The networks then depend on ``n_jobs``. None leaves the
         ``max_time`` of ``estimator`` unchanged.
-    validation_split : splitter, list of (train, valid) or None, default=None
+    validation_split : splitter, list of (train, valid), "chunks" or None, default=None
         Splitter of scikit-learn, or pairs of row numbers, that decides which rows are
         held out. Each network takes the next split; after the last one follows the
-        first. None leaves the ``validation_split`` of ``estimator`` unchanged.
+        first. ``"chunks"`` holds out other chunks, of a table in chunks, for each
+        network. None leaves the ``validation_split`` of ``estimator`` unchanged.
     scoring : str, callable or None, default=None
         What early stopping and the best epoch of each network go by: ``"loss"``, a name
         of a scorer of scikit-learn, or a callable. None leaves the ``scoring`` of
@@ -405,12 +407,12 @@ class StableNetEnsembleRegressor(
             Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
-        X_val : array-like or DataFrame of shape (n_val, n_features), default=None
+        X_val : array-like, DataFrame or chunks, (n_val, n_features), default=None
             Rows for early stopping of all networks, each of which then trains on all
             rows of ``X``. In a ``Pipeline`` they are transformed as ``X`` is with
             ``transform_input=["X_val"]``.
         y_val : array-like of shape (n_val,), default=None
-            Targets of ``X_val``.
+            Targets of ``X_val``, unless they belong to its chunks.
         sample_weight_val : array-like of shape (n_val,) or None, default=None
             Non-negative weights of the rows of ``X_val``.
         groups : array-like of shape (n_samples,) or None, default=None

@@ -29,7 +29,7 @@ from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
 from sknan.nets._training_facts import diagram_block
-from sknan.preprocessing._chunks import stored_chunks
+from sknan.preprocessing._stored_table import stored_chunks
 
 # Attributes that exist only after a fit in which rows were held out.
 _HELD_OUT_RESULTS = {
@@ -166,8 +166,8 @@ class Ensemble(VersionedPickleMixin, EncodedStateMixin, BaseEstimator):
         return functools.partial(diagram_block, self)
 
     def _fit(self, X: Any, y: Any, **fit_params: Any) -> None:
-        X, y = stored_chunks(X, y)
-        jobs = self._jobs(X, y, **fit_params)
+        X, y, chunk = stored_chunks(X, y)
+        jobs = self._jobs(X, y, chunk=chunk, **fit_params)
         n_shares = self._n_shares()
         shares = [jobs[i::n_shares] for i in range(n_shares)]
         with progress("Training", len(jobs), "networks", verbose=self.verbose):

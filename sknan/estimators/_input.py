@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sknan._engine.prediction import ColumnScaling
 from sknan._utils.validation import already_valid_array, check_finite
-from sknan.preprocessing._chunks import stored_chunks
+from sknan.preprocessing._stored_table import stored_chunks
 from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
 _IMPUTE_AS_X = (
@@ -243,8 +243,9 @@ def rows_that_count(
     """
     rows = np.arange(len(X))
     positions = np.full(len(X), -1)
-    if weights is not None:
-        rows = np.flatnonzero(weights > 0)
+    # Rows that all count are not copied.
+    if weights is not None and not weights.all():
+        rows = np.flatnonzero(weights)
         X, y, weights = X[rows], y[rows], weights[rows]
     positions[rows] = np.arange(len(X))
     if merges(len(X)):

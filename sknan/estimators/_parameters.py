@@ -13,7 +13,7 @@ from sklearn.metrics import get_scorer_names
 from skorch.callbacks import Callback
 
 from sknan._utils.validation import is_integer, is_number, nearest_name
-from sknan.estimators._validation_split import is_splitter
+from sknan.estimators._validation_split import is_chunks, is_splitter
 from sknan.nets._mixin import guard_parts
 
 _PARTS = ("module", "criterion", "optimizer")
@@ -107,9 +107,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number between 0 and 1, both excluded",
     ),
     "validation_split": (
-        lambda v: v is None or is_splitter(v),
+        lambda v: v is None or is_splitter(v) or is_chunks(v),
         "a splitter such as GroupKFold(), a list of (train, valid) pairs of row "
-        "numbers, or None",
+        "numbers, 'chunks' or None",
     ),
     "scoring": (
         lambda v: v is None or callable(v) or v == "loss" or v in get_scorer_names(),

@@ -12,7 +12,8 @@ from torch import nn
 
 from sknan._engine.prediction import levels_of, regression_score
 from sknan.estimators._input import require_target
-from sknan.preprocessing._chunks import stored_chunks
+from sknan.preprocessing._stored_table import stored_chunks
+from sknan.preprocessing._tables.plain_cells import plain_cells
 
 
 class QuantilePredictionMixin(RegressorMixin):
@@ -71,7 +72,9 @@ class QuantilePredictionMixin(RegressorMixin):
             At most 1. It is 0 for a constant prediction of the mean (R2), or of the
             quantiles of ``y`` (D2).
         """
-        X, y = stored_chunks(X, y)
+        X, y, _ = stored_chunks(X, y)
         require_target(self, y)
         predicted = self.predict(X)
-        return regression_score(self._criterion, y, predicted, sample_weight)
+        return regression_score(
+            self._criterion, plain_cells(y), predicted, sample_weight
+        )

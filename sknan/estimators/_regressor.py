@@ -119,12 +119,13 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
     validation_fraction : float, default=0.1
         Fraction of the rows to hold out for early stopping. With ``groups``, whole
         groups are held out whose rows make up about this fraction, at most a half.
-    validation_split : splitter, list of (train, valid) or None, default=None
+    validation_split : splitter, list of (train, valid), "chunks" or None, default=None
         Splitter of scikit-learn, such as ``GroupKFold()`` or ``TimeSeriesSplit()``, or
         pairs of row numbers, that decides which rows are held out, instead of
         ``validation_fraction``. Of several splits, the last one is used if each trains
         only on rows before those that it holds out, as in a time series; otherwise the
-        first one.
+        first one. ``"chunks"`` holds out whole chunks of a table in chunks, whose rows
+        make up about ``validation_fraction``.
     scoring : str, callable or None, default="loss"
         What early stopping and the best epoch go by: the loss, a name of a scorer of
         scikit-learn, a callable ``scorer(estimator, X, y)``, or the ``score`` of the
@@ -316,11 +317,11 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
             Targets: finite numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Non-negative weights of the rows.
-        X_val : array-like or DataFrame of shape (n_val, n_features), default=None
+        X_val : array-like, DataFrame or chunks, (n_val, n_features), default=None
             Rows for early stopping, instead of a part of ``X``. In a ``Pipeline`` they
             are transformed as ``X`` is with ``transform_input=["X_val"]``.
         y_val : array-like of shape (n_val,), default=None
-            Targets of ``X_val``.
+            Targets of ``X_val``, unless they belong to its chunks.
         sample_weight_val : array-like of shape (n_val,) or None, default=None
             Non-negative weights of the rows of ``X_val``.
         groups : array-like of shape (n_samples,) or None, default=None

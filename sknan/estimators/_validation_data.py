@@ -22,7 +22,7 @@ from sknan.estimators._labels import (
 )
 from sknan.estimators._validation_split import HoldOut
 from sknan.exceptions import NonFiniteDataError
-from sknan.preprocessing._chunks import stored_chunks
+from sknan.preprocessing._stored_table import joined_rows
 
 
 class FitData(NamedTuple):
@@ -90,9 +90,8 @@ def with_validation_rows(
     ValueError
         If the columns, the targets or the weights do not fit the training data.
     """
-    X_val, y_val = stored_chunks(data.X_val, data.y_val)
     try:
-        X_raw = check_features(estimator, X_val, reset=False, name="X_val")
+        X_raw = check_features(estimator, data.X_val, reset=False, name="X_val")
     except ValueError as error:
         if isinstance(error, NonFiniteDataError) or str(error).startswith("X_val"):
             raise
@@ -102,7 +101,7 @@ def with_validation_rows(
             f"X_val has rows of shape {X_raw.shape[1:]}, but those of X have the shape "
             f"{rows.X.shape[1:]}."
         )
-    y, n_valid = estimator._as_target(y_val, "y_val"), len(X_raw)
+    y, n_valid = estimator._as_target(data.y_val, "y_val"), len(X_raw)
     if n_valid != len(y):
         raise ValueError(f"X_val has {n_valid} rows, but y_val has {len(y)}.")
     weights = check_sample_weight(data.sample_weight_val, n_valid, "sample_weight_val")
@@ -112,7 +111,7 @@ def with_validation_rows(
         weights = apply_class_weight(by_class, labels, weights, owner, False)
     assert isinstance(rows.hold_out, HoldOut)
     return rows._replace(
-        X=np.concatenate([rows.X, as_network_input(X_raw, estimator._scaling)]),
+        X=joined_rows(rows.X, as_network_input(X_raw, estimator._scaling)),
         y=np.concatenate([rows.y, y]),
         weights=_joined_weights(rows.weights, weights, len(rows.X), n_valid),
         numbers=np.concatenate([rows.numbers, np.arange(n_valid)]),

@@ -243,14 +243,9 @@ class HoldOut:
     fold: ValidationFold | None = None
 
     @property
-    def is_given(self) -> bool:
-        """Whether the user has chosen the rows."""
-        return self.n_valid > 0 or self.splits is not None
-
-    @property
     def is_random(self) -> bool:
         """Whether each row may be held out, whatever the others are."""
-        return not self.is_given and self.groups is None
+        return not self.n_valid and self.splits is None and self.groups is None
 
     def with_fold(self, fold: ValidationFold | None) -> HoldOut:
         """Return the choice for one of several networks; None for a single one."""
@@ -350,6 +345,37 @@ def folds_of_groups(
         filled[fold] += counts[group]
     shuffled: np.ndarray = rng.permutation(n_folds)[folds]
     return shuffled
+
+
+def is_chunks(validation_split: Any) -> bool:
+    """Whether whole chunks are to be held out."""
+    return isinstance(validation_split, str) and validation_split == "chunks"
+
+
+def groups_of_chunks(chunk: np.ndarray | None, groups: np.ndarray | None) -> np.ndarray:
+    """Return the chunk of each row as its group, or refuse a table without chunks.
+
+    Parameters
+    ----------
+    chunk : ndarray of int of shape (n_rows,) or None
+        Number of the chunk of each row. None for a table in memory.
+    groups : ndarray of shape (n_rows,) or None
+        Groups that the user passed.
+    """
+    what = "validation_split='chunks' holds out whole chunks"
+    if groups is not None:
+        raise ValueError(f"{what}, but groups were passed, too. Pass one of the two.")
+    if chunk is None:
+        raise ValueError(
+            f"{what}, but X is a table in memory. Pass iter_chunks(X, y) of "
+            "sknan.preprocessing."
+        )
+    if chunk[-1] < 1:
+        raise ValueError(
+            f"{what}, but X has one chunk of {len(chunk)} rows. Pass a smaller "
+            "chunk_size to iter_chunks: about a tenth of the rows."
+        )
+    return chunk
 
 
 def is_splitter(value: Any) -> bool:

@@ -13,6 +13,7 @@ from sknan._engine.range_test import LearningRateRange, range_test
 from sknan._utils.settings import usual_settings
 from sknan._utils.validation import is_integer
 from sknan.estimators._base import StableNetBase
+from sknan.preprocessing._stored_table import stored_chunks
 
 # With fewer steps a curve has too few points to compare its end with its beginning.
 _MIN_STEPS = 10
@@ -43,7 +44,7 @@ def find_learning_rate(
         Estimator to find a learning rate for, or pipeline that ends in one. The
         transformers of the pipeline are fitted first. The estimator is cloned and not
         changed.
-    X : array-like or DataFrame of shape (n_samples, n_features)
+    X : array-like, DataFrame or chunks of shape (n_samples, n_features)
         Features, as in ``estimator.fit``. Only a random part of the rows of a large
         table is used.
     y : array-like of shape (n_samples,) or (n_samples, n_targets)
@@ -121,7 +122,8 @@ def find_learning_rate(
     if isinstance(estimator, Pipeline) and len(estimator.steps) > 1:
         X = clone(estimator[:-1]).fit_transform(X, y)
     trial = clone(net)
-    rows = trial._training_rows(X, y, sample_weight)
+    X, y, chunk = stored_chunks(X, y)
+    rows = trial._training_rows(X, y, sample_weight, chunk=chunk)
     seed = int(check_random_state(trial.random_state).randint(np.iinfo(np.int32).max))
     return range_test(
         trial,

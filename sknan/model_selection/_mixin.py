@@ -21,6 +21,7 @@ from sknan.model_selection._divergence import (
 from sknan.model_selection._pipelines import final_network
 from sknan.model_selection._run import SearchRun
 from sknan.model_selection._stand_ins import scorer_stand_in
+from sknan.preprocessing._chunks import refuse_chunks
 
 
 class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
@@ -46,7 +47,8 @@ class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like or DataFrame of shape (n_samples, n_features)
-            Features.
+            Features. Of a table in chunks pass a sample, which ``iter_chunks(X,
+            y).sample()`` gives.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
             Targets.
         **params : object
@@ -58,6 +60,7 @@ class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
         -------
         self
         """
+        refuse_chunks(X)
         memory = self.max_memory
         if memory is not None and not (is_number(memory) and memory > 0):
             raise ValueError(

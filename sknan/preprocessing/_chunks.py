@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import issparse
 
 from sknan._utils.validation import is_integer
-from sknan.preprocessing._tables.typed_column import is_polars
+from sknan.preprocessing._tables.typed_column import (
+    frame_from_polars,
+    is_polars,
+    series_from_polars,
+)
 
 # Size of the sample from which transformers learn that have no ``partial_fit``.
 _MOST_ROWS, _MOST_CELLS = 100_000, 1 << 24
 
-_NO_ROWS = "The table has no rows. Pass a table with at least one row."
+NO_ROWS = "The table has no rows. Pass a table with at least one row."
+
+_NOT_IN_MEMORY = (
+    "X is read in chunks, but a table in memory is needed here. Pass a sample of its "
+    "rows, which X, y = iter_chunks(..., y).sample() gives."
+)
 
 _ARRAYS = (np.ndarray, pd.DataFrame, pd.Series)
+
+# Random numbers from 0 to 1 of some rows, these rows, and their targets or None.
+_Part = tuple[np.ndarray, Any, Any]
 
 
 class TableChunks:
@@ -28,8 +39,8 @@ class TableChunks:
 
     Parameters
     ----------
-    read : callable
-        Function without arguments that returns an iterator over the chunks.
+    read : _Passes
+        Passes over the chunks.
     y : str, array-like or None, default=None
         Name of the target's column, or the target of each row of the table.
     functions : tuple of callable, default=()
@@ -38,15 +49,17 @@ class TableChunks:
 
     def __init__(
         self,
-        read: Callable[[], Iterable[Any]],
+        read: _Passes,
         y: Any = None,
         functions: tuple[Callable[[Any], Any], ...] = (),
-        sample: Any = None,
+        sample: tuple[Any, Any] | None = None,
     ) -> None:
         self._read = read
         self._given_y = y
-        # pandas, polars and NumPy keep the type of the target.
-        keeps = y is None or isinstance(y, (str, *_ARRAYS)) or is_polars(y)
+        if is_polars(y):
+            y = (frame_from_polars if hasattr(y, "columns") else series_from_polars)(y)
+        # pandas and NumPy keep the type of the target.
+        keeps = y is None or isinstance(y, (str, *_ARRAYS))
         self._y = y if keeps else np.asarray(y)
         self._functions = functions
         self._sample = sample
@@ -80,9 +93,20 @@ class TableChunks:
                 "each row."
             )
 
+    @property
+    def n_rows(self) -> int:
+        """Number of rows, 0 before they were all read."""
+        return self._read.n_rows
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Refuse to be read whole, as by estimators and searches of scikit-learn."""
+        raise TypeError(_NOT_IN_MEMORY)
+
     def map(self, function: Callable[[Any], Any]) -> TableChunks:
         """Return the chunks as converted by a function of rows, when they are read."""
-        sample = None if self._sample is None else function(self._sample)
+        sample = self._sample
+        if sample is not None:
+            sample = function(sample[0]), sample[1]
         functions = (*self._functions, function)
         return TableChunks(self._read, self._given_y, functions, sample)
 
@@ -100,29 +124,44 @@ class TableChunks:
         return TableChunks(self._read, y, self._functions)
 
     def sample(self) -> Any:
-        """Return random rows of all chunks in their order, or all rows of a few."""
+        """Return random rows of all chunks in their order, or all rows of a few.
+
+        Returns
+        -------
+        X : DataFrame or ndarray
+            From 100 000 to 200 000 rows, or fewer of more than 167 columns. All rows of
+            a table with fewer rows.
+        y : ndarray or Series
+            The targets of these rows, if the chunks have targets.
+        """
+        X, y = self.sampled_rows()
+        return X if self._y is None else (X, y)
+
+    def sampled_rows(self) -> tuple[Any, Any]:
+        """Return the sample and its targets, which are None if there are none."""
         if self._sample is None:
-            self._sample = self._drawn_sample()
+            parts = self._drawn_parts()
+            targets = None if self._y is None else [y for _, _, y in parts]
+            self._sample = (
+                _stacked([X for _, X, _ in parts]),
+                None if targets is None else _stacked(targets),
+            )
         return self._sample
 
-    def _drawn_sample(self) -> Any:
+    def _drawn_parts(self) -> list[_Part]:
+        """Draw rows of each chunk, fewer of each the more chunks there are."""
         rng = np.random.default_rng(0)
-        parts: list[tuple[np.ndarray, Any]] = []
+        parts: list[_Part] = []
         share = 1.0
-        for X, _ in self.pairs():
-            parts.append(_drawn(rng.random(len(X)), X, share))
+        for X, y in self.pairs():
+            parts.append(_drawn((rng.random(len(X)), X, y), share))
             most = min(_MOST_ROWS, _MOST_CELLS // max(1, X.shape[1]))
-            while sum(len(draws) for draws, _ in parts) > 2 * most:
+            while sum(len(draws) for draws, _, _ in parts) > 2 * most:
                 share /= 2
-                parts = [_drawn(*part, share) for part in parts]
+                parts = [_drawn(part, share) for part in parts]
         if not parts:
-            raise ValueError(_NO_ROWS)
-        tables = [X for _, X in parts]
-        if isinstance(tables[0], np.ndarray):
-            return np.concatenate(tables)
-        if is_polars(tables[0]):
-            return functools.reduce(lambda above, below: above.vstack(below), tables)
-        return pd.concat(tables, ignore_index=True)
+            raise ValueError(NO_ROWS)
+        return parts
 
 
 class _Passes:
@@ -131,7 +170,7 @@ class _Passes:
     def __init__(self, read: Callable[[], Iterable[Any]]) -> None:
         self._read = read
         self._last: Any = None
-        self._n_rows: int | None = None
+        self.n_rows = 0
 
     def __call__(self) -> Iterator[Any]:
         """Iterate over the chunks that have rows."""
@@ -153,12 +192,12 @@ class _Passes:
             n_rows += len(chunk)
             if len(chunk):
                 yield chunk
-        if self._n_rows not in (None, n_rows):
+        if self.n_rows not in (0, n_rows):
             raise ValueError(
-                f"The table in chunks had {self._n_rows} rows in the first pass and "
+                f"The table in chunks had {self.n_rows} rows in the first pass and "
                 f"{n_rows} in a later one. Each pass must give the same rows."
             )
-        self._n_rows = n_rows
+        self.n_rows = n_rows
 
 
 def iter_chunks(X: Any, y: Any = None, *, chunk_size: int = 1 << 16) -> TableChunks:
@@ -219,8 +258,7 @@ def as_chunks(X: Any, y: Any = None) -> TableChunks | None:
     """Return the chunks of an input of ``fit`` that is read in chunks, else None."""
     if isinstance(X, TableChunks):
         return X.with_target(y)
-    # A table of Arrow is in memory already.
-    if _is_arrow_dataset(X) and hasattr(X, "scanner"):
+    if _is_arrow_dataset(X):
         return iter_chunks(X, y)
     if isinstance(X, (str, Path)):
         target = f", y={y!r}" if isinstance(y, str) else ""
@@ -234,6 +272,12 @@ def as_chunks(X: Any, y: Any = None) -> TableChunks | None:
             f"pass iter_chunks(X, y={y!r}) of sknan.preprocessing."
         )
     return None
+
+
+def refuse_chunks(X: Any) -> None:
+    """Refuse an input that is read in chunks where a table in memory is needed."""
+    if isinstance(X, TableChunks) or _is_arrow_dataset(X):
+        raise TypeError(_NOT_IN_MEMORY)
 
 
 class ChunkwiseMixin:
@@ -275,13 +319,13 @@ def fit(transformer: Any, chunks: TableChunks, y: Any = None) -> Any:
     """Learn from chunks one after the other, or from a sample of them."""
     chunks = chunks.with_target(y)
     if not transformer._learns_from_chunks():
-        return transformer.fit(chunks.sample())
+        return transformer.fit(chunks.sampled_rows()[0])
     is_first = True
     for X, _ in chunks.pairs():
         transformer._add(X, is_first=is_first)
         is_first = False
     if is_first:
-        raise ValueError(_NO_ROWS)
+        raise ValueError(NO_ROWS)
     transformer._finish()
     transformer._sketch = None  # as after a fit of a whole table
     return transformer
@@ -300,58 +344,8 @@ def fit_transform(
     return transform(fit(transformer, chunks), chunks)
 
 
-class StoredTable(NamedTuple):
-    """A table in a temporary memory map, with its targets in memory.
-
-    Attributes
-    ----------
-    X : ndarray or DataFrame of shape (n_rows, n_columns)
-        Numbers in a file without a name, which the system deletes with the array.
-    y : ndarray of shape (n_rows,) or (n_rows, n_targets)
-        Targets.
-    """
-
-    X: Any
-    y: Any
-
-
-def stored_chunks(X: Any, y: Any = None) -> StoredTable:
-    """Return a table and its target; write one in chunks to a temporary memory map.
-
-    Training draws its batches from all rows, which chunks in their order would not
-    allow.
-    """
-    chunks = as_chunks(X, y)
-    if chunks is None:
-        return StoredTable(X, y)
-    targets: list[Any] = []
-    n_rows, shape = 0, ()
-    dtype: np.dtype[Any] = np.dtype(np.float32)
-    names: list[Any] | None = None
-    with tempfile.TemporaryFile() as file:
-        for table, target in chunks.pairs():
-            cells = np.asarray(table)
-            if not n_rows:
-                shape = cells.shape[1:]
-                names = list(table.columns) if isinstance(table, pd.DataFrame) else None
-                # float32 does not resolve large integers.
-                dtype = cells.dtype if cells.dtype == dtype else np.dtype(np.float64)
-            np.ascontiguousarray(cells, dtype=dtype).tofile(file)
-            targets.append(np.array(target))  # a view would keep the whole chunk
-            n_rows += len(cells)
-        if not n_rows:
-            raise ValueError(_NO_ROWS)
-        file.flush()
-        cells = np.memmap(file, dtype, "r+", shape=(n_rows, *shape))
-    is_known = targets[0].ndim > 0
-    return StoredTable(
-        cells if names is None else pd.DataFrame(cells, columns=names, copy=False),
-        np.concatenate(targets) if is_known else None,
-    )
-
-
 def _reader(X: Any, chunk_size: int) -> Callable[[], Iterable[Any]]:
-    if isinstance(X, (str, Path)) or _is_arrow_dataset(X):
+    if isinstance(X, (str, Path)) or _is_arrow(X):
         # Importing Arrow takes longer than importing all of sknan.
         from pyarrow import ArrowInvalid, dataset, default_memory_pool
 
@@ -395,17 +389,40 @@ def _reader(X: Any, chunk_size: int) -> Callable[[], Iterable[Any]]:
     return lambda: (_rows(X, start, start + chunk_size) for start in starts)
 
 
-def _is_arrow_dataset(X: Any) -> bool:
+def _is_arrow(X: Any) -> bool:
     module = type(X).__module__.partition(".")[0]
     return module == "pyarrow" and hasattr(X, "to_batches")
 
 
-def _drawn(draws: np.ndarray, X: Any, share: float) -> tuple[np.ndarray, Any]:
+def _is_arrow_dataset(X: Any) -> bool:
+    """Return whether data of Arrow are not in memory, as those of a table are."""
+    return _is_arrow(X) and hasattr(X, "scanner")
+
+
+def _drawn(part: _Part, share: float) -> _Part:
     """Return the rows of which a random number is below a share."""
-    is_drawn = draws < share
-    if is_polars(X):
-        return draws[is_drawn], X.filter(is_drawn)
-    return draws[is_drawn], (X.iloc if hasattr(X, "iloc") else X)[is_drawn]
+    is_drawn = part[0] < share
+    draws, X, y = (_chosen(rows, is_drawn) for rows in part)
+    return draws, X, y
+
+
+def _chosen(rows: Any, is_chosen: np.ndarray) -> Any:
+    if rows is None:
+        return None
+    if is_polars(rows):
+        return rows.filter(is_chosen)
+    return (rows.iloc if hasattr(rows, "iloc") else rows)[is_chosen]
+
+
+def _stacked(tables: list[Any]) -> Any:
+    """Return the rows of several tables, or several targets, as one."""
+    if isinstance(tables[0], np.ndarray):
+        return np.concatenate(tables)
+    if is_polars(tables[0]):
+        import polars
+
+        return polars.concat(tables)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _rows(table: Any, start: int, stop: int) -> Any:
@@ -421,5 +438,6 @@ def _without(table: Any, name: str) -> tuple[Any, Any]:
             f"The table has no column {name!r} for the target. It has: "
             f"{some or 'no named columns'}."
         )
-    rest = table.drop(name) if is_polars(table) else table.drop(columns=name)
-    return rest, table[name].to_numpy()
+    if is_polars(table):
+        return table.drop(name), series_from_polars(table[name]).to_numpy()
+    return table.drop(columns=name), table[name].to_numpy()

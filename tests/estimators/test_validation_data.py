@@ -363,7 +363,7 @@ def test_networks_of_an_ensemble_take_successive_splits(is_parameter_of_network)
             5,
             "The 'validation_split' parameter of StableNetClassifier must be a "
             "splitter such as GroupKFold(), a list of (train, valid) pairs of row "
-            "numbers, or None, got 5.",
+            "numbers, 'chunks' or None, got 5.",
         ),
         (
             [(range(10), range(5, 60))],

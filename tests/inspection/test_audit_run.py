@@ -70,7 +70,12 @@ NO_TABLE = "Pass a DataFrame, an array or a list of rows."
     ("X", "error", "message"),
     [
         (3, TypeError, f"audit takes a table, got int. {NO_TABLE}"),
-        ("x", TypeError, f"audit takes a table, got str. {NO_TABLE}"),
+        (
+            "x",
+            TypeError,
+            "X is the text or path 'x', not a table. To read Parquet files, pass "
+            "iter_chunks('x') of sknan.preprocessing.",
+        ),
         (
             np.zeros(3),
             ValueError,

@@ -12,15 +12,21 @@ import pytest
 from pyarrow import dataset, parquet
 from scipy import sparse
 from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from sknan import (
+    BatchedGridSearchCV,
+    BatchedHalvingSearchCV,
     NaNImputer,
     SafeScaler,
     StableNetClassifier,
     StableNetEnsembleClassifier,
     StableNetEnsembleRegressor,
     StableNetRegressor,
+    audit,
+    find_learning_rate,
     tabular_pipeline,
 )
 from sknan.estimators._input import as_network_input, shared_tensor
@@ -75,13 +81,14 @@ def test_a_table_is_read_in_chunks_repeatedly(source, trips, folder):
         read = list(chunks)
         assert len(read) > 1
         assert all(0 < len(X) == len(y) <= 100 for X, y in read)
-        X = chunks.sample()
+        X, sampled_fares = chunks.sample()
         assert list(X.columns) == ["km", "kind", "stops"]
         n_rows = 180 if source == "callable" else 600
         assert len(X) == n_rows
         np.testing.assert_array_equal(X["stops"], trips["stops"][:n_rows])
         fares = np.concatenate([y for _, y in read])
         np.testing.assert_array_equal(fares, trips["fare"][:n_rows])
+        np.testing.assert_array_equal(sampled_fares, fares)
 
 
 @pytest.mark.parametrize("source", ["folder", "polars"])
@@ -139,7 +146,99 @@ def test_validation_data_and_continued_training_may_be_in_chunks(trips):
         net = StableNetClassifier(max_epochs=2, random_state=0)
         net.fit(wrap(X), y, X_val=wrap(X[:50]), y_val=y[:50])
         fits.append(net.partial_fit(wrap(X), y).predict_proba(X))
-    np.testing.assert_array_equal(*fits)
+    net.fit(iter_chunks(X, y), X_val=iter_chunks(X[:50], y[:50]))
+    fits.append(net.partial_fit(X, y).predict_proba(X))
+    np.testing.assert_array_equal(fits[0], fits[1])
+    np.testing.assert_array_equal(fits[0], fits[2])
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        StableNetClassifier(),
+        StableNetRegressor(),
+        StableNetEnsembleClassifier(n_estimators=2),
+        StableNetEnsembleRegressor(n_estimators=2),
+    ],
+)
+def test_whole_chunks_are_held_out(estimator):
+    held_out = []
+
+    def scorer(estimator, X, y):
+        held_out.append(np.rint(X[:, 0]))
+        return 0.0
+
+    # The first column is the number of the chunk.
+    X = np.repeat(np.arange(30.0, dtype="float32"), 10)[:, None]
+    network = getattr(estimator, "estimator", estimator)
+    if network is None:
+        network = estimator._network()
+        estimator.set_params(estimator=network)
+    network.set_params(max_epochs=1, random_state=0)
+    estimator.set_params(validation_split="chunks", scoring=scorer)
+    estimator.fit(iter_chunks(X, X[:, 0] > 14, chunk_size=10))
+    # A tenth of the chunks for one network, a fifth for each of an ensemble.
+    n_networks = getattr(estimator, "n_estimators", 1)
+    by_network = [np.unique(rows, return_counts=True) for rows in held_out]
+    assert [len(chunks) for chunks, _ in by_network] == [3 * n_networks] * n_networks
+    assert all((counts == 10).all() for _, counts in by_network)
+    assert len({tuple(chunks) for chunks, _ in by_network}) == n_networks
+    if n_networks == 1:  # one epoch on the rows, which holds out nothing
+        estimator.partial_fit(X, X[:, 0] > 14)
+
+
+def test_the_range_test_reads_chunks_and_holds_out_whole_ones():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3)).astype("float32")
+    net = StableNetRegressor(max_epochs=1, random_state=0)
+    settings = {"rates": [1e-4, 1e-3, 1e-2], "n_steps": 20, "n_seeds": 2}
+    whole, in_chunks = (
+        find_learning_rate(net, table, X[:, 0], **settings)
+        for table in (X, iter_chunks(X, chunk_size=20))
+    )
+    np.testing.assert_array_equal(whole.losses, in_chunks.losses)
+    net.set_params(validation_split="chunks")
+    chunks = iter_chunks(X, X[:, 0], chunk_size=20)
+    assert find_learning_rate(net, chunks, None, **settings).suggestion > 0
+
+
+def test_a_sample_serves_what_needs_a_table_in_memory(trips, folder):
+    known = trips.dropna()
+    chunks = iter_chunks(known, "fare", chunk_size=100)
+    message = (
+        "X is read in chunks, but a table in memory is needed here. Pass a sample of "
+        "its rows, which X, y = iter_chunks(..., y).sample() gives."
+    )
+    pipe = tabular_pipeline(StableNetRegressor(max_epochs=1, random_state=0))
+    grid = {"net__lr": [1e-3]}
+    for search in (BatchedGridSearchCV(pipe, grid, cv=2), GridSearchCV(pipe, grid)):
+        assert (
+            refusal(TypeError, lambda s=search: s.fit(chunks, known["fare"])) == message
+        )
+    data = dataset.dataset(folder)
+    refused = BatchedHalvingSearchCV(pipe, grid)
+    assert refusal(TypeError, lambda: refused.fit(data, "fare")) == message
+    assert refusal(TypeError, lambda: StandardScaler().fit(chunks)) == message
+    X, fare = chunks.sample()
+    np.testing.assert_array_equal(X, known.drop(columns="fare"))
+    search = BatchedGridSearchCV(pipe, grid, cv=2).fit(X, fare)
+    assert search.predict(X).shape == fare.shape
+
+
+def test_an_audit_of_chunks_is_that_of_random_rows(trips, folder):
+    whole = audit(trips, "fare")
+    for X, y in (
+        (iter_chunks(trips, "fare", chunk_size=100), None),
+        (iter_chunks(folder), "fare"),
+        (dataset.dataset(folder), "fare"),
+    ):
+        assert str(audit(X, y)) == str(whole)
+    number = pd.DataFrame({"a": np.arange(150_000.0), "b": 1.0})
+    found = audit(iter_chunks(lambda: (number for _ in range(2))))
+    n = found.n_rows
+    assert 100_000 <= n <= 200_000
+    size = f"{n // 1000} {n % 1000:03d} rows, 2 columns"
+    assert found.summary.startswith(f"A random sample of 300 000 rows. {size}")
 
 
 @pytest.mark.parametrize("source", ["file", "filter", "function"])
@@ -260,6 +359,10 @@ def fewer_rows_each_time():
     return lambda: iter([FIVE[: next(stops)]])
 
 
+def held_out_chunks():
+    return StableNetRegressor(validation_split="chunks")
+
+
 def pipeline():
     return tabular_pipeline(StableNetRegressor(max_epochs=1))
 
@@ -366,6 +469,27 @@ def pipeline():
             lambda: StableNetRegressor().fit(iter_chunks(X_FIVE), np.arange(9.0)),
             ValueError,
             "y has 9 rows, but X has 5. Pass one target for each row.",
+        ),
+        (
+            lambda: held_out_chunks().fit(X_FIVE, X_FIVE[:, 0]),
+            ValueError,
+            "validation_split='chunks' holds out whole chunks, but X is a table in "
+            "memory. Pass iter_chunks(X, y) of sknan.preprocessing.",
+        ),
+        (
+            lambda: held_out_chunks().fit(iter_chunks(X_FIVE), X_FIVE[:, 0]),
+            ValueError,
+            "validation_split='chunks' holds out whole chunks, but X has one chunk of "
+            "5 rows. Pass a smaller chunk_size to iter_chunks: about a tenth of the "
+            "rows.",
+        ),
+        (
+            lambda: held_out_chunks().fit(
+                iter_chunks(X_FIVE, X_FIVE[:, 0], chunk_size=2), groups=[0] * 5
+            ),
+            ValueError,
+            "validation_split='chunks' holds out whole chunks, but groups were passed, "
+            "too. Pass one of the two.",
         ),
         (
             lambda: TableCleaner().fit(iter_chunks(X_FIVE[:0])),

@@ -21,6 +21,7 @@ from sknan.inspection._audit._tables import (
     size_in_words,
 )
 from sknan.inspection._audit._target import Target, Task, profile_target
+from sknan.preprocessing._chunks import as_chunks
 from sknan.preprocessing._tables.lazy_table import LazyTable, read_table
 from sknan.preprocessing._tables.numeric_sentinels import SAMPLE_SIZE
 from sknan.preprocessing._tables.sentinels import known_sentinels
@@ -40,9 +41,10 @@ def audit(
 
     Parameters
     ----------
-    X : DataFrame, array, sparse matrix or list of rows, (n_samples, n_features)
+    X : DataFrame, array, sparse matrix, list or chunks, (n_samples, n_features)
         Table of pandas, polars, numpy or SciPy. It needs no preparation: missing
-        values, text, dates and nested cells are allowed.
+        values, text, dates and nested cells are allowed. Of chunks, which
+        :func:`~sknan.preprocessing.iter_chunks` gives, random rows are audited.
 
     y : Series, array-like of shape (n_samples,) or str, default=None
         Target, or name of the column of ``X`` that is the target. If it has several
@@ -119,6 +121,11 @@ def audit(
         known = ", ".join(map(repr, _TASKS))
         hint = did_you_mean(str(task), _TASKS)
         raise ValueError(f"task must be one of {known}, got {task!r}.{hint}")
+    origin = ""
+    if (chunks := as_chunks(X)) is not None:
+        X, y = chunks.with_target(y).sampled_rows()
+        if len(X) < chunks.n_rows:
+            origin = f"A random sample of {quantity(chunks.n_rows, 'row')}. "
     table = read_table(X)
     if isinstance(y, str):
         position = _position_of(table, y)
@@ -140,7 +147,7 @@ def audit(
         tuple(findings),
         table.n_rows,
         table.n_columns,
-        _summary(table, profiles, targets, findings),
+        origin + _summary(table, profiles, targets, findings),
         tuple(statistics_of(profiles, findings)),
         sentinels,
     )
