@@ -256,7 +256,7 @@ def test_parameters_are_saved_and_loaded_as_in_skorch(tmp_path):
 
 @every_net
 def test_repr_and_messages_name_the_guarded_class(name):
-    # skorch's own tests compare its class names: docs/guide/moving.md lists them.
+    # skorch's own tests compare its class names, as docs/guide/moving.md says.
     guarded, skorchs, _, _ = PAIRS[name]
     net, twin = built(name), built(name, guarded=False)
     not_initialized = "^This {} instance is not initialized yet"
