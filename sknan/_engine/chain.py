@@ -156,8 +156,7 @@ def draw_masks(
 ) -> None:
     """Draw the mask of a dropout layer for each member from its generator.
 
-    The mask of a member whose generator has the state of the previous member's is
-    copied from it. This is the case in a search over learning rates.
+    Members that share a generator have one rate and one mask.
 
     Parameters
     ----------
@@ -168,17 +167,13 @@ def draw_masks(
     generators : list of Generator
         Generator of each member.
     """
-    before = after = torch.empty(0)
-    drawn, drawn_rate = masks, -1.0
+    drawn: dict[torch.Generator, Tensor] = {}
     for mask, rate, generator in zip(masks, rates, generators, strict=True):
-        state = generator.get_state()
-        if rate == drawn_rate and torch.equal(state, before):
-            mask.copy_(drawn)
-            generator.set_state(after)
-            continue
-        mask.bernoulli_(1.0 - rate, generator=generator).div_(1.0 - rate)
-        drawn, drawn_rate = mask, rate
-        before, after = state, generator.get_state()
+        if generator in drawn:
+            mask.copy_(drawn[generator])
+        else:
+            mask.bernoulli_(1.0 - rate, generator=generator).div_(1.0 - rate)
+            drawn[generator] = mask
 
 
 class _StackedDropout:

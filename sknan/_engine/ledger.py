@@ -245,6 +245,7 @@ class StepLedger(MemberArrays):
         terms = np.where(is_taken, weights * self.losses, 0.0)
         totals, n_used = np.add.accumulate(terms)[-1], weights.sum(0)
         last_rates = self.learning_rates.latest
+        medians = np.median(self.norms, axis=0)  # NaN where a step was not taken
         rows = []
         for k in range(len(self.n_taken)):
             taken = is_taken[:, k]
@@ -254,11 +255,11 @@ class StepLedger(MemberArrays):
                 "n_recoveries": 0,
             }
             if taken.any():
-                coefficients = self.coefficients[taken, k]
-                row |= gradient_entries(
-                    np.median(self.norms[taken, k]),
-                    coefficients if self.clipping.is_used[k] else None,
-                )
+                is_whole = bool(taken.all())
+                median = medians[k] if is_whole else np.median(self.norms[taken, k])
+                is_used = self.clipping.is_used[k]
+                clipped = self.coefficients[taken, k] if is_used else None
+                row |= gradient_entries(median, clipped)
             if not math.isnan(last_rates[k]):
                 row["lr"] = float(last_rates[k])
             monitored = row["train_loss"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from skorch.callbacks import EpochTimer
-from torch import Tensor
+from torch import Tensor, nn
 
 from sknan._engine.member_recovery import MemberRecovery
 from sknan._engine.network_state import (
@@ -42,7 +42,9 @@ class Member:
     group : dict of str to object
         Parameter group of its optimizer.
     generator : Generator
-        Generator of its random numbers.
+        Generator of its random numbers. Members that draw the same numbers share it.
+    dropout_rates : tuple of float
+        Probabilities of its dropout layers.
     train, valid : Tensor of int64
         Training rows and held-out rows in the joined tables.
     recovery : MemberRecovery or None
@@ -62,8 +64,10 @@ class Member:
         self.net = plan.net
         self.offset = offset
         self.group: dict[str, Any] = plan.net.optimizer_.param_groups[0]
-        self.generator = torch.Generator()
-        self.generator.set_state(plan.random_states[0])
+        self.set_random_state(plan.random_states[0])
+        self.dropout_rates = tuple(
+            m.p for m in plan.net.module_.modules() if isinstance(m, nn.Dropout)
+        )
         rows = torch.arange(len(plan.table)), torch.zeros(0, dtype=torch.int64)
         if plan.best is not None:
             plan.best.initialize()
@@ -81,6 +85,11 @@ class Member:
         self.rest: RestOfTraining | None = None
         self.is_stopped = False
         self.is_interrupted = False
+
+    def set_random_state(self, state: Tensor) -> None:
+        """Draw from a generator of its own, in this state."""
+        self.generator = torch.Generator()
+        self.generator.set_state(state)
 
     @property
     def conditioning(self) -> Conditioning | None:

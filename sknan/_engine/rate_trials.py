@@ -151,9 +151,9 @@ class _StackedTrials:
             # The trials start without moments.
             kept = search.recovery.verified()._replace(n_steps=0)
             factor = net._schedule_factor()
+            generator = torch.Generator()
+            generator.set_state(search.recovery.random_state)
             for scale in search.scales or ():
-                generator = torch.Generator()
-                generator.set_state(search.recovery.random_state)
                 self.members.append(
                     _TrialMember(net, group, generator, training.conditioning)
                 )

@@ -163,7 +163,7 @@ def _put_back(training: StackState, k: int) -> None:
     verified.is_proposed[k] = weights.is_proposed
     verified.has_improved[k] = weights._has_improved
     training.ledger.resume(k, recovery.training, training.n_steps)
-    member.generator.set_state(recovery.random_state)
+    member.set_random_state(recovery.random_state)
 
 
 def _run(training: StackState, searches: dict[int, RecoverySearch]) -> None:

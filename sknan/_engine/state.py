@@ -152,9 +152,10 @@ class Stack:
         # Decoupled weight decay (AdamW) is applied to the weights, not to the gradient.
         self._is_decoupled = bool(members[0].group.get("decoupled_weight_decay"))
         self.decays = np.array([member.group["weight_decay"] for member in members])
+        self._generators: list[torch.Generator] = []
         self._pass = stacked_pass(
             [member.net for member in members],
-            [member.generator for member in members],
+            self._generators,
             self._blocks(weights),
             gradients,
             self.rows.buffers,
@@ -162,8 +163,13 @@ class Stack:
         self._ema_decays = [member.net.ema_decay or 0.0 for member in members]
         self.prepare_steps()
 
+    def use_generators(self) -> None:
+        """Draw from the present generators of the members from now on."""
+        self._generators[:] = [member.generator for member in self.members]
+
     def prepare_steps(self) -> None:
-        """Prepare the steps anew after counts or conditioning of a member changed."""
+        """Prepare the steps anew after a member changed outside of the stack."""
+        self.use_generators()
         self._step.zero_()  # the steps of a failed member may be NaN
         parts = [self._step, self._gradient, *self.rows.moments]
         numbers_by_key: dict[Hashable, list[int]] = defaultdict(list)
@@ -213,7 +219,9 @@ class Stack:
 
     def _unpacked(self, row: Tensor) -> list[Tensor]:
         """Return views of a row in the shapes of the parameters."""
-        return self._transposed([b[0] for b in self._blocks(row.unsqueeze(0))])
+        parts = row[: self._size].split([shape.numel() for shape in self._shapes])
+        pairs = zip(parts, self._shapes, strict=True)
+        return self._transposed([part.view(shape) for part, shape in pairs])
 
     def state_of(self, k: int, rows: StackRows | None = None) -> NetworkState:
         """Return a copy of the state of a member.
@@ -227,7 +235,7 @@ class Stack:
         """
         rows = rows or self.rows
         weights, *moments = (
-            [part.clone() for part in self._unpacked(tensor[k])]
+            self._unpacked(tensor[k].clone())
             for tensor in (rows.weights, *rows.moments)
         )
         buffers = [block[k].clone() for block in rows.buffers]
@@ -253,8 +261,8 @@ class Stack:
         k : int
             Position of the member.
         """
-        weights = self._unpacked(self._weights[k])
-        return [t.clone() for t in (*weights, *(b[k] for b in self.rows.buffers))]
+        weights = self._unpacked(self._weights[k].clone())
+        return [*weights, *(block[k].clone() for block in self.rows.buffers)]
 
     def put_state(
         self, k: int, state: NetworkState, rows: StackRows | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -99,21 +99,21 @@ class StackTraining(StackState):
     def _row_orders(self) -> Tensor:
         """Return the rows of an epoch in the random order of each member, (K, n_train).
 
-        Members whose generators have the same state have the same order, which is drawn
-        once. This is the case in a search over learning rates.
+        Members that draw the same numbers share a generator, and draw once. This is the
+        case in a search over learning rates.
         """
-        drawn: dict[bytes, tuple[Tensor, Tensor]] = {}
-        orders = []
+        generators: dict[Hashable, torch.Generator] = {}
+        drawn: dict[torch.Generator, Tensor] = {}
         for member in self.members:
             state = member.generator.get_state().numpy().tobytes()
-            if state in drawn:
-                order, after = drawn[state]
-                member.generator.set_state(after)
-            else:
-                order = torch.randperm(self.n_train, generator=member.generator)
-                drawn[state] = order, member.generator.get_state()
-            orders.append(member.train.index_select(0, order))
-        return torch.stack(orders)
+            key = state, member.dropout_rates
+            member.generator = generators.setdefault(key, member.generator)
+        self.stack.use_generators()
+        for generator in generators.values():
+            drawn[generator] = torch.randperm(self.n_train, generator=generator)
+        return torch.stack(
+            [m.train.index_select(0, drawn[m.generator]) for m in self.members]
+        )
 
     def _spans(self, n_members: int) -> list[list[tuple[int, int]]]:
         """Return spans: consecutive batches that are prepared, and judged, together."""
@@ -233,7 +233,7 @@ class StackTraining(StackState):
         subset = copy.copy(self)
         subset.members = members = [self.members[k] for k in index]
         for k, member in zip(index, members, strict=True):
-            member.generator.set_state(before.random_states[k])
+            member.set_random_state(before.random_states[k])
         subset.stack = self.stack.subset(index, before.rows)
         subset.ledger = before.ledger.select(index)
         subset.verified = before.verified.select(index)

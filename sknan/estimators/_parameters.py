@@ -224,7 +224,8 @@ class PrefixedParamsMixin(BaseEstimator):
         return meant if is_known else nearest_name(name, known)
 
     def _prefixed_params(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if self._is_prefixed(k)}
+        names = [name for name in vars(self) if "__" in name]
+        return {k: getattr(self, k) for k in names if self._is_prefixed(k)}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters, including those with a prefix.
@@ -269,6 +270,6 @@ class PrefixedParamsMixin(BaseEstimator):
         start = f"{prefix}__"
         return {
             name.removeprefix(start): value
-            for name, value in self._prefixed_params().items()
+            for name, value in vars(self).items()
             if name.startswith(start)
         }

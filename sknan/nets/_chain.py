@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from functools import lru_cache
+from operator import attrgetter
 from types import CodeType
 from typing import Any
 
@@ -26,7 +27,8 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+_hooks_of = attrgetter(*_HOOKS)
+_global_hooks_of = attrgetter(*(f"_global{name}" for name in _HOOKS))
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -186,9 +188,7 @@ def _has_plain_forward(module: nn.Module) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether torch calls hooks with each call of a module."""
-    return any(getattr(module, name) for name in _HOOKS) or any(
-        getattr(torch_module, name) for name in _GLOBAL_HOOKS
-    )
+    return any(_hooks_of(module)) or any(_global_hooks_of(torch_module))
 
 
 def _is_plain_parameter(parameter: Any) -> bool:
