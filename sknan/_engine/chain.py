@@ -252,7 +252,7 @@ class StackedChain:
         Layers of each member's network.
     generators : list of Generator
         Generator of each member's random numbers.
-    weights, gradients : list of Tensor
+    weights : list of Tensor
         Tensors with the members along the first axis, in the order of the parameters,
         transposed where :func:`transposed_weights` says so.
     criterion : object
@@ -264,10 +264,12 @@ class StackedChain:
         layers: list[list[nn.Module]],
         generators: list[torch.Generator],
         weights: list[Tensor],
-        gradients: list[Tensor],
         criterion: object,
     ) -> None:
         self.loss: Any = stacked_loss_of(criterion)
+        # The result of a product must be contiguous.
+        gradients = [weight.new_empty(weight.shape) for weight in weights]
+        self.gradient_parts = [gradient.flatten(1) for gradient in gradients]
         blocks = iter(zip(weights, gradients, strict=True))
         columns: list[tuple[Any, ...]] = list(zip(*layers, strict=True))
         last_linear = next(c[0] for c in reversed(columns) if _is_linear(c[0]))
@@ -304,7 +306,7 @@ class StackedChain:
         return prepared
 
     def step(self, x: Tensor, target: Tensor) -> tuple[NDArray[Any], Tensor]:
-        """Write the gradients, and return losses (K,) and outputs (K, B, n_outputs).
+        """Compute gradients, and return losses (K,) and outputs (K, B, n_outputs).
 
         A step is prepared once for each tensor of inputs.
         """

@@ -65,28 +65,34 @@ class _Linear(nn.Linear):
 
 
 class _Normalized(torch.autograd.Function):
-    """Columns with mean 0 and variance 1, the mean, and the variance."""
+    """Columns with mean 0 and variance 1, times a weight, plus a bias.
+
+    The means, the variances, and what the gradient needs are returned too.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
         mean = x.mean(0)
         centered = x - mean
         variance = (centered * centered).mean(0)
         scale = (variance + eps).rsqrt()
-        return centered * scale, mean, variance, scale
+        y = centered * scale
+        return y * weight + bias, mean, variance, y, scale * weight
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        y, mean, variance, scale = output
-        ctx.mark_non_differentiable(mean, variance, scale)
-        ctx.save_for_backward(y, scale)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[3:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         y, scale = ctx.saved_tensors
-        return (grad - grad.mean(0) - y * (grad * y).mean(0)) * scale, None
+        bias_grad, weight_grad = grad.sum(0), (grad * y).sum(0)
+        n = len(y)
+        x_grad = (grad - bias_grad / n - y * (weight_grad / n)) * scale
+        return x_grad, weight_grad, bias_grad, None
 
 
 class _BatchNorm(nn.BatchNorm1d):
@@ -95,8 +101,11 @@ class _BatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.ndim != 2 or len(x) < 2 or self.momentum is None:
             return super().forward(x)
-        results: Any = _Normalized.apply(x, self.eps)  # type: ignore[no-untyped-call]
-        y, mean, variance, _ = results
+        one = x.new_ones(())
+        weight, bias = (self.weight, self.bias) if self.affine else (one, one - 1.0)
+        results: Any = _Normalized.apply(x, weight, bias, self.eps)  # type: ignore[no-untyped-call]
+        normalized: Tensor = results[0]
+        mean, variance = results[1:3]
         unbiased = self.momentum * len(x) / (len(x) - 1)
         for buffer, new, factor in (
             (self.running_mean, mean, self.momentum),
@@ -106,7 +115,6 @@ class _BatchNorm(nn.BatchNorm1d):
                 buffer.mul_(1.0 - self.momentum).add_(new.detach() * factor)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        normalized: Tensor = y * self.weight + self.bias if self.affine else y
         return normalized
 
 
@@ -175,6 +183,7 @@ class StackedModule:
         names = [name for name, _ in self.module.named_parameters()]
         self.weights = dict(zip(names, weights, strict=True))
         self.gradients = gradients
+        self.gradient_parts: list[Tensor] = []
         names = [name for name, _ in self.module.named_buffers()]
         self.buffers = dict(zip(names, buffers, strict=True))
         self.dropouts = {

@@ -38,7 +38,15 @@ _ATOL = 1e-6
 
 
 class StackedPass(Protocol):
-    """Forward and backward pass of all members of a stack."""
+    """Forward and backward pass of all members of a stack.
+
+    Attributes
+    ----------
+    gradient_parts : list of Tensor of shape (K, n_weights)
+        Gradients of the parameters of a pass that does not write to the tensors given.
+    """
+
+    gradient_parts: list[Tensor]
 
     def prepare_target(self, target: Any, shape: torch.Size) -> Any:
         """Convert targets of rows in a tensor of shape (..., K, B) for :meth:`step`."""
@@ -91,7 +99,13 @@ def is_stored_transposed(net: TableNet) -> list[bool]:
     layers = chain_of(net)
     if layers is not None:
         return transposed_weights(layers)
-    return [False for _ in net.module_.parameters()]
+    # Products are up to four times as fast if the longer axis is contiguous.
+    wide = {
+        id(m.weight)
+        for m in net.module_.modules()
+        if type(m) is nn.Linear and m.out_features > m.in_features
+    }
+    return [id(p) in wide for p in net.module_.parameters()]
 
 
 def stacked_pass(
@@ -112,8 +126,8 @@ def stacked_pass(
     weights, gradients, buffers : list of Tensor
         Tensors with the members along the first axis, in the order of the parameters
         and buffers of a module. Weights and gradients are transposed where
-        :func:`is_stored_transposed` says so. Gradients are written; a module may write
-        to its buffers.
+        :func:`is_stored_transposed` says so. Gradients are written, unless the pass has
+        ``gradient_parts``; a module may write to its buffers.
 
     Returns
     -------
@@ -123,7 +137,15 @@ def stacked_pass(
     chains = [chain for chain in layers if chain is not None]
     if len(chains) == len(layers):
         criterion = nets[0].criterion_
-        return StackedChain(chains, generators, weights, gradients, criterion)
+        return StackedChain(chains, generators, weights, criterion)
+    flags = is_stored_transposed(nets[0])
+    weights, gradients = (
+        [
+            t.mT if is_transposed else t
+            for t, is_transposed in zip(ts, flags, strict=True)
+        ]
+        for ts in (weights, gradients)
+    )
     return StackedModule(nets, generators, weights, gradients, buffers)
 
 
@@ -204,6 +226,11 @@ def _stacked_results(net: TableNet, batches: list[tuple[Tensor, Any]]) -> list[T
     ]
     tensors = [list(net.module_.parameters()), list(net.module_.buffers())]
     weights, buffers = ([torch.stack([t.detach()] * 2) for t in ts] for ts in tensors)
+    flags = is_stored_transposed(net)
+    weights = [
+        w.mT.contiguous().mT if is_transposed else w
+        for w, is_transposed in zip(weights, flags, strict=True)
+    ]
     gradients = [torch.empty_like(w) for w in weights]
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
     stacked = StackedModule([net] * 2, generators, weights, gradients, buffers)

@@ -138,9 +138,6 @@ class Stack:
         """Allocate the working memory, and prepare the passes and kernel calls."""
         members, weights = self.members, self.rows.weights
         self._weights = weights
-        # Products are written to separate tensors: a result must be contiguous.
-        gradients = [weights.new_empty(len(members), *s) for s in self._shapes]
-        self._gradients = [gradient.flatten(1) for gradient in gradients]
         self._gradient, self._step = (torch.zeros_like(weights) for _ in range(2))
         self._unpadded_gradient = self._gradient[:, : self._size]
         # Small tensors that share memory with numpy arrays: numpy reads and writes them
@@ -157,7 +154,7 @@ class Stack:
             [member.net for member in members],
             self._generators,
             self._blocks(weights),
-            gradients,
+            self._blocks(self._gradient),
             self.rows.buffers,
         )
         self._ema_decays = [member.net.ema_decay or 0.0 for member in members]
@@ -219,7 +216,8 @@ class Stack:
 
     def _unpacked(self, row: Tensor) -> list[Tensor]:
         """Return views of a row in the shapes of the parameters."""
-        parts = row[: self._size].split([shape.numel() for shape in self._shapes])
+        sizes = [shape.numel() for shape in self._shapes]
+        parts = torch.split_with_sizes(row[: self._size], sizes)
         pairs = zip(parts, self._shapes, strict=True)
         return self._transposed([part.view(shape) for part, shape in pairs])
 
@@ -386,7 +384,8 @@ class Stack:
             Outputs of the networks.
         """
         losses, output = self._pass.step(x, target)
-        torch.cat(self._gradients, 1, out=self._unpadded_gradient)
+        if self._pass.gradient_parts:
+            torch.cat(self._pass.gradient_parts, 1, out=self._unpadded_gradient)
         for conditioning in self._conditionings:
             conditioning.scale_grads()
         return losses, self.gradient_norms(), output
