@@ -17,6 +17,7 @@ from sknan.preprocessing._cleaner import TableCleaner, check_sentinels
 from sknan.preprocessing._encoder import CategoryEncoder, ColumnEncoder
 from sknan.preprocessing._imputer import STRATEGIES, NaNImputer
 from sknan.preprocessing._scaler import SafeScaler
+from sknan.preprocessing._word_encoder import WordEncoder
 
 # Number of networks, and their settings that differ from those of the default network.
 _PRESETS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -77,11 +78,10 @@ def tabular_pipeline(
     max_levels : int, default=255
         Maximum number of categories of a text column that is encoded by one column for
         each category, missing values included. Text columns with more categories are
-        encoded by their letters.
+        encoded by one column for each of their 30 most frequent words.
 
     random_state : int, RandomState or None, default=None
-        Seed of the default network and of the encoding by letters. A custom estimator
-        keeps its own seed.
+        Seed of the default network. A custom estimator keeps its own seed.
 
     Returns
     -------
@@ -152,7 +152,7 @@ def tabular_pipeline(
     check_sentinels(sentinels, "tabular_pipeline")
     check_random_state(random_state)
     # Importing skrub takes three times as long as importing all of sknan.
-    from skrub import DatetimeEncoder, StringEncoder, TableVectorizer
+    from skrub import DatetimeEncoder, TableVectorizer
 
     # For two categories, a second column would be redundant.
     one_hot = CategoryEncoder(
@@ -164,7 +164,7 @@ def tabular_pipeline(
     vectorizer = TableVectorizer(
         cardinality_threshold=max_levels + 1,
         low_cardinality=one_hot,
-        high_cardinality=StringEncoder(random_state=random_state),
+        high_cardinality=WordEncoder(),
         datetime=DatetimeEncoder(),
     )
     impute_step = NaNImputer(strategy=impute, add_indicator=True, dtype="float32")

@@ -57,7 +57,7 @@ def encoding_of(cleaner: TableCleaner, encoder: ColumnEncoder) -> tuple[Layout, 
     Raises
     ------
     ValueError
-        If a column is encoded by the parts of its dates or by its letters.
+        If a column is encoded by the parts of its dates or by its words.
     """
     column_of = {name: j for j, name in enumerate(encoder.feature_names_in_.tolist())}
     schema_of = {
@@ -134,6 +134,6 @@ def _refuse(names: list[str], schema_of: dict[str, ColumnSchema]) -> None:
     more = ", ..." if len(names) > 3 else ""
     raise ValueError(
         f"Columns {listed}{more} cannot be exported: their encoders read dates and "
-        "letters, not numbers. Encode tables with model[:2].transform(X), and export "
+        "words, not numbers. Encode tables with model[:2].transform(X), and export "
         "the steps after it, to_torch(model[2:])."
     )

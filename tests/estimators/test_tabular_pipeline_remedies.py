@@ -133,13 +133,15 @@ def test_sentinels_are_kept_with_sentinels_none():
 
 
 @pytest.mark.parametrize("kind", ["written numbers", "times as text", "many levels"])
-def test_categories_are_indicator_columns_up_to_max_levels_and_otherwise_letters(kind):
+def test_categories_are_indicator_columns_up_to_max_levels_and_otherwise_words(kind):
     n_levels = len(set(COLUMNS[kind]))
     out, steps = prepared(kind, max_levels=n_levels)
     assert sorted(out.columns) == sorted(f"x_{level}" for level in set(COLUMNS[kind]))
     assert steps["clean"].kinds_["x"] == "categories"
-    out, _ = prepared(kind, max_levels=n_levels - 1, random_state=0)
-    assert set(out.columns) == {f"x_{i:02d}" for i in range(30)}
+    out, _ = prepared(kind, max_levels=n_levels - 1)
+    common_word = {"many levels": "level", "times as text": "30"}.get(kind, "50")
+    assert f"x_{common_word}" in out.columns
+    assert f"x_{COLUMNS[kind][0]}" not in out.columns
     max_levels = tabular_pipeline()["encode"].vectorizer.cardinality_threshold - 1
     assert f"more than {max_levels} " in REMEDIES["X"]["many levels"].action
 

@@ -241,7 +241,7 @@ def refusal_of(model):
     return str(refusal.value)
 
 
-def test_columns_of_dates_and_letters_are_refused_by_name():
+def test_columns_of_dates_and_text_are_refused_by_name():
     table = raw_table()
     table["joined"] = pd.date_range("2024-01-01", periods=len(table))
     table["remark"] = [f"remark {i}" for i in range(len(table))]
@@ -249,7 +249,7 @@ def test_columns_of_dates_and_letters_are_refused_by_name():
     pipeline.fit(table, np.arange(len(table)) % 2)
     assert refusal_of(pipeline) == (
         "Columns 'joined' (dates), 'remark' (text of many categories) cannot be "
-        "exported: their encoders read dates and letters, not numbers. Encode tables "
+        "exported: their encoders read dates and words, not numbers. Encode tables "
         "with model[:2].transform(X), and export the steps after it, "
         "to_torch(model[2:])."
     )

@@ -51,10 +51,10 @@ def test_a_table_may_have_only_numbers_or_only_categories(cells):
     assert tabular_pipeline(net).fit(X, [0, 1] * 30).predict(X).shape == (60,)
 
 
-def test_columns_of_many_categories_are_encoded_by_their_letters():
+def test_columns_of_many_categories_are_encoded_by_their_words():
     X = pd.DataFrame({"k": ["u", "v", None] * 20, "t": [f"t{i}" for i in range(60)]})
     encoded, _ = prepared(X, max_levels=50)
-    assert list(encoded.columns[:4]) == ["k_u", "k_v", "k_nan", "t_00"]
+    assert list(encoded.columns[:5]) == ["k_u", "k_v", "k_nan", "t_0", "t_1"]
     encoded, _ = prepared(X, max_levels=60)
     assert len(encoded.columns) == 63
 

@@ -134,7 +134,7 @@ _IN_X = {
     ),
     "many levels": _notice_solved(
         "tabular_pipeline makes a column of each category, and if there are more than "
-        "255 categories it encodes their letters."
+        "255 categories a column of each frequent word."
     ),
     "dates": _notice_solved("tabular_pipeline converts them to numbers."),
     "constant": _notice_solved(

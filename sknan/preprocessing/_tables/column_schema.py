@@ -37,7 +37,7 @@ Kind = Literal["numbers", "numbers and words", "dates", "categories"]
 # read as numbers and words. The audit uses the same share.
 _MIN_NUMERIC_SHARE = 0.9
 
-# Columns with more distinct cells are encoded by their letters, which takes longer.
+# Columns with more distinct cells are encoded by their words, which takes longer.
 _MOST_KNOWN = 1000
 
 _NUMERIC = ("numbers", "flags")
