@@ -16,7 +16,7 @@ import torch
 from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode
 
-from sknan._utils.threads import one_thread_if_forked
+from sknan._utils.threads import is_forked, threads_for
 
 # Functions that create tensors of the default dtype.
 _OF_SIZES: tuple[Any, ...] = (
@@ -89,22 +89,32 @@ def usual_settings(
     any_precision : bool, default=False
         Whether autocast stays on.
     """
-    with (
-        np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"),
-        contextlib.ExitStack() as stack,
-    ):
-        enter = stack.enter_context
-        enter(one_thread_if_forked())
-        if torch.is_inference_mode_enabled():
-            enter(torch.inference_mode(False))
-        if not torch.is_grad_enabled():
-            enter(torch.enable_grad())
-        for device in () if any_precision else ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                enter(torch.autocast(device, enabled=False))
-        if not any_dtype:
-            if torch.get_default_dtype() != torch.float32:
-                enter(Float32Mode())
-            if _len_torch_function_stack() and _default_device() != "cpu":
-                enter(torch.device("cpu"))
-        yield
+    with np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"):
+        changes = list(_changes(any_dtype, any_precision))
+        if not changes:  # an ExitStack takes longer than all the tests
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            for change in changes:
+                stack.enter_context(change)
+            yield
+
+
+def _changes(
+    any_dtype: bool, any_precision: bool
+) -> Iterator[contextlib.AbstractContextManager[Any]]:
+    """Return contexts for the settings that are not the usual ones."""
+    if is_forked():
+        yield threads_for(0.0, 1)
+    if torch.is_inference_mode_enabled():
+        yield torch.inference_mode(False)
+    if not torch.is_grad_enabled():
+        yield torch.enable_grad()
+    for device in () if any_precision else ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            yield torch.autocast(device, enabled=False)
+    if not any_dtype:
+        if torch.get_default_dtype() != torch.float32:
+            yield Float32Mode()
+        if _len_torch_function_stack() and _default_device() != "cpu":
+            yield torch.device("cpu")

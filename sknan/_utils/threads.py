@@ -87,6 +87,11 @@ def threads_for(n_flops: float, num_threads: int | str = "auto") -> Iterator[Non
     """
     global _n_blocks, _number_outside
     is_nested = getattr(_nested, "is_set", False)
+    if not (is_nested or _n_blocks):
+        present = torch.get_num_threads()
+        if _wanted(n_flops, num_threads, present) == present:
+            yield  # Nothing to restore. The rest takes as long as a small layer.
+            return
     with _lock:
         present = before = torch.get_num_threads()
         if not is_nested:
@@ -96,9 +101,7 @@ def threads_for(n_flops: float, num_threads: int | str = "auto") -> Iterator[Non
             _n_blocks += 1
     try:
         _nested.is_set = True
-        if num_threads == "auto":
-            num_threads = min(before, 1 + int(n_flops / _PER_THREAD))
-        wanted = 1 if _is_forked else int(num_threads)
+        wanted = _wanted(n_flops, num_threads, before)
         if wanted != present:
             torch.set_num_threads(wanted)
         yield
@@ -111,6 +114,14 @@ def threads_for(n_flops: float, num_threads: int | str = "auto") -> Iterator[Non
                 _n_blocks = max(0, _n_blocks - 1)
 
 
-def one_thread_if_forked() -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a process that was forked uses one thread."""
-    return threads_for(0.0, 1) if _is_forked else contextlib.nullcontext()
+def _wanted(n_flops: float, num_threads: int | str, most: int) -> int:
+    if _is_forked:
+        return 1
+    if num_threads == "auto":
+        return min(most, 1 + int(n_flops / _PER_THREAD))
+    return int(num_threads)
+
+
+def is_forked() -> bool:
+    """Whether this process was forked from one that had imported the module."""
+    return _is_forked

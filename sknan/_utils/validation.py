@@ -143,7 +143,9 @@ def _in_words(count: int, kind: str) -> str:
 def _is_within(values: np.ndarray, limit: float) -> bool:
     """Whether every value is finite and has a magnitude of at most ``limit``."""
     # Minimum and maximum propagate NaN and cannot overflow, as a sum could.
-    low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+    # The methods of arrays take twice as long as the ufuncs for a few values.
+    low = float(np.minimum.reduce(values, axis=None, initial=0.0))
+    high = float(np.maximum.reduce(values, axis=None, initial=0.0))
     return low >= -limit and high <= limit
 
 

@@ -456,7 +456,9 @@ class StableNetBase(
 
     def _network_rows(self, X: Any) -> Tensor:
         """Return features as the fitted network receives them, on its device."""
-        return torch.from_numpy(network_input(self, X)).to(self._fitted.device)
+        rows = torch.from_numpy(network_input(self, X))
+        device = self._fitted.device
+        return rows if device == "cpu" else rows.to(device)
 
     def _output(self, X: Any) -> Tensor:
         """Return the finite raw output of the fitted network for ``X``."""
@@ -464,5 +466,5 @@ class StableNetBase(
             check_is_fitted(self)
         rows = self._network_rows(X)
         fitted = self._fitted
-        with threads_for(fitted.flops_per_row_ * len(rows), self.num_threads):
+        with threads_for(fitted.flops_per_row_ * rows.shape[0], self.num_threads):
             return fitted.finite_output(rows)

@@ -60,9 +60,11 @@ def network_input(estimator: Any, X: Any) -> np.ndarray:
     """
     if isinstance(X, CheckedRows):
         return X.X
-    X_raw = check_features(estimator, stored_chunks(X).X, reset=False)
+    table = X if type(X) is np.ndarray else stored_chunks(X).X
+    X_raw = check_features(estimator, table, reset=False)
+    X_in = as_network_input(X_raw, estimator._scaling)
     # The module may overwrite its input.
-    return np.require(as_network_input(X_raw, estimator._scaling), requirements="W")
+    return X_in if X_in.flags.writeable else X_in.copy()
 
 
 def as_network_input(X: np.ndarray, scaling: ColumnScaling | None) -> np.ndarray:
@@ -72,7 +74,7 @@ def as_network_input(X: np.ndarray, scaling: ColumnScaling | None) -> np.ndarray
     """
     if scaling is not None:
         X = scaling.scaled(X)
-    return np.require(X, dtype=np.float32, requirements="C")
+    return np.ascontiguousarray(X, dtype=np.float32)
 
 
 class _Writeable:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from operator import attrgetter
 from types import CodeType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
@@ -226,6 +228,16 @@ def layers_of(module: nn.Module) -> list[nn.Module] | None:
             return None
         layers += child_layers
     return layers
+
+
+def function_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the function that a known layer applies, without the call of a module."""
+    if type(layer) is nn.Linear:
+        weights: dict[str, Any] = layer._parameters  # whose values a user may replace
+        return lambda x: F.linear(x, weights["weight"], weights["bias"])
+    if type(layer) in ACTIVATIONS:
+        return partial(ACTIVATIONS[type(layer)][0], layer)
+    return layer.forward
 
 
 def _children_in_turn(module: nn.Module) -> list[nn.Module] | None:

@@ -308,6 +308,8 @@ def _or_chunkwise(method: Any, chunkwise: Callable[..., Any]) -> Any:
 
     @functools.wraps(method)
     def wrapped(self: Any, X: Any, *args: Any, **params: Any) -> Any:
+        if type(X) is np.ndarray and not (args or params):  # the prediction of a row
+            return method(self, X)
         if as_chunks(X, args[0] if args else params.get("y")) is None:
             return method(self, X, *args, **params)
         return chunkwise(self, as_chunks(X), *args, **params)

@@ -45,19 +45,23 @@ class ColumnStatistics(NamedTuple):
     empty: float
     names: Sequence[Any] | None
 
-    def of_dense(self, X: NDArray[Any]) -> Statistics:
-        """Return the statistics of a dense table of floats."""
+    def of_dense(self, X: NDArray[Any]) -> tuple[Statistics, NDArray[np.int64]]:
+        """Return statistics and numbers of known values of a dense table of floats."""
+        if self.strategy == "mean":
+            means = RunningMeans(*column_means.means(X, self.known))
+            return means, means.counts
+        if self.strategy in ("auto", "median"):
+            found = bracketing_values(X, [0.5], self.known)
+            return self.medians(found), found.n_known
         if self.strategy == "zero":
             _, n_known = column_means.means(X, self.known)
-            return np.where(n_known > 0, 0.0, self.empty)
-        if self.strategy == "mean":
-            return RunningMeans(*column_means.means(X, self.known))
-        if self.strategy in ("auto", "median"):
-            return self.medians(bracketing_values(X, [0.5], self.known))
-        columns = enumerate(column_means.columns_of(X))
-        return np.array(
-            [self._called(column[self.known(column)], j) for j, column in columns]
-        )
+            return np.where(n_known > 0, 0.0, self.empty), n_known
+        results, n_known = [], np.zeros(X.shape[1], dtype=np.int64)
+        for j, column in enumerate(column_means.columns_of(X)):
+            values = column[self.known(column)]
+            n_known[j] = len(values)
+            results.append(self._called(values, j))
+        return np.array(results), n_known
 
     def medians(self, found: BracketingValues) -> NDArray[np.float64]:
         """Return the medians between the values on both sides of them."""

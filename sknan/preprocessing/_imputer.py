@@ -20,7 +20,6 @@ from sknan._utils.callbacks import fit_as_task
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.validation import did_you_mean
-from sknan._utils.warn import warn
 from sknan.preprocessing._chunks import ChunkwiseMixin
 from sknan.preprocessing._imputer_base import ImputerBase, is_float_array
 from sknan.preprocessing._kernels.quantile_sketch import (
@@ -135,6 +134,12 @@ class NaNImputer(
 
     indicator_ : MissingIndicator or None
         Indicator of missing values; None if ``add_indicator=False``.
+
+    n_missing_ : ndarray of shape (n_features,)
+        Number of missing cells of each column seen during ``fit``.
+
+    n_samples_seen_ : int
+        Number of rows seen during ``fit`` and :meth:`partial_fit`.
 
     n_features_in_ : int
         Number of columns seen during ``fit``.
@@ -275,15 +280,12 @@ class NaNImputer(
         if not hasattr(self, "statistics_"):
             check_is_fitted(self)
         X_in = self._validate_input(X, in_fit=False)
-        kept = self._kept()
-        if not kept.all():
-            self._warn_of_dropped(~kept)
         if is_float_array(X_in):
             missing = ~self._known()(X_in) if self.add_indicator else None
-            filled = self._filled(X_in, kept)
+            filled = self._filled(X_in)
         else:
             missing = self._missing(X_in)
-            filled = self._filled_in_place(self._cast(X_in, X), missing, kept)
+            filled = self._filled_in_place(self._cast(X_in, X), missing)
         return self._concatenate_indicator(filled, self._transform_indicator(missing))
 
     @_StreamedOnly
@@ -375,6 +377,8 @@ class NaNImputer(
         else:
             unknown = np.asarray(pd.isna(self.statistics_))
             self.statistics_ = np.where(unknown, chunk.statistics_, self.statistics_)
+        self.n_missing_ = self.n_missing_ + chunk.n_missing_
+        self.n_samples_seen_ += chunk.n_samples_seen_
         if self.add_indicator:
             flagged = (self.indicator_.features_, chunk.indicator_.features_)
             self.indicator_.features_ = np.union1d(*flagged)
@@ -449,12 +453,3 @@ class NaNImputer(
             )
         self._running.add(chunk._running)
         self.statistics_ = self._learned(self._running)
-
-    def _warn_of_dropped(self, dropped: NDArray[np.bool_]) -> None:
-        names = getattr(self, "feature_names_in_", None)
-        columns = np.flatnonzero(dropped) if names is None else names[dropped]
-        warn(
-            f"Skipping features without any observed values: {columns}. At least one "
-            f"non-missing value is needed for imputation with strategy="
-            f"{self.strategy!r}. keep_empty_features=True keeps them, filled with 0.",
-        )

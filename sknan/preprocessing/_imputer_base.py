@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import pandas as pd
 from numpy.typing import DTypeLike, NDArray
 from scipy import sparse
 from sklearn import config_context
+from sklearn.base import TransformerMixin
 from sklearn.impute import SimpleImputer
 from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 
 from sknan._utils.validation import FLOAT64_MAX, already_valid_array
+from sknan._utils.warn import warn
 from sknan.preprocessing._column_statistics import (
     ColumnStatistics,
     check_objects,
@@ -71,7 +74,7 @@ class ImputerBase(SimpleImputer):
     def _takes_nan(self) -> bool:
         """Return whether NaN and every other usual marker mean a missing value."""
         marker = self.missing_values
-        is_nan = isinstance(marker, numbers.Real) and math.isnan(marker)
+        is_nan = isinstance(marker, (float, np.floating)) and math.isnan(marker)
         return is_nan or marker is None or marker is pd.NA
 
     def _marker(self) -> Any:
@@ -201,7 +204,9 @@ class ImputerBase(SimpleImputer):
     def _dense_fit(
         self, X: NDArray[Any], strategy: Any, marker: Any, fill_value: Any
     ) -> NDArray[Any]:
+        self.n_samples_seen_ = len(X)
         if strategy in _ANY_KIND:
+            self.n_missing_ = self._missing(X).sum(axis=0)
             constant = fill_value if strategy == "constant" else None
             check_objects(X, getattr(self, "feature_names_in_", None), constant)
             # SimpleImputer rounds integers to float64.
@@ -214,18 +219,23 @@ class ImputerBase(SimpleImputer):
             names = getattr(self, "feature_names_in_", None)
             check_objects(X, names)
             missing = self._missing(X)
+            self.n_missing_ = missing.sum(axis=0)
             self._fit_indicator(missing)
             return medians_of_objects(X, ~missing, self._empty(), names)
         self._fit_indicator(~self._known()(X) if self.add_indicator else None)
-        return self._learned(self._column_statistics().of_dense(X))
+        found, n_known = self._column_statistics().of_dense(X)
+        self.n_missing_ = len(X) - n_known
+        return self._learned(found)
 
     def _sparse_fit(
         self, X: Any, strategy: Any, marker: Any, fill_value: Any
     ) -> NDArray[Any]:
+        missing = self._missing(X)
+        self.n_samples_seen_ = X.shape[0]
+        self.n_missing_ = np.asarray(missing.sum(axis=0)).reshape(-1)
         if strategy in _ANY_KIND:
             found = super()._sparse_fit(X, strategy, self._marker(), fill_value)
             return np.asarray(found)
-        missing = self._missing(X)
         known = ~missing.data
         self._fit_indicator(missing)  # removes the entries that are False
         return self._learned(self._column_statistics().of_sparse(X, known))
@@ -245,15 +255,34 @@ class ImputerBase(SimpleImputer):
         self._running = found
         return np.where(found.counts > 0, found.means, self._empty())
 
-    def _filled(self, X: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[Any]:
+    def _fill_values(self, dtype: np.dtype[Any]) -> tuple[Any, NDArray[Any]]:
+        """Return the mask of the kept columns, None for all, and their fill values."""
+        statistics = self.statistics_
+        if statistics.dtype == np.float64:
+            kept, values = _fill_values(statistics.tobytes(), dtype)
+        else:
+            kept, values = _kept_values(statistics, self._kept(), dtype)
+        if kept is not None:
+            self._warn_of_dropped(~kept)
+        return kept, values
+
+    def _warn_of_dropped(self, dropped: NDArray[np.bool_]) -> None:
+        names = getattr(self, "feature_names_in_", None)
+        columns = np.flatnonzero(dropped) if names is None else names[dropped]
+        warn(
+            f"Skipping features without any observed values: {columns}. At least one "
+            f"non-missing value is needed for imputation with strategy="
+            f"{self.strategy!r}. keep_empty_features=True keeps them, filled with 0.",
+        )
+
+    def _filled(self, X: NDArray[Any]) -> NDArray[Any]:
         """Return the kept columns of a dense table of floats, filled."""
         dtype = self._output_dtype() or X.dtype
         # With these strategies SimpleImputer's validation has made a copy, if needed.
         in_place = not self.copy or self.strategy in _ANY_KIND
-        values = self.statistics_
-        if not kept.all():
-            X, values, in_place = X[:, kept], values[kept], True
-        values = _rounded(values, dtype)
+        kept, values = self._fill_values(dtype)
+        if kept is not None:
+            X, in_place = X[:, kept], True
         if X.dtype == dtype:
             out = X if in_place and X.flags.writeable else np.array(X, order="K")
         else:
@@ -263,14 +292,11 @@ class ImputerBase(SimpleImputer):
         fill(out if X.dtype == dtype else X, values, self._known(), out)
         return out
 
-    def _filled_in_place(
-        self, X: Any, missing: NDArray[np.bool_], kept: NDArray[np.bool_]
-    ) -> Any:
+    def _filled_in_place(self, X: Any, missing: NDArray[np.bool_]) -> Any:
         """Fill the kept columns of a sparse matrix, or of objects or integers."""
-        values = self.statistics_
-        if not kept.all():
-            X, values, missing = X[:, kept], values[kept], missing[:, kept]
-        values = _rounded(values, X.dtype)
+        kept, values = self._fill_values(X.dtype)
+        if kept is not None:
+            X, missing = X[:, kept], missing[:, kept]
         if sparse.issparse(X):
             # Selecting columns of a sparse mask may have removed its explicit zeros.
             missing = self._missing(X.data)
@@ -290,9 +316,9 @@ class ImputerBase(SimpleImputer):
             return filled.astype(dtype, copy=False)
 
     def __sklearn_tags__(self) -> Tags:
-        # SimpleImputer's method imports pandas in each call, and a pipeline calls it
-        # twice in a prediction, which may be for one row.
-        tags = super(SimpleImputer, self).__sklearn_tags__()
+        # Those of SimpleImputer take longer, and a pipeline asks for them twice in a
+        # prediction, which may be for one row.
+        tags: Tags = TransformerMixin.__sklearn_tags__(self)
         tags.input_tags.sparse = True
         tags.input_tags.allow_nan = self._takes_nan()
         preserved = ["float64", "float32"] if self.dtype is None else []
@@ -370,6 +396,24 @@ def _range_of(dtype: np.dtype[Any]) -> tuple[Any, Any]:
 def _is_within(value: Any, dtype: np.dtype[Any]) -> bool:
     low, high = _range_of(dtype)
     return not pd.isna(value) and bool(low <= value <= high)
+
+
+def _kept_values(
+    statistics: NDArray[Any], kept: NDArray[np.bool_], dtype: np.dtype[Any]
+) -> tuple[NDArray[np.bool_] | None, NDArray[Any]]:
+    """Return the mask of kept columns, None for all, and their values in a dtype."""
+    if kept.all():
+        return None, _rounded(statistics, dtype)
+    return kept, _rounded(statistics[kept], dtype)
+
+
+@lru_cache(maxsize=16)
+def _fill_values(
+    statistics: bytes, dtype: np.dtype[Any]
+) -> tuple[NDArray[np.bool_] | None, NDArray[Any]]:
+    """Return :func:`_kept_values` of the bytes of float64, for predictions of a row."""
+    values = np.frombuffer(statistics)
+    return _kept_values(values, ~np.isnan(values), dtype)
 
 
 def _rounded(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

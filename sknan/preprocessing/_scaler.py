@@ -31,7 +31,7 @@ from sknan.preprocessing._kernels.quantiles import (
     quantile_rank,
 )
 from sknan.preprocessing._kernels.soft_bound import (
-    DirectScaling,
+    direct_scaling,
     round_down,
     squash,
     unsquash,
@@ -279,7 +279,12 @@ class SafeScaler(
         X_in = already_valid_array(X, self)
         if X_in is None:
             X_in = self._validate(X, reset=False)
-        direct = DirectScaling(self.center_, self.scale_, self.bound, X_in.dtype)
+        direct = direct_scaling(
+            np.asarray(self.center_, np.float64).tobytes(),
+            np.asarray(self.scale_, np.float64).tobytes(),
+            self.bound,
+            X_in.dtype,
+        )
         if direct.applies:
             out = self._output_for(X_in)
             direct.write(X_in, out)

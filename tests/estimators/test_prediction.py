@@ -150,6 +150,62 @@ def test_a_submodule_in_training_mode_makes_no_difference(Estimator, y):
     np.testing.assert_array_equal(model.predict(X), before)
 
 
+def _double_weights(module):
+    with torch.no_grad():
+        module.head.weight.mul_(2.0)
+
+
+def _replace_weights(module):
+    module.head.weight = nn.Parameter(module.head.weight.detach() * 3.0)
+
+
+def _replace_layer(module):
+    module.hidden[1] = nn.Tanh()
+
+
+def _add_hook(module):
+    module.hidden[0].register_forward_hook(lambda part, args, output: output + 1.0)
+
+
+def _replace_forward(module):
+    module.head.forward = lambda X: X[:, :1] + 1.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _double_weights,
+        _replace_weights,
+        _replace_layer,
+        _add_hook,
+        _replace_forward,
+    ],
+)
+def test_a_few_rows_are_predicted_by_the_module_as_it_is_at_the_moment(change):
+    model = regressor(module__width=8).fit(X, VALUES)
+    before = model.predict(X[:1])
+    module = model.net_.module_
+    change(module)
+    after = model.predict(X[:1])
+    assert after != before
+    with torch.no_grad():
+        output = module(torch.from_numpy(X[:1])).double().numpy().ravel()
+    np.testing.assert_array_equal(
+        after, (output * model.target_scale_ + model.target_mean_).astype(after.dtype)
+    )
+
+
+def test_changed_statistics_of_a_fitted_step_are_used():
+    gaps = X.copy()
+    gaps[0] = np.nan
+    imputer, scaler = NaNImputer().fit(gaps), SafeScaler().fit(X)
+    imputer.transform(gaps[:1]), scaler.transform(X[:1])
+    imputer.statistics_[0] = 7.0
+    scaler.center_[1] = X[0, 1]
+    assert imputer.transform(gaps[:1])[0, 0] == 7.0
+    assert scaler.transform(X[:1])[0, 1] == 0.0
+
+
 def test_predictions_do_not_share_memory_with_the_network():
     class Buffered(nn.Module):
         def __init__(self):

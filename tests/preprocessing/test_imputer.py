@@ -658,6 +658,22 @@ def test_the_first_chunk_gives_the_result_of_fit():
     )
 
 
+@pytest.mark.parametrize("convert", [np.asarray, sparse.csc_matrix])
+@pytest.mark.parametrize(
+    "strategy", ["mean", "median", "zero", "most_frequent", np.max]
+)
+def test_missing_cells_of_fit_are_counted_by_column(strategy, convert):
+    table = np.array([[1.0, np.nan], [np.inf, 3.0], [1.0, np.nan]])
+    imputer = NaNImputer(strategy=strategy).fit(convert(table))
+    assert imputer.n_missing_.tolist() == [1, 2]
+    assert imputer.n_samples_seen_ == 3
+    if hasattr(imputer, "partial_fit") and convert is np.asarray:
+        chunks = NaNImputer(strategy=strategy)
+        chunks.partial_fit(table[:2]).partial_fit(table[2:])
+        assert chunks.n_missing_.tolist() == [1, 2]
+        assert chunks.n_samples_seen_ == 3
+
+
 def test_sums_of_chunks_that_cancel_or_overflow_are_exact():
     imputer = NaNImputer(strategy="mean")
     for value in (1e308, 1e308, 1e308, 3.0, -1e308, -1e308, -1e308):

@@ -75,6 +75,9 @@ def blocks(
         Each cell of the table is in exactly one block.
     """
     n_rows, n_columns = X.shape
+    if n_rows == 1 and X is out and X.flags.c_contiguous:  # the prediction of a row
+        yield Block(slice(0, n_columns), X, X)
+        return
     guide = X if out is None else out
     by_column = guide.flags.f_contiguous and not guide.flags.c_contiguous
     # In a short table one block for each column would be too many blocks.
@@ -111,20 +114,21 @@ class PerColumn:
 
     def __init__(self, values: NDArray[Any]) -> None:
         self._values = values
-        self._key: tuple[int, int] | None = None  # first column and size of `_row`
-        self._row = values
+        # First column and size of a long row, and the row. Threads may share this.
+        self._last: tuple[tuple[int, int] | None, NDArray[Any]] = (None, values)
 
     def along(self, block: Block) -> NDArray[Any]:
         """Return the values for each entry of a long row."""
         size = block.cells.shape[1]
-        if self._key != (block.columns.start, size):
+        key, row = self._last
+        if key != (block.columns.start, size):
             values = self._values[..., block.columns]
             n_columns = values.shape[-1]
             if size == n_columns:
                 return values
-            self._key = (block.columns.start, size)
-            self._row = np.tile(values, size // n_columns)
-        return self._row
+            row = np.tile(values, size // n_columns)
+            self._last = (block.columns.start, size), row
+        return row
 
     def where(self, block: Block, mask: NDArray[np.bool_]) -> NDArray[Any]:
         """Return the values for the true cells of a mask of the block."""

@@ -5,6 +5,7 @@ Each step rounds monotonically, so that a larger value never gives a smaller res
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -83,8 +84,11 @@ class DirectScaling:
         # The midpoint of two float32 numbers may need one more bit.
         self._rest = (center - self._center).astype(dtype)
         self._has_rest = dtype != np.float64 and bool(self._rest.any())
+        divisor = self._scale
         if bound is not None:
             self._set_bound(scale, bound)
+            divisor = self._square
+        self._values = PerColumn(np.array([self._center, self._rest, divisor]))
 
     def _set_bound(self, scale: NDArray[np.float64], bound: float) -> None:
         dtype = self._dtype
@@ -102,7 +106,8 @@ class DirectScaling:
         self._is_near_0 = np.abs(self._center) < edge / dtype.type(apart)
         if self._has_rest:
             self._is_near_0 |= (np.abs(self._rest) < edge) & (self._rest != 0)
-        if self._is_near_0.any():
+        self._has_near_0 = bool(self._is_near_0.any())
+        if self._has_near_0:
             self._largest_edge = edge.max()
             self._at_edge = PerColumn(
                 np.array([edge, self._scale, self._sizes(edge, self._square)])
@@ -113,13 +118,11 @@ class DirectScaling:
         # Copied at once, since writing to new memory block by block is slow.
         if out is not X:
             np.copyto(out, X)
-        divisor = self._square if self._is_bounded else self._scale
-        values = PerColumn(np.array([self._center, self._rest, divisor]))
         largest = np.finfo(self._dtype).max
         # A ratio that overflows, or whose divisor is 0, is meant to become infinite.
         with np.errstate(over="ignore", under="ignore", divide="ignore"):
             for block in blocks(out, out):
-                center, rest, divisor = values.along(block)
+                center, rest, divisor = self._values.along(block)
                 d = block.out
                 d -= center
                 if self._has_rest:
@@ -147,7 +150,7 @@ class DirectScaling:
     def _write_sizes(self, block: Block, sizes: NDArray[Any]) -> None:
         """Replace the deviations by ``sizes`` with the signs of the deviations."""
         d = block.out
-        if self._is_near_0[block.columns].any():
+        if self._has_near_0 and self._is_near_0[block.columns].any():
             self._scale_tiny(block, sizes)
         np.copysign(sizes, d, out=d)
 
@@ -165,6 +168,17 @@ class DirectScaling:
         # Rounding must not raise them above the smallest one that is squared.
         scaled = np.minimum(size / scale, most)
         sizes[is_tiny] = np.where(size < edge, scaled, sizes[is_tiny])
+
+
+@lru_cache(maxsize=16)
+def direct_scaling(
+    center: bytes, scale: bytes, bound: float | None, dtype: np.dtype[Any]
+) -> DirectScaling:
+    """Return the scaling by the bytes of centers and scales, in float64.
+
+    To prepare it takes several times as long as to scale a row.
+    """
+    return DirectScaling(np.frombuffer(center), np.frombuffer(scale), bound, dtype)
 
 
 def squash(z: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
