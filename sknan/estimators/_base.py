@@ -33,11 +33,7 @@ from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
 from sknan._utils.threads import threads_for
 from sknan._utils.warn import warn
-from sknan.estimators._column_scaling import (
-    DROP_OUTLIERS,
-    check_outliers,
-    scaling_for,
-)
+from sknan.estimators._column_scaling import check_targets, scaling_for
 from sknan.estimators._components import resolve_device
 from sknan.estimators._input import (
     as_network_input,
@@ -213,7 +209,7 @@ class StableNetBase(
         if is_new:
             # A bounded loss is chosen because there are outliers.
             if codes.dtype.kind == "f" and not isinstance(self.criterion, BoundedLoss):
-                check_outliers(target, numbers, name="y", remedy=DROP_OUTLIERS)
+                check_targets(target, numbers)
             module = self._module_for(X_raw, n_outputs)
             names = getattr(self, "feature_names_in_", None)
             self._scaling = scaling_for(module, X_raw, weights, numbers, names, owner)

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from sknan._engine.prediction import ColumnScaling
+from sknan._utils.outliers import check_outliers
 from sknan._utils.random_state import seeded
-from sknan._utils.validation import listed_columns, places
+from sknan._utils.validation import listed_columns
 from sknan._utils.warn import warn
 from sknan.estimators._target_scaling import mean_and_scale
-from sknan.exceptions import NonFiniteDataError
 from sknan.nets._tabular_mlp import TabularMLP
 from sknan.nets.recovery.raw_units import RAW, feeds_linear_layers, is_overwhelmed
 
@@ -28,18 +28,10 @@ _BLOCK_ROWS = 1 << 14
 # Number of rows for the trial of a custom module.
 _TRIAL_ROWS = 32
 
-# Share of the values of a column up to which they are outliers.
-_FEW = 0.1
-
-# Values farther from the median than this multiple of the standard deviation dominate
-# it if they make up this share of the squared deviations: with 1 to 5 such cells, rows
-# or targets among 400, the default network loses more than a quarter of R2.
-_OUTLYING = 3.0
-_DOMINANT = 0.9
-
-# Remedy for targets that are outliers.
-DROP_OUTLIERS = (
-    "Correct these targets, remove their rows from X and y, or predict the logarithm."
+# What outliers do to a column that is standardized.
+_SQUASH = (
+    "They dominate the standard deviation, so that the network hardly distinguishes "
+    "the other values."
 )
 
 
@@ -111,7 +103,7 @@ def scaling_for(
     Raises
     ------
     NonFiniteDataError
-        See :func:`check_outliers`.
+        See :func:`~sknan._utils.outliers.check_outliers`.
     """
     scaling = raw_columns(X, weights)
     if scaling is None:
@@ -135,6 +127,7 @@ def scaling_for(
         np.where(scaling.scale == 1, 0.0, X),
         numbers,
         name="X",
+        effect=_SQUASH,
         remedy=f"Bound them: make_pipeline(SafeScaler(), {owner}()).",
         columns=names,
     )
@@ -161,64 +154,26 @@ def _warn_of_raw_columns(
     )
 
 
-def check_outliers(
-    values: np.ndarray,
-    numbers: np.ndarray,
-    *,
-    name: str,
-    remedy: str,
-    columns: Sequence[Any] | None = None,
-) -> None:
-    """Warn of a few values that squash all the others when a column is standardized.
+def check_targets(target: np.ndarray, numbers: np.ndarray) -> None:
+    """Refuse or warn of outliers in targets that are standardized.
 
     Parameters
     ----------
-    values : ndarray of shape (n_samples,) or (n_samples, n_columns)
-        Finite values.
+    target : ndarray of shape (n_samples,) or (n_samples, n_targets)
+        Finite targets.
     numbers : ndarray of shape (n_samples,)
         Row numbers in the data of the user.
-    name, remedy, columns
-        See :func:`~sknan._utils.validation.check_finite`.
 
     Raises
     ------
     NonFiniteDataError
-        If at most a tenth of the values of a column are so large that the differences
-        between the others are below the resolution of float32.
-
-    Warns
-    -----
-    UserWarning
-        If values more than three standard deviations from the median make up nine
-        tenths of the squared deviations, although most others differ from it too.
+        See :func:`~sknan._utils.outliers.check_outliers`.
     """
-    halves = values / 2
-    deviation = np.abs(halves - np.median(halves, axis=0)).astype(np.float64)
-    largest = deviation.max(axis=0)
-    is_large = deviation > np.finfo(np.float32).eps * largest
-    is_rest_lost = ((deviation > 0) & ~is_large).any(axis=0)
-    bad = is_large & is_rest_lost & (is_large.mean(axis=0) <= _FEW)
-    if bad.any():
-        raise NonFiniteDataError(
-            f"{name} contains values too large for float32 to distinguish the others"
-            f"{_places_in_data(bad, numbers, columns)}. {remedy}"
-        )
-    in_units = deviation / np.maximum(largest, np.finfo(np.float64).tiny)
-    squares = np.square(in_units)
-    bad = squares > _OUTLYING**2 * squares.mean(axis=0)
-    share = (squares * bad).sum(axis=0) / np.maximum(squares.sum(axis=0), 1.0)
-    bad &= (share >= _DOMINANT) & (np.median(deviation, axis=0) > 0)
-    if bad.any():
-        warn(
-            f"{name} contains outliers{_places_in_data(bad, numbers, columns)}. They "
-            "dominate the standard deviation, so that the network hardly distinguishes "
-            f"the other values. {remedy}"
-        )
-
-
-def _places_in_data(
-    bad: np.ndarray, numbers: np.ndarray, columns: Sequence[Any] | None
-) -> str:
-    in_data = np.zeros((numbers.max() + 1, *bad.shape[1:]), dtype=bool)
-    in_data[numbers] = bad
-    return places(in_data, columns)
+    check_outliers(
+        target,
+        numbers,
+        name="y",
+        effect=_SQUASH,
+        remedy="Correct these targets, remove their rows from X and y, or predict the "
+        "logarithm.",
+    )

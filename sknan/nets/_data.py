@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from skorch.dataset import Dataset, unpack_data
 from skorch.utils import is_pandas_ndframe
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate
 
+from sknan._utils.outliers import DOMINANT, Mask, check_outliers
 from sknan._utils.random_state import kept_random_states
+from sknan._utils.tree import tree_leaves, tree_map
 from sknan._utils.validation import FLOAT64_MAX, check_finite, drop_rows
 from sknan.exceptions import NonFiniteDataError
 from sknan.losses._target_domain import refuse_outside_domain
@@ -29,6 +32,13 @@ _IMPUTE = (
 # Way out for a criterion of the user.
 LEAVE_OUT = (
     "Or let the criterion leave missing targets out: its loss is not finite for them."
+)
+
+# What outliers among the targets do to a training, and the remedy.
+_OUTWEIGH = "They dominate the loss, so that the network learns little from the others."
+_BOUND = (
+    "Correct these targets, remove their rows from X and y, or choose a loss whose "
+    "gradient is bounded, such as HuberLoss."
 )
 
 # Number of rows of each kind on which a criterion is tried.
@@ -156,6 +166,87 @@ def refuse_unusable_targets(net: Any, X: Any, y: Any) -> None:
         array = _as_array(values)
         if array.dtype.kind in "fiu":
             refuse_outside_domain(criterion, array, type(criterion).__name__)
+
+
+def check_target_outliers(net: Any, X: Any, y: Any) -> None:
+    """Refuse or warn of a few targets that outweigh all the others in the loss.
+
+    They do not if the gradient of the loss is bounded.
+
+    Parameters
+    ----------
+    net : skorch net
+        Initialized net.
+    X, y : object
+        Input of ``fit``, whose targets are finite. Custom datasets are not read.
+
+    Raises
+    ------
+    NonFiniteDataError
+        See :func:`~sknan._utils.outliers.check_outliers`.
+    """
+    data = X if isinstance(X, (Dataset, TensorDataset)) else y
+    for name, values, columns in _arrays("y", data):
+        array = _as_array(values)
+        if array.dtype.kind != "f" or not array.size or not np.isfinite(array).all():
+            continue
+        is_wide = array.ndim > 1 and array.size > len(array)
+        is_double = str(values.dtype).endswith("float64")
+        check_outliers(
+            array.reshape(len(array), -1) if is_wide else array.ravel(),
+            np.arange(len(array)),
+            name=name,
+            effect=_OUTWEIGH,
+            remedy=_BOUND,
+            columns=columns,
+            dtype=np.float64 if is_double else np.float32,
+            is_harmful=lambda bad: _outweigh_in_loss(net, net.get_dataset(X, y), bad),
+        )
+
+
+def _outweigh_in_loss(net: Any, dataset: Any, bad: Mask) -> bool:
+    """Whether rows have most of the loss's gradient with respect to the output.
+
+    The output is the median of the targets if the loss compares them, else that of the
+    untrained network. The gradients of some rows of each kind stand for all.
+    """
+    is_bad = bad.reshape(len(bad), -1).any(axis=1)
+    rows = [_evenly_spaced(np.flatnonzero(mask)) for mask in (is_bad, ~is_bad)]
+    try:
+        batch = default_collate([dataset[int(row)] for row in np.concatenate(rows)])
+        inputs, target = unpack_data(batch)
+        with kept_random_states(net.device), torch.no_grad():
+            net._set_training(False)
+            outputs = net.infer(inputs)
+        if traits_of(net.criterion_).unit_power is not None:
+            middle = target[len(rows[0]) :].median(dim=0).values
+            outputs = middle.expand_as(target).reshape(outputs.shape).to(outputs)
+        outputs = tree_map(_as_variable, outputs)
+        with torch.enable_grad():
+            loss = net.get_loss(outputs, target, X=inputs, training=False)
+        variables = [leaf for leaf in tree_leaves(outputs) if leaf.requires_grad]
+        grads = torch.autograd.grad(loss, variables, allow_unused=True)
+    except Exception:  # of the user's code, which training raises again
+        return False
+    found = [g.double().square().flatten(1).sum(1) for g in grads if g is not None]
+    if not found:
+        return False
+    squares = torch.stack(found).sum(0)
+    of_bad, of_others = squares[: len(rows[0])].mean(), squares[len(rows[0]) :].mean()
+    ratio = float(of_bad * is_bad.sum() / (of_others * (~is_bad).sum()))
+    # NaN if they overflow. Their steps fail then, and are explained and recovered.
+    return ratio >= DOMINANT / (1.0 - DOMINANT)
+
+
+def _evenly_spaced(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    n_rows = min(len(rows), _TRIAL_ROWS)
+    chosen: NDArray[np.int64] = rows[np.linspace(0, len(rows) - 1, n_rows).astype(int)]
+    return chosen
+
+
+def _as_variable(leaf: Any) -> Any:
+    is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return leaf.detach().clone().requires_grad_() if is_float else leaf
 
 
 def _as_array(values: Any) -> np.ndarray:

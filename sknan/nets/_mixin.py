@@ -13,7 +13,11 @@ from sknan._utils.validation import is_number
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._backup import BackupAndRestore
 from sknan.nets._best_weights import BestWeights
-from sknan.nets._data import refuse_nonfinite_data, refuse_unusable_targets
+from sknan.nets._data import (
+    check_target_outliers,
+    refuse_nonfinite_data,
+    refuse_unusable_targets,
+)
 from sknan.nets._loop import LoopMixin
 from sknan.nets._output import OutputMixin
 from sknan.nets._own_step import refuse_own_loop
@@ -137,7 +141,8 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     Raises
     ------
     NonFiniteDataError
-        If ``X`` or ``y`` contains NaN or infinities. User-defined data sets and
+        If ``X`` or ``y`` contains NaN or infinities, or ``y`` a few values that are too
+        large for the loss to distinguish the others. User-defined data sets and
         iterators are not read in advance.
     NonFiniteTrainingError
         If a step fails and there is no recovery, or none is allowed.
@@ -147,8 +152,9 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     DivergenceWarning
         Once per fit, if training was rescued.
     UserWarning
-        If training was interrupted by Ctrl-C. Callbacks of skorch that end a training,
-        such as ``EarlyStopping``, give no warning.
+        If a few targets dominate the loss, or if training was interrupted by Ctrl-C.
+        Callbacks of skorch that end a training, such as ``EarlyStopping``, give no
+        warning.
     """
 
     guard_: Guard
@@ -266,6 +272,8 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         refuse_nonfinite_data("X", X)
         refuse_unusable_targets(self, X, y)
         is_new = fit_params.get("_routing_method", "fit") == "fit"
+        if is_new:
+            check_target_outliers(self, X, y)
         self._prepare_guard(is_new=is_new)
         self._is_untrained_ &= is_new and (
             self._versions_of_weights() == self._first_versions_

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import sknan.functional
 import sknan.losses
 from sknan import GuardedNet, NaNImputer, NonFiniteTrainingError, SafeScaler
+from sknan.diagnosis import diagnose
 from sknan.diagnosis._remedies import FUNCTIONS
 
 RNG = np.random.default_rng(0)
@@ -648,8 +649,10 @@ def test_a_cleaned_table_trains():
 def test_a_table_without_the_huge_targets_trains():
     y = SIGNAL.copy()
     y[BAD] = 1e28
-    report = report_on(Net(lambda x: x), nn.MSELoss, BASE, y)
-    assert (report.cause, report.rows, report.columns) == ("data", (3,), ())
+    tensors = torch.from_numpy(BASE), torch.from_numpy(y)
+    report = diagnose(Net(lambda x: x), nn.MSELoss(), *tensors)
+    assert report is not None
+    assert (report.cause, report.rows, report.columns) == ("data", tuple(BAD), ())
     assert report.action == "Correct these targets, or leave out their rows."
     rest = np.delete(BASE, BAD, 0), np.delete(y, BAD, 0)
     assert r2(trained(Net(lambda x: x), nn.MSELoss, *rest), *rest) > 0.8

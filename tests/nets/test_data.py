@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,12 @@ from torch.utils.data import TensorDataset
 
 from sknan import (
     GuardedNet,
+    GuardedNetRegressor,
     NonFiniteDataError,
     StableNetEnsembleRegressor,
     StableNetRegressor,
 )
+from sknan._utils.outliers import check_outliers
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 4)).astype("float32")
@@ -176,3 +180,105 @@ def test_logarithms_are_targets_of_a_loss_that_takes_them():
         nn.KLDivLoss, criterion__log_target=True, criterion__reduction="batchmean"
     )
     assert net.fit(X, target.astype("float32")).nonfinite_reports_ == []
+
+
+# -- outliers ----------------------------------------------------------------------
+
+LINE = (X[:, :1] - X[:, 1:2]).astype("float32")
+OUTLIER_REMEDY = (
+    "Correct these targets, remove their rows from X and y, or choose a loss whose "
+    "gradient is bounded, such as HuberLoss."
+)
+OUTLYING = (
+    "y contains outliers at rows 7, 31. They dominate the loss, so that the network "
+    f"learns little from the others. {OUTLIER_REMEDY}"
+)
+VANISHING = (
+    "y contains values too large for float32 to distinguish the others at rows 7, 31. "
+    f"{OUTLIER_REMEDY}"
+)
+
+
+def with_outliers(size):
+    targets = LINE.copy()
+    targets[[7, 31]] = size
+    return targets
+
+
+def regressor(criterion=nn.MSELoss, **options):
+    torch.manual_seed(0)
+    return GuardedNetRegressor(
+        nn.Linear,
+        criterion=criterion,
+        module__in_features=4,
+        module__out_features=1,
+        optimizer=torch.optim.Adam,
+        **{"train_split": None, "verbose": 0, "max_epochs": 2, "lr": 0.02} | options,
+    )
+
+
+@pytest.mark.parametrize("criterion", [nn.MSELoss, OwnMSE, nn.PoissonNLLLoss])
+@pytest.mark.parametrize("size", [200.0, 1e6])
+def test_targets_that_dominate_the_loss_are_named(size, criterion):
+    targets = np.abs(with_outliers(size))
+    with pytest.warns(UserWarning, match=f"^{re.escape(OUTLYING)}$"):
+        regressor(criterion).fit(X, targets)
+
+
+@pytest.mark.parametrize("size", [1e10, -3e18, -3e38])
+@pytest.mark.parametrize("criterion", [nn.MSELoss, OwnMSE])
+def test_targets_beside_which_the_others_vanish_are_refused(size, criterion):
+    with pytest.raises(NonFiniteDataError, match=f"^{re.escape(VANISHING)}$"):
+        regressor(criterion).fit(X, with_outliers(size))
+    with pytest.raises(NonFiniteDataError, match="at rows 7, 31"):
+        StableNetRegressor().fit(X, with_outliers(size)[:, 0])
+
+
+def test_an_outlier_of_one_of_several_targets_is_named():
+    targets = FULL.astype("float32")
+    targets[12, 1] = 1e5
+    with pytest.warns(UserWarning, match=r"columns: 1 \(1, first at row 12\)"):
+        network(nn.MSELoss, max_epochs=1).fit(X, targets)
+
+
+class OwnHuber(nn.Module):
+    def forward(self, output, target):
+        return nn.functional.huber_loss(output, target)
+
+
+@pytest.mark.parametrize("criterion", [nn.HuberLoss, nn.L1Loss, OwnHuber])
+def test_outliers_that_a_loss_bounds_are_not_reported(criterion):
+    targets = with_outliers(-1e6)
+    net = regressor(criterion, max_epochs=40, batch_size=20).fit(X, targets)
+    assert r2_score(LINE, net.predict(X)) > 0.95
+
+
+def test_the_rows_may_be_removed_as_the_message_advises():
+    kept = np.delete(np.arange(len(X)), [7, 31])
+    net = regressor(max_epochs=40, batch_size=20)
+    net.fit(X[kept], with_outliers(1e6)[kept])
+    assert r2_score(LINE, net.predict(X)) > 0.95
+
+
+def test_targets_of_double_precision_have_more_digits():
+    targets = with_outliers(1e10).astype("float64")
+    net = regressor(module__dtype=torch.float64)
+    with pytest.warns(UserWarning, match="^y contains outliers at rows 7, 31"):
+        net.fit(X.astype("float64"), targets)
+
+
+@pytest.mark.parametrize("n_rows", [50, 1000])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng, n: np.exp(rng.normal(size=n)),
+        lambda rng, n: 1e5 * np.exp(1.2 * rng.normal(size=n)),
+        lambda rng, n: rng.standard_t(3, size=n),
+        lambda rng, n: rng.pareto(3.0, size=n),
+    ],
+    ids=["lognormal", "prices", "t3", "pareto"],
+)
+def test_heavy_tails_are_no_outliers(draw, n_rows):
+    for seed in range(20):
+        values = draw(np.random.default_rng(seed), n_rows)
+        check_outliers(values, np.arange(n_rows), name="y", effect="", remedy="")
