@@ -37,6 +37,7 @@ class NetworkOutput:
 
     _has_plain_output: ClassVar[bool] = True
     _may_rule_out_classes: ClassVar[bool] = False
+    _counts_only_first_: bool = True
 
     module_: Any
     batch_size: int

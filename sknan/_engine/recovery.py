@@ -5,9 +5,13 @@ The learning rates that roll backs try are trained as a stack of all these membe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from sknan._engine.member import Member
 from sknan._engine.member_recovery import FailedStep, MemberRecovery
 from sknan._engine.network_state import read_state
 from sknan._engine.rate_trials import RecoverySearch, run_searches
@@ -81,6 +85,55 @@ def recovery_at_present(training: StackState, k: int) -> MemberRecovery:
     i = len(training.bounds) - 1
     failed = _failed_step(training, k, training.snapshot(), i)
     return _load(training, {k: failed}, i + 1)[k]
+
+
+def judge_results(training: StackState, numbers: Sequence[int]) -> None:
+    """Give members whose loss is far above the first one the state of a training.
+
+    At its end, that training finds out whether it has ruined the network.
+
+    Parameters
+    ----------
+    training : StackState
+        Training of which these members end.
+    numbers : sequence of int
+        Positions of the members.
+    """
+    members = training.members
+    ends = [k for k in numbers if _ends_in_stack(members[k])]
+    if not ends:
+        return
+    losses = np.nan_to_num(_final_losses(training), nan=np.inf)
+    are_trusted = training.ledger.watches.are_trusted(losses)
+    present, n_batches = training.snapshot(), len(training.bounds)
+    failed = {
+        k: _failed_step(training, k, present, n_batches - 1)
+        for k in ends
+        if not are_trusted[k]
+    }
+    _load(training, failed, n_batches)
+
+
+def _ends_in_stack(member: Member) -> bool:
+    """Whether a member ends in order, and has never failed."""
+    is_cut = member.is_interrupted or member.error is not None
+    return not is_cut and member.recovery is None and member.rest is None
+
+
+def _final_losses(training: StackState) -> NDArray[np.float64]:
+    """Return a loss of each member in evaluation mode, in its best epoch if kept."""
+    if training.members[0].plan.best is not None:
+        rows = [[row["valid_loss"] for row in m.history] for m in training.members]
+        return np.array([min(losses, default=-np.inf) for losses in rows])
+    trained = torch.stack([member.train for member in training.members])
+    n_rows = min(training.members[0].plan.batch_size, trained.shape[1])
+    chosen = torch.linspace(0, trained.shape[1] - 1, n_rows).long()
+    x, target = training.batch_of(trained[:, chosen])
+    try:
+        with training.stack.averaged():
+            return np.array(training.stack.evaluate(x, target))
+    except Exception:  # a user's module may raise anything; predictions raise it again
+        return np.full(len(trained), -np.inf)
 
 
 def add_latest_batches(training: StackState, k: int, i: int) -> None:

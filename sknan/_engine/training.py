@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sknan._engine.following import notify_listeners
-from sknan._engine.recovery import add_latest_batches, recover_steps, recover_weights
+from sknan._engine.recovery import (
+    add_latest_batches,
+    judge_results,
+    recover_steps,
+    recover_weights,
+)
 from sknan._engine.stack_state import StackSnapshot, StackState
 from sknan._engine.table_net import rows_per_evaluation
 from sknan._utils.progress import advance, is_shown
@@ -75,9 +80,10 @@ class StackTraining(StackState):
             member.is_interrupted = True
         self._finish(range(len(self.members)))
 
-    def _finish(self, numbers: Iterable[int]) -> None:
+    def _finish(self, numbers: Sequence[int]) -> None:
         """Finish the members at these positions."""
         seconds = time.perf_counter() - self.start
+        judge_results(self, numbers)
         for k in numbers:
             member = self.members[k]
             add_latest_batches(self, k, len(self.bounds))

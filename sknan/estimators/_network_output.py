@@ -10,11 +10,8 @@ from sknan._engine.table_net import TableNet
 from sknan._utils.compiled import uncompiled
 from sknan._utils.threads import FlopCount
 from sknan.nets._batching import TensorTable
-from sknan.nets._chain import output_bound
+from sknan.nets._chain import FAR_FROM_OVERFLOW, output_bound
 from sknan.nets.recovery.output_repair import OutputRepair, outputs_by_row
-
-# If all values in a float32 network are below this bound, none of them overflows.
-FAR_FROM_OVERFLOW = 1e30
 
 
 def trial_output(net: TableNet, X: np.ndarray) -> Tensor:

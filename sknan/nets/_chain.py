@@ -83,6 +83,12 @@ _SELU_SCALE = 1.0507009873554804934193349852946
 
 _KNOWN_LAYERS = (nn.Linear, PeriodicEmbedding, nn.Dropout, *ACTIVATIONS)
 
+# Layers whose passes are not written out, but whose output has a bound.
+_BOUNDED_LAYERS = (*_KNOWN_LAYERS, nn.BatchNorm1d)
+
+# If all values in a float32 network are below this bound, none of them overflows.
+FAR_FROM_OVERFLOW = 1e30
+
 
 def known_layers(module: nn.Module, criterion: Any, X: Any) -> list[nn.Module] | None:
     """Return the layers of a network whose passes can be written out.
@@ -126,12 +132,13 @@ def output_bound(module: nn.Module, X: Tensor) -> float:
 
     A bound of the input is propagated through the layers. For a linear layer,
     ``max|Wx + b| <= max_i(sum_j |W_ij|) max|x| + max|b|``. The output of an activation
-    is at most 1.8 times the larger of its input and 1.
+    is at most 1.8 times the larger of its input and 1. Batch normalization is a linear
+    function of each input.
 
     Parameters
     ----------
     module : nn.Module
-        Network in evaluation mode.
+        Network, of which the bound in evaluation mode is returned.
     X : Tensor of shape (n_samples, n_features)
         Input of the network.
 
@@ -141,7 +148,7 @@ def output_bound(module: nn.Module, X: Tensor) -> float:
         The bound; inf if the network is not a chain of known layers, or the input or a
         weight is not finite.
     """
-    layers = layers_of(module)
+    layers = layers_of(module, _BOUNDED_LAYERS)
     if layers is None or not len(X) or X.ndim != 2:
         return math.inf
     bound: float = max(map(abs, torch.stack(torch.aminmax(X)).tolist()))
@@ -156,12 +163,27 @@ def output_bound(module: nn.Module, X: Tensor) -> float:
             sums = layer.weight.detach().abs().sum(dim=1, dtype=torch.float64)
             added = sums + layer.bias.detach().abs().squeeze(1)
             bound = max(bound, added.max().item())
+        elif isinstance(layer, nn.BatchNorm1d):
+            bound = _bound_of_norm(layer, bound)
         elif not isinstance(layer, nn.Dropout):
             bound = 1.8 * max(bound, 1.0)
         if not math.isfinite(bound):
             return math.inf
         largest = max(largest, bound)
     return largest
+
+
+def _bound_of_norm(layer: nn.BatchNorm1d, bound: float) -> float:
+    """Return the bound after a normalization by running statistics."""
+    mean, variance = layer.running_mean, layer.running_var
+    if mean is None or variance is None:
+        return math.inf
+    scale = (variance.double() + layer.eps).rsqrt()
+    shift = mean.double().abs().max().item()
+    if layer.affine:
+        scale = scale * layer.weight.detach().abs()
+    added = layer.bias.detach().abs().max().item() if layer.affine else 0.0
+    return (bound + shift) * scale.max().item() + added
 
 
 def _is_observed() -> bool:
@@ -205,10 +227,12 @@ def _is_plain_parameter(parameter: Any) -> bool:
     )
 
 
-def layers_of(module: nn.Module) -> list[nn.Module] | None:
+def layers_of(
+    module: nn.Module, known: tuple[type[nn.Module], ...] = _KNOWN_LAYERS
+) -> list[nn.Module] | None:
     """Return the layers that a module applies one after the other.
 
-    None if the module does anything else.
+    None if the module does anything else, or a layer is not of a known type.
     """
     if not _has_plain_forward(module):
         return None
@@ -216,14 +240,14 @@ def layers_of(module: nn.Module) -> list[nn.Module] | None:
         return None if module.p else []
     if type(module) is nn.Identity:
         return []
-    if type(module) in _KNOWN_LAYERS:
+    if type(module) in known:
         return [module]
     children = _children_in_turn(module)
     if children is None:
         return None
     layers: list[nn.Module] = []
     for child in children:
-        child_layers = layers_of(child)
+        child_layers = layers_of(child, known)
         if child_layers is None:
             return None
         layers += child_layers

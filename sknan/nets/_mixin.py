@@ -10,7 +10,9 @@ import torch
 from sknan._utils.pickling import VersionedPickleMixin, make_picklable
 from sknan._utils.settings import usual_settings
 from sknan._utils.validation import is_number
+from sknan._utils.warn import warn
 from sknan.diagnosis._report import NonFiniteReport
+from sknan.exceptions import DivergenceWarning
 from sknan.nets._backup import BackupAndRestore
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._data import (
@@ -18,6 +20,7 @@ from sknan.nets._data import (
     refuse_nonfinite_data,
     refuse_unusable_targets,
 )
+from sknan.nets._final_loss import find_fault_of_result
 from sknan.nets._loop import LoopMixin
 from sknan.nets._output import OutputMixin
 from sknan.nets._own_step import refuse_own_loop
@@ -36,6 +39,9 @@ from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery import RECOVERIES, Recovery
 from sknan.optim._adaptive_clipping import AdaptiveClip, resolve_adaptive_clip
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
+
+# Sentence that the report on a useless training records.
+_WENT_BACK = "The weights from before the training were restored."
 
 
 def guard_parts(
@@ -145,12 +151,14 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         large for the loss to distinguish the others. User-defined data sets and
         iterators are not read in advance.
     NonFiniteTrainingError
-        If a step fails and there is no recovery, or none is allowed.
+        If a step fails and there is no recovery, or none is allowed, or if a training
+        ends with a loss that is far above the first one and that of a constant output.
 
     Warns
     -----
     DivergenceWarning
-        Once per fit, if training was rescued.
+        Once per fit, if training was rescued, or if it ruined a network that had been
+        trained before, whose weights are then restored.
     UserWarning
         If a few targets dominate the loss, or if training was interrupted by Ctrl-C.
         Callbacks of skorch that end a training, such as ``EarlyStopping``, give no
@@ -227,6 +235,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         self._conditioning_ = None
         self._average_ = None
         self._output_range_ = None
+        self._counts_only_first_ = False
         return self
 
     @property
@@ -310,10 +319,19 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
             self._batches_done_.append(training.batches)
         is_complete = not (is_interrupted or self._has_stopped_)
         has_learned = not is_complete or training.has_learned(is_new=is_untrained)
-        if not (has_learned or is_untrained):
+        fault: NonFiniteReport | None = None
+        if is_complete and len(self.guard_.reports) == n_reports:
+            fault = find_fault_of_result(training)
+        if not is_untrained and (fault is not None or not has_learned):
             self.guard_.weights.first.restore()  # trained before, and better
             has_learned = True
         training.end(is_interrupted=is_interrupted)
+        if fault is not None:
+            if is_untrained or self.on_nonfinite == "raise":
+                self.guard_.stop(fault)
+            self.guard_.record(fault, _WENT_BACK)
+            warn(DivergenceWarning(f"{fault} {_WENT_BACK}", fault))
+            return
         reports = self.guard_.reports[n_reports:]
         if is_complete:
             warn_of_fall(self)

@@ -10,17 +10,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from skorch import NeuralNetRegressor
-from skorch.dataset import unpack_data
+from skorch import NeuralNet, NeuralNetRegressor
+from skorch.dataset import get_len, unpack_data
+from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves
+from sknan.diagnosis._culprits import sliced
 from sknan.diagnosis._raised import may_concern_values
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.losses._traits import is_own_loss
 from sknan.nets._batching import TensorBatches
+from sknan.nets._chain import FAR_FROM_OVERFLOW, output_bound
 from sknan.nets._data import refuse_nonfinite_data
 from sknan.nets.recovery.output_repair import (
     OutputRange,
@@ -48,6 +51,8 @@ class OutputMixin(_SkorchNet):
     # Whether only the first output counts.
     _has_plain_output: ClassVar[bool] = False
     _output_range_: OutputRange | None = None
+    # Whether this is so because the loss is finite whatever the others are.
+    _counts_only_first_: bool = False
 
     @property
     def _may_rule_out_classes(self) -> bool:
@@ -162,7 +167,7 @@ class OutputMixin(_SkorchNet):
         UserWarning
             If rows were repaired; see :meth:`evaluation_step`.
         """
-        repair = OutputRepair(self)
+        repair = OutputRepair(self, only_first=True)
         token = _repair.set(repair)
         try:
             output: np.ndarray = super().predict_proba(X)
@@ -181,7 +186,7 @@ class OutputMixin(_SkorchNet):
         return output
 
     def _check_trained_output(self, X: Any, batches: Any = None) -> None:
-        """Evaluate the training rows after a training.
+        """Evaluate the training rows after a training, unless no value can overflow.
 
         If no step has failed, the first part of a tuple counts, with which skorch
         predicts, and a loss of the user may accept outputs that are not finite.
@@ -201,17 +206,20 @@ class OutputMixin(_SkorchNet):
         """
         if _is_stream(X) or _is_stream(batches):
             return
+        is_rescued = bool(self.guard_.reports)
         if isinstance(batches, TensorBatches):
+            if not is_rescued and self._is_bounded(batches.dataset.X):
+                return
             n_rows = _BATCHES_AT_ONCE * batches.batch_size
             batches = TensorBatches(batches.dataset, n_rows)
-        is_rescued = bool(self.guard_.reports)
         repair = OutputRepair(self, only_first=True)
         try:
-            with _unchanged_states(self, batches):
+            with unchanged_states(self, batches):
                 if not is_rescued:
                     self._evaluate(batches or (), repair)
                     if not repair.has_bad_rows or self._does_loss_accept(batches):
                         return
+                self._counts_only_first_ = self._does_loss_leave_out_others(batches)
                 repair = OutputRepair(self, learns_range=True)
                 self._evaluate(self._batches_of(X), repair)
         except NonFiniteTrainingError:
@@ -219,6 +227,35 @@ class OutputMixin(_SkorchNet):
         except Exception:  # such as two modules without an output: nothing to promise
             return
         repair.conclude_training()
+
+    def _is_bounded(self, X: Any) -> bool:
+        """Whether the weights alone show that no output overflows."""
+        is_own = getattr(self.infer, "__func__", None) is not NeuralNet.infer
+        if is_own or not isinstance(X, Tensor) or not X.is_floating_point():
+            return False
+        weights = [p.dtype for p in self.module_.parameters()]
+        is_wide = {X.dtype, *weights} <= {torch.float32, torch.float64}
+        return is_wide and output_bound(self.module_, X) < FAR_FROM_OVERFLOW
+
+    def _does_loss_leave_out_others(self, batches: Any) -> bool:
+        """Whether the loss is finite for rows whose outputs after the first are not.
+
+        They are not used then, or right as they are, as minus infinity is in a mask.
+        """
+        for batch in batches or ():
+            inputs, target = unpack_data(batch)
+            self._set_training(False)
+            outputs, n_rows = self._outputs_without_error(inputs), get_len(inputs)
+            bad, bad_first = (
+                OutputRepair(self, only_first=only_first).bad_rows(outputs, n_rows)
+                for only_first in (False, True)
+            )
+            rows = torch.tensor(sorted({*bad} - {*bad_first}))
+            if len(rows):
+                parts = [sliced(x, rows, n_rows) for x in (outputs, target, inputs)]
+                loss = self.get_loss(*parts[:2], X=parts[2], training=False)
+                return bool(torch.isfinite(loss).all())
+        return False
 
     def _does_loss_accept(self, batches: Any) -> bool:
         """Whether a loss of the user is finite with outputs that are not.
@@ -259,8 +296,16 @@ def _is_stream(rows: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _unchanged_states(net: Any, batches: Any) -> Iterator[None]:
-    """Restore random streams and the modes of modules after the block."""
+def unchanged_states(net: Any, batches: Any) -> Iterator[None]:
+    """Restore random streams and the modes of modules after the block.
+
+    Parameters
+    ----------
+    net : skorch net
+        Net whose modules are called in the block.
+    batches : iterable of tuple
+        Batches that are drawn in the block.
+    """
     parts = [part for module in net._all_modules() for part in module.modules()]
     modes = [part.training for part in parts]
     # The user's data set may draw from the streams of Python and numpy.

@@ -17,11 +17,10 @@ from sknan._utils.validation import FLOAT32_MAX
 from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import ClassCoding
-from sknan.estimators._network_output import FAR_FROM_OVERFLOW
 from sknan.estimators._target_scaling import NumberCoding
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import predictions
-from sknan.nets._chain import output_bound
+from sknan.nets._chain import FAR_FROM_OVERFLOW, output_bound
 from sknan.nets.recovery.finite_operations import RepairedOperations
 
 

@@ -262,3 +262,22 @@ def test_a_bound_that_overflows_on_the_way_is_infinite():
         module[1].weight.fill_(0.0)
     bound = output_bound(module, torch.full((2, 1), 1e30))
     assert bound == pytest.approx(1e60, rel=1e-3)
+
+
+def test_batch_normalization_has_a_bound():
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)
+    )
+    with torch.no_grad():
+        module[1].weight.mul_(-3.0)
+    X = torch.randn(50, 3) * 100 + 7
+    module(X)
+    module.eval()
+    assert module(X).abs().max() <= output_bound(module, X) < 1e6
+    with torch.no_grad():
+        module[1].running_var.zero_()
+        module[1].bias.fill_(1e25)
+        module[3].weight.fill_(1e10)
+    assert output_bound(module, X) > 1e35
+    assert output_bound(nn.BatchNorm1d(3, track_running_stats=False), X) == np.inf

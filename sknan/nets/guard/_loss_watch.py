@@ -31,6 +31,19 @@ def _exceeds(loss: Any, reference: Any, factor: float) -> Any:
     return loss - reference > (factor - 1.0) * abs(reference)
 
 
+def is_trusted(loss: Any, reference: Any) -> Any:
+    """Whether a loss is low enough for a roll back to its weights.
+
+    Parameters
+    ----------
+    loss : float or ndarray
+        Loss of a step.
+    reference : float or ndarray
+        Loss of the untrained network.
+    """
+    return ~np.asarray(_exceeds(loss, reference, 2.0))
+
+
 def _patience(n_steps: int | None) -> int:
     return max(3, _PATIENCE if n_steps is None else min(_PATIENCE, n_steps // 8))
 
@@ -94,7 +107,7 @@ class LossWatch(_NormWatch):
 
     def is_trusted(self, loss: float) -> bool:
         """Whether the loss is low enough for a roll back to these weights."""
-        return not _exceeds(loss, self.reference, 2.0)
+        return bool(is_trusted(loss, self.reference))
 
     def has_exploded(self, loss: float, untrained_loss: Callable[[], float]) -> bool:
         """Whether a finite loss has diverged.
@@ -224,8 +237,8 @@ class LossWatches(_NormWatch, MemberArrays):
         -------
         ndarray of bool, same shape
         """
-        exceeds: NDArray[np.bool_] = _exceeds(losses, self._reference, 2.0)
-        return ~exceeds
+        are_trusted: NDArray[np.bool_] = is_trusted(losses, self._reference)
+        return are_trusted
 
     def may_have_exploded(self, losses: Floats) -> NDArray[np.bool_]:
         """Whether the loss of each training is suspected to have diverged.

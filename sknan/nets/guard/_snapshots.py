@@ -110,21 +110,28 @@ class Snapshot:
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Use the copied state inside the block, then the present state again.
-
-        Numbers among the attributes of the modules, such as a count of steps, return to
-        what they were.
-        """
+        """Use the copied state inside the block, then the present state again."""
         present = [live.detach().clone() for live in self._live]
+        self.restore()
+        try:
+            with self.kept_numbers():
+                yield
+        finally:
+            _copy(present, self._live)
+
+    @contextlib.contextmanager
+    def kept_numbers(self) -> Iterator[None]:
+        """Restore numbers among the attributes of the modules after the block.
+
+        Such as a count of steps, which a forward pass may change.
+        """
         numbers = [
             {name: v for name, v in vars(part).items() if isinstance(v, (int, float))}
             for part in self._modules
         ]
-        self.restore()
         try:
             yield
         finally:
-            _copy(present, self._live)
             for part, values in zip(self._modules, numbers, strict=True):
                 vars(part).update(values)
 

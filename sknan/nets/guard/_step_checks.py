@@ -206,6 +206,10 @@ class StepChecks:
     def largest_loss(self, loss: float) -> None:
         self._watch.reference = loss
 
+    def is_trusted(self, loss: float) -> bool:
+        """Whether a loss is not far above that of the untrained network."""
+        return self._watch.is_trusted(loss)
+
     def begin_step(self) -> None:
         """Copy what a forward pass changes even if no step follows."""
         self.weights.last.take_buffers()
@@ -221,7 +225,7 @@ class StepChecks:
         loss : float
             Finite loss of the batch.
         """
-        if self.weights.is_proposed and self._watch.is_trusted(loss):
+        if self.weights.is_proposed and self.is_trusted(loss):
             self.weights.accept()
         self.weights.is_proposed = False
 

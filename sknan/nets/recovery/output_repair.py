@@ -73,7 +73,7 @@ class OutputRepair:
         self._learns_range = learns_range
         self._repaired_range: OutputRange | None = None
         self._numbers = numbers
-        self._only_first = only_first
+        self._only_first = only_first or net._counts_only_first_
         self._samples: list[Any] = []
         self._sampled: list[int] = []
         self._n_bad_sampled = 0
@@ -100,7 +100,7 @@ class OutputRepair:
         """
         n_rows, start = get_len(inputs), self.n_rows
         self.n_rows += n_rows
-        bad = self._bad_rows(outputs, n_rows)
+        bad = self.bad_rows(outputs, n_rows)
         if self._learns_range:
             found = _range_of(self._rows_of(outputs, n_rows), bad)
             self.range = _wider(self.range, found)
@@ -115,7 +115,8 @@ class OutputRepair:
         self.refused += [start + row for row in sorted({*bad} - {*repaired})]
         return outputs
 
-    def _bad_rows(self, outputs: Any, n_rows: int) -> tuple[int, ...]:
+    def bad_rows(self, outputs: Any, n_rows: int) -> tuple[int, ...]:
+        """Return the rows of a batch whose outputs are not sound."""
         leaves = self._rows_of(outputs, n_rows)
         # A finite sum implies finite values; a sum of finite values may overflow.
         if all(math.isfinite(leaf.sum()) for leaf in leaves):
@@ -171,7 +172,8 @@ class OutputRepair:
             self._repaired_range = _wider(self._repaired_range, _range_of(new, ()))
         limits = self._limits(outputs, rows, n_rows)
         if limits is not None:
-            new = [_limited(x, *pair) for x, pair in zip(new, limits, strict=True)]
+            # Of an output that does not count here, the range is known nevertheless.
+            new = [_limited(x, *pair) for x, pair in zip(new, limits, strict=False)]
         # A larger value was clamped to the range of its dtype.
         largest = math.inf if self._learns_range else OVERFLOWS_SQUARED
         is_kept = torch.ones(len(rows), dtype=torch.bool)

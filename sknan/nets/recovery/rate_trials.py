@@ -20,6 +20,7 @@ from sknan.diagnosis._culprits import (
     without_rows,
 )
 from sknan.diagnosis._thresholds import LEAST_GAIN, N_TRIAL_ROWS
+from sknan.nets.guard._loss_watch import is_trusted
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.explain import empty_states
 from sknan.nets.recovery.finite_operations import RepairedOperations
@@ -172,30 +173,66 @@ class RateTrials:
             constant = first  # all that is known; one passed in may be good already
         return not reached > constant - LEAST_GAIN * abs(constant)
 
-    def is_far_worse_than_constant(self) -> bool:
+    def has_risen(self) -> tuple[float, float] | None:
+        """Return the losses before and after the training, if it has become useless.
+
+        The loss is then more than twice that of the first weights, and far above that
+        of a constant output. An untrained loss of exactly 0 gives no scale.
+        """
+        sample = [self._few_rows()]
+        try:
+            after = self._results(sample)[0]
+            before = self._first_results(sample)[0]
+        except StepRefused:
+            return None
+        after = math.inf if math.isnan(after) else after
+        if not math.isfinite(before) or before == 0.0 or is_trusted(after, before):
+            return None
+        is_useless = self.is_far_worse_than_constant(has_risen=True)
+        return (before, after) if is_useless else None
+
+    def is_far_worse_than_constant(self, *, has_risen: bool = False) -> bool:
         """Whether the loss is far above that of a constant output.
 
         The rows are training rows that seldom failed and whose loss is finite.
         The answer is no if there are none, if all have the same target, or if the loss
         relates rows, such as a triplet loss: equal outputs are no baseline for it.
+
+        Parameters
+        ----------
+        has_risen : bool, default=False
+            Whether the loss is known to be higher than that of the first weights. If
+            the loss of most rows is no longer finite, it is far worse then.
         """
         if self.net._own_step() is not None:
             return False
-        batches = self.training.rows_of_data(N_TRIAL_ROWS)
+        batches = self.training.rows_of_data(N_TRIAL_ROWS) or self.batches[-1:]
         try:
             with kept_random_states(self.net.device), torch.no_grad():
-                batches = [b for b in map(self._sound_rows, batches) if _varies(b[1])]
-                if not all(map(self._is_mean_over_rows, batches)):
-                    return False
+                if has_risen:
+                    with self.net.guard_.first_weights():
+                        batches = self._comparable_rows(batches)
+                    n_rows = sum(get_len(b[0]) for b in batches)
+                    batches = [self._sound_rows(b) for b in batches]
+                    if 2 * sum(get_len(b[0]) for b in batches) < n_rows:
+                        return True
+                else:
+                    batches = self._comparable_rows(batches)
             reached, outputs = self._results(batches) if batches else (math.nan, [])
         except StepRefused:
             return False
-        if not math.isfinite(reached):
-            return False
+        if not math.isfinite(reached):  # a mean of finite losses may overflow
+            return has_risen and bool(batches)
         _, first_outputs = self._first_results(batches)
-        share = _TOO_FAR_TO_FALL if self._may_fall(reached) else _FAR_WORSE
+        may_fall = not has_risen and self._may_fall(reached)
+        share = _TOO_FAR_TO_FALL if may_fall else _FAR_WORSE
         constant = self._lowest_constant(batches, outputs, first_outputs)
         return reached > constant + share * abs(constant)
+
+    def _comparable_rows(self, batches: list[Any]) -> list[Any]:
+        """Return rows for which equal outputs are a baseline, or none."""
+        batches = [b for b in map(self._sound_rows, batches) if _varies(b[1])]
+        return batches if all(map(self._is_mean_over_rows, batches)) else []
 
     def _may_fall(self, reached: float) -> bool:
         """Whether the loss has been falling to the end, so that it may be high yet.
@@ -251,6 +288,22 @@ class RateTrials:
             return self._repaired_results(batches)
         return math.inf, []
 
+    def evaluation_loss(self) -> float:
+        """Return the loss of some training rows in evaluation mode.
+
+        Inf if it is not finite, and -inf if it cannot be computed.
+        """
+        net = self.net
+        inputs, target = unpack_data(self._few_rows())
+        try:
+            with kept_random_states(net.device), torch.no_grad():
+                net._set_training(False)
+                outputs = net.infer(inputs, **self.fit_params)
+                loss = float(net.get_loss(outputs, target, X=inputs, training=False))
+        except Exception:  # as if forward has parameters that are not known here
+            return -math.inf
+        return loss if math.isfinite(loss) else math.inf
+
     def _repaired_results(self, batches: list[Any]) -> tuple[float, list[Any]]:
         """Return mean loss and outputs, by repaired operations where needed."""
         loss: float = math.nan
@@ -266,6 +319,11 @@ class RateTrials:
     def _sample(self) -> list[Any]:
         """Recent batches and, if they are known, rows from all the training data."""
         return [*self.batches, *self.training.rows_of_data()]
+
+    def _few_rows(self) -> Any:
+        """Return at most as many rows as in a batch, of all if they are known."""
+        n_rows = min(get_len(unpack_data(self.batch)[0]), N_TRIAL_ROWS)
+        return (self.training.rows_of_data(n_rows) or self.batches)[-1]
 
     def is_as_good_as_last(self) -> bool:
         """Whether the loss is no higher than with the last verified weights."""

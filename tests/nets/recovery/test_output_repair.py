@@ -276,7 +276,7 @@ def test_the_evaluation_after_a_healthy_training_leaves_no_trace():
         state = net.module_.state_dict(), torch.get_rng_state(), modes, batches.n_
         found.append((Noisy.n_rows, *state))
     (n_ours, *ours), (n_skorch, *of_skorch) = found
-    assert n_ours == n_skorch + len(X)
+    assert n_ours == n_skorch + 2 * len(X)  # the loss of a batch, and all rows
     torch.testing.assert_close(ours, of_skorch, rtol=0, atol=0)
 
 
@@ -284,7 +284,7 @@ def test_the_evaluation_after_a_healthy_training_leaves_no_trace():
 def test_the_weights_of_the_last_step_are_evaluated(optimizer):
     body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
     options = {"optimizer": optimizer, "lr": 1e30, "batch_size": -1, "max_epochs": 1}
-    with pytest.raises(NonFiniteTrainingError, match="After training, the output is"):
+    with pytest.raises(NonFiniteTrainingError, match="The loss has risen from"):
         network_of(body, **options).fit(X, Y)
 
 
@@ -356,6 +356,28 @@ def test_parts_with_which_skorch_does_not_predict_may_be_nonfinite(net_class, va
     assert np.isfinite(net.predict(X)).all()
 
 
+class LogAndMask(WithMask):
+    def forward(self, x):
+        line, mask = super().forward(x)
+        return line + torch.log(x[:, :1]), mask
+
+
+@pytest.mark.parametrize("net_class", [GuardedNet, GuardedNetRegressor])
+@pytest.mark.parametrize("value", [-np.inf, np.nan])
+def test_after_a_rescue_too_parts_that_the_loss_leaves_out_do_not_count(
+    net_class, value
+):
+    options = {"module__value": value, "lr": 0.01, "verbose": 0, "train_split": None}
+    net = net_class(LogAndMask, criterion=LossOfFirst, max_epochs=2, **options)
+    fitted(net, ROWS, TARGETS)
+    with pytest.warns(UserWarning, match="for 2 of 128 rows"):
+        first, mask = net.forward(ROWS)
+    assert torch.isfinite(first).all()
+    assert not torch.isfinite(mask).any()
+    with pytest.warns(UserWarning, match="To blame: rows 7, 90"):
+        assert np.isfinite(net.predict(ROWS)).all()
+
+
 class WithoutSome(nn.Module):
     """NaN for rows that the loss leaves out."""
 
@@ -421,7 +443,7 @@ def test_after_an_absurd_last_step_an_own_loss_accepts_no_output():
     body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
     options = {"optimizer": torch.optim.SGD, "lr": 1e30, "batch_size": -1}
     error = refused(network_of(body, WithoutNaN, max_epochs=1, **options))
-    assert "After training, the output is" in str(error)
+    assert "The loss has risen from" in str(error)
 
 
 class OneUnbounded(nn.Module):

@@ -1,0 +1,155 @@
+"""Check of the loss after a training in which no step has failed."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import FitFailedWarning
+from sklearn.metrics import r2_score
+from skorch.callbacks import Checkpoint
+from skorch.dataset import Dataset
+from skorch.helper import predefined_split
+from torch import nn
+
+from sknan import (
+    BatchedGridSearchCV,
+    DivergenceWarning,
+    GuardedNet,
+    NonFiniteTrainingError,
+    StableNetClassifier,
+    StableNetRegressor,
+)
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(200, 4)).astype("float32")
+Y = (X @ np.array([1.0, -0.5, 0.2, 0.0]) + 0.1 * RNG.normal(size=200)).astype("float32")
+
+
+class MLP(nn.Sequential):
+    def __init__(self, has_norm=False, is_zero=False):
+        norm = [nn.BatchNorm1d(16)] if has_norm else []
+        super().__init__(nn.Linear(4, 16), *norm, nn.ReLU(), nn.Linear(16, 1))
+        if is_zero:
+            nn.init.zeros_(self[-1].weight)
+
+
+def net_of(**options):
+    torch.manual_seed(0)
+    settings = {
+        "criterion": nn.MSELoss,
+        "optimizer": torch.optim.SGD,
+        "max_epochs": 1,
+        "batch_size": -1,
+        "train_split": None,
+        "verbose": 0,
+    }
+    return GuardedNet(MLP, **settings | options)
+
+
+def fit_estimator(kind, lr, max_epochs):
+    y = Y if kind is StableNetRegressor else (Y > 0).astype(int)
+    options = {"lr": lr, "max_epochs": max_epochs, "batch_size": 200, "random_state": 0}
+    return kind(early_stopping=False, **options).fit(X, y)
+
+
+def test_a_single_step_that_ruins_the_network_is_an_error():
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        net_of(lr=100.0).fit(X, Y[:, None])
+    assert re.fullmatch(
+        r"Training diverged at epoch 1, batch 1\. The loss has risen from \d\.\d+ "
+        r"before the training to \d\.\d+e\+\d+ after it, far above that of a constant "
+        r"output, at lr=100\. Lower lr; for an estimator, sknan\.find_learning_rate "
+        r"suggests one\.",
+        str(caught.value),
+    )
+    assert caught.value.report.cause == "learning_rate"
+
+
+@pytest.mark.parametrize("kind", [StableNetRegressor, StableNetClassifier])
+@pytest.mark.parametrize("lr", [1e2, 1e8, 1e20])
+@pytest.mark.parametrize("max_epochs", [1, 2])
+def test_no_estimator_is_ruined_silently(kind, lr, max_epochs):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DivergenceWarning)
+            model = fit_estimator(kind, lr, max_epochs)
+    except NonFiniteTrainingError:
+        return
+    y = Y if kind is StableNetRegressor else (Y > 0).astype(int)
+    assert model.score(X, y) > 0.2
+
+
+def test_a_continued_training_that_ruins_the_network_is_undone():
+    net = net_of(lr=0.1, max_epochs=50).fit(X, Y[:, None])
+    before = net.predict(X)
+    net.set_params(optimizer__lr=1e4, max_epochs=1)
+    with pytest.warns(
+        DivergenceWarning, match=r"lr=1e\+04\..* The weights from before"
+    ):
+        net.partial_fit(X, Y[:, None])
+    np.testing.assert_array_equal(net.predict(X), before)
+
+
+def test_a_candidate_that_is_ruined_has_no_score():
+    model = StableNetRegressor(max_epochs=1, early_stopping=False, random_state=0)
+    search = BatchedGridSearchCV(model, {"lr": [3e-3, 1e6]}, cv=2, refit=False)
+    with (
+        pytest.warns(FitFailedWarning, match="The loss has risen"),
+        pytest.warns(UserWarning, match="test scores are non-finite"),
+        pytest.warns(DivergenceWarning, match="1 of 2 candidates diverged, from lr=1e"),
+    ):
+        search.fit(X, Y)
+    assert np.isnan(search.cv_results_["mean_test_score"]).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("is_sorted", [False, True])
+@pytest.mark.parametrize("options", [{}, {"has_norm": True}, {"is_zero": True}])
+def test_short_healthy_trainings_are_not_reported(options, is_sorted):
+    order = np.argsort(Y) if is_sorted else np.arange(len(Y))
+    module = {f"module__{name}": value for name, value in options.items()}
+    for target in (Y[order, None], 1000.0 + 10.0 * Y[order, None]):
+        for batch_size in (2, 16, -1):
+            options = {"lr": 1e-3, "optimizer": torch.optim.Adam, **module}
+            net = net_of(batch_size=batch_size, **options)
+            assert net.fit(X[order], target).nonfinite_reports_ == []
+
+
+def test_the_best_epoch_counts_if_a_callback_returns_to_it(tmp_path):
+    class Ruin(torch.optim.SGD):
+        """Steps of which the third is too long."""
+
+        def step(self, closure=None):
+            n = self.n = getattr(self, "n", 0) + 1
+            self.param_groups[0]["lr"] = 100.0 if n == 3 else 0.1
+            return super().step(closure)
+
+    best = Checkpoint(dirname=str(tmp_path), load_best=True)
+    data = predefined_split(Dataset(X, Y[:, None]))
+    options = {"optimizer": Ruin, "max_epochs": 3}
+    net = net_of(train_split=data, callbacks=[best], **options).fit(X, Y[:, None])
+    assert net.nonfinite_reports_ == []
+    assert r2_score(Y, net.predict(X)) > -0.5
+    with pytest.raises(NonFiniteTrainingError, match="The loss has risen"):
+        net_of(train_split=data, **options).fit(X, Y[:, None])
+
+
+class Counted(nn.MSELoss):
+    """Loss that depends on how often it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def forward(self, output, target):
+        self.n += 1
+        return super().forward(output, target) * self.n
+
+
+def test_the_check_leaves_no_trace():
+    net = net_of(lr=1e-3, criterion=Counted, module__has_norm=True).fit(X, Y[:, None])
+    assert net.criterion_.n == 1
+    assert net.module_[1].num_batches_tracked == 1
