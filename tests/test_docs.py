@@ -83,7 +83,21 @@ def assert_shown(printed, shown):
             assert float(ours) == pytest.approx(float(theirs), rel=0.1, abs=0.02)
 
 
-@parametrize_pages([page for page in PAGES if blocks(page, "python")])
+def test_the_front_page_shows_the_first_example_of_the_readme():
+    code, shown = examples(ROOT / "README.md")[1][1:]
+    ((_, same_code, same_output),) = (
+        example for example in examples(DOCS / "index.md") if example[0] == "python"
+    )
+    assert same_code.strip() == code.strip()
+    assert same_output == shown
+
+
+PAGES_WITH_CODE = [
+    page for page in PAGES if blocks(page, "python") and page != DOCS / "index.md"
+]
+
+
+@parametrize_pages(PAGES_WITH_CODE)
 def test_the_code_of_a_page_runs_and_prints_what_is_shown(page, capsys):
     """The blocks of the README run alone, and those of a page from top to bottom."""
     namespace = {}
