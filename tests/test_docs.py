@@ -314,6 +314,20 @@ def test_the_calls_of_the_cheat_sheet_exist():
             assert any(hasattr(place, name) for place in places), name
 
 
+def test_the_cheat_sheet_is_one_page_with_all_its_rows(tmp_path):
+    spec = importlib.util.spec_from_file_location(
+        "cheat_sheet", DOCS / "cheat_sheet.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.write(tmp_path)
+    assert (tmp_path / "cheat_sheet.svg").stat().st_size > 10_000
+    assert b"/Count 1" in (tmp_path / "cheat_sheet.pdf").read_bytes()
+    shown = {text.get_text() for text in module.draw().texts}
+    for rows in module.tables().values():
+        assert {cell.replace("`", "") for cell in rows[-1]} <= shown
+
+
 # -- paths ---------------------------------------------------------------------------
 
 
