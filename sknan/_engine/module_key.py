@@ -32,6 +32,9 @@ def module_key(net: TableNet) -> Hashable | None:
         and not any(True for _ in criterion.parameters())
         and all(p.requires_grad and p.is_cpu for p in module.parameters())
         and bool(tensors)
+        # A stack has one tensor for the weights of all layers.
+        and len({p.dtype for p in module.parameters()}) == 1
+        and all(p.is_floating_point() for p in module.parameters())
         and not isinstance(module, torch.jit.ScriptModule)
         and not any(map(_needs_own_calls, module.modules()))
     )

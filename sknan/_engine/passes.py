@@ -155,7 +155,9 @@ def chain_of(net: TableNet) -> list[nn.Module] | None:
         return None
     layers = layers_of(net.module_)
     has_embedding = any(isinstance(layer, PeriodicEmbedding) for layer in layers or [])
-    return None if has_embedding else layers
+    # A layer that is applied twice has one gradient.
+    has_twice = len({*map(id, layers or [])}) < len(layers or [])
+    return None if has_embedding or has_twice else layers
 
 
 def _is_known(net: TableNet, table: TensorTable) -> bool:

@@ -107,6 +107,14 @@ class TableNet(NetworkOutput, GuardedNet):
         if self.clip_norm != _DEFAULT_CLIP_NORM:
             super()._warn_of_idle_clip(*clipping)
 
+    def get_params_for_optimizer(self, prefix: str, named_parameters: Any) -> Any:
+        """Return the arguments of an optimizer; parameters as in skorch."""
+        named = list(named_parameters)
+        args, kwargs = super().get_params_for_optimizer(prefix, named)
+        if any(p.is_complex() for _, p in named):  # torch has no fused kernel for them
+            kwargs.pop("fused", None)
+        return args, kwargs
+
     def partial_fit(self, X: Any, *args: Any, **kwargs: Any) -> Any:
         """Train on the table of the estimator; other data are refused."""
         if not isinstance(X, TensorTable):

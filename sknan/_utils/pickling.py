@@ -7,6 +7,7 @@ torch.
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections import OrderedDict
@@ -17,6 +18,7 @@ import sklearn
 import torch
 from sklearn.exceptions import InconsistentVersionWarning
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer
 from torch.nn.utils import parametrize
 
 _KEY = "_pickled_with"
@@ -64,6 +66,32 @@ def _restore_parametrized(original: Any, attributes: dict[str, Any]) -> nn.Modul
     for name in part.parametrizations:  # type: ignore[union-attr]
         parametrize._inject_property(part, name)
     return part
+
+
+def copy_of_module(module: nn.Module) -> nn.Module:
+    """Return a deep copy of a module, including tensors that torch cannot copy.
+
+    These are buffers of lazy layers, and weights that are computed from parameters, by
+    torch's former weight norm or by pruning.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Module before or after a training.
+
+    Returns
+    -------
+    nn.Module
+    """
+    copies: dict[int, Any] = {}
+    for part in module.modules():
+        for tensor in (*vars(part).values(), *part._buffers.values()):
+            if type(tensor) is UninitializedBuffer:
+                options: Any = {"device": tensor.device, "dtype": tensor.dtype}
+                copies[id(tensor)] = UninitializedBuffer(**options)
+            elif isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
+                copies[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(module, copies)
 
 
 class VersionedPickleMixin:

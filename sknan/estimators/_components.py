@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sknan._utils.pickling import copy_of_module
 from sknan._utils.validation import did_you_mean
 from sknan.losses._registry import (
     CLASSIFICATION_LOSSES,
@@ -156,7 +157,7 @@ def resolve_module(
     module = TabularMLP if module is None else module
     if isinstance(module, nn.Module):
         _check_nothing_given("module", module, given)
-        return copy.deepcopy(module), {}
+        return copy_of_module(module), {}
     if not callable(module):
         raise ValueError(
             "module must be a torch.nn.Module class or instance, a function that "

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sklearn.base import BaseEstimator
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator, is_classifier
 from sklearn.utils import estimator_html_repr
 
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.html import table
 from sknan._utils.progress import progress
-from sknan._utils.validation import is_number
+from sknan._utils.validation import drop_rows, is_number
 from sknan._utils.warn import warn
 from sknan.estimators._base import TimeLimitWarning
+from sknan.estimators._labels import label_array, refuse_unusable_labels
 from sknan.model_selection._divergence import (
     candidate_facts,
     divergence_columns,
@@ -81,6 +84,9 @@ class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
                     "out."
                 )
             return super().fit(X, y, **params)
+        if is_classifier(self.estimator) and y is not None and not issparse(y):
+            # scikit-learn sorts the labels before any fit.
+            refuse_unusable_labels(np.asarray(label_array(y)), "y", drop_rows("y"))
         self._run = run = SearchRun(self)
         try:
             super().fit(X, y, **params)

@@ -19,6 +19,7 @@ from sklearn.model_selection import (
     RandomizedSearchCV,
 )
 
+from sknan._utils.validation import is_number
 from sknan.model_selection._mixin import BatchedSearchMixin
 from sknan.model_selection._pipelines import final_network, path_of_last
 
@@ -428,6 +429,11 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
         See :meth:`BatchedGridSearchCV.fit`.
         """
         search: Any = self
+        if is_number(search.factor) and not search.factor > 1:
+            raise ValueError(
+                "The 'factor' parameter of BatchedHalvingSearchCV must be above 1, got "
+                f"{search.factor!r}: each round keeps 1 / factor of the candidates."
+            )
         given = search.resource, search.max_resources
         net = final_network(search.estimator)
         try:

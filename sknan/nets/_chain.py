@@ -241,7 +241,7 @@ def layers_of(
     if type(module) is nn.Identity:
         return []
     if type(module) in known:
-        return [module]
+        return [module] if all(p.numel() for p in module.parameters()) else None
     children = _children_in_turn(module)
     if children is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from sknan._utils.settings import usual_settings
+from sknan._utils.tree import tree_map
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._data import as_table
 from sknan.nets._guarded_step import GuardedTraining
@@ -22,6 +24,11 @@ from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.restart import start_on_standardized_data
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
+
+_LAZY = (
+    "The module has lazy layers, such as LazyLinear, whose weights have no shape yet. "
+    "Call the module on a batch of inputs before the training."
+)
 
 # At run time the next base class is a skorch net.
 _SkorchNet: Any = object
@@ -219,19 +226,37 @@ class LoopMixin(_SkorchNet):
             self, batches, n_steps, is_fresh=self._is_fresh_
         )
 
+    def _has_lazy_layers(self) -> bool:
+        return any(is_lazy(p) for m in self._all_modules() for p in m.parameters())
+
+    def initialize_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the optimizers; parameters as in skorch."""
+        try:
+            return super().initialize_optimizer(*args, **kwargs)
+        except ValueError as error:
+            if self._has_lazy_layers():  # Adagrad needs the shapes of the weights
+                raise ValueError(_LAZY) from error
+            if not any(True for m in self._all_modules() for _ in m.parameters()):
+                raise ValueError(
+                    "The network has nothing to train: it has no parameters."
+                ) from error
+            raise
+
     def _initialize_lazy_layers(self, table: Any) -> None:
         """Give layers such as LazyLinear the shapes that the training data need."""
-        modules = self._all_modules()
-        if not any(is_lazy(p) for m in modules for p in m.parameters()):
+        if not self._has_lazy_layers():
             return
         if not isinstance(table, TensorTable):
-            raise ValueError(
-                "The module has lazy layers, such as LazyLinear, whose weights have no "
-                "shape yet. Call the module on a batch of inputs before the training."
-            )
+            raise ValueError(_LAZY)
         self._set_training(False)
-        with torch.no_grad():
-            self.infer(table.rows(slice(0, 1))[0])
+        row = table.rows(slice(0, 1))[0]
+        # The module may raise for the values of a row, as torch.linalg.cholesky does.
+        for inputs in (row, tree_map(torch.ones_like, row)):
+            with contextlib.suppress(Exception), torch.no_grad():
+                self.infer(inputs)
+        if self._has_lazy_layers():
+            raise ValueError(_LAZY)
+        self._prepare_average()
 
     def _end_training_epoch(self, batch: Any, step: dict[str, Any]) -> None:
         """Propose the weights for a roll back if they are usable, and log the epoch."""

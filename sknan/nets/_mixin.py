@@ -361,7 +361,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
 
     def _prepare_average(self) -> None:
         modules = self._all_modules()
-        if self.ema_decay is None:
+        if self.ema_decay is None or self._has_lazy_layers():
             self._average_ = None
         elif self._average_ is None:
             self._average_ = WeightAverage(modules)

@@ -36,7 +36,7 @@ def is_averaged(tensor: Tensor) -> bool:
 
     Counts have none. Infinite buffers, such as attention masks, are constant.
     """
-    return tensor.is_floating_point() and (
+    return (tensor.is_floating_point() or tensor.is_complex()) and (
         isinstance(tensor, nn.Parameter) or bool(torch.isfinite(tensor).all())
     )
 

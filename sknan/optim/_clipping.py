@@ -235,12 +235,14 @@ def coalesced_values(grads: Sequence[Tensor]) -> list[Tensor]:
     Returns
     -------
     list of Tensor
-        Views of the entries: writing to them changes the gradients.
+        Views of the entries: writing to them changes the gradients. Complex numbers are
+        pairs of real ones.
     """
     for grad in grads:
         if grad.is_sparse and not grad.is_coalesced():
             grad.copy_(grad.coalesce())
-    return [grad.values() if grad.is_sparse else grad for grad in grads]
+    values = [grad.values() if grad.is_sparse else grad for grad in grads]
+    return [torch.view_as_real(v) if v.is_complex() else v for v in values]
 
 
 def _scale(grads: Sequence[Tensor], factor: float) -> None:

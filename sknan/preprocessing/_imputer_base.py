@@ -118,6 +118,7 @@ class ImputerBase(SimpleImputer):
         with (
             name_unfit_cell("X", X, owner, remedy),
             config_context(assume_finite=self._takes_nan() or None),
+            np.errstate(invalid="ignore"),  # of a sum of inf and -inf
         ):
             X_in = self._validated(plain_cells(X), is_numeric, in_fit)
         self._check_marker(X_in)
@@ -154,6 +155,11 @@ class ImputerBase(SimpleImputer):
             ensure_all_finite="allow-nan" if self._takes_nan() else True,
             copy=self.copy and is_filled_in_place,
         )
+        if sparse.issparse(X_in) and self._output_dtype() == np.float16:
+            raise ValueError(
+                "X is sparse, but SciPy has no sparse arrays of float16. Pass "
+                "dtype='float32', or X.toarray()."
+            )
         if in_fit:
             self._fit_dtype = X_in.dtype
         return X_in
@@ -182,8 +188,14 @@ class ImputerBase(SimpleImputer):
                 f"{table_dtype!r}. Pass a value of the same kind as the table."
             )
         dtype = self._output_dtype() or table_dtype
-        is_scalar = isinstance(value, numbers.Real) or value is pd.NA or value is pd.NaT
-        if in_fit and is_scalar and not _is_within(value, dtype):
+        is_number = isinstance(value, numbers.Real)
+        is_checked = is_number or value is pd.NA or value is pd.NaT or dtype.kind == "f"
+        if (
+            in_fit
+            and value is not None
+            and is_checked
+            and not (is_number and _is_within(value, dtype))
+        ):
             raise ValueError(
                 f"fill_value must be finite and fit the output's dtype, {dtype}, got "
                 f"{value!r}."

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, EpochScoring
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from sknan import (
+    BatchedGridSearchCV,
     StableNetClassifier,
+    StableNetEnsembleClassifier,
     StableNetRegressor,
 )
 from sknan.nets import TabularMLP
@@ -270,3 +276,95 @@ def test_the_device_can_be_chosen(Estimator, y):
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert next(automatic.net_.module_.parameters()).device.type == expected
     assert isinstance(raw_scores(automatic, X), np.ndarray)
+
+
+# -- networks that torch allows ------------------------------------------------------
+
+
+class OfParts(nn.Module):
+    """Network of a first part and a linear layer."""
+
+    def __init__(self, n_features_in=4, n_outputs=2, part="weight_norm"):
+        super().__init__()
+        self.part = PARTS[part](n_features_in)
+        self.head = nn.Linear(n_features_in, n_outputs)
+
+    def forward(self, x):
+        return self.head(self.part(x))
+
+
+class Twice(nn.Module):
+    """Layer that is applied twice, by two names."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first = self.second = nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+class Magnitude(nn.Module):
+    """Magnitude of products with complex weights."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(width, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (x.to(self.weight.dtype) @ self.weight).abs()
+
+
+class InDoublePrecision(nn.Linear):
+    """Linear layer in float64 between layers in float32."""
+
+    def __init__(self, width):
+        super().__init__(width, width, dtype=torch.float64)
+
+    def forward(self, x):
+        return super().forward(x.double()).float()
+
+
+def narrow(width):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: nothing to initialize
+        return nn.Sequential(nn.Linear(width, 0), nn.Linear(0, width))
+
+
+PARTS = {
+    "weight norm": lambda w: parametrizations.weight_norm(nn.Linear(w, w)),
+    "spectral norm": lambda w: parametrizations.spectral_norm(nn.Linear(w, w)),
+    "pruned": lambda w: prune.l1_unstructured(nn.Linear(w, w), "weight", amount=0.3),
+    "lazy": lambda w: nn.Sequential(nn.LazyLinear(w), nn.LazyBatchNorm1d()),
+    "applied twice": Twice,
+    "of width 0": narrow,
+    "complex": Magnitude,
+    "in double precision": InDoublePrecision,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_any_network_of_torch_is_trained_pickled_and_searched(part):
+    net = StableNetClassifier(OfParts, module__part=part, ema_decay=0.5, **FAST)
+    model = net.fit(X, LABELS)
+    scores = raw_scores(model, X)
+    assert np.isfinite(scores).all()
+    loaded = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(raw_scores(loaded, X), scores)
+    instance = StableNetClassifier(OfParts(part=part), **FAST).fit(X, LABELS)
+    assert np.isfinite(raw_scores(instance, X)).all()
+    ensemble = StableNetEnsembleClassifier(net, n_estimators=2, random_state=0)
+    assert np.isfinite(raw_scores(ensemble.fit(X, LABELS), X)).all()
+    grid = {"lr": [0.01, 0.1]}
+    searches = [S(net, grid, cv=2) for S in (GridSearchCV, BatchedGridSearchCV)]
+    found = [s.fit(X, LABELS).cv_results_["mean_test_score"] for s in searches]
+    np.testing.assert_array_equal(*found)
+
+
+@both
+def test_a_network_without_parameters_is_refused(Estimator, y):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is asserted
+        Estimator(nn.Identity(), **FAST).fit(X, y)
+    assert str(caught.value) == (
+        "The network has nothing to train: it has no parameters."
+    )

@@ -644,6 +644,22 @@ def test_a_search_in_which_all_fits_fail_raises(table):
         search.fit(*table)
 
 
+def test_labels_of_several_types_are_refused_before_scikit_learn_sorts_them(table):
+    labels = np.array([1, "a"] * (len(table[0]) // 2), dtype=object)
+    with pytest.raises(ValueError, match=r"^y contains labels of several types: int,"):
+        BatchedGridSearchCV(pipeline(), RATES).fit(table[0], labels)
+
+
+def test_a_factor_that_keeps_every_candidate_is_refused(table):
+    search = BatchedHalvingSearchCV(pipeline(), RATES, factor=1)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is asserted
+        search.fit(*table)
+    assert str(caught.value) == (
+        "The 'factor' parameter of BatchedHalvingSearchCV must be above 1, got 1: each "
+        "round keeps 1 / factor of the candidates."
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

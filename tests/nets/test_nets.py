@@ -620,6 +620,42 @@ def test_lazy_layers_take_their_shapes_from_the_training_data(module):
     assert net.module_[0].weight.shape == (8, 4)
 
 
+LAZY = (
+    "The module has lazy layers, such as LazyLinear, whose weights have no shape yet. "
+    "Call the module on a batch of inputs before the training."
+)
+
+
+class Fussy(nn.Module):
+    """Network that raises for the first row, before its lazy layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(1)
+
+    def forward(self, x):
+        if x[0, 0] == 0.5:
+            raise ValueError("0.5")
+        return self.layer(x)
+
+
+def test_lazy_layers_can_be_averaged_and_may_refuse_a_row():
+    inputs = np.linspace(0.5, 1, 64, dtype="float32").reshape(-1, 1)
+    options = {"train_split": None, "verbose": 0, "max_epochs": 2, "batch_size": 64}
+    net = GuardedNet(Fussy, nn.MSELoss, ema_decay=0.9, **options)
+    with pytest.raises(ValueError, match=r"^0\.5$"):
+        net.fit(inputs, inputs)  # the layer has its shape, and training has begun
+    assert net.module_.layer.weight.shape == (1, 1)
+    net = GuardedNet(lazy_module, nn.MSELoss, ema_decay=0.9, **options)
+    assert np.isfinite(net.fit(inputs, inputs).predict(inputs)).all()
+
+
+def test_an_optimizer_that_needs_the_shapes_of_lazy_layers_says_so():
+    net = GuardedNet(lazy_module, nn.MSELoss, optimizer=torch.optim.Adagrad, verbose=0)
+    with pytest.raises(ValueError, match=f"^{LAZY}$"):
+        net.fit(X, VALUES)
+
+
 def test_lazy_layers_on_a_data_loader_need_a_first_call():
     class Own(torch.utils.data.Dataset):
         def __len__(self):
@@ -629,9 +665,5 @@ def test_lazy_layers_on_a_data_loader_need_a_first_call():
             return torch.ones(4), torch.ones(1)
 
     net = GuardedNet(lazy_module, nn.MSELoss, train_split=None, verbose=0)
-    message = (
-        "The module has lazy layers, such as LazyLinear, whose weights have no shape "
-        "yet. Call the module on a batch of inputs before the training."
-    )
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    with pytest.raises(ValueError, match=f"^{LAZY}$"):
         net.fit(Own(), None)

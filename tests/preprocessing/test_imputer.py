@@ -453,11 +453,27 @@ def test_dates_are_filled_only_with_dates():
         assert filled.tolist() == [[day], [day]]
 
 
-@pytest.mark.parametrize("value", [1e39, INF, NAN])
-def test_a_fill_value_that_does_not_fit_is_refused(value):
+@pytest.mark.parametrize("value", [1e39, INF, NAN, "none"])
+@pytest.mark.parametrize("dtype", [float, object])
+def test_a_fill_value_that_does_not_fit_is_refused(value, dtype):
     imputer = NaNImputer(strategy="constant", fill_value=value, dtype="float32")
-    assert message_of(ValueError, imputer.fit, PRICES) == (
-        f"fill_value must be finite and fit the output's dtype, float32, got {value!r}."
+    table = np.array([[2.5, 7.9], [NAN, 8.9]], dtype=dtype)
+    message = message_of(ValueError, imputer.fit, table)
+    is_text_for_numbers = value == "none" and dtype is float
+    assert message == (
+        "fill_value='none' cannot be cast to the input data that is dtype('float64'). "
+        "Pass a value of the same kind as the table."
+        if is_text_for_numbers
+        else "fill_value must be finite and fit the output's dtype, float32, got "
+        f"{value!r}."
+    )
+
+
+def test_sparse_float16_is_refused_because_scipy_has_none():
+    table = sparse.csr_array([[0.0, 1.0], [NAN, 0.0]])
+    assert message_of(ValueError, NaNImputer(dtype="float16").fit, table) == (
+        "X is sparse, but SciPy has no sparse arrays of float16. Pass dtype='float32', "
+        "or X.toarray()."
     )
 
 

@@ -26,6 +26,8 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     """2-norm in float64, with overflowed entries counted as the largest float32."""
     total = 0.0
     for tensor in tensors:
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.detach())
         norm = float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))
         if not norm < _LARGEST:
             wide = torch.nan_to_num(tensor.detach().double(), nan=torch.inf)
