@@ -296,12 +296,12 @@ class ImputerBase(SimpleImputer):
         if kept is not None:
             X, in_place = X[:, kept], True
         if X.dtype == dtype:
-            out = X if in_place and X.flags.writeable else np.array(X, order="K")
+            is_out = in_place and X.flags.writeable
+            out = X if is_out else np.empty_like(X, subok=False)
         else:
             with np.errstate(over="ignore"):  # numbers that overflow are replaced below
                 out = X.astype(dtype, order="K", subok=False)
-        # The copy was just written, so reading it is faster than reading the original.
-        fill(out if X.dtype == dtype else X, values, self._known(), out)
+        fill(X, values, self._known(), out)
         return out
 
     def _filled_in_place(self, X: Any, missing: NDArray[np.bool_]) -> Any:

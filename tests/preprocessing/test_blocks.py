@@ -69,11 +69,13 @@ def test_only_missing_cells_are_filled(shape, dtype, layout):
     table[rng.random(shape) < 0.1] = -INF
     table = in_layout(table, layout)
     values = (np.arange(shape[1]) % 1000).astype(dtype)
-    out = table.copy(order="K")
+    out, in_place = np.full_like(table, 7.0), in_layout(table.copy(), layout)
     fill(table, values, KnownMask(), out)
+    fill(in_place, values, KnownMask(), in_place)
     expected = np.where(np.isfinite(table), table, values)
-    np.testing.assert_array_equal(out, expected)
-    np.testing.assert_array_equal(np.signbit(out), np.signbit(expected))
+    for found in (out, in_place):
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -94,7 +94,7 @@ class QuantileSketch:
             is_known = known(rows)
             if not is_known.all():
                 nan = np.full(rows.shape[1], math.nan, dtype=rows.dtype)
-                fill_outside(is_known, rows, nan)
+                fill_outside(is_known, rows, nan, rows)
             self._rows.append(rows)
             self._n_rows += len(rows)
             if self._n_rows == self.n_collected:

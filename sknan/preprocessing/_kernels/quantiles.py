@@ -169,7 +169,8 @@ class _Candidates(NamedTuple):
             places = np.flatnonzero(inside)
             values.append(cells.ravel()[places])
             code_of = codes.along(block)
-            columns.append(code_of[places % code_of.size])
+            # NumPy divides by a scalar faster than it computes the remainder.
+            columns.append(code_of[places - places // code_of.size * code_of.size])
         of_column = np.concatenate(columns)
         n_candidates = np.bincount(of_column, minlength=n_columns)
         ends = np.concatenate([[0], np.cumsum(n_candidates)])
