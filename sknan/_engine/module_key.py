@@ -30,8 +30,8 @@ def module_key(net: TableNet) -> Hashable | None:
     is_supported = (
         isinstance(criterion, nn.Module)
         and not any(True for _ in criterion.parameters())
-        and all(p.requires_grad and p.is_cpu for p in module.parameters())
-        and bool(tensors)
+        and all(t.is_cpu for _, t in tensors)
+        and any(t.requires_grad for _, t in tensors)
         # A stack has one tensor for the weights of all layers.
         and len({p.dtype for p in module.parameters()}) == 1
         and all(p.is_floating_point() for p in module.parameters())
@@ -42,7 +42,7 @@ def module_key(net: TableNet) -> Hashable | None:
         return None
     weights = (dict(part._buffers) for part in criterion.modules())  # of classes
     return (
-        tuple((name, t.shape, t.dtype) for name, t in tensors),
+        tuple((name, t.shape, t.dtype, t.requires_grad) for name, t in tensors),
         code_state(module, criterion, *weights),
     )
 

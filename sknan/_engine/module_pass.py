@@ -12,9 +12,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.overrides import TorchFunctionMode
 
 from sknan._engine.chain import draw_masks
 from sknan._engine.losses import plain_loss
@@ -41,17 +43,47 @@ def _for_members(function: Callable[..., Any], *args: Any) -> Any:
             _set_fallback_warning(True)
 
 
-class _MaskedDropout(nn.Module):
-    """Dropout by a given mask, which is drawn from the generator of each member."""
+class _Rates(float):
+    """Probability of a dropout layer, with that of each member."""
 
-    mask: Tensor
+    of_members: list[float]
 
-    def __init__(self) -> None:
+
+class _MaskedDropout(TorchFunctionMode):
+    """Dropout by given masks, in the order of the calls.
+
+    Parameters
+    ----------
+    masks : list of Tensor or None
+        Masks of a network; None to note what masks are needed.
+
+    Attributes
+    ----------
+    calls : list of (float, torch.Size)
+        Probability and shape of each call in training mode.
+    """
+
+    def __init__(self, masks: list[Tensor] | None = None) -> None:
         super().__init__()
-        self.register_buffer("mask", torch.ones(()))
+        self.masks = masks
+        self.calls: list[tuple[float, torch.Size]] = []
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.mask if self.training else x
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is not F.dropout:
+            return func(*args, **(kwargs or {}))
+        x, p, training = _dropout_arguments(*args, **(kwargs or {}))
+        if p == 0.0 or not training:
+            return x
+        self.calls.append((p, x.shape))
+        return x if self.masks is None else x * self.masks[len(self.calls) - 1]
+
+
+def _dropout_arguments(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> tuple[Tensor, float, bool]:
+    return input, p, training
 
 
 class _Linear(nn.Linear):
@@ -124,27 +156,20 @@ _FASTER: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _dropouts_of(module: nn.Module) -> list[tuple[str, nn.Dropout]]:
-    found = [(n, m) for n, m in module.named_modules() if type(m) is nn.Dropout]
-    return [(name, m) for name, m in found if m.p > 0.0]
+def _dropout_calls(nets: list[TableNet], x: Tensor) -> list[tuple[float, torch.Size]]:
+    """Return the probabilities and shapes of the calls of dropout for some rows.
 
-
-def _mask_shapes(net: TableNet, x: Tensor) -> list[tuple[str, torch.Size]] | None:
-    """Return the dropout layers in the order of their calls, with their input shapes.
-
-    None if a dropout layer is called twice or not at all.
+    The probability of a layer is one of :class:`_Rates`.
     """
-    module = copy.deepcopy(net.module_).train()
-    called: list[tuple[str, torch.Size]] = []
-    dropouts = _dropouts_of(module)
-    for name, layer in dropouts:
-        layer.register_forward_pre_hook(
-            lambda _, args, name=name: called.append((name, args[0].shape))
-        )
-    with kept_random_states():
+    module = copy.deepcopy(nets[0].module_).train()
+    for name, layer in module.named_modules():
+        if type(layer) is nn.Dropout:
+            layer.p = _Rates(layer.p)
+            layer.p.of_members = [net.module_.get_submodule(name).p for net in nets]
+    dropout = _MaskedDropout()
+    with kept_random_states(), dropout:
         module(x)
-    is_once = len(called) == len(dropouts) == len(dict(called))
-    return called if is_once else None
+    return dropout.calls
 
 
 class _RecordedStep(NamedTuple):
@@ -152,7 +177,7 @@ class _RecordedStep(NamedTuple):
 
     x: Tensor
     target: list[Tensor]
-    masks: dict[str, Tensor]
+    masks: list[tuple[Tensor, list[float]]]
     calls: list[Callable[[], object]]
     losses: Tensor
     output: Tensor
@@ -180,46 +205,41 @@ class StackedModule:
         self.generators = generators
         self.get_loss, self.criterion = net.get_loss, net.criterion_
         self.module = copy.deepcopy(net.module_)
-        names = [name for name, _ in self.module.named_parameters()]
-        self.weights = dict(zip(names, weights, strict=True))
-        self.gradients = gradients
+        named = list(self.module.named_parameters())
+        self.weights, frozen = (
+            {
+                name: weight
+                for (name, p), weight in zip(named, weights, strict=True)
+                if p.requires_grad == is_trained
+            }
+            for is_trained in (True, False)
+        )
+        pairs = zip(named, gradients, strict=True)
+        self.gradients = [g for (_, p), g in pairs if p.requires_grad]
         self.gradient_parts: list[Tensor] = []
         names = [name for name, _ in self.module.named_buffers()]
-        self.buffers = dict(zip(names, buffers, strict=True))
-        self.dropouts = {
-            name: [own.module_.get_submodule(name).p for own in nets]
-            for name, _ in _dropouts_of(self.module)
-        }
-        for name in self.dropouts:
-            self.module.set_submodule(name, _MaskedDropout())
+        self.buffers = frozen | dict(zip(names, buffers, strict=True))
         for part in self.module.modules():
             part.__class__ = _FASTER.get(type(part), type(part))
         self.steps: dict[int, _RecordedStep] = {}
 
-    def _mask_memory(self, x: Tensor) -> dict[str, Tensor]:
-        """Return memory for the masks of all members, in the order of the calls."""
-        if not self.dropouts:
-            return {}
-        shapes = _mask_shapes(self.nets[0], x[0])
-        if shapes is None:
-            raise ValueError("A dropout layer is used twice or not at all.")
-        return {n: x.new_ones(len(x), *shape) for n, shape in shapes}
-
-    def _draw(self, masks: dict[str, Tensor]) -> None:
-        for name, mask in masks.items():
-            draw_masks(mask, self.dropouts[name], self.generators)
+    def _mask_memory(self, x: Tensor) -> list[tuple[Tensor, list[float]]]:
+        """Return memory for the masks, with the rates of all members, of each call."""
+        return [
+            (x.new_ones(len(x), *shape), getattr(p, "of_members", [p] * len(x)))
+            for p, shape in _dropout_calls(self.nets, x[0])
+        ]
 
     def _loss(
         self,
         weights: dict[str, Tensor],
         buffers: dict[str, Tensor],
-        masks: dict[str, Tensor],
+        masks: list[Tensor],
         x: Tensor,
         target: Any,
     ) -> tuple[Tensor, Tensor]:
-        tensors = {f"{name}.mask": mask for name, mask in masks.items()}
-        tensors |= weights | buffers
-        output = functional_call(self.module, tensors, (x,))
+        with _MaskedDropout(masks):
+            output = functional_call(self.module, weights | buffers, (x,))
         loss = plain_loss(self.criterion, output, target)
         if loss is None:
             loss = self.get_loss(output, target)
@@ -239,7 +259,8 @@ class StackedModule:
         if step is None:
             step = self.steps[id(x)] = self._recorded_step(x, target)
         torch._foreach_copy_(step.target, tree_leaves(target))
-        self._draw(step.masks)
+        for mask, rates in step.masks:
+            draw_masks(mask, rates, self.generators)
         for call in step.calls:
             call()
         return step.losses.numpy(), step.output
@@ -252,17 +273,17 @@ class StackedModule:
         changed = [x, *self.buffers.values()]
         values = [tensor.clone() for tensor in changed]
         with Recording() as recording:
-            losses, output = self._compute(x, target, masks)
+            losses, output = self._compute(x, target, [mask for mask, _ in masks])
         if recording.reads_values:
             raise ValueError("The operations depend on the value of a tensor.")
         torch._foreach_copy_(changed, values)
-        inputs = [*changed, *tree_leaves(target), *masks.values()]
+        inputs = [*changed, *tree_leaves(target), *(mask for mask, _ in masks)]
         inputs += self.weights.values()
         calls = recording.calls(inputs, [losses, output])
         return _RecordedStep(x, tree_leaves(target), masks, calls, losses, output)
 
     def _compute(
-        self, x: Tensor, target: Any, masks: dict[str, Tensor]
+        self, x: Tensor, target: Any, masks: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         self.module.train()
         self.criterion.train()
@@ -281,6 +302,6 @@ class StackedModule:
         """Return losses (K,) in evaluation mode."""
         self.module.eval()
         self.criterion.eval()
-        losses, _ = _for_members(self._loss, self.weights, self.buffers, {}, x, target)
+        losses, _ = _for_members(self._loss, self.weights, self.buffers, [], x, target)
         array: NDArray[Any] = losses.numpy()
         return array

@@ -108,6 +108,8 @@ def write_state(net: TableNet, state: NetworkState) -> None:
     if not names or not (state.n_steps or "sum" in names):  # Adagrad begins with zeros
         return
     for i, parameter in enumerate(net.module_.parameters()):
+        if not parameter.requires_grad:
+            continue
         # In the memory layout of the parameter, which the fused optimizers assume.
         kept = {name: torch.zeros_like(parameter) for name in names}
         if state.n_steps:

@@ -153,11 +153,14 @@ def chain_of(net: TableNet) -> list[nn.Module] | None:
     """Return the layers of a chain whose passes are explicit."""
     if stacked_loss_of(net.criterion_) is None:
         return None
-    layers = layers_of(net.module_)
-    has_embedding = any(isinstance(layer, PeriodicEmbedding) for layer in layers or [])
+    layers = layers_of(net.module_) or []
     # A layer that is applied twice has one gradient.
-    has_twice = len({*map(id, layers or [])}) < len(layers or [])
-    return None if has_embedding or has_twice else layers
+    is_explicit = len({*map(id, layers)}) == len(layers) and not any(
+        isinstance(layer, PeriodicEmbedding)
+        or not all(p.requires_grad for p in layer.parameters())
+        for layer in layers
+    )
+    return layers if layers and is_explicit else None
 
 
 def _is_known(net: TableNet, table: TensorTable) -> bool:
@@ -233,7 +236,7 @@ def _stacked_results(net: TableNet, batches: list[tuple[Tensor, Any]]) -> list[T
         w.mT.contiguous().mT if is_transposed else w
         for w, is_transposed in zip(weights, flags, strict=True)
     ]
-    gradients = [torch.empty_like(w) for w in weights]
+    gradients = [torch.zeros_like(w) for w in weights]
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
     stacked = StackedModule([net] * 2, generators, weights, gradients, buffers)
     x = doubled[0][0].clone()

@@ -158,6 +158,12 @@ class Stack:
             self.rows.buffers,
         )
         self._ema_decays = [member.net.ema_decay or 0.0 for member in members]
+        # Weight decay, which applies to whole rows, is undone for frozen parameters.
+        self._frozen = [
+            block
+            for rows in (weights, self._gradient)
+            for block in self._frozen_blocks(rows)
+        ]
         self.prepare_steps()
 
     def use_generators(self) -> None:
@@ -168,6 +174,7 @@ class Stack:
         """Prepare the steps anew after a member changed outside of the stack."""
         self.use_generators()
         self._step.zero_()  # the steps of a failed member may be NaN
+        self._kept = [block.clone() for block in self._frozen]
         parts = [self._step, self._gradient, *self.rows.moments]
         numbers_by_key: dict[Hashable, list[int]] = defaultdict(list)
         for k, member in enumerate(self.members):
@@ -332,6 +339,12 @@ class Stack:
             for start, shape in zip(starts, self._shapes, strict=False)
         ]
 
+    def _frozen_blocks(self, rows: Tensor) -> list[Tensor]:
+        """Return the views of padded rows that are not trained."""
+        parameters = self.members[0].net.module_.parameters()
+        blocks = zip(self._blocks(rows), parameters, strict=True)
+        return [block for block, p in blocks if not p.requires_grad]
+
     def subset(self, index: NDArray[np.int64], rows: StackRows | None = None) -> Stack:
         """Return a stack of some members, which shares no state with this one.
 
@@ -494,6 +507,8 @@ class Stack:
         self._weights.addcmul_(self._step, factors.rate)
         for conditioning in self._conditionings:
             conditioning.to_raw()
+        if self._frozen:
+            torch._foreach_copy_(self._frozen, self._kept)
         if factors.share is not None:
             self._update_averages(factors.share)
 
@@ -506,7 +521,11 @@ class Stack:
             average.addcmul_(change, share.view(-1, *[1] * (average.ndim - 1)))
 
     def sizes(self) -> NDArray[np.float64]:
-        """Return the norm of the weights of each member, at least that of 0.01 each."""
-        norms = torch.linalg.vector_norm(self._weights, dim=1, dtype=torch.float64)
+        """Return the norm of the trained weights of each member, at least 0.01 each."""
+        rows, n_weights = self._weights.clone(), self._size
+        for block in self._frozen_blocks(rows):
+            block.zero_()
+            n_weights -= block[0].numel()
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         sizes: NDArray[np.float64] = norms.numpy()
-        return np.maximum(sizes, 1e-2 * math.sqrt(self._size))
+        return np.maximum(sizes, 1e-2 * math.sqrt(n_weights))

@@ -127,6 +127,17 @@ def test_a_module_with_a_buffer_of_booleans_is_stacked():
     assert_close(outcomes, fitted_separately(jobs))
 
 
+class Frozen(Convolution):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__(n_features_in, n_outputs)
+        self.convolution.requires_grad_(False)
+
+
+def frozen_chain(n_features_in, n_outputs):
+    first = nn.Linear(n_features_in, 8).requires_grad_(False)
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(8, n_outputs))
+
+
 class Reassigned(Convolution):
     def __init__(self, n_features_in, n_outputs):
         super().__init__(n_features_in, n_outputs)
@@ -144,8 +155,21 @@ class TwiceDropped(Residual):
 
 
 @pytest.mark.parametrize(
-    "module", [Branching, FunctionalDropout, TwiceDropped, Reassigned]
+    "optimizer", [{"weight_decay": 0.1}, {"optimizer": "adam", "weight_decay": 0.1}]
 )
+@pytest.mark.parametrize(
+    "module", [FunctionalDropout, TwiceDropped, Frozen, frozen_chain]
+)
+def test_frozen_weights_and_functional_dropout_are_stacked(module, optimizer):
+    settings = [{"lr": lr} for lr in (1e-2, 1e-3)]
+    jobs = jobs_of(StableNetRegressor, settings, module=module, **optimizer)
+    estimators = fitted_by_the_loop(jobs)
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked for outcome in outcomes)
+    assert_close(outcomes, estimators)
+
+
+@pytest.mark.parametrize("module", [Branching, Reassigned])
 def test_modules_that_vmap_cannot_reproduce_are_trained_separately(module):
     jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=module)
     estimators = fitted_separately(jobs)
