@@ -107,8 +107,10 @@ class OwnStep:
     def take(self, batch: Any, fit_params: dict[str, Any], mode: StepMode) -> Step:
         """Take one step, or raise; parameters as in ``GuardedTraining.attempt``."""
         if self._grads is not None:  # those of a step that failed are worthless
+            # So are those of earlier batches, if their weights were rolled back.
+            is_rolled_back = self._weights.relative_distance() != 0.0
             for parameter, grad in zip(self._parameters, self._grads, strict=True):
-                parameter.grad = grad
+                parameter.grad = None if is_rolled_back else grad
         self._grads = [
             p.grad if p.grad is None else p.grad.clone() for p in self._parameters
         ]

@@ -105,11 +105,13 @@ def test_a_bad_row_among_accumulated_gradients_is_left_out(cls):
     assert net.n_steps == 8
 
 
-def test_a_rate_that_is_too_high_for_accumulated_gradients_is_lowered():
+@pytest.mark.parametrize("lr", [1e3, 1e20])
+def test_a_rate_that_is_too_high_for_accumulated_gradients_is_lowered(lr):
+    # Gradients from before a roll back would make the next step as long again.
     with pytest.warns(DivergenceWarning, match="it went on with lr="):
-        net = trained(Before, lr=1e20, max_epochs=20)
+        net = trained(Before, lr=lr, max_epochs=20)
     assert net.effective_lr_ < 1.0
-    assert net.score(X, Y) > 0.0
+    assert net.score(X, Y) > 0.9
 
 
 class Counting(GuardedNetRegressor):
