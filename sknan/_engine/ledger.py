@@ -17,10 +17,11 @@ from sknan._engine.clipping import HUGE, Clipping
 from sknan._engine.learning_rates import LearningRates
 from sknan._engine.table_net import TableNet
 from sknan._utils.member_arrays import MemberArrays
-from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
+from sknan._utils.thresholds import OVERFLOWS_SQUARED
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._records import gradient_entries
 from sknan.nets.guard._loss_watch import LossWatches
+from sknan.optim._learning_rates import MOST_MOMENTUM
 
 Floats = NDArray[np.float64]
 
@@ -77,7 +78,7 @@ class StepLedger(MemberArrays):
         self.first_step_ratio = np.zeros(n_members)
         momenta = [n.optimizer_.param_groups[0].get("momentum", 0.0) for n in nets]
         # Reach of a step at a learning rate of 1, relative to the weights.
-        self._reach = 1.0 / ((1.0 - np.minimum(momenta, 0.99)) * first_norms)
+        self._reach = 1.0 / ((1.0 - np.minimum(momenta, MOST_MOMENTUM)) * first_norms)
         self.is_constant = np.zeros(n_members, dtype=bool)
         self.begin_epoch(0)
 

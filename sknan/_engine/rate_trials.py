@@ -18,10 +18,11 @@ from sknan._engine.ledger import are_refused
 from sknan._engine.network_state import NetworkState
 from sknan._engine.state import Stack
 from sknan._engine.table_net import TableNet
+from sknan._utils.thresholds import N_TRIALS
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets.recovery.protocol import Step
-from sknan.nets.recovery.rate_trials import N_TRIAL_STEPS, RateTrials
+from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.raw_units import Conditioning
 
 
@@ -182,9 +183,9 @@ class _StackedTrials:
     def run(self) -> np.ndarray:
         """Return the mean loss of each member before its steps; inf if one fails."""
         stack = self.stack
-        steps = itertools.islice(itertools.cycle(self.batches), N_TRIAL_STEPS)
-        factors = stack.step_factors(np.tile(self.rates, (N_TRIAL_STEPS, 1)))
-        losses, norms = np.empty((2, N_TRIAL_STEPS, len(self.members)))
+        steps = itertools.islice(itertools.cycle(self.batches), N_TRIALS)
+        factors = stack.step_factors(np.tile(self.rates, (N_TRIALS, 1)))
+        losses, norms = np.empty((2, N_TRIALS, len(self.members)))
         with torch.no_grad(), np.errstate(invalid="ignore", over="ignore"):
             for i, ((x, target), factor) in enumerate(zip(steps, factors, strict=True)):
                 losses[i], norms[i], _ = stack.forward_backward(x, target)
@@ -192,5 +193,5 @@ class _StackedTrials:
                 stack.step(factor)
             has_failed = are_refused(losses, norms).any(0)
             # numpy's sums could round differently for one member than for many.
-            mean = np.add.accumulate(losses)[-1] / N_TRIAL_STEPS
+            mean = np.add.accumulate(losses)[-1] / N_TRIALS
         return np.where(has_failed | ~np.isfinite(mean), math.inf, mean)

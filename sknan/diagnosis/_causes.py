@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sknan._utils.thresholds import NARROW, OVERFLOWS_SQUARED
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._evidence import (
     CRITERION,
@@ -19,7 +20,6 @@ from sknan.diagnosis._evidence import (
 )
 from sknan.diagnosis._remedies import ACTIONS, action_for, remedy_for_check
 from sknan.diagnosis._report import Cause, NonFiniteReport, Phase
-from sknan.diagnosis._thresholds import NARROW, OVERFLOWS_SQUARED
 from sknan.diagnosis._values import nonfinite_count
 
 # Operations whose domain has an edge. Where one fails only in the backward pass,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states
+from sknan._utils.thresholds import OVERFLOWS_SQUARED
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._evidence import FailedOperation, Places
 from sknan.diagnosis._report import Phase
-from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.diagnosis._values import bad_rows, nonempty_floats
 
 

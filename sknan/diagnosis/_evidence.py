@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sknan._utils.thresholds import NARROW, OVERFLOWS_SQUARED, is_runaway
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._report import Cause, Phase
-from sknan.diagnosis._thresholds import NARROW, OVERFLOWS_SQUARED, is_runaway
 
 # Name of the criterion in the field ``module`` of a report.
 CRITERION = "criterion"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from sknan._utils.thresholds import OVERFLOWS_SQUARED
 from sknan.diagnosis._evidence import CRITERION, FailedOperation, Places
 from sknan.diagnosis._report import Cause
-from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 
 ACTIONS: dict[Cause, str] = {
     "data": (

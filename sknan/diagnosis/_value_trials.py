@@ -10,13 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sknan._utils.thresholds import N_TRIALS
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._culprits import by_bisection, sliced
 from sknan.diagnosis._raised import does_raise
-
-# Number of rows that are tried in the place of all rows. With random weights a row is
-# about as likely inside a domain such as x > 0 as outside.
-_N_TRIED = 16
 
 Action = Callable[[], Any]
 Run = Callable[[Any], Any]
@@ -75,7 +72,9 @@ def depends_on_values(
 def _of_equal_rows(batch: tuple[Any, Any]) -> Iterator[Any]:
     """Yield batches that repeat one row of a batch."""
     n_rows = len(tree_leaves(batch[0])[0])
-    step = max(1, n_rows // _N_TRIED)
+    # With random weights a row is about as likely inside a domain such as x > 0 as
+    # outside, so that one of them is inside.
+    step = max(1, n_rows // N_TRIALS)
     for row in range(0, n_rows, step):
         yield sliced(batch, torch.full((n_rows,), row), n_rows)
 

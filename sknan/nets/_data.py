@@ -15,6 +15,7 @@ from torch.utils.data import Subset, TensorDataset, default_collate
 
 from sknan._utils.outliers import DOMINANT, Mask, check_outliers
 from sknan._utils.random_state import kept_random_states
+from sknan._utils.thresholds import N_TRIAL_ROWS
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._utils.validation import FLOAT64_MAX, check_finite, drop_rows
 from sknan.exceptions import NonFiniteDataError
@@ -40,9 +41,6 @@ _BOUND = (
     "Correct these targets, remove their rows from X and y, or choose a loss whose "
     "gradient is bounded, such as HuberLoss."
 )
-
-# Number of rows of each kind on which a criterion is tried.
-_TRIAL_ROWS = 32
 
 
 def _as_tensor(values: Any) -> Tensor | None:
@@ -239,7 +237,7 @@ def _outweigh_in_loss(net: Any, dataset: Any, bad: Mask) -> bool:
 
 
 def _evenly_spaced(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    n_rows = min(len(rows), _TRIAL_ROWS)
+    n_rows = min(len(rows), N_TRIAL_ROWS)
     chosen: NDArray[np.int64] = rows[np.linspace(0, len(rows) - 1, n_rows).astype(int)]
     return chosen
 
@@ -278,7 +276,7 @@ def is_loss_finite(net: Any, dataset: Any, missing: np.ndarray) -> bool:
     missing : ndarray of shape (n_samples,), bool
         Rows with missing targets.
     """
-    rows = [np.flatnonzero(mask)[:_TRIAL_ROWS] for mask in (missing, ~missing)]
+    rows = [np.flatnonzero(mask)[:N_TRIAL_ROWS] for mask in (missing, ~missing)]
     try:
         batch = default_collate([dataset[int(row)] for row in np.concatenate(rows)])
         inputs, target = unpack_data(batch)

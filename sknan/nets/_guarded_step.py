@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import random_states
+from sknan._utils.thresholds import N_TRIALS, is_runaway
 from sknan.diagnosis._causes import examine_loss
 from sknan.diagnosis._report import NonFiniteReport
-from sknan.diagnosis._thresholds import is_runaway
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._own_step import OwnStep
@@ -42,8 +42,9 @@ from sknan.optim._clipping import (
 )
 from sknan.optim._learning_rates import run_search, scaled_rates
 
-# Number of recent batches on which a lower learning rate is tested.
-_N_LATEST = 4
+# Number of recent batches on which a lower learning rate is tried: each of them and the
+# one that failed is used for two of the steps.
+_N_LATEST = N_TRIALS // 2 - 1
 
 # Numbers that a resumed training needs.
 _SAVED = ("n_steps", "rate", "n_clipped", "largest_norm")

@@ -142,7 +142,7 @@ class LoopMixin(_SkorchNet):
             self._condition_raw_columns(self._training_)
 
     def _condition_raw_columns(self, training: GuardedTraining) -> None:
-        start_on_standardized_data(training, self._base_rate())
+        start_on_standardized_data(training)
 
     def _follow_loss(self, loss: float) -> None:
         """Pass the loss of an epoch to the schedule."""

@@ -8,7 +8,7 @@ from typing import Any
 from skorch.utils import TeeGenerator
 from torch import Tensor
 
-from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
+from sknan._utils.thresholds import OVERFLOWS_SQUARED
 from sknan.nets.recovery.finite_operations import finite_step
 from sknan.nets.recovery.own_gradient import own_gradient_step
 from sknan.nets.recovery.protocol import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from dis import opname
 from typing import Any
@@ -10,24 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sknan._utils.thresholds import N_TRIALS
 from sknan._utils.warn import warn
 from sknan.diagnosis._remedies import ACTIONS
 from sknan.diagnosis._report import NonFiniteReport, listed
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets.recovery.drop_rows import DropRows
-from sknan.nets.recovery.own_gradient import MOST_OMISSIONS, TakeOwnGradient
+from sknan.nets.recovery.own_gradient import TakeOwnGradient
+from sknan.nets.recovery.repeat import MOST_REPETITIONS
 
 # Entries that a guarded net adds to skorch's history.
 GUARD_ENTRIES = ("n_recoveries", "grad_norm", "clip_share", "clip_coefficient", "lr")
 
 # A loss that falls below minus this multiple of its first size has no lower bound. A
-# negative log-likelihood falls to about -30 times, since float32 resolves no narrower
-# distribution.
-_DEEP_FALL = 100.0
-
-# In a shorter training, a clip that was never needed gives no warning.
-_FEWEST_STEPS = 20
+# negative log-likelihood is no lower, since no float32 density is larger.
+_DEEP_FALL = math.log(np.finfo(np.float32).max)
 
 
 def gradient_entries(
@@ -142,7 +141,7 @@ def _dropped_rows(reports: list[NonFiniteReport]) -> str:
     dropped = [r for r in known if r.recovery == DropRows.says]
     learned = {x for r in known if r.recovery == TakeOwnGradient.says for x in r.rows}
     times = Counter(row for r in dropped for row in r.rows)
-    lost = {row for row, n in times.items() if n > MOST_OMISSIONS} - learned
+    lost = {row for row, n in times.items() if n > MOST_REPETITIONS} - learned
     if not times:
         return ""
     were = "was" if len(times) == 1 else "were"
@@ -164,7 +163,8 @@ def _lost_rows(same: list[NonFiniteReport], rows: list[int], told: str) -> str:
     n_rows = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
     evidence = (
         f"The network cannot learn from {n_rows}, left out of more than "
-        f"{MOST_OMISSIONS} steps, since torch's own gradient is of no use there either."
+        f"{MOST_REPETITIONS} steps, since torch's own gradient is of no use there "
+        "either."
     )
     columns = tuple(dict.fromkeys(column for r in same for column in r.columns))
     action = "" if same[0].action == told else same[0].action
@@ -296,7 +296,7 @@ def warn_of_idle_clip(net: Any, n_steps: int, n_clipped: int, norm: float) -> No
     """
     name = "clip_value" if net.clip_norm is None else "clip_norm"
     limit = getattr(net, name)
-    if limit is None or n_clipped or n_steps < _FEWEST_STEPS:
+    if limit is None or n_clipped or n_steps < 2 * N_TRIALS:
         return
     warn(
         f"{name}={limit!r} never had an effect: the norm of the gradients was at most "

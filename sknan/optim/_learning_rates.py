@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from sknan._utils.thresholds import FAR, MARGIN, SMALL
+
 Optimizers = Sequence[torch.optim.Optimizer]
 
 # Generator that yields factors of the learning rate to try, receives the loss with each
@@ -17,12 +19,8 @@ ScaleSearch = Generator[list[float], list[float], float]
 
 _T = TypeVar("_T")
 
-# Multiple of the present learning rate at which the search for a lower one starts, at
-# the latest.
-_BACKOFF = 0.1
-
-# Largest multiple of the present learning rate that the search may return.
-_LEAST_BACKOFF = 0.5
+# Momentum up to which a gradient is repeated; with 1 its reach would be infinite.
+MOST_MOMENTUM = 1.0 - SMALL
 
 # Rounds of trials, of seven factors and then two each, after which the search stops
 # even if the lowest factor is the best.
@@ -85,7 +83,8 @@ def longest_reach(optimizers: Optimizers) -> float:
         Norm of the change.
     """
     reaches = [
-        float(group["lr"]) / (1.0 - min(float(group.get("momentum", 0.0)), 0.99))
+        float(group["lr"])
+        / (1.0 - min(float(group.get("momentum", 0.0)), MOST_MOMENTUM))
         for optimizer in optimizers
         for group in optimizer.param_groups
     ]
@@ -118,16 +117,16 @@ def lower_scale(scale: float, growth: float) -> ScaleSearch:
     """
     # A learning rate that moves the weights by k times their size in one step is about
     # k times too high. This first guess is useful even for lr=1e30.
-    guess = scale * (min(_BACKOFF, 1.0 / growth) if growth else _BACKOFF)
+    guess = scale / max(FAR, growth)
     losses: dict[float, float] = {}
-    tried = [guess * 10.0 ** (k / 2) for k in range(-2, 5)]
+    tried = [guess * FAR ** (k / 2) for k in range(-2, 5)]
     for _ in range(_MOST_ROUNDS):
-        tried = [s for s in tried if s <= scale * _LEAST_BACKOFF]
+        tried = [s for s in tried if s <= scale / MARGIN]
         losses.update(zip(tried, (yield tried), strict=True))
         best = min(losses, key=losses.__getitem__)
         if best != min(losses):
             return best if math.isfinite(losses[best]) else min(losses)
-        tried = [best * 10.0**-0.5, best * 10.0**-1.0]
+        tried = [best / FAR**0.5, best / FAR]
     return min(losses)
 
 

@@ -13,8 +13,8 @@ from skorch import NeuralNetBinaryClassifier
 from torch import Tensor, nn
 
 from sknan._utils.compiled import original_of
+from sknan._utils.thresholds import OVERFLOWS_SQUARED
 from sknan._utils.validation import FLOAT32_MAX
-from sknan.diagnosis._thresholds import OVERFLOWS_SQUARED
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import ClassCoding
 from sknan.estimators._target_scaling import NumberCoding

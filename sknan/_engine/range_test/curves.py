@@ -22,8 +22,8 @@ from sknan._engine.state import Stack
 from sknan._engine.training import StackTraining, StepRaised
 from sknan._utils.progress import advance, advance_to, is_shown
 from sknan._utils.threads import threads_for
+from sknan._utils.thresholds import N_TRIAL_ROWS, N_TRIALS
 from sknan._utils.tree import tree_map
-from sknan.diagnosis._thresholds import N_TRIAL_ROWS
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorTable
 
@@ -33,13 +33,11 @@ SHARE = 0.2
 # Largest number of held-out rows. It bounds the time.
 _MAX_HELD_OUT = 1000
 
-# Number of parts of a curve or of the held-out rows, over which losses are compared.
-N_PARTS = 10
-
-# A part has at least two steps, and one held-out row: in smaller tables none are held
-# out. Learning rates are told apart by at least two.
-MIN_STEPS = 2 * N_PARTS
-MIN_ROWS = round(N_PARTS / SHARE)
+# Curves and held-out rows are compared in parts. A part has at least two steps, and one
+# held-out row: in smaller tables none are held out. Learning rates are told apart by at
+# least two.
+MIN_STEPS = 2 * N_TRIALS
+MIN_ROWS = round(N_TRIALS / SHARE)
 
 # Total of floating-point operations of the curves, and of the trainings that confirm
 # them: some seconds on one core.
@@ -235,7 +233,7 @@ class _ConstantRateTrainings:
     def __post_init__(self) -> None:
         self.checks: list[int] = []
         if self.held_out is not None:
-            ends = self.n_steps * (np.arange(1, N_PARTS + 1) / N_PARTS)
+            ends = self.n_steps * (np.arange(1, N_TRIALS + 1) / N_TRIALS)
             self.checks = sorted({0, *map(math.ceil, ends)})
 
     def run(self, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from sknan._engine.range_test.curves import SHARE, RateCurves
-from sknan.diagnosis._thresholds import FAR, LEAST_GAIN
+from sknan._utils.thresholds import FAR, MARGIN, SMALL
 
 # Suggestion where a test gives no information: torch's default for Adam, and that of
 # the estimators.
 USUAL_RATE = 1e-3
-
-# Half: a learning rate is stable if its loss falls at least half as far as that of the
-# best one, and the suggestion is at most half of the largest stable one.
-MARGIN = 2.0
 
 _ALL_ENDED = (
     "Every curve ended at once, whatever the rate, so that the usual rate is taken: "
@@ -102,7 +98,8 @@ class Judgment:
             return cls(first, train, first_valid, valid, None, is_stable)
         fastest = int(train[:n_complete].mean(axis=1).argmin())
         lowest = train[:n_complete].min(axis=0)
-        # Where no loss falls, those that rise little are stable.
+        # A loss that falls half as far as the best one. Where no loss falls, those that
+        # rise little are stable.
         limit = lowest + np.abs(first - lowest) / MARGIN
         n_above = _n_leading((train[fastest:n_complete] <= limit).all(axis=1))
         is_stable[: fastest + n_above] = n_above > 0
@@ -158,7 +155,7 @@ def suggest(
         return usual, 0, f"{counted(n_rows, 'row')} {CANNOT_TELL}"
     first, last = judgment.first_valid, judgment.valid
     falls = first - last[allowed].min(axis=0)
-    if (falls < LEAST_GAIN * np.abs(first)).any():
+    if (falls < SMALL * np.abs(first)).any():
         return usual, 0, _FLAT
     mean = last.mean(axis=1)
     suggestion = _center(rates, mean, float(first.mean()), allowed)
@@ -215,7 +212,7 @@ def _center(
     """
     excess = losses[allowed] - losses[allowed].min()
     fall = first - losses[allowed].min()
-    return float(np.exp(np.log(rates[allowed][excess <= LEAST_GAIN * fall]).mean()))
+    return float(np.exp(np.log(rates[allowed][excess <= SMALL * fall]).mean()))
 
 
 def counted(n: int, noun: str) -> str:

@@ -22,13 +22,13 @@ from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
 from sknan._engine.range_test.curves import (
     MAX_FLOPS,
     MIN_ROWS,
-    N_PARTS,
     drawn_rows,
     flops_per_step,
     held_out_table,
 )
-from sknan._engine.range_test.judge import CANNOT_TELL, MARGIN, USUAL_RATE, counted
+from sknan._engine.range_test.judge import CANNOT_TELL, USUAL_RATE, counted
 from sknan._engine.range_test.learning_rate_range import LearningRateRange
+from sknan._utils.thresholds import MARGIN, N_ERRORS, N_TRIALS
 from sknan.nets._batching import TensorTable
 
 # Loss of a training that fails.
@@ -75,7 +75,7 @@ def compared_with_usual(
     gains = losses[0] - losses[1]
     error = gains.std() / math.sqrt(gains.size)
     usual, other = losses.mean(axis=(1, 2))
-    if not ((gains.mean(axis=1) > 0).all() and gains.mean() > 2.0 * error):
+    if not ((gains.mean(axis=1) > 0).all() and gains.mean() > N_ERRORS * error):
         reason = (
             f"A training at {found.suggestion:g} has no loss on held-out rows that is "
             f"lower by more than its noise than that at the usual rate, {usual:.3g}."
@@ -119,7 +119,7 @@ def _losses(
     ends: list[Any] = [None] * len(plans)
     if plan_key(plans[0]) is not None:
         ends = train_stack(plans, [0] * len(plans))
-    losses = np.full((len(rates), N_PARTS), _FAILED)
+    losses = np.full((len(rates), N_TRIALS), _FAILED)
     for k, (plan, end) in enumerate(zip(plans, ends, strict=True)):
         try:
             plan.run_loop() if end is None else end()
@@ -132,7 +132,7 @@ def _losses(
 def _losses_on_parts(plan: TrainingPlan, held_out: TensorTable) -> list[float]:
     net = plan.net
     net._set_training(False)
-    index = np.array_split(np.arange(len(held_out)), N_PARTS)
+    index = np.array_split(np.arange(len(held_out)), N_TRIALS)
     losses = []
     with torch.no_grad():
         for part in index:

@@ -26,9 +26,9 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import nn
 
+from sknan._utils.thresholds import SMALL, is_runaway
 from sknan._utils.validation import is_integer
 from sknan.diagnosis._report import Capsule, NonFiniteReport
-from sknan.diagnosis._thresholds import is_runaway
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.guard._step_checks import StepChecks
 from sknan.nets.guard._trials import Trials
@@ -54,15 +54,8 @@ _CAUSES_OF_RAW_INPUTS = ("learning_rate", "gradient", "activation", "loss")
 # failed: the usual choice for a network whose inputs and outputs have size 1.
 _REPEATED_NORM = 1.0
 
-# In a network that amplifies gradients, a step is clipped to this multiple of the norm
-# of the weights. Some dozen of these steps go far, whatever the size of the gradient.
-_CLIPPED_STEP = 0.03
-
-# A learning rate lower than this was never too high: the fault is elsewhere.
-_SMALLEST_RATE = 1e-30
-
-# A learning rate above this overflows in optimizers that divide it by 1 - beta.
-_LARGEST_RATE = 1e35
+# A learning rate above this may overflow in optimizers that divide it by 1 - beta.
+_LARGEST_RATE = torch.finfo(torch.float32).max * torch.finfo(torch.float32).eps
 
 # Numbers that change during training and that the weights do not determine.
 _SAVED = (
@@ -394,10 +387,11 @@ class Guard(StepChecks):
         if self.needs_clip(report):
             # The step was too long because the network amplifies its gradients. A
             # lower rate would shorten all steps, and clipping shortens only these.
+            # Some dozen steps still go far, whatever the size of the gradient.
             size = self.weights.last.size()
-            self._rescue_norm = _CLIPPED_STEP * size / (reach or 1.0)
+            self._rescue_norm = SMALL * size / (reach or 1.0)
             change = f"gradients are now clipped to norm {self._rescue_norm:.3g}"
-        elif reach < _SMALLEST_RATE:
+        elif reach < torch.finfo(torch.float32).tiny:
             change = "no learning rate is low enough"
         else:
             scale = yield from lower_scale(self.lr_scale, growth)

@@ -12,23 +12,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from sknan._utils.member_arrays import MemberArrays
-from sknan.diagnosis._thresholds import FAR
+from sknan._utils.thresholds import MARGIN, N_TRIALS, is_far_above
 
 Floats = NDArray[np.float64]
 
-# A loss has exploded if it is far above the untrained loss for this many consecutive
-# steps (fewer in a short training). A spike is shorter.
-_PATIENCE = 16
-
-# A gradient norm that is this many times the largest recent one, and larger than any
-# before, is a fault. In the first steps it is compared with the loss too.
-_SPIKE = 1e6
-_FEWEST_NORMS = 5
-
-
-def _exceeds(loss: Any, reference: Any, factor: float) -> Any:
-    # The difference also works for negative losses.
-    return loss - reference > (factor - 1.0) * abs(reference)
+# Beside a gradient that is this many times as large as any before, float32 does not
+# resolve these.
+_SPIKE = 1.0 / float(np.finfo(np.float32).eps)
 
 
 def is_trusted(loss: Any, reference: Any) -> Any:
@@ -41,40 +31,16 @@ def is_trusted(loss: Any, reference: Any) -> Any:
     reference : float or ndarray
         Loss of the untrained network.
     """
-    return ~np.asarray(_exceeds(loss, reference, 2.0))
+    # The difference is compared, so that losses may be negative.
+    return np.asarray(loss - reference <= (MARGIN - 1.0) * abs(reference))
 
 
 def _patience(n_steps: int | None) -> int:
-    return max(3, _PATIENCE if n_steps is None else min(_PATIENCE, n_steps // 8))
+    """Return for how many steps a loss must be high: fewer in a short training."""
+    return N_TRIALS if n_steps is None else min(N_TRIALS, 1 + n_steps // N_TRIALS)
 
 
-class _NormWatch:
-    """Comparison of gradient norms with the previous ones.
-
-    Parameters
-    ----------
-    zero : float or ndarray
-        0 for one training, an array of zeros for many.
-    """
-
-    _maximum: Any = staticmethod(max)
-
-    def __init__(self, zero: Any) -> None:
-        self._n_norms, self._usual_norm, self._largest_norm = 0, zero, zero + 1.0
-
-    def _is_absurd(self, loss: Any, norm: Any) -> Any:
-        usual = self._usual_norm
-        if self._n_norms < _FEWEST_NORMS:
-            usual = self._maximum(usual, self._maximum(abs(loss), 1.0))
-        return (norm > _SPIKE * usual) & (usual > 0.0) & (norm > self._largest_norm)
-
-    def _add_norm(self, norm: Any) -> None:
-        self._n_norms += 1
-        self._usual_norm = self._maximum(0.99 * self._usual_norm, norm)
-        self._largest_norm = self._maximum(self._largest_norm, norm)
-
-
-class LossWatch(_NormWatch):
+class LossWatch:
     """Comparison of losses and gradients with untrained and recent ones.
 
     Parameters
@@ -87,8 +53,8 @@ class LossWatch(_NormWatch):
     """
 
     def __init__(self, n_steps: int | None, reference: float = -math.inf) -> None:
-        super().__init__(0.0)
         self.reference = reference
+        self._largest_norm = 1.0
         self._recent: deque[float] = deque(maxlen=_patience(n_steps))
         self._has_loss = False
 
@@ -133,15 +99,15 @@ class LossWatch(_NormWatch):
             self.reference = max(self.reference, loss)
             self._has_loss = True
         self._recent.append(loss)
-        is_suspect = len(self._recent) == self._recent.maxlen and _exceeds(
-            min(self._recent), self.reference, FAR
+        is_suspect = len(self._recent) == self._recent.maxlen and is_far_above(
+            min(self._recent), self.reference
         )
         if not is_suspect:
             return False
         before = untrained_loss()
         if not math.isfinite(before):
             before = -math.inf
-        elif before != 0.0 and _exceeds(loss, before, FAR):
+        elif before != 0.0 and is_far_above(loss, before):
             return True
         self.reference = max(self.reference, before, min(self._recent))
         return False
@@ -149,9 +115,9 @@ class LossWatch(_NormWatch):
     def is_spike(self, loss: float, norm: float) -> bool:
         """Whether a finite gradient is absurdly large compared with the previous ones.
 
-        This is so if the loss is ordinary and the norm exceeds a million times the
-        largest recent norm (in the first steps also the loss). The learning rate is
-        then not to blame, and a step along the gradient would ruin the weights.
+        This is so if the loss is ordinary and the norm is so much larger than the loss
+        and any norm before that float32 would lose these beside it. The learning rate
+        is then not to blame, and a step along the gradient would ruin the weights.
 
         Parameters
         ----------
@@ -162,14 +128,14 @@ class LossWatch(_NormWatch):
         -------
         bool
         """
-        is_ordinary = not self._has_loss or not _exceeds(loss, self.reference, FAR)
-        if is_ordinary and self._is_absurd(loss, norm):
+        is_ordinary = not self._has_loss or not is_far_above(loss, self.reference)
+        if is_ordinary and norm > _SPIKE * max(self._largest_norm, abs(loss)):
             return True
-        self._add_norm(norm)
+        self._largest_norm = max(self._largest_norm, norm)
         return False
 
 
-class LossWatches(_NormWatch, MemberArrays):
+class LossWatches(MemberArrays):
     """Suspicions of :class:`LossWatch` for many trainings that step together.
 
     The :class:`LossWatch` of a training confirms a suspicion.
@@ -182,11 +148,10 @@ class LossWatches(_NormWatch, MemberArrays):
         Number of trainings.
     """
 
-    _maximum = np.maximum
-    _arrays = ("_recent", "_usual_norm", "_largest_norm", "_reference")
+    _arrays = ("_recent", "_largest_norm", "_reference")
 
     def __init__(self, n_steps: int, n_trainings: int) -> None:
-        super().__init__(np.zeros(n_trainings))
+        self._largest_norm = np.ones(n_trainings)
         self._recent = np.full((_patience(n_steps), n_trainings), -math.inf)
         self._reference = np.full(n_trainings, math.nan)
 
@@ -203,8 +168,6 @@ class LossWatches(_NormWatch, MemberArrays):
         watch._recent = deque(recent[recent > -math.inf].tolist(), maxlen=len(recent))
         watch._has_loss = not math.isnan(self._reference[k])
         watch.reference = float(self._reference[k]) if watch._has_loss else -math.inf
-        watch._n_norms = self._n_norms
-        watch._usual_norm = float(self._usual_norm[k])
         watch._largest_norm = float(self._largest_norm[k])
         return watch
 
@@ -222,7 +185,6 @@ class LossWatches(_NormWatch, MemberArrays):
         self._recent[:, k] = -math.inf
         self._recent[len(self._recent) - len(recent) :, k] = recent
         self._reference[k] = watch.reference if watch._has_loss else math.nan
-        self._usual_norm[k] = watch._usual_norm
         self._largest_norm[k] = watch._largest_norm
 
     def are_trusted(self, losses: Floats) -> NDArray[np.bool_]:
@@ -256,10 +218,10 @@ class LossWatches(_NormWatch, MemberArrays):
         recent = np.concatenate([self._recent, losses])
         n_recent = len(self._recent)
         self._recent = recent[-n_recent:]
-        suspects: NDArray[np.bool_] = _exceeds(losses, reference, FAR)
+        suspects: NDArray[np.bool_] = is_far_above(losses, reference)
         if suspects.any():
             windows = sliding_window_view(recent[1:], n_recent, axis=0)
-            suspects = _exceeds(windows.min(axis=-1), reference, FAR)
+            suspects = is_far_above(windows.min(axis=-1), reference)
         return suspects
 
     def is_spike(self, losses: Floats, norms: Floats) -> NDArray[np.bool_]:
@@ -275,10 +237,11 @@ class LossWatches(_NormWatch, MemberArrays):
         ndarray of bool, same shape
         """
         reference = self._reference_of(losses)
-        is_spike: NDArray[np.bool_] = ~_exceeds(losses, reference, FAR)
-        for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
-            is_spike[step] &= self._is_absurd(loss, norm)
-            self._add_norm(norm)
+        is_ordinary = ~is_far_above(losses, reference)
+        largest = np.maximum.accumulate([self._largest_norm, *norms])
+        self._largest_norm = largest[-1]
+        limits = _SPIKE * np.maximum(largest[:-1], abs(losses))
+        is_spike: NDArray[np.bool_] = is_ordinary & (norms > limits)
         return is_spike
 
     def _reference_of(self, losses: Floats) -> Floats:

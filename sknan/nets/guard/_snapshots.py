@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sknan._utils.thresholds import SMALL
+
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -167,11 +169,11 @@ class Snapshot:
         return moved / size if size else 0.0
 
     def size(self) -> float:
-        """Return the norm of the copied weights, at least that of weights of 0.01."""
+        """Return the norm of the copied weights, at least that of small weights."""
         weights = self._trained(self._kept)
         n_weights = sum(weight.numel() for weight in weights)
         # Weights that start at zero would have norm 0.
-        return max(_norm(weights), 1e-2 * math.sqrt(n_weights))
+        return max(_norm(weights), SMALL * math.sqrt(n_weights))
 
 
 class OptimizerSnapshot:

@@ -10,17 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sknan._utils.thresholds import NARROW, OVERFLOWS_SQUARED
 from sknan.diagnosis._report import NonFiniteReport
-from sknan.diagnosis._thresholds import NARROW
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.guard._loss_watch import LossWatch
 from sknan.nets.guard._readings import group_small, read_numbers, total
 from sknan.nets.guard._weights import VerifiedWeights
 from sknan.optim._clipping import grad_norms, stable_grad_norm
 from sknan.optim._learning_rates import hopeless_decay, longest_reach
-
-# A step that could be longer than this may overflow; the weights are checked after it.
-_OVERFLOWING_STEP = 1e20
 
 
 def _without_tensors() -> dict[str, Any]:
@@ -252,7 +249,9 @@ class StepChecks:
         if not self._first_step_ratio:
             ratio = reach * norm / self.weights.first_norm
             self._first_step_ratio = ratio if ratio > 1.0 else 0.0
-        return self._is_step_fragile or not reach * max(norm, 100.0) < _OVERFLOWING_STEP
+        # A step that could be that long may overflow; the weights are checked after it.
+        is_short = reach * max(norm, 1.0) < OVERFLOWS_SQUARED
+        return self._is_step_fragile or not is_short
 
     # -- weights ---------------------------------------------------------------------
 

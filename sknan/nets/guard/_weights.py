@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sknan.diagnosis._thresholds import is_runaway
+from sknan._utils.thresholds import FAR, is_runaway
 from sknan.nets.guard._snapshots import OptimizerSnapshot, Snapshot
-
-# Weights whose norm is below this multiple of the first weights' norm have shrunk.
-_SHRUNK = 0.5
 
 # Numbers that change during training and that the weights do not determine.
 _SAVED = ("n_steps", "first_norm", "is_proposed", "_has_improved")
@@ -66,7 +63,7 @@ class VerifiedWeights:
     @property
     def has_shrunk(self) -> bool:
         """Whether the last verified weights have shrunk, for example by decay."""
-        return self.last.size() < _SHRUNK * self.first.size()
+        return FAR * self.last.size() < self.first.size()
 
     @property
     def is_last_trusted(self) -> bool:

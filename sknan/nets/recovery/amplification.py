@@ -10,29 +10,27 @@ from skorch.dataset import unpack_data
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states
+from sknan._utils.thresholds import FAR
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._raised import may_concern_values
 from sknan.optim._clipping import grad_norm
 
-# The network, and not the learning rate, is to blame if it makes gradients grow by more
-# than this from output to input, or applies one weight this often. An ordinary network
-# shrinks gradients.
-_AMPLIFIES = 2.0
-_RECURS = 5
-
 
 def is_rate_absurd(net: Any) -> bool:
-    """Whether the learning rate is too high for any ordinary network."""
-    limit = {torch.optim.SGD: 1.0, torch.optim.LBFGS: 2.0}
+    """Whether the learning rate is too high for any ordinary network: above 1."""
     return any(
-        float(group["lr"]) * net.guard_.lr_scale > limit.get(type(optimizer), 0.1)
+        float(group["lr"]) * net.guard_.lr_scale > 1.0
         for optimizer in net._all_optimizers()
         for group in optimizer.param_groups
     )
 
 
 def amplification_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> str:
-    """Describe how the network amplifies gradients; return "" if it does not."""
+    """Describe how the network amplifies gradients; return "" if it does not.
+
+    It is to blame, and not the learning rate, if it makes gradients grow tenfold from
+    output to input, or applies one weight ten times. An ordinary network shrinks them.
+    """
     inputs, _ = unpack_data(batch)
     leaves = [
         leaf.detach().clone().requires_grad_() if leaf.is_floating_point() else leaf
@@ -59,9 +57,9 @@ def amplification_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> str:
         grads = torch.autograd.grad(output, sources, upstream, allow_unused=True)
     arrived = [g for g in grads if g is not None]
     gain = float(grad_norm(arrived) / grad_norm([upstream])) if arrived else 0.0
-    if not gain <= _AMPLIFIES:
+    if not gain <= FAR:
         return f"amplifies gradients {gain:.3g} times from output to input"
-    if n_uses >= _RECURS:
+    if n_uses >= FAR:
         return f"applies one weight {n_uses} times in a row"
     return ""
 

@@ -12,22 +12,12 @@ from skorch.dataset import unpack_data
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states
+from sknan._utils.thresholds import N_TRIALS, SMALL
 from sknan.nets.recovery.protocol import RefuseErrors, StepRefused
 
-# Number of outputs that are tried first. An output may be outside the domain of the
-# loss, and between outputs of 1e30 a search does not resolve usual ones.
-_N_FIRST = 9
-
-# Steps of the search for the constant. A mean or a share of a class takes a dozen.
-_N_STEPS = 30
-
-# Derivative, relative to the loss, at which the search ends. The loss is then lowest up
-# to rounding.
-_TOLERANCE = 1e-3
-
-# Spread of the sum of a row's outputs below which they are tied, as probabilities in
-# float32 are.
-_TIED = 1e-4
+# Relative size of what is 0 up to rounding: the derivative of a loss at its minimum,
+# the spread of the sum of probabilities.
+_ROUNDING = torch.finfo(torch.float32).eps ** 0.5
 
 
 def lowest_constant_loss(
@@ -83,7 +73,9 @@ def lowest_constant_loss(
     lowest = math.nan
     found: list[tuple[float, int]] = []
     with kept_random_states(net.device):
-        for i in torch.linspace(0, len(values) - 1, _N_FIRST).long().tolist():
+        # An output may be outside the domain of the loss, and between outputs of 1e30 a
+        # search does not resolve usual ones.
+        for i in torch.linspace(0, len(values) - 1, N_TRIALS).long().tolist():
             with contextlib.suppress(StepRefused), RefuseErrors(), torch.no_grad():
                 found.append((float(mean_loss(values[i : i + 1], pairs[-1:])), i))
         found = [pair for pair in found if math.isfinite(pair[0])]
@@ -98,14 +90,14 @@ def lowest_constant_loss(
             place = values.new_zeros(len(ends), 1)
             place[i] = math.log(len(ends))  # half of the weight
         else:
-            share = (values[i] - ends[0]) / (ends[1] - ends[0]).clamp_min(1e-30)
-            logit = share.clamp(0.01, 0.99).logit()
+            tiny = torch.finfo(values.dtype).tiny
+            share = (values[i] - ends[0]) / (ends[1] - ends[0]).clamp_min(tiny)
+            logit = share.clamp(SMALL, 1.0 - SMALL).logit()
             place = torch.stack([torch.zeros_like(logit), logit])
         place.requires_grad_()
         search = torch.optim.LBFGS(
             [place],
-            max_iter=_N_STEPS,
-            tolerance_grad=_TOLERANCE * abs(lowest),
+            tolerance_grad=_ROUNDING * abs(lowest),
             line_search_fn="strong_wolfe",
         )
 
@@ -128,4 +120,4 @@ def _are_tied(outputs: Tensor) -> bool:
         return False
     known = outputs[torch.isfinite(outputs).all(1)].double()
     totals = (known.sum(1), known.logsumexp(1))
-    return len(known) > 1 and any(bool(t.std() < _TIED) for t in totals)
+    return len(known) > 1 and any(bool(t.std() < _ROUNDING) for t in totals)

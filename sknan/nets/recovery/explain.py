@@ -14,6 +14,7 @@ from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states, random_states, resumed
+from sknan._utils.thresholds import NARROW, OVERFLOWS_SQUARED
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import Trials, places_to_blame
@@ -21,7 +22,6 @@ from sknan.diagnosis._evidence import FailedOperation, Places, StepEvidence
 from sknan.diagnosis._raised import about_dtype
 from sknan.diagnosis._replay import ModuleNames, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport, capture
-from sknan.diagnosis._thresholds import NARROW, OVERFLOWS_SQUARED
 from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
 from sknan.nets.recovery.finite_operations import RepairedOperations

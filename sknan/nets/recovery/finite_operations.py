@@ -27,6 +27,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
 
 from sknan import functional
+from sknan._utils.thresholds import FAR
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._backward import CapturedBackward, sanitized_backward
 from sknan.diagnosis._values import storage_key
@@ -227,7 +228,7 @@ def _clamped(x: Any, keeps: Tensor) -> Any:
 
 
 def _decomposed(func: Any, args: Any, kwargs: Any) -> Any:
-    """Decompose a matrix, or one nearby if it is singular or not positive definite.
+    """Decompose a matrix, or the nearest one by powers of ten that has a decomposition.
 
     With the largest shift, the diagonal is larger than the sum of its row.
     """
@@ -240,9 +241,11 @@ def _decomposed(func: Any, args: Any, kwargs: Any) -> Any:
     size = matrix.detach().abs().amax(dim=(-2, -1), keepdim=True)
     size = torch.where(size > 0, size, 1.0) * matrix.shape[-1]
     unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    for share in (1e-6, 1e-3):
+    share = torch.finfo(matrix.dtype).eps
+    while share < 1.0:
         with contextlib.suppress(LinAlgError):
             return func(matrix + share * size * unit, *others, **kwargs)
+        share *= FAR
     return func(matrix + 2 * size * unit, *others, **kwargs)
 
 

@@ -13,12 +13,12 @@ from skorch.dataset import get_len
 from torch import Tensor
 
 from sknan._utils.compiled import uncompiled
+from sknan._utils.thresholds import N_TRIAL_ROWS, OVERFLOWS_SQUARED
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._utils.warn import warn
 from sknan.diagnosis._culprits import by_bisection, nonfinite_rows, sliced
 from sknan.diagnosis._raised import about_dtype, does_raise, may_concern_values
 from sknan.diagnosis._report import NonFiniteReport
-from sknan.diagnosis._thresholds import N_TRIAL_ROWS, OVERFLOWS_SQUARED
 from sknan.diagnosis._value_trials import depends_on_values
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets.recovery.explain_output import explain_output, in_data

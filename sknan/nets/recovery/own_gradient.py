@@ -9,11 +9,8 @@ import torch
 from sknan._utils.random_state import kept_random_states
 from sknan.nets.recovery.finite_operations import RepairedOperations
 from sknan.nets.recovery.protocol import Answer, Failure, Training
-from sknan.nets.recovery.repeat import repeat_step
+from sknan.nets.recovery.repeat import MOST_REPETITIONS, repeat_step
 from sknan.nets.recovery.step_loss import loss_of
-
-# After so many omissions of a row, the gradient of torch is tried before the next one.
-MOST_OMISSIONS = 2
 
 
 class TakeOwnGradient:
@@ -34,9 +31,9 @@ class TakeOwnGradient:
         return is_known and failure.is_repeatable
 
     def attempt(self, training: Training, failure: Failure, batch: Any) -> Answer:
-        """Repeat the step if most of these rows have been left out repeatedly."""
+        """Repeat the step if most of these rows have been left out often enough."""
         rows = failure.report.rows
-        n_again = sum(training.left_out[row] >= MOST_OMISSIONS for row in rows)
+        n_again = sum(training.left_out[row] >= MOST_REPETITIONS for row in rows)
         if 2 * n_again < len(rows):
             return None
         return repeat_step(training, failure, "own_gradient", self.says)

@@ -7,11 +7,19 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states, resumed
+from sknan._utils.thresholds import (
+    N_ERRORS,
+    N_TRIAL_ROWS,
+    N_TRIALS,
+    SMALL,
+    is_far_above,
+)
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._culprits import (
     by_bisection,
@@ -19,7 +27,6 @@ from sknan.diagnosis._culprits import (
     sliced,
     without_rows,
 )
-from sknan.diagnosis._thresholds import LEAST_GAIN, N_TRIAL_ROWS
 from sknan.nets.guard._loss_watch import is_trusted
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.explain import empty_states
@@ -28,20 +35,6 @@ from sknan.nets.recovery.protocol import RefuseErrors, StepRefused, Training
 from sknan.nets.recovery.step_loss import loss_of
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
-
-# A network from whose steps rows or operations were left out must not have a loss above
-# that of a constant output by more than this share. In `nanzoo.generated` networks with
-# a negative R2 of -3 to -6e58 are 0.27 to 1e34 above it; a network that has learned the
-# mean is up to 0.17 above it. As long as the loss falls, it may be high yet, up to the
-# second share: one starts at 38 times that of a constant in a test, one ends at 4.6e4.
-_FAR_WORSE = 0.2
-
-# The same multiple tells epoch losses that failing rows make up, which show no trend.
-_TOO_FAR_TO_FALL = 1e3
-
-# Number of steps for which a lower learning rate is tested, twice as many as there are
-# batches.
-N_TRIAL_STEPS = 10
 
 
 class RateTrials:
@@ -118,8 +111,7 @@ class RateTrials:
                 scaled_rates(optimizers, factor, net.guard_.rate_caps),
             ):
                 losses = [
-                    self._take_step(batches[i % len(batches)])
-                    for i in range(N_TRIAL_STEPS)
+                    self._take_step(batches[i % len(batches)]) for i in range(N_TRIALS)
                 ]
         except StepRefused:
             return math.inf
@@ -171,7 +163,7 @@ class RateTrials:
         constant = self._lowest_constant(sample, outputs, first_outputs)
         if constant == math.inf and not isinstance(self.net.module, torch.nn.Module):
             constant = first  # all that is known; one passed in may be good already
-        return not reached > constant - LEAST_GAIN * abs(constant)
+        return not reached > constant - SMALL * abs(constant)
 
     def has_risen(self) -> tuple[float, float] | None:
         """Return the losses before and after the training, if it has become useless.
@@ -192,11 +184,12 @@ class RateTrials:
         return (before, after) if is_useless else None
 
     def is_far_worse_than_constant(self, *, has_risen: bool = False) -> bool:
-        """Whether the loss is far above that of a constant output.
+        """Whether the loss is above that of a constant output by two standard errors.
 
-        The rows are training rows that seldom failed and whose loss is finite.
-        The answer is no if there are none, if all have the same target, or if the loss
-        relates rows, such as a triplet loss: equal outputs are no baseline for it.
+        As long as it falls, it may be high yet: it must then be far above. The rows are
+        training rows that seldom failed and whose loss is finite. The answer is no if
+        there are none, if all have the same target, or if the loss relates rows, such
+        as a triplet loss: equal outputs are no baseline for it.
 
         Parameters
         ----------
@@ -218,21 +211,24 @@ class RateTrials:
                         return True
                 else:
                     batches = self._comparable_rows(batches)
+                errors = [_Rows(self.net, b, self.fit_params).error() for b in batches]
             reached, outputs = self._results(batches) if batches else (math.nan, [])
         except StepRefused:
             return False
         if not math.isfinite(reached):  # a mean of finite losses may overflow
             return has_risen and bool(batches)
         _, first_outputs = self._first_results(batches)
-        may_fall = not has_risen and self._may_fall(reached)
-        share = _TOO_FAR_TO_FALL if may_fall else _FAR_WORSE
         constant = self._lowest_constant(batches, outputs, first_outputs)
-        return reached > constant + share * abs(constant)
+        if not has_risen and self._may_fall(reached):
+            return bool(is_far_above(reached, constant))
+        error = max(filter(math.isfinite, errors), default=0.0)
+        return reached - N_ERRORS * error > constant
 
     def _comparable_rows(self, batches: list[Any]) -> list[Any]:
         """Return rows for which equal outputs are a baseline, or none."""
         batches = [b for b in map(self._sound_rows, batches) if _varies(b[1])]
-        return batches if all(map(self._is_mean_over_rows, batches)) else []
+        errors = [_Rows(self.net, b, self.fit_params).error() for b in batches]
+        return batches if all(map(math.isfinite, errors)) else []
 
     def _may_fall(self, reached: float) -> bool:
         """Whether the loss has been falling to the end, so that it may be high yet.
@@ -244,8 +240,8 @@ class RateTrials:
         lowest = min(losses, default=0.0)
         return (
             not losses
-            or losses[-1] <= lowest + LEAST_GAIN * abs(lowest)
-            or losses[-1] - reached > _TOO_FAR_TO_FALL * abs(reached)
+            or losses[-1] <= lowest + SMALL * abs(lowest)
+            or is_far_above(losses[-1], reached)
         )
 
     def _sound_rows(self, batch: Any) -> Any:
@@ -263,18 +259,6 @@ class RateTrials:
 
         return without_rows(
             (rows.inputs, rows.target), by_bisection(is_sound, rows.n_rows), rows.n_rows
-        )
-
-    def _is_mean_over_rows(self, batch: Any) -> bool:
-        """Whether the loss is a weighted mean or the sum of the losses of the rows."""
-        rows = _Rows(self.net, batch, self.fit_params)
-        whole = float(rows.loss(slice(0, rows.n_rows)))
-        each = [float(rows.loss(slice(i, i + 1))) for i in range(rows.n_rows)]
-        low, high = min(each), max(each)
-        rounding = 1e-3 * max(abs(low), abs(high))
-        return all(map(math.isfinite, each)) and any(
-            low - rounding <= loss <= high + rounding
-            for loss in (whole, whole / rows.n_rows)
         )
 
     def _lowest_constant(self, batches: list[Any], *outputs: list[Any]) -> float:
@@ -426,6 +410,20 @@ class _Rows:
         with RefuseErrors():
             loss: Tensor = self.net.get_loss(out, y, X=x, training=True)
         return loss
+
+    def error(self) -> float:
+        """Return the standard error of the loss of all rows.
+
+        It is NaN if the loss is neither a weighted mean nor the sum of those of rows.
+        """
+        n = self.n_rows
+        whole = float(self.loss(slice(0, n)))
+        each = np.array([float(self.loss(slice(i, i + 1))) for i in range(n)])
+        rounding = np.abs(each).max() * torch.finfo(torch.float32).eps ** 0.5
+        for factor in (1.0, n):
+            if each.min() - rounding <= whole / factor <= each.max() + rounding:
+                return float(factor * each.std() / math.sqrt(n))
+        return math.nan
 
 
 def _varies(target: Any) -> bool:

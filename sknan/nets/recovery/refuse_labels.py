@@ -9,14 +9,12 @@ from skorch.dataset import unpack_data
 from torch import Tensor, nn
 
 from sknan._utils.random_state import kept_random_states
+from sknan._utils.thresholds import FAR
 from sknan.exceptions import NonFiniteDataError
 from sknan.nets._batching import TensorTable
 from sknan.nets.recovery.protocol import Answer, Failure, Training
 
 _OF_CODES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
-
-# Share of the rows up to which codes outside the range are faults of these rows.
-_FEW = 0.1
 
 # Largest number of labels that a message lists.
 _MOST_LISTED = 10
@@ -60,8 +58,8 @@ class RefuseLabels:
         outside = known & ((labels < 0) | (labels >= n_outputs))
         limits = labels[known].aminmax()
         is_from_one = int(limits.min) == 1 and int(limits.max) == n_outputs
-        if not is_from_one and outside.double().mean() <= _FEW:
-            return None
+        if not is_from_one and FAR * int(outside.sum()) <= len(labels):
+            return None  # faults of a few rows
         found = sorted(set(labels[outside].tolist()))
         raise NonFiniteDataError(
             f"criterion={type(criterion).__name__} needs labels from 0 to "

@@ -6,8 +6,9 @@ from sknan._utils.random_state import resumed
 from sknan.nets.recovery.explain import explain
 from sknan.nets.recovery.protocol import Failure, Step, StepMode, StepRefused, Training
 
-# Maximum number of repetitions of a step.
-MOST_REPETITIONS = 3
+# Maximum number of repetitions of a step, and of omissions of a row from steps before
+# torch's own gradient is tried.
+MOST_REPETITIONS = 2
 
 
 def repeat_step(

@@ -7,6 +7,7 @@ from typing import Any
 from skorch.dataset import unpack_data
 
 from sknan._utils.random_state import kept_random_states
+from sknan._utils.thresholds import N_TRIAL_ROWS
 from sknan._utils.validation import listed_columns
 from sknan._utils.warn import warn
 from sknan.nets._batching import TensorTable
@@ -19,11 +20,8 @@ from sknan.nets.recovery.raw_units import (
     lost_columns,
 )
 
-# Number of rows on which the uses of the input are traced.
-_TRIAL_ROWS = 32
 
-
-def start_on_standardized_data(training: Training, rate: float) -> None:
+def start_on_standardized_data(training: Training) -> None:
     """Standardize, before the first step, columns that are too large for any step.
 
     A linear layer learns nothing from such a column, and the network is silently worse
@@ -34,8 +32,6 @@ def start_on_standardized_data(training: Training, rate: float) -> None:
     ----------
     training : Training
         Training that is about to begin.
-    rate : float
-        Learning rate.
 
     Warns
     -----
@@ -45,10 +41,10 @@ def start_on_standardized_data(training: Training, rate: float) -> None:
     net, table = training.net, getattr(training.batches, "dataset", None)
     if not isinstance(table, TensorTable):
         return
-    columns = lost_columns(table.X, rate)
+    columns = lost_columns(table.X)
     if not columns:
         return
-    batch = table.rows(slice(0, _TRIAL_ROWS))
+    batch = table.rows(slice(0, N_TRIAL_ROWS))
     rows = batch[0].to(net.device)
     answer = "Standardize X, for example with SafeScaler()."
     conditioning = None
@@ -66,8 +62,7 @@ def start_on_standardized_data(training: Training, rate: float) -> None:
     largest = float(table.X[:, columns].abs().max())
     warn(
         f"Columns of X are in raw units: {listed_columns(columns)}, with values of "
-        f"size up to {largest:.3g}. At a learning rate of {rate:g} "
-        f"a linear layer learns nothing from them. {answer}"
+        f"size up to {largest:.3g}. A linear layer learns nothing from them. {answer}"
     )
 
 

@@ -36,12 +36,12 @@ def steps_until_explosion(watch, losses, untrained=lambda: 1.0):
 
 def test_a_loss_that_stays_ten_times_the_untrained_one_has_exploded():
     watch = LossWatch(None)
-    assert steps_until_explosion(watch, [1.0] + [50.0] * 20) == 17
+    assert steps_until_explosion(watch, [1.0] + [50.0] * 20) == 11
 
 
 def test_an_explosion_is_recognized_sooner_in_a_short_training():
     assert steps_until_explosion(LossWatch(40), [1.0] + [50.0] * 20) == 6
-    assert steps_until_explosion(LossWatch(1), [1.0] + [50.0] * 20) == 4
+    assert steps_until_explosion(LossWatch(1), [1.0] + [50.0] * 20) == 2
 
 
 @given(st.lists(losses, min_size=1, max_size=40))
@@ -55,7 +55,7 @@ def test_a_loss_below_ten_times_the_first_one_is_never_suspected(values):
 
 def test_a_short_spike_is_no_explosion():
     watch = LossWatch(None)
-    values = ([1.0] * 3 + [1e20] * 15) * 3
+    values = ([1.0] * 3 + [1e20] * 9) * 3
     assert steps_until_explosion(watch, values, never) is None
 
 
@@ -137,17 +137,17 @@ def test_weights_are_trusted_up_to_twice_the_untrained_loss():
 # -- gradients -----------------------------------------------------------------------
 
 
-def test_a_gradient_a_million_times_the_usual_is_absurd():
+def test_a_gradient_beside_which_float32_loses_the_others_is_absurd():
     watch = LossWatch(None)
     watch.has_exploded(1.0, never)
     assert not any(watch.is_spike(1.0, 2.0) for _ in range(10))
-    assert not watch.is_spike(1.0, 1.9e6)
+    assert not watch.is_spike(1.0, 1.6e7)
     watch = LossWatch(None)
     watch.has_exploded(1.0, never)
     assert not any(watch.is_spike(1.0, 2.0) for _ in range(10))
-    assert watch.is_spike(1.0, 2.1e6)
+    assert watch.is_spike(1.0, 1.7e7)
     # A spike does not change the usual norm.
-    assert watch.is_spike(1.0, 2.1e6)
+    assert watch.is_spike(1.0, 1.7e7)
 
 
 def test_the_first_gradients_are_compared_with_the_loss():

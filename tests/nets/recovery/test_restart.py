@@ -75,8 +75,8 @@ def test_no_restart_if_the_weights_may_have_been_trained_before():
 IDENTIFIERS = np.column_stack([X[:, :3], 1e9 + 1e6 * X[:, 3]]).astype("float32")
 ADAM = {"optimizer": torch.optim.Adam, "lr": 0.01, "max_epochs": 30}
 RAW = (
-    "Columns of X are in raw units: 3, with values of size up to 1e+09. At a learning "
-    "rate of 0.01 a linear layer learns nothing from them. "
+    "Columns of X are in raw units: 3, with values of size up to 1e+09. A linear layer "
+    "learns nothing from them. "
 )
 
 
