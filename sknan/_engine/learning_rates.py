@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sknan._engine.table_net import TableNet
 from sknan._utils.member_arrays import MemberArrays
+from sknan.diagnosis._raised import result_of_trial
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
 Floats = NDArray[np.float64]
@@ -35,11 +36,7 @@ def is_schedule_valid(net: TableNet, n_steps: int) -> bool:
         return True
     schedule = LearningRateSchedule(net.lr_schedule, net.warmup)
     schedule.start(n_steps)
-    try:
-        _factors(schedule)
-    except Exception:  # the separate training raises it again
-        return False
-    return True
+    return result_of_trial(lambda: _factors(schedule)) is not None
 
 
 def _factors(schedule: LearningRateSchedule) -> Floats:

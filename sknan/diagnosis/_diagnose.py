@@ -20,7 +20,7 @@ from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import Trials, places_to_blame
 from sknan.diagnosis._evidence import StepEvidence
-from sknan.diagnosis._raised import may_concern_values
+from sknan.diagnosis._raised import ValueErrors
 from sknan.diagnosis._replay import ModuleNames, replay
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
@@ -135,15 +135,10 @@ class _Step:
 
     def _evidence(self) -> StepEvidence:
         """Run the step, and return what is known without a replay."""
-        outputs, error, loss_value, norm = None, None, math.nan, math.nan
-        try:
-            with torch.enable_grad():
-                outputs, loss = self.run()
-        except Exception as raised:
-            if not may_concern_values(raised):
-                raise
-            error = raised
-        else:
+        outputs, loss_value, norm = None, math.nan, math.nan
+        with ValueErrors() as caught, torch.enable_grad():
+            outputs, loss = self.run()
+        if caught.error is None:
             loss_value = float(loss.detach())
             if math.isfinite(loss_value) and loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -155,7 +150,7 @@ class _Step:
             loss=loss_value,
             gradient_norm=norm,
             named_parameters=self.named_parameters(),
-            error=error,
+            error=caught.error,
         )
 
     def _in_data(self, report: NonFiniteReport) -> NonFiniteReport:

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dis import opname
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ _FOR_ARGUMENTS = (
 )
 _NEVER_FOR_VALUES = (NotImplementedError, RecursionError, torch.OutOfMemoryError)
 _LIBRARIES = ("builtins", "numpy", "torch")
+
+_T = TypeVar("_T")
 
 
 def may_concern_values(error: BaseException) -> bool:
@@ -67,6 +69,28 @@ def may_be_transient(error: BaseException) -> bool:
     return is_own or isinstance(error, (MemoryError, OSError, torch.OutOfMemoryError))
 
 
+class ValueErrors:
+    """Block that ends at an exception that may depend on values, and keeps it.
+
+    Attributes
+    ----------
+    error : Exception or None
+        Exception that ended the block. Any other exception passes.
+    """
+
+    error: Exception | None = None
+
+    def __enter__(self) -> ValueErrors:
+        """Return the block."""
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, place: Any) -> bool:
+        """Keep the exception, or let it pass."""
+        if isinstance(error, Exception) and may_concern_values(error):
+            self.error = error
+        return self.error is not None
+
+
 def does_raise(run: Callable[[], Any]) -> bool:
     """Whether a function raises an exception that may depend on values.
 
@@ -74,11 +98,6 @@ def does_raise(run: Callable[[], Any]) -> bool:
     ----------
     run : callable
         Function without arguments.
-
-    Raises
-    ------
-    Exception
-        If the function raises any other exception.
     """
     try:
         run()
@@ -87,6 +106,20 @@ def does_raise(run: Callable[[], Any]) -> bool:
             raise
         return True
     return False
+
+
+def result_of_trial(run: Callable[[], _T]) -> _T | None:
+    """Return the result of user code; None if it raises, as it will in the training.
+
+    Parameters
+    ----------
+    run : callable
+        Function without arguments, which the training calls again.
+    """
+    try:
+        return run()
+    except Exception:
+        return None
 
 
 def is_raised_by_user(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sknan.diagnosis._backward import first_failed_node
 from sknan.diagnosis._evidence import CRITERION, FailedOperation, NonFiniteWeight
 from sknan.diagnosis._forward import ActiveModule, OperationTracer
-from sknan.diagnosis._raised import failed_check, is_raised_by_user, may_concern_values
+from sknan.diagnosis._raised import ValueErrors, failed_check, is_raised_by_user
 from sknan.diagnosis._values import (
     all_finite,
     nonempty_floats,
@@ -124,14 +124,12 @@ def replay(
     """
     tracer = OperationTracer(n_rows, batch, sys._getframe(), names.nonfinite_weights)
     with torch.enable_grad(), _tracked_modules(names, tracer):
-        try:
+        with ValueErrors() as caught:
             with tracer:
                 outputs, loss = run()
             return _failed_in(outputs, loss, tracer, names)
-        except Exception as error:
-            if not may_concern_values(error):
-                raise
-            return _raised_in(error, tracer)
+        assert caught.error is not None
+        return _raised_in(caught.error, tracer)
 
 
 def _failed_in(

@@ -18,6 +18,7 @@ from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import N_TRIAL_ROWS
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._utils.validation import FLOAT64_MAX, check_finite, drop_rows
+from sknan.diagnosis._raised import result_of_trial
 from sknan.exceptions import NonFiniteDataError
 from sknan.losses._target_domain import refuse_outside_domain
 from sknan.losses._traits import is_own_loss, traits_of
@@ -277,12 +278,13 @@ def is_loss_finite(net: Any, dataset: Any, missing: np.ndarray) -> bool:
         Rows with missing targets.
     """
     rows = [np.flatnonzero(mask)[:N_TRIAL_ROWS] for mask in (missing, ~missing)]
-    try:
+
+    def is_finite() -> bool:
         batch = default_collate([dataset[int(row)] for row in np.concatenate(rows)])
         inputs, target = unpack_data(batch)
         with kept_random_states(net.device), torch.no_grad():
             net._set_training(False)
             loss = net.get_loss(net.infer(inputs), target, X=inputs, training=False)
-    except Exception:  # of the user's code, which training raises again
-        return False
-    return bool(torch.isfinite(loss).all())
+        return bool(torch.isfinite(loss).all())
+
+    return bool(result_of_trial(is_finite))

@@ -19,7 +19,7 @@ from sknan._utils.random_state import kept_random_states
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._culprits import sliced
-from sknan.diagnosis._raised import may_concern_values
+from sknan.diagnosis._raised import ValueErrors
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.losses._traits import is_own_loss
 from sknan.nets._batching import TensorBatches
@@ -71,12 +71,10 @@ class OutputMixin(_SkorchNet):
         """
         inputs, target = unpack_data(batch)
         step: dict[str, Any] = {}
-        try:
+        with ValueErrors() as caught:
             step = super().validation_step(batch, **fit_params)
             outputs = step["y_pred"]
-        except Exception as error:
-            if not may_concern_values(error):
-                raise
+        if caught.error is not None:
             outputs = self._outputs_without_error(inputs, **fit_params)
         repaired = outputs
         if self.on_nonfinite == "recover":

@@ -12,7 +12,7 @@ from torch import Tensor
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import FAR
 from sknan._utils.tree import tree_leaves, tree_map
-from sknan.diagnosis._raised import may_concern_values
+from sknan.diagnosis._raised import ValueErrors
 from sknan.optim._clipping import grad_norm
 
 
@@ -42,11 +42,9 @@ def amplification_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> str:
     )
     with kept_random_states(net.device), torch.enable_grad():
         net._set_training(True)
-        try:
+        with ValueErrors() as caught:
             outputs = net.infer(inputs, **fit_params)
-        except Exception as error:
-            if not may_concern_values(error):
-                raise
+        if caught.error is not None:
             return ""
         output = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
         sources = [leaf for leaf in leaves if leaf.requires_grad]

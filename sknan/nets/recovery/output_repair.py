@@ -17,7 +17,12 @@ from sknan._utils.thresholds import N_TRIAL_ROWS, OVERFLOWS_SQUARED
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._utils.warn import warn
 from sknan.diagnosis._culprits import by_bisection, nonfinite_rows, sliced
-from sknan.diagnosis._raised import about_dtype, does_raise, may_concern_values
+from sknan.diagnosis._raised import (
+    ValueErrors,
+    about_dtype,
+    does_raise,
+    may_concern_values,
+)
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._value_trials import depends_on_values
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
@@ -156,12 +161,14 @@ class OutputRepair:
     ) -> tuple[Any, list[int]]:
         """Return outputs with repaired rows, and these rows."""
         at = torch.tensor(rows)
-        try:
-            with torch.no_grad(), uncompiled(self.net), RepairedOperations():
-                recomputed = self.net.infer(sliced(inputs, at, n_rows))
-        except Exception as error:
-            if not may_concern_values(error):
-                raise
+        with (
+            ValueErrors() as caught,
+            torch.no_grad(),
+            uncompiled(self.net),
+            RepairedOperations(),
+        ):
+            recomputed = self.net.infer(sliced(inputs, at, n_rows))
+        if caught.error is not None:
             repaired: list[int] = []
             for row in rows if len(rows) > 1 else ():
                 outputs, done = self._repaired(inputs, outputs, [row], n_rows)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sknan.diagnosis._evidence import FailedOperation, StepEvidence
-from sknan.diagnosis._raised import may_concern_values
+from sknan.diagnosis._raised import ValueErrors
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._batching import TensorTable
 from sknan.nets.guard._guard import Guard
@@ -56,16 +56,16 @@ class StepRefused(Exception):
         self.is_gradient_absurd = is_gradient_absurd
 
 
-class RefuseErrors:
+class RefuseErrors(ValueErrors):
     """Block in which an exception that may depend on values refuses the step."""
 
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, place: Any) -> None:
+    def __exit__(
+        self, kind: Any, error: BaseException | None, place: Any
+    ) -> Literal[False]:
         """Raise :class:`StepRefused`, or let any other exception pass."""
-        if isinstance(error, Exception) and may_concern_values(error):
-            raise StepRefused(no_result(), math.nan, math.nan, error) from error
+        if super().__exit__(kind, error, place):
+            raise StepRefused(no_result(), math.nan, math.nan, self.error) from error
+        return False
 
 
 def no_result() -> Step:

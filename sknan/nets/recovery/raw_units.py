@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sknan._utils.thresholds import FAR, SMALL
+from sknan.diagnosis._raised import result_of_trial
 from sknan.losses._traits import traits_of
 
 # A column whose mean or standard deviation is at least this large is in raw units. The
@@ -382,11 +383,12 @@ def is_overwhelmed(module: nn.Module, inputs: Tensor) -> bool:
     inputs : Tensor of shape (n_rows, n_columns)
         Rows to call it on.
     """
-    try:
+
+    def run() -> Any:
         with torch.no_grad():
-            output = copy.deepcopy(module).train()(inputs)
-    except Exception:  # the training raises it again
-        return False
+            return copy.deepcopy(module).train()(inputs)
+
+    output = result_of_trial(run)
     first = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(first, Tensor) or first.ndim == 0 or first.numel() == 0:
         return False
@@ -414,11 +416,12 @@ def feeds_linear_layers(module: nn.Module, inputs: Tensor) -> bool:
 
 def _traced(run: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Any, _Uses] | None:
     """Return the output of a network and the uses of its input, or None if it fails."""
-    try:
+
+    def traced() -> tuple[Any, _Uses]:
         with torch.no_grad(), _Uses(inputs) as uses:
             return run(inputs), uses
-    except Exception:  # for example a decomposition of this batch
-        return None
+
+    return result_of_trial(traced)
 
 
 def _linear_layers(module: nn.Module) -> dict[int, nn.Linear]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import FAR
+from sknan.diagnosis._raised import result_of_trial
 from sknan.exceptions import NonFiniteDataError
 from sknan.nets._batching import TensorTable
 from sknan.nets.recovery.protocol import Answer, Failure, Training
@@ -76,13 +77,11 @@ def _n_outputs(
 ) -> int | None:
     """Return the number of outputs for each row; None if there is no such number."""
     net = training.net
-    try:
-        with kept_random_states(net.device), torch.no_grad():
-            net._set_training(False)
-            output = net.infer(unpack_data(batch)[0], **fit_params)
-    except Exception:  # the error is not that of the criterion
-        return None
-    finally:
-        net._set_training(True)
+    net._set_training(False)
+    with kept_random_states(net.device), torch.no_grad():
+        output = result_of_trial(lambda: net.infer(unpack_data(batch)[0], **fit_params))
+    net._set_training(True)
     output = output[0] if isinstance(output, (tuple, list)) else output
-    return output.shape[1] if output.ndim == 2 else None
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        return None
+    return output.shape[1]
