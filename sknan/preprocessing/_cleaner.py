@@ -72,6 +72,10 @@ class TableCleaner(
         Values that count as missing, for each column that has any.
     dropped_ : list of str
         Names of the columns without any value in ``fit``.
+    n_missing_ : dict of str to int
+        Number of missing cells of each column in ``fit``, sentinels included.
+    n_samples_seen_ : int
+        Number of rows of the table in ``fit``.
     n_features_in_ : int
         Number of columns seen in ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -133,10 +137,14 @@ class TableCleaner(
         self._schemas: list[ColumnSchema] = []
         self.dropped_: list[str] = []
         converted = []
+        self.n_missing_: dict[str, int] = {}
+        self.n_samples_seen_ = table.n_rows
         for schema, column in zip(schemas, columns, strict=True):
             parts = schema.read(column)
             schema.learn_cells(column)
-            if all(part.isna().all() for part in parts):
+            is_missing = np.logical_and.reduce([part.isna() for part in parts])
+            self.n_missing_[schema.name] = int(is_missing.sum())
+            if is_missing.all():
                 self.dropped_.append(schema.name)
             else:
                 self._schemas.append(schema)

@@ -99,19 +99,23 @@ def test_the_page_has_sections_from_data_to_versions(page, model, table):
     n_failed = len(model[-1].nonfinite_reports_)
     assert re.findall(r"<h[12]>(.*?)</h[12]>", markup) == [
         "Training of StableNetClassifier in a Pipeline",
+        "Model",
+        "Training data",
         "Data",
-        "Imputation",
         "Training",
         f"Incidents: {n_failed}",
         "Result",
+        "Calibration",
+        "Drift",
         "Parameters",
         "Versions and seeds",
     ]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*The module alone is not finite")
         score = model.score(*table)
-    assert "NaNImputer, strategy 'auto': the fill value of each column." in text
-    assert re.search(rf"mean texture\s+{model[0].statistics_[1]:.6g}", text)
+    n, fill = model[0].n_missing_[1], model[0].statistics_[1]
+    shown = rf"mean texture\s+numbers\s+{n} \({n / 2:.1f} %\)\s+{fill:.6g}"
+    assert re.search(shown, text)
     assert f"Score on the 200 rows given to this report: {score:.4g}." in text
     assert re.search(r"random_state of StableNetClassifier\s+7", text)
     assert re.search(rf"torch\s+{re.escape(torch.__version__)}", text)

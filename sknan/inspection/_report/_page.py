@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from sklearn.pipeline import Pipeline
 
 from sknan._utils.html import element
 from sknan.inspection._report._html import STYLE, page
+from sknan.inspection._report._markdown import as_markdown
 from sknan.inspection._report._sections import sections_of
 from sknan.nets._curves import last_of, networks_of, skorch_net_of
 
@@ -27,12 +29,21 @@ class HTMLReport:
         Text of a few lines, which is printed instead of the page.
     body : str
         HTML of the page without its head.
+    metadata : dict or None, default=None
+        Metadata for the head of :meth:`to_markdown`.
     """
 
-    def __init__(self, title: str, summary: str, body: str) -> None:
+    def __init__(
+        self,
+        title: str,
+        summary: str,
+        body: str,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
         self.title = title
         self.summary = summary
         self.body = body
+        self.metadata = metadata or {}
 
     def __str__(self) -> str:
         return self.summary
@@ -52,15 +63,32 @@ class HTMLReport:
         """
         return page(self.title, self.body)
 
+    def to_markdown(self) -> str:
+        """Return the page as Markdown, such as the ``README.md`` of a model.
+
+        It begins with the metadata that the Hugging Face Hub reads, and names the
+        figures, which only the HTML page has.
+
+        Returns
+        -------
+        str
+        """
+        metadata = {"library_name": "sknan", **self.metadata}
+        lines = [f"{key}: {json.dumps(value)}" for key, value in metadata.items()]
+        return "\n".join(["---", *lines, "---", "", as_markdown(self.body)])
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the page to one file, which needs no other files.
 
         Parameters
         ----------
         path : str or path-like
-            Path of the file, such as ``"report.html"``.
+            Path of the file, such as ``"report.html"``. A name that ends in ``.md``
+            gives Markdown.
         """
-        Path(path).write_text(self.to_html(), encoding="utf-8")
+        is_markdown = Path(path).suffix == ".md"
+        text = self.to_markdown() if is_markdown else self.to_html()
+        Path(path).write_text(text, encoding="utf-8")
 
 
 def report(
@@ -69,8 +97,12 @@ def report(
     y: Any = None,
     *,
     path: str | os.PathLike[str] | None = None,
+    license: str | None = None,
 ) -> HTMLReport:
     """Report on one page about the data, the training and the result of a model.
+
+    The page is a model card: it has the columns of the training data with their missing
+    cells, scores with intervals, calibration, limits of drift, and versions.
 
     Parameters
     ----------
@@ -81,7 +113,10 @@ def report(
     y : Series, array-like of shape (n_samples,) or None, default=None
         Target of the rows of ``X``.
     path : str, path-like or None, default=None
-        Path of the file to write. None writes no file.
+        Path of the file to write, in Markdown if it ends in ``.md``, else in HTML. None
+        writes no file.
+    license : str or None, default=None
+        License of the model, such as ``"mit"``.
 
     Returns
     -------
@@ -108,7 +143,14 @@ def report(
     The page is one file that includes its style and figures. It loads nothing from the
     network, runs no script, and follows the light or dark setting of the browser.
     Without matplotlib it has no figures and mentions this. The page contains column
-    names, fill values and extremes of the table, but none of its rows.
+    names, fill values, frequent categories and extremes of the table, but none of its
+    rows.
+
+    Intervals of accuracies and shares are those of Wilson, and the others are
+    percentiles of a bootstrap of the rows. The limits of drift apply to a batch of 1000
+    rows: a share or a median of the batch differs from that of ``X`` by more than both
+    samples explain. Together the limits are exceeded by at most about 1 % of batches
+    from the same population.
 
     Examples
     --------
@@ -125,13 +167,17 @@ def report(
             f"report cannot write {str(path)!r}: there is no folder "
             f"{str(Path(path).parent)!r}. Create it first."
         )
-    sections = sections_of(estimator, X, y)
+    sections = sections_of(estimator, X, y, license)
     name = _name_of(estimator)
     title = f"Training of {name}"
     summary = f"{name}: {_summary(estimator, networks)}"
     body = "".join([element("h1", title), element("p", summary), *sections])
     body = f'<div class="sknan-report"><style>{STYLE}</style>{body}</div>'
-    result = HTMLReport(title, summary, body)
+    is_classifier = hasattr(last_of(estimator), "classes_")
+    task = "classification" if is_classifier else "regression"
+    metadata: dict[str, Any] = {} if license is None else {"license": license}
+    metadata["tags"] = ["sknan", f"tabular-{task}"]
+    result = HTMLReport(title, summary, body, metadata)
     if path is not None:
         result.save(path)
     return result

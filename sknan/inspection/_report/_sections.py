@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from scipy import sparse
 from sklearn.base import BaseEstimator
-from sklearn.compose import ColumnTransformer
-from sklearn.pipeline import Pipeline
 
 from sknan._utils.html import element, table
 from sknan.diagnosis._report import NonFiniteReport
@@ -20,6 +20,18 @@ from sknan.inspection._audit._run import audit
 from sknan.inspection._audit._table_audit import HEADS
 from sknan.inspection._audit_display import AuditDisplay
 from sknan.inspection._learning_rate_display import LearningRateDisplay
+from sknan.inspection._report._card import (
+    model_section,
+    steps_of,
+    training_data_section,
+)
+from sknan.inspection._report._evaluation import (
+    Evaluation,
+    calibration_section,
+    drift_section,
+    evaluate,
+    score_table,
+)
 from sknan.inspection._report._html import (
     cut_table,
     details,
@@ -30,7 +42,7 @@ from sknan.inspection._report._html import (
 from sknan.inspection._training_display import TrainingDisplay
 from sknan.nets._curves import last_of, networks_of, skorch_net_of
 from sknan.nets._training_facts import facts_of_several, training_facts
-from sknan.preprocessing._imputer import NaNImputer
+from sknan.preprocessing._cleaner import TableCleaner
 
 # Number of kinds of incidents that are shown in full.
 _MAX_KINDS = 20
@@ -51,7 +63,9 @@ _PACKAGES = (
 _MAX_REPR = 200
 
 
-def sections_of(estimator: Any, X: Any, y: Any) -> Iterator[str]:
+def sections_of(
+    estimator: Any, X: Any, y: Any, license: str | None = None
+) -> Iterator[str]:
     """Return the sections of a report in the order of the page.
 
     Parameters
@@ -62,16 +76,27 @@ def sections_of(estimator: Any, X: Any, y: Any) -> Iterator[str]:
         Table to audit, and rows for the score.
     y : Series, array-like of shape (n_samples,) or None
         Target of its rows.
+    license : str or None, default=None
+        License of the model.
 
     Yields
     ------
     str
         HTML of one section; empty if there is no result to show.
     """
-    yield from _data_sections(estimator, X, y)
+    yield model_section(estimator, license)
+    yield training_data_section(estimator)
+    yield _data_section(X, y)
     yield _training_section(estimator)
     yield _incident_section(last_of(estimator).nonfinite_reports_)
-    yield _result_section(estimator, X, y)
+    has_target = X is not None and y is not None and not isinstance(y, str)
+    is_scored = has_target and hasattr(estimator, "score")  # GuardedNet has no score
+    found = evaluate(estimator, X, y) if is_scored else None
+    yield _result_section(estimator, X, y, found)
+    if found is not None:
+        yield calibration_section(found)
+    if X is not None and not sparse.issparse(X) and np.ndim(X) == 2:
+        yield drift_section(_as_read(steps_of(estimator)[0], X), found)
     yield _parameter_section(estimator)
     yield _version_section(estimator)
 
@@ -79,41 +104,18 @@ def sections_of(estimator: Any, X: Any, y: Any) -> Iterator[str]:
 # -- data ----------------------------------------------------------------------------
 
 
-def _data_sections(estimator: Any, X: Any, y: Any) -> Iterator[str]:
-    """Return the sections about the table, if any, and about the imputers, if any."""
-    found = None if X is None else audit(X, y)
-    if found is not None:
-        rows = [(f.severity, f.title, f.evidence, f.action) for f in found]
-        which = "The audited rows are those that were given to this report. "
-        parts = [element("p", which + found.summary), table(rows, HEADS)]
-        if found.statistics:
-            title = "Missing cells and scales"
-            parts.append(drawn(title, AuditDisplay.from_audit, found))
-        yield section("Data", parts)
-    imputers = list(_imputers_in(getattr(estimator, "best_estimator_", estimator)))
-    if imputers:
-        yield section("Imputation", map(_imputation, imputers))
-
-
-def _imputers_in(model: Any) -> Iterator[NaNImputer]:
-    steps: list[Any] = []
-    if isinstance(model, NaNImputer):
-        yield model
-    elif isinstance(model, Pipeline):
-        steps = [step for _, step in model.steps]
-    elif isinstance(model, ColumnTransformer):
-        steps = [step for _, step, _ in model.transformers_]
-    for step in steps:
-        yield from _imputers_in(step)
-
-
-def _imputation(imputer: NaNImputer) -> str:
-    """Return the fill value of each column."""
-    fills = list(imputer.statistics_)
-    names = list(getattr(imputer, "feature_names_in_", range(len(fills))))
-    rows = [(name, value_text(v)) for name, v in zip(names, fills, strict=True)]
-    text = f"NaNImputer, strategy {imputer.strategy!r}: the fill value of each column."
-    return element("p", text) + cut_table(rows, ["column", "filled with"])
+def _data_section(X: Any, y: Any) -> str:
+    """Return the section about the table, or ""."""
+    if X is None:
+        return ""
+    found = audit(X, y)
+    rows = [(f.severity, f.title, f.evidence, f.action) for f in found]
+    which = "The audited rows are those that were given to this report. "
+    parts = [element("p", which + found.summary), table(rows, HEADS)]
+    if found.statistics:
+        title = "Missing cells and scales"
+        parts.append(drawn(title, AuditDisplay.from_audit, found))
+    return section("Data", parts)
 
 
 # -- training ------------------------------------------------------------------------
@@ -200,20 +202,29 @@ def _source(source: str | None) -> str:
 # -- result --------------------------------------------------------------------------
 
 
-def _result_section(estimator: Any, X: Any, y: Any) -> str:
-    """Return the section with the score and the candidates of a search, or ""."""
+def _result_section(estimator: Any, X: Any, y: Any, found: Evaluation | None) -> str:
+    """Return the section with the scores and the candidates of a search, or ""."""
     parts: list[str] = []
-    if X is not None and y is not None and not isinstance(y, str):
-        score = float(estimator.score(X, y))
-        text = f"Score on the {len(y)} rows given to this report: {score:.4g}."
+    if found is not None:
+        score, n_rows = float(estimator.score(X, y)), len(found.target)
+        text = f"Score on the {n_rows} rows given to this report: {score:.4g}."
         caution = (
             "If the model was trained on these rows, the score does not estimate its "
             "performance on others."
         )
-        parts += [element("p", text), element("p", caution, "quiet")]
+        parts += [element("p", text), score_table(found)]
+        parts.append(element("p", caution, "quiet"))
     if hasattr(estimator, "cv_results_"):
         parts += _search_parts(estimator)
     return section("Result", parts) if parts else ""
+
+
+def _as_read(first: Any, X: Any) -> pd.DataFrame:
+    """Return rows as a pipeline with this first step reads them."""
+    if isinstance(first, TableCleaner):
+        return first.transform(X)
+    frame = X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X))
+    return frame.replace([np.inf, -np.inf], np.nan)
 
 
 def _search_parts(search: Any) -> Iterator[str]:
@@ -260,7 +271,7 @@ def _note_on_recoveries(results: Mapping[str, Any], best: int) -> str:
 def _parameter_section(estimator: Any) -> str:
     """Return the section with the parameters of each step."""
     parts = []
-    for step in _steps_of(estimator):
+    for step in steps_of(estimator):
         params = step.get_params(deep=False) if hasattr(step, "get_params") else {}
         rows = [(name, _short(value)) for name, value in sorted(params.items())]
         parts.append(details(f"{type(step).__name__} ({len(rows)})", table(rows)))
@@ -271,7 +282,7 @@ def _version_section(estimator: Any) -> str:
     """Return the section with seeds, device, system and versions."""
     seeds = [
         (f"random_state of {type(step).__name__}", _short(step.random_state))
-        for step in [*_steps_of(estimator), estimator]
+        for step in [*steps_of(estimator), estimator]
         if isinstance(step, BaseEstimator) and hasattr(step, "random_state")
     ]
     first, *_ = networks_of(estimator).values()
@@ -286,11 +297,6 @@ def _version_section(estimator: Any) -> str:
         if importlib.util.find_spec(module) is not None:
             rows.append((name, importlib.metadata.version(name)))
     return section("Versions and seeds", [table(rows)])
-
-
-def _steps_of(estimator: Any) -> list[Any]:
-    model = getattr(estimator, "best_estimator_", estimator)
-    return [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
 
 
 def _short(value: Any) -> str:
