@@ -49,11 +49,11 @@ class SupportsCallbacks(Protocol):
 
     Attributes
     ----------
-    max_epochs : int
+    max_epochs : int or "auto"
         Number of epochs of a training.
     """
 
-    max_epochs: int
+    max_epochs: int | str
 
     def _init_callback_context(self, *, max_subtasks: int | None) -> Any:
         """Start the root task of scikit-learn's callback protocol.
@@ -98,7 +98,9 @@ class EpochTasks(Callback):
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         self.arguments = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
         self.has_listeners = hasattr(estimator, "_skl_callbacks")
-        self.task = estimator._init_callback_context(max_subtasks=estimator.max_epochs)
+        n_epochs = estimator.max_epochs
+        known = None if isinstance(n_epochs, str) else n_epochs
+        self.task = estimator._init_callback_context(max_subtasks=known)
         self.task.call_on_fit_task_begin(**self.arguments)
         self.epoch: Any = None
 

@@ -140,6 +140,19 @@ class Trainable(SupportsCallbacks, Protocol):
         int
         """
 
+    def most_epochs(self, n_rows: int) -> int:
+        """Return the maximum number of epochs for a table.
+
+        Parameters
+        ----------
+        n_rows : int
+            Number of rows of the table, including rows that are held out.
+
+        Returns
+        -------
+        int
+        """
+
     def _check_parameters(self) -> None:
         """Check the parameters of the estimator.
 

@@ -330,6 +330,7 @@ class StableNetBase(
             else:
                 X_train = rows.X[: rows.n_train]
                 net = self._build_net(X_train, rows.n_outputs, per_row=per_row)
+            net.max_epochs = self.most_epochs(rows.n_train)
             self._describe_data(net)
             if table_of is None:
                 table = self._table(net, rows)

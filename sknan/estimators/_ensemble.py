@@ -42,7 +42,8 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         Network, which is cloned for each member. None means the settings that were best
         on tables of many kinds: ``StableNetClassifier(
         module__n_frequencies=16, module__dropout=0.2, lr=3e-3, lr_schedule="cosine",
-        max_epochs=20, batch_size="auto", early_stopping=True, n_iter_no_change=7)``.
+        max_epochs="auto", batch_size="auto", early_stopping=True,
+        n_iter_no_change=7)``.
     n_estimators : int, default=5
         Number of networks.
     n_jobs : int or None, default=None
@@ -300,7 +301,8 @@ class StableNetEnsembleRegressor(
         Network, which is cloned for each member. None means the settings that were best
         on tables of many kinds: ``StableNetRegressor(
         module__n_frequencies=16, module__dropout=0.2, lr=3e-3, lr_schedule="cosine",
-        max_epochs=20, batch_size="auto", early_stopping=True, n_iter_no_change=7)``.
+        max_epochs="auto", batch_size="auto", early_stopping=True,
+        n_iter_no_change=7)``.
     n_estimators : int, default=5
         Number of networks.
     n_jobs : int or None, default=None

@@ -48,7 +48,7 @@ _DEFAULT_PARAMS: dict[str, Any] = {
     "module__dropout": 0.2,
     "lr": 3e-3,
     "lr_schedule": "cosine",
-    "max_epochs": 20,
+    "max_epochs": "auto",
     "batch_size": "auto",
     "early_stopping": True,
     "n_iter_no_change": 7,

@@ -23,13 +23,13 @@ from sknan.estimators._components import (
 from sknan.estimators._parameters import (
     PrefixedParamsMixin,
     automatic_batch_size,
+    automatic_epochs,
     is_auto,
 )
 from sknan.losses._traits import LossTraits, traits_of
 
 # Parameters that net and estimator have in common.
 _NET_PARAMS = (
-    "max_epochs",
     "verbose",
     "on_nonfinite",
     "max_recoveries",
@@ -63,6 +63,22 @@ class NetBuildingMixin(PrefixedParamsMixin):
         """
         is_set = not is_auto(self.batch_size)
         return int(self.batch_size) if is_set else automatic_batch_size(n_rows)
+
+    def most_epochs(self, n_rows: int) -> int:
+        """Return the maximum number of epochs for a table of ``n_rows`` rows.
+
+        Parameters
+        ----------
+        n_rows : int
+            Number of rows of the table, including validation rows.
+
+        Returns
+        -------
+        int
+            ``max_epochs``, or the automatic choice for ``max_epochs="auto"``.
+        """
+        is_set = not is_auto(self.max_epochs)
+        return int(self.max_epochs) if is_set else automatic_epochs(n_rows)
 
     @property
     def _loss_traits(self) -> LossTraits:
@@ -100,6 +116,7 @@ class NetBuildingMixin(PrefixedParamsMixin):
             optimizer=optimizer,
             lr=self.lr_,
             batch_size=batch_size,
+            max_epochs=self.most_epochs(0),  # the plan knows the number of rows
             train_split=None,
             use_caching=False,  # scores are those of the weights at an epoch's end
             compile=self.compile,

@@ -48,6 +48,11 @@ _AUTO_BATCH_SIZES = (
 )
 
 
+# Automatic numbers of epochs for tables of fewer rows than the first number; 8 for
+# larger tables, of which an epoch has more steps.
+_AUTO_EPOCHS = ((30_000, 20), (100_000, 12))
+
+
 def is_auto(value: Any) -> bool:
     """Whether ``value`` is the string ``"auto"``."""
     return isinstance(value, str) and value == "auto"
@@ -56,6 +61,11 @@ def is_auto(value: Any) -> bool:
 def automatic_batch_size(n_rows: int) -> int:
     """Return the batch size that ``batch_size="auto"`` means for ``n_rows`` rows."""
     return next((size for below, size in _AUTO_BATCH_SIZES if n_rows < below), 1024)
+
+
+def automatic_epochs(n_rows: int) -> int:
+    """Return the epochs that ``max_epochs="auto"`` means for ``n_rows`` rows."""
+    return next((epochs for below, epochs in _AUTO_EPOCHS if n_rows < below), 8)
 
 
 def _is_flag(value: Any) -> bool:
@@ -88,7 +98,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: (is_number(v) and 0 < v < math.inf) or is_auto(v),
         "a finite number above 0 or 'auto'",
     ),
-    "max_epochs": _COUNT,
+    "max_epochs": _COUNT_OR_AUTO,
     "max_time": (
         lambda v: v is None or (is_number(v) and v > 0),
         "a number above 0 or None",

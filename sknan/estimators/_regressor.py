@@ -81,8 +81,9 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
         statistics of batch normalization. After ``n`` steps the decay is at most
         ``(1 + n) / (10 + n)``. A step that fails never enters the average.
         ``partial_fit`` and ``warm_start`` continue the average. None: no average.
-    max_epochs : int, default=100
-        Maximum number of passes over the training rows.
+    max_epochs : int or "auto", default=100
+        Maximum number of passes over the training rows. ``"auto"`` depends on the
+        number of rows of the table: 20 below 30 000, 12 below 100 000, else 8.
     max_time : float or None, default=None
         Time limit of each training in seconds, including that of ``lr="auto"``. No
         epoch begins that is expected to end later, but the first one is always
@@ -267,7 +268,7 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
         lr_schedule: Any = "cosine",
         warmup: float = 0.0,
         ema_decay: float | None = None,
-        max_epochs: int = 100,
+        max_epochs: int | str = 100,
         max_time: float | None = None,
         batch_size: int | str = 128,
         weight_decay: float = 0.01,

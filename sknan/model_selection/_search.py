@@ -444,7 +444,7 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
                     net = net._checked_network()
                 search.resource = f"{path}max_epochs"
                 if search.max_resources == "auto":
-                    search.max_resources = net.max_epochs
+                    search.max_resources = net.most_epochs(0)
             return super().fit(X, y, **params)
         finally:
             search.resource, search.max_resources = given

@@ -288,7 +288,10 @@ WRONG_VALUES = [
         ("lr", v, "a finite number above 0 or 'auto'")
         for v in (np.nan, np.inf, "0.1", [0.1])
     ],
-    *[("max_epochs", v, AT_LEAST_ONE) for v in (0, -3, 2.5, True, "10", None)],
+    *[
+        ("max_epochs", v, f"{AT_LEAST_ONE} or 'auto'")
+        for v in (0, -3, 2.5, True, "10", None)
+    ],
     *[
         ("batch_size", v, f"{AT_LEAST_ONE} or 'auto'")
         for v in (0, -3, 2.5, True, "10", None)

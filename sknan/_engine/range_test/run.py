@@ -88,7 +88,7 @@ def _n_steps(estimator: Trainable, rows: TrainingRows, n_trainings: int) -> int:
     n_steps = _N_STEPS
     if not rows.is_partial:
         n_batches = -(-len(rows.X) // estimator.rows_per_batch(len(rows.X)))
-        real = n_batches * estimator.max_epochs
+        real = n_batches * estimator.most_epochs(len(rows.X))
         if estimator.lr_schedule not in (None, "constant"):
             # A falling learning rate gets as far as half the steps at its maximum.
             real //= 2

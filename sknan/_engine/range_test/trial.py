@@ -102,7 +102,7 @@ def _losses(
     vars(trial).pop("_fitted", None)
     vars(trial).update(
         batch_size=estimator.rows_per_batch(n_rows),
-        max_epochs=max(1, min(trial.max_epochs, int(MAX_FLOPS // n_flops))),
+        max_epochs=max(1, min(trial.most_epochs(n_rows), int(MAX_FLOPS // n_flops))),
         # All trainings, with two starts, take at most half of the time.
         max_time=trial.max_time and trial.max_time / (4 * len(rates)),
         on_nonfinite="raise",
