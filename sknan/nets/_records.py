@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections import Counter
 from dis import opname
 from typing import Any
@@ -69,7 +70,9 @@ def record_epoch(net: Any, training: GuardedTraining) -> None:
         options = (net.clip_norm, net.clip_value, net.adaptive_clip)
         is_clipped = any(option is not None for option in options)
         coefficients = np.array(training.coefficients) if is_clipped else None
-        for entry in gradient_entries(np.median(training.norms), coefficients).items():
+        # For the steps of an epoch this is faster than numpy, and equal.
+        norm = statistics.median(training.norms)
+        for entry in gradient_entries(norm, coefficients).items():
             record(*entry)
     if training.rate is not None:
         record("lr", training.rate)

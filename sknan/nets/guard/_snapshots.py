@@ -17,11 +17,13 @@ from sknan._utils.thresholds import SMALL
 _LARGEST = torch.finfo(torch.float32).max
 
 
+@torch.no_grad()
 def _is_finite(tensors: Sequence[Tensor]) -> bool:
     if not tensors:
         return True
     # One host read for all tensors together.
-    return bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all())
+    largest = torch.stack(torch._foreach_norm([*tensors], math.inf))
+    return math.isfinite(largest.max())
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
@@ -72,6 +74,7 @@ class Snapshot:
             live
             for live, kept in zip(self._live, self._kept, strict=True)
             if kept.is_floating_point()
+            and kept.numel()
             and (live.requires_grad or bool(torch.isfinite(kept).all()))
         ]
 
