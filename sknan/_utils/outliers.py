@@ -71,17 +71,35 @@ def check_outliers(
         tenths of the squared deviations, and are far beyond the others, most of which
         differ from the median too.
     """
+    vanishing, dominant = _find_outliers(values, dtype)
+    if vanishing.any() and is_harmful(vanishing):
+        raise NonFiniteDataError(
+            f"{name} contains values too large for {dtype.__name__} to distinguish the "
+            f"others{_places_in_data(vanishing, numbers, columns)}. {remedy}"
+        )
+    if dominant.any() and is_harmful(dominant):
+        warn(
+            f"{name} contains outliers{_places_in_data(dominant, numbers, columns)}. "
+            f"{effect} {remedy}"
+        )
+
+
+def without_outliers(values: np.ndarray) -> NDArray[np.float64]:
+    """Return values with NaN in place of those that :func:`check_outliers` names."""
+    vanishing, dominant = _find_outliers(values, np.float32)
+    return np.where(vanishing | dominant, np.nan, values.astype(np.float64))
+
+
+def _find_outliers(
+    values: np.ndarray, dtype: type[np.floating[Any]]
+) -> tuple[Mask, Mask]:
+    """Return the values beside which the others vanish, and those that dominate."""
     halves = values / 2
     deviation = np.abs(halves - np.median(halves, axis=0)).astype(np.float64)
     largest = deviation.max(axis=0)
     is_large = deviation > np.finfo(dtype).eps * largest
     is_rest_lost = ((deviation > 0) & ~is_large).any(axis=0)
-    bad = is_large & is_rest_lost & (is_large.mean(axis=0) <= _FEW)
-    if bad.any() and is_harmful(bad):
-        raise NonFiniteDataError(
-            f"{name} contains values too large for {dtype.__name__} to distinguish the "
-            f"others{_places_in_data(bad, numbers, columns)}. {remedy}"
-        )
+    vanishing = is_large & is_rest_lost & (is_large.mean(axis=0) <= _FEW)
     in_units = deviation / np.maximum(largest, np.finfo(np.float64).tiny)
     squares = np.square(in_units)
     bad = squares > _OUTLYING**2 * squares.mean(axis=0)
@@ -90,11 +108,7 @@ def check_outliers(
     for column in np.argwhere(bad.any(axis=0)):  # () for a single column
         of_column = bad[:, *column], deviation[:, *column]
         bad[:, *column] &= _are_apart(*of_column)
-    if bad.any() and is_harmful(bad):
-        warn(
-            f"{name} contains outliers{_places_in_data(bad, numbers, columns)}. "
-            f"{effect} {remedy}"
-        )
+    return vanishing, bad
 
 
 def _are_apart(bad: Mask, deviation: NDArray[np.float64]) -> bool:

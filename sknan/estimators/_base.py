@@ -207,7 +207,6 @@ class StableNetBase(
             y, target, weights, is_partial, **target_params
         )
         if is_new:
-            # A bounded loss is chosen because there are outliers.
             if codes.dtype.kind == "f" and not isinstance(self.criterion, BoundedLoss):
                 check_targets(target, numbers)
             module = self._module_for(X_raw, n_outputs)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sknan._engine.plan import TrainingRows
 from sknan._engine.table_net import TableNet
+from sknan._utils.outliers import without_outliers
 from sknan._utils.settings import usual_settings
 from sknan._utils.validation import FLOAT32_MAX, FLOAT64_MAX, check_finite, drop_rows
 from sknan.estimators._base import StableNetBase
@@ -23,7 +24,7 @@ from sknan.estimators._target_scaling import (
     prediction_dtype,
     standardize,
 )
-from sknan.losses._bounded import unbounded
+from sknan.losses._bounded import BoundedLoss, unbounded
 from sknan.losses._target_domain import refuse_outside_domain
 from sknan.losses._traits import is_own_loss
 from sknan.nets._batching import TensorTable
@@ -430,7 +431,10 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
             self._target_dtype = prediction_dtype(y)
             mean, scale = np.zeros(shape), np.ones(shape)
             if traits.standardizes_target:
-                mean, scale = mean_and_scale(target, weights)
+                # A bounded loss is chosen because there are outliers.
+                is_bounded = isinstance(self.criterion, BoundedLoss)
+                known = without_outliers(target) if is_bounded else target
+                mean, scale = mean_and_scale(known, weights)
         self._target_shape, self.target_mean_, self.target_scale_ = shape, mean, scale
         self._constants = constants
         n_outputs = _n_targets(shape) * traits.outputs_per_target

@@ -26,6 +26,7 @@ from sknan import (
 )
 from sknan.estimators import default_network
 from sknan.estimators._column_scaling import raw_columns
+from sknan.losses import BoundedLoss, MSELoss
 from sknan.model_selection import BatchedGridSearchCV
 
 RNG = np.random.default_rng(0)
@@ -303,6 +304,15 @@ def test_the_remedies_for_outliers_train():
     assert bounded.score(Z[100:], Y[100:]) > 0.9
     kept = np.delete(np.arange(400), [7, 31])
     assert net.fit(Z[kept], y[kept]).score(Z[100:], Y[100:]) > 0.9
+
+
+@pytest.mark.parametrize("size", [1e4, 1e10, -3e38])
+def test_outliers_do_not_count_with_a_bounded_loss(size):
+    y = Y.copy()
+    y[[7, 31]] = size
+    loss = BoundedLoss(MSELoss(), 0.0, 10.0)
+    net = StableNetRegressor(criterion=loss, random_state=0, max_epochs=20)
+    assert net.fit(Z, y).score(Z[100:], Y[100:]) > 0.9
 
 
 # -- constant targets --------------------------------------------------------------
