@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score
 from sklearn.utils import ClassifierTags, RegressorTags
 from skorch.callbacks import EpochTimer, PrintLog
@@ -298,6 +299,11 @@ class TableNet(NetworkOutput, GuardedNet):
         """Do nothing: the estimator checks the output of its fitted net."""
 
     def _output_of(self, X: Any) -> Tensor:
+        if not hasattr(self, "module_"):
+            raise NotFittedError(
+                "A clone of net_ is not fitted, and cannot be fitted by itself. Clone "
+                "and fit the estimator, whose net_ then predicts."
+            )
         X = X if isinstance(X, Tensor) else getattr(X, "X", X)
         return self.finite_output(self._network_rows(X).to(self.device))
 

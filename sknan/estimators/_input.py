@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,6 +132,12 @@ def check_features(
         If ``X`` is not a table of numbers, or not the table expected.
     """
     owner = type(estimator).__name__
+    if isinstance(X, Mapping):
+        raise TypeError(
+            f"{owner} takes one table as {name}, got a dict. For a module with several "
+            "inputs use GuardedNetClassifier or GuardedNetRegressor, which pass the "
+            "entries of a dict to forward by their names."
+        )
     X_in = None if reset else already_valid_array(X, estimator)
     if X_in is None or len(X_in) < min_samples:
         encode = (

@@ -147,7 +147,6 @@ def to_torch(model: Any) -> ExportedModel:
             f"{type(model).__name__} was fitted with refit=False and has no "
             "best_estimator_ to export. Fit the search with refit=True."
         )
-    model = getattr(model, "best_estimator_", model)
     steps = _steps_of(model)
     first = next(step for step in steps if not _is_identity(step))
     layout, modules = Layout.of_numbers(first), list[nn.Module]()
@@ -172,9 +171,7 @@ def to_torch(model: Any) -> ExportedModel:
 
 def _steps_of(model: Any) -> list[Any]:
     """Return the fitted steps of a pipeline, or a model alone as one step."""
-    steps = (
-        [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
-    )
+    steps = _flat(model)
     if not isinstance(steps[-1], (StableNetBase, Ensemble, GuardMixin)):
         raise ValueError(
             "Only networks of sknan can be exported, alone or at the end of a "
@@ -186,6 +183,15 @@ def _steps_of(model: Any) -> list[Any]:
         elif not _is_identity(step):
             check_is_fitted(step)
     return steps
+
+
+def _flat(model: Any) -> list[Any]:
+    """Return the steps of a model; of a search at its end, those of the best one."""
+    model = getattr(model, "best_estimator_", model)
+    if not isinstance(model, Pipeline):
+        return [model]
+    *before, last = (step for _, step in model.steps)
+    return [*before, *_flat(last)]
 
 
 def _is_identity(step: Any) -> bool:

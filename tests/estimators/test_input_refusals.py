@@ -128,6 +128,17 @@ def test_predict_refuses_what_fit_refuses(Estimator, y, method):
         )
 
 
+@both
+def test_a_dict_of_inputs_is_refused_with_what_accepts_it(Estimator, y):
+    with pytest.raises(TypeError) as refused:
+        Estimator().fit({"a": X, "b": X}, y)
+    assert str(refused.value) == (
+        f"{Estimator.__name__} takes one table as X, got a dict. For a module with "
+        "several inputs use GuardedNetClassifier or GuardedNetRegressor, which pass "
+        "the entries of a dict to forward by their names."
+    )
+
+
 def test_a_refused_table_does_not_change():
     table = damaged(np.nan)
     before = table.copy()

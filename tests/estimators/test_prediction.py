@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
@@ -396,6 +397,17 @@ def test_both_paths_give_the_same_results_and_messages(model, name):
     else:
         assert short.dtype == long.dtype
         np.testing.assert_array_equal(short, long)
+
+
+@both
+def test_a_clone_of_the_net_says_what_to_fit(Estimator, y):
+    net = clone(Estimator(max_epochs=1, random_state=0).fit(X, y).net_)
+    with pytest.raises(NotFittedError) as refused:
+        net.predict(X)
+    assert str(refused.value) == (
+        "A clone of net_ is not fitted, and cannot be fitted by itself. Clone and fit "
+        "the estimator, whose net_ then predicts."
+    )
 
 
 def test_a_pipeline_fitted_on_names_checks_them_at_predict():

@@ -14,6 +14,7 @@ from persistence_helpers import (
     MODELS,
     NUMBERS,
     SETTINGS,
+    classifier,
     clean_table,
     log_network,
     model_of,
@@ -36,6 +37,7 @@ from sknan import (
     BatchedGridSearchCV,
     GuardedNetRegressor,
     NaNImputer,
+    SafeScaler,
     StableNetClassifier,
     StableNetRegressor,
     tabular_pipeline,
@@ -281,6 +283,19 @@ def test_other_models_are_refused():
     assert "NeuralNet" in refusal_of(NeuralNet(nn.Linear, nn.MSELoss))
     with pytest.raises(NotFittedError, match=re.escape("not fitted yet")):
         to_torch(StableNetClassifier())
+
+
+def test_a_search_at_the_end_of_a_pipeline_is_exported():
+    steps = make_pipeline(SafeScaler(), classifier())
+    grid = {"stablenetclassifier__lr": [1e-3, 1e-2]}
+    model = make_pipeline(NaNImputer(), BatchedGridSearchCV(steps, grid, cv=2))
+    model.fit(clean_table(), LABELS)
+    rows = unusual_rows(20)
+    module = to_torch(model)
+    np.testing.assert_allclose(
+        module(torch.from_numpy(rows)), model.predict_proba(rows), atol=1e-6
+    )
+    assert module.classes_ == ["no", "yes"]
 
 
 def test_a_search_without_a_best_estimator_is_refused():
