@@ -17,15 +17,17 @@ OVERFLOWS_SQUARED = 1e18
 # How many times a size must exceed the usual one to be a fault: a loss that of the
 # untrained network, a movement of weights their own size, data standardized data.
 # Within one epoch, Adam at a learning rate of 0.05 moves small weights by their own
-# size. In trainings at rates that are far too high, 3 to 30 give the same results for
-# weights, and 30 for losses misses explosions.
+# size. Of 140 trainings of networks and recurrent networks at learning rates that are
+# far too high, 116, 115 and 113 end well if losses are compared with 5, 10 and 30; 3 to
+# 30 give the same results for weights, and 1 to 10 for gains of gradients.
 FAR = 10.0
 
 # Share of a size that is small beside it: a gain of a loss that is only its noise, or a
 # step beside the weights. Trainings that have learned the mean have a noise of 0.3 %. A
 # gain also tells a learning rate that is too low to learn. A smallest rate would not:
 # SGD on 1e12 times the squared error is rescued at 3.2e-13, where a linear network
-# learns its table exactly.
+# learns its table exactly. Of the 140 trainings above, 115, 115 and 115 end well with a
+# gain of 0.001, 0.01 and 0.1, and 116, 115 and 114 with steps of 0.01, 0.03 and 0.1.
 SMALL = 0.01
 
 # A learning rate is clearly below another one if it is at most half of it. Weights
@@ -37,9 +39,9 @@ MARGIN = 2.0
 N_ERRORS = 2.0
 
 # Number of times that something is tried, or seen in a row, before it is judged: steps
-# at a lower learning rate, high losses, constant outputs, parts of a curve. Of 140
-# trainings at rates that are far too high, 115, 115 and 117 end well with 5, 10 and 20
-# steps, and 117, 115 and 116 with 10, 16 and 32 losses.
+# at a lower learning rate, high losses, constant outputs, parts of a curve. Of the 140
+# trainings above, 115, 115 and 117 end well with 5, 10 and 20 steps, and 117, 115 and
+# 116 with 10, 16 and 32 losses.
 N_TRIALS = 10
 
 # Number of rows on which a network is tried. It bounds the time, and was not tuned.

@@ -51,7 +51,8 @@ ROLLED_BACK = "The {weights} weights were restored, and {change}."
 _CAUSES_OF_RAW_INPUTS = ("learning_rate", "gradient", "activation", "loss")
 
 # Largest gradient norm of a step that is repeated without the rows or operations that
-# failed: the usual choice for a network whose inputs and outputs have size 1.
+# failed: the usual choice for a network whose inputs and outputs have size 1. With 0.1,
+# 140 trainings at learning rates that are far too high end in the same way.
 _REPEATED_NORM = 1.0
 
 # A learning rate above this may overflow in optimizers that divide it by 1 - beta.
