@@ -157,7 +157,9 @@ def chain_of(net: TableNet) -> list[nn.Module] | None:
     # A layer that is applied twice has one gradient.
     is_explicit = len({*map(id, layers)}) == len(layers) and not any(
         isinstance(layer, PeriodicEmbedding)
-        or not all(p.requires_grad for p in layer.parameters())
+        or any(
+            p is not None and not p.requires_grad for p in layer._parameters.values()
+        )
         for layer in layers
     )
     return layers if layers and is_explicit else None

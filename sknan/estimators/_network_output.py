@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sknan._engine.table_net import TableNet
 from sknan._utils.compiled import uncompiled
+from sknan._utils.random_state import kept_random_states
 from sknan._utils.threads import FlopCount
 from sknan.nets._batching import TensorTable
 from sknan.nets._chain import FAR_FROM_OVERFLOW, output_bound
@@ -84,5 +85,6 @@ def check_finite_output(net: TableNet, table: TensorTable) -> None:
     if output_bound(net.module_, table.X) < FAR_FROM_OVERFLOW:
         return
     repair = OutputRepair(net, learns_range=True, numbers=table.numbers)
-    net.raw_output(table.X, repair)
+    with kept_random_states(net.device):  # a module may draw noise in evaluation too
+        net.raw_output(table.X, repair)
     repair.conclude_training()

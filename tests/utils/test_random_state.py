@@ -38,6 +38,11 @@ class Noisy(nn.Module):
         return self.linear(X + 0.1 * noise)
 
 
+class NoisyInEvaluation(Noisy):
+    def forward(self, X):
+        return super().forward(X + 0.1 * torch.randn_like(X))
+
+
 def regressor(**params):
     return StableNetRegressor(**{"max_epochs": 4, "random_state": 0, **params})
 
@@ -110,6 +115,7 @@ def test_the_finder_and_partial_fit_leave_the_callers_streams():
     before = streams()
     find_learning_rate(regressor(), X, y, n_steps=20)
     regressor(module=Noisy).partial_fit(X, y)
+    regressor(module=NoisyInEvaluation, early_stopping=True).fit(X, y)
     StableNetClassifier(lr="auto", max_epochs=2, random_state=0).fit(X, y > 0)
     assert streams() == before
 
