@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,7 +132,7 @@ def check_features(
         If ``X`` is not a table of numbers, or not the table expected.
     """
     owner = type(estimator).__name__
-    if isinstance(X, Mapping):
+    if type(X) is dict:  # a sparse matrix may be a subclass
         raise TypeError(
             f"{owner} takes one table as {name}, got a dict. For a module with several "
             "inputs use GuardedNetClassifier or GuardedNetRegressor, which pass the "
