@@ -21,6 +21,7 @@ Each failure has a number, by which the second command shows the case.
 from __future__ import annotations
 
 import argparse
+import copy
 import linecache
 import pickle
 import re
@@ -94,7 +95,7 @@ def results_of(model: Any, X: Any) -> tuple[dict[str, Any], list[str]]:
         if not hasattr(model, name):
             continue
         try:
-            outputs[name] = values = getattr(model, name)(X)
+            outputs[name] = values = getattr(model, name)(copy.deepcopy(X))
         except Exception as error:
             if not is_intended(error):
                 raise
@@ -152,7 +153,7 @@ def run(number: int, timeout: float = 60.0) -> Outcome:
             warnings.simplefilter("always")
             warnings.showwarning = caught
             model = draw.model(X)
-            model.fit(X, y, **draw.fit_params(model, len(y)))
+            model.fit(copy.deepcopy(X), y, **draw.fit_params(model, len(y)))
             outputs, failures = results_of(model, X)
             text = text_of(outputs)
             if draw.maybe(0.25):

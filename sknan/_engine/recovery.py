@@ -17,6 +17,7 @@ from sknan._engine.network_state import read_state
 from sknan._engine.rate_trials import RecoverySearch, run_searches
 from sknan._engine.stack_state import StackSnapshot, StackState
 from sknan._engine.table_net import is_collapsed
+from sknan.diagnosis._raised import is_of_environment
 
 
 def recover_steps(
@@ -132,7 +133,10 @@ def _final_losses(training: StackState) -> NDArray[np.float64]:
     try:
         with training.stack.averaged():
             return np.array(training.stack.evaluate(x, target))
-    except Exception:  # a user's module may raise anything; predictions raise it again
+    except Exception as error:
+        if is_of_environment(error):
+            raise
+        # A user's module may raise anything; predictions raise it again.
         return np.full(len(trained), -np.inf)
 
 

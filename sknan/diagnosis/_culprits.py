@@ -14,6 +14,7 @@ from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import OVERFLOWS_SQUARED
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._evidence import FailedOperation, Places
+from sknan.diagnosis._raised import is_of_environment
 from sknan.diagnosis._report import Phase
 from sknan.diagnosis._values import bad_rows, nonempty_floats
 
@@ -155,7 +156,9 @@ class Trials:
                 trained = [p for p in self.parameters if p.requires_grad]
                 grads = torch.autograd.grad(loss, trained, allow_unused=True)
                 return _is_moderate((loss, grads))
-        except Exception:  # for example by a decomposition, or by a check of arguments
+        except Exception as error:  # of a decomposition, or a check of arguments
+            if is_of_environment(error):
+                raise
             return False
 
 

@@ -23,7 +23,7 @@ _FOR_ARGUMENTS = (
     RuntimeError,
     ValueError,
 )
-_NEVER_FOR_VALUES = (NotImplementedError, RecursionError, torch.OutOfMemoryError)
+_NEVER_FOR_VALUES = (NotImplementedError, RecursionError)
 _LIBRARIES = ("builtins", "numpy", "torch")
 
 _T = TypeVar("_T")
@@ -47,8 +47,25 @@ def may_concern_values(error: BaseException) -> bool:
     return (
         isinstance(error, _FOR_ARGUMENTS)
         and not isinstance(error, _NEVER_FOR_VALUES)
+        and not is_of_environment(error)
         and type(error).__module__.partition(".")[0] in _LIBRARIES
     )
+
+
+def is_of_environment(error: BaseException) -> bool:
+    """Whether an exception says that memory, a disk or a connection has failed.
+
+    Parameters
+    ----------
+    error : BaseException
+        Exception during a training step.
+
+    Returns
+    -------
+    bool
+    """
+    kinds = (MemoryError, OSError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 
 
 def may_be_transient(error: BaseException) -> bool:
@@ -66,7 +83,7 @@ def may_be_transient(error: BaseException) -> bool:
     bool
     """
     is_own = type(error).__module__.partition(".")[0] not in _LIBRARIES
-    return is_own or isinstance(error, (MemoryError, OSError, torch.OutOfMemoryError))
+    return is_own or is_of_environment(error)
 
 
 class ValueErrors:
@@ -118,7 +135,9 @@ def result_of_trial(run: Callable[[], _T]) -> _T | None:
     """
     try:
         return run()
-    except Exception:
+    except Exception as error:
+        if is_of_environment(error):
+            raise
         return None
 
 

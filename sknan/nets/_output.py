@@ -19,7 +19,7 @@ from sknan._utils.random_state import kept_random_states
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._culprits import sliced
-from sknan.diagnosis._raised import ValueErrors
+from sknan.diagnosis._raised import ValueErrors, is_of_environment
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.losses._traits import is_own_loss
 from sknan.nets._batching import TensorBatches
@@ -222,8 +222,10 @@ class OutputMixin(_SkorchNet):
                 self._evaluate(self._batches_of(X), repair)
         except NonFiniteTrainingError:
             raise
-        except Exception:  # such as two modules without an output: nothing to promise
-            return
+        except Exception as error:
+            if is_of_environment(error):
+                raise
+            return  # such as two modules without an output: nothing to promise
         repair.conclude_training()
 
     def _is_bounded(self, X: Any) -> bool:

@@ -97,7 +97,8 @@ class PeriodicEmbedding(nn.Module):
                 "n_frequencies and d_embedding must be at least 1, got "
                 f"n_frequencies={n_frequencies} and d_embedding={d_embedding}."
             )
-        lowest, highest = frequency_range
+        is_pair = isinstance(frequency_range, Sequence) and len(frequency_range) == 2
+        lowest, highest = frequency_range if is_pair else (0.0, 0.0)
         if not 0.0 < lowest <= highest < math.inf:
             raise ValueError(
                 "frequency_range must be two finite numbers above 0, the lower one "

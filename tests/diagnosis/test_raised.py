@@ -26,6 +26,7 @@ class OwnError(ValueError):
         NotImplementedError(),
         OwnError(),
         RecursionError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         SystemExit(),
         TypeError(),
         torch.OutOfMemoryError(),

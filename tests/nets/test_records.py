@@ -232,6 +232,38 @@ def test_an_exit_during_a_rescue_is_raised_unchanged(error):
     assert caught.value is error
 
 
+class Logarithm(nn.Module):
+    """Network outside its domain for some rows, whose n-th call raises an exception."""
+
+    def __init__(self, n_features_in, n_outputs, at=0, error=None):
+        super().__init__()
+        self.layer = nn.Linear(n_features_in, n_outputs)
+        self.n_calls, self.at, self.error = 0, at, error
+
+    def forward(self, x):
+        self.n_calls += 1
+        if self.n_calls == self.at:
+            if self.error is None:
+                torch.empty(2**60)  # more than any machine has
+            raise self.error
+        return self.layer(torch.log(x + 1))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), None])
+def test_an_exception_of_the_machine_is_raised_also_while_a_step_is_explained(error):
+    for at in (1, 2, 3, 5, 8):
+        net = StableNetRegressor(
+            Logarithm,
+            module__at=at,
+            module__error=error,
+            max_epochs=1,
+            random_state=0,
+        )
+        with pytest.raises(type(error) if error else RuntimeError) as caught:
+            net.fit(X, Y.ravel())
+        assert caught.value is error or "DefaultCPUAllocator" in str(caught.value)
+
+
 class Never(nn.MSELoss):
     """Loss that is never finite."""
 

@@ -231,6 +231,11 @@ def test_no_embedding_without_frequencies_or_columns():
             "frequency_range must be two finite numbers above 0, the lower one first, "
             "got (3.0, 0.1).",
         ),
+        (
+            {"frequency_range": ()},
+            "frequency_range must be two finite numbers above 0, the lower one first, "
+            "got ().",
+        ),
         ({"columns": []}, "columns must be distinct and at least one, got []."),
         ({"columns": [1, 1]}, "columns must be distinct and at least one, got [1, 1]."),
         ({"columns": [0, 3]}, "columns must be between 0 and 2, got [0, 3]."),

@@ -27,6 +27,7 @@ from sknan.diagnosis._culprits import (
     sliced,
     without_rows,
 )
+from sknan.diagnosis._raised import is_of_environment
 from sknan.nets.guard._loss_watch import is_trusted
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.explain import empty_states
@@ -284,8 +285,10 @@ class RateTrials:
                 net._set_training(False)
                 outputs = net.infer(inputs, **self.fit_params)
                 loss = float(net.get_loss(outputs, target, X=inputs, training=False))
-        except Exception:  # as if forward has parameters that are not known here
-            return -math.inf
+        except Exception as error:
+            if is_of_environment(error):
+                raise
+            return -math.inf  # forward may have parameters that are not known here
         return loss if math.isfinite(loss) else math.inf
 
     def _repaired_results(self, batches: list[Any]) -> tuple[float, list[Any]]:
