@@ -56,14 +56,15 @@ def fit_estimator(kind, lr, max_epochs):
     return kind(early_stopping=False, **options).fit(X, y)
 
 
-def test_a_single_step_that_ruins_the_network_is_an_error():
+@pytest.mark.parametrize(("lr", "size"), [(1e2, r"\d\.\d+e\+\d+"), (1e20, "inf")])
+def test_a_single_step_that_ruins_the_network_is_an_error(lr, size):
     with pytest.raises(NonFiniteTrainingError) as caught:
-        net_of(lr=100.0).fit(X, Y[:, None])
+        net_of(lr=lr).fit(X, Y[:, None])
     assert re.fullmatch(
         r"Training diverged at epoch 1, batch 1\. The loss has risen from \d\.\d+ "
-        r"before the training to \d\.\d+e\+\d+ after it, far above that of a constant "
-        r"output, at lr=100\. Lower lr; for an estimator, sknan\.find_learning_rate "
-        r"suggests one\.",
+        rf"before the training to {size} after it, far above that of a constant "
+        rf"output, at lr={re.escape(f'{lr:g}')}\. Lower lr; for an estimator, "
+        r"sknan\.find_learning_rate suggests one\.",
         str(caught.value),
     )
     assert caught.value.report.cause == "learning_rate"
