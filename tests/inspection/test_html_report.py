@@ -69,7 +69,7 @@ def model(table):
 
 @pytest.fixture(scope="module")
 def search(table):
-    grid = {"stablenetclassifier__lr": [1e-3, 1e-2, 1e4]}
+    grid = {"stablenetclassifier__lr": [1e-3, 3e-2, 1e4]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         net = StableNetClassifier(max_epochs=4, random_state=0)
