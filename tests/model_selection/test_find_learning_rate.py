@@ -170,6 +170,16 @@ def test_only_as_many_rows_are_drawn_as_the_steps_need():
 # -- comparison with the usual learning rate -------------------------------------------
 
 
+@pytest.mark.parametrize("groups", [None, np.repeat(np.arange(100), 7)])
+def test_comparisons_stop_early_on_rows_of_their_own(groups):
+    # They have enough rows to stop early, if the user has not chosen these.
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(700, 4))
+    model = small(StableNetRegressor, max_epochs=2, lr="auto")
+    model.fit(X, X[:, 0], groups=groups)
+    assert model.lr_ > 1e-3
+
+
 def test_another_rate_than_the_usual_one_needs_a_clear_gain():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(120, 4))
@@ -178,8 +188,8 @@ def test_another_rate_than_the_usual_one_needs_a_clear_gain():
     found = find_learning_rate(model, X, y, rates=FEW, n_steps=40)
     assert found.suggestion == 1e-3
     assert re.fullmatch(
-        r"A training at 0\.01 has no loss on held-out rows that is lower by more than "
-        r"its noise than that at the usual rate, \S+\.",
+        r"No training at another rate has a loss on held-out rows that is lower by "
+        r"more than its noise than that at the usual rate, \S+\.",
         found.reason,
     )
 

@@ -28,7 +28,7 @@ from sknan._engine.range_test.curves import (
 )
 from sknan._engine.range_test.judge import CANNOT_TELL, USUAL_RATE, counted
 from sknan._engine.range_test.learning_rate_range import LearningRateRange
-from sknan._utils.thresholds import MARGIN, N_ERRORS, N_TRIALS
+from sknan._utils.thresholds import FAR, MARGIN, N_ERRORS, N_TRIALS
 from sknan.nets._batching import TensorTable
 
 # Loss of a training that fails.
@@ -70,22 +70,29 @@ def compared_with_usual(
             return found
         reason = f"{counted(len(rows.X), 'row')} {CANNOT_TELL}"
         return replace(found, suggestion=USUAL_RATE, confidence="low", reason=reason)
-    rates = [USUAL_RATE, found.suggestion]
+    # The best learning rate of a whole training is often below that of its first steps:
+    # on 90 synthetic tasks, R2 or accuracy is 0.022 below that of the best of 13
+    # learning rates, and 0.021 below it with the second one.
+    others = [found.suggestion, float(f"{found.suggestion / FAR**0.5:.2g}")]
+    rates = [USUAL_RATE, *others]
     losses = np.stack([_losses(estimator, rows, rates, seed) for seed in seeds], 1)
-    gains = losses[0] - losses[1]
-    error = gains.std() / math.sqrt(gains.size)
-    usual, other = losses.mean(axis=(1, 2))
-    if not ((gains.mean(axis=1) > 0).all() and gains.mean() > N_ERRORS * error):
+    gains = losses[0] - losses[1:]
+    means = gains.mean(axis=(1, 2))
+    errors = gains.std(axis=(1, 2)) / math.sqrt(gains[0].size)
+    is_better = (gains.mean(axis=2) > 0).all(axis=1) & (means > N_ERRORS * errors)
+    usual, *ends = losses.mean(axis=(1, 2))
+    if not is_better.any():
         reason = (
-            f"A training at {found.suggestion:g} has no loss on held-out rows that is "
-            f"lower by more than its noise than that at the usual rate, {usual:.3g}."
+            "No training at another rate has a loss on held-out rows that is lower by "
+            f"more than its noise than that at the usual rate, {usual:.3g}."
         )
         return replace(found, suggestion=USUAL_RATE, reason=reason)
+    best = int(np.where(is_better, means, -np.inf).argmax())
     reason = (
-        f"The loss on held-out rows of a training there is {other:.3g}, against "
+        f"The loss on held-out rows of a training there is {ends[best]:.3g}, against "
         f"{usual:.3g} at the usual rate, {USUAL_RATE:g}."
     )
-    return replace(found, reason=reason)
+    return replace(found, suggestion=others[best], reason=reason)
 
 
 def _losses(
@@ -105,6 +112,7 @@ def _losses(
         max_epochs=max(1, min(trial.most_epochs(n_rows), int(MAX_FLOPS // n_flops))),
         # All trainings, with two starts, take at most half of the time.
         max_time=trial.max_time and trial.max_time / (4 * len(rates)),
+        early_stopping=trial.early_stopping if train.hold_out is not None else False,
         on_nonfinite="raise",
         callbacks=None,
         verbose=0,
