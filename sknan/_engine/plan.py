@@ -38,6 +38,9 @@ class HoldOut(Protocol):
     def is_random(self) -> bool:
         """Whether each row may be held out, whatever the others are."""
 
+    def of_part(self) -> HoldOut:
+        """Return a random choice for a part of the rows."""
+
     def with_fold(self, fold: Any) -> HoldOut:
         """Return the choice for one of several networks; None for a single one."""
 

@@ -247,6 +247,10 @@ class HoldOut:
         """Whether each row may be held out, whatever the others are."""
         return not self.n_valid and self.splits is None and self.groups is None
 
+    def of_part(self) -> HoldOut:
+        """Return a random choice for a part of the rows, which has other numbers."""
+        return HoldOut(self.validation_fraction, self.is_classification)
+
     def with_fold(self, fold: ValidationFold | None) -> HoldOut:
         """Return the choice for one of several networks; None for a single one."""
         return dataclasses.replace(self, fold=fold)

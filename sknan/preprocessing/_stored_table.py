@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from typing import Any, NamedTuple
 
@@ -62,9 +63,11 @@ def stored_chunks(X: Any, y: Any = None) -> StoredTable:
 def joined_rows(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the rows of two arrays of one dtype, in a memory map if the first is."""
     owner: Any = first
-    while isinstance(owner, np.ndarray) and not isinstance(owner, np.memmap):
+    while isinstance(owner, np.ndarray):
         owner = owner.base
-    if not isinstance(owner, np.memmap):
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    if not isinstance(owner, mmap.mmap):
         return np.concatenate([first, second])
     with _MappedRows() as rows:
         rows.write(first)
@@ -98,5 +101,6 @@ class _MappedRows:
 
     def read(self) -> np.ndarray:
         self._file.flush()
-        shape = (self._n_rows, *self._shape)
-        return np.memmap(self._file, self._dtype, "r+", shape=shape)
+        # joblib would look for the name of the file of a np.memmap, which has none.
+        cells = np.frombuffer(mmap.mmap(self._file.fileno(), 0), self._dtype)
+        return cells.reshape(self._n_rows, *self._shape)

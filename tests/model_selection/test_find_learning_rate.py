@@ -442,3 +442,13 @@ def test_other_values_of_lr_are_refused(table, lr):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         StableNetRegressor(lr=lr).fit(*table)
+
+
+@pytest.mark.parametrize("estimator_class", ESTIMATORS)
+def test_trainings_of_the_usual_and_the_found_rate_stop_early(estimator_class):
+    X = np.random.default_rng(0).normal(size=(700, 1)).astype(np.float32)
+    target = target_for(estimator_class, 14 + 2 * X[:, 0])
+    model = small(estimator_class, max_epochs=2, lr="auto").fit(X, target)
+    found = model.learning_rate_range_
+    assert model.lr_ == found.suggestion
+    assert "a training" in found.reason.lower()

@@ -102,6 +102,8 @@ def _losses(
     n_rows, rng = len(rows.X), np.random.RandomState(seed)
     train, valid = drawn_rows(rows, n_rows, rng)
     assert valid is not None
+    if rows.hold_out is not None:  # early stopping needs rows of its own
+        train = train._replace(hold_out=rows.hold_out.of_part())
     held_out = held_out_table(estimator, valid, seed)
     n_batches = -(-len(train.X) // estimator.rows_per_batch(n_rows))
     n_flops = flops_per_step(estimator, rows) * n_batches * len(rates)
