@@ -229,7 +229,9 @@ class Member:
             is_ending |= not limit.allows_epoch(n_members)
         if best is not None and self.error is None:
             row = self.net.history[-1] if self.is_followed else self.history[-1]
-            is_best, continues = best.update(len(self.history), row[best.monitor])
+            # An epoch that was interrupted before its score is never the best.
+            score = row.get(best.monitor, math.nan)
+            is_best, continues = best.update(len(self.history), score)
             if is_best:
                 self.best_weights = weights()
             is_ending |= not continues

@@ -229,3 +229,22 @@ def test_the_classes_of_a_task_with_three_classes_are_scored():
         max_epochs=20, lr=0.01, callbacks=[scoring], random_state=0
     ).fit(inputs, y)
     assert model.net_.history[-1, "auc"] > 0.8
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_ctrl_c_in_a_scorer_ends_the_training_with_a_warning(at):
+    scores = iter([0.5, 0.6][: at - 1])
+
+    def scoring(estimator, X, y):
+        for score in scores:
+            return score
+        raise KeyboardInterrupt
+
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    model = StableNetClassifier(
+        scoring=scoring, early_stopping=True, max_epochs=4, random_state=0
+    )
+    with pytest.warns(UserWarning, match=f"interrupted after {at} of 4 epochs"):
+        model.fit(X, (X[:, 0] > 0).astype(int))
+    assert model.best_epoch_ == (1 if at == 2 else None)
+    assert np.isfinite(model.predict_proba(X)).all()
