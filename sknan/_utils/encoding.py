@@ -13,7 +13,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextvars import ContextVar
-from datetime import tzinfo
+from datetime import date, datetime, tzinfo
 from fractions import Fraction
 from typing import Any
 
@@ -152,6 +152,11 @@ class _Encoder:
             found = ["fraction", str(value)]
         elif isinstance(value, tzinfo):
             found = self._of_zone(value)
+        elif type(value) is pd.Timestamp or type(value) is pd.Timedelta:
+            zone = self.described(getattr(value, "tz", None))
+            found = ["moment", self.described(value.asm8), zone]
+        elif type(value) in (date, datetime) and getattr(value, "tzinfo", None) is None:
+            found = ["date", value.isoformat()]
         if found is not None:
             return found
         self.others.append(value)
@@ -312,6 +317,17 @@ class _Decoder:
 
     def _from_zone(self, name: str) -> Any:
         return _pandas_dtype(name).tz
+
+    def _from_moment(self, instant: Any, zone: Any) -> Any:
+        found = self.restored(instant)
+        if found.dtype.kind == "m":
+            return pd.Timedelta(found)
+        moment = pd.Timestamp(found)  # in UTC, if it has a zone
+        zone = self.restored(zone)
+        return moment if zone is None else moment.tz_localize("UTC").tz_convert(zone)
+
+    def _from_date(self, text: str) -> date:
+        return (datetime if "T" in text else date).fromisoformat(text)
 
     def _from_fraction(self, text: str) -> Fraction:
         return Fraction(text)

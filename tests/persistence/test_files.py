@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import json
 import pickle
@@ -12,6 +13,7 @@ import tracemalloc
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 from persistence_helpers import LABELS, NUMBERS, SETTINGS, LogNetwork, clean_table
 from scipy import sparse, stats
@@ -342,6 +344,26 @@ def test_what_partial_fit_has_learned_is_saved(file, transformer):
     again = load(file).partial_fit(table[2000:])
     model.partial_fit(table[2000:])
     np.testing.assert_array_equal(again.transform(table), model.transform(table))
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin", "+02:00"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"strategy": "median"},
+        {"strategy": "constant", "fill_value": datetime.datetime(2020, 2, 1, 5)},
+        {"strategy": "constant", "fill_value": np.datetime64("2020-02-01")},
+    ],
+)
+def test_dates_that_are_filled_are_saved(file, params, zone):
+    dates = pd.to_datetime(["2020-01-01", None, "2020-03-05", "2021-02-03"])
+    table = pd.DataFrame({"day": dates.tz_localize(zone), "wait": dates - dates[0]})
+    table = table if params["strategy"] == "median" and zone is None else table[["day"]]
+    imputer = NaNImputer(**params).fit(table)
+    save(imputer, file)
+    loaded = load(file)
+    assert [*map(repr, loaded.statistics_)] == [*map(repr, imputer.statistics_)]
+    np.testing.assert_array_equal(loaded.transform(table), imputer.transform(table))
 
 
 @pytest.mark.parametrize("params", RAW_UNITS)
