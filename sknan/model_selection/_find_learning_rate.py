@@ -88,8 +88,8 @@ def find_learning_rate(
     out, which differs between repetitions. The center of the best learning rates, at
     most half of the largest stable one, and a third of it are then compared with the
     usual learning rate, 1e-3, in trainings with the epochs, the schedule and the early
-    stopping of the estimator (fewer epochs for a large network or table; no early
-    stopping on rows that the user chose). The best one is suggested if its loss on the
+    stopping of the estimator (fewer epochs for a large network or table), which
+    stops on rows of their own. The best one is suggested if its loss on the
     held-out rows is lower in each repetition, and on average by more than two standard
     errors. Otherwise the suggestion is 1e-3, and so it is for fewer than 100 rows. If
     no learning rate is stable, half of the lowest one is compared in the same way.

@@ -175,16 +175,13 @@ def drawn_rows(
 
 def _selected(rows: TrainingRows, index: np.ndarray) -> TrainingRows:
     weights = None if rows.weights is None else rows.weights[index]
-    hold_out = rows.hold_out
-    if hold_out is not None:  # rows that the user chose are held out already
-        hold_out = hold_out.with_fold(None) if hold_out.is_random else None
     return rows._replace(
         X=rows.X[index],
         y=rows.y[index],
         weights=weights,
         numbers=rows.numbers[index],
         is_partial=False,
-        hold_out=hold_out,
+        hold_out=None,
     )
 
 

@@ -114,7 +114,6 @@ def _losses(
         max_epochs=max(1, min(trial.most_epochs(n_rows), int(MAX_FLOPS // n_flops))),
         # All trainings, with two starts, take at most half of the time.
         max_time=trial.max_time and trial.max_time / (4 * len(rates)),
-        early_stopping=trial.early_stopping if train.hold_out is not None else False,
         on_nonfinite="raise",
         callbacks=None,
         verbose=0,
