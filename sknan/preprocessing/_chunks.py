@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -211,10 +212,11 @@ def iter_chunks(X: Any, y: Any = None, *, chunk_size: int = 1 << 16) -> TableChu
     Parameters
     ----------
     X : str, path, pyarrow Dataset or Table, DataFrame, array or callable
-        The table. A path names a Parquet file or a folder of such files. A callable has
-        no arguments and returns an iterator over chunks of its own, for example
-        ``lambda: pandas.read_csv("trips.csv", chunksize=100_000)``. A memory map is
-        read as needed.
+        The table. A path names a Parquet file or a folder of such files, in which a
+        column may be empty in one file, or have integers in one and floats in another.
+        A callable has no arguments and returns an iterator over chunks of its own, for
+        example ``lambda: pandas.read_csv("trips.csv", chunksize=100_000)``. A memory
+        map is read as needed.
 
     y : str, array-like or None, default=None
         Name of the column that is the target, or one target for each row.
@@ -352,7 +354,7 @@ def _reader(X: Any, chunk_size: int) -> Callable[[], Iterable[Any]]:
         from pyarrow import ArrowInvalid, dataset, default_memory_pool
 
         try:
-            arrow = X if hasattr(X, "to_batches") else dataset.dataset(X)
+            arrow = X if hasattr(X, "to_batches") else _dataset_of_files(X)
         except ArrowInvalid as error:
             raise ValueError(
                 f"iter_chunks cannot read {str(X)!r} as Parquet. For CSV, pass "
@@ -389,6 +391,23 @@ def _reader(X: Any, chunk_size: int) -> Callable[[], Iterable[Any]]:
         )
     starts = range(0, len(X), chunk_size)
     return lambda: (_rows(X, start, start + chunk_size) for start in starts)
+
+
+def _dataset_of_files(path: Any) -> Any:
+    """Return a dataset whose columns have types that hold the cells of every file.
+
+    Arrow takes the types of the first file, in which a column may be empty.
+    """
+    from pyarrow import ArrowInvalid, ArrowTypeError, dataset, unify_schemas
+
+    files = dataset.dataset(path)
+    schemas = [files.schema, *(file.physical_schema for file in files.get_fragments())]
+    # Text in one file and numbers in another have no common type.
+    with contextlib.suppress(ArrowInvalid, ArrowTypeError):
+        return dataset.dataset(
+            path, unify_schemas(schemas, promote_options="permissive")
+        )
+    return files
 
 
 def _is_arrow(X: Any) -> bool:

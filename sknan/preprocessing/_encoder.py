@@ -152,7 +152,8 @@ class ColumnEncoder(
                 encoder.set_output(transform="pandas")
             part = X[names] if encoder is None else encoder.fit_transform(X[names], y)
             encoded.append(part)
-            for name in names if encoder is None else encoder.get_feature_names_out():
+            outputs = names if encoder is None else encoder.get_feature_names_out()
+            for name in map(str, outputs):  # of NumPy in skrub, which pandas 2 keeps
                 while name in taken:
                     name += "_"
                 taken.add(name)

@@ -241,6 +241,27 @@ def test_an_audit_of_chunks_is_that_of_random_rows(trips, folder):
     assert found.summary.startswith(f"A random sample of 300 000 rows. {size}")
 
 
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        ({"x": [None, None]}, {"x": ["a", None]}),
+        ({"x": [None, None]}, {"x": [1, 2]}),
+        ({"x": [1, 2]}, {"x": [0.5, None]}),
+        ({"other": ["a", "b"]}, {"x": [0.5, 1.5]}),
+    ],
+)
+def test_a_column_has_one_type_in_all_files(first, later, tmp_path):
+    parts = [pd.DataFrame(first), pd.DataFrame(later)]
+    for number, part in enumerate(parts):
+        part.to_parquet(tmp_path / f"{number}.parquet", index=False)
+    read = pd.concat(list(iter_chunks(tmp_path)))
+    assert set(read) == {*first, *later}
+    for name in read:
+        cells = read[name].astype(object).where(read[name].notna(), None)
+        missing = [None, None]
+        assert cells.tolist() == first.get(name, missing) + later.get(name, missing)
+
+
 @pytest.mark.parametrize("source", ["file", "filter", "function"])
 def test_chunks_without_rows_are_skipped(source, trips, tmp_path):
     parts = [trips[:0], trips[:90], trips[:0], trips[90:180]]

@@ -7,6 +7,7 @@ import datetime
 import decimal
 import numbers
 import re
+import warnings
 from collections import Counter
 from typing import Any, Literal, NamedTuple
 
@@ -279,8 +280,11 @@ def dates_of_objects(series: pd.Series, **options: Any) -> pd.Series:
     Series
     """
     try:
-        return pd.to_datetime(series, **options)
-    except ValueError:
+        with warnings.catch_warnings():
+            # For several UTC offsets, where pandas 3 raises ValueError, pandas 2 warns.
+            warnings.simplefilter("error", FutureWarning)
+            return pd.to_datetime(series, **options)
+    except (ValueError, FutureWarning):
         # Summer and winter time have different offsets. Text without an offset, which
         # is no date either, fails again.
         return pd.to_datetime(series, utc=True, **options)
