@@ -60,8 +60,9 @@ def to_onnx(
     shape (n_samples, 1). After :func:`~sknan.tabular_pipeline`, columns of categories
     are strings: the empty string is a missing value, and a text that ``categories_`` of
     :class:`ExportedModel` does not contain is an unknown category. Unlike ``predict``,
-    the file does not strip blanks around a text. A model that was fitted without names
-    has one input ``X``, (n_samples, n_features).
+    the file does not strip blanks around a text. If the model was fitted without names,
+    the columns are inputs ``x0``, ``x1``, ... after :func:`~sknan.tabular_pipeline`;
+    any other model has one input ``X``, (n_samples, n_features).
 
     The output is ``probabilities``, with the labels as JSON in ``classes`` of the
     metadata, or ``predictions``. If a column has this name, an underscore follows it.

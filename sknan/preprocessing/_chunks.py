@@ -80,9 +80,13 @@ class TableChunks:
             elif self._y is not None:
                 y = _rows(self._y, start, stop)
                 if len(y) < len(X):
+                    is_text = isinstance(self._given_y, (list, tuple)) and all(
+                        isinstance(target, str) for target in self._given_y
+                    )
+                    name = " or the name of one column" if is_text else ""
                     raise ValueError(
                         f"y has {len(self._y)} rows, but X has at least {stop}. Pass "
-                        "one target for each row."
+                        f"one target for each row{name}."
                     )
             for function in self._functions:
                 X = function(X)

@@ -113,10 +113,10 @@ class ImputerBase(SimpleImputer):
             if table is not None:
                 return table
         owner = f"NaNImputer(strategy={self.strategy!r})"
-        remedy = f"{ENCODE}, or pass strategy='most_frequent'."
+        remedy = f"{ENCODE}, or pass strategy='most_frequent'"
         # Non-finite cells are missing, unless there is another marker.
         with (
-            name_unfit_cell("X", X, owner, remedy),
+            name_unfit_cell("X", X, owner, f"{remedy}.", f"{remedy} or 'median'."),
             config_context(assume_finite=self._takes_nan() or None),
             np.errstate(invalid="ignore"),  # of a sum of inf and -inf
         ):

@@ -487,6 +487,12 @@ def pipeline():
             "y has 1 rows, but X has at least 5. Pass one target for each row.",
         ),
         (
+            lambda: list(iter_chunks(pd.DataFrame(X_FIVE).add_prefix("x"), ["x0"])),
+            ValueError,
+            "y has 1 rows, but X has at least 5. Pass one target for each row or the "
+            "name of one column.",
+        ),
+        (
             lambda: StableNetRegressor().fit(iter_chunks(X_FIVE), np.arange(9.0)),
             ValueError,
             "y has 9 rows, but X has 5. Pass one target for each row.",

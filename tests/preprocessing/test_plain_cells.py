@@ -72,7 +72,7 @@ def test_the_message_about_dates_names_the_column_and_the_remedy_works():
     assert message_of(ValueError, NaNImputer(strategy="mean").fit, table) == (
         "X contains dates, first 2020-01-01 00:00:00 at row 0, column 'day', but "
         f"NaNImputer(strategy='mean') needs numbers. {ENCODE}, or pass "
-        "strategy='most_frequent'."
+        "strategy='most_frequent' or 'median'."
     )
     from skrub import TableVectorizer
 

@@ -75,7 +75,9 @@ def plain_cells(values: Any) -> Any:
 
 
 @contextlib.contextmanager
-def name_unfit_cell(name: str, values: Any, owner: str, remedy: str) -> Iterator[None]:
+def name_unfit_cell(
+    name: str, values: Any, owner: str, remedy: str, for_dates: str = ""
+) -> Iterator[None]:
     """Replace an error of a cast inside the block by one that names the first cell.
 
     Parameters
@@ -88,6 +90,8 @@ def name_unfit_cell(name: str, values: Any, owner: str, remedy: str) -> Iterator
         What needs numbers, such as the class name of an estimator.
     remedy : str
         Last sentence of the message.
+    for_dates : str, default=""
+        Last sentence if the cell is a date or a duration; ``remedy`` if empty.
 
     Raises
     ------
@@ -111,10 +115,11 @@ def name_unfit_cell(name: str, values: Any, owner: str, remedy: str) -> Iterator
                 f"{owner} needs numbers: {str(error).rstrip('.')}. Convert it to a "
                 "number, or leave the column out."
             ) from None
-        shown = repr(cell) if kind == "text" else f"{cell}"
+        is_text = kind == "text"
+        shown = repr(cell) if is_text else f"{cell}"
         raise ValueError(
             f"{name} contains {kind}, first {shown}{place}, but {owner} needs numbers. "
-            f"{remedy}"
+            f"{remedy if is_text else for_dates or remedy}"
         ) from None
 
 
