@@ -112,7 +112,7 @@ class NetworkOutput:
         return True
 
     def _evaluated(self, batch: Tensor, repair: OutputRepair) -> Tensor:
-        """Return the output of a batch, repaired if it is not finite."""
+        """Return the output of a batch, repaired where it is not finite."""
         try:
             # A copy, because a module that works in place would change the user's data.
             output = self.module_(batch.clone())
@@ -121,7 +121,7 @@ class NetworkOutput:
         first = first_of(output).float()
         # A finite sum implies finite values; a sum of finite values may overflow.
         is_finite = isinstance(output, Tensor) and math.isfinite(first.sum())
-        if not is_finite:
+        if repair.learns_range or not is_finite:
             return first_of(repair.add(batch, output)).float()
         repair.n_rows += len(batch)
         return first

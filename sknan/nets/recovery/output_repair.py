@@ -58,6 +58,8 @@ class OutputRepair:
         Number of rows so far.
     repaired, refused : list of int
         Rows that were repaired, and bad rows that could not be or were not to be.
+    learns_range : bool
+        Whether the rows are training rows.
     range : list of (Tensor, Tensor) or None
         Range of the finite outputs so far, if it is learned.
     """
@@ -75,7 +77,7 @@ class OutputRepair:
         self.repaired: list[int] = []
         self.refused: list[int] = []
         self.range: OutputRange | None = None
-        self._learns_range = learns_range
+        self.learns_range = learns_range
         self._repaired_range: OutputRange | None = None
         self._numbers = numbers
         self._only_first = only_first or net._counts_only_first_
@@ -106,7 +108,7 @@ class OutputRepair:
         n_rows, start = get_len(inputs), self.n_rows
         self.n_rows += n_rows
         bad = self.bad_rows(outputs, n_rows)
-        if self._learns_range:
+        if self.learns_range:
             found = _range_of(self._rows_of(outputs, n_rows), bad)
             self.range = _wider(self.range, found)
         if not bad:
@@ -175,14 +177,14 @@ class OutputRepair:
                 repaired += done
             return outputs, repaired
         new = self._rows_of(recomputed, len(rows))
-        if self._learns_range:
+        if self.learns_range:
             self._repaired_range = _wider(self._repaired_range, _range_of(new, ()))
         limits = self._limits(outputs, rows, n_rows)
         if limits is not None:
             # Of an output that does not count here, the range is known nevertheless.
             new = [_limited(x, *pair) for x, pair in zip(new, limits, strict=False)]
         # A larger value was clamped to the range of its dtype.
-        largest = math.inf if self._learns_range else OVERFLOWS_SQUARED
+        largest = math.inf if self.learns_range else OVERFLOWS_SQUARED
         is_kept = torch.ones(len(rows), dtype=torch.bool)
         for leaf in new:
             is_kept &= self.are_sound(leaf, leaf.abs() < largest)
@@ -204,7 +206,7 @@ class OutputRepair:
 
     def _limits(self, outputs: Any, rows: list[int], n_rows: int) -> OutputRange | None:
         """Return the range of outputs in training; for the time being, of the batch."""
-        if self._learns_range:
+        if self.learns_range:
             return None
         if self.net._is_in_training():
             return _range_of(self._rows_of(outputs, n_rows), rows)

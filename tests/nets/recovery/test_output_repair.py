@@ -521,8 +521,9 @@ class BadInTraining(nn.Module):
         return self.head(torch.log(x) if self.training else torch.exp(x))
 
 
-def test_after_a_rescue_new_rows_stay_in_the_range_of_the_training_rows():
-    net = fitted(network_of(BadInTraining, lr=0.01), ROWS, TARGETS)
+@pytest.mark.parametrize("make", [network_of, StableNetRegressor])
+def test_after_a_rescue_new_rows_stay_in_the_range_of_the_training_rows(make):
+    net = fitted(make(BadInTraining, lr=0.01), ROWS, TARGETS)
     known = net.predict(ROWS)
     inputs = ROWS.copy()
     inputs[5, 0] = 500.0
