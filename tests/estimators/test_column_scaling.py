@@ -228,7 +228,7 @@ def test_a_constant_column_is_zero_and_stays_small_when_it_changes():
 
 
 def test_values_beside_which_the_others_vanish_are_refused_by_name():
-    table = pd.DataFrame(Z, columns=["a", "b", "c"])
+    table = pd.DataFrame(Z.copy(), columns=["a", "b", "c"])
     table.loc[[7, 31], "b"] = -3.4e38
     table.loc[12, "c"] = 1e20
     with pytest.raises(NonFiniteDataError) as caught:
@@ -284,7 +284,7 @@ OF_Y = (
 
 @pytest.mark.parametrize("size", [1e3, -1e6, 1e8, -3e18, 3e38])
 def test_outliers_are_named_whatever_their_size(size):
-    table, y = pd.DataFrame(Z, columns=["a", "b", "c"]), Y.copy()
+    table, y = pd.DataFrame(Z.copy(), columns=["a", "b", "c"]), Y.copy()
     table.loc[[7, 31], "b"] = y[[7, 31]] = size
     net = StableNetRegressor(max_epochs=1)
     for data, message in (((table, Y), OF_X), ((Z, y), OF_Y)):

@@ -365,7 +365,7 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_name(name, hint):
 
 def test_messages_contain_column_names(classes):
     X, y = classes
-    table = pd.DataFrame(X, columns=list("abcdef"))
+    table = pd.DataFrame(X.copy(), columns=list("abcdef"))
     model = small_classifier().fit(table, y)
     assert list(model.feature_names_in_) == list("abcdef")
     table.loc[3, "c"] = np.nan

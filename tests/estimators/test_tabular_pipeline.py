@@ -57,7 +57,7 @@ def messy():
             "exact": [Decimal(i) for i in range(N)],
             "lasted": pd.to_timedelta(range(N), unit="h"),
             "mixed": ["a", 1, 2.5] * (N // 3),
-            "huge": [10**400, *range(N - 1)],
+            "huge": pd.Series([10**400, *range(N - 1)], dtype=object),
             7: rng.normal(size=N),
         }
     )
@@ -361,10 +361,16 @@ def test_sentinels_among_digits_are_found():
     assert later.isna().tolist() == [True, False]
 
 
-def test_sentinels_among_dates_and_durations_are_found():
+@pytest.mark.skipif(
+    pd.__version__ < "3", reason="pandas 2 has no dates in text after 2262"
+)
+def test_sentinels_among_dates_are_found():
     days = pd.date_range("2020", periods=60).strftime("%Y-%m-%d").tolist()
     result, _ = cleaned([*days, *["9999-12-31"] * 6])
     assert result["x"].isna().sum() == 6
+
+
+def test_sentinels_among_durations_are_found():
     result, cleaner = cleaned(pd.to_timedelta([-999] * 6 + list(range(60)), unit="s"))
     assert cleaner.sentinels_ == {"x": [-999.0]}
     assert result["x"].isna().sum() == 6

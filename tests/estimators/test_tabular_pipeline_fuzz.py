@@ -35,7 +35,7 @@ COLUMNS = {
     "fractions": [fractions.Fraction(1, 3)] * N,
     "blank": [""] * N,
     "float16": np.arange(N, dtype="f2"),
-    "huge": [10**400, -(10**400)] * 20,
+    "huge": pd.Series([10**400, -(10**400)] * 20, dtype=object),
     "unsigned": np.full(N, 2**64 - 1, dtype="u8"),
     "sparse": pd.arrays.SparseArray(np.zeros(N)),
     "two zones": [pd.Timestamp("2020", tz="UTC"), pd.Timestamp("2020")] * 20,
