@@ -67,7 +67,8 @@ class TableCleaner(
         Type of each column that is kept, in order: ``"numbers"``, ``"dates"``,
         ``"categories"`` or ``"numbers and words"``. The last one is text of which at
         least nine in ten values are numbers. It gives two columns: ``x`` with the
-        numbers, and ``x_word`` with the other values.
+        numbers, and ``x_word`` with the other values. Dates may be text of which at
+        least nine in ten values are dates; the other values count as missing.
     sentinels_ : dict of str to list
         Values that count as missing, for each column that has any.
     dropped_ : list of str

@@ -429,6 +429,33 @@ def test_dates_of_many_formats_are_parsed(form):
     assert (result["x"] == days).all()
 
 
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "%d/%m/%Y", "%d %b %Y"])
+@pytest.mark.parametrize("odd", ["0000-00-00", "00/00/0000", "not yet", "31/02/2021"])
+def test_odd_cells_among_dates_are_missing(form, odd):
+    days = pd.date_range("2020-01-20", periods=60, freq="9D")
+    cells = [odd if i % 20 == 0 else day for i, day in enumerate(days.strftime(form))]
+    cleaner = TableCleaner()
+    read = cleaner.fit_transform(pd.DataFrame({"d": cells}))["d"]
+    assert cleaner.kinds_ == {"d": "dates"}
+    assert cleaner.sentinels_ == {"d": [odd]}
+    assert read.isna().tolist() == [i % 20 == 0 for i in range(60)]
+    assert (read.dropna() == days[read.notna()]).all()
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["2020-01-05"] * 44 + ["not yet"] * 6,  # less than nine in ten
+        ["12-05-33", "07-88-12"] * 25,
+        ["v2020-01-05", "v2021-02-07"] * 25,
+        ["2019a", "2020a", "2021"] * 17,
+    ],
+)
+def test_codes_and_few_dates_stay_categories(cells):
+    cleaner = TableCleaner().fit(pd.DataFrame({"d": cells}))
+    assert cleaner.kinds_ == {"d": "categories"}
+
+
 # -- with scikit-learn -----------------------------------------------------------------
 
 

@@ -118,6 +118,10 @@ def test_the_format_of_text_is_recognized(kind, library):
             [f"{i % 28 + 1} Mar 2020 10:00" for i in range(N)],
             "such as '1 Mar 2020 10:00'",
         ),
+        (
+            [*(f"2020-03-{i % 28 + 1:02d}" for i in range(N - 9)), *["not yet"] * 9],
+            "97 % dates such as '2020-03-01', others 'not yet'",
+        ),
     ],
 )
 def test_the_order_of_day_and_month_is_questioned_if_ambiguous(cells, evidence):

@@ -206,7 +206,8 @@ def _key_numbers(profile: ColumnProfile) -> NDArray[np.float64]:
     if profile.holds == "dates":
         numbers = np.array(cells, dtype="datetime64[us]").astype(np.float64)
     elif profile.has("dates as text"):
-        dates = (DateFormat.of_text(cells) or DateFormat()).of_text_or_numbers(cells)
+        format_ = DateFormat.of_text(cells.dropna()) or DateFormat()
+        dates = format_.of_text_or_numbers(cells)
         numbers = (dates - pd.Timestamp(0)).dt.total_seconds()
     else:
         numbers = pd.to_numeric(cells, errors="coerce")

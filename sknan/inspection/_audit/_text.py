@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sknan.inspection._audit._column_profile import MIN_ROWS
 from sknan.inspection._audit._finding import Observation
 from sknan.inspection._audit._formatting import quantity, quoted, share
+from sknan.preprocessing._tables.date_format import CLOCK, MIN_SHARE, MONTH, are_dates
 from sknan.preprocessing._tables.sentinels import is_word_for_missing
 
 # Columns with more categories than this have too many for one column each.
@@ -21,29 +22,16 @@ _MANY_CATEGORIES = 40
 # More distinct texts are not compared for different spellings.
 _MAX_SPELLINGS = 1000
 
-# Share of the known cells that must be numbers or dates for the column to be such.
-_MIN_NUMERIC_SHARE = 0.9
-
 # Columns with at most this many distinct texts hold categories, not amounts.
 _FEW_CATEGORIES = 10
 
 # Numbers with more different units are names, such as 12a and 12b.
 _MAX_UNITS = 2
 
-_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
-_CLOCK = r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?:\s?[ap]\.?m\.?)?"
-_ZONE = r"(?:\s?(?:z|utc|[+-]\d{2}:?\d{2}))?"
-_DATE = re.compile(
-    rf"(?:\d{{4}}-\d{{1,2}}-\d{{1,2}}|\d{{4}}/\d{{1,2}}/\d{{1,2}}"
-    rf"|\d{{1,2}}([/.-])\d{{1,2}}\1(?:\d{{4}}|\d{{2}})"
-    rf"|\d{{1,2}}[ -]{_MONTH}[ -]\d{{2,4}}|{_MONTH} \d{{1,2}},? \d{{4}})"
-    rf"(?:[t ]\s?{_CLOCK}{_ZONE})?",
-    re.IGNORECASE,
-)
 _DAY_AND_MONTH = re.compile(r"(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}(?:\D.*)?")
 _TIME = re.compile(
-    rf"{_CLOCK}|\d{{4}}[ -]?q[1-4]|q[1-4][ -]\d{{4}}|\d{{4}}-?w\d{{2}}|\d{{4}}-\d{{2}}"
-    rf"|{_MONTH}[ -]\d{{2,4}}",
+    rf"{CLOCK}|\d{{4}}[ -]?q[1-4]|q[1-4][ -]\d{{4}}|\d{{4}}-?w\d{{2}}|\d{{4}}-\d{{2}}"
+    rf"|{MONTH}[ -]\d{{2,4}}",
     re.IGNORECASE,
 )
 _NUMBER = r"[-+]?(?:\d{1,3}(?:[,' \u00a0.]\d{3})+|\d+)(?:[.,]\d+)?"
@@ -123,16 +111,13 @@ def observations_in_text(
 def _numbers(known: Categories) -> Observation | None:
     is_number = ~np.isnan(numbers_in(known))
     found = known.where(is_number)
-    if found.n_cells < _MIN_NUMERIC_SHARE * known.n_cells:
+    if found.n_cells < MIN_SHARE * known.n_cells:
         return None
     words = known.where(~is_number)
     if words.texts and len(words.matching(_WRITTEN).texts) == len(words.texts):
         return None
     if words.texts:
-        others = ", ".join(quoted(text) for text in words.texts[:3])
-        more = ", ..." if len(words.texts) > 3 else ""
-        part = share(found.n_cells, known.n_cells)
-        detail = f"{part} numbers {_such_as(found)}, others {others}{more}"
+        detail = _beside_others("numbers", found, words)
         return Observation("numbers and words", words.n_cells, detail)
     with_leading_zero = known.matching(re.compile(r"0\d+"))
     if with_leading_zero.texts:
@@ -144,7 +129,7 @@ def _numbers(known: Categories) -> Observation | None:
 def _written_numbers(known: Categories) -> Observation | None:
     found = known.matching(_WRITTEN)
     is_few = len(known.texts) <= _FEW_CATEGORIES
-    if is_few or found.n_cells < _MIN_NUMERIC_SHARE * known.n_cells:
+    if is_few or found.n_cells < MIN_SHARE * known.n_cells:
         return None
     matches = [_WRITTEN.fullmatch(text.strip()) for text in found.texts]
     units = {match[1].lower() for match in matches if match and match[1]}
@@ -155,13 +140,19 @@ def _written_numbers(known: Categories) -> Observation | None:
 
 
 def _dates(known: Categories) -> Observation | None:
-    for kind, pattern in (("dates as text", _DATE), ("times as text", _TIME)):
-        found = known.matching(pattern)
-        if found.n_cells >= _MIN_NUMERIC_SHARE * known.n_cells:
-            detail = _such_as(found)
-            if kind == "dates as text" and _is_ambiguous(found.texts):
-                detail += ": day first or month first?"
-            return Observation(kind, found.n_cells, detail)
+    is_date = are_dates(pd.Series(known.texts, dtype=object))
+    dates = known.where(is_date)
+    if dates.n_cells >= MIN_SHARE * known.n_cells:
+        others = known.where(~is_date)
+        detail = (
+            _beside_others("dates", dates, others) if others.texts else _such_as(dates)
+        )
+        if _is_ambiguous(dates.texts):
+            detail += ": day first or month first?"
+        return Observation("dates as text", dates.n_cells, detail)
+    times = known.matching(_TIME)
+    if times.n_cells >= MIN_SHARE * known.n_cells:
+        return Observation("times as text", times.n_cells, _such_as(times))
     return None
 
 
@@ -203,3 +194,11 @@ def _many_categories(known: Categories, is_sample: bool) -> Observation | None:
 
 def _such_as(categories: Categories) -> str:
     return f"such as {quoted(categories.texts[0])}"
+
+
+def _beside_others(name: str, found: Categories, others: Categories) -> str:
+    """Return the share of the numbers or dates, and the first other texts."""
+    shown = ", ".join(quoted(text) for text in others.texts[:3])
+    more = ", ..." if len(others.texts) > 3 else ""
+    part = share(found.n_cells, found.n_cells + others.n_cells)
+    return f"{part} {name} {_such_as(found)}, others {shown}{more}"

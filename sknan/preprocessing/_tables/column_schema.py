@@ -23,7 +23,7 @@ from sknan.preprocessing._tables.cell_texts import (
     texts_of,
     values_of,
 )
-from sknan.preprocessing._tables.date_format import DateFormat
+from sknan.preprocessing._tables.date_format import MIN_SHARE, DateFormat
 from sknan.preprocessing._tables.sentinels import (
     is_word_for_missing,
     missing_words,
@@ -32,10 +32,6 @@ from sknan.preprocessing._tables.sentinels import (
 from sknan.preprocessing._tables.typed_column import TypedColumn
 
 Kind = Literal["numbers", "numbers and words", "dates", "categories"]
-
-# If at least this share of the known cells of a text column are numbers, the column is
-# read as numbers and words. The audit uses the same share.
-_MIN_NUMERIC_SHARE = 0.9
 
 # Columns with more distinct cells are encoded by their words, which takes longer.
 _MOST_KNOWN = 1000
@@ -257,10 +253,14 @@ class ColumnSchema:
     def _learn_kind_of_text(self, column: TypedColumn) -> None:
         texts = self._known_texts(column).dropna()
         share = np.mean(~np.isnan(as_numbers(texts))) if len(texts) else 1.0
-        if share >= _MIN_NUMERIC_SHARE:
+        if share >= MIN_SHARE:
             self.kind = "numbers" if share == 1 else "numbers and words"
-        else:
-            self.dates = DateFormat.of_text(texts.drop_duplicates().rename(self.name))
+            return
+        self.dates = DateFormat.of_text(texts.rename(self.name))
+        if self.dates is not None:
+            texts = texts.drop_duplicates()
+            is_date = self.dates.of_text_or_numbers(texts).notna().to_numpy()
+            self.sentinels += texts[~is_date].tolist()
 
     def learn_words(self, column: TypedColumn) -> None:
         """Find out which words mean a missing value.

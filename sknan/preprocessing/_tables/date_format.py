@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Any
@@ -13,6 +14,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sknan.preprocessing._tables.typed_column import dates_of_objects
+
+# Share of the known cells of a text column that must be numbers, or dates, for the
+# column to be read as such.
+MIN_SHARE = 0.9
+
+MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+CLOCK = r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?:\s?[ap]\.?m\.?)?"
+_ZONE = r"(?:\s?(?:z|utc|[+-]\d{2}:?\d{2}))?"
+_DATE = re.compile(
+    rf"(?P<day>\d{{4}}-\d{{1,2}}-\d{{1,2}}|\d{{4}}/\d{{1,2}}/\d{{1,2}}"
+    rf"|\d{{1,2}}(?P<mark>[/.-])\d{{1,2}}(?P=mark)(?:\d{{4}}|\d{{2}})"
+    rf"|\d{{1,2}}[ -]{MONTH}[ -]\d{{2,4}}|{MONTH} \d{{1,2}},? \d{{4}})"
+    rf"(?:[t ]\s?{CLOCK}{_ZONE})?",
+    re.IGNORECASE,
+)
 
 # Formats of dates in addition to ISO 8601 and those that skrub finds.
 _FORMATS = (
@@ -53,7 +69,23 @@ class DateFormat:
 
     @classmethod
     def of_text(cls, texts: pd.Series) -> DateFormat | None:
-        """Return the format of text, or None if the text does not consist of dates."""
+        """Return the format of text, or None if less than nine in ten cells have one.
+
+        Parameters
+        ----------
+        texts : Series
+            Known cells, each as often as it occurs.
+        """
+        found = cls._of_all(texts.drop_duplicates())
+        if found is None:
+            is_date = are_dates(texts)
+            if MIN_SHARE <= is_date.mean() < 1:
+                found = cls._of_all(texts[is_date].drop_duplicates())
+        return found
+
+    @classmethod
+    def _of_all(cls, texts: pd.Series) -> DateFormat | None:
+        """Return the format that all texts have, or None if there is no such format."""
         with contextlib.suppress(ValueError, OverflowError):
             iso = dates_of_objects(texts.map(in_whole_minutes), format="ISO8601")
             return cls(iso.dt.tz)
@@ -134,6 +166,17 @@ class DateFormat:
             f"Column {name!r} has the time zone {zone}, and had none in fit: its times "
             "are converted to UTC. Pass dt.tz_localize(None) if fit had local times."
         )
+
+
+def are_dates(texts: pd.Series) -> NDArray[np.bool_]:
+    """Return whether each text is a date that exists, in any format."""
+    found = [_DATE.fullmatch(text.strip()) for text in texts]
+    days = pd.Series([match and match["day"] for match in found], dtype=object)
+    known = days.dropna().drop_duplicates()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # day or month first
+        dates = pd.to_datetime(known, format="mixed", errors="coerce")
+    return np.asarray(days.isin(known[dates.notna()]))
 
 
 def in_whole_minutes(text: Any) -> Any:
