@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,11 @@ def refuse_other_types(labels: np.ndarray, name: str) -> None:
     if not is_refused:
         return
     kind, remedy = type(labels[row]).__name__, f"[str(label) for label in {name}]"
-    if pd.Series(labels).infer_objects().dtype.kind in "biu":
-        kind = f"{kind} in an array of objects"
-        remedy = f"pandas.Series({name}).infer_objects()"
+    # pandas 2 tries to convert integers beyond float64.
+    with contextlib.suppress(OverflowError):
+        if pd.Series(labels).infer_objects().dtype.kind in "biu":
+            kind = f"{kind} in an array of objects"
+            remedy = f"pandas.Series({name}).infer_objects()"
     raise ValueError(
         f"Unknown label type: {name} contains labels of type {kind}, first "
         f"{labels[row]} at row {row}. Labels must be text, or booleans or integers of "

@@ -529,6 +529,20 @@ def test_structured_and_masked_arrays_are_tables():
     assert "target missing: 25 %" in str(audit(X, y))
 
 
+def test_integers_beyond_float64_are_read_from_every_container():
+    rows = [[10**400, 1.0], [5, 2.0]] * 9
+    by_name = {"a": [row[0] for row in rows], "b": [row[1] for row in rows]}
+    frame = pd.DataFrame(rows, columns=["a", "b"], dtype=object)
+    expected = TableCleaner().fit_transform(frame).to_numpy()
+    for X in (rows, np.array(rows, dtype=object), by_name):
+        read = TableCleaner().fit_transform(X)
+        np.testing.assert_array_equal(read.to_numpy(), expected)
+    with pytest.raises(
+        ValueError, match=r"^Unknown label type: y .* type int, first 10"
+    ):
+        StableNetClassifier().fit(np.eye(18), by_name["a"])
+
+
 # Of convert_dtypes of pandas 2, on 1e300.
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 def test_columns_of_numbers_are_read_at_once_as_one_by_one():

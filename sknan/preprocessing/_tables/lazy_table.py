@@ -128,14 +128,22 @@ def read_table(X: Any, reader: str = "audit") -> LazyTable:
         if X.dtype.kind in "biufc":
             return _of_array(X)
         # Read column by column, so that text in one column leaves the others numeric.
-        return _of_frame(pd.DataFrame(X), is_named=False)
+        return _of_frame(_frame_of(X), is_named=False)
     if isinstance(X, dict):
-        return _of_frame(pd.DataFrame(X))
+        return _of_frame(_frame_of(X))
     rows = list(X)
     if rows and not isinstance(rows[0], (Iterable, dict)):
         _check_dimensions(1, reader)
     is_named = bool(rows) and isinstance(rows[0], dict)
-    return _of_frame(pd.DataFrame(rows), is_named=is_named)
+    return _of_frame(_frame_of(rows), is_named=is_named)
+
+
+def _frame_of(X: Any) -> pd.DataFrame:
+    """Return a DataFrame of an array, a dict or a list of rows."""
+    try:
+        return pd.DataFrame(X)
+    except OverflowError:  # pandas 2 tries to convert integers beyond float64
+        return pd.DataFrame(X, dtype=object)
 
 
 def _is_structured(X: Any) -> bool:
