@@ -13,7 +13,7 @@ from sklearn.preprocessing import OneHotEncoder
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.encoding import EncodedStateMixin
 from sknan.preprocessing._chunks import ChunkwiseMixin
-from sknan.preprocessing._sources import sources_of
+from sknan.preprocessing._sources import distinct, sources_of
 from sknan.preprocessing._tables.typed_column import frame_from_polars, is_polars
 
 # Place of categories without an output column.
@@ -145,19 +145,15 @@ class ColumnEncoder(
             if names
         ]
         encoded = []
-        self._names: list[str] = []
-        taken = set[str]()
+        found: list[str] = []
         for names, encoder in self._parts:
             if not (encoder is None or isinstance(encoder, CategoryEncoder)):
                 encoder.set_output(transform="pandas")
             part = X[names] if encoder is None else encoder.fit_transform(X[names], y)
             encoded.append(part)
             outputs = names if encoder is None else encoder.get_feature_names_out()
-            for name in map(str, outputs):  # of NumPy in skrub, which pandas 2 keeps
-                while name in taken:
-                    name += "_"
-                taken.add(name)
-                self._names.append(name)
+            found += map(str, outputs)  # of NumPy in skrub, which pandas 2 keeps
+        self._names = distinct(found)
         return self._joined(X, encoded)
 
     def transform(self, X: pd.DataFrame) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from sknan.preprocessing._column_statistics import (
 from sknan.preprocessing._kernels.blocks import KnownMask, fill
 from sknan.preprocessing._kernels.column_means import RunningMeans
 from sknan.preprocessing._kernels.quantile_sketch import QuantileSketch
+from sknan.preprocessing._sources import distinct
 from sknan.preprocessing._tables.plain_cells import (
     ENCODE,
     has_dates,
@@ -238,6 +239,15 @@ class ImputerBase(SimpleImputer):
         found, n_known = self._column_statistics().of_dense(X)
         self.n_missing_ = len(X) - n_known
         return self._learned(found)
+
+    def _concatenate_indicator_feature_names_out(
+        self, names: NDArray[Any], input_features: Any
+    ) -> NDArray[Any]:
+        """Return the names of filled columns and indicators, none of them twice."""
+        if not self.add_indicator:
+            return names
+        indicators = self.indicator_.get_feature_names_out(input_features)
+        return np.array([*names, *distinct(indicators, names)], dtype=object)
 
     def _sparse_fit(
         self, X: Any, strategy: Any, marker: Any, fill_value: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +71,30 @@ def sources_of(transformer: Any, names: Sequence[str]) -> Sources:
     return _by_output_names(transformer, names)
 
 
+def distinct(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """Return the names, with "_" appended to those that others have.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Names of outputs.
+    taken : iterable of str, default=()
+        Names that they may not have.
+
+    Returns
+    -------
+    list of str
+    """
+    found: list[str] = []
+    taken = set(taken)
+    for name in names:
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        found.append(name)
+    return found
+
+
 def _composed(first: Sources, then: Sources) -> Sources:
     """Return the sources of two transformers in a row."""
     inputs = [
@@ -118,4 +142,4 @@ def _by_output_names(transformer: Any, names: Sequence[str]) -> Sources:
     outputs = [str(name) for name in marked.get_feature_names_out(marks)]
     inputs = [tuple(map(int, re.findall("\0(\\d+)\0", name))) for name in outputs]
     named = [re.sub("\0(\\d+)\0", lambda m: names[int(m[1])], out) for out in outputs]
-    return Sources(named, inputs)
+    return Sources(distinct(named), inputs)

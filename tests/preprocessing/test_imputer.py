@@ -289,6 +289,22 @@ def test_pandas_output_keeps_names_and_index():
     assert set(filled.dtypes) == {np.dtype("float32")}
 
 
+@pytest.mark.parametrize("library", [pd, pl])
+def test_the_name_of_an_indicator_is_not_that_of_a_column(library):
+    data = {"missingindicator_a": [1.0, NAN, 3.0], "a": [NAN, 2.0, 4.0]}
+    imputer = NaNImputer(add_indicator=True)
+    imputer.set_output(transform=library.__name__)
+    filled = imputer.fit_transform(library.DataFrame(data))
+    assert list(filled.columns) == [
+        *data,
+        "missingindicator_missingindicator_a",
+        "missingindicator_a_",
+    ]
+    assert list(filled["missingindicator_a_"]) == [1.0, 0.0, 0.0]
+    restored = imputer.inverse_transform(filled)
+    np.testing.assert_array_equal(restored, np.column_stack([*data.values()]))
+
+
 def test_polars_output_for_polars_input():
     table = pl.DataFrame({"a": [1.0, None, 5.0], "b": [1, 2, None]})
     filled = NaNImputer().set_output(transform="polars").fit_transform(table)
