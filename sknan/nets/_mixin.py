@@ -323,7 +323,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         if is_complete and len(self.guard_.reports) == n_reports:
             fault = find_fault_of_result(training)
         if not is_untrained and (fault is not None or not has_learned):
-            self.guard_.weights.first.restore()  # trained before, and better
+            self.guard_.withdraw_training()  # trained before, and better
             has_learned = True
         training.end(is_interrupted=is_interrupted)
         if fault is not None:

@@ -22,9 +22,9 @@ _T = TypeVar("_T")
 # Momentum up to which a gradient is repeated; with 1 its reach would be infinite.
 MOST_MOMENTUM = 1.0 - SMALL
 
-# Rounds of trials, of seven factors and then two each, after which the search stops
-# even if the lowest factor is the best. Of 140 trainings at learning rates that are far
-# too high, 113 and 115 end well with 2 and 4.
+# Rounds of trials after which the search stops even if the lowest or highest factor is
+# the best. Each has seven factors, or two where lower ones are tried. Of 140 trainings
+# at learning rates that are far too high, 113 and 115 end well with 2 and 4.
 _MOST_ROUNDS = 4
 
 # Weight decay from which on a lower learning rate is no remedy: the decay of weights of
@@ -114,8 +114,8 @@ def lower_scale(scale: float, growth: float) -> ScaleSearch:
     Returns
     -------
     float
-        Factor with the lowest loss among up to a dozen, which are half of a power of
-        ten apart.
+        Factor with the lowest loss among those tried, which are half of a power of ten
+        apart. The trials go on while the lowest or highest factor is the best.
     """
     # A learning rate that moves the weights by k times their size in one step is about
     # k times too high. This first guess is useful even for lr=1e30.
@@ -124,12 +124,20 @@ def lower_scale(scale: float, growth: float) -> ScaleSearch:
     tried = [guess * FAR ** (k / 2) for k in range(-2, 5)]
     for _ in range(_MOST_ROUNDS):
         tried = [s for s in tried if s <= scale / MARGIN]
+        if not tried:
+            break
         losses.update(zip(tried, (yield tried), strict=True))
-        best = min(losses, key=losses.__getitem__)
-        if best != min(losses):
-            return best if math.isfinite(losses[best]) else min(losses)
-        tried = [best / FAR**0.5, best / FAR]
-    return min(losses)
+        # Rates that are too low to change the weights have equal losses.
+        best = min(losses, key=lambda s: (losses[s], -s))
+        if best == min(losses) or not math.isfinite(losses[best]):
+            best = min(losses)
+            tried = [best / FAR**0.5, best / FAR]
+        elif best == max(losses):
+            # The guess is far too low if the optimizer divides by the gradient.
+            tried = [best * FAR ** (k / 2) for k in range(1, 8)]
+        else:
+            break
+    return best
 
 
 def run_search(

@@ -95,6 +95,20 @@ def test_a_continued_training_that_ruins_the_network_is_undone():
     np.testing.assert_array_equal(net.predict(X), before)
 
 
+def test_the_moments_of_a_training_that_is_undone_are_forgotten():
+    momentum = {"optimizer__momentum": 0.9, "batch_size": 100}
+    net = net_of(lr=0.01, max_epochs=20, **momentum).fit(X, Y[:, None])
+    net.set_params(lr=2.0, max_epochs=1)
+    before, losses = net.predict(X), []
+    for _ in range(4):
+        with pytest.warns(DivergenceWarning, match="The weights from before the"):
+            net.partial_fit(X, Y[:, None])
+        np.testing.assert_array_equal(net.predict(X), before)
+        losses.append(net.history[-1, "train_loss"])
+    # The first call continues the momentum of fit, the others start without any.
+    assert losses[1] == losses[2] == losses[3]
+
+
 def test_a_candidate_that_is_ruined_has_no_score():
     model = StableNetRegressor(max_epochs=1, early_stopping=False, random_state=0)
     search = BatchedGridSearchCV(model, {"lr": [3e-3, 1e6]}, cv=2, refit=False)

@@ -153,7 +153,7 @@ def test_the_scale_is_lower_even_if_the_highest_would_be_best(scale, growth):
 @given(
     st.floats(1e-300, 1e300),
     st.floats(0.0, allow_nan=False),
-    st.sampled_from(["none", "lowest", "highest", "random"]),
+    st.sampled_from(["none", "lowest", "highest", "equal", "random"]),
 )
 def test_the_number_of_trials_is_bounded(scale, growth, best):
     rng = np.random.default_rng(0)
@@ -161,15 +161,21 @@ def test_the_number_of_trials_is_bounded(scale, growth, best):
 
     def loss_at(s):
         tried.append(s)
-        losses = {"none": math.inf, "lowest": s, "highest": -s, "random": rng.random()}
-        return losses[best]
+        losses = {"none": math.inf, "lowest": s, "highest": -s, "equal": 1.0}
+        return losses.get(best, rng.random())
 
     found = found_scale(scale, growth, loss_at)
     assert found in tried
     assert 0.0 <= found <= scale / 2
-    assert len(tried) <= 13
+    assert len(tried) <= 28
     if best in ("none", "lowest"):
         assert found == min(tried)
+
+
+@pytest.mark.parametrize("growth", [1.0, 1e3, 1e6, 1e8])
+def test_a_guess_that_is_too_low_does_not_limit_the_search(growth):
+    found = found_scale(1.0, growth, descent(10.0))
+    assert 0.03 < found < 0.2
 
 
 def test_the_search_finds_the_best_scale_to_a_quarter_of_a_decade():

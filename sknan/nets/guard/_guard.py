@@ -344,6 +344,11 @@ class Guard(StepChecks):
         self.weights.start_here()
         self._clear_moments()
 
+    def withdraw_training(self) -> None:
+        """Restore the first weights, and clear the moments of the later ones."""
+        self.weights.first.restore()
+        self._clear_moments()
+
     def _clear_moments(self) -> None:
         for optimizer in self._optimizers:
             optimizer.state.clear()

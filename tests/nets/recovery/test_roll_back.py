@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from failing_trainings import MLP, fitted, is_sound, network_of, r2, refused
+from failing_trainings import MLP, X, Y, fitted, is_sound, network_of, r2, refused
 from skorch.callbacks import Callback
 from torch import nn
 
+from sknan import StableNetRegressor
 from sknan.optim import QuantileClip
 
 
@@ -19,6 +21,35 @@ def test_the_learning_rate_is_lowered_until_the_network_learns():
     )
     assert 1e-3 < net.effective_lr_ < 2.0
     assert r2(net) > 0.8
+
+
+def two_layers():
+    return nn.Sequential(
+        *(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+    )
+
+
+@pytest.mark.parametrize("lr", [0.5, 1.0])
+def test_an_optimizer_that_divides_by_the_gradient_gets_a_useful_rate(lr):
+    # The gradients alone suggest rates around 1e-8.
+    options = {"optimizer": torch.optim.RMSprop, "lr": lr}
+    net = fitted(network_of(two_layers, **options))
+    assert net.nonfinite_reports_
+    assert 1e-3 < net.effective_lr_ < 0.1
+    assert r2(net) > 0.8
+    estimator = StableNetRegressor(
+        optimizer="rmsprop",
+        lr=lr,
+        lr_schedule="constant",
+        clip_norm=None,
+        max_epochs=10,
+        random_state=0,
+        module__width=16,
+    )
+    model = fitted(estimator, X, Y[:, 0])
+    assert model.nonfinite_reports_
+    assert 1e-3 < model.effective_lr_ < 0.1
+    assert model.score(X, Y[:, 0]) > 0.8
 
 
 def test_trials_of_lower_rates_leave_the_history_of_an_adaptive_clip_unchanged():
