@@ -449,6 +449,7 @@ def test_odd_cells_among_dates_are_missing(form, odd):
         ["12-05-33", "07-88-12"] * 25,
         ["v2020-01-05", "v2021-02-07"] * 25,
         ["2019a", "2020a", "2021"] * 17,
+        ["2009-10", "2010-11", "2011-12"] * 16 + ["2012-13"] * 2,  # seasons
     ],
 )
 def test_codes_and_few_dates_stay_categories(cells):

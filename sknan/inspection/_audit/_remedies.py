@@ -130,7 +130,7 @@ _IN_X = {
     ),
     "times as text": _notice(
         "Convert them to numbers (an hour, a quarter) if their order matters; "
-        "tabular_pipeline treats them as categories."
+        "tabular_pipeline treats them as categories, but months as in 2020-05 as dates."
     ),
     "many levels": _notice_solved(
         "tabular_pipeline makes a column of each category, and if there are more than "
