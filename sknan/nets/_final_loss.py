@@ -10,6 +10,7 @@ from sknan.nets._best_weights import BestWeights
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._output import unchanged_states
 from sknan.nets.recovery.rate_trials import RateTrials
+from sknan.optim._learning_rates import ascends
 
 
 def find_fault_of_result(training: GuardedTraining) -> NonFiniteReport | None:
@@ -26,6 +27,8 @@ def find_fault_of_result(training: GuardedTraining) -> NonFiniteReport | None:
     net, guard = training.net, training.guard
     if net._own_step() is not None or not training.latest_batches:
         return None
+    if ascends(net._all_optimizers()):
+        return None  # it raises a score
     trials = RateTrials(training, training.latest_batches[-1], {})
     with unchanged_states(net, training.batches), guard.weights.last.kept_numbers():
         guard.begin_step()

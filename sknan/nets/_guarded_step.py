@@ -241,8 +241,15 @@ class GuardedTraining:
         finally:  # of batch normalization
             guard.weights.last.restore_buffers()
 
+    def were_trained(self) -> bool:
+        """Whether the first weights were passed in and had been trained before."""
+        is_given = isinstance(self.net.module, torch.nn.Module)
+        return is_given and bool(self.latest_batches) and self._trials().were_trained()
+
     def has_exploded(self, loss: float, batch: Any, fit_params: dict[str, Any]) -> bool:
         """Whether a loss has grown far beyond those of recent batches at first.
+
+        It is then far above that of a constant output too.
 
         Parameters
         ----------

@@ -322,7 +322,10 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         fault: NonFiniteReport | None = None
         if is_complete and len(self.guard_.reports) == n_reports:
             fault = find_fault_of_result(training)
-        if not is_untrained and (fault is not None or not has_learned):
+        has_failed = fault is not None or not has_learned
+        if has_failed and is_untrained:
+            is_untrained = not training.were_trained()
+        if has_failed and not is_untrained:
             self.guard_.withdraw_training()  # trained before, and better
             has_learned = True
         training.end(is_interrupted=is_interrupted)

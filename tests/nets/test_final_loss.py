@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import FitFailedWarning
-from sklearn.metrics import r2_score
+from sklearn.metrics import mean_squared_error, r2_score
 from skorch.callbacks import Checkpoint
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
@@ -119,6 +120,55 @@ def test_a_candidate_that_is_ruined_has_no_score():
     ):
         search.fit(X, Y)
     assert np.isnan(search.cv_results_["mean_test_score"]).tolist() == [False, True]
+
+
+class Score(nn.Module):
+    """Score that is highest at the target."""
+
+    def forward(self, output, target):
+        return torch.exp(-(output - target - 3.0).square() / 8.0).mean()
+
+
+@pytest.mark.parametrize("kind", ["loop", "stack"])
+def test_a_score_that_is_maximized_may_rise(kind):
+    options = {"criterion": Score, "optimizer": torch.optim.Adam, "lr": 0.02}
+    options["optimizer__maximize"] = True
+    if kind == "loop":
+        model = net = net_of(max_epochs=80, **options).fit(X, Y[:, None])
+    else:
+        model = StableNetRegressor(max_epochs=20, random_state=0, **options).fit(X, Y)
+        net = model.net_
+    scores = net.history[:, "train_loss"]
+    assert model.nonfinite_reports_ == []
+    assert scores[-1] > 2 * scores[0]
+
+
+@pytest.mark.parametrize("kind", ["loop", "stack"])
+def test_fine_tuning_of_a_good_module(kind):
+    """Ten times the loss of a good network is still good."""
+    y = X[:, 0]
+    trained = StableNetRegressor(MLP(), lr=0.01, max_epochs=150, random_state=0)
+    module = trained.fit(X, y).net_.module_
+    first = mean_squared_error(y, trained.predict(X))
+
+    def fitted(lr):
+        options = {"lr": lr, "max_epochs": 1, "batch_size": 16}
+        if kind == "stack":
+            options |= {"lr_schedule": "constant", "random_state": 0}
+            return StableNetRegressor(copy.deepcopy(module), **options).fit(X, y)
+        torch.manual_seed(0)
+        options |= {"optimizer": torch.optim.Adam, "train_split": None, "verbose": 0}
+        return GuardedNet(copy.deepcopy(module), nn.MSELoss, **options).fit(
+            X, y[:, None]
+        )
+
+    model = fitted(0.1)
+    assert model.nonfinite_reports_ == []
+    assert mean_squared_error(y, model.predict(X)) > 10 * first
+    assert r2_score(y, model.predict(X)) > 0.5
+    with pytest.warns(DivergenceWarning, match=r"The loss has (grown|risen)"):
+        model = fitted(1000.0)
+    assert r2_score(y, model.predict(X)) > 0.99
 
 
 @pytest.mark.parametrize("is_sorted", [False, True])

@@ -80,8 +80,9 @@ class LossWatch:
 
         It is suspected if each of the recent losses exceeds the untrained loss tenfold.
         It is confirmed if the present loss exceeds tenfold what the untrained weights
-        give for the recent batches. If not, the data are larger here, and the reference
-        is raised. An untrained loss of exactly 0 gives no scale and confirms nothing.
+        or a constant output give for the recent batches. If not, the data are larger
+        here, and the reference is raised. A loss of exactly 0 gives no scale and
+        confirms nothing.
 
         Parameters
         ----------
@@ -89,7 +90,7 @@ class LossWatch:
             Finite loss of the present step.
         untrained_loss : callable
             Function that returns the largest loss of recent batches with the untrained
-            weights. It is called only on suspicion.
+            weights or a constant output. It is called only on suspicion.
 
         Returns
         -------

@@ -47,6 +47,8 @@ def lowest_constant_loss(
     every = [output for of_weights in outputs for output in of_weights]
     if not every or not all(isinstance(o, Tensor) and o.ndim for o in every):
         return math.nan
+    if len({o.shape[1:] for o in every}) > 1:
+        return math.nan
     values = torch.cat(every)
     targets = [unpack_data(batch)[1] for batch in batches]
     if all(isinstance(t, Tensor) and t.is_floating_point() for t in targets):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states, resumed
 from sknan._utils.thresholds import (
+    MARGIN,
     N_ERRORS,
     N_TRIAL_ROWS,
     N_TRIALS,
@@ -132,14 +133,34 @@ class RateTrials:
         """Return the largest finite loss of a sample of the data; NaN if there is none.
 
         The sample is the recent batches and, if the training rows are known, a batch
-        of rows from the whole table, which may be sorted.
+        of rows from the whole table, which may be sorted. The loss of a constant output
+        counts too: weights that were passed in may be so good that ten times their loss
+        is still good.
         """
-        losses = []
+        results = []
         with kept_random_states(self.net.device), torch.no_grad():
             for batch in self._sample:
                 with contextlib.suppress(StepRefused):
-                    losses.append(float(self._result(batch)[1]))
+                    results.append((batch, *self._result(batch)))
+        losses = [float(loss) for _, _, loss in results]
+        with contextlib.suppress(StepRefused):
+            batches, outputs = [b for b, _, _ in results], [o for _, o, _ in results]
+            losses.append(lowest_constant_loss(self.net, batches, [outputs]))
         return max(filter(math.isfinite, losses), default=math.nan)
+
+    def were_trained(self) -> bool:
+        """Whether the first weights have at most half the loss of any constant output.
+
+        The weights of a module that was passed in may have been trained before.
+        """
+        sample = self._sample
+        try:
+            first, outputs = self._first_results(sample)
+            constant = self._lowest_constant(sample, outputs)
+        except StepRefused:
+            return False
+        is_known = math.isfinite(constant)
+        return is_known and constant - first >= (1.0 - 1.0 / MARGIN) * abs(constant)
 
     def has_learned(self, *, is_new: bool) -> bool:
         """Whether the present weights have a lower loss than the first ones.
