@@ -26,6 +26,7 @@ from sknan._engine.module_pass import StackedModule
 from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import seeded
 from sknan._utils.tree import tree_map
+from sknan.diagnosis._raised import result_of_trial
 from sknan.nets._batching import TensorTable
 from sknan.nets._chain import known_layers, layers_of
 from sknan.nets._tabular_mlp import PeriodicEmbedding
@@ -203,19 +204,23 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     start = max(0, len(table) - _N_COMPARED)
     batches = [table.rows(slice(i, i + _N_COMPARED)) for i in (0, start)]
     generators = generator_states()
-    try:
+
+    def agrees() -> bool:
         clone = _copied(net)
         before = code_state(clone.module_, clone.criterion_)
         found = _stacked_results(clone, batches)
         expected = _separate_results(clone, batches)
         is_constant = code_state(clone.module_, clone.criterion_) == before
-    except Exception:  # a user's module may raise anything that vmap or a copy causes
-        return False
+        return is_constant and _are_close(found, expected)
+
+    try:
+        # None: a user's module may raise anything that vmap or a copy causes.
+        agreement = result_of_trial(agrees)
     finally:
         is_random = generator_states() != generators
         if is_random:
             set_generator_states(generators)
-    return is_constant and not is_random and _are_close(found, expected)
+    return bool(agreement) and not is_random
 
 
 def _copied(net: TableNet) -> TableNet:

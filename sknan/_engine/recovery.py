@@ -17,7 +17,7 @@ from sknan._engine.network_state import read_state
 from sknan._engine.rate_trials import RecoverySearch, run_searches
 from sknan._engine.stack_state import StackSnapshot, StackState
 from sknan._engine.table_net import is_collapsed
-from sknan.diagnosis._raised import is_of_environment
+from sknan.diagnosis._raised import result_of_trial
 
 
 def recover_steps(
@@ -130,14 +130,14 @@ def _final_losses(training: StackState) -> NDArray[np.float64]:
     n_rows = min(training.members[0].plan.batch_size, trained.shape[1])
     chosen = torch.linspace(0, trained.shape[1] - 1, n_rows).long()
     x, target = training.batch_of(trained[:, chosen])
-    try:
+
+    def run() -> np.ndarray:
         with training.stack.averaged():
             return np.array(training.stack.evaluate(x, target))
-    except Exception as error:
-        if is_of_environment(error):
-            raise
-        # A user's module may raise anything; predictions raise it again.
-        return np.full(len(trained), -np.inf)
+
+    losses = result_of_trial(run)
+    # None: a user's module may raise anything; predictions raise it again.
+    return np.full(len(trained), -np.inf) if losses is None else losses
 
 
 def add_latest_batches(training: StackState, k: int, i: int) -> None:

@@ -14,7 +14,7 @@ from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import OVERFLOWS_SQUARED
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._evidence import FailedOperation, Places
-from sknan.diagnosis._raised import is_of_environment
+from sknan.diagnosis._raised import result_of_trial
 from sknan.diagnosis._report import Phase
 from sknan.diagnosis._values import bad_rows, nonempty_floats
 
@@ -141,25 +141,23 @@ class Trials:
         bool
             False if the step raises an exception.
         """
+        return bool(result_of_trial(lambda: self._is_finite(inputs, target, outputs)))
+
+    def _is_finite(self, inputs: Any, target: Any, outputs: Any) -> bool:
         has_grad = self.phase != "forward"  # a loss may contain gradients
-        try:
-            with kept_random_states(), torch.set_grad_enabled(has_grad):
-                if outputs is None:
-                    outputs = self.forward(inputs)
-                    if not _is_moderate(outputs):
-                        return False
-                if self.phase == "forward":
-                    return True
-                loss = self.loss(outputs, target, inputs).sum()
-                if self.phase == "loss" or not loss.requires_grad:
-                    return _is_moderate(loss)
-                trained = [p for p in self.parameters if p.requires_grad]
-                grads = torch.autograd.grad(loss, trained, allow_unused=True)
-                return _is_moderate((loss, grads))
-        except Exception as error:  # of a decomposition, or a check of arguments
-            if is_of_environment(error):
-                raise
-            return False
+        with kept_random_states(), torch.set_grad_enabled(has_grad):
+            if outputs is None:
+                outputs = self.forward(inputs)
+                if not _is_moderate(outputs):
+                    return False
+            if self.phase == "forward":
+                return True
+            loss = self.loss(outputs, target, inputs).sum()
+            if self.phase == "loss" or not loss.requires_grad:
+                return _is_moderate(loss)
+            trained = [p for p in self.parameters if p.requires_grad]
+            grads = torch.autograd.grad(loss, trained, allow_unused=True)
+            return _is_moderate((loss, grads))
 
 
 def _is_moderate(data: Any) -> bool:

@@ -108,6 +108,19 @@ class ValueErrors:
         return self.error is not None
 
 
+def error_of(run: Callable[[], Any]) -> Exception | None:
+    """Return the exception of a function, if it may depend on values.
+
+    Parameters
+    ----------
+    run : callable
+        Function without arguments.
+    """
+    with ValueErrors() as block:
+        run()
+    return block.error
+
+
 def does_raise(run: Callable[[], Any]) -> bool:
     """Whether a function raises an exception that may depend on values.
 
@@ -116,29 +129,36 @@ def does_raise(run: Callable[[], Any]) -> bool:
     run : callable
         Function without arguments.
     """
-    try:
-        run()
-    except Exception as error:
-        if not may_concern_values(error):
-            raise
-        return True
-    return False
+    return error_of(run) is not None
 
 
 def result_of_trial(run: Callable[[], _T]) -> _T | None:
-    """Return the result of user code; None if it raises, as it will in the training.
+    """Return the result of user code; None if it raises.
+
+    An exception of the user's own type that a repetition does not raise came from
+    outside, such as from the handler of a signal. It passes.
 
     Parameters
     ----------
     run : callable
-        Function without arguments, which the training calls again.
+        Function without arguments, which may be called twice.
     """
     try:
         return run()
     except Exception as error:
-        if is_of_environment(error):
+        if may_be_transient(error) and not _raises_alike(run, error):
             raise
         return None
+
+
+def _raises_alike(run: Callable[[], Any], error: Exception) -> bool:
+    if is_of_environment(error):
+        return False
+    try:
+        run()
+    except Exception as again:
+        return type(again) is type(error)
+    return False
 
 
 def is_raised_by_user(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from sknan._engine.prediction import levels_of, regression_score
+from sknan._utils.validation import FLOAT64_MAX, check_finite, drop_rows
 from sknan.estimators._input import require_target
 from sknan.preprocessing._stored_table import stored_chunks
 from sknan.preprocessing._tables.plain_cells import plain_cells
@@ -74,7 +75,8 @@ class QuantilePredictionMixin(RegressorMixin):
         """
         X, y, _ = stored_chunks(X, y)
         require_target(self, y)
-        predicted = self.predict(X)
-        return regression_score(
-            self._criterion, plain_cells(y), predicted, sample_weight
-        )
+        y = plain_cells(y)
+        values = np.asarray(y)
+        if values.dtype.kind == "f":
+            check_finite(values, name="y", remedy=drop_rows("y"), limit=FLOAT64_MAX)
+        return regression_score(self._criterion, y, self.predict(X), sample_weight)

@@ -13,7 +13,7 @@ from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.html import table
 from sknan._utils.progress import progress
 from sknan._utils.validation import drop_rows, is_number
-from sknan._utils.warn import warn
+from sknan._utils.warn import recorded_warnings, warn
 from sknan.estimators._base import TimeLimitWarning
 from sknan.estimators._labels import label_array, refuse_unusable_labels
 from sknan.model_selection._divergence import (
@@ -24,6 +24,7 @@ from sknan.model_selection._divergence import (
 from sknan.model_selection._pipelines import final_network
 from sknan.model_selection._run import SearchRun
 from sknan.model_selection._stand_ins import scorer_stand_in
+from sknan.nets._records import InterruptWarning
 from sknan.preprocessing._chunks import refuse_chunks
 
 
@@ -89,10 +90,15 @@ class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
             refuse_unusable_labels(np.asarray(label_array(y)), "y", drop_rows("y"))
         self._run = run = SearchRun(self)
         try:
-            super().fit(X, y, **params)
+            with recorded_warnings() as recorded:
+                super().fit(X, y, **params)
         finally:
             run.leave()
             del self._run
+        if any(isinstance(issued, InterruptWarning) for issued in recorded):
+            raise KeyboardInterrupt  # in the refit
+        for issued in recorded:
+            warn(issued)
         self.scorer_ = getattr(self.scorer_, "__wrapped__", self.scorer_)
         has_best = self.refit or not self.multimetric_
         best = self.best_index_ if has_best else None

@@ -114,6 +114,11 @@ class BackupAndRestore(Callback):
             self._first_states_ = random_states_of(net)
             return
         with self._refusing():
+            if not 0 <= self.n_epochs_done <= len(found["history"]):
+                raise ValueError(
+                    f"{self.n_epochs_done} finished epochs are not in a history of "
+                    f"{len(found['history'])}"
+                )
             other = difference(net, found)
         if other is None and self.n_epochs_done >= net.max_epochs:
             other = (

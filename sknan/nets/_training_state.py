@@ -84,10 +84,20 @@ def _state_after_a_step(optimizer: Any) -> Any:
     return twin.state_dict()
 
 
-def _fixed_options(states: Any) -> list[Any]:
-    """Return the options of optimizers that no schedule changes, one dict a group."""
+def _fixed_options(net: Any, states: Any) -> list[Any]:
+    """Return the options of optimizers that do not change, one dict a group."""
+    parts = [net, *net._all_optimizers(), *(c for _, c in net.callbacks_)]
+    is_plain = all(
+        type(part).__module__.startswith(("sknan.", "skorch.", "torch.optim."))
+        and not isinstance(part, LRScheduler)
+        for part in parts
+    )
     return [
-        {k: v for k, v in group.items() if k == "params" or type(v) is bool}
+        {
+            k: v
+            for k, v in group.items()
+            if k == "params" or type(v) is bool or (is_plain and k != "lr")
+        }
         for state in states
         for group in state["param_groups"]
     ]
@@ -356,8 +366,8 @@ def put_net(net: Any, state: dict[str, Any]) -> None:
     """
     expected = list(map(_state_after_a_step, net._all_optimizers()))
     require_like(state["optimizers"], plain(expected, "optimizers"), "optimizers")
-    if _fixed_options(expected) != _fixed_options(state["optimizers"]):
-        raise ValueError("the optimizers have other parameters or switches")
+    if _fixed_options(net, expected) != _fixed_options(net, state["optimizers"]):
+        raise ValueError("the optimizers have other parameters or options")
     require_like(state["history"], [{"epoch": 1, "batches": [{}]}], "history")
     with torch.no_grad():
         for name, module in _modules_of(net).items():

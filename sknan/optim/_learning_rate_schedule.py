@@ -195,7 +195,12 @@ class LearningRateSchedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the state of another schedule of this kind, after `start`."""
-        self._plan = state["plan"]
+        start, position, pace = self._plan = state["plan"]
+        if not (0 <= start <= position <= self.total_steps and 0 < pace < math.inf):
+            raise ValueError(
+                f"the plan {self._plan!r} of the lr_schedule does not belong to "
+                f"{self.total_steps} steps"
+            )
         if self.is_listening:
             vars(self._function).update(state["learned"])
 

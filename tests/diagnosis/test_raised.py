@@ -11,7 +11,7 @@ from diagnosis_helpers import Operation, line_of, table
 from torch import nn
 
 from sknan.diagnosis import diagnose
-from sknan.diagnosis._raised import may_concern_values
+from sknan.diagnosis._raised import may_concern_values, result_of_trial
 
 
 class OwnError(ValueError):
@@ -34,6 +34,25 @@ class OwnError(ValueError):
 )
 def test_exceptions_of_programs_never_concern_values(error):
     assert not may_concern_values(error)
+
+
+@pytest.mark.parametrize("is_check", [True, False])
+def test_a_trial_passes_on_an_own_exception_that_its_repetition_does_not_raise(
+    is_check,
+):
+    calls = []
+
+    def run():
+        calls.append(1)
+        if is_check or len(calls) == 1:
+            raise OwnError
+        return 1.0
+
+    if is_check:
+        assert result_of_trial(run) is None
+    else:
+        with pytest.raises(OwnError):
+            result_of_trial(run)
 
 
 # Torch leaves these checks out after torch.compile was used, unless they are asked for.

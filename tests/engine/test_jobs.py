@@ -244,6 +244,18 @@ def test_an_interrupt_ends_all_jobs(kind, method_name):
     assert len(InterruptAt.trainings) == (2 if kind is InterruptInBatch else len(jobs))
 
 
+def test_an_interrupt_of_the_refit_ends_a_search():
+    InterruptAt.trainings = ()
+    search = BatchedGridSearchCV(
+        StableNetRegressor(max_epochs=3, callbacks=[InterruptInBatch("on_batch_end")]),
+        {"lr": [1e-3]},
+        cv=[(np.arange(20), np.arange(20, 40))],
+    )
+    with pytest.raises(KeyboardInterrupt):
+        search.fit(*TABLES[0])
+    assert len(InterruptAt.trainings) == 2
+
+
 def test_an_interrupt_ends_a_search_and_an_ensemble():
     callbacks = [InterruptInBatch("on_batch_end")]
     net = StableNetRegressor(

@@ -157,6 +157,14 @@ def test_each_score_is_the_mean_over_the_quantiles(target):
     assert first.net_.score(X, target) == first.score(X, target)
 
 
+def test_a_score_of_targets_that_are_not_finite_is_refused_by_name():
+    model = StableNetRegressor(max_epochs=1, random_state=0).fit(X, y)
+    targets = np.full(y.shape, 1e300)
+    targets[3:5] = [[np.inf], [-np.inf]] if y.ndim > 1 else [np.inf, -np.inf]
+    with pytest.raises(ValueError, match="y contains 2 inf values at rows 3, 4"):
+        model.score(X, targets)
+
+
 @pytest.mark.parametrize("unit", [1e25, np.float32(1e25), 1e-200, 1e300])
 def test_the_score_does_not_depend_on_the_unit_of_the_target(unit):
     target = (y / 1e4 * unit).astype(type(unit))

@@ -581,7 +581,23 @@ def test_a_file_that_is_not_a_backup_is_refused_and_runs_no_code(tmp_path):
         (
             ["optimizers", 0, "param_groups", 0, "amsgrad"],
             True,
-            "ValueError: the optimizers have other parameters or switches",
+            "ValueError: the optimizers have other parameters or options",
+        ),
+        (
+            ["optimizers", 0, "param_groups", 0, "betas"],
+            (0.9, -1.0),
+            "ValueError: the optimizers have other parameters or options",
+        ),
+        (
+            ["n_epochs"],
+            9,
+            "ValueError: 9 finished epochs are not in a history of 3",
+        ),
+        (
+            ["schedule", "plan"],
+            (0, 10**9, 1),
+            "ValueError: the plan (0, 1000000000, 1) of the lr_schedule does not "
+            "belong to 30 steps",
         ),
         (
             ["training", "guard", "lr_scale"],

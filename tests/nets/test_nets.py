@@ -559,6 +559,30 @@ def test_the_advice_to_impute_trains_a_net_on_a_table_of_float64():
     assert refusal(RuntimeError, steps[-1].predict, inputs) == message
 
 
+class LoneRow(nn.Sequential):
+    """Network that can be trained on neither one row nor two equal rows."""
+
+    def __init__(self):
+        super().__init__(nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    def forward(self, X):
+        X = self[0](X)
+        if self.training:
+            torch.linalg.cholesky(X.T @ X)
+        return self[1](X)
+
+
+def test_a_lone_row_is_left_out_whatever_two_equal_rows_raise():
+    net = GuardedNetRegressor(
+        LoneRow, batch_size=8, max_epochs=1, train_split=None, verbose=0
+    )
+    with pytest.warns(
+        DivergenceWarning, match="leave it out with iterator_train__drop"
+    ):
+        net.fit(X[:9], VALUES[:9])
+    assert np.isfinite(net.predict(X)).all()
+
+
 def test_a_target_with_missing_values_is_refused_before_training():
     y = VALUES.copy()
     y[7] = np.nan

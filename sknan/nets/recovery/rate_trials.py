@@ -28,7 +28,7 @@ from sknan.diagnosis._culprits import (
     sliced,
     without_rows,
 )
-from sknan.diagnosis._raised import is_of_environment
+from sknan.diagnosis._raised import result_of_trial
 from sknan.nets.guard._loss_watch import is_trusted
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.explain import empty_states
@@ -301,16 +301,17 @@ class RateTrials:
         """
         net = self.net
         inputs, target = unpack_data(self._few_rows())
-        try:
+
+        def run() -> float:
             with kept_random_states(net.device), torch.no_grad():
                 net._set_training(False)
                 outputs = net.infer(inputs, **self.fit_params)
                 loss = float(net.get_loss(outputs, target, X=inputs, training=False))
-        except Exception as error:
-            if is_of_environment(error):
-                raise
-            return -math.inf  # forward may have parameters that are not known here
-        return loss if math.isfinite(loss) else math.inf
+            return loss if math.isfinite(loss) else math.inf
+
+        loss = result_of_trial(run)
+        # None: forward may have parameters that are not known here.
+        return -math.inf if loss is None else loss
 
     def _repaired_results(self, batches: list[Any]) -> tuple[float, list[Any]]:
         """Return mean loss and outputs, by repaired operations where needed."""
@@ -435,10 +436,12 @@ class _Rows:
             loss: Tensor = self.net.get_loss(out, y, X=x, training=True)
         return loss
 
+    @np.errstate(over="ignore", invalid="ignore")
     def error(self) -> float:
         """Return the standard error of the loss of all rows.
 
-        It is NaN if the loss is neither a weighted mean nor the sum of those of rows.
+        It is NaN if a loss is not finite, or if the loss is neither a weighted mean nor
+        the sum of those of rows.
         """
         n = self.n_rows
         whole = float(self.loss(slice(0, n)))
