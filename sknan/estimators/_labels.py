@@ -160,7 +160,6 @@ def label_combinations(codes: np.ndarray) -> np.ndarray:
     _, combination, counts = np.unique(
         codes, axis=0, return_inverse=True, return_counts=True
     )
-    combination = combination.reshape(-1)  # of two dimensions in NumPy 2.0.0
     code: np.ndarray = np.where(counts[combination] > 1, combination, -1)
     return code
 

@@ -32,7 +32,9 @@ def kinds_of(X, y=None, where="X", **options):
 
 def found_in(cells):
     """Return the evidence by kind for a column next to one without faults."""
-    frame = pd.DataFrame({"x": cells, "other": normal(len(cells))})
+    # pandas 2 does not convert an array with integers beyond float64.
+    column = pd.Series(cells, dtype=getattr(cells, "dtype", None))
+    frame = pd.DataFrame({"x": column, "other": normal(len(cells))})
     return {f.kind: f.evidence for f in audit(frame) if f.columns != ("other",)}
 
 

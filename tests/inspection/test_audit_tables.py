@@ -113,3 +113,9 @@ def test_a_new_kind_of_finding_is_a_remedy_and_a_detector(monkeypatch):
     (finding,) = audit(rng().normal(size=(307, 3)))
     assert str(finding) == "prime size: 307 rows. Add or drop one row."
     assert finding.severity == "notice"
+
+
+def test_rows_with_the_largest_numbers_are_duplicates_without_a_warning():
+    frame = pd.DataFrame({"x": [0.5, np.finfo(float).max] * 5, "z": range(10)})
+    frame = pd.concat([frame, frame[1:2]])
+    assert "duplicated rows" in {finding.kind for finding in audit(frame)}

@@ -236,5 +236,6 @@ def _rounded(cells: NDArray[Any], profile: ColumnProfile) -> NDArray[Any]:
     size = np.fmax(np.abs(cells), profile.q3 - profile.q1)
     _, exponents = np.frexp(size)
     digits = np.round(np.ldexp(cells, 20 - exponents))
-    rounded: NDArray[Any] = np.ldexp(digits, exponents - 20)
+    with np.errstate(over="ignore"):  # of the largest numbers, to infinity
+        rounded: NDArray[Any] = np.ldexp(digits, exponents - 20)
     return rounded + 0.0
