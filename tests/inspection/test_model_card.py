@@ -21,6 +21,7 @@ from sknan import (
     report,
     tabular_pipeline,
 )
+from sknan.exceptions import NonFiniteDataError
 from sknan.inspection._report._evaluation import (
     _limits,
     _share,
@@ -174,6 +175,141 @@ def test_calibration_of_quantiles_is_the_share_of_targets_below():
     found = rows_of(as_markdown(section), "Calibration")
     assert [row[0] for row in found] == ["0.1", "0.9"]
     np.testing.assert_allclose([float(row[1]) for row in found], shares, rtol=1e-3)
+
+
+ROWS = RNG.normal(size=(120, 2))
+SLOPE = 3.0 * ROWS[:, 0]
+
+
+@pytest.fixture(scope="module")
+def net():
+    return StableNetRegressor(max_epochs=1, random_state=0).fit(ROWS, SLOPE)
+
+
+def test_labels_per_row_are_named_and_calibrated_one_by_one():
+    y = pd.DataFrame({"rain": SLOPE > 0, "snow": SLOPE > 1}).astype(int)
+    net = StableNetClassifier(max_epochs=1, random_state=0).fit(ROWS, y)
+    found = report(net, ROWS, y).to_markdown()
+    model, drift = dict(rows_of(found, "Model")), rows_of(found, "Drift")
+    assert model["task"] == "classification, 2 labels per row: rain, snow"
+    assert model["output"] == (
+        "predict gives 0 or 1 for each label, predict_proba its probability, in this "
+        "order"
+    )
+    assert [row[0] for row in drift[-3:]] == [
+        "prediction: share of rain",
+        "prediction: share of snow",
+        "accuracy",
+    ]
+    assert drift[-2][1] == f"{100 * net.predict(ROWS)[:, 1].mean():.1f} %"
+    groups = rows_of(found, "Calibration")
+    assert [row[0] for row in groups] == ["rain"] * 10 + ["snow"] * 10
+    assert sum(int(row[-1]) for row in groups[:10]) == len(ROWS)
+    p = np.sort(net.predict_proba(ROWS)[:, 1])[:12].mean()
+    assert float(groups[10][1]) == pytest.approx(p, rel=1e-3)
+    assert "Each row is counted once for each label." in found
+    assert (
+        "This holds for the predictions and the accuracy only if the model was not "
+        "trained on the rows given to this report."
+    ) in found
+
+
+def test_each_target_has_scores_in_its_unit_and_quantiles_of_its_own():
+    y = pd.DataFrame({"price": SLOPE, "size": -100 * SLOPE})
+    net = StableNetRegressor(max_epochs=1, random_state=0).fit(ROWS, y)
+    found = report(net, ROWS, y).to_markdown()
+    error = mean_absolute_error(y["size"], net.predict(ROWS)[:, 1])
+    scores = {row[0]: row[1] for row in rows_of(found, "Result")}
+    assert list(scores)[::2] == ["R2 of price", "R2 of size"]
+    assert float(scores["mean absolute error of size"]) == pytest.approx(error, 1e-3)
+    levels = {"criterion": "quantile", "criterion__quantile": [0.1, 0.9]}
+    found = report(net.set_params(**levels).fit(ROWS, y), ROWS, y).to_markdown()
+    assert dict(rows_of(found, "Model"))["task"] == "regression, quantiles 0.1, 0.9"
+    drift = rows_of(found, "Drift")[-4:]
+    assert drift[0][0] == "prediction of price, quantile 0.1: median"
+    assert drift[3][0] == "prediction of size, quantile 0.9: median"
+    is_below = y["size"] <= net.predict(ROWS)[:, 1, 0]
+    of_size = rows_of(found, "Calibration")[2]
+    assert of_size == ["size", "0.1", *_share(is_below), "120"]
+
+
+@pytest.mark.parametrize("n_rows", [1, 120])
+def test_r2_is_left_out_for_targets_that_do_not_differ(net, n_rows):
+    rows, y = ROWS[:n_rows], np.full(n_rows, 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = report(net, rows, y).to_markdown()
+    [(name, value, interval)] = rows_of(found, "Result")
+    assert name == "mean absolute error"
+    expected = mean_absolute_error(y, net.predict(rows))
+    assert float(value) == pytest.approx(expected, rel=1e-3)
+    assert (interval == "-") == (n_rows == 1)
+    assert "R2 needs targets that differ." in found
+
+
+def test_r2_has_an_interval_if_some_resamples_are_constant(net):
+    rare = (np.arange(120) == 7).astype(float)
+    markdown = as_markdown(score_table(evaluate(net, ROWS, rare)))
+    (_, _, interval), _ = rows_of(f"## Scores\n{markdown}", "Scores")
+    assert all(abs(end) < 1e4 for end in ends(interval))
+
+
+NAN = np.where(np.isin(np.arange(120), [3, 7]), np.nan, SLOPE)
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "message"),
+    [
+        (
+            None,
+            SLOPE,
+            "report was given y without X. Pass the rows of this target as X, or leave "
+            "out y.",
+        ),
+        (
+            ROWS[:0],
+            SLOPE[:0],
+            "X has no rows. Pass at least one row, or leave out X and y for a report "
+            "of the training alone.",
+        ),
+        (
+            ROWS,
+            NAN,
+            "y contains 2 NaN values at rows 3, 7. Remove these rows from X and y.",
+        ),
+        (
+            ROWS,
+            SLOPE[1:],
+            "X has 120 rows, and y has 119. Pass one target for each row.",
+        ),
+        (
+            ROWS,
+            ROWS,
+            "y has 2 columns, but the model was fitted on 1. Pass the target of fit "
+            "for the rows of X.",
+        ),
+    ],
+)
+def test_a_target_that_does_not_fit_the_rows_is_refused(net, X, y, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        report(net, X, y)
+
+
+def test_labels_that_fit_has_not_seen_are_named():
+    labels = np.where(SLOPE > 0, "yes", "no")
+    net = StableNetClassifier(max_epochs=1, random_state=0).fit(ROWS, labels)
+    with pytest.raises(NonFiniteDataError) as refused:
+        report(net, ROWS, [None, *labels[1:]])
+    assert str(refused.value) == (
+        "y contains 1 missing label, first at row 0. Remove these rows from X and y."
+    )
+    found = report(net, ROWS, np.where(np.arange(120) == 4, "new", labels))
+    found = found.to_markdown()
+    assert [row[0] for row in rows_of(found, "Result")] == ["accuracy"]
+    assert (
+        "Labels of 1 row were not in fit: new. Such a row counts as an error in the "
+        "accuracy, and the log-loss is left out."
+    ) in found
 
 
 def test_limits_of_drift_contain_usual_batches_and_exclude_shifted_ones():

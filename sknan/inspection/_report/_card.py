@@ -9,6 +9,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
 from sknan._utils.html import element, table
+from sknan.inspection._report._evaluation import names_of_columns, quantiles_of
 from sknan.inspection._report._html import cut_table, section, value_text
 from sknan.nets._curves import last_of, networks_of, skorch_net_of
 from sknan.preprocessing._cleaner import TableCleaner
@@ -23,16 +24,10 @@ def steps_of(estimator: Any) -> list[Any]:
     return [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
 
 
-def model_section(estimator: Any, license: str | None) -> str:
+def model_section(estimator: Any, y: Any, license: str | None) -> str:
     """Return the section with the input and the output of a model."""
-    steps, classes = steps_of(estimator), getattr(last_of(estimator), "classes_", None)
-    if classes is None:
-        task, output = "regression", "numbers in the units of the target"
-    else:
-        labels = ", ".join(map(str, classes[:_MAX_CLASSES]))
-        more = ", ..." if len(classes) > _MAX_CLASSES else ""
-        task = f"classification, {len(classes)} classes: {labels}{more}"
-        output = "predict gives labels, predict_proba probabilities in this order"
+    steps = steps_of(estimator)
+    task, output = _task_and_output(estimator, y)
     nets = [skorch_net_of(net) for net in networks_of(estimator).values()]
     n_weights = sum(p.numel() for net in nets for p in net.module_.parameters())
     rows = [
@@ -43,6 +38,30 @@ def model_section(estimator: Any, license: str | None) -> str:
         ("license", license or "not stated"),
     ]
     return section("Model", [table(rows)])
+
+
+def _task_and_output(estimator: Any, y: Any) -> tuple[str, str]:
+    """Return what a model predicts, with the names of the columns of ``y``."""
+    classes = getattr(last_of(estimator), "classes_", None)
+    if classes is None:
+        quantiles = quantiles_of(estimator)
+        if quantiles is None:
+            return "regression", "numbers in the units of the target"
+        listed = ", ".join(f"{level:g}" for level in quantiles)
+        return (
+            f"regression, quantile{'s' * (len(quantiles) > 1)} {listed}",
+            "quantiles of the target in this order, in its units",
+        )
+    first = next(iter(networks_of(estimator).values()))
+    is_multilabel = getattr(first, "_is_multilabel", False)
+    n, kind = len(classes), "labels per row" if is_multilabel else "classes"
+    names = names_of_columns(y, n, "label") if is_multilabel else map(str, classes)
+    more = ", ..." if n > _MAX_CLASSES else ""
+    task = f"classification, {n} {kind}: {', '.join(list(names)[:_MAX_CLASSES])}{more}"
+    if is_multilabel:
+        output = "predict gives 0 or 1 for each label, predict_proba its probability"
+        return task, f"{output}, in this order"
+    return task, "predict gives labels, predict_proba probabilities in this order"
 
 
 def training_data_section(estimator: Any) -> str:

@@ -13,8 +13,12 @@ from scipy import sparse, stats
 
 from sknan._engine.prediction import levels_of
 from sknan._utils.html import element, table
+from sknan._utils.validation import FLOAT64_MAX, check_finite
+from sknan.exceptions import NonFiniteDataError
+from sknan.inspection._audit._formatting import quantity
 from sknan.inspection._report._html import cut_table, section, value_text
 from sknan.nets._curves import last_of, networks_of, skorch_net_of
+from sknan.preprocessing._tables.plain_cells import plain_cells
 
 Numbers = NDArray[np.float64]
 Row = tuple[str, ...]
@@ -29,13 +33,16 @@ _N_BINS = _MIN_PER_BIN = 10
 # which any quantity is outside its limits, and the least number of rows for limits.
 _BATCH, _FALSE_ALARMS, _MIN_ROWS = 1000, 0.01, 50
 
-_MAX_CLASSES, _MAX_COLUMNS = 10, 100
+_MAX_GROUPS, _MAX_COLUMNS = 10, 100
 
 # A less frequent category is not named, since it may identify a row.
 _MIN_SHARE = 0.05
 
 _TINY = float(np.finfo(np.float64).tiny)
 _EPS = float(np.finfo(np.float32).eps)
+
+# A variance below this share of the mean square is the rounding error of a constant.
+_ROUNDING = 1e-12
 
 
 class Evaluation(NamedTuple):
@@ -47,47 +54,125 @@ class Evaluation(NamedTuple):
         Labels or numbers.
     predicted : ndarray of shape (n_samples, n_targets[, n_levels])
         Predictions.
-    classes : list or None
-        Labels of the classes; None for numbers.
+    names : list of str
+        Names of the classes, of the labels per row, or of the targets.
     probabilities : ndarray of shape (n_samples, n_classes) or None
         Probabilities of the classes; None for numbers.
     is_class : ndarray of bool of shape (n_samples, n_classes)
         Whether the row has each class.
-    levels : sequence of float or None
-        Quantiles that are predicted, if there are several.
+    levels : ndarray of shape (n_levels,) or None
+        Quantiles that are predicted.
     """
 
     target: NDArray[Any]
     predicted: NDArray[Any]
-    classes: list[Any] | None = None
+    names: list[str]
     probabilities: Numbers | None = None
     is_class: NDArray[np.bool_] = np.zeros(0, dtype=bool)
-    levels: Any = None
+    levels: NDArray[np.float64] | None = None
 
     @property
     def hits(self) -> NDArray[np.bool_]:
         """Whether all labels of each row are predicted."""
         return np.asarray((self.target == self.predicted).all(axis=1))
 
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether a row may have several labels."""
+        return self.probabilities is not None and self.target.shape[1] > 1
+
+    @property
+    def unseen(self) -> NDArray[np.bool_]:
+        """Whether the label of each row is one that ``fit`` has not seen."""
+        if self.probabilities is None or self.is_multilabel:
+            return np.zeros(len(self.target), dtype=bool)
+        return np.asarray(~self.is_class.any(axis=1))
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the score of the model is defined on these rows."""
+        if self.probabilities is not None:
+            return True
+        return len(self.target) > 1 and bool((np.ptp(self.target, axis=0) > 0).all())
+
+
+def names_of_columns(y: Any, n: int, kind: str) -> list[str]:
+    """Return the names of the columns of ``y``, or numbers if it has none."""
+    columns = list(getattr(y, "columns", ()))
+    return list(map(str, columns)) or [f"{kind} {i}" for i in range(n)]
+
+
+def target_of(estimator: Any, X: Any, y: Any) -> NDArray[Any]:
+    """Return the target as an array with a column for each target or label.
+
+    Raises
+    ------
+    NonFiniteDataError
+        If a value is missing or not finite.
+    ValueError
+        If ``y`` has not one value for each row and each target of the model.
+    """
+    last = last_of(estimator)
+    network = next(iter(networks_of(estimator).values()))
+    names, remedy = getattr(y, "columns", None), "Remove these rows from X and y."
+    y = y.toarray() if sparse.issparse(y) else y
+    if hasattr(last, "classes_"):
+        is_pandas = isinstance(y, (pd.Series, pd.DataFrame))
+        found = np.asarray(y if is_pandas else plain_cells(y))
+        if (missing := pd.isna(found)).any():
+            row = int(np.argwhere(missing)[0, 0])
+            raise NonFiniteDataError(
+                f"y contains {quantity(int(missing.sum()), 'missing label')}, first at "
+                f"row {row}. {remedy}"
+            )
+        is_multilabel = getattr(network, "_is_multilabel", False)
+        n_columns = len(last.classes_) if is_multilabel else 1
+    else:
+        found = np.asarray(plain_cells(y)).astype(np.float64)
+        check_finite(found, name="y", remedy=remedy, columns=names, limit=FLOAT64_MAX)
+        n_columns = math.prod(getattr(network, "_target_shape", found.shape[1:]))
+    n_rows = len(found)
+    if hasattr(X, "shape") or hasattr(X, "__len__"):
+        n_rows = X.shape[0] if hasattr(X, "shape") else len(X)
+    if len(found) != n_rows:
+        raise ValueError(
+            f"X has {quantity(n_rows, 'row')}, and y has {len(found)}. Pass one target "
+            "for each row."
+        )
+    found = found.reshape(n_rows, -1)
+    if found.shape[1] != n_columns:
+        raise ValueError(
+            f"y has {quantity(found.shape[1], 'column')}, but the model was fitted on "
+            f"{n_columns}. Pass the target of fit for the rows of X."
+        )
+    return found
+
 
 def evaluate(estimator: Any, X: Any, y: Any) -> Evaluation:
     """Predict rows with a fitted model."""
-    target = np.asarray(y.toarray() if sparse.issparse(y) else y)
-    target = target.reshape(len(target), -1)
+    target = target_of(estimator, X, y)
     predicted = np.asarray(estimator.predict(X))
     classes = getattr(last_of(estimator), "classes_", None)
     if classes is not None:
-        found = np.asarray(estimator.predict_proba(X), dtype=np.float64)
-        is_class = target == (1 if target.shape[1] > 1 else np.asarray(classes))
-        predicted = predicted.reshape(target.shape)
-        return Evaluation(target, predicted, list(classes), found, is_class)
+        p = np.asarray(estimator.predict_proba(X), dtype=np.float64)
+        names = list(map(str, classes))
+        is_class = target == np.asarray(classes)
+        if target.shape[1] > 1:
+            names = names_of_columns(y, target.shape[1], "label")
+            is_class = target == 1
+        return Evaluation(target, predicted.reshape(target.shape), names, p, is_class)
+    levels = quantiles_of(estimator)
+    shape = target.shape if levels is None else (*target.shape, len(levels))
+    predicted = predicted.astype(np.float64).reshape(shape)
+    names = names_of_columns(y, target.shape[1], "target")
+    return Evaluation(target, predicted, names, levels=levels)
+
+
+def quantiles_of(estimator: Any) -> NDArray[np.float64] | None:
+    """Return the quantiles that a regressor predicts, or None."""
     net = skorch_net_of(next(iter(networks_of(estimator).values())))
     levels = levels_of(net.criterion_)
-    target, predicted = target.astype(np.float64), predicted.astype(np.float64)
-    if np.ndim(levels) == 0:
-        return Evaluation(target, predicted.reshape(target.shape))
-    predicted = predicted.reshape(*target.shape, len(levels))
-    return Evaluation(target, predicted, levels=levels)
+    return None if levels is None else np.atleast_1d(np.asarray(levels, np.float64))
 
 
 # -- scores --------------------------------------------------------------------------
@@ -96,39 +181,62 @@ def evaluate(estimator: Any, X: Any, y: Any) -> Evaluation:
 def score_table(found: Evaluation) -> str:
     """Return a table of scores with their 95 % intervals."""
     scores = _scores_of_numbers if found.probabilities is None else _scores_of_classes
-    return table(list(scores(found)), ["score", "value", "95 % interval"])
+    found_table = table(list(scores(found)), ["score", "value", "95 % interval"])
+    n = len(found.names)
+    if found.probabilities is not None or n <= _MAX_GROUPS:
+        return found_table
+    text = f"The first {_MAX_GROUPS} of {n} targets are listed."
+    return found_table + element("p", text)
 
 
 def _scores_of_classes(found: Evaluation) -> Iterator[Row]:
     p = np.clip(np.asarray(found.probabilities), _EPS, 1.0)
-    if found.target.shape[1] > 1:
+    if found.is_multilabel:
         p = np.where(found.is_class, p, np.maximum(1.0 - p, _EPS))
+        yield ("accuracy (all labels of a row)", *_share(found.hits))
         losses = -np.log(p).mean(axis=1)
-    else:
-        losses = -np.log(np.maximum((p * found.is_class).sum(axis=1), _EPS))
+        yield _resampled("mean log-loss of the labels", losses, _mean)
+        return
     yield ("accuracy", *_share(found.hits))
-    yield _resampled("log-loss", losses[:, None], lambda means: means[..., 0])
+    if not found.unseen.any():
+        losses = -np.log(np.maximum((p * found.is_class).sum(axis=1), _EPS))
+        yield _resampled("log-loss", losses, _mean)
 
 
 def _scores_of_numbers(found: Evaluation) -> Iterator[Row]:
-    # In a unit of the target, no square overflows.
-    unit = np.maximum(np.abs(found.target).max(axis=0), _TINY)
-    y, n = found.target / unit, found.target.shape[1]
-    if found.levels is not None:
-        errors = y[:, :, None] - found.predicted / unit[:, None]
-        levels = np.asarray(found.levels)
-        losses = np.maximum(levels * errors, (levels - 1) * errors).mean(axis=2)
-        yield _resampled("mean pinball loss", losses * unit, lambda m: m.mean(axis=-1))
-        return
-    errors, centered = y - found.predicted / unit, y - y.mean(axis=0)
+    """Yield scores of each target, since targets may have different units."""
+    n = found.target.shape[1]
+    for j, name in enumerate(found.names[:_MAX_GROUPS]):
+        y, p = found.target[:, j], found.predicted[:, j]
+        of = f" of {name}" if n > 1 else ""
+        # In a unit of the target, no square overflows.
+        unit = max(np.abs(y).max(), np.abs(p).max(), _TINY)
+        if found.levels is not None:
+            errors, levels = y[:, None] / unit - p / unit, found.levels
+            losses = np.maximum(levels * errors, (levels - 1) * errors).mean(axis=1)
+            yield _resampled(f"mean pinball loss{of}", losses * unit, _mean)
+            continue
+        errors, centered = y / unit - p / unit, y / unit - (y / unit).mean()
+        parts = np.column_stack([errors**2, centered, centered**2])
+        if np.isfinite(_r2(parts.mean(axis=0))):
+            yield _resampled(f"R2{of}", parts, _r2)
+        losses = np.abs(errors) * unit
+        yield _resampled(f"mean absolute error{of}", losses, _mean)
 
-    def r2(means: Numbers) -> Any:
-        residual, mean, square = (means[..., i * n : (i + 1) * n] for i in range(3))
-        return (1.0 - residual / np.maximum(square - mean**2, _TINY)).mean(axis=-1)
 
-    yield _resampled("R2", np.hstack([errors**2, centered, centered**2]), r2)
-    losses = np.abs(errors) * unit
-    yield _resampled("mean absolute error", losses, lambda m: m.mean(axis=-1))
+def _mean(means: Numbers) -> Any:
+    return means[..., 0]
+
+
+def _r2(means: Numbers) -> Any:
+    """Return R2 of means of squared errors, targets and their squares.
+
+    It is NaN for a constant target, which also some resamples of few rows have.
+    """
+    residual, mean, square = np.moveaxis(means, -1, 0)
+    variance = square - mean**2
+    variance = np.where(variance > _ROUNDING * square, variance, np.nan)
+    return 1.0 - residual / variance
 
 
 def _resampled(name: str, values: Numbers, score: Callable[[Numbers], Any]) -> Row:
@@ -136,6 +244,7 @@ def _resampled(name: str, values: Numbers, score: Callable[[Numbers], Any]) -> R
 
     Many rows are divided into groups at random, which are drawn as a whole.
     """
+    values = values.reshape(len(values), -1)
     rng, n = np.random.default_rng(0), len(values)
     n_groups = min(n, _N_GROUPS)
     starts = np.arange(n_groups) * n // n_groups
@@ -143,8 +252,11 @@ def _resampled(name: str, values: Numbers, score: Callable[[Numbers], Any]) -> R
     sizes = np.diff(starts, append=n)
     draws = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), _N_RESAMPLES)
     means = (draws @ sums) / (draws @ sizes)[:, None]
-    low, high = np.quantile(score(means), [0.025, 0.975])
-    return name, f"{score(values.mean(axis=0)):.4g}", f"{low:.4g} to {high:.4g}"
+    value = f"{score(values.mean(axis=0)):.4g}"
+    if n < 2:
+        return name, value, "-"
+    low, high = np.nanquantile(score(means), [0.025, 0.975])
+    return name, value, f"{low:.4g} to {high:.4g}"
 
 
 def _share(is_true: NDArray[np.bool_], z: float = 1.96) -> Row:
@@ -161,25 +273,43 @@ def _share(is_true: NDArray[np.bool_], z: float = 1.96) -> Row:
 
 def calibration_section(found: Evaluation) -> str:
     """Return the section that compares predictions with what was observed, or ""."""
-    p, observed, classes = found.probabilities, found.is_class, found.classes or []
+    p, observed, names = found.probabilities, found.is_class, found.names
+    heads, kind = ["predicted", "observed", "95 % interval", "rows"], "target"
     if found.levels is not None:
         text = "Share of the targets that are at most the predicted quantile."
-        at_most = found.target[:, :, None] <= found.predicted
-        levels = enumerate(found.levels)
-        rows = [(f"{q:g}", *_share(at_most[..., i]), "") for i, q in levels]
+        heads[0] = "quantile"
     elif p is None:
         text = "Mean prediction and mean target, by groups of ascending predictions."
-        rows = list(_bins(found.predicted.ravel(), found.target.ravel()))
+        p, observed = found.predicted, found.target
     else:
+        kind = "label" if found.is_multilabel else "class"
+        if kind == "class" and len(names) == 2:
+            p, observed, names = p[:, 1:], observed[:, 1:], names[1:]
+        of = f"{names[0]}" if len(names) == 1 else f"each {kind}"
         text = "Mean probability and observed share, by groups of ascending "
-        is_pair = found.target.shape[1] == 1 and len(classes) == 2
-        if is_pair:
-            p, observed = p[:, 1:], observed[:, 1:]
-        text += f"probability of {classes[1] if is_pair else 'each class'}."
-        rows = list(_bins(p.ravel(), observed.ravel()))
-    heads = ["predicted", "observed", "95 % interval", "rows"]
-    parts = [element("p", text), table(rows, heads)]
+        text += f"probability of {of}."
+    groups = names[:_MAX_GROUPS]
+    rows: list[Row] = []
+    for j, name in enumerate(groups):
+        if p is not None:
+            of_group = _bins(p[:, j], observed[:, j])
+        else:
+            of_group = _shares_of_quantiles(found, j)
+        rows += ((name, *row) if len(names) > 1 else row for row in of_group)
+    if len(names) > 1:
+        heads = [kind, *heads]
+        text += f" Each row is counted once for each {kind}."
+    if len(names) > len(groups):
+        text += f" The first {len(groups)} of {len(names)} are listed."
+    parts = [element("p", text), cut_table(rows, heads)]
     return section("Calibration", parts) if rows else ""
+
+
+def _shares_of_quantiles(found: Evaluation, j: int) -> Iterator[Row]:
+    """Yield the share of the values of a target below each of its quantiles."""
+    is_below = found.target[:, j, None] <= found.predicted[:, j]
+    for level, below in zip(np.asarray(found.levels), is_below.T, strict=True):
+        yield (f"{level:g}", *_share(below), str(len(below)))
 
 
 def _bins(predicted: Numbers, observed: NDArray[Any]) -> Iterator[Row]:
@@ -212,13 +342,20 @@ def drift_section(frame: pd.DataFrame, found: Evaluation | None) -> str:
     if len(frame) < _MIN_ROWS:
         return ""
     frame = frame.iloc[:, :_MAX_COLUMNS]
-    n_limits = 4 * frame.shape[1] + 2 * _MAX_CLASSES
+    predicted = [] if found is None else _predicted_columns(found)
+    # Each quantity of a column, of the predictions, and the accuracy has two limits.
+    n_limits = 2 * (2 * frame.shape[1] + len(predicted) + 1)
     rows = list(_limits(frame, found, float(stats.norm.isf(_FALSE_ALARMS / n_limits))))
     text = (
         f"Limits for a batch of {_BATCH} new rows. Of the batches from the population "
         f"of the {len(frame)} rows given to this report, at most about "
         f"{100 * _FALSE_ALARMS:.0f} % are outside any of them."
     )
+    if found is not None:
+        text += (
+            " This holds for the predictions and the accuracy only if the model was "
+            "not trained on the rows given to this report."
+        )
     heads = ["quantity", "here", "lower limit", "upper limit"]
     return section("Drift", [element("p", text), cut_table(rows, heads)])
 
@@ -237,17 +374,38 @@ def _limits(frame: pd.DataFrame, found: Evaluation | None, z: float) -> Iterator
                 yield f"{name}: share of {top}", *_limits_of_share(is_top, z)
     if found is None:
         return
-    if found.probabilities is None:
-        for j, values in enumerate(found.predicted.reshape(len(frame), -1).T):
-            name = f"prediction {j}" if found.predicted[0].size > 1 else "prediction"
-            yield f"{name}: median", *_limits_of_median(pd.Series(values), z)
-        return
-    predicted = pd.Series(found.predicted.astype(str)[:, 0])
-    if found.target.shape[1] == 1:
-        for label in predicted.value_counts().index[:_MAX_CLASSES]:
-            name = f"prediction: share of {label}"
-            yield name, *_limits_of_share(predicted == label, z)
-    yield "accuracy", *_limits_of_share(found.hits, z)
+    for name, values in _predicted_columns(found):
+        limits = _limits_of_share if values.dtype == bool else _limits_of_median
+        yield name, *limits(pd.Series(values), z)
+    if found.probabilities is not None:
+        yield "accuracy", *_limits_of_share(found.hits, z)
+
+
+def _predicted_columns(found: Evaluation) -> list[tuple[str, NDArray[Any]]]:
+    """Return the predictions whose medians or shares have limits."""
+    n = found.target.shape[1]
+    if found.is_multilabel:
+        pairs = zip(found.names, found.predicted.T == 1, strict=True)
+        listed = [(f"prediction: share of {name}", is_true) for name, is_true in pairs]
+    elif found.probabilities is not None:
+        labels = pd.Series(found.predicted[:, 0].astype(str))
+        frequent = labels.value_counts().index[:_MAX_GROUPS]
+        listed = [
+            (f"prediction: share of {label}", (labels == label).to_numpy())
+            for label in frequent
+        ]
+    else:
+        levels = [""]
+        if found.levels is not None:
+            levels = [f", quantile {level:g}" for level in found.levels]
+        names = [
+            f"prediction{f' of {name}' if n > 1 else ''}{level}: median"
+            for name in found.names
+            for level in levels
+        ]
+        columns = found.predicted.reshape(len(found.target), -1).T
+        listed = list(zip(names, columns, strict=True))
+    return listed[:_MAX_COLUMNS]
 
 
 def _limits_of_share(is_true: Any, z: float) -> Row:

@@ -109,7 +109,8 @@ def report(
     estimator : estimator, net, ensemble, Pipeline or search
         Fitted model that is, or ends in, a StableNet or GuardedNet estimator.
     X : DataFrame, array, sparse matrix or list of rows, or None, default=None
-        Table for an audit and a score.
+        Table for an audit and a score. The score and the limits of drift are those of
+        new rows only if the model was not trained on these.
     y : Series, array-like of shape (n_samples,) or None, default=None
         Target of the rows of ``X``.
     path : str, path-like or None, default=None
@@ -129,6 +130,10 @@ def report(
         If ``estimator`` has not been fitted.
     TypeError
         If ``estimator`` does not end in a network of this package.
+    NonFiniteDataError
+        If ``y`` has missing or infinite values.
+    ValueError
+        If ``X`` has no rows, or ``y`` does not have the target of each of them.
     FileNotFoundError
         If the folder of ``path`` does not exist. This is checked before any work is
         done.
@@ -150,7 +155,8 @@ def report(
     percentiles of a bootstrap of the rows. The limits of drift apply to a batch of 1000
     rows: a share or a median of the batch differs from that of ``X`` by more than both
     samples explain. Together the limits are exceeded by at most about 1 % of batches
-    from the same population.
+    from the same population. For predictions and accuracy this holds only if the model
+    was not trained on the rows of ``X``, so pass rows that were held out.
 
     Examples
     --------
@@ -166,6 +172,16 @@ def report(
         raise FileNotFoundError(
             f"report cannot write {str(path)!r}: there is no folder "
             f"{str(Path(path).parent)!r}. Create it first."
+        )
+    if X is None and y is not None:
+        raise ValueError(
+            "report was given y without X. Pass the rows of this target as X, or "
+            "leave out y."
+        )
+    if getattr(X, "shape", (None,))[0] == 0 or (isinstance(X, list) and not X):
+        raise ValueError(
+            "X has no rows. Pass at least one row, or leave out X and y for a report "
+            "of the training alone."
         )
     sections = sections_of(estimator, X, y, license)
     name = _name_of(estimator)

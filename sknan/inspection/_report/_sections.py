@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator
 
 from sknan._utils.html import element, table
 from sknan.diagnosis._report import NonFiniteReport
+from sknan.inspection._audit._formatting import quantity
 from sknan.inspection._audit._run import audit
 from sknan.inspection._audit._table_audit import HEADS
 from sknan.inspection._audit_display import AuditDisplay
@@ -84,14 +85,14 @@ def sections_of(
     str
         HTML of one section; empty if there is no result to show.
     """
-    yield model_section(estimator, license)
+    has_target = X is not None and y is not None and not isinstance(y, str)
+    is_scored = has_target and hasattr(estimator, "score")  # GuardedNet has no score
+    found = evaluate(estimator, X, y) if is_scored else None
+    yield model_section(estimator, y, license)
     yield training_data_section(estimator)
     yield _data_section(X, y)
     yield _training_section(estimator)
     yield _incident_section(last_of(estimator).nonfinite_reports_)
-    has_target = X is not None and y is not None and not isinstance(y, str)
-    is_scored = has_target and hasattr(estimator, "score")  # GuardedNet has no score
-    found = evaluate(estimator, X, y) if is_scored else None
     yield _result_section(estimator, X, y, found)
     if found is not None:
         yield calibration_section(found)
@@ -206,8 +207,18 @@ def _result_section(estimator: Any, X: Any, y: Any, found: Evaluation | None) ->
     """Return the section with the scores and the candidates of a search, or ""."""
     parts: list[str] = []
     if found is not None:
-        score, n_rows = float(estimator.score(X, y)), len(found.target)
-        text = f"Score on the {n_rows} rows given to this report: {score:.4g}."
+        where = f"the {quantity(len(found.target), 'row')} given to this report"
+        if found.is_scored:
+            text = f"Score on {where}: {float(estimator.score(X, y)):.4g}."
+        else:
+            text = f"Errors on {where}. R2 needs targets that differ."
+        if found.unseen.any():
+            labels = np.unique(found.target[found.unseen].astype(str))
+            text += (
+                f" Labels of {quantity(int(found.unseen.sum()), 'row')} were not in "
+                f"fit: {', '.join(labels[:_MAX_LISTED])}. Such a row counts as an "
+                "error in the accuracy, and the log-loss is left out."
+            )
         caution = (
             "If the model was trained on these rows, the score does not estimate its "
             "performance on others."
