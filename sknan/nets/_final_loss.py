@@ -40,12 +40,12 @@ def find_fault_of_result(training: GuardedTraining) -> NonFiniteReport | None:
     if losses is None:
         return None
     before, after = losses
-    rate = net.effective_lr_ if training.rate is None else training.rate
     return NonFiniteReport(
         phase="step",
         cause="learning_rate",
         evidence=f"The loss has risen from {before:.3g} before the training to "
-        f"{after:.3g} after it, far above that of a constant output, at lr={rate:.3g}.",
+        f"{after:.3g} after it, far above that of a constant output, "
+        f"at lr={net._base_rate():.3g}.",
         action=ACTIONS["learning_rate"],
         epoch=len(net.history),
         batch=training.batch_number,

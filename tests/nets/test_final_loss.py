@@ -48,7 +48,7 @@ def net_of(**options):
         "train_split": None,
         "verbose": 0,
     }
-    return GuardedNet(MLP, **settings | options)
+    return GuardedNet(**{"module": MLP} | settings | options)
 
 
 def fit_estimator(kind, lr, max_epochs):
@@ -169,6 +169,44 @@ def test_fine_tuning_of_a_good_module(kind):
     with pytest.warns(DivergenceWarning, match=r"The loss has (grown|risen)"):
         model = fitted(1000.0)
     assert r2_score(y, model.predict(X)) > 0.99
+
+
+def test_one_row_that_makes_up_the_standard_error_hides_no_ruin():
+    inputs = X[:60].copy()
+    inputs[5] *= 1000.0
+    target = np.clip(inputs[:, :1] - inputs[:, 1:2], -3.0, 3.0)
+    with pytest.raises(NonFiniteTrainingError, match="The loss has risen"):
+        net_of(lr=0.1).fit(inputs, target)
+
+
+class TwoHeads(MLP):
+    def forward(self, x):
+        output = super().forward(x)
+        return output, torch.cat([output, -output], dim=1)
+
+
+class TwoLosses(nn.Module):
+    def forward(self, outputs, target):
+        is_high = (target[:, 0] > 0).long()
+        return (outputs[0] - target).square().mean() + nn.functional.cross_entropy(
+            outputs[1], is_high
+        )
+
+
+def test_a_network_with_several_outputs_is_not_ruined_silently():
+    options = {
+        "module": TwoHeads,
+        "criterion": TwoLosses,
+        "optimizer": torch.optim.Adam,
+    }
+    assert net_of(**options, lr=1e-3).fit(X, Y[:, None]).nonfinite_reports_ == []
+    with pytest.raises(NonFiniteTrainingError, match="The loss has risen"):
+        net_of(**options, lr=30.0).fit(X, Y[:, None])
+
+
+def test_the_report_names_the_learning_rate_of_the_user():
+    with pytest.raises(NonFiniteTrainingError, match=r"output, at lr=1e\+03\. Lower"):
+        net_of(lr=1e3, warmup=5).fit(X, Y[:, None])
 
 
 @pytest.mark.parametrize("is_sorted", [False, True])

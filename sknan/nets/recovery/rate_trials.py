@@ -239,10 +239,14 @@ class RateTrials:
             return False
         if not math.isfinite(reached):  # a mean of finite losses may overflow
             return has_risen and bool(batches)
-        _, first_outputs = self._first_results(batches)
+        first, first_outputs = self._first_results(batches)
         constant = self._lowest_constant(batches, outputs, first_outputs)
-        if not has_risen and self._may_fall(reached):
-            return bool(is_far_above(reached, constant))
+        if has_risen and constant == math.inf:  # of several outputs, for example
+            return bool(is_far_above(reached, first))
+        if has_risen or self._may_fall(reached):
+            is_far = bool(is_far_above(reached, constant))
+            if is_far or not has_risen:
+                return is_far
         error = max(filter(math.isfinite, errors), default=0.0)
         return reached - N_ERRORS * error > constant
 
