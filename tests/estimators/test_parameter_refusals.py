@@ -337,7 +337,7 @@ def test_invalid_values_of_parameters_are_refused_in_fit(name, value, rule):
         ("warm_start", np.bool_(False)),
         ("verbose", False),
         ("callbacks", ()),
-        ("lr", 1),
+        ("clip_norm", 1),
     ],
 )
 def test_numbers_and_booleans_of_numpy_are_accepted(name, value):

@@ -111,7 +111,7 @@ def test_a_rate_that_is_too_high_for_accumulated_gradients_is_lowered(lr):
     with pytest.warns(DivergenceWarning, match="it went on with lr="):
         net = trained(Before, lr=lr, max_epochs=20)
     assert net.effective_lr_ < 1.0
-    assert net.score(X, Y) > 0.9
+    assert net.score(X, Y) > 0.8  # 0.95 to 0.99 at learning rates of 0.01 to 1
 
 
 class Counting(GuardedNetRegressor):

@@ -261,7 +261,8 @@ def test_an_exception_of_the_machine_is_raised_also_while_a_step_is_explained(er
         )
         with pytest.raises(type(error) if error else RuntimeError) as caught:
             net.fit(X, Y.ravel())
-        assert caught.value is error or "DefaultCPUAllocator" in str(caught.value)
+        expected = str(error) if error else "DefaultCPUAllocator"
+        assert expected in str(caught.value)  # a replay calls a copy of the module
 
 
 class Never(nn.MSELoss):

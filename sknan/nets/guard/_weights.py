@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sknan._utils.thresholds import FAR, is_runaway
+from sknan._utils.thresholds import MARGIN, is_runaway
 from sknan.nets.guard._snapshots import OptimizerSnapshot, Snapshot
 
 # Numbers that change during training and that the weights do not determine.
@@ -63,7 +63,7 @@ class VerifiedWeights:
     @property
     def has_shrunk(self) -> bool:
         """Whether the last verified weights have shrunk, for example by decay."""
-        return FAR * self.last.size() < self.first.size()
+        return MARGIN * self.last.size() < self.first.size()
 
     @property
     def is_last_trusted(self) -> bool:

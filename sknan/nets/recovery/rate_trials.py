@@ -208,7 +208,8 @@ class RateTrials:
     def is_far_worse_than_constant(self, *, has_risen: bool = False) -> bool:
         """Whether the loss is above that of a constant output by two standard errors.
 
-        As long as it falls, it may be high yet: it must then be far above. The rows are
+        As long as it falls, or in a short training, it may be high yet: it must then be
+        far above. The rows are
         training rows that seldom failed and whose loss is finite. The answer is no if
         there are none, if all have the same target, or if the loss relates rows, such
         as a triplet loss: equal outputs are no baseline for it.
@@ -243,10 +244,10 @@ class RateTrials:
         constant = self._lowest_constant(batches, outputs, first_outputs)
         if has_risen and constant == math.inf:  # of several outputs, for example
             return bool(is_far_above(reached, first))
+        # Adam's first step in a wide network, at a usual rate, may raise the loss to
+        # five times that of a constant.
         if has_risen or self._may_fall(reached):
-            is_far = bool(is_far_above(reached, constant))
-            if is_far or not has_risen:
-                return is_far
+            return bool(is_far_above(reached, constant))
         error = max(filter(math.isfinite, errors), default=0.0)
         return reached - N_ERRORS * error > constant
 
