@@ -25,10 +25,15 @@ _NOT_SCORES = {
 }
 
 
+def steps_of(model: Any) -> list[Any]:
+    """Return the steps of a fitted model; of a search, those of the best one."""
+    best = getattr(model, "best_estimator_", model)
+    return [step for _, step in best.steps] if isinstance(best, Pipeline) else [best]
+
+
 def last_of(model: Any) -> Any:
     """Return the last step of a model; for a search, that of the best estimator."""
-    best = getattr(model, "best_estimator_", model)
-    return best.steps[-1][1] if isinstance(best, Pipeline) else best
+    return steps_of(model)[-1]
 
 
 def networks_of(model: Any) -> dict[str, Any]:

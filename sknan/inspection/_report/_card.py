@@ -11,17 +11,11 @@ from sklearn.pipeline import Pipeline
 from sknan._utils.html import element, table
 from sknan.inspection._report._evaluation import names_of_columns, quantiles_of
 from sknan.inspection._report._html import cut_table, section, value_text
-from sknan.nets._curves import last_of, networks_of, skorch_net_of
+from sknan.nets._curves import last_of, networks_of, skorch_net_of, steps_of
 from sknan.preprocessing._cleaner import TableCleaner
 from sknan.preprocessing._imputer import NaNImputer
 
 _MAX_CLASSES = 20
-
-
-def steps_of(estimator: Any) -> list[Any]:
-    """Return the steps of a fitted model; of a search, those of the best one."""
-    model = getattr(estimator, "best_estimator_", estimator)
-    return [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
 
 
 def model_section(estimator: Any, y: Any, license: str | None) -> str:

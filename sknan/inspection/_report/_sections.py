@@ -21,11 +21,7 @@ from sknan.inspection._audit._run import audit
 from sknan.inspection._audit._table_audit import HEADS
 from sknan.inspection._audit_display import AuditDisplay
 from sknan.inspection._learning_rate_display import LearningRateDisplay
-from sknan.inspection._report._card import (
-    model_section,
-    steps_of,
-    training_data_section,
-)
+from sknan.inspection._report._card import model_section, training_data_section
 from sknan.inspection._report._evaluation import (
     Evaluation,
     calibration_section,
@@ -41,7 +37,7 @@ from sknan.inspection._report._html import (
     value_text,
 )
 from sknan.inspection._training_display import TrainingDisplay
-from sknan.nets._curves import last_of, networks_of, skorch_net_of
+from sknan.nets._curves import last_of, networks_of, skorch_net_of, steps_of
 from sknan.nets._training_facts import facts_of_several, training_facts
 from sknan.preprocessing._cleaner import TableCleaner
 

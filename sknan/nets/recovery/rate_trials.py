@@ -208,11 +208,11 @@ class RateTrials:
     def is_far_worse_than_constant(self, *, has_risen: bool = False) -> bool:
         """Whether the loss is above that of a constant output by two standard errors.
 
-        As long as it falls, or in a short training, it may be high yet: it must then be
-        far above. The rows are
-        training rows that seldom failed and whose loss is finite. The answer is no if
-        there are none, if all have the same target, or if the loss relates rows, such
-        as a triplet loss: equal outputs are no baseline for it.
+        As long as it falls, or if no step has failed, it may be high yet: it must then
+        be far above. The rows are training rows that seldom failed and whose loss is
+        finite. The answer is no if there are none, if all have the same target, or if
+        the loss relates rows, such as a triplet loss: equal outputs are no baseline for
+        it.
 
         Parameters
         ----------
