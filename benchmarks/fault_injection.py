@@ -1,12 +1,10 @@
-"""Results of sknan, scikit-learn and skorch on damaged tables, one fault per row.
+"""Failed checks of sknan, scikit-learn and skorch on damaged tables.
 
     python -m benchmarks.fault_injection [--only skorch MLP] [--details]
 
-Each cell is the result of one check of sknan.testing on one estimator with its
-defaults. ``ok`` means a fitted model with finite weights and outputs, ``refused`` an
-error that names the fault; everything else is a failure. A dash means that the fault
-does not apply to the estimator. ``pipeline`` is make_pipeline(NaNImputer(),
-SafeScaler(), estimator of sknan).
+Each estimator has its defaults. ``pipeline`` is make_pipeline(NaNImputer(),
+SafeScaler(), estimator of sknan). A check of sknan.testing passes if the fitted model
+is finite and useful, or if an error names the fault.
 """
 
 from __future__ import annotations
@@ -31,7 +29,8 @@ from torch import nn
 from sknan import NaNImputer, SafeScaler, StableNetClassifier, StableNetRegressor
 from sknan.testing import finite_estimator_checks
 
-OUTCOMES = {"finite": "ok", "refused": "refused"}
+# The ways to fail a check.
+KINDS = ("silent NaN", "wrong", "error")
 
 
 class SmallNet(nn.Module):
@@ -78,7 +77,7 @@ def skorch_pipeline(net: type[Any], n_outputs: int, **params: Any) -> Any:
 
 
 def candidates() -> dict[str, Any]:
-    """Return the estimators by column name."""
+    """Return the estimators by name."""
     clean = (NaNImputer(), SafeScaler())
     return {
         "NaNImputer": NaNImputer(),
@@ -103,36 +102,37 @@ def candidates() -> dict[str, Any]:
     }
 
 
-def outcomes_of(estimator: Any) -> dict[str, tuple[str, str]]:
-    """Return the outcome and the message of each check by name."""
-    found = {}
+def failures_of(estimator: Any) -> dict[str, tuple[str, str] | None]:
+    """Return the kind and message of each failure by check, None where it passes."""
+    found: dict[str, tuple[str, str] | None] = {}
     for _, check in finite_estimator_checks(estimator):
+        name = check.func.__name__
+        found[name] = None
         try:
-            outcome, message = OUTCOMES[check(estimator)], ""
+            check(estimator)
         except AssertionError as failure:
-            outcome, message = failure.kind, str(failure)
-        found[check.func.__name__] = (outcome, message)
+            found[name] = (failure.kind, str(failure))
     return found
 
 
-def as_rows(table: dict[str, dict[str, tuple[str, str]]]) -> list[str]:
-    """Return the lines of a Markdown table: a row per check, then the failures."""
-    header = ["check", *table]
-    lines = [header, ["---"] * len(header)]
-    for name in dict.fromkeys(name for found in table.values() for name in found):
-        cells = [found[name][0] if name in found else "-" for found in table.values()]
-        lines.append([f"`{name.removeprefix('check_')}`", *cells])
-    failed = [
-        sum(outcome not in OUTCOMES.values() for outcome, _ in found.values())
-        for found in table.values()
-    ]
-    counts = zip(failed, table.values(), strict=True)
-    lines.append(["failed", *(f"{n} of {len(found)}" for n, found in counts)])
-    return [f"| {' | '.join(line)} |" for line in lines]
+def as_rows(table: dict[str, dict[str, tuple[str, str] | None]]) -> list[str]:
+    """Return the lines of two Markdown tables: the numbers of failures, and which."""
+    counts = [["estimator", "failed"], ["---"] * 2]
+    for name, found in table.items():
+        n_failed = sum(failure is not None for failure in found.values())
+        counts.append([name, f"{n_failed} of {len(found)}"])
+    failures = [["check", *KINDS], ["---"] * (1 + len(KINDS))]
+    for check in dict.fromkeys(name for found in table.values() for name in found):
+        kinds = {name: (found.get(check) or ("",))[0] for name, found in table.items()}
+        cells = [", ".join(n for n, k in kinds.items() if k == kind) for kind in KINDS]
+        if any(cells):
+            failures.append([f"`{check.removeprefix('check_')}`", *cells])
+    rows = [[f"| {' | '.join(line)} |" for line in part] for part in (counts, failures)]
+    return [*rows[0], "", *rows[1]]
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", help="parts of names to check")
     parser.add_argument("--details", action="store_true", help="print the messages")
@@ -140,15 +140,15 @@ def main() -> None:
     torch.set_num_threads(1)
     wanted = arguments.only or [""]
     table = {
-        name: outcomes_of(estimator)
+        name: failures_of(estimator)
         for name, estimator in candidates().items()
         if any(part in name for part in wanted)
     }
     print("\n".join(as_rows(table)))
     if arguments.details:
         for name, found in table.items():
-            for message in (message for _, message in found.values() if message):
-                print(f"\n{name}: {message}")
+            for failure in filter(None, found.values()):
+                print(f"\n{name}: {failure[1]}")
 
 
 if __name__ == "__main__":
