@@ -104,7 +104,7 @@ class StableNetBase(
 
     @property
     def net_(self) -> TableNet:
-        """Fitted network as a skorch net, which is built when it is asked for.
+        """Fitted network as a skorch net, which is built at each access.
 
         Nets of several calls have one module, and histories of their own.
         """

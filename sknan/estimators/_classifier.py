@@ -79,9 +79,9 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         Fraction (float) or number (int) of the steps in which the learning rate rises
         to ``lr``.
     ema_decay : float or None, default=None
-        Decay of an exponential moving average of the weights, such as 0.99. The best
-        epoch is chosen, and predictions are made, with the average; so are the running
-        statistics of batch normalization. After ``n`` steps the decay is at most
+        Decay of an exponential moving average of the weights and of the running
+        statistics of batch normalization, such as 0.99. The best epoch is chosen, and
+        predictions are made, with the average. After ``n`` steps the decay is at most
         ``(1 + n) / (10 + n)``. A step that fails never enters the average.
         ``partial_fit`` and ``warm_start`` continue the average. None: no average.
     max_epochs : int or "auto", default=100
@@ -131,7 +131,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
         first one. ``"chunks"`` holds out whole chunks of a table in chunks, whose rows
         make up about ``validation_fraction``.
     scoring : str, callable or None, default="loss"
-        What early stopping and the best epoch go by: the loss, a name of a scorer of
+        Score by which the best epoch is chosen: the loss, a name of a scorer of
         scikit-learn, a callable ``scorer(estimator, X, y)``, or the ``score`` of the
         estimator (None). A scorer receives the held-out rows in your labels and units,
         and their weights if it takes ``sample_weight``. An epoch whose score is NaN is
@@ -173,7 +173,7 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     Attributes
     ----------
     net_ : GuardedNet
-        Fitted network as a skorch net, which is built when it is asked for.
+        Fitted network as a skorch net, which is built at each access.
         ``net_.history`` contains the loss, the gradient norm and the learning rate of
         each epoch; ``net_.module_`` is the network.
     classes_ : ndarray of shape (n_classes,) or (n_labels,)

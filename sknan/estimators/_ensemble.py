@@ -57,11 +57,11 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         ``max_time`` of ``estimator`` unchanged.
     validation_split : splitter, list of (train, valid), "chunks" or None, default=None
         Splitter of scikit-learn, or pairs of row numbers, that decides which rows are
-        held out. Each network takes the next split; after the last one follows the
-        first. ``"chunks"`` holds out other chunks, of a table in chunks, for each
+        held out. Each network takes the next split, and the first one again after the
+        last. ``"chunks"`` holds out other chunks, of a table in chunks, for each
         network. None leaves the ``validation_split`` of ``estimator`` unchanged.
     scoring : str, callable or None, default=None
-        What early stopping and the best epoch of each network go by: ``"loss"``, a name
+        Score by which the best epoch of each network is chosen: ``"loss"``, a name
         of a scorer of scikit-learn, or a callable. None leaves the ``scoring`` of
         ``estimator`` unchanged.
     calibration : {"temperature"} or None, default=None
@@ -316,11 +316,11 @@ class StableNetEnsembleRegressor(
         ``max_time`` of ``estimator`` unchanged.
     validation_split : splitter, list of (train, valid), "chunks" or None, default=None
         Splitter of scikit-learn, or pairs of row numbers, that decides which rows are
-        held out. Each network takes the next split; after the last one follows the
-        first. ``"chunks"`` holds out other chunks, of a table in chunks, for each
+        held out. Each network takes the next split, and the first one again after the
+        last. ``"chunks"`` holds out other chunks, of a table in chunks, for each
         network. None leaves the ``validation_split`` of ``estimator`` unchanged.
     scoring : str, callable or None, default=None
-        What early stopping and the best epoch of each network go by: ``"loss"``, a name
+        Score by which the best epoch of each network is chosen: ``"loss"``, a name
         of a scorer of scikit-learn, or a callable. None leaves the ``scoring`` of
         ``estimator`` unchanged.
     verbose : int, default=0
@@ -467,7 +467,7 @@ class StableNetEnsembleRegressor(
             networks predict (noise of the target, which more data do not reduce) plus
             the variance of their predictions (what they do not know). Networks predict
             a variance with ``criterion="gaussian_nll"`` only. With other criteria, the
-            first part is missing, and :meth:`predict_interval` tells where new targets
+            first part is missing, and :meth:`predict_interval` says where new targets
             are to be expected.
 
         Returns

@@ -54,11 +54,8 @@ These properties hold for every function:
 - Shape, device and dtype of the result are those of torch's function.
 - Second derivatives, ``torch.func``, ``torch.compile`` and autocast are supported.
 
-On a CPU the smallest and the largest element are read first, which costs a fraction of
-the repair. If all elements are well inside the domain, torch's function is called
-directly; otherwise the other elements are repaired apart. Elements are selected, not
-multiplied, in the forward and in the backward pass: an infinite gradient at the edge
-never becomes ``0 * inf``.
+On a CPU the smallest and the largest element are read first. If all elements are well
+inside the domain, torch's function is called directly.
 """
 
 from sknan.functional._elementwise import (

@@ -150,9 +150,9 @@ def attributions(
         Class, or number of the target column, to explain. None explains the second of
         two classes, and otherwise all classes or targets.
     response : {"prediction", "logit"}, default="prediction"
-        What is explained: the prediction, which is the probability for a classifier, or
-        the logarithm of the odds of a class. For an ensemble, it is the mean over the
-        networks, before the division by its ``temperature_``.
+        Quantity to explain: the prediction, which is the probability for a classifier,
+        or the logarithm of the odds of a class. For an ensemble, it is the mean over
+        the networks, before the division by its ``temperature_``.
     n_samples : int, default=100
         Number of gradients for each row. They are divided among the networks of an
         ensemble.

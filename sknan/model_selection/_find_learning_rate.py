@@ -84,17 +84,16 @@ def find_learning_rate(
     learning rate then depends on what was learned before, and the first NaN ends the
     test. Here the trainings are independent, so their curves can be compared.
 
-    Learning rates are compared by the final loss on a fifth of the rows that is held
-    out, which differs between repetitions. The center of the best learning rates, at
-    most half of the largest stable one, and a third of it are then compared with the
-    usual learning rate, 1e-3, in trainings with the epochs, the schedule and the early
-    stopping of the estimator (fewer epochs for a large network or table), which
-    stops on rows of their own. The best one is suggested if its loss on the
-    held-out rows is lower in each repetition, and on average by more than two standard
-    errors. Otherwise the suggestion is 1e-3, and so it is for fewer than 100 rows. If
-    no learning rate is stable, half of the lowest one is compared in the same way.
-    Where half of the largest stable learning rate is below 1e-3, or 1e-3 is outside of
-    ``rates``, nothing is compared with it. Callbacks are ignored.
+    Learning rates are compared by the final loss on held-out rows, a fifth of all,
+    which differ between repetitions. The center of the best learning rates, at most
+    half of the largest stable one, and a third of it are then compared with the default
+    of 1e-3 in trainings with the epochs, the schedule and the early stopping of the
+    estimator (fewer epochs for a large network or table). The best one is suggested if
+    its loss on the held-out rows is lower in each repetition, and on average by more
+    than two standard errors. Otherwise, and for fewer than 100 rows, the suggestion is
+    1e-3. If no learning rate is stable, half of the lowest one is compared in the same
+    way. Nothing is compared if half of the largest stable learning rate is below 1e-3,
+    or if 1e-3 is outside of ``rates``. Callbacks are ignored.
 
     With an integer ``random_state`` the suggestion is the same as with ``lr="auto"``.
 

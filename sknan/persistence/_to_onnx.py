@@ -50,7 +50,7 @@ def to_onnx(
     ------
     ValueError
         If a step or a column cannot be exported; see :func:`to_torch`. If ``opset`` or
-        ``dtype`` is another one.
+        ``dtype`` is unknown.
     ImportError
         If onnx or onnxscript is not installed.
 

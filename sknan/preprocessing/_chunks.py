@@ -208,7 +208,7 @@ class _Passes:
 def iter_chunks(X: Any, y: Any = None, *, chunk_size: int = 1 << 16) -> TableChunks:
     """Read a table in chunks of rows.
 
-    The result is iterable, repeatedly, and can be passed to ``fit`` of
+    The result can be iterated several times, and passed to ``fit`` of
     :class:`~sknan.NaNImputer`, :class:`~sknan.SafeScaler`, the estimators and pipelines
     of them, such as :func:`~sknan.tabular_pipeline`. Only a few chunks are in memory at
     a time.

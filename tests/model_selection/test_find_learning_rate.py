@@ -90,7 +90,7 @@ def test_a_diverged_curve_changes_no_other_curve(table):
     assert not frame["is_stable"].iloc[-1]
     curves = with_diverged.curves()
     assert len(curves[curves["rate"] == 1e30]) == 2
-    assert "ended early, the first at rate " in str(with_diverged)
+    assert "ended early, the first at a learning rate of " in str(with_diverged)
 
 
 def test_learning_rates_share_initial_weights_and_repetitions_do_not(table):
@@ -180,7 +180,7 @@ def test_comparisons_stop_early_on_rows_of_their_own(groups):
     assert model.lr_ > 1e-3
 
 
-def test_another_rate_than_the_usual_one_needs_a_clear_gain():
+def test_another_rate_than_the_default_needs_a_clear_gain():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(120, 4))
     y = X[:, 0] + rng.normal(size=120)
@@ -188,8 +188,8 @@ def test_another_rate_than_the_usual_one_needs_a_clear_gain():
     found = find_learning_rate(model, X, y, rates=FEW, n_steps=40)
     assert found.suggestion == 1e-3
     assert re.fullmatch(
-        r"No training at another rate has a loss on held-out rows that is lower by "
-        r"more than its noise than that at the usual rate, \S+\.",
+        r"No other learning rate gives a loss on held-out rows that is lower, by more "
+        r"than its noise, than that of the default, \S+\.",
         found.reason,
     )
 
@@ -203,20 +203,20 @@ def test_the_rate_of_samples_of_one_table_is_stable_and_better(table):
     assert min(rates) > 1e-3
     assert max(rates) < 3 * min(rates)
     assert re.fullmatch(
-        r"The loss on held-out rows of a training there is \S+, against \S+ at the "
-        r"usual rate, 0\.001\.",
+        r"A training with it has a loss on held-out rows of \S+, against \S+ with the "
+        r"default, 0\.001\.",
         found[0].reason,
     )
 
 
-def test_few_rows_give_the_usual_rate(table):
+def test_few_rows_give_the_default_learning_rate(table):
     X, y = table
     model = small(StableNetRegressor)
     found = find_learning_rate(model, X[:80], y[:80], rates=FEW, n_steps=20)
     assert (found.suggestion, found.confidence) == (1e-3, "low")
     assert found.reason == (
-        "80 rows cannot tell rates apart: the usual rate is taken, or half of the "
-        "largest stable one."
+        "80 rows are too few to compare learning rates. The suggestion is the default, "
+        "or half of the largest stable learning rate if that is lower."
     )
 
 
@@ -246,9 +246,9 @@ def test_a_clear_minimum_gives_high_confidence():
     assert str(found) == (
         "Learning rate 0.01, confidence high. The loss on held-out rows is lowest "
         "there: 0.26 in the end, from 1.\n"
-        "Largest stable rate 0.0316, fastest-learning 0.01.\n"
-        "10 rates from 1e-05 to 0.316, 2 starts, 20 steps each; 2 curves ended early, "
-        "the first at rate 0.316."
+        "Largest stable learning rate 0.0316, fastest-learning 0.01.\n"
+        "10 learning rates from 1e-05 to 0.316, 2 starts, 20 steps each; 2 curves "
+        "ended early, the first at a learning rate of 0.316."
     )
 
 
@@ -256,27 +256,28 @@ REASONS = {
     "flat": (
         np.full(10, 0.999),
         ("low", 1e-3),
-        "The curves are flat: the loss on held-out rows fell by less than 1 % at any "
-        "rate that is stable, so that the usual rate is taken, or half of the largest "
-        "stable one.",
+        "The curves are flat: the loss on held-out rows fell by less than 1 % at each "
+        "stable learning rate. The suggestion is the default, or half of the largest "
+        "stable learning rate if that is lower.",
     ),
     "all end": (
         np.full(10, np.nan),
         ("low", 1e-3),
-        "Every curve ended at once, whatever the rate, so that the usual rate is "
-        "taken: the rate is not to blame. Scale X with SafeScaler().",
+        "Every curve ended at once, at each learning rate, so that none is at fault. "
+        "Scale X with SafeScaler(). The suggestion is the default.",
     ),
     "none is stable": (
         np.where(np.arange(10) < 1, np.nan, 0.1),
         ("low", 5e-6),
-        "No rate tried is stable: from one start or another, a step was refused or "
-        "the loss did not fall. Try lower rates, and scale X with SafeScaler().",
+        "No learning rate is stable: from one start or another, a step was refused or "
+        "the loss did not fall. Try lower learning rates, and scale X with "
+        "SafeScaler().",
     ),
     "edge": (
         np.linspace(0.1, 0.9, 10),
         ("low", 1.0e-5),
         "The loss on held-out rows is lowest there: 0.168 in the end, from 1. It is "
-        "the lowest rate tried: try lower ones.",
+        "the lowest learning rate of the test: try lower ones.",
     ),
 }
 
@@ -301,8 +302,8 @@ def test_very_few_rows_give_low_confidence():
     found = result_of(np.c_[WITH_MINIMUM, WITH_MINIMUM], n_rows=20)
     assert (found.confidence, found.suggestion) == ("low", 1e-3)
     assert found.reason == (
-        "20 rows cannot tell rates apart: the usual rate is taken, or half of the "
-        "largest stable one."
+        "20 rows are too few to compare learning rates. The suggestion is the default, "
+        "or half of the largest stable learning rate if that is lower."
     )
 
 

@@ -19,25 +19,25 @@ from sknan._utils.thresholds import FAR, MARGIN, SMALL
 USUAL_RATE = 1e-3
 
 _ALL_ENDED = (
-    "Every curve ended at once, whatever the rate, so that the usual rate is taken: "
-    "the rate is not to blame. Scale X with SafeScaler()."
+    "Every curve ended at once, at each learning rate, so that none is at fault. Scale "
+    "X with SafeScaler(). The suggestion is the default."
 )
 _NONE_STABLE = (
-    "No rate tried is stable: from one start or another, a step was refused or the "
-    "loss did not fall. Try lower rates, and scale X with SafeScaler()."
+    "No learning rate is stable: from one start or another, a step was refused or the "
+    "loss did not fall. Try lower learning rates, and scale X with SafeScaler()."
 )
 _ONLY_LOWEST = (
-    "No rate tried is below half of the largest stable one, which is taken. Try lower "
-    "rates."
+    "No learning rate of the test is below half of the largest stable one, which is "
+    "suggested. Try lower ones."
 )
-CANNOT_TELL = (
-    "cannot tell rates apart: the usual rate is taken, or half of the largest stable "
-    "one."
+_DEFAULT = (
+    "The suggestion is the default, or half of the largest stable learning rate if "
+    "that is lower."
 )
+TOO_FEW = f"are too few to compare learning rates. {_DEFAULT}"
 _FLAT = (
-    "The curves are flat: the loss on held-out rows fell by less than 1 % at any rate "
-    "that is stable, so that the usual rate is taken, or half of the largest stable "
-    "one."
+    "The curves are flat: the loss on held-out rows fell by less than 1 % at each "
+    f"stable learning rate. {_DEFAULT}"
 )
 
 
@@ -152,7 +152,7 @@ def suggest(
         return limit, 0, _ONLY_LOWEST
     usual = min(USUAL_RATE, limit)
     if judgment.valid is None or judgment.first_valid is None:
-        return usual, 0, f"{counted(n_rows, 'row')} {CANNOT_TELL}"
+        return usual, 0, f"{counted(n_rows, 'row')} {TOO_FEW}"
     first, last = judgment.first_valid, judgment.valid
     falls = first - last[allowed].min(axis=0)
     if (falls < SMALL * np.abs(first)).any():
@@ -185,7 +185,7 @@ def _end(losses: np.ndarray) -> np.ndarray:
 def _doubts_about_starts(suggestions: list[float]) -> Iterator[tuple[int, str]]:
     """Yield confidence levels and reasons, given the suggestion of each start alone."""
     if len(suggestions) == 1:
-        yield 1, "There was one start only."
+        yield 1, "The test had only one start."
     least, most = min(suggestions), max(suggestions)
     if most / least > FAR:
         yield 0, f"The starts disagree: {least:.2g} to {most:.2g}."
@@ -194,13 +194,13 @@ def _doubts_about_starts(suggestions: list[float]) -> Iterator[tuple[int, str]]:
 def _doubts_about_edges(
     rates: np.ndarray, losses: np.ndarray, best: int, last: int, largest: float
 ) -> Iterator[tuple[int, str]]:
-    """Yield confidence levels and reasons if the best rate is at an edge."""
+    """Yield confidence levels and reasons if the best learning rate is at an edge."""
     if best == 0:
-        yield 0, "It is the lowest rate tried: try lower ones."
+        yield 0, "It is the lowest learning rate of the test: try lower ones."
     if best == last and largest == rates[-1]:
-        yield 0, "It is at the edge of what was tried: try larger rates."
+        yield 0, "It is at the upper edge of the test: try larger learning rates."
     elif best == last and losses[best + 1] < losses[best]:
-        yield 1, f"It is at the edge of what is stable, {largest:.3g}."
+        yield 1, f"It is at the edge of the stable range, {largest:.3g}."
 
 
 def _center(

@@ -63,11 +63,11 @@ class LearningRateRange:
         lines = [
             f"Learning rate {self.suggestion:.2g}, confidence {self.confidence}. "
             f"{self.reason}",
-            f"Largest stable rate {_shown(self.largest_stable)}, fastest-learning "
-            f"{_shown(self.fastest)}.",
-            f"{n_rates} rates from {self.rates[0]:.3g} to {self.rates[-1]:.3g}, "
-            f"{counted(n_seeds, 'start')}, {counted(n_steps, 'step')} each; "
-            f"{self._endings()}.",
+            f"Largest stable learning rate {_shown(self.largest_stable)}, "
+            f"fastest-learning {_shown(self.fastest)}.",
+            f"{n_rates} learning rates from {self.rates[0]:.3g} to "
+            f"{self.rates[-1]:.3g}, {counted(n_seeds, 'start')}, "
+            f"{counted(n_steps, 'step')} each; {self._endings()}.",
         ]
         return "\n".join(lines)
 
@@ -77,8 +77,8 @@ class LearningRateRange:
             return "no curve ended early"
         first = self.rates[ended.any(axis=1)][0]
         return (
-            f"{counted(int(ended.sum()), 'curve')} ended early, the first at rate "
-            f"{first:.3g}"
+            f"{counted(int(ended.sum()), 'curve')} ended early, the first at a "
+            f"learning rate of {first:.3g}"
         )
 
     def to_frame(self) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from sknan._engine.range_test.curves import (
     flops_per_step,
     held_out_table,
 )
-from sknan._engine.range_test.judge import CANNOT_TELL, USUAL_RATE, counted
+from sknan._engine.range_test.judge import TOO_FEW, USUAL_RATE, counted
 from sknan._engine.range_test.learning_rate_range import LearningRateRange
 from sknan._utils.thresholds import FAR, MARGIN, N_ERRORS, N_TRIALS
 from sknan.nets._batching import TensorTable
@@ -38,7 +38,7 @@ _FAILED = float(np.finfo(np.float32).max)
 def compared_with_usual(
     estimator: Trainable, rows: TrainingRows, found: LearningRateRange, seeds: list[int]
 ) -> LearningRateRange:
-    """Return the result with the usual rate, unless the suggestion is clearly better.
+    """Return the result with the default rate, unless the suggestion is clearly better.
 
     A learning rate is clearly better if its loss on held-out rows is lower from each
     start, and on average by more than two standard errors over parts of the rows.
@@ -68,7 +68,7 @@ def compared_with_usual(
     if len(rows.X) < 2 * MIN_ROWS:
         if found.largest_stable is None:
             return found
-        reason = f"{counted(len(rows.X), 'row')} {CANNOT_TELL}"
+        reason = f"{counted(len(rows.X), 'row')} {TOO_FEW}"
         return replace(found, suggestion=USUAL_RATE, confidence="low", reason=reason)
     # The best learning rate of a whole training is often below that of its first steps:
     # on 90 synthetic tasks, R2 or accuracy is 0.022 below that of the best of 13
@@ -83,14 +83,14 @@ def compared_with_usual(
     usual, *ends = losses.mean(axis=(1, 2))
     if not is_better.any():
         reason = (
-            "No training at another rate has a loss on held-out rows that is lower by "
-            f"more than its noise than that at the usual rate, {usual:.3g}."
+            "No other learning rate gives a loss on held-out rows that is lower, by "
+            f"more than its noise, than that of the default, {usual:.3g}."
         )
         return replace(found, suggestion=USUAL_RATE, reason=reason)
     best = int(np.where(is_better, means, -np.inf).argmax())
     reason = (
-        f"The loss on held-out rows of a training there is {ends[best]:.3g}, against "
-        f"{usual:.3g} at the usual rate, {USUAL_RATE:g}."
+        f"A training with it has a loss on held-out rows of {ends[best]:.3g}, against "
+        f"{usual:.3g} with the default, {USUAL_RATE:g}."
     )
     return replace(found, suggestion=others[best], reason=reason)
 

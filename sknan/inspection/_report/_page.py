@@ -99,7 +99,7 @@ def report(
     path: str | os.PathLike[str] | None = None,
     license: str | None = None,
 ) -> HTMLReport:
-    """Report on one page about the data, the training and the result of a model.
+    """Write one page on the data, the training and the result of a model.
 
     The page is a model card: it has the columns of the training data with their missing
     cells, scores with intervals, calibration, limits of drift, and versions.

@@ -74,7 +74,7 @@ class Guard(StepChecks):
     Parameters
     ----------
     on_nonfinite : {"recover", "skip", "raise"}, default="recover"
-        Answer to a failed step: recover as described above, skip the batch, or raise
+        Answer to a failed step: recover, skip the batch, or raise
         :class:`~sknan.exceptions.NonFiniteTrainingError` at once.
     max_recoveries : int, default=10
         Maximum number of roll-backs and consecutive skipped batches in one training;
@@ -170,7 +170,7 @@ class Guard(StepChecks):
 
     @property
     def has_budget(self) -> bool:
-        """Whether one more failure would be survived."""
+        """Whether the budget allows one more failure."""
         return self._n_failed + self._n_skipped_batches < self.max_recoveries
 
     @property
@@ -193,7 +193,7 @@ class Guard(StepChecks):
         )
 
     def may_restart(self, report: NonFiniteReport) -> bool:
-        """Whether restarting the training is a fair answer to a failed step."""
+        """Whether a restart of the training may answer a failed step."""
         return (
             self.on_nonfinite == "recover"
             and self.has_budget
@@ -205,7 +205,7 @@ class Guard(StepChecks):
         return report.cause == "gradient" and self._rescue_norm is None
 
     def is_batch_to_blame(self, report: NonFiniteReport, trials: Trials) -> bool:
-        """Whether the batch caused a failure, and not the weights or the rate."""
+        """Whether the batch caused a failure, not the weights or the learning rate."""
         is_of_steps = report.phase == "step" or self.needs_clip(report)
         has_moved = is_of_steps or self.relative_distance() > 0.0
         is_sound = report.phase != "step" and self.may_repeat
@@ -284,7 +284,7 @@ class Guard(StepChecks):
     def search_answer(
         self, report: NonFiniteReport, trials: Trials
     ) -> Generator[list[float], list[float], Literal["retry", "skip"]]:
-        """Answer a failed step as :meth:`handle` does, with trials of rates outside."""
+        """Answer a failed step as :meth:`handle`, but yield the factors to be tried."""
         if self.on_nonfinite != "recover":
             self.skip_step(report)
             return "skip"

@@ -130,7 +130,7 @@ class Snapshot:
     def kept_numbers(self) -> Iterator[None]:
         """Restore numbers among the attributes of the modules after the block.
 
-        Such as a count of steps, which a forward pass may change.
+        A forward pass may change them, for example a count of steps.
         """
         numbers = [
             {name: v for name, v in vars(part).items() if isinstance(v, (int, float))}
