@@ -7,7 +7,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from joblib.externals.loky import get_reusable_executor
 from sklearn.base import clone
 from sklearn.callback import ProgressBar, ScoringMonitor
 from sklearn.datasets import make_classification
@@ -220,9 +219,6 @@ def test_callbacks_are_notified_in_workers_of_grid_search(capsys):
     monitor = ScoringMonitor(scoring="accuracy")
     net = StableNetClassifier(**FAST).set_callbacks(monitor)
     search = GridSearchCV(net, {"lr": [1e-3, 1e-2]}, cv=2, n_jobs=2)
-    # The workers are new: with workers that other tests had used for minutes, joblib
-    # waited for ever in two runs of the whole suite.
-    get_reusable_executor().shutdown()
     search.set_callbacks(ProgressBar(max_propagation_depth=None)).fit(X, LABELS)
     scores = monitor.get_logs().data_as_pandas
     assert scores["task_name"].tolist().count("epoch") == 4 * (2 * 2 + 1)
