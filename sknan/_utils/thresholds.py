@@ -24,14 +24,14 @@ FAR = 10.0
 
 # Share of a size that is small beside it: a gain of a loss that is only its noise, or a
 # step beside the weights. Trainings that have learned the mean have a noise of 0.3 %. A
-# gain also tells a learning rate that is too low to learn. A smallest rate would not:
+# gain also shows a learning rate that is too low to learn. A smallest rate would not:
 # SGD on 1e12 times the squared error is rescued at 3.2e-13, where a linear network
 # learns its table exactly. Of the 140 trainings above, 115, 115 and 115 end well with a
 # gain of 0.001, 0.01 and 0.1, and 116, 115 and 114 with steps of 0.01, 0.03 and 0.1.
 SMALL = 0.01
 
 # A learning rate is clearly below another one if it is at most half of it. Weights
-# whose loss is at most twice the untrained one are a place to go back to. Weights of
+# whose loss is at most twice the untrained one can be rolled back to. Weights of
 # less than half their first size have shrunk: in number 26 of the healthy trainings of
 # benchmarks/false_alarms.py, weight decay alone brings them to 0.15 of it.
 MARGIN = 2.0
