@@ -48,7 +48,7 @@ STRIDE = 1_000_000
 
 
 class Outcome(NamedTuple):
-    """What a run has given, as text, and its failures."""
+    """Result of a run as text, and its failures."""
 
     result: str
     failures: list[str]

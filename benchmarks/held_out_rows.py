@@ -1,4 +1,4 @@
-"""What it costs to hold out random rows of a grouped table or of a time series.
+"""Errors with random held-out rows of a grouped table or of a time series.
 
     python -m benchmarks.held_out_rows [--seeds 20]
 

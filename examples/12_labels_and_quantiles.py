@@ -4,7 +4,7 @@ Several labels, several quantiles
 
 A digit is even or odd, and prime or not, and may have a closed loop. One network learns
 these labels together. Another one predicts seven quantiles of the progress of a
-disease. They cannot cross; those of networks for one quantile each do in some rows.
+disease. They cannot cross; those of separate networks do in some rows.
 """
 
 # %%

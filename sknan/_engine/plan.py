@@ -235,7 +235,7 @@ class Trainable(SupportsCallbacks, Protocol):
 
 @dataclass
 class RestOfTraining:
-    """What the loop of a net is to do after epochs in a stack, as after a backup.
+    """State from which the loop of a net continues a training of a stack.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ _IMPUTE = (
 )
 
 
-# Way out for a criterion of the user.
+# Remedy in the criterion of the user.
 LEAVE_OUT = (
     "Or let the criterion leave missing targets out: its loss is not finite for them."
 )

@@ -1,4 +1,4 @@
-"""How well one column alone predicts the target."""
+"""Score with which one column alone predicts the target."""
 
 from __future__ import annotations
 
