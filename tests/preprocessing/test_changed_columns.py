@@ -292,9 +292,76 @@ def test_other_text_than_iso_is_read_in_the_format_of_fit_or_in_iso():
     assert set(dates) == {pd.Timestamp("2020-03-05")}
 
 
-def test_times_of_several_precisions_are_dates():
-    texts = pd.Series(["2020-01-01", "2020-01-01T10:00:00.5", "2020-01-02 11:30"])
-    assert TableCleaner().fit(table(texts)).kinds_ == {"x": "dates"}
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["2020-03-04", "2020-03-04T00:00:00.0", "2020-03-04 00:00"],
+        ["2020-03-04 00:00", "04/03/2020", "31/12/2019"],
+        ["04.03.2020", "2020-03-04T00:00:00Z", "4 March 2020", "Mar 4, 2020"],
+        ["03/04/2020", "12/31/2019", "03/04/2020 12:00 AM", "03/04/20 00:00:00"],
+        ["4-Mar-20", "2020/03/04", "2020-03-04T09:00+09:00", "2020-03-04"],
+    ],
+)
+def test_dates_of_several_formats_in_one_column_are_dates(texts):
+    day, new_year = pd.Timestamp("2020-03-04"), pd.Timestamp("2019-12-31")
+    cleaner = TableCleaner()
+    for cells in (texts * 5, texts[::-1] * 5):
+        fitted = cleaner.fit_transform(table(pd.Series(cells)))["x"]
+        assert cleaner.kinds_ == {"x": "dates"}
+        assert set(fitted) <= {day, new_year}
+    for text in texts:
+        later = cleaner.transform(table(pd.Series([text])))["x"]
+        assert later.tolist() == [new_year if "31" in text else day]
+
+
+@pytest.mark.parametrize(
+    ("cells", "first", "second"),
+    [
+        (["13/02/2020", "02/13/2020"], "13/02/2020", "02/13/2020"),
+        (["01/02/2020", "02/13/2020", "14/02/2020"], "02/13/2020", "14/02/2020"),
+        (["13/02/2020", "02/13/2020 10:00"], "13/02/2020", "02/13/2020 10:00"),
+    ],
+)
+def test_dates_without_a_clear_format_are_categories_with_a_warning(
+    cells, first, second
+):
+    with pytest.warns(UserWarning, match="categories") as caught:
+        cleaner = TableCleaner().fit(table(pd.Series(cells * 9)))
+    assert cleaner.kinds_ == {"x": "categories"}
+    assert [str(warning.message) for warning in caught] == [
+        "Column 'x' contains dates whose formats are unknown or contradict each other, "
+        f"for example {first!r} and {second!r}: they count as categories. Convert the "
+        "column to dates first, for example by pandas.to_datetime(column, format=...)."
+    ]
+
+
+@pytest.mark.parametrize("zone", [None, datetime.UTC])
+def test_dates_of_all_centuries_are_dates_in_every_type(zone):
+    years = [1, 1500, 1677, 2020, 2263, 9999] * 4
+    dates = [datetime.datetime(year, 2, 28, 5, tzinfo=zone) for year in years]
+    expected = np.array([date.replace(tzinfo=None) for date in dates], "M8[us]")
+    formats = {
+        "objects": dates,
+        "ISO": [date.isoformat() for date in dates],
+        "days first": [
+            date.isoformat()[8:10]
+            + f"/02/{date.year:04} 05:00:00{'+00:00' * bool(zone)}"
+            for date in dates
+        ],
+        "polars": pl.Series(dates),
+    }
+    for first in formats:
+        cleaner = TableCleaner(sentinels=None)
+        cells = {"x": formats[first]}
+        X = (
+            pl.DataFrame(cells)
+            if first == "polars"
+            else pd.DataFrame(cells, dtype=object)
+        )
+        assert cleaner.fit_transform(X)["x"].tolist() == expected.tolist()
+        for cells in (formats[first], formats["objects"], formats["ISO"]):
+            read = cleaner.transform([{"x": cell} for cell in cells])["x"]
+            np.testing.assert_array_equal(read.to_numpy(), expected)
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ _IN_X = {
     ),
     "numbers as text": _breaks_solved("tabular_pipeline reads them as numbers."),
     "dates as text": _breaks_solved(
-        "tabular_pipeline reads them as dates if all have the same format, and "
-        "converts the dates to numbers; other cells count as missing."
+        "tabular_pipeline reads them as dates, unless the day is first in some and the "
+        "month in others, and converts them to numbers; other cells count as missing."
     ),
     "copy of the target": _hurts(
         "Drop it, unless its values will be known at prediction time."

@@ -10,7 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sknan.preprocessing._tables.date_format import epochs_of, in_whole_minutes
+from sknan.preprocessing._tables.date_format import (
+    ISO,
+    epochs_of,
+    in_whole_minutes,
+    read_dates,
+)
 from sknan.preprocessing._tables.typed_column import TypedColumn, is_missing
 
 # Text of durations in Python, pandas and ISO 8601, and of dates in ISO 8601.
@@ -33,10 +38,9 @@ def values_of(texts: pd.Index) -> list[Any]:
         if _DURATION.search(text):
             span = pd.to_timedelta(text.upper(), errors="coerce")
             values[i] = None if span is pd.NaT else span.total_seconds()
-        elif _DATE.search(text):
-            iso = in_whole_minutes(texts[i])
-            date = pd.to_datetime(iso, errors="coerce", format="ISO8601", utc=True)
-            values[i] = None if date is pd.NaT else date
+    dates = pd.Series(texts, dtype=object)[lower.str.contains(_DATE)]
+    for i, date in read_dates(dates.map(in_whole_minutes), ISO).dropna().items():
+        values[i] = date
     return values
 
 

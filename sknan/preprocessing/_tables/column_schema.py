@@ -256,7 +256,7 @@ class ColumnSchema:
         if share >= MIN_SHARE:
             self.kind = "numbers" if share == 1 else "numbers and words"
             return
-        self.dates = DateFormat.of_text(texts.rename(self.name))
+        self.dates = DateFormat.of_text(texts, self.name)
         if self.dates is not None:
             texts = texts.drop_duplicates()
             is_date = self.dates.of_text_or_numbers(texts).notna().to_numpy()
@@ -315,8 +315,7 @@ class ColumnSchema:
             return format_.of_dates(cells)
         if column.holds == "numbers":
             return format_.of_numbers(np.asarray(column.cells, dtype=np.float64))
-        texts = self._known_texts(column).rename(self.name)
-        return format_.of_text_or_numbers(texts)
+        return format_.of_text_or_numbers(self._known_texts(column))
 
     def _as_in_fit(self, texts: pd.Series) -> pd.Series:
         """Return texts that ``fit`` has not seen as those it has seen for their value.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.tseries.api import guess_datetime_format
 
+from sknan._utils.warn import warn
 from sknan.preprocessing._tables.typed_column import dates_of_objects
 
 # Share of the known cells of a text column that must be numbers, or dates, for the
@@ -30,12 +33,19 @@ _DATE = re.compile(
     re.IGNORECASE,
 )
 
-# Formats of dates in addition to ISO 8601 and those that skrub finds.
-_FORMATS = (
-    *("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y"),
-    *("%d-%b-%Y", "%d-%b-%y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y"),
-    *("%Y-%m-%d %I:%M %p", "%m/%d/%Y %I:%M %p", "%m/%d/%Y %I:%M:%S %p"),
+# Format of pandas for all dates in ISO 8601.
+ISO = "ISO8601"
+
+# Year of two digits after day and month, and the half of the day after the time.
+_SHORT_YEAR = re.compile(
+    r"^(\d{1,2}([/. -])(?:\d{1,2}|[a-z]{3,9})\2)(\d\d)(?!\d)", re.I
 )
+_HALF_OF_DAY = re.compile(r"( ?)[ap]m\b", re.I)
+
+# Years before 1678 and after 2261, which pandas 2 cannot read. The calendar repeats
+# itself after 400 years.
+_FAR_YEAR = re.compile(r"(?<!\d)(?!0000)([01]\d{3}|2[2-9]\d\d|[3-9]\d{3})(?!\d)")
+_FIRST_NEAR_YEAR, _CYCLE, _DAYS_OF_CYCLE = 1700, 400, 146_097
 
 # Units of a number of seconds since 1970 in JSON and databases.
 _PER_SECOND = (1.0, 1e3, 1e6, 1e9)
@@ -56,48 +66,69 @@ class DateFormat:
     ----------
     zone : tzinfo or None
         Time zone of the column in ``fit``; None if it had none.
-    parser : ToDatetime or None
-        skrub's parser of text that is not in ISO 8601.
+    formats : tuple of str
+        Formats of text, by which text is read one after the other.
     first, last : float
         Seconds since 1970 of the earliest and the latest date in ``fit``.
     """
 
     zone: tzinfo | None = None
-    parser: Any = None
+    formats: tuple[str, ...] = ()
     first: float = np.nan
     last: float = np.nan
 
     @classmethod
-    def of_text(cls, texts: pd.Series) -> DateFormat | None:
-        """Return the format of text, or None if less than nine in ten cells have one.
+    def of_text(cls, texts: pd.Series, column: str = "") -> DateFormat | None:
+        """Return the formats of text, or None if less than nine in ten cells have one.
 
         Parameters
         ----------
         texts : Series
             Known cells, each as often as it occurs.
+        column : str, default=""
+            Name of the column, for a warning if nine in ten cells are dates, but some
+            have no known format, or the day first and others the month. Without a name
+            there is no warning.
         """
-        found = cls._of_all(texts.drop_duplicates())
-        if found is None:
-            is_date = are_dates(texts)
-            if MIN_SHARE <= is_date.mean() < 1:
-                found = cls._of_all(texts[is_date].drop_duplicates())
-        return found
+        counts = texts.value_counts(sort=False)
+        distinct = pd.Series(counts.index, dtype=object).map(in_whole_minutes)
+        found = cls._of_all(distinct, 1)
+        if isinstance(found, DateFormat):
+            return found
+        is_date = are_dates(distinct)
+        if counts[is_date].sum() < MIN_SHARE * counts.sum():
+            return None
+        found = cls._of_all(distinct[is_date])
+        if isinstance(found, DateFormat):
+            return found
+        if column:
+            warn(
+                f"Column {column!r} contains dates whose formats are unknown or "
+                f"contradict each other, for example {found[0]!r} and {found[1]!r}: "
+                "they count as categories. Convert the column to dates first, for "
+                "example by pandas.to_datetime(column, format=...)."
+            )
+        return None
 
     @classmethod
-    def _of_all(cls, texts: pd.Series) -> DateFormat | None:
-        """Return the format that all texts have, or None if there is no such format."""
-        with contextlib.suppress(ValueError, OverflowError):
-            iso = dates_of_objects(texts.map(in_whole_minutes), format="ISO8601")
-            return cls(iso.dt.tz)
-        # Imported here, since skrub takes three times as long to import as sknan.
-        from skrub import ToDatetime
-
-        for format_ in (None, *_FORMATS):
-            parser = ToDatetime(format=format_)
-            # The text may have another format, or several formats.
-            with contextlib.suppress(ValueError, OverflowError):
-                return cls(parser.fit_transform(texts).dt.tz, parser)
-        return None
+    def _of_all(
+        cls, texts: pd.Series, most: int | None = None
+    ) -> DateFormat | tuple[str, str]:
+        """Return at most some formats that read all texts, or two texts without one."""
+        formats: list[str] = []
+        zones: set[tzinfo | None] = set()
+        rest = texts
+        while len(rest):
+            format_, is_read = _best_format(rest, formats)
+            if not is_read.any() or len(formats) == most:
+                return texts.iloc[0], rest.iloc[0]
+            if any(map(_swapped(format_).match, formats)):
+                other = texts[read_dates(texts, format_).isna()]
+                return other.iloc[0], rest.iloc[0]
+            formats.append(format_)
+            zones.add(_zone_of(rest[is_read], format_))
+            rest = rest[~is_read]
+        return cls(zones.pop() if len(zones) == 1 else UTC, tuple(formats))
 
     def learn_range(self, dates: pd.Series) -> None:
         """Learn the range of the dates in ``fit``, which gives the unit of numbers."""
@@ -118,17 +149,17 @@ class DateFormat:
 
         Numbers are the seconds, milliseconds, microseconds or nanoseconds since 1970.
         """
-        iso = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
-        dates = self.of_dates(iso)
-        if self.parser is not None:
-            dates = self.of_dates(self.parser.transform(texts)).fillna(dates)
-        if dates.isna().sum() > texts.isna().sum():
-            rest = texts.mask(dates.notna())
-            iso = rest.map(in_whole_minutes)
-            iso = pd.to_datetime(iso, format="ISO8601", errors="coerce", utc=True)
-            dates = dates.fillna(self.of_dates(iso))
-            numbers = pd.to_numeric(rest, errors="coerce")
-            dates = dates.fillna(self.of_numbers(numbers.to_numpy(np.float64)))
+        texts = texts.reset_index(drop=True)
+        dates = pd.Series(np.full(len(texts), "NaT", "datetime64[us]"))
+        for format_ in dict.fromkeys((*self.formats, ISO)):
+            rest = texts[dates.isna() & texts.notna()]
+            if rest.empty:
+                return dates
+            dates[rest.index] = self.of_dates(read_dates(rest, format_)).to_numpy()
+        rest = texts[dates.isna() & texts.notna()]
+        iso = self.of_dates(read_dates(rest.map(in_whole_minutes), ISO))
+        numbers = pd.to_numeric(rest, errors="coerce").to_numpy(np.float64)
+        dates[rest.index] = iso.fillna(self.of_numbers(numbers)).to_numpy()
         return dates
 
     def of_numbers(self, numbers: NDArray[np.float64]) -> pd.Series:
@@ -140,9 +171,10 @@ class DateFormat:
             for unit in _PER_SECOND
         ]
         best = int(np.argmax([known.sum() for known in near]))
-        seconds = np.where(near[best], numbers / _PER_SECOND[best], np.nan)
-        dates = pd.to_datetime(pd.Series(np.round(seconds * 1e6)), unit="us", utc=True)
-        return self.of_dates(dates)
+        dates = np.full(len(numbers), "NaT", "datetime64[us]")
+        seconds = numbers[near[best]] / _PER_SECOND[best]
+        dates[near[best]] = np.round(seconds * 1e6).astype("datetime64[us]")
+        return self.of_dates(pd.Series(dates).dt.tz_localize("UTC"))
 
     def change_of_zone(self, aware: pd.Series | None, name: str) -> str:
         """Return a sentence if one of two columns has a time zone, unless it is UTC.
@@ -168,6 +200,37 @@ class DateFormat:
         )
 
 
+def read_dates(texts: pd.Series, format_: str) -> pd.Series:
+    """Return the dates of texts in UTC, NaT where a text has another format.
+
+    Parameters
+    ----------
+    texts : Series
+        Texts and missing values.
+    format_ : str
+        Format of ``pandas.to_datetime``.
+    """
+
+    def read(texts: pd.Series) -> NDArray[np.datetime64]:
+        dates = pd.to_datetime(texts, format=format_, errors="coerce", utc=True)
+        return np.array(dates.dt.tz_localize(None), dtype="datetime64[us]")
+
+    dates = read(texts)
+    unread = [(i, texts.iloc[i]) for i in np.flatnonzero(np.isnat(dates))]
+    years = [(i, _FAR_YEAR.search(t)) for i, t in unread if isinstance(t, str)]
+    far = {i: year for i, year in years if year}
+    if far:
+        number = np.array([int(year[0]) for year in far.values()])
+        near = (number - _FIRST_NEAR_YEAR) % _CYCLE + _FIRST_NEAR_YEAR
+        moved = [
+            f"{year.string[: year.start()]}{n}{year.string[year.end() :]}"
+            for year, n in zip(far.values(), near, strict=True)
+        ]
+        days = (number - near) // _CYCLE * _DAYS_OF_CYCLE
+        dates[list(far)] = read(pd.Series(moved)) + days.astype("timedelta64[D]")
+    return pd.Series(dates, texts.index).dt.tz_localize("UTC")
+
+
 def are_dates(texts: pd.Series) -> NDArray[np.bool_]:
     """Return whether each text is a date that exists, in any format."""
     found = [_DATE.fullmatch(text.strip()) for text in texts]
@@ -175,8 +238,65 @@ def are_dates(texts: pd.Series) -> NDArray[np.bool_]:
     known = days.dropna().drop_duplicates()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # day or month first
-        dates = pd.to_datetime(known, format="mixed", errors="coerce")
+        dates = read_dates(known, "mixed")
     return np.asarray(days.isin(known[dates.notna()]))
+
+
+def _best_format(
+    texts: pd.Series, chosen: Sequence[str]
+) -> tuple[str, NDArray[np.bool_]]:
+    """Return a format of the first text that reads most texts, and which it reads."""
+    is_iso = read_dates(texts, ISO).notna().to_numpy()
+    if is_iso.all():
+        return ISO, is_iso
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # another order than that guessed
+        formats = dict.fromkeys([ISO, *_guessed_formats(texts.iloc[0], chosen)])
+    of_first = [f for f in formats if read_dates(texts[:1], f).notna().all()]
+    are_read = [read_dates(texts, f).notna().to_numpy() for f in of_first or [ISO]]
+    best = int(np.argmax([is_read.sum() for is_read in are_read]))
+    return (of_first or [ISO])[best], are_read[best]
+
+
+def _guessed_formats(text: str, chosen: Sequence[str]) -> list[str]:
+    """Return formats of a text, first in the order of day and month that is usual.
+
+    The day is first before a dot, and if it is in a format that is chosen already.
+    """
+    is_day_first = bool(re.match(r"\d+\.", text)) or any(
+        re.match("%d.%m", format_) for format_ in chosen
+    )
+    half = _HALF_OF_DAY.search(text)
+    plain = _SHORT_YEAR.sub(r"\g<1>20\3", _HALF_OF_DAY.sub("", text))
+    plain = _FAR_YEAR.sub("2000", plain, count=1)
+    is_short = bool(_SHORT_YEAR.search(text))
+    found = []
+    for day_first in (is_day_first, not is_day_first):
+        format_ = guess_datetime_format(plain, dayfirst=day_first) or ""
+        if is_short:
+            format_ = format_.replace("%Y", "%y")
+        if half:
+            format_ = format_.replace("%H", "%I") + f"{half[1]}%p"
+        found.append(format_)
+    return found
+
+
+def _swapped(format_: str) -> re.Pattern[str]:
+    """Return a pattern of the formats with day and month in the other order."""
+    order = re.match("%([dm])(.)%([dm])", format_)
+    return re.compile(
+        re.escape("%{2}{1}%{0}".format(*order.groups())) if order else "$"
+    )
+
+
+def _zone_of(texts: pd.Series, format_: str) -> tzinfo | None:
+    """Return the time zone of texts, UTC if they have several UTC offsets."""
+    read = pd.to_datetime(texts, format=format_, errors="coerce", utc=True)
+    near = texts[read.notna()]
+    zone: tzinfo | None = (
+        dates_of_objects(near, format=format_).dt.tz if len(near) else None
+    )
+    return zone
 
 
 def in_whole_minutes(text: Any) -> Any:

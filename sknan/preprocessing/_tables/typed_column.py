@@ -261,7 +261,10 @@ def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
         try:
             return _cells_of(convert(series))
         except (ValueError, TypeError, OverflowError):
-            return "objects", series  # out of range
+            # Before 1677 or after 2262, in pandas 2.
+            with contextlib.suppress(ValueError, TypeError, OverflowError):
+                return _cells_of(_in_microseconds(series, holds))
+            return "objects", series
     return holds, series
 
 
@@ -288,6 +291,18 @@ def dates_of_objects(series: pd.Series, **options: Any) -> pd.Series:
         # Summer and winter time have different offsets. Text without an offset, which
         # is no date either, fails again.
         return pd.to_datetime(series, utc=True, **options)
+
+
+def _in_microseconds(series: pd.Series, holds: ColumnContent) -> pd.Series:
+    """Convert objects to dates in UTC, or to durations."""
+    zones = [getattr(cell, "tzinfo", None) for cell in series]
+    cells = [
+        cell if zone is None else cell.astimezone(datetime.UTC).replace(tzinfo=None)
+        for cell, zone in zip(series.mask(series.isna(), None), zones, strict=True)
+    ]
+    dtype = "datetime64[us]" if holds == "dates" else "timedelta64[us]"
+    found = pd.Series(np.array(cells, dtype=dtype))
+    return found.dt.tz_localize("UTC") if any(zones) else found
 
 
 def _is_signaling(cell: Any) -> bool:
