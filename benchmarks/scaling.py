@@ -44,6 +44,9 @@ from sknan import NaNImputer, SafeScaler, StableNetClassifier
 # and at most MOST_EPOCHS.
 N_STEPS, N_STEPS_QUICK, MOST_EPOCHS = 3000, 400, 100
 
+# Number of cells of the largest table of many columns: 200 MB in float32.
+MOST_CELLS = 5 * 10**7
+
 
 class Size(NamedTuple):
     """Size of a table, of a network, and of the batches."""
@@ -62,12 +65,12 @@ class Size(NamedTuple):
 def series(*, quick: bool) -> dict[str, list[Size]]:
     """Return lists of sizes in which one quantity grows."""
     rows = [10**3, 10**4, 10**5] + ([] if quick else [10**6, 10**7])
-    columns = [10, 30, 100] + ([] if quick else [300, 1000])
+    columns = [10, 30, 100] + ([] if quick else [300, 1000, 3000, 10_000, 20_000])
     widths = [16, 64, 256] + ([] if quick else [512, 1024])
     n = 5_000 if quick else 50_000
     return {
         "rows": [Size(n_rows, 20, 64) for n_rows in rows],
-        "columns": [Size(n, n_columns, 64) for n_columns in columns],
+        "columns": [Size(min(n, MOST_CELLS // k), k, 64) for k in columns],
         "widths": [Size(n // 2, 20, width) for width in widths],
     }
 

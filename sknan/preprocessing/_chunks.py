@@ -13,6 +13,7 @@ import pandas as pd
 from scipy.sparse import issparse
 
 from sknan._utils.validation import is_integer
+from sknan.preprocessing._kernels.quantile_sketch import QuantileSketch
 from sknan.preprocessing._tables.typed_column import (
     frame_from_polars,
     is_polars,
@@ -46,6 +47,10 @@ class TableChunks:
         Name of the target's column, or the target of each row of the table.
     functions : tuple of callable, default=()
         Functions that convert each chunk in turn, after the target is removed.
+    sample : tuple or None, default=None
+        Sample of the rows before the functions, and its targets, if it is drawn.
+    sketch : QuantileSketch or None, default=None
+        Sketch of all rows after the functions, if one is known.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class TableChunks:
         y: Any = None,
         functions: tuple[Callable[[Any], Any], ...] = (),
         sample: tuple[Any, Any] | None = None,
+        sketch: QuantileSketch | None = None,
     ) -> None:
         self._read = read
         self._given_y = y
@@ -64,6 +70,7 @@ class TableChunks:
         self._y = y if keeps else np.asarray(y)
         self._functions = functions
         self._sample = sample
+        self.sketch = sketch
 
     def __iter__(self) -> Iterator[Any]:
         for X, y in self.pairs():
@@ -71,6 +78,15 @@ class TableChunks:
 
     def pairs(self) -> Iterator[tuple[Any, Any]]:
         """Iterate over chunks and their targets, which are None if there are none."""
+        for X, y in self._unconverted_pairs():
+            yield self._converted(X), y
+
+    def _converted(self, X: Any) -> Any:
+        for function in self._functions:
+            X = function(X)
+        return X
+
+    def _unconverted_pairs(self) -> Iterator[tuple[Any, Any]]:
         start = 0
         for table in self._read():
             X, y = table, None
@@ -88,8 +104,6 @@ class TableChunks:
                         f"y has {len(self._y)} rows, but X has at least {stop}. Pass "
                         f"one target for each row{name}."
                     )
-            for function in self._functions:
-                X = function(X)
             yield X, y
             start = stop
         if not (self._y is None or isinstance(self._y, str) or start == len(self._y)):
@@ -107,13 +121,12 @@ class TableChunks:
         """Refuse to be read whole, as by estimators and searches of scikit-learn."""
         raise TypeError(_NOT_IN_MEMORY)
 
-    def map(self, function: Callable[[Any], Any]) -> TableChunks:
+    def map(
+        self, function: Callable[[Any], Any], sketch: QuantileSketch | None = None
+    ) -> TableChunks:
         """Return the chunks as converted by a function of rows, when they are read."""
-        sample = self._sample
-        if sample is not None:
-            sample = function(sample[0]), sample[1]
         functions = (*self._functions, function)
-        return TableChunks(self._read, self._given_y, functions, sample)
+        return TableChunks(self._read, self._given_y, functions, self._sample, sketch)
 
     def with_target(self, y: Any) -> TableChunks:
         """Return the chunks with a target, unless they have this one already."""
@@ -142,7 +155,7 @@ class TableChunks:
         X, y = self.sampled_rows()
         return X if self._y is None else (X, y)
 
-    def sampled_rows(self) -> tuple[Any, Any]:
+    def sampled_rows(self, most: int | None = None) -> tuple[Any, Any]:
         """Return the sample and its targets, which are None if there are none."""
         if self._sample is None:
             parts = self._drawn_parts()
@@ -151,14 +164,15 @@ class TableChunks:
                 _stacked([X for _, X, _ in parts]),
                 None if targets is None else _stacked(targets),
             )
-        return self._sample
+        X, y = self._sample
+        return self._converted(X if most is None else _rows(X, 0, most)), y
 
     def _drawn_parts(self) -> list[_Part]:
         """Draw rows of each chunk, fewer of each the more chunks there are."""
         rng = np.random.default_rng(0)
         parts: list[_Part] = []
         share = 1.0
-        for X, y in self.pairs():
+        for X, y in self._unconverted_pairs():
             parts.append(_drawn((rng.random(len(X)), X, y), share))
             most = min(_MOST_ROWS, _MOST_CELLS // max(1, X.shape[1]))
             while sum(len(draws) for draws, _, _ in parts) > 2 * most:
@@ -294,6 +308,10 @@ class ChunkwiseMixin:
     sample of the rows of all chunks.
     """
 
+    def _sketch_of_output(self) -> QuantileSketch | None:
+        """Return a sketch of what `transform` gives for the chunks, if one is known."""
+        return None
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # scikit-learn has wrapped these methods for set_output, which must be inside.
@@ -325,17 +343,7 @@ def _or_chunkwise(method: Any, chunkwise: Callable[..., Any]) -> Any:
 
 def fit(transformer: Any, chunks: TableChunks, y: Any = None) -> Any:
     """Learn from chunks one after the other, or from a sample of them."""
-    chunks = chunks.with_target(y)
-    if not transformer._learns_from_chunks():
-        return transformer.fit(chunks.sampled_rows()[0])
-    is_first = True
-    for X, _ in chunks.pairs():
-        transformer._add(X, is_first=is_first)
-        is_first = False
-    if is_first:
-        raise ValueError(NO_ROWS)
-    transformer._finish()
-    transformer._sketch = None  # as after a fit of a whole table
+    _learn(transformer, chunks.with_target(y))
     return transformer
 
 
@@ -349,7 +357,30 @@ def fit_transform(
 ) -> TableChunks:
     """Learn from chunks, and convert them when they are read again."""
     chunks = chunks.with_target(y)
-    return transform(fit(transformer, chunks), chunks)
+    return chunks.map(transformer.transform, _learn(transformer, chunks))
+
+
+def _learn(transformer: Any, chunks: TableChunks) -> QuantileSketch | None:
+    """Learn from chunks; return a sketch of the output for all rows, if there is one.
+
+    A sketch of the step before spares a pass over the table.
+    """
+    if not transformer._learns_from_chunks():
+        transformer.fit(chunks.sampled_rows()[0])
+        return None
+    if chunks.sketch is not None and hasattr(transformer, "_add_sketch"):
+        transformer._add_sketch(chunks.sampled_rows(1)[0], chunks.sketch)
+    else:
+        is_first = True
+        for X, _ in chunks.pairs():
+            transformer._add(X, is_first=is_first)
+            is_first = False
+        if is_first:
+            raise ValueError(NO_ROWS)
+    transformer._finish()
+    sketch: QuantileSketch | None = transformer._sketch_of_output()
+    transformer._sketch = None  # as after a fit of a whole table
+    return sketch
 
 
 def _reader(X: Any, chunk_size: int) -> Callable[[], Iterable[Any]]:

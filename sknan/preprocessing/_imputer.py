@@ -21,7 +21,11 @@ from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.validation import did_you_mean
 from sknan.preprocessing._chunks import ChunkwiseMixin
-from sknan.preprocessing._imputer_base import ImputerBase, is_float_array
+from sknan.preprocessing._imputer_base import (
+    ImputerBase,
+    is_float_array,
+    kept_values,
+)
 from sknan.preprocessing._kernels.quantile_sketch import (
     QuantileSketch,
     warn_of_new_start,
@@ -349,10 +353,10 @@ class NaNImputer(
         """Include a chunk in all statistics but medians, which `_finish` sets."""
         if is_first:
             self.fit(X)
-        else:
-            self._add_chunk(X)
         if self._learns_medians():
-            self._add_to_sketch(X)
+            self._add_to_sketch(X, is_counted=not is_first)
+        elif not is_first:
+            self._add_chunk(X)
 
     def _finish(self) -> NaNImputer:
         """Learn from the chunks included so far."""
@@ -361,29 +365,37 @@ class NaNImputer(
             self.statistics_ = self._column_statistics().medians(found)
         return self
 
+    def _sketch_of_output(self) -> QuantileSketch | None:
+        if self._sketch is None:
+            return None
+        dtype = self._output_dtype() or self._fit_dtype
+        kept = np.flatnonzero(self._kept())
+        _, values = kept_values(self.statistics_, self._kept(), dtype)
+        flagged = self.indicator_.features_ if self.add_indicator else kept[:0]
+        return self._sketch.filled(kept, values, flagged, self.n_missing_)
+
     def _add_chunk(self, X: Any) -> None:
         validate_data(self, X, reset=False, skip_check_array=True)
-        chunk = clone(self)
-        if self._learns_medians():
-            chunk.set_params(strategy="zero")  # the sketch finds the medians
-        chunk.fit(X)
+        chunk = clone(self).fit(X)
         if (self._fit_dtype.kind == "O") != (chunk._fit_dtype.kind == "O"):
             raise ValueError(
                 f"A chunk of dtype {chunk._fit_dtype} came after one of "
                 f"{self._fit_dtype}. Bring all chunks to one kind, numbers or objects."
             )
-        if self.strategy in ("auto", "mean") and not self._learns_medians():
+        if self.strategy in ("auto", "mean"):
             self._add_means(chunk)
         else:
             unknown = np.asarray(pd.isna(self.statistics_))
             self.statistics_ = np.where(unknown, chunk.statistics_, self.statistics_)
-        self.n_missing_ = self.n_missing_ + chunk.n_missing_
-        self.n_samples_seen_ += chunk.n_samples_seen_
-        if self.add_indicator:
-            flagged = (self.indicator_.features_, chunk.indicator_.features_)
-            self.indicator_.features_ = np.union1d(*flagged)
+        self._add_counts(chunk.n_samples_seen_, chunk.n_missing_)
 
-    def _add_to_sketch(self, X: Any) -> None:
+    def _add_counts(self, n_rows: int, n_missing: NDArray[np.int64]) -> None:
+        self.n_samples_seen_ += n_rows
+        self.n_missing_ = self.n_missing_ + n_missing
+        if self.add_indicator:
+            self.indicator_.features_ = np.flatnonzero(self.n_missing_)
+
+    def _add_to_sketch(self, X: Any, *, is_counted: bool) -> None:
         X_in = self._validate_input(X, in_fit=False)
         if X_in.dtype.kind == "O":
             raise ValueError(
@@ -397,7 +409,9 @@ class NaNImputer(
             )
         if self._sketch is None:
             self._sketch = QuantileSketch(self.n_features_in_)
-        self._sketch.add(X_in, self._known())
+        n_missing = self._sketch.add(X_in, self._known())
+        if is_counted:
+            self._add_counts(len(X_in), n_missing)
 
     def inverse_transform(self, X: Any) -> NDArray[Any]:
         """Restore the missing values that the indicator columns mark.

@@ -283,7 +283,7 @@ class ImputerBase(SimpleImputer):
         if statistics.dtype == np.float64:
             kept, values = _fill_values(statistics.tobytes(), dtype)
         else:
-            kept, values = _kept_values(statistics, self._kept(), dtype)
+            kept, values = kept_values(statistics, self._kept(), dtype)
         if kept is not None:
             self._warn_of_dropped(~kept)
         return kept, values
@@ -420,7 +420,7 @@ def _is_within(value: Any, dtype: np.dtype[Any]) -> bool:
     return not pd.isna(value) and bool(low <= value <= high)
 
 
-def _kept_values(
+def kept_values(
     statistics: NDArray[Any], kept: NDArray[np.bool_], dtype: np.dtype[Any]
 ) -> tuple[NDArray[np.bool_] | None, NDArray[Any]]:
     """Return the mask of kept columns, None for all, and their values in a dtype."""
@@ -433,9 +433,9 @@ def _kept_values(
 def _fill_values(
     statistics: bytes, dtype: np.dtype[Any]
 ) -> tuple[NDArray[np.bool_] | None, NDArray[Any]]:
-    """Return :func:`_kept_values` of the bytes of float64, for predictions of a row."""
+    """Return :func:`kept_values` of the bytes of float64, for predictions of a row."""
     values = np.frombuffer(statistics)
-    return _kept_values(values, ~np.isnan(values), dtype)
+    return kept_values(values, ~np.isnan(values), dtype)
 
 
 def _rounded(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

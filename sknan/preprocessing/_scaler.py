@@ -250,6 +250,12 @@ class SafeScaler(
             self._sketch = QuantileSketch(X_in.shape[1])
         self._sketch.add(X_in, KnownMask())
 
+    def _add_sketch(self, X: ArrayLike, sketch: QuantileSketch) -> None:
+        """Learn from the sketch of a table, and from one of its rows."""
+        self._check_parameters()
+        self._validate(X, reset=True)
+        self._sketch = sketch
+
     def _finish(self) -> SafeScaler:
         """Learn from the chunks included so far."""
         sketch = self._sketch

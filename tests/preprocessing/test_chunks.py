@@ -356,6 +356,19 @@ def test_a_read_only_memory_map_is_trained_on_without_a_copy(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "X.npy"), X)
 
 
+@pytest.mark.parametrize(("impute", "n_passes"), [("median", 3), ("mean", 4)])
+def test_the_table_is_read_few_times(impute, n_passes, trips):
+    passes = []
+
+    def read():
+        passes.append(len(passes))
+        return iter([trips])
+
+    net = StableNetRegressor(max_epochs=1, random_state=0)
+    tabular_pipeline(net, impute=impute).fit(iter_chunks(read, "fare"))
+    assert len(passes) == n_passes
+
+
 def test_what_has_no_partial_fit_learns_from_rows_of_all_chunks():
     def read():
         return (pd.DataFrame({"part": [str(i)] * 30_000}) for i in range(9))

@@ -69,6 +69,20 @@ def test_ranks_are_within_the_stated_error(dtype, share_missing, n_rows):
     assert (errors[[0, -1]] == 0).all()
 
 
+@pytest.mark.parametrize("n_rows", [1000, 100_000])
+def test_an_imputed_table_has_a_sketch_without_a_second_pass(n_rows):
+    X = table(n_rows, share_missing=0.3)
+    imputer = NaNImputer(strategy="median", add_indicator=True, dtype="float32")
+    for chunk in np.array_split(X, 3):
+        imputer.partial_fit(chunk)
+    with pytest.warns(UserWarning, match="without any observed values"):
+        filled = imputer.transform(X)
+    sketch = imputer._sketch_of_output()
+    assert errors_of(filled, sketch).max() <= 2 / N_POINTS
+    np.testing.assert_array_equal(sketch.smallest, filled.min(axis=0))
+    np.testing.assert_array_equal(sketch.largest, filled.max(axis=0))
+
+
 def test_the_memory_does_not_grow_with_the_rows():
     X = np.random.default_rng(0).normal(size=(400_000, 1))
     sizes = [

@@ -77,7 +77,7 @@ class QuantileSketch:
         self._levels: list[_Reduction | None] = []
         self._n_reductions = 0
 
-    def add(self, X: NDArray[Any], known: KnownMask) -> None:
+    def add(self, X: NDArray[Any], known: KnownMask) -> NDArray[np.int64]:
         """Include the rows of a chunk.
 
         Parameters
@@ -86,13 +86,20 @@ class QuantileSketch:
             Chunk with missing values.
         known : KnownMask
             Mask of the cells with a known value.
+
+        Returns
+        -------
+        ndarray of shape (n_columns,)
+            Number of missing cells of the chunk.
         """
+        n_missing = np.zeros(X.shape[1], dtype=np.int64)
         start = 0
         while start < len(X):
             stop = start + self.n_collected - self._n_rows
             rows = np.array(X[start:stop], order="C", subok=False)
             is_known = known(rows)
             if not is_known.all():
+                n_missing += len(rows) - np.count_nonzero(is_known, axis=0)
                 nan = np.full(rows.shape[1], math.nan, dtype=rows.dtype)
                 fill_outside(is_known, rows, nan, rows)
             self._rows.append(rows)
@@ -101,6 +108,7 @@ class QuantileSketch:
                 self._carry(self._reduced_rows())
                 self._rows, self._n_rows = [], 0
             start = stop
+        return n_missing
 
     def quantiles(self, fractions: Sequence[float]) -> BracketingValues:
         """Return the known values on both sides of quantiles of each column.
@@ -131,6 +139,61 @@ class QuantileSketch:
             if fraction in (0, 1):
                 found[q] = self.largest if fraction else self.smallest
         return BracketingValues(found, found, self.n_known)
+
+    def filled(
+        self,
+        kept: NDArray[np.intp],
+        values: NDArray[Any],
+        flagged: NDArray[np.intp],
+        n_missing: NDArray[np.int64],
+    ) -> QuantileSketch:
+        """Return the sketch of the table after it is imputed.
+
+        Parameters
+        ----------
+        kept : ndarray of int
+            Columns that are kept.
+        values : ndarray
+            Value for the missing cells of each kept column, in the dtype of the output.
+        flagged : ndarray of int
+            Columns that give an indicator column.
+        n_missing : ndarray of shape (n_columns,)
+            Number of missing cells.
+
+        Returns
+        -------
+        QuantileSketch
+            Of the kept columns, and of the indicator columns after them.
+        """
+        found = QuantileSketch(len(kept) + len(flagged))
+
+        def outputs(filled: NDArray[Any], indicators: NDArray[Any]) -> NDArray[Any]:
+            return np.concatenate([filled.astype(values.dtype), indicators])
+
+        if not self._levels:
+            columns = np.concatenate(self._rows).T
+            is_missing = np.isnan(columns)
+            imputed = np.where(is_missing[kept], values[:, None], columns[kept])
+            found._rows = [outputs(imputed, is_missing[flagged]).T]
+            return found
+        parts = [level for level in self._levels if level is not None]
+        if self._n_rows:
+            parts.append(self._reduced_rows())
+        of_output = np.concatenate([kept, flagged])
+        for points, counts, smallest, largest in parts:
+            zeros = np.where(counts[flagged] > 0, 0.0, math.nan)
+            known = _Reduction(
+                outputs(points[kept], np.zeros((len(flagged), N_POINTS))),
+                counts[of_output],
+                outputs(smallest[kept], zeros),
+                outputs(largest[kept], zeros),
+            )
+            found._levels.append(known)
+        missing = outputs(values, np.ones(len(flagged)))
+        points = np.repeat(missing[:, None], N_POINTS, axis=1)
+        n_cells = n_missing[of_output]
+        found._levels.append(_Reduction(points, n_cells, missing, missing))
+        return found
 
     def _carry(self, reduction: _Reduction) -> None:
         """Store a reduction, and merge it with others of as many rows."""
