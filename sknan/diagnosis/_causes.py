@@ -348,7 +348,7 @@ def _blame_absurd_gradient(evidence: StepEvidence) -> NonFiniteReport | None:
     clause = (
         f"The gradients' norm is {evidence.gradient_norm:.3g} at a loss of "
         f"{evidence.loss:.3g}, with entries of up to {largest:.3g}: such a step, or "
-        "its square in the optimizer's running averages, would do lasting damage"
+        "its square in the optimizer's running averages, would ruin the training"
     )
     return _refined_report(evidence, "backward", "gradient", clause, module)
 

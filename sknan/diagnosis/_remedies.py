@@ -206,7 +206,7 @@ PATTERNS = (
     ),
     Pattern(
         "nll_loss_forward nll_loss2d_forward",
-        "Use sknan.losses.CrossEntropyLoss, which gives 0 for a batch of none.",
+        "Use sknan.losses.CrossEntropyLoss, which is 0 for a batch without labels.",
         is_in_criterion=True,
     ),
 )

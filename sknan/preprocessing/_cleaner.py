@@ -425,7 +425,7 @@ def _checked(column: TypedColumn, name: str) -> TypedColumn:
     if column.holds == "opaque":
         row, cell = next((i, c) for i, c in enumerate(column.cells) if is_opaque(c))
         raise ValueError(
-            f"Column {name!r} contains objects without a text of their own, first "
+            f"Column {name!r} contains objects without a text form (__str__), first "
             f"{cell} at row {row}. Convert them to numbers or text, or leave the "
             "column out."
         )

@@ -154,7 +154,7 @@ def medians_of_objects(
                 found[j] = statistics.median_low(cells)
         except TypeError as error:
             raise ValueError(
-                f"Column {column_name(j, names)} of X has no median: {error}. Bring "
+                f"Column {column_name(j, names)} of X has no median: {error}. Convert "
                 "its values to one type, numbers or dates, or pass "
                 "strategy='most_frequent'."
             ) from None

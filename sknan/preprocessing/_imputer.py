@@ -380,7 +380,7 @@ class NaNImputer(
         if (self._fit_dtype.kind == "O") != (chunk._fit_dtype.kind == "O"):
             raise ValueError(
                 f"A chunk of dtype {chunk._fit_dtype} came after one of "
-                f"{self._fit_dtype}. Bring all chunks to one kind, numbers or objects."
+                f"{self._fit_dtype}. Pass all chunks as numbers, or all as objects."
             )
         if self.strategy in ("auto", "mean"):
             self._add_means(chunk)

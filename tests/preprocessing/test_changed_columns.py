@@ -563,8 +563,8 @@ def test_objects_without_a_text_are_refused(cell):
     with pytest.raises(ValueError, match="without a text") as caught:
         TableCleaner().fit(X)
     assert str(caught.value) == (
-        f"Column 't' contains objects without a text of their own, first {cell} at row "
-        "1. Convert them to numbers or text, or leave the column out."
+        f"Column 't' contains objects without a text form (__str__), first {cell} at "
+        "row 1. Convert them to numbers or text, or leave the column out."
     )
     for dtype in (object, "category"):
         with pytest.raises(ValueError, match="without a text"):

@@ -769,8 +769,8 @@ def test_chunks_with_other_columns_or_types_are_refused():
         text[["eggs"]],
     )
     assert message_of(ValueError, imputer.partial_fit, text.to_numpy(dtype=object)) == (
-        "A chunk of dtype object came after one of float64. Bring all chunks to one "
-        "kind, numbers or objects."
+        "A chunk of dtype object came after one of float64. Pass all chunks as "
+        "numbers, or all as objects."
     )
 
 

@@ -111,7 +111,7 @@ def test_the_median_of_dates_is_a_date_of_the_column():
 def test_a_column_beside_dates_without_a_median_is_refused(cells, reason):
     table = pd.DataFrame({"day": DAYS[:3], "x": pd.Series(cells, dtype=object)})
     assert message_of(ValueError, NaNImputer(strategy="median").fit, table) == (
-        f"Column 'x' of X has no median: {reason}. Bring its values to one type, "
+        f"Column 'x' of X has no median: {reason}. Convert its values to one type, "
         "numbers or dates, or pass strategy='most_frequent'."
     )
 

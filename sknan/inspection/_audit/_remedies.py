@@ -45,7 +45,7 @@ _IN_X = {
     "nested": _breaks("Unpack lists, dicts and other containers into columns."),
     "complex": _breaks("Split into real and imaginary part, or magnitude and angle."),
     "opaque": _breaks(
-        "Convert the objects, which have no text of their own, to numbers or text."
+        "Convert the objects, which have no text form (__str__), to numbers or text."
     ),
     "mixed types": _breaks(
         "Convert each column to one type: pd.to_numeric(..., errors='coerce') for "

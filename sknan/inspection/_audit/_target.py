@@ -50,7 +50,7 @@ _SHARED = (
 _NOT_LEARNABLE = {
     "nested": "nested values",
     "complex": "complex numbers",
-    "opaque": "objects without a text of their own",
+    "opaque": "objects without a text form (__str__)",
     "dates": "dates",
     "mixed": "mixed types",
 }
