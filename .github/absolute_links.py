@@ -8,18 +8,20 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from urllib.parse import urljoin
 
-LINK = re.compile(r"(!?)(\[[^\]]*\])\((?!https?:|#|mailto:)([^)\s]+)\)")
+# A link may hold a picture, as a badge does.
+RELATIVE = r"\((?!https?:|#|mailto:)([^)\s]+)\)"
+PICTURE = re.compile(r"(!\[[^\]]*\])" + RELATIVE)
+LINK = re.compile(r"(\])" + RELATIVE)
 
 
 def with_absolute_links(text: str, repository: str, revision: str) -> str:
     """Return the text with links to files of the repository at one revision."""
-
-    def absolute(match: re.Match[str]) -> str:
-        kind = "raw" if match[1] else "blob"
-        return f"{match[1]}{match[2]}({repository}/{kind}/{revision}/{match[3]})"
-
-    return LINK.sub(absolute, text)
+    for pattern, kind in ((PICTURE, "raw"), (LINK, "blob")):
+        base = f"{repository}/{kind}/{revision}/"
+        text = pattern.sub(lambda m, b=base: f"{m[1]}({urljoin(b, m[2])})", text)
+    return text
 
 
 if __name__ == "__main__":

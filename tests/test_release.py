@@ -64,8 +64,13 @@ def test_the_page_of_supported_versions_has_the_lower_bounds():
 
 def test_links_of_the_readme_become_absolute():
     rewrite = runpy.run_path(str(ROOT / ".github/absolute_links.py"))
-    text = "![plot](docs/p.png) [guide](docs/g.md#a) [web](https://a.org) [here](#b)"
+    text = (
+        "![plot](docs/p.png) [guide](docs/g.md#a) [web](https://a.org) [here](#b) "
+        "[![tests](../../actions/t.yml/badge.svg)](../../actions/t.yml)"
+    )
     assert rewrite["with_absolute_links"](text, "https://host/o/r", "v1") == (
         "![plot](https://host/o/r/raw/v1/docs/p.png) "
-        "[guide](https://host/o/r/blob/v1/docs/g.md#a) [web](https://a.org) [here](#b)"
+        "[guide](https://host/o/r/blob/v1/docs/g.md#a) [web](https://a.org) [here](#b) "
+        "[![tests](https://host/o/r/actions/t.yml/badge.svg)]"
+        "(https://host/o/r/actions/t.yml)"
     )

@@ -93,7 +93,7 @@ def target_of(name):
 
 
 READ = """
-import pathlib, pickle, sys
+import pathlib, pickle, sys, warnings
 import joblib, numpy as np
 from sknan.persistence import load
 READERS = {
@@ -104,6 +104,7 @@ READERS = {
 }
 folder = pathlib.Path(sys.argv[1])
 X = np.load(folder / "X.npy")
+warnings.simplefilter("ignore", DeprecationWarning)  # of requirements about others
 found = {}
 for path in folder.glob("*.model"):
     model = READERS[path.name.split("-")[-1].removesuffix(".model")](path)
