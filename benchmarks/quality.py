@@ -765,7 +765,7 @@ def _draw(summary: pd.DataFrame, path: Path) -> None:
         axes.scatter(times, ranks, c=np.where(is_ours, "C1", "C0"), zorder=2)
         for name, time_ratio, rank in zip(shown.index, times, ranks, strict=True):
             axes.annotate(
-                "balanced" if name == "sknan" else name,
+                "tabular_pipeline" if name == "sknan" else name,
                 (time_ratio, rank),
                 xytext=(0, 7),
                 textcoords="offset points",

@@ -13,7 +13,7 @@ import matplotlib.patches
 
 HERE = Path(__file__).parent
 COLORS = ("#0b5394", "#b2560d", "#38761d", "#741b47", "#444444")
-LEFT = (0.15, 0.335, 0.55, 0.685)
+LEFT = (0.16, 0.34, 0.55, 0.685)
 
 
 def tables() -> dict[str, list[list[str]]]:

@@ -27,7 +27,6 @@ from sknan.diagnosis import diagnose
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import NullFormatter
 
 OUTPUTS = Path("outputs")
 
@@ -76,7 +75,7 @@ repaired, report = plain_loop(
     perceptron(), nn.MSELoss(), NaNImputer().fit_transform(damaged), amount
 )
 assert report is None
-curves["data: a missing cell", "NaNImputer()"] = failed, repaired
+curves["1. Data: a missing cell", "NaNImputer()"] = failed, repaired
 
 # %%
 # 2. The learning rate
@@ -98,7 +97,7 @@ print(net.nonfinite_reports_[0], "\n")
 print(f"lr=30 was given, and training continued at {net.effective_lr_:.3g}.")
 print(net.nonfinite_reports_[0].recovery, "\n")
 repaired = np.repeat(net.net_.history[:, "train_loss"], 4)  # four steps per epoch
-curves["learning rate: 30", "StableNetRegressor(lr=30)"] = failed, repaired
+curves["2. Learning rate: 30", "StableNetRegressor(lr=30)"] = failed, repaired
 
 # %%
 # 3. An operation
@@ -128,7 +127,7 @@ print(report, "\n")
 
 repaired, report = plain_loop(Length(functional.sqrt), nn.MSELoss(), with_zeros, amount)
 assert report is None
-curves["operation: torch.sqrt", "functional.sqrt"] = failed, repaired
+curves["3. Operation: square root of zero", "functional.sqrt"] = failed, repaired
 
 # %%
 # 4. The loss
@@ -148,7 +147,7 @@ print(report, "\n")
 
 repaired, report = plain_loop(perceptron(), losses.LogCoshLoss(), table, outlying)
 assert report is None
-curves["loss: log(cosh(x))", "losses.LogCoshLoss()"] = failed, repaired
+curves["4. Loss: log(cosh(x))", "losses.LogCoshLoss()"] = failed, repaired
 
 # %%
 # The loss of each training
@@ -163,7 +162,7 @@ for axis, ((cause, repair), (failed, repaired)) in zip(
 ):
     end = int(np.isfinite(failed).cumprod().sum())
     assert 0 < end < len(failed)
-    axis.plot(failed[:end], "s--", color="#b2560d", markersize=4, label=cause)
+    axis.plot(failed[:end], "s--", color="#b2560d", markersize=4, label="plain loop")
     axis.plot(
         end - 1,
         failed[end - 1],
@@ -175,13 +174,15 @@ for axis, ((cause, repair), (failed, repaired)) in zip(
     )
     per_epoch = np.reshape(repaired, (-1, 4)).mean(axis=1)
     axis.plot(np.arange(len(per_epoch)) * 4 + 1.5, per_epoch, "#0b5394", label=repair)
-    axis.set(yscale="log", ylabel="loss")
-    axis.set_ylim(top=5 * max(*failed[:end], *per_epoch))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set(ylabel="loss", title=cause)
+    highest = max(*failed[:end], *per_epoch)
+    if highest > 100:
+        axis.set(yscale="log", ylim=(None, 5 * highest))
+    else:
+        axis.set_ylim(0, 1.7 * highest)  # leave room for the legend
     axis.legend(fontsize=9, loc="upper right")
     axis.grid(alpha=0.3)
 for axis in axes[1]:
     axis.set_xlabel("step")
-figure.suptitle("Four causes of NaN, and the repair of each")
 OUTPUTS.mkdir(exist_ok=True)
 figure.savefig(OUTPUTS / "08_four_causes_of_nan.png", dpi=120)

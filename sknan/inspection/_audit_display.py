@@ -204,6 +204,7 @@ def _draw_shares(
             kind = {"height": 0.7, "edgecolor": INK, "linewidth": 0.4, **style}
             ax.barh(places, share, left=left, label=name.replace("_", " "), **kind)
         left += share
+    width = 0.05
     for place, (total, column) in enumerate(zip(left, columns, strict=True)):
         texts = [f"{total:.2g}"] if total else []
         if column["sentinels"]:
@@ -211,8 +212,10 @@ def _draw_shares(
         text = "  ".join(texts)
         where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
         ax.annotate(text, (total, place), fontsize=7, color=INK, **where)
-    # Leave room for the number to the right of the longest bar.
-    ax.set_xlim(0.0, max(1.15 * float(left.max()), 0.05) if left.any() else 1.0)
+        # Leave room for the text to the right of the bar: a character takes about
+        # 1.5 % of the width.
+        width = max(width, total / (1.0 - min(0.06 + 0.015 * len(text), 0.7)))
+    ax.set_xlim(0.0, width if left.any() else 1.0)
     ax.set_xlabel("share of cells")
     legend_above(ax)
 

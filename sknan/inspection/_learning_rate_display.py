@@ -355,7 +355,8 @@ def _limits(
     min_spread = _MIN_SPREAD * (1.0 if is_log else abs(half[0]))
     spread = max(half[0] - half[-1], min_spread, 1e-12)
     worst = max(signed[-1], half[-1] - _SPREAD * spread)
-    margin = 0.08 * max(signed[0] - worst, 1e-12)
+    # Equal scores that differ by rounding are one line, not a whole scale.
+    margin = 0.08 * max(signed[0] - worst, 0.04 * min_spread or 0.01)
     ends = np.array([worst - margin, signed[0] + margin])
     low, high = ends if greater_is_better else -ends[::-1]
     return (10**low, 10**high) if is_log else (float(low), float(high))

@@ -35,6 +35,16 @@ def test_an_audit_shows_shares_and_scales():
     display.figure_.canvas.draw()
 
 
+def test_text_beside_the_longest_bar_fits():
+    town = ["unknown"] * 10 + [None] * 20 + ["Rome"] * 15 + ["Oslo"] * 15
+    display = AuditDisplay.from_data(pd.DataFrame({"town": town}))
+    display.figure_.canvas.draw()
+    shares = display.ax_[0]
+    (text,) = shares.texts
+    assert text.get_text() == "0.33  sentinel unknown"
+    assert text.get_window_extent().x1 < shares.bbox.x1
+
+
 def test_all_values_of_columns_of_very_different_scales_are_visible():
     frame = pd.DataFrame(
         {"s": np.linspace(1e-3, 2e-3, 30), "h": np.geomspace(1, 1e30, 30)}

@@ -101,7 +101,7 @@ def test_the_page_has_sections_from_data_to_versions(page, model, table):
         "Training of StableNetClassifier in a Pipeline",
         "Model",
         "Training data",
-        "Data",
+        "Audit",
         "Training",
         f"Incidents: {n_failed}",
         "Result",
@@ -185,7 +185,7 @@ def test_a_search_is_reported_with_its_candidates(search):
     assert "stablenetclassifier__lr=10000" in text
     assert "n recoveries" in text
     assert "were rescued" not in text
-    assert "<h2>Data</h2>" not in found.to_html()
+    assert "<h2>Audit</h2>" not in found.to_html()
     assert str(found).startswith(
         "StableNetClassifier in a BatchedGridSearchCV over a Pipeline: 4 epochs, no "
         "step failed."

@@ -154,6 +154,15 @@ def test_a_value_far_from_the_others_is_off_the_scale():
     assert "off the scale" in labels_of(display.ax_)
 
 
+@pytest.mark.parametrize("score", [0.7, 0.0])
+def test_equal_scores_are_drawn_on_a_readable_scale(score):
+    rates, scores = np.array([1e-3, 1e-2]), score * np.array([1.0, 1.0 + 4e-16])
+    curve = LearningRateCurve("r2", rates, scores, ("", ""))
+    display = LearningRateDisplay([curve], value_name="r2", greater_is_better=True)
+    low, high = display.plot().ax_.get_ylim()
+    assert high - low > 1e-3
+
+
 def test_a_curve_without_any_value_is_drawn():
     fates = ("diverged", "diverged")
     curve = LearningRateCurve("x", np.array([1.0, 2.0]), np.full(2, np.nan), fates)

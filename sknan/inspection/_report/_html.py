@@ -30,6 +30,7 @@ STYLE = """
   .sknan-report { --text: #e6e9ec; --page: #15191e; --line: #39414a; --soft: #1f252c;
     --quiet: #a3adb8; --bad: #ff9a5c; } }
 .sknan-report h1 { font-size: 24px; line-height: 1.25; margin: 8px 0; }
+@media (max-width: 600px) { .sknan-report h1 { font-size: 20px; } }
 .sknan-report h2 { font-size: 18px; margin: 32px 0 8px; padding-bottom: 4px;
   border-bottom: 1px solid var(--line); }
 .sknan-report p { margin: 8px 0; }

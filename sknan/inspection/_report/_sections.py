@@ -112,7 +112,7 @@ def _data_section(X: Any, y: Any) -> str:
     if found.statistics:
         title = "Missing cells and scales"
         parts.append(drawn(title, AuditDisplay.from_audit, found))
-    return section("Data", parts)
+    return section("Audit", parts)
 
 
 # -- training ------------------------------------------------------------------------
