@@ -17,7 +17,7 @@ from torch.nn.modules import module as torch_module
 from sknan._utils.compiled import original_of
 from sknan._utils.encoding import EncodedStateMixin
 from sknan.diagnosis._report import NonFiniteReport
-from sknan.nets._chain import function_of, layers_of
+from sknan.nets._chain import functions_of, layers_of
 from sknan.nets.recovery.output_repair import (
     OutputRange,
     OutputRepair,
@@ -205,13 +205,18 @@ class FittedNetwork(EncodedStateMixin, NetworkOutput):
         if X.shape[0] <= self.batch_size:
             functions = self._plain_functions()
             if functions is not None:
-                output = X.clone()
-                with torch.set_grad_enabled(False):  # faster than torch.no_grad
+                output, mode = X, torch.is_grad_enabled()
+                torch._C._set_grad_enabled(False)  # a tenth of the time of no_grad
+                try:
                     for function in functions:
                         output = function(output)
-                found = output.float().cpu()
-                if math.isfinite(np.add.reduce(found.numpy(), axis=None)):
-                    return found
+                finally:
+                    torch._C._set_grad_enabled(mode)
+                if output.dtype is not torch.float32 or not output.is_cpu:
+                    output = output.float().cpu()
+                values = output.numpy()
+                if math.isfinite(np.vdot(values, values)):
+                    return output
         return super().finite_output(X)
 
     def _plain_functions(self) -> list[Callable[[Tensor], Tensor]] | None:
@@ -236,7 +241,7 @@ class FittedNetwork(EncodedStateMixin, NetworkOutput):
         known, functions = self._chain
         if parts != known:  # the user may replace parts of a fitted module
             layers = layers_of(self.module_)
-            functions = None if layers is None else list(map(function_of, layers))
+            functions = None if layers is None else functions_of(layers)
             self._chain = parts, functions
         return functions
 

@@ -8,8 +8,9 @@ numpy. All of these are changed for the present thread only.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,16 @@ from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode
 
 from sknan._utils.threads import is_forked, threads_for
+
+_ERRORS: Any = {
+    "divide": "warn",
+    "over": "warn",
+    "under": "ignore",
+    "invalid": "warn",
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Functions that create tensors of the default dtype.
 _OF_SIZES: tuple[Any, ...] = (
@@ -72,14 +83,12 @@ def _default_device() -> str:
     return device.type
 
 
-@contextlib.contextmanager
-def usual_settings(
-    *, any_dtype: bool = False, any_precision: bool = False
-) -> Iterator[None]:
-    """Use the settings of a new thread inside the block.
+class usual_settings:
+    """Use the settings of a new thread inside a block, or inside each call.
 
     Gradients are enabled, and inference mode is off. A process that was forked computes
-    on one thread.
+    on one thread. This is a class, since the context manager of a generator takes as
+    long as a small layer.
 
     Parameters
     ----------
@@ -89,32 +98,58 @@ def usual_settings(
     any_precision : bool, default=False
         Whether autocast stays on.
     """
-    with np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"):
-        changes = list(_changes(any_dtype, any_precision))
-        if not changes:  # an ExitStack takes longer than all the tests
-            yield
-            return
-        with contextlib.ExitStack() as stack:
+
+    def __init__(self, *, any_dtype: bool = False, any_precision: bool = False) -> None:
+        self._given = any_dtype, any_precision
+
+    def __enter__(self) -> None:
+        self._errors = np.errstate(**_ERRORS)
+        self._errors.__enter__()
+        self._stack = None
+        changes = _changes(*self._given)
+        if changes:  # an ExitStack takes longer than all the tests
+            self._stack = contextlib.ExitStack()
             for change in changes:
-                stack.enter_context(change)
-            yield
+                self._stack.enter_context(change)
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            if self._stack is not None:
+                self._stack.__exit__(*error)
+        finally:
+            self._errors.__exit__(*error)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return a function that uses the settings in each call."""
+        any_dtype, any_precision = self._given
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if np.geterr() == _ERRORS and not _changes(any_dtype, any_precision):
+                return function(*args, **kwargs)
+            with usual_settings(any_dtype=any_dtype, any_precision=any_precision):
+                return function(*args, **kwargs)
+
+        return call
 
 
 def _changes(
     any_dtype: bool, any_precision: bool
-) -> Iterator[contextlib.AbstractContextManager[Any]]:
+) -> list[contextlib.AbstractContextManager[Any]]:
     """Return contexts for the settings that are not the usual ones."""
+    found: list[contextlib.AbstractContextManager[Any]] = []
     if is_forked():
-        yield threads_for(0.0, 1)
+        found.append(threads_for(0.0, 1))
     if torch.is_inference_mode_enabled():
-        yield torch.inference_mode(False)
+        found.append(torch.inference_mode(False))
     if not torch.is_grad_enabled():
-        yield torch.enable_grad()
+        found.append(torch.enable_grad())
     for device in () if any_precision else ("cpu", "cuda"):
         if torch.is_autocast_enabled(device):
-            yield torch.autocast(device, enabled=False)
+            found.append(torch.autocast(device, enabled=False))
     if not any_dtype:
         if torch.get_default_dtype() != torch.float32:
-            yield Float32Mode()
+            found.append(Float32Mode())
         if _len_torch_function_stack() and _default_device() != "cpu":
-            yield torch.device("cpu")
+            found.append(torch.device("cpu"))
+    return found

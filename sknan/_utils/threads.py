@@ -86,12 +86,10 @@ def threads_for(n_flops: float, num_threads: int | str = "auto") -> Iterator[Non
         that torch is set to use, so that repeated trainings are bitwise identical.
     """
     global _n_blocks, _number_outside
+    if keeps_threads(n_flops, num_threads):
+        yield  # Nothing to restore. The rest takes as long as a small layer.
+        return
     is_nested = getattr(_nested, "is_set", False)
-    if not (is_nested or _n_blocks):
-        present = torch.get_num_threads()
-        if _wanted(n_flops, num_threads, present) == present:
-            yield  # Nothing to restore. The rest takes as long as a small layer.
-            return
     with _lock:
         present = before = torch.get_num_threads()
         if not is_nested:
@@ -112,6 +110,14 @@ def threads_for(n_flops: float, num_threads: int | str = "auto") -> Iterator[Non
             _nested.is_set = False
             with _lock:
                 _n_blocks = max(0, _n_blocks - 1)
+
+
+def keeps_threads(n_flops: float, num_threads: int | str = "auto") -> bool:
+    """Whether :func:`threads_for` would change nothing, which costs less to test."""
+    if _n_blocks or getattr(_nested, "is_set", False):
+        return False
+    present = torch.get_num_threads()
+    return _wanted(n_flops, num_threads, present) == present
 
 
 def _wanted(n_flops: float, num_threads: int | str, most: int) -> int:

@@ -24,6 +24,9 @@ FLOAT64_MAX = float(np.finfo(np.float64).max)
 
 _FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
+# Number of values, such as those of a row, for which the calls take most of the time.
+_FEW = 2**10
+
 # Largest number of columns or rows that a message lists.
 _MAX_LISTED = 8
 
@@ -140,10 +143,12 @@ def _in_words(count: int, kind: str) -> str:
     return _plural(count, f"{kind} value")
 
 
-def _is_within(values: np.ndarray, limit: float) -> bool:
+def is_within(values: np.ndarray, limit: float = FLOAT32_MAX) -> bool:
     """Whether every value is finite and has a magnitude of at most ``limit``."""
-    # Minimum and maximum propagate NaN and cannot overflow, as a sum could.
-    # The methods of arrays take twice as long as the ufuncs for a few values.
+    # A sum of squares below the square of the limit bounds each of a few values at
+    # once. Minimum and maximum propagate NaN and cannot overflow, as a sum could.
+    if values.size <= _FEW and float(np.vdot(values, values)) < limit * limit:
+        return True
     low = float(np.minimum.reduce(values, axis=None, initial=0.0))
     high = float(np.maximum.reduce(values, axis=None, initial=0.0))
     return low >= -limit and high <= limit
@@ -244,7 +249,7 @@ def check_finite(
             values = values.float()
         values = values.numpy()
     values = np.asarray(values)
-    if values.dtype.kind != "f" or _is_within(values, limit):
+    if values.dtype.kind != "f" or is_within(values, limit):
         return
     counts, bad = count_nonfinite(values, limit)
     found = " and ".join(_in_words(count, kind) for kind, count in counts.items())

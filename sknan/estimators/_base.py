@@ -31,7 +31,7 @@ from sknan._engine.table_net import TableNet
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
-from sknan._utils.threads import threads_for
+from sknan._utils.threads import keeps_threads, threads_for
 from sknan._utils.warn import warn
 from sknan.estimators._column_scaling import check_targets, scaling_for
 from sknan.estimators._components import resolve_device
@@ -464,5 +464,8 @@ class StableNetBase(
             check_is_fitted(self)
         rows = self._network_rows(X)
         fitted = self._fitted
-        with threads_for(fitted.flops_per_row_ * rows.shape[0], self.num_threads):
+        n_flops = fitted.flops_per_row_ * rows.shape[0]
+        if keeps_threads(n_flops, self.num_threads):
+            return fitted.finite_output(rows)
+        with threads_for(n_flops, self.num_threads):
             return fitted.finite_output(rows)

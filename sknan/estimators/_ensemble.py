@@ -6,7 +6,6 @@ import functools
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import MultiOutputMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -286,9 +285,7 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
             )
 
 
-class StableNetEnsembleRegressor(
-    MultiOutputMixin, QuantilePredictionMixin, IntervalMixin, Ensemble
-):
+class StableNetEnsembleRegressor(QuantilePredictionMixin, IntervalMixin, Ensemble):
     """Mean of the predictions of several guarded networks.
 
     With early stopping, each network holds out another fifth of the rows for the

@@ -13,7 +13,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from sknan._engine.prediction import ColumnScaling
-from sknan._utils.validation import already_valid_array, check_finite
+from sknan._utils.validation import already_valid_array, check_finite, is_within
 from sknan.preprocessing._stored_table import stored_chunks
 from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
@@ -131,6 +131,9 @@ def check_features(
     ValueError
         If ``X`` is not a table of numbers, or not the table expected.
     """
+    X_in = None if reset else already_valid_array(X, estimator)
+    if X_in is not None and len(X_in) >= min_samples and is_within(X_in):
+        return X_in
     owner = type(estimator).__name__
     if type(X) is dict:  # a sparse matrix may be a subclass
         raise TypeError(
@@ -138,7 +141,6 @@ def check_features(
             "inputs use GuardedNetClassifier or GuardedNetRegressor, which pass the "
             "entries of a dict to forward by their names."
         )
-    X_in = None if reset else already_valid_array(X, estimator)
     if X_in is None or len(X_in) < min_samples:
         encode = (
             f"Encode the table first: sknan.tabular_pipeline({owner}()) does, or "

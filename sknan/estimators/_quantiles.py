@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import RegressorMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from sknan._engine.prediction import levels_of, regression_score
+from sknan._utils.tags import regressor_tags
 from sknan._utils.validation import FLOAT64_MAX, check_finite, drop_rows
 from sknan.estimators._input import require_target
 from sknan.preprocessing._stored_table import stored_chunks
@@ -26,6 +28,9 @@ class QuantilePredictionMixin(RegressorMixin):
     def _criterion(self) -> nn.Module:
         """Loss that the network was trained with."""
         raise NotImplementedError
+
+    def __sklearn_tags__(self) -> Tags:
+        return regressor_tags()
 
     def predict_quantiles(self, X: Any) -> np.ndarray:
         """Return the quantiles of the criterion ``"quantile"``, in the units of ``y``.

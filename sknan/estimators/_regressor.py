@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import MultiOutputMixin
 from sklearn.utils.validation import check_array
 from torch import Tensor, nn
 
@@ -32,7 +31,7 @@ from sknan.nets._data import LEAVE_OUT, is_loss_finite
 from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
 
-class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBase):
+class StableNetRegressor(QuantilePredictionMixin, StableNetBase):
     """Neural network regressor whose weights and outputs are always finite.
 
     Gradients are clipped and the learning rate follows a schedule by default. A step
@@ -532,13 +531,12 @@ class StableNetRegressor(MultiOutputMixin, QuantilePredictionMixin, StableNetBas
 
     @property
     def _coding(self) -> NumberCoding:
+        mean, scale = self.target_mean_, self.target_scale_
         is_constant = ~np.isnan(self._constants)
-        return NumberCoding(
-            np.where(is_constant, self._constants, self.target_mean_),
-            np.where(is_constant, 0.0, self.target_scale_),
-            self._target_shape,
-            self._target_dtype,
-        )
+        if is_constant.any():
+            mean = np.where(is_constant, self._constants, mean)
+            scale = np.where(is_constant, 0.0, scale)
+        return NumberCoding(mean, scale, self._target_shape, self._target_dtype)
 
 
 def _n_targets(shape: tuple[int, ...]) -> int:

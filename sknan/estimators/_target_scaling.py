@@ -17,6 +17,8 @@ from sknan.preprocessing._tables.plain_cells import plain_cells
 # float32 has 24 bits of mantissa.
 _LARGEST_EXACT_INTEGER = 2**24
 
+_LARGEST = {dtype: np.finfo(dtype).max for dtype in (np.float32, np.float64)}
+
 
 def prediction_dtype(y: Any) -> type[np.floating[Any]]:
     """Return float32 if it can represent the targets, else float64.
@@ -110,13 +112,15 @@ class NumberCoding:
     def decode(self, target: Tensor) -> np.ndarray:
         """Return targets or predictions in the units of ``y``."""
         several = target.shape[2:]  # such as the quantiles of each target
-        values: np.ndarray = target.double().numpy(force=True)
+        values: np.ndarray = target.numpy(force=True).astype(np.float64)
         values = values.reshape(-1, *self.shape, *several)
-        ones = (1,) * len(several)
-        scale, mean = (z.reshape(z.shape + ones) for z in (self.scale, self.mean))
+        scale, mean = self.scale, self.mean
+        if several:
+            ones = (1,) * len(several)
+            scale, mean = (z.reshape(z.shape + ones) for z in (scale, mean))
         with np.errstate(over="ignore"):  # an overflow is clipped below
             values = values * scale + mean
-        limit = np.finfo(self.dtype).max
+        limit = _LARGEST[self.dtype]
         # numpy.clip takes twice as long for a few values.
         values = np.minimum(np.maximum(values, -limit), limit)
         return values.astype(self.dtype, copy=False)

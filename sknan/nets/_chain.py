@@ -254,11 +254,18 @@ def layers_of(
     return layers
 
 
-def function_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the function that a known layer applies, without the call of a module."""
+def functions_of(layers: list[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
+    """Return the functions of known layers in evaluation mode, not calls of modules."""
+    return [_function_of(layer) for layer in layers if type(layer) is not nn.Dropout]
+
+
+def _function_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     if type(layer) is nn.Linear:
         weights: dict[str, Any] = layer._parameters  # whose values a user may replace
-        return lambda x: F.linear(x, weights["weight"], weights["bias"])
+        linear = F.linear  # a name of this function is found faster
+        return lambda x: linear(x, weights["weight"], weights["bias"])
+    if type(layer) is nn.ReLU:
+        return torch.relu
     if type(layer) in ACTIVATIONS:
         return partial(ACTIVATIONS[type(layer)][0], layer)
     return layer.forward

@@ -285,7 +285,9 @@ class NaNImputer(
             check_is_fitted(self)
         X_in = self._validate_input(X, in_fit=False)
         if is_float_array(X_in):
-            missing = ~self._known()(X_in) if self.add_indicator else None
+            if not self.add_indicator:
+                return self._filled(X_in)
+            missing = ~self._known()(X_in)
             filled = self._filled(X_in)
         else:
             missing = self._missing(X_in)

@@ -13,11 +13,11 @@ import pandas as pd
 from numpy.typing import DTypeLike, NDArray
 from scipy import sparse
 from sklearn import config_context
-from sklearn.base import TransformerMixin
 from sklearn.impute import SimpleImputer
 from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 
+from sknan._utils.tags import transformer_tags
 from sknan._utils.validation import FLOAT64_MAX, already_valid_array
 from sknan._utils.warn import warn
 from sknan.preprocessing._column_statistics import (
@@ -338,14 +338,11 @@ class ImputerBase(SimpleImputer):
             return filled.astype(dtype, copy=False)
 
     def __sklearn_tags__(self) -> Tags:
-        # Those of SimpleImputer take longer, and a pipeline asks for them twice in a
-        # prediction, which may be for one row.
-        tags: Tags = TransformerMixin.__sklearn_tags__(self)
-        tags.input_tags.sparse = True
-        tags.input_tags.allow_nan = self._takes_nan()
-        preserved = ["float64", "float32"] if self.dtype is None else []
-        tags.transformer_tags.preserves_dtype = preserved
-        return tags
+        return transformer_tags(
+            sparse=True,
+            allow_nan=self._takes_nan(),
+            preserves_dtype=self.dtype is None,
+        )
 
 
 def _entries(X: Any) -> NDArray[Any]:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sknan._utils.validation import FLOAT64_MAX
+
 # Number of cells in a block. A few float32 arrays of this size fit the second-level
 # cache of a core, and a block has so few long rows that one byte can count them.
 _BLOCK_CELLS = 1 << 16
@@ -22,7 +24,7 @@ _BLOCK_CELLS = 1 << 16
 _WIDTH = 1 << 10
 
 # Size of a table up to which blocks cost more than they save.
-_FEW_CELLS = 1 << 12
+FEW_CELLS = 1 << 12
 
 
 class Block(NamedTuple):
@@ -75,9 +77,6 @@ def blocks(
         Each cell of the table is in exactly one block.
     """
     n_rows, n_columns = X.shape
-    if n_rows == 1 and X is out and X.flags.c_contiguous:  # the prediction of a row
-        yield Block(slice(0, n_columns), X, X)
-        return
     guide = X if out is None else out
     by_column = guide.flags.f_contiguous and not guide.flags.c_contiguous
     # In a short table one block for each column would be too many blocks.
@@ -154,7 +153,8 @@ class KnownMask(NamedTuple):
 
     def __call__(self, cells: NDArray[Any]) -> NDArray[np.bool_]:
         """Return the mask of ``cells``."""
-        is_narrow = self.limit < float(np.finfo(cells.dtype).max)
+        is_narrow = self.limit < FLOAT64_MAX
+        is_narrow = is_narrow and self.limit < float(np.finfo(cells.dtype).max)
         if math.isnan(self.marker) and not is_narrow:
             return np.asarray(np.isfinite(cells))
         if not is_narrow:
@@ -231,7 +231,7 @@ def fill(
         converted table.
     """
     is_same = X.dtype == out.dtype
-    if X.size <= _FEW_CELLS:
+    if X.size <= FEW_CELLS:
         missing = ~known(X)
         if is_same and out is not X:
             out[...] = X

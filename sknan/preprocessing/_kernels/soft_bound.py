@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sknan.preprocessing._kernels.blocks import (
+    FEW_CELLS,
     Block,
     PerColumn,
     blocks,
@@ -88,7 +89,9 @@ class DirectScaling:
         if bound is not None:
             self._set_bound(scale, bound)
             divisor = self._square
-        self._values = PerColumn(np.array([self._center, self._rest, divisor]))
+        self._columns = np.array([self._center, self._rest, divisor])
+        self._values = PerColumn(self._columns)
+        self._largest = np.finfo(dtype).max
 
     def _set_bound(self, scale: NDArray[np.float64], bound: float) -> None:
         dtype = self._dtype
@@ -118,23 +121,29 @@ class DirectScaling:
         # Copied at once, since writing to new memory block by block is slow.
         if out is not X:
             np.copyto(out, X)
-        largest = np.finfo(self._dtype).max
         # A ratio that overflows, or whose divisor is 0, is meant to become infinite.
         with np.errstate(over="ignore", under="ignore", divide="ignore"):
-            for block in blocks(out, out):
-                center, rest, divisor = self._values.along(block)
-                d = block.out
-                d -= center
-                if self._has_rest:
-                    d -= rest
-                if self._is_bounded:
-                    self._write_sizes(block, self._sizes(d, divisor))
-                else:
-                    d /= divisor
-                    np.clip(d, -largest, largest, out=d)
+            if out.size <= FEW_CELLS:
+                whole = Block(slice(0, out.shape[1]), out, out)
+                self._write_block(whole, self._columns)
+            else:
+                for block in blocks(out, out):
+                    self._write_block(block, self._values.along(block))
         for j in self._constant:
             column = out[:, j]
             column[~np.isnan(column)] = 0.0
+
+    def _write_block(self, block: Block, columns: NDArray[Any]) -> None:
+        center, rest, divisor = columns
+        d = block.out
+        d -= center
+        if self._has_rest:
+            d -= rest
+        if self._is_bounded:
+            self._write_sizes(block, self._sizes(d, divisor))
+        else:
+            d /= divisor
+            np.clip(d, -self._largest, self._largest, out=d)
 
     def _sizes(self, d: NDArray[Any], square: NDArray[Any]) -> NDArray[Any]:
         """Return the absolute values of the bounded deviations."""
