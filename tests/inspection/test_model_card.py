@@ -22,14 +22,10 @@ from sknan import (
     tabular_pipeline,
 )
 from sknan.exceptions import NonFiniteDataError
-from sknan.inspection._report._evaluation import (
-    _limits,
-    _share,
-    calibration_section,
-    evaluate,
-    score_table,
-)
+from sknan.inspection._report._drift import _limits
+from sknan.inspection._report._evaluation import evaluate
 from sknan.inspection._report._markdown import as_markdown
+from sknan.inspection._report._scores import _share, calibration_section, score_table
 
 RNG = np.random.default_rng(0)
 
@@ -112,7 +108,21 @@ def ends(cell):
 
 
 def test_scores_of_classes_have_intervals(model, card):
-    (_, accuracy, of_accuracy), (_, loss, of_loss) = rows_of(card, "Result")
+    scores, classes = rows_of(card, "Result")[:2], rows_of(card, "Result")[-2:]
+    (_, accuracy, of_accuracy, most), (_, loss, of_loss, entropy) = scores
+    shares = [np.mean(label == LABELS) for label in ("old", "young")]
+    assert float(most) == pytest.approx(max(shares), rel=1e-3)
+    constant = np.tile(shares, (len(LABELS), 1))
+    assert float(entropy) == pytest.approx(log_loss(LABELS, constant), rel=1e-3)
+    predicted = model.predict(FRAME)
+    for label, (name, n, recall, _, precision, _) in zip(
+        ("old", "young"), classes, strict=True
+    ):
+        is_class, is_predicted = label == LABELS, predicted == label
+        assert (name, n) == (label, str(is_class.sum()))
+        assert recall == f"{is_predicted[is_class].mean():.4g}"
+        right = is_class[is_predicted]
+        assert precision == (f"{right.mean():.4g}" if len(right) else "-")
     assert float(accuracy) == pytest.approx(model.score(FRAME, LABELS), rel=1e-3)
     expected = log_loss(LABELS, model.predict_proba(FRAME))
     assert float(loss) == pytest.approx(expected, rel=1e-3)
@@ -136,13 +146,17 @@ def regression(request):
 def test_scores_of_numbers_do_not_overflow(regression):
     net, X, y, unit = regression
     markdown = as_markdown(score_table(evaluate(net, X, y * unit)))
-    (_, r2, of_r2), (_, error, _) = rows_of(f"## Scores\n{markdown}", "Scores")
+    (_, r2, of_r2, _), (_, error, _, constant) = rows_of(
+        f"## Scores\n{markdown}", "Scores"
+    )
     predicted = net.predict(X) / unit
     assert float(r2) == pytest.approx(r2_score(y, predicted), abs=1e-4)
     low, high = ends(of_r2)
     assert low < float(r2) < high
     expected = mean_absolute_error(y, predicted)
     assert float(error) / unit == pytest.approx(expected, rel=1e-3)
+    expected = mean_absolute_error(y, np.full(len(y), np.median(y)))
+    assert float(constant) / unit == pytest.approx(expected, rel=1e-3)
 
 
 def test_calibration_compares_predicted_means_with_observed_ones(regression):
@@ -239,7 +253,7 @@ def test_r2_is_left_out_for_targets_that_do_not_differ(net, n_rows):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = report(net, rows, y).to_markdown()
-    [(name, value, interval)] = rows_of(found, "Result")
+    [(name, value, interval, _)] = rows_of(found, "Result")
     assert name == "mean absolute error"
     expected = mean_absolute_error(y, net.predict(rows))
     assert float(value) == pytest.approx(expected, rel=1e-3)
@@ -250,7 +264,7 @@ def test_r2_is_left_out_for_targets_that_do_not_differ(net, n_rows):
 def test_r2_has_an_interval_if_some_resamples_are_constant(net):
     rare = (np.arange(120) == 7).astype(float)
     markdown = as_markdown(score_table(evaluate(net, ROWS, rare)))
-    (_, _, interval), _ = rows_of(f"## Scores\n{markdown}", "Scores")
+    (_, _, interval, _), _ = rows_of(f"## Scores\n{markdown}", "Scores")
     assert all(abs(end) < 1e4 for end in ends(interval))
 
 
@@ -305,7 +319,7 @@ def test_labels_that_fit_has_not_seen_are_named():
     )
     found = report(net, ROWS, np.where(np.arange(120) == 4, "new", labels))
     found = found.to_markdown()
-    assert [row[0] for row in rows_of(found, "Result")] == ["accuracy"]
+    assert "log-loss" not in [row[0] for row in rows_of(found, "Result")]
     assert (
         "Labels of 1 row were not in fit: new. Such a row counts as an error in the "
         "accuracy, and the log-loss is left out."
@@ -314,12 +328,15 @@ def test_labels_that_fit_has_not_seen_are_named():
 
 def test_limits_of_drift_contain_usual_batches_and_exclude_shifted_ones():
     frame = pd.DataFrame({"x": RNG.normal(size=500), "c": RNG.choice(["a", "b"], 500)})
+    frame["flag"] = (frame.c == "a") * 1.0
     limits = {row[0]: row[1:] for row in _limits(frame, None, z=3.5)}
     assert list(limits) == [
         "x: missing cells",
         "x: median",
         "c: missing cells",
         f"c: share of {frame.c.mode()[0]}",
+        "flag: missing cells",
+        f"flag: share of {frame.flag.mode()[0]:g}",
     ]
     here, low, high = map(float, limits["x: median"])
     assert here == pytest.approx(frame.x.median(), abs=0.02)

@@ -22,13 +22,8 @@ from sknan.inspection._audit._table_audit import HEADS
 from sknan.inspection._audit_display import AuditDisplay
 from sknan.inspection._learning_rate_display import LearningRateDisplay
 from sknan.inspection._report._card import model_section, training_data_section
-from sknan.inspection._report._evaluation import (
-    Evaluation,
-    calibration_section,
-    drift_section,
-    evaluate,
-    score_table,
-)
+from sknan.inspection._report._drift import drift_section
+from sknan.inspection._report._evaluation import Evaluation, evaluate
 from sknan.inspection._report._html import (
     cut_table,
     details,
@@ -36,6 +31,7 @@ from sknan.inspection._report._html import (
     section,
     value_text,
 )
+from sknan.inspection._report._scores import calibration_section, score_table
 from sknan.inspection._training_display import TrainingDisplay
 from sknan.nets._curves import last_of, networks_of, skorch_net_of, steps_of
 from sknan.nets._training_facts import facts_of_several, training_facts
