@@ -135,13 +135,18 @@ class RateTrials:
         The sample is the recent batches and, if the training rows are known, a batch
         of rows from the whole table, which may be sorted. The loss of a constant output
         counts too: weights that were passed in may be so good that ten times their loss
-        is still good.
+        is still good. If all rows have the same target, the loss has no scale: it is 0.
         """
         results = []
         with kept_random_states(self.net.device), torch.no_grad():
             for batch in self._sample:
                 with contextlib.suppress(StepRefused):
                     results.append((batch, *self._result(batch)))
+        pairs = [(unpack_data(batch)[1], output) for batch, output, _ in results]
+        if pairs and all(_are_compared(*pair) for pair in pairs):
+            targets = torch.cat([target for target, _ in pairs])
+            if not _varies(targets):
+                return 0.0
         losses = [float(loss) for _, _, loss in results]
         with contextlib.suppress(StepRefused):
             batches, outputs = [b for b, _, _ in results], [o for _, o, _ in results]
@@ -456,6 +461,14 @@ class _Rows:
             if each.min() - rounding <= whole / factor <= each.max() + rounding:
                 return float(factor * each.std() / math.sqrt(n))
         return math.nan
+
+
+def _are_compared(target: Any, output: Any) -> bool:
+    """Return whether a loss seems to compare each output with a target."""
+    are_tensors = isinstance(target, Tensor) and isinstance(output, Tensor)
+    return (
+        are_tensors and target.is_floating_point() and target.numel() == output.numel()
+    )
 
 
 def _varies(target: Any) -> bool:
