@@ -20,6 +20,8 @@ def label_array(y: Any) -> Any:
     """Return labels with NaN for masked ones, and integers of pandas as integers."""
     if isinstance(y, np.ma.MaskedArray) or is_polars(y):
         return np.asarray(plain_cells(y))
+    if isinstance(y, (list, tuple)) and any(isinstance(label, str) for label in y):
+        return plain_cells(y)  # NumPy makes text of NaN among text
     # scikit-learn converts nullable integers to float64, which rounds large ones.
     is_pandas = isinstance(
         y, (pd.Series, pd.DataFrame, pd.api.extensions.ExtensionArray)

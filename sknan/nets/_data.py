@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from skorch.dataset import Dataset, unpack_data
@@ -96,14 +98,34 @@ def _arrays(name: str, data: Any) -> Iterator[tuple[str, Any, list[Any] | None]]
         yield name, data, None
     elif is_pandas_ndframe(data):
         frame = data.to_frame() if data.ndim == 1 else data
-        frame = frame.select_dtypes("number")
-        yield name, frame.to_numpy(dtype=float), list(frame.columns)
+        columns = [(label, _numbers_in(cells)) for label, cells in frame.items()]
+        known = [(label, cells) for label, cells in columns if cells is not None]
+        if known:
+            labels, numbers = zip(*known, strict=True)
+            yield name, np.column_stack(numbers), list(labels)
     elif isinstance(data, Mapping):
         for key, value in data.items():
             yield from _arrays(f"{name}[{key!r}]", value)
     elif isinstance(data, (list, tuple)) and any(hasattr(v, "shape") for v in data):
         for i, value in enumerate(data):
             yield from _arrays(f"{name}[{i}]", value)
+    elif isinstance(data, (list, tuple, pd.api.extensions.ExtensionArray)):
+        # skorch makes zeros of None in a list.
+        cells = _numbers_in(data)
+        if cells is not None:
+            yield name, cells, None
+
+
+def _numbers_in(cells: Any) -> np.ndarray | None:
+    """Return cells as numbers, with NaN for missing ones; None if they are others."""
+    plain = plain_cells(cells)
+    if not isinstance(plain, np.ndarray) or plain.dtype.kind not in "biufO":
+        return None
+    is_text = plain.dtype.kind == "O" and any(isinstance(c, str) for c in plain.flat)
+    if not is_text:
+        with contextlib.suppress(TypeError, ValueError):
+            return np.asarray(plain, dtype=np.float64)
+    return None
 
 
 def refuse_nonfinite_data(name: str, data: Any, remedy: str = _IMPUTE) -> None:

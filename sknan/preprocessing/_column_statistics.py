@@ -16,7 +16,13 @@ from sknan.preprocessing._kernels.blocks import KnownMask
 from sknan.preprocessing._kernels.column_means import RunningMeans
 from sknan.preprocessing._kernels.quantiles import BracketingValues, bracketing_values
 from sknan.preprocessing._tables.plain_cells import kind_of
-from sknan.preprocessing._tables.typed_column import is_container, is_opaque
+from sknan.preprocessing._tables.typed_column import (
+    is_container,
+    is_missing,
+    is_opaque,
+)
+
+_TIMES = ("dates", "durations")
 
 Statistics = NDArray[Any] | RunningMeans
 
@@ -195,11 +201,13 @@ def check_objects(
                     "argument must be a string, a number or a date. Convert it, or "
                     "leave the column out."
                 )
-            kind = kind_of(cell)
-            is_time = kind in ("dates", "durations")
-            if is_time and fill_value is not None and kind_of(fill_value) != kind:
+            kind, of_fill = kind_of(cell), kind_of(fill_value)
+            is_time = kind in _TIMES or of_fill in _TIMES
+            is_filled = fill_value is not None and not is_missing(cell)
+            if is_time and is_filled and of_fill != kind:
                 raise ValueError(
-                    f"X contains {kind}, first {cell} {place}, but fill_value="
-                    f"{fill_value!r} is of another kind. Pass a fill_value of this "
-                    "kind, or fill the column with strategy='most_frequent'."
+                    f"X contains {kind or 'numbers'}, first {cell} {place}, but "
+                    f"fill_value={fill_value!r} is of another kind. Pass a "
+                    "fill_value of this kind, or fill the column with "
+                    "strategy='most_frequent'."
                 )

@@ -259,9 +259,11 @@ def test_the_message_names_rows_of_non_finite_targets(Estimator, y, value, kind)
 def test_the_message_names_the_first_missing_label(missing):
     labels = np.array(["yes", "no"] * 6, dtype=object)
     labels[[4, 6]] = missing
-    assert refusal(NonFiniteDataError, classifier().fit, X, labels) == (
-        f"y contains 2 missing labels (None, NaN or NaT), first at row 4. {DROP_ROWS}"
-    )
+    for y in (labels, labels.tolist(), pd.Series(labels)):
+        assert refusal(NonFiniteDataError, classifier().fit, X, y) == (
+            "y contains 2 missing labels (None, NaN or NaT), first at row 4. "
+            f"{DROP_ROWS}"
+        )
 
 
 def test_the_message_names_rows_of_a_nullable_target():

@@ -590,6 +590,12 @@ def test_a_target_with_missing_values_is_refused_before_training():
         "y contains 1 NaN value in 1 of 1 column: 0 (1, first at row 7). A row without "
         "a finite target cannot be used for training: remove these rows from X and y."
     )
+    for missing in (None, pd.NA, np.nan, np.inf):
+        cells = [*y[:7, 0].tolist(), missing, *y[8:, 0].tolist()]
+        for target in (cells, tuple(cells), pd.Series(cells, dtype=object)):
+            message = refusal(NonFiniteDataError, built("net").fit, X, target)
+            assert message.startswith("y contains 1 ")
+            assert "at row 7" in message
 
 
 def test_missing_values_at_predict_are_refused():

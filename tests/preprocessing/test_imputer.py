@@ -467,6 +467,9 @@ def test_dates_are_filled_only_with_dates():
     for fill_value in (day, np.datetime64("2020-03-01", "us")):
         filled = imputer.set_params(fill_value=fill_value).fit_transform(table)
         assert filled.tolist() == [[day], [day]]
+    for other in (pd.Series([None, 2.5]), pd.Series(["red", None])):
+        with pytest.raises(ValueError, match="is of another kind"):
+            imputer.fit(table.assign(other=other))
 
 
 @pytest.mark.parametrize("value", [1e39, INF, NAN, "none"])

@@ -22,7 +22,7 @@ from sknan import (
     StableNetRegressor,
 )
 from sknan.exceptions import NonFiniteDataError
-from sknan.preprocessing import iter_chunks
+from sknan.preprocessing import TableCleaner, iter_chunks
 
 ENCODE = "Encode the table first, for example with skrub.TableVectorizer()"
 
@@ -226,7 +226,20 @@ def test_a_structured_array_is_a_table_of_its_fields():
     table = np.array(rows, dtype=[("price", "f8"), ("count", "i4")])
     imputer = NaNImputer().fit(table)
     assert imputer.feature_names_in_.tolist() == ["price", "count"]
-    assert imputer.transform(table).tolist() == [[1, 4], [2, 5], [3, 6]]
+    for same in (table, table.reshape(-1, 1)):
+        assert imputer.transform(same).tolist() == [[1, 4], [2, 5], [3, 6]]
+
+
+@pytest.mark.parametrize("dtype", [[("b", "f8"), ("c", "f8")], ("f8", 2)])
+def test_a_structured_array_with_several_values_in_a_field_is_refused(dtype):
+    table = np.zeros(3, dtype=[("a", *dtype) if "f8" in dtype else ("a", dtype)])
+    for transformer in (NaNImputer(), SafeScaler(), TableCleaner()):
+        with pytest.raises(ValueError, match="structured") as caught:
+            transformer.fit(table)
+        assert str(caught.value) == (
+            "Field 'a' of the structured array does not hold one value for each row. "
+            "Pass a DataFrame with a column for each value."
+        )
 
 
 @pytest.mark.parametrize(
@@ -260,6 +273,25 @@ def test_the_most_frequent_of_large_integers_is_exact(dtype, value):
     filled = imputer.transform(table)
     assert filled.dtype == dtype
     assert filled.tolist() == [[value, 7], [value, 7], [value, 7], [5, 7]]
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda cells: pd.DataFrame({"a": pd.array(cells, dtype="Int64")}),
+        lambda cells: pd.DataFrame({"a": pd.array(cells, dtype="int64[pyarrow]")}),
+        lambda cells: pa.table({"a": pa.array(cells)}),
+        lambda cells: pl.DataFrame({"a": cells}),
+    ],
+)
+def test_large_integers_beside_missing_values_are_filled_exactly(convert):
+    value = 2**53 + 1
+    imputer = NaNImputer(strategy="most_frequent")
+    filled = imputer.fit_transform(convert([value, None, value]))
+    assert filled.tolist() == [[value]] * 3
+    small = imputer.fit_transform(convert([1, None, 1]))
+    assert small.dtype == np.float64
+    assert small.tolist() == [[1.0]] * 3
 
 
 def test_integers_and_decimals_of_any_size_are_read():
@@ -422,7 +454,9 @@ def test_none_and_na_among_numbers_of_a_target_are_refused_by_row():
     )
 
 
-@pytest.mark.parametrize("kind", [pd.Series, pl.Series, np.array, pa.array])
+@pytest.mark.parametrize(
+    "kind", [pd.Series, pl.Series, np.array, pa.array, pd.DatetimeIndex]
+)
 def test_dates_as_a_numeric_target_are_refused(kind):
     y = kind(pd.date_range("2020-01-01", periods=60).to_numpy())
     assert message_of(ValueError, StableNetRegressor().fit, X, y) == (

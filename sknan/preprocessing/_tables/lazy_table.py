@@ -147,7 +147,7 @@ def _frame_of(X: Any) -> pd.DataFrame:
 
 
 def _is_structured(X: Any) -> bool:
-    return isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.names is not None
+    return isinstance(X, np.ndarray) and X.dtype.names is not None
 
 
 def _check_dimensions(n_dimensions: int, reader: str) -> None:

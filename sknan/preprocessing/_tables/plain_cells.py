@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from sknan._utils.validation import FLOAT64_MAX, column_name
 from sknan.preprocessing._tables.typed_column import (
+    frame_from_arrow,
     frame_from_polars,
+    holds_large_integers,
     is_polars,
     series_from_polars,
 )
@@ -59,7 +61,7 @@ def plain_cells(values: Any) -> Any:
         return _plain_frame(frame_from_polars(values))
     if is_polars(values) and hasattr(values, "to_numpy"):
         values = series_from_polars(values)
-    if isinstance(values, (pd.Series, pd.api.extensions.ExtensionArray)):
+    if isinstance(values, (pd.Series, pd.Index, pd.api.extensions.ExtensionArray)):
         return _plain_array(np.asarray(values))
     if isinstance(values, (list, tuple)):
         try:
@@ -70,7 +72,7 @@ def plain_cells(values: Any) -> Any:
             cells = np.array(values, dtype=object)
         return _plain_array(cells)
     if hasattr(values, "to_pandas") and not is_polars(values):
-        return plain_cells(values.to_pandas())
+        return plain_cells(frame_from_arrow(values))
     return values
 
 
@@ -124,9 +126,8 @@ def name_unfit_cell(
 
 
 def _plain_array(values: NDArray[Any]) -> Any:
-    if values.ndim == 1 and values.dtype.names is not None:
-        names = values.dtype.names
-        return pd.DataFrame({name: _plain_array(values[name]) for name in names})
+    if values.dtype.names is not None:
+        return _frame_of_fields(values)
     if isinstance(values, np.ma.MaskedArray):
         values = _without_mask(values)
     if values.dtype.kind in "Mm":
@@ -135,6 +136,20 @@ def _plain_array(values: NDArray[Any]) -> Any:
     if values.dtype.kind != "O" or {*map(type, values.flat)} <= _CASTABLE:
         return values
     return np.frompyfunc(_plain_cell, 1, 1)(values)
+
+
+def _frame_of_fields(values: NDArray[Any]) -> pd.DataFrame:
+    """Return a structured array as a table with a column for each field."""
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    fields = {name: values[name] for name in values.dtype.names or ()}
+    several = [n for n, v in fields.items() if v.ndim != 1 or v.dtype.names is not None]
+    if several:
+        raise ValueError(
+            f"Field {several[0]!r} of the structured array does not hold one value for "
+            "each row. Pass a DataFrame with a column for each value."
+        )
+    return pd.DataFrame({name: _plain_array(cells) for name, cells in fields.items()})
 
 
 def _without_mask(values: np.ma.MaskedArray[Any, Any]) -> NDArray[Any]:
@@ -159,7 +174,9 @@ def _plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plain_column(column: pd.Series) -> pd.Series:
-    if pd.api.types.is_bool_dtype(column.dtype):
+    if holds_large_integers(column):
+        cells = _plain_array(column.astype(object).to_numpy())
+    elif pd.api.types.is_bool_dtype(column.dtype):
         cells = column.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
         cells = _plain_array(np.asarray(column))

@@ -68,6 +68,16 @@ _OBJECTS: dict[str, ColumnContent] = {
 }
 
 
+# Up to here float64 represents every integer.
+_EXACT = 2**53
+
+# Types of pandas for integers of Arrow beside missing values.
+_LARGE = {
+    "int64": lambda _: pd.Int64Dtype(),
+    "uint64": lambda _: pd.UInt64Dtype(),
+}
+
+
 class TypedColumn(NamedTuple):
     """A column of a table with the type of its content.
 
@@ -165,9 +175,25 @@ def frame_from_polars(X: Any) -> pd.DataFrame:
 def frame_from_arrow(X: Any) -> Any:
     """Convert a table of pyarrow, or of any library with ``to_pandas``, to pandas."""
     try:
-        return X.to_pandas()
+        frame = X.to_pandas()
     except ValueError:  # pandas has no category that is null
         return X.to_pandas(types_mapper=pd.ArrowDtype)
+    for j, column in enumerate(getattr(X, "columns", ())):
+        if getattr(column, "null_count", 0) and str(column.type) in _LARGE:
+            cells = column.to_pandas(types_mapper=_LARGE[str(column.type)])
+            if holds_large_integers(cells):
+                frame.isetitem(j, cells)
+    return frame
+
+
+def holds_large_integers(column: pd.Series) -> bool:
+    """Return whether float64 would round integers beside missing values."""
+    dtype = column.dtype
+    if isinstance(dtype, np.dtype) or not pd.api.types.is_integer_dtype(dtype):
+        return False
+    known = column.dropna()
+    is_rounded = len(known) and max(-int(known.min()), int(known.max())) > _EXACT
+    return bool(is_rounded) and len(known) < len(column)
 
 
 def series_from_polars(series: Any) -> pd.Series:
@@ -178,6 +204,9 @@ def series_from_polars(series: Any) -> pd.Series:
         return pd.Series(pd.Categorical(series.to_list()))
     is_number = dtype.is_numeric() and name not in ("Decimal", "Int128", "UInt128")
     is_full_flag = name == "Boolean" and not series.null_count()
+    is_large = name in ("Int64", "UInt64") and 0 < series.null_count() < len(series)
+    if is_large and max(-series.min(), series.max()) > _EXACT:
+        return pd.Series(series.to_list(), dtype=name)
     if is_number or is_full_flag or name in ("Date", "Datetime", "Duration"):
         cells = pd.Series(series.to_numpy())
         zone = getattr(dtype, "time_zone", None)
