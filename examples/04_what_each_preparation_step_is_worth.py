@@ -102,7 +102,11 @@ shown = [f"{mean:.2f}" if mean > 0 else "below 0" for mean in means]
 labels = [f"{name}, {mean}" for name, mean in zip(means.index, shown, strict=True)]
 axes.barh(labels, means.clip(lower=0), color="#0b5394")
 axes.axvline(best, color="#b2560d", label=f"the whole pipeline, {best:.2f}")
-axes.set(xlim=(0, 1), xlabel="R2, mean of four folds", title="With one step changed")
-axes.legend(loc="lower right")
+axes.set(
+    xlim=(0, 1),
+    xlabel="R2, mean of four folds",
+    title="The pipeline with one step changed",
+)
+figure.legend(loc="outside lower right")
 OUTPUTS.mkdir(exist_ok=True)
 figure.savefig(OUTPUTS / "04_what_each_preparation_step_is_worth.png", dpi=120)

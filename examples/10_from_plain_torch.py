@@ -9,8 +9,8 @@ norm first, all steps succeed.
 """
 
 # %%
-# Counts that depend on features with outliers
-# --------------------------------------------
+# Counts that depend on features with heavy tails
+# -----------------------------------------------
 
 import math
 from pathlib import Path
@@ -31,7 +31,7 @@ OUTPUTS = Path("outputs")
 N_STEPS, BATCH_SIZE, LR = 300, 64, 0.1
 
 rng = np.random.default_rng(0)
-features = rng.standard_t(df=2, size=(1024, 5))
+features = rng.standard_t(df=4, size=(1024, 5))
 counts = rng.poisson(np.exp(np.clip(0.8 + 0.4 * features[:, 0], -3, 4)))
 X = torch.tensor(features, dtype=torch.float32)
 y = torch.tensor(counts, dtype=torch.float32)
