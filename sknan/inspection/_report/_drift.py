@@ -48,9 +48,10 @@ def drift_section(frame: pd.DataFrame, found: Evaluation | None) -> str:
         f"{100 * _FALSE_ALARMS:.0f} % are outside any of them."
     )
     if found is not None:
+        accuracy = "" if found.probabilities is None else " and the accuracy"
         text += (
-            " This holds for the predictions and the accuracy only if the model was "
-            "not trained on the rows given to this report."
+            f" This holds for the predictions{accuracy} only if the model was not "
+            "trained on the rows given to this report."
         )
     heads = ["quantity", "here", "lower limit", "upper limit"]
     return section("Drift", [element("p", text), cut_table(rows, heads)])

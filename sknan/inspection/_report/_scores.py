@@ -32,10 +32,10 @@ def score_table(found: Evaluation) -> str:
     is_regression = found.probabilities is None
     scores = _scores_of_numbers if is_regression else _scores_of_classes
     n = len(found.names)
-    by = "median" if is_regression else "share of each class"
+    by = "mean (R2) or median" if is_regression else "share of each class"
     by = "quantiles" if found.levels is not None else by
     by = "share of each label" if found.is_multilabel else by
-    text = f"The last column has the score of a constant: the {by} in these rows."
+    text = f"The last column has the score of a constant: the {by} of these rows."
     if is_regression and n > MAX_GROUPS:
         text += f" The first {MAX_GROUPS} of {n} targets are listed."
     heads = ["score", "value", "95 % interval", "constant"]
@@ -52,19 +52,19 @@ def _scores_of_classes(found: Evaluation) -> Iterator[Row]:
     shares = found.is_class.mean(axis=0)
     if found.is_multilabel:
         counts = np.unique(found.target, axis=0, return_counts=True)[1]
-        most = f"{counts.max() / len(found.target):.4g}"
+        most = _digits(counts.max() / len(found.target))
         yield ("accuracy (all labels of a row)", *_share(found.hits), most)
         p = np.where(found.is_class, p, np.maximum(1.0 - p, _EPS))
         losses = -np.log(p).mean(axis=1)
         constant = np.mean(stats.entropy([shares, 1.0 - shares]))
         name = "mean log-loss of the labels"
-        yield (*_resampled(name, losses, _mean), f"{constant:.4g}")
+        yield (*_resampled(name, losses, _mean), _digits(constant))
         return
-    yield ("accuracy", *_share(found.hits), f"{shares.max():.4g}")
+    yield ("accuracy", *_share(found.hits), _digits(shares.max()))
     if not found.unseen.any():
         losses = -np.log(np.maximum((p * found.is_class).sum(axis=1), _EPS))
         row = _resampled("log-loss", losses, _mean)
-        yield (*row, f"{stats.entropy(shares):.4g}")
+        yield (*row, _digits(stats.entropy(shares)))
 
 
 def _scores_by_class(found: Evaluation) -> Iterator[Row]:
@@ -92,7 +92,7 @@ def _scores_of_numbers(found: Evaluation) -> Iterator[Row]:
                 for of_row in (p, np.quantile(y, found.levels))
             )
             row = _resampled(f"mean pinball loss{of}", losses * unit, _mean)
-            yield (*row, f"{constant.mean() * unit:.4g}")
+            yield (*row, _digits(constant.mean() * unit))
             continue
         errors, centered = y / unit - p / unit, y / unit - (y / unit).mean()
         parts = np.column_stack([errors**2, centered, centered**2])
@@ -100,12 +100,17 @@ def _scores_of_numbers(found: Evaluation) -> Iterator[Row]:
             yield (*_resampled(f"R2{of}", parts, _r2), "0")
         row = _resampled(f"mean absolute error{of}", np.abs(errors) * unit, _mean)
         deviations = np.abs(y / unit - np.median(y / unit))
-        yield (*row, f"{deviations.mean() * unit:.4g}")
+        yield (*row, _digits(deviations.mean() * unit))
 
 
 def _pinball(y: Numbers, predicted: Numbers, levels: Numbers) -> Numbers:
     errors = y[:, None] - predicted
     return np.asarray(np.maximum(levels * errors, (levels - 1) * errors).mean(axis=1))
+
+
+def _digits(value: float) -> str:
+    """Return four digits, without an exponent up to a million."""
+    return f"{float(f'{value:.4g}'):g}"
 
 
 def _mean(means: Numbers) -> Any:
@@ -136,11 +141,11 @@ def _resampled(name: str, values: Numbers, score: Callable[[Numbers], Any]) -> R
     sizes = np.diff(starts, append=n)
     draws = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), _N_RESAMPLES)
     means = (draws @ sums) / (draws @ sizes)[:, None]
-    value = f"{score(values.mean(axis=0)):.4g}"
+    value = _digits(score(values.mean(axis=0)))
     if n < 2:
         return name, value, "-"
     low, high = np.nanquantile(score(means), [0.025, 0.975])
-    return name, value, f"{low:.4g} to {high:.4g}"
+    return name, value, f"{_digits(low)} to {_digits(high)}"
 
 
 def _share(is_true: NDArray[np.bool_], z: float = 1.96) -> Row:
@@ -149,7 +154,7 @@ def _share(is_true: NDArray[np.bool_], z: float = 1.96) -> Row:
     center = p + z**2 / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     low, high = ((center + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
-    return f"{p:.4g}", f"{max(low, 0.0):.4g} to {min(high, 1.0):.4g}"
+    return _digits(p), f"{_digits(max(low, 0.0))} to {_digits(min(high, 1.0))}"
 
 
 # -- calibration ---------------------------------------------------------------------
@@ -200,11 +205,11 @@ def _bins(predicted: Numbers, observed: NDArray[Any]) -> Iterator[Row]:
     n_bins = min(_N_BINS, len(predicted) // _MIN_PER_BIN)
     order = np.argsort(predicted, kind="stable")
     for rows in np.array_split(order, n_bins) if n_bins > 1 else ():
-        mean = f"{predicted[rows].mean():.4g}"
+        mean = _digits(predicted[rows].mean())
         if observed.dtype == bool:
             yield mean, *_share(observed[rows]), str(len(rows))
             continue
         center, unit = observed[rows].mean(), np.abs(observed).max() or 1.0
         error = 1.96 * stats.sem(observed[rows] / unit) * unit
-        ends = f"{center - error:.4g} to {center + error:.4g}"
-        yield mean, f"{center:.4g}", ends, str(len(rows))
+        ends = f"{_digits(center - error)} to {_digits(center + error)}"
+        yield mean, _digits(center), ends, str(len(rows))
