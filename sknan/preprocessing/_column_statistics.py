@@ -193,7 +193,11 @@ def check_objects(
     for j, column in enumerate(X.T):
         cells = column.tolist()
         for cls in dict.fromkeys(map(type, cells)):
-            i, cell = next((i, c) for i, c in enumerate(cells) if type(c) is cls)
+            of_class = [(i, c) for i, c in enumerate(cells) if type(c) is cls]
+            known = (
+                pair for pair in of_class if cls is not float or pair[1] == pair[1]
+            )
+            i, cell = next(known, of_class[0])
             place = f"at row {i}, column {column_name(j, names)}"
             if is_container(cell) or not isinstance(cell, Hashable) or is_opaque(cell):
                 raise TypeError(
