@@ -6,7 +6,7 @@ import functools
 import sys
 import sysconfig
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch
 
@@ -14,9 +14,6 @@ _PACKAGE = str(Path(__file__).parents[1])  # root of sknan: no file in it is the
 _TORCH = str(Path(torch.__file__).parent)
 _LIBRARY_FOLDERS = (_TORCH, _PACKAGE, sysconfig.get_paths()["stdlib"])
 _LIBRARY_NAMES = ("skorch", "sklearn", "joblib", "_pytest", "pluggy")
-
-# Code of torch that calls the user's own autograd functions.
-_APPLY_AUTOGRAD_FUNCTION = torch.autograd.Function.apply.__code__
 
 
 @functools.cache
@@ -41,6 +38,17 @@ def is_users(filename: str) -> bool:
     return not is_in_package or not any(f"{name}/" in path for name in _LIBRARY_NAMES)
 
 
+@functools.lru_cache(maxsize=4096)
+def _is_forward(code: CodeType) -> bool:
+    """Whether a function is the ``forward`` of a class of autograd functions."""
+    classes = [torch.autograd.Function]
+    for function_class in classes:
+        if getattr(function_class.forward, "__code__", None) is code:
+            return True
+        classes.extend(function_class.__subclasses__())
+    return False
+
+
 def line_of_user(stop: FrameType, *, is_of_node: bool = False) -> str | None:
     """Return ``file:line`` of the innermost frame of the user's code.
 
@@ -60,7 +68,7 @@ def line_of_user(stop: FrameType, *, is_of_node: bool = False) -> str | None:
     frame: FrameType | None = sys._getframe(1)
     found: FrameType | None = None
     while frame is not None and frame is not stop:
-        if is_of_node and frame.f_code is _APPLY_AUTOGRAD_FUNCTION:
+        if is_of_node and _is_forward(frame.f_code):
             found = None
         elif found is None and is_users(frame.f_code.co_filename):
             found = frame

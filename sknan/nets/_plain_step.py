@@ -65,7 +65,7 @@ class PlainStep:
             self._check_and_clip(batch, step, fit_params, mode)
             if conditioning is not None:
                 conditioning.to_scaled()
-            loss: Tensor = step["loss"]
+            loss: Tensor = step["loss"].detach()  # LBFGS of torch 2.8 warns otherwise
             return loss
 
         try:
