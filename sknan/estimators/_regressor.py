@@ -531,7 +531,8 @@ class StableNetRegressor(QuantilePredictionMixin, StableNetBase):
 
     @property
     def _coding(self) -> NumberCoding:
-        mean, scale = self.target_mean_, self.target_scale_
+        # Of a single target they are numbers.
+        mean, scale = np.asarray(self.target_mean_), np.asarray(self.target_scale_)
         is_constant = ~np.isnan(self._constants)
         if is_constant.any():
             mean = np.where(is_constant, self._constants, mean)
