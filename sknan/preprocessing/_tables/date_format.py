@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pandas.tseries.api import guess_datetime_format
 
 from sknan._utils.warn import warn
-from sknan.preprocessing._tables.typed_column import dates_of_objects
 
 # Share of the known cells of a text column that must be numbers, or dates, for the
 # column to be read as such.
@@ -293,9 +292,14 @@ def _zone_of(texts: pd.Series, format_: str) -> tzinfo | None:
     """Return the time zone of texts, UTC if they have several UTC offsets."""
     read = pd.to_datetime(texts, format=format_, errors="coerce", utc=True)
     near = texts[read.notna()]
-    zone: tzinfo | None = (
-        dates_of_objects(near, format=format_).dt.tz if len(near) else None
-    )
+    with warnings.catch_warnings():
+        # For several UTC offsets, where pandas 3 raises ValueError, pandas 2 warns.
+        warnings.simplefilter("error", FutureWarning)
+        try:
+            dates = pd.to_datetime(near, format=format_)
+        except (ValueError, FutureWarning):
+            return UTC
+    zone: tzinfo | None = dates.dt.tz if len(near) else None
     return zone
 
 

@@ -7,7 +7,6 @@ import datetime
 import decimal
 import numbers
 import re
-import warnings
 from collections import Counter
 from typing import Any, Literal, NamedTuple
 
@@ -286,7 +285,7 @@ def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
     if holds == "complex":
         return holds, np.array([np.nan if is_missing(c) else c for c in series])
     if holds in ("dates", "durations"):
-        convert = dates_of_objects if holds == "dates" else pd.to_timedelta
+        convert = _dates_of_objects if holds == "dates" else pd.to_timedelta
         try:
             return _cells_of(convert(series))
         except (ValueError, TypeError, OverflowError):
@@ -297,29 +296,14 @@ def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
     return holds, series
 
 
-def dates_of_objects(series: pd.Series, **options: Any) -> pd.Series:
-    """Convert objects or text to dates: in UTC if there are several UTC offsets.
-
-    Parameters
-    ----------
-    series : Series
-        Dates with or without a time zone.
-    **options : object
-        Options of ``pandas.to_datetime``.
-
-    Returns
-    -------
-    Series
-    """
+def _dates_of_objects(series: pd.Series) -> pd.Series:
+    """Convert objects to dates: in UTC if there are several zones or UTC offsets."""
+    # pandas 2 would only warn of them, and filters of warnings concern all threads.
+    zones = {str(zone) for cell in series if (zone := getattr(cell, "tzinfo", None))}
     try:
-        with warnings.catch_warnings():
-            # For several UTC offsets, where pandas 3 raises ValueError, pandas 2 warns.
-            warnings.simplefilter("error", FutureWarning)
-            return pd.to_datetime(series, **options)
-    except (ValueError, FutureWarning):
-        # Summer and winter time have different offsets. Text without an offset, which
-        # is no date either, fails again.
-        return pd.to_datetime(series, utc=True, **options)
+        return pd.to_datetime(series, utc=len(zones) > 1)
+    except ValueError:  # some have none
+        return pd.to_datetime(series, utc=True)
 
 
 def _in_microseconds(series: pd.Series, holds: ColumnContent) -> pd.Series:
