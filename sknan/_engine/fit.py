@@ -81,8 +81,9 @@ def train_stack(
                 raise
             training.interrupt()  # as skorch's loop does
     if not training.counts_epochs:
-        recovered = [len(plan.net.nonfinite_reports_) for plan in plans]
-        n_recoveries = 0 if training.n_reported else sum(recovered)
+        begun = [plan.net for plan in plans if hasattr(plan.net, "guard_")]
+        recovered = sum(len(net.nonfinite_reports_) for net in begun)
+        n_recoveries = 0 if training.n_reported else recovered
         advance(len(training.finished) - training.n_reported, n_recoveries)
     ends = {id(member.plan): member.conclude for member in training.finished}
     return [ends[id(plan)] for plan in plans]

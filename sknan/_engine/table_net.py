@@ -323,7 +323,9 @@ def rows_per_evaluation(batch_size: int, X: Any) -> int:
 def is_best(history: list[dict[str, Any]], name: str, value: float) -> bool:
     """Whether a loss is lower than in all earlier epochs, as skorch records it."""
     key = f"{name}_best"
-    best = next((row[name] for row in reversed(history) if row.get(key)), math.inf)
+    # An epoch that was interrupted may lack one of the two entries.
+    rows = (row for row in reversed(history) if row.get(key) and name in row)
+    best = next((row[name] for row in rows), math.inf)
     return bool(value < best)
 
 

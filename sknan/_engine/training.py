@@ -145,16 +145,19 @@ class StackTraining(StackState):
             Start and stop of each batch.
         """
         before = self.snapshot()
+        error = None
         try:
             record = self.run_span(span)
         except StepRaised as raised:
-            if self._is_ended_by(raised.error):
+            error = raised.error
+            if self._is_ended_by(error):
                 return
             suspects = np.arange(len(self.members))
         else:
             suspects = self._judge(before, first, record)
         if len(suspects):
             self._train_subset(suspects, before, first, span)
+            self._end_if_from_outside(error)
             self.resume()
 
     def _is_ended_by(self, error: Exception) -> bool:
@@ -164,6 +167,14 @@ class StackTraining(StackState):
         self.members[0].error = error
         self.resume()
         return True
+
+    def _end_if_from_outside(self, error: Exception | None) -> None:
+        """End all members by an error of a step that none of them has raised again."""
+        if error is None or not may_be_transient(error):
+            return
+        if not any(type(member.error) is type(error) for member in self.members):
+            for member in self.members:
+                member.error = member.error or error
 
     def run_span(self, span: list[tuple[int, int]]) -> StepRecord:
         """Make the steps of a span, without checks.
@@ -278,6 +289,7 @@ class StackTraining(StackState):
                     rest = span[i - first :]
                     for half in halves:
                         self._train_subset(half, before, i, rest)
+                    self._end_if_from_outside(raised.error)
                     self.resume()
                     return
                 if self._is_ended_by(raised.error):

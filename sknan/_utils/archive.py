@@ -56,7 +56,7 @@ def write_archive(contents: Any, file: Any) -> None:
     try:
         torch.save(contents, digested)  # type: ignore[arg-type]
     except RuntimeError as error:
-        if isinstance(error.__context__, (KeyboardInterrupt, OSError)):
+        if error.__context__ is not None:
             raise error.__context__ from None
         raise
     file.write(digested.sha256.digest())
@@ -141,8 +141,8 @@ def require_like(found: Any, expected: Any, name: str) -> None:
         Tensors, numbers and strings in nested tuples, lists and dicts.
     expected : object
         State of the same kind. None and empty containers allow everything. A container
-        may be empty, and None may be in a list; keys of a dict that are numbers, such
-        as those of parameters, may be absent.
+        may be empty, and None may be in a list that has None here; keys of a dict that
+        are numbers, such as those of parameters, may be absent.
     name : str
         Name of the state in the error message.
 
@@ -172,15 +172,17 @@ def require_like(found: Any, expected: Any, name: str) -> None:
         is_as_long = lengths[0] == lengths[1]
         if isinstance(expected, tuple) and not is_as_long:
             raise TypeError(f"{name} is of length {lengths[0]} instead of {lengths[1]}")
+        may_be_none = any(part is None for part in expected)
         for i, part in enumerate(found):
-            if part is not None:
+            if part is not None or not may_be_none:
                 require_like(part, expected[i if is_as_long else 0], f"{name}[{i}]")
 
 
 def shape_in_words(tensor: torch.Tensor) -> str:
-    """Return shape and dtype of a tensor for a message."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return f"{tuple(tensor.shape)} and dtype {dtype}"
+    """Return shape, dtype and an unusual layout of a tensor for a message."""
+    kinds = [tensor.dtype, *({tensor.layout} - {torch.strided})]
+    words = " ".join(str(kind).removeprefix("torch.") for kind in kinds)
+    return f"{tuple(tensor.shape)} and dtype {words}"
 
 
 def sealed(data: bytes) -> bytes:
@@ -214,4 +216,8 @@ def _tensors_in(contents: Any) -> Iterator[torch.Tensor]:
 
 def _is_expanded(tensor: torch.Tensor) -> bool:
     """Whether a tensor has more elements than its memory, so that a copy is larger."""
+    if tensor.layout is torch.sparse_coo:
+        return _is_expanded(tensor._indices()) or _is_expanded(tensor._values())
+    if tensor.layout is not torch.strided:
+        return True  # of unknown size
     return tensor.nbytes > tensor.untyped_storage().nbytes()

@@ -94,6 +94,19 @@ def copy_of_module(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, copies)
 
 
+def complete_copy(optimizer: Any) -> None:
+    """Restore attributes that copies and pickles of an optimizer of torch lack.
+
+    Parameters
+    ----------
+    optimizer : object
+        Copy of an optimizer.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer._params = optimizer.param_groups[0]["params"]
+        optimizer._numel_cache = None
+
+
 class VersionedPickleMixin:
     """Mixin that records versions in pickles and warns if they differ on loading.
 

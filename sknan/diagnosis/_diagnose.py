@@ -20,7 +20,7 @@ from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import Trials, places_to_blame
 from sknan.diagnosis._evidence import StepEvidence
-from sknan.diagnosis._raised import ValueErrors
+from sknan.diagnosis._raised import ValueErrors, is_of_environment
 from sknan.diagnosis._replay import ModuleNames, replay
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
@@ -300,9 +300,8 @@ def reproduce(
     Raises
     ------
     ValueError
-        If the report has no capsule.
-    RuntimeError
-        If the weights do not fit the module; raised by torch.
+        If the report has no capsule, or its capsule cannot be run with this module and
+        criterion.
     """
     capsule = report.capsule
     if capsule is None:
@@ -312,12 +311,21 @@ def reproduce(
             "with report.save(path) to keep the capsule."
         )
     module, criterion = copy.deepcopy((original_of(module), original_of(criterion)))
-    module.load_state_dict(capsule.weights["module"])
-    if isinstance(criterion, nn.Module) and "criterion" in capsule.weights:
-        criterion.load_state_dict(capsule.weights["criterion"])
-    module.train(capsule.is_training)
-    with usual_settings(any_dtype=True, any_precision=True), kept_random_states():
-        torch.random.set_rng_state(capsule.random_state)
-        step = _step_of_module(module, criterion, capsule.inputs, capsule.target)
-        found = step.examine()
-        return found and dataclasses.replace(found, rows_in="batch")
+    try:
+        module.load_state_dict(capsule.weights["module"])
+        if isinstance(criterion, nn.Module) and "criterion" in capsule.weights:
+            criterion.load_state_dict(capsule.weights["criterion"])
+        module.train(capsule.is_training)
+        with usual_settings(any_dtype=True, any_precision=True), kept_random_states():
+            torch.random.set_rng_state(capsule.random_state)
+            step = _step_of_module(module, criterion, capsule.inputs, capsule.target)
+            found = step.examine()
+    except Exception as error:
+        if is_of_environment(error):
+            raise
+        raise ValueError(
+            "The capsule cannot be run with this module and criterion: "
+            f"{type(error).__name__}: {error}. Pass the module and the criterion of "
+            "the failed training, or get an intact copy of the report."
+        ) from error
+    return found and dataclasses.replace(found, rows_in="batch")

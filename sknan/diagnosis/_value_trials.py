@@ -47,8 +47,9 @@ def depends_on_values(
     """Whether a step that raises for a batch passes with other values.
 
     An exception that is raised for any values of the same shapes is an error of the
-    program, such as shapes that do not match. A batch of one row counts as a value: two
-    equal rows, which must pass or fail in another way, are tried in its place.
+    program, such as shapes that do not match. Errors of torch's linear algebra are
+    about values. A batch of one row counts as a value: two equal rows, which must pass
+    or fail in another way, are tried in its place.
 
     Parameters
     ----------
@@ -63,8 +64,10 @@ def depends_on_values(
     -------
     bool
     """
+    first = error_of(partial(run, batch))
+    if isinstance(first, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        return True
     if len(tree_leaves(batch[0])[0]) == 1:
-        first = error_of(partial(run, batch))
         second = error_of(partial(run, sliced(batch, torch.tensor([0, 0]), 1)))
         return second is None or _without_numbers(first) != _without_numbers(second)
     batches = chain(_of_equal_rows(batch), _of_equal_rows(_harmless_data(batch)))

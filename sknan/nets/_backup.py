@@ -15,6 +15,7 @@ from sknan.nets._training_state import (
     begin_epoch_as,
     data_of,
     difference,
+    other_data,
     put_net,
     put_random_states,
     put_training,
@@ -146,15 +147,11 @@ class BackupAndRestore(Callback):
         found, self._found_ = self._found_, None
         if found is None:
             return
-        was, now = found["data"], self._data_
-        for name in ("rows", "batches"):
-            if was[name] != now[name]:
-                raise self._refusal(
-                    f"is of a training on {was[name]} {name}, but this training has "
-                    f"{now[name]}"
-                )
-        if was["checksum"] != now["checksum"]:
-            raise self._refusal("is of a training on other data of the same shape")
+        other = None
+        with self._refusing():
+            other = other_data(found["data"], self._data_)
+        if other is not None:
+            raise self._refusal(other)
         with self._refusing():
             put_training(net, found)
 

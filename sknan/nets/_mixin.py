@@ -7,7 +7,11 @@ from typing import Any, Protocol
 import cloudpickle
 import torch
 
-from sknan._utils.pickling import VersionedPickleMixin, make_picklable
+from sknan._utils.pickling import (
+    VersionedPickleMixin,
+    complete_copy,
+    make_picklable,
+)
 from sknan._utils.settings import usual_settings
 from sknan._utils.validation import is_number
 from sknan._utils.warn import warn
@@ -21,6 +25,7 @@ from sknan.nets._data import (
     refuse_unusable_targets,
 )
 from sknan.nets._final_loss import find_fault_of_result
+from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._loop import LoopMixin
 from sknan.nets._output import OutputMixin
 from sknan.nets._own_step import refuse_own_loop
@@ -39,6 +44,12 @@ from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery import RECOVERIES, Recovery
 from sknan.optim._adaptive_clipping import AdaptiveClip, resolve_adaptive_clip
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
+
+# Lists in which skorch registers modules, criteria and optimizers.
+_REGISTRIES = (
+    *("prefixes_", "cuda_dependent_attributes_"),
+    *("_modules", "_criteria", "_optimizers"),
+)
 
 # Sentence that the report on a useless training records.
 _WENT_BACK = "The weights from before the training were restored."
@@ -175,6 +186,8 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     # State of the coordinates of the latest training, if its data were in raw units.
     _conditioning_: dict[str, Any] | None = None
     _average_: WeightAverage | None = None
+    # Training whose weights are not in order yet.
+    _ending_: GuardedTraining | None = None
     # During partial_fit: the batches of its last epoch, once training has ended.
     _batches_done_: list[Any]
 
@@ -229,7 +242,12 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     def initialize(self) -> Any:
         """Create module, criterion, optimizer and callbacks, as in skorch."""
         refuse_own_loop(LoopMixin, self)
-        super().initialize()
+        known = {name: getattr(self, name) for name in _REGISTRIES}
+        try:
+            super().initialize()
+        except BaseException:  # skorch may know only half of a module
+            self.__dict__.update(known)
+            raise
         self._is_untrained_ = True
         self._first_versions_ = self._versions_of_weights()
         self._conditioning_ = None
@@ -278,6 +296,27 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
     ) -> Any:
         """Run the epochs under guard; parameters as in skorch."""
+        n_epochs = self.max_epochs if epochs is None else epochs
+        n_done = 0 if self._backup_ is None else self._backup_.n_epochs_done
+        n_before = len(self.history) - n_done
+        try:
+            self._run_guarded(X, y, n_epochs, n_done, fit_params)
+        except KeyboardInterrupt as interrupt:  # skorch goes on after it
+            if not hasattr(self, "guard_"):  # before the training
+                self._prepare_guard(is_new=True)
+            if self._ending_ is not None:  # while the training ended
+                self._ending_.end(is_interrupted=True)
+            if not is_orderly_stop(interrupt):
+                has_best = any(isinstance(c, BestWeights) for _, c in self.callbacks_)
+                warn_of_interrupt(self, n_before, n_epochs, has_best=has_best)
+            raise
+        finally:
+            self._ending_ = None
+        return self
+
+    def _run_guarded(
+        self, X: Any, y: Any, n_epochs: int, n_done: int, fit_params: dict[str, Any]
+    ) -> None:
         refuse_nonfinite_data("X", X)
         refuse_unusable_targets(self, X, y)
         is_new = fit_params.get("_routing_method", "fit") == "fit"
@@ -288,12 +327,10 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
             self._versions_of_weights() == self._first_versions_
         )
         n_reports = len(self.guard_.reports)
-        self._epochs_ahead_ = self.max_epochs if epochs is None else epochs
-        n_done = 0 if self._backup_ is None else self._backup_.n_epochs_done
-        n_before = len(self.history) - n_done
+        self._epochs_ahead_ = n_epochs
         self._has_stopped_ = is_interrupted = False
         try:
-            super().fit_loop(X, y, self._epochs_ahead_ - n_done, **fit_params)
+            super().fit_loop(X, y, n_epochs - n_done, **fit_params)
         except KeyboardInterrupt as interrupt:
             is_interrupted = not is_orderly_stop(interrupt)
             raise
@@ -302,16 +339,11 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
             raise
         finally:
             self._end_training(n_reports, is_interrupted=is_interrupted)
-            if is_interrupted:
-                has_best = any(isinstance(c, BestWeights) for _, c in self.callbacks_)
-                warn_of_interrupt(
-                    self, n_before, self._epochs_ahead_, has_best=has_best
-                )
-        return self
 
     def _end_training(self, n_reports: int, *, is_interrupted: bool) -> None:
         """Leave usable weights, and raise or warn if training has failed."""
         training, self._training_ = self._training_, None
+        self._ending_ = training
         is_untrained, self._is_untrained_ = self._is_untrained_, False
         if training is None:
             return
@@ -329,6 +361,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
             self.guard_.withdraw_training()  # trained before, and better
             has_learned = True
         training.end(is_interrupted=is_interrupted)
+        self._ending_ = None
         if fault is not None:
             if is_untrained or self.on_nonfinite == "raise":
                 self.guard_.stop(fault)
@@ -416,3 +449,5 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         for name in [*self._modules, *self._criteria]:
             if getattr(self, name, self) is None:
                 setattr(self, name, getattr(self, f"{name}_", None))
+        for name in self._optimizers:
+            complete_copy(getattr(self, f"{name}_", None))

@@ -202,7 +202,7 @@ class TabularMLP(nn.Module):
         numeric_columns: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
+        if activation not in list(_ACTIVATIONS):  # it may have no hash
             known = ", ".join(repr(name) for name in _ACTIVATIONS)
             raise ValueError(f"activation must be one of {known}, got {activation!r}.")
         if width < 1 or depth < 0:

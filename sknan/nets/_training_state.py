@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import random
 import zlib
 from collections import deque
@@ -16,12 +17,20 @@ from skorch.history import History
 from torch import Tensor, nn
 
 from sknan._utils.archive import MAPPINGS, SEQUENCES, require_like, shape_in_words
+from sknan._utils.pickling import complete_copy
 from sknan._utils.random_state import random_states
 from sknan._utils.tree import tree_leaves
 from sknan.nets._batching import TensorTable
+from sknan.nets.guard._snapshots import Snapshot
 
 # Parameters that may differ in a resumed training.
 _FREE = ("callbacks", "device", "max_epochs", "verbose", "warm_start")
+
+# Packages whose code changes options of an optimizer only by a scheduler of torch.
+_PACKAGES = ("sknan.", "skorch.", "torch.optim.")
+
+# Options that schedulers of torch change after their creation.
+_SCHEDULED = ("lr", "momentum", "betas")
 
 # State of skorch callbacks that is not in the history.
 _CALLBACK_STATE: dict[type, tuple[str, ...]] = {
@@ -73,34 +82,64 @@ def plain(value: Any, name: str) -> Any:
     )
 
 
-def _state_after_a_step(optimizer: Any) -> Any:
+def _schedulers_of(net: Any) -> list[LRScheduler]:
+    return [c for _, c in net.callbacks_ if isinstance(c, LRScheduler)]
+
+
+def _state_after_a_step(net: Any, optimizer: Any) -> Any:
     """Return a state in which all that a step creates has its type and shape."""
     twin = copy.deepcopy(optimizer)
-    for group in twin.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+    complete_copy(twin)
+
+    def loss() -> float:
+        parameters = [p for group in twin.param_groups for p in group["params"]]
+        for parameter in parameters:
+            parameter.grad = parameter.detach() + 1
+        return float(sum(p.grad.norm() for p in parameters))
+
     with contextlib.suppress(Exception):  # one that needs gradients of another kind
-        twin.step(lambda: 0.0)
+        loss()
+        twin.step(loss)
+    if optimizer is net.optimizer_:
+        for callback in _schedulers_of(net):  # which add options
+            callback.policy_(twin, **callback.kwargs)
     return twin.state_dict()
 
 
-def _fixed_options(net: Any, states: Any) -> list[Any]:
-    """Return the options of optimizers that do not change, one dict a group."""
+def _refuse_other_options(net: Any, states: Any, expected: Any) -> None:
+    """Refuse options of optimizers that this training does not reach.
+
+    Code of the user's own may change any number.
+    """
+    schedulers = _schedulers_of(net)
     parts = [net, *net._all_optimizers(), *(c for _, c in net.callbacks_)]
-    is_plain = all(
-        type(part).__module__.startswith(("sknan.", "skorch.", "torch.optim."))
-        and not isinstance(part, LRScheduler)
-        for part in parts
+    kinds = [*map(type, parts), *(c.policy_ for c in schedulers)]
+    is_plain = all(kind.__module__.startswith(_PACKAGES) for kind in kinds)
+    changing = _SCHEDULED if schedulers else ()
+    was, now = (
+        [
+            {
+                k: v
+                for k, v in group.items()
+                if k == "params" or type(v) is bool or (is_plain and k not in changing)
+            }
+            for state in part
+            for group in state["param_groups"]
+        ]
+        for part in (states, expected)
     )
-    return [
-        {
-            k: v
-            for k, v in group.items()
-            if k == "params" or type(v) is bool or (is_plain and k != "lr")
-        }
-        for state in states
-        for group in state["param_groups"]
-    ]
+    if was != now:
+        raise ValueError("the optimizers have other parameters or options")
+
+
+def _refuse_other_rates(net: Any, states: Any) -> None:
+    """Refuse learning rates that the schedulers of torch have not set."""
+    schedulers = [c.lr_scheduler_ for c in _schedulers_of(net)]
+    parts = [*schedulers, *(c for _, c in net.callbacks_)]
+    if schedulers and all(type(p).__module__.startswith(_PACKAGES) for p in parts):
+        rates = [group["lr"] for group in states[0]["param_groups"]]
+        if all(rates != scheduler.get_last_lr() for scheduler in schedulers):
+            raise ValueError("the learning rates are not those of the scheduler")
 
 
 # -- identity of a training ----------------------------------------------------------
@@ -162,6 +201,28 @@ def data_of(batches: Any) -> dict[str, Any]:
             checksum = zlib.crc32(flat.view(torch.uint8).numpy().data, checksum)
     rows, n_batches = _length(dataset), _length(batches)
     return {"rows": rows, "batches": n_batches, "checksum": checksum}
+
+
+def other_data(was: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Describe how the data of a backup differ from others; see :func:`difference`.
+
+    Parameters
+    ----------
+    was, now : dict
+        Return values of :func:`data_of`.
+
+    Returns
+    -------
+    str or None
+    """
+    for name in ("rows", "batches"):
+        if was[name] != now[name]:
+            return (
+                f"is of a training on {was[name]} {name}, but this training has "
+                f"{now[name]}"
+            )
+    is_same = was["checksum"] == now["checksum"]
+    return None if is_same else "is of a training on other data of the same shape"
 
 
 def _length(sized: Any) -> int | None:
@@ -258,6 +319,8 @@ def put_random_states(net: Any, states: dict[str, Any]) -> None:
     if states["gpu"] is not None and torch.device(net.device).type == "cuda":
         torch.cuda.set_rng_state(states["gpu"].cpu(), net.device)
     name, keys, *rest = states["numpy"]
+    if not 0 <= rest[0] <= len(keys):  # numpy would read other memory
+        raise ValueError(f"the position {rest[0]} of numpy's generator is invalid")
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     random.setstate(states["python"])
 
@@ -290,13 +353,28 @@ def _state_of_callback(callback: Any) -> dict[str, Any] | None:
     return callback.state_dict() if hasattr(callback, "state_dict") else None
 
 
-def _put_callback(callback: Any, state: dict[str, Any]) -> None:
+def _refuse_other(part: Any, found: Any, current: Any, name: str) -> None:
+    """Refuse a state that a part of sknan, skorch or torch cannot reach from here.
+
+    What its constructor was given does not change.
+    """
+    if not type(part).__module__.startswith(_PACKAGES):
+        return
+    current = plain(current, name)
+    require_like(found, current, name)
+    fixed = {"base_lrs", *inspect.signature(type(part)).parameters} - {"last_epoch"}
+    for key in found.keys() & fixed | found.keys() ^ current.keys():
+        if key not in current or found[key] != current[key]:
+            raise ValueError(f"{name}[{key!r}] is not of this training")
+
+
+def _put_callback(callback: Any, state: dict[str, Any], name: str) -> None:
+    part = callback.lr_scheduler_ if isinstance(callback, LRScheduler) else callback
+    _refuse_other(part, state, _state_of_callback(callback), name)
     if isinstance(callback, tuple(_CALLBACK_STATE)):
         vars(callback).update(state)
-    elif isinstance(callback, LRScheduler):
-        callback.lr_scheduler_.load_state_dict(state)
     else:
-        callback.load_state_dict(state)
+        part.load_state_dict(state)
 
 
 def _batches_if_plain(training: dict[str, Any]) -> dict[str, Any]:
@@ -364,23 +442,28 @@ def put_net(net: Any, state: dict[str, Any]) -> None:
     state : dict
         Return value of :func:`state_of`.
     """
-    expected = list(map(_state_after_a_step, net._all_optimizers()))
-    require_like(state["optimizers"], plain(expected, "optimizers"), "optimizers")
-    if _fixed_options(net, expected) != _fixed_options(net, state["optimizers"]):
-        raise ValueError("the optimizers have other parameters or options")
+    optimizers = [_state_after_a_step(net, o) for o in net._all_optimizers()]
+    expected = plain(optimizers, "optimizers")
+    require_like(state["optimizers"], expected, "optimizers")
+    _refuse_other_options(net, state["optimizers"], expected)
     require_like(state["history"], [{"epoch": 1, "batches": [{}]}], "history")
+    present = Snapshot(net._all_modules())
     with torch.no_grad():
         for name, module in _modules_of(net).items():
             for key, tensor in _tensors_of(module).items():
                 tensor.copy_(state["modules"][name][key])
             for key, parameter in module.named_parameters():
                 parameter.requires_grad_(key not in state["frozen"][name])
+    if not present.is_live_finite():
+        raise ValueError("the weights are not finite")
     if state["average"] is not None:
         net._prepare_average()
         net._average_.state.load_state_dict(state["average"])
     _put_optimizers(net, state)
     net.history_ = History(state["history"])
-    net._split_seed_ = state["split_seed"]
+    seed = net._split_seed_ = state["split_seed"]
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ValueError(f"the seed {seed} of the split is invalid")
 
 
 def _put_optimizers(net: Any, state: dict[str, Any]) -> None:
@@ -398,11 +481,12 @@ def begin_epoch_as(net: Any, state: dict[str, Any]) -> None:
     state : dict
         Return value of :func:`state_of`.
     """
-    # A learning-rate scheduler of skorch has changed the optimizers.
-    _put_optimizers(net, state)
     for name, callback in net.callbacks_:
         if name in state["callbacks"]:
-            _put_callback(callback, state["callbacks"][name])
+            _put_callback(callback, state["callbacks"][name], name)
+    _refuse_other_rates(net, state["optimizers"])
+    # A learning-rate scheduler of skorch has changed the optimizers.
+    _put_optimizers(net, state)
     put_random_states(net, state["random_states"])
 
 
@@ -418,10 +502,20 @@ def put_training(net: Any, state: dict[str, Any]) -> None:
     """
     # Only a callback knows which states it may have.
     require_like(state, {**state_of(net), "callbacks": {}}, "state")
-    training = net._training_
+    training, n_batches = net._training_, state["data"]["batches"]
     training.load_state_dict(state["training"])
+    if n_batches and not 0 <= training.n_steps <= state["n_epochs"] * n_batches:
+        raise ValueError(
+            f"{training.n_steps} steps are not of {state['n_epochs']} epochs"
+        )
     net.schedule_.load_state_dict(state["schedule"])
-    if net.adaptive_clip_ is not None:
-        put_clipper_state(net.adaptive_clip_, state["adaptive_clip"])
+    clipper, kept = net.adaptive_clip_, state["adaptive_clip"]
+    if clipper is not None:
+        current = {
+            name: value or [0.0] if type(value) is list else value
+            for name, value in clipper_state(clipper).items()
+        }
+        _refuse_other(clipper, kept, current, "adaptive_clip")
+        put_clipper_state(clipper, kept)
     if state["generator"] is not None:
         training.batches.generator.set_state(state["generator"])

@@ -99,6 +99,18 @@ def test_a_report_without_a_capsule_cannot_be_saved_or_reproduced(tmp_path):
         reproduce(report, NormalizedLog(), nn.MSELoss())
 
 
+def test_a_capsule_of_another_network_is_refused():
+    report = error_of_fit().report
+    with pytest.raises(ValueError, match="capsule") as caught:
+        reproduce(report, nn.Linear(2, 1), nn.MSELoss())
+    reason = str(caught.value.__cause__)
+    assert str(caught.value) == (
+        "The capsule cannot be run with this module and criterion: RuntimeError: "
+        f"{reason}. Pass the module and the criterion of the failed training, or get "
+        "an intact copy of the report."
+    )
+
+
 def test_a_pickled_report_has_no_capsule():
     report = error_of_fit().report
     again = pickle.loads(pickle.dumps(report))

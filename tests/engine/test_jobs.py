@@ -244,6 +244,47 @@ def test_an_interrupt_ends_all_jobs(kind, method_name):
     assert len(InterruptAt.trainings) == (2 if kind is InterruptInBatch else len(jobs))
 
 
+class AlarmError(Exception):
+    """Raised by the handler of a signal."""
+
+
+class Alarmed(nn.Module):
+    """Network that is called when a signal arrives, in its 40th call of all."""
+
+    n_calls = 0
+
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.layer = nn.Linear(n_features_in, n_outputs)
+
+    def forward(self, x):
+        Alarmed.n_calls += 1
+        if Alarmed.n_calls == 40:
+            raise AlarmError
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        StableNetEnsembleRegressor(
+            StableNetRegressor(Alarmed, max_epochs=9), n_estimators=3, random_state=0
+        ).fit,
+        BatchedGridSearchCV(
+            StableNetRegressor(Alarmed, max_epochs=9, random_state=0),
+            {"lr": [1e-3, 1e-2]},
+            cv=2,
+            error_score="raise",
+        ).fit,
+        StableNetRegressor(Alarmed, lr="auto", max_epochs=9, random_state=0).fit,
+    ],
+)
+def test_an_error_that_no_member_repeats_ends_the_stack(fit):
+    Alarmed.n_calls = 0
+    with pytest.raises(AlarmError):
+        fit(*TABLES[0])
+
+
 def test_an_interrupt_of_the_refit_ends_a_search():
     InterruptAt.trainings = ()
     search = BatchedGridSearchCV(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -113,6 +114,45 @@ def test_an_interrupted_training_says_after_how_many_epochs(
         "last weights that are usable. Call fit again for a complete training."
     ]
     assert caught[0].filename == __file__
+
+
+class InterruptIn:
+    """Tracer that raises an exception at the first call of a function."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, frame, event, arg):
+        if frame.f_code.co_name == self.name:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("name", "n_done"),
+    [
+        ("check_target_outliers", 0),
+        ("_prepare_guard", 0),
+        ("find_fault_of_result", 3),
+        ("end", 3),
+    ],
+)
+def test_an_interrupt_before_or_after_the_epochs_gives_the_warning(name, n_done):
+    def averaged():
+        torch.manual_seed(0)
+        return network_of(max_epochs=3, ema_decay=0.9)
+
+    expected, net = averaged().fit(X, Y).predict(X), averaged()
+    before = sys.gettrace()
+    sys.settrace(InterruptIn(name))
+    try:
+        with pytest.warns(UserWarning, match=f"after {n_done} of 3 epochs"):
+            net.fit(X, Y)
+    finally:
+        sys.settrace(before)
+    assert np.isfinite(net.predict(X)).all()
+    torch.manual_seed(0)
+    np.testing.assert_array_equal(net.fit(X, Y).predict(X), expected)
 
 
 def test_only_the_epochs_of_the_interrupted_training_count():

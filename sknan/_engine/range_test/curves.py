@@ -24,6 +24,7 @@ from sknan._utils.progress import advance, advance_to, is_shown
 from sknan._utils.threads import threads_for
 from sknan._utils.thresholds import N_TRIAL_ROWS, N_TRIALS
 from sknan._utils.tree import tree_map
+from sknan.diagnosis._raised import may_be_transient
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets._batching import TensorTable
 
@@ -268,7 +269,10 @@ class _ConstantRateTrainings:
             for numbers in groups:
                 try:
                     self._run_stack(numbers, rates)
-                except (StepRaised, RuntimeError):  # such as a LinAlgError
+                except (StepRaised, RuntimeError) as raised:  # such as a LinAlgError
+                    error = getattr(raised, "error", raised)
+                    if may_be_transient(error):
+                        raise error from None
                     return False
         return True
 

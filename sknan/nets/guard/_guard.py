@@ -428,6 +428,9 @@ class Guard(StepChecks):
             State of a guard of the same modules and optimizers.
         """
         vars(self).update({name: state[name] for name in _SAVED})
+        sizes = [self.lr_scale, *self.rate_caps, self._rescue_norm]
+        if not all(s is None or 0.0 <= s < math.inf for s in sizes):
+            raise ValueError(f"{sizes} are no learning rates and norms of a guard")
         self.reports = [
             NonFiniteReport.from_dict(fields, capsule and Capsule(**capsule))
             for fields, capsule in state["reports"]

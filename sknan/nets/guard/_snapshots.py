@@ -93,6 +93,10 @@ class Snapshot:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Overwrite the copy with the snapshot of equal modules."""
         _copy(state["tensors"], self._kept)
+        watched = {id(tensor) for tensor in self._watched}
+        pairs = zip(self._live, self._kept, strict=True)
+        if not _is_finite([kept for live, kept in pairs if id(live) in watched]):
+            raise ValueError("a copy of the weights is not finite")
 
     def take_buffers(self) -> None:
         """Copy the buffers before a forward pass, which may change them."""
