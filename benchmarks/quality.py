@@ -763,11 +763,12 @@ def _draw(summary: pd.DataFrame, path: Path) -> None:
         axes.step(times[is_best], ranks[is_best], where="post", color="0.6", zorder=1)
         is_ours = [name in ("sknan", *PRESETS, *VARIANTS) for name in shown.index]
         axes.scatter(times, ranks, c=np.where(is_ours, "C1", "C0"), zorder=2)
-        for name, time_ratio, rank in zip(shown.index, times, ranks, strict=True):
+        points = zip(shown.index, times, ranks, is_best, strict=True)
+        for name, time_ratio, rank, is_on_front in points:
             axes.annotate(
                 "tabular_pipeline" if name == "sknan" else name,
                 (time_ratio, rank),
-                xytext=(0, 7),
+                xytext=(0, 7 if is_on_front else -15),
                 textcoords="offset points",
                 ha="center",
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
