@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sknan._engine.losses import StackedLoss, stacked_loss_of
 from sknan._engine.products import parts_of_members, stacked_product
 from sknan.nets._chain import ACTIVATIONS
+from sknan.nets._dropout import DrawMask, draw_function_of
 
 _aten = torch.ops.aten
 
@@ -152,7 +153,10 @@ class _StackedReLU:
 
 
 def draw_masks(
-    masks: Tensor, rates: list[float], generators: list[torch.Generator]
+    draw: DrawMask,
+    masks: Tensor,
+    rates: list[float],
+    generators: list[torch.Generator],
 ) -> None:
     """Draw the mask of a dropout layer for each member from its generator.
 
@@ -160,6 +164,8 @@ def draw_masks(
 
     Parameters
     ----------
+    draw : callable
+        Function of a mask, a rate and a generator that draws the mask.
     masks : Tensor of shape (K, ...)
         Memory for the masks.
     rates : list of float
@@ -172,19 +178,23 @@ def draw_masks(
         if generator in drawn:
             mask.copy_(drawn[generator])
         else:
-            mask.bernoulli_(1.0 - rate, generator=generator).div_(1.0 - rate)
+            draw(mask, rate, generator)
             drawn[generator] = mask
 
 
 class _StackedDropout:
     """Dropout whose masks are drawn from the generator of each member."""
 
-    def __init__(self, rates: list[float], generators: list[torch.Generator]) -> None:
-        self.rates, self.generators = rates, generators
+    def __init__(
+        self, layers: tuple[nn.Dropout, ...], generators: list[torch.Generator]
+    ) -> None:
+        self.draw = draw_function_of(layers[0])
+        self.rates, self.generators = [layer.p for layer in layers], generators
 
     def forward(self, x: Tensor, calls: list[_Call]) -> Tensor:
         self.masks, output = torch.empty_like(x), torch.empty_like(x)
-        calls.append(partial(draw_masks, self.masks, self.rates, self.generators))
+        draw = partial(draw_masks, self.draw, self.masks, self.rates, self.generators)
+        calls.append(draw)
         calls.append(partial(torch.mul, x, self.masks, out=output))
         return output
 
@@ -284,8 +294,7 @@ class StackedChain:
                 linear = _StackedOutput if is_last else _StackedLinear
                 self.layers.append(linear(weight, bias))
             elif isinstance(layer, nn.Dropout):
-                rates = [dropout.p for dropout in column]
-                self.layers.append(_StackedDropout(rates, generators))
+                self.layers.append(_StackedDropout(column, generators))
             elif isinstance(layer, nn.ReLU) and i and _is_linear(columns[i - 1][0]):
                 self.layers.append(_StackedReLU())
             else:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from sknan.nets._dropout import is_dropout
+
 # Packages whose functions and classes are taken as constant.
 _LIBRARIES = {"numpy", "sklearn", "skorch", "sknan", "torch", *sys.stdlib_module_names}
 
@@ -74,7 +76,7 @@ def _contents(value: Any) -> tuple[Any, Iterable[Any]]:
         return id(value), ()
     if isinstance(value, nn.Module):
         own = {k: v for k, v in vars(value).items() if k not in _MODULE_STATE}
-        if type(value) is nn.Dropout:  # each member has its own probability
+        if is_dropout(value):  # each member has its own probability
             own["p"] = value.p > 0.0
         return type(value), (type(value), own, dict(value._modules))
     if isinstance(value, types.FunctionType):

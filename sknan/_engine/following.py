@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from sknan._engine.code_state import code_state
 from sknan._engine.member import Member
@@ -24,6 +23,7 @@ from sknan._engine.stack_state import StackState
 from sknan._engine.table_net import TableNet
 from sknan._utils.tree import tree_leaves
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.nets._dropout import is_dropout
 from sknan.nets._rates import refuse_invalid_rates
 
 
@@ -92,7 +92,7 @@ def _numbers_of(member: Member, state: NetworkState) -> list[torch.Tensor]:
 def _settings_of(net: TableNet) -> list[Any]:
     """Return what a stack does not take over from a net, in a form to compare."""
     module, parameters = net.module_, list(net.module_.parameters())
-    dropouts = [part.p for part in module.modules() if type(part) is nn.Dropout]
+    dropouts = [part.p for part in module.modules() if is_dropout(part)]
     return [
         optimizer_key(net.optimizer_),
         [id(part) for part in (module, net.criterion_, net.optimizer_, *parameters)],

@@ -24,6 +24,13 @@ from sknan._engine.recording import Recording
 from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.tree import tree_leaves, tree_map
+from sknan.nets._dropout import (
+    DrawMask,
+    Dropout,
+    draw_as_torch,
+    draw_function_of,
+    is_dropout,
+)
 
 _set_fallback_warning = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
 
@@ -47,6 +54,7 @@ class _Rates(float):
     """Probability of a dropout layer, with that of each member."""
 
     of_members: list[float]
+    draw: DrawMask
 
 
 class _MaskedDropout(TorchFunctionMode):
@@ -153,6 +161,7 @@ class _BatchNorm(nn.BatchNorm1d):
 _FASTER: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: _Linear,
     nn.BatchNorm1d: _BatchNorm,
+    Dropout: nn.Dropout,  # whose function takes the masks
 }
 
 
@@ -163,8 +172,10 @@ def _dropout_calls(nets: list[TableNet], x: Tensor) -> list[tuple[float, torch.S
     """
     module = copy.deepcopy(nets[0].module_).train()
     for name, layer in module.named_modules():
-        if type(layer) is nn.Dropout:
+        if is_dropout(layer):
             layer.p = _Rates(layer.p)
+            layer.p.draw = draw_function_of(layer)
+            layer.__class__ = nn.Dropout
             layer.p.of_members = [net.module_.get_submodule(name).p for net in nets]
     dropout = _MaskedDropout()
     with kept_random_states(), dropout:
@@ -172,12 +183,20 @@ def _dropout_calls(nets: list[TableNet], x: Tensor) -> list[tuple[float, torch.S
     return dropout.calls
 
 
+class _Masks(NamedTuple):
+    """Memory for the masks of one call of dropout, and how they are drawn."""
+
+    memory: Tensor
+    rates: list[float]
+    draw: DrawMask
+
+
 class _RecordedStep(NamedTuple):
     """Operations of a step, which read inputs, targets and masks from fixed memory."""
 
     x: Tensor
     target: list[Tensor]
-    masks: list[tuple[Tensor, list[float]]]
+    masks: list[_Masks]
     calls: list[Callable[[], object]]
     losses: Tensor
     output: Tensor
@@ -223,10 +242,14 @@ class StackedModule:
             part.__class__ = _FASTER.get(type(part), type(part))
         self.steps: dict[int, _RecordedStep] = {}
 
-    def _mask_memory(self, x: Tensor) -> list[tuple[Tensor, list[float]]]:
-        """Return memory for the masks, with the rates of all members, of each call."""
+    def _masks(self, x: Tensor) -> list[_Masks]:
+        """Return the masks of each call of dropout."""
         return [
-            (x.new_ones(len(x), *shape), getattr(p, "of_members", [p] * len(x)))
+            _Masks(
+                x.new_ones(len(x), *shape),
+                getattr(p, "of_members", [p] * len(x)),
+                getattr(p, "draw", draw_as_torch),
+            )
             for p, shape in _dropout_calls(self.nets, x[0])
         ]
 
@@ -259,8 +282,8 @@ class StackedModule:
         if step is None:
             step = self.steps[id(x)] = self._recorded_step(x, target)
         torch._foreach_copy_(step.target, tree_leaves(target))
-        for mask, rates in step.masks:
-            draw_masks(mask, rates, self.generators)
+        for masks in step.masks:
+            draw_masks(masks.draw, masks.memory, masks.rates, self.generators)
         for call in step.calls:
             call()
         return step.losses.numpy(), step.output
@@ -269,15 +292,16 @@ class StackedModule:
         """Record a step, and undo it."""
         self.module.train()
         target = tree_map(torch.clone, target)
-        masks = self._mask_memory(x)
+        masks = self._masks(x)
+        memory = [part.memory for part in masks]
         changed = [x, *self.buffers.values()]
         values = [tensor.clone() for tensor in changed]
         with Recording() as recording:
-            losses, output = self._compute(x, target, [mask for mask, _ in masks])
+            losses, output = self._compute(x, target, memory)
         if recording.reads_values:
             raise ValueError("The operations depend on the value of a tensor.")
         torch._foreach_copy_(changed, values)
-        inputs = [*changed, *tree_leaves(target), *(mask for mask, _ in masks)]
+        inputs = [*changed, *tree_leaves(target), *memory]
         inputs += self.weights.values()
         calls = recording.calls(inputs, [losses, output])
         return _RecordedStep(x, tree_leaves(target), masks, calls, losses, output)

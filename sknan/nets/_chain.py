@@ -18,6 +18,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sknan._utils.settings import Float32Mode
+from sknan.nets._dropout import DROPOUTS, is_dropout
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
 _aten = torch.ops.aten
@@ -81,7 +82,7 @@ ACTIVATIONS: dict[type[nn.Module], tuple[Any, Any, bool]] = {
 _SELU_ALPHA = 1.6732632423543772848170429916717
 _SELU_SCALE = 1.0507009873554804934193349852946
 
-_KNOWN_LAYERS = (nn.Linear, PeriodicEmbedding, nn.Dropout, *ACTIVATIONS)
+_KNOWN_LAYERS = (nn.Linear, PeriodicEmbedding, *DROPOUTS, *ACTIVATIONS)
 
 # Layers whose passes are not written out, but whose output has a bound.
 _BOUNDED_LAYERS = (*_KNOWN_LAYERS, nn.BatchNorm1d)
@@ -236,7 +237,7 @@ def layers_of(
     """
     if not _has_plain_forward(module):
         return None
-    if type(module) is nn.Dropout and not 0.0 < module.p < 1.0:
+    if is_dropout(module) and not 0.0 < module.p < 1.0:
         return None if module.p else []
     if type(module) is nn.Identity:
         return []

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sknan.nets._dropout import Dropout
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -228,7 +230,7 @@ class TabularMLP(nn.Module):
         for _ in range(depth):
             layers += [nn.Linear(n_in, width), _ACTIVATIONS[activation]()]
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
             n_in = width
         self.hidden = nn.Sequential(*layers)
         self.head = nn.Linear(n_in, n_outputs)

@@ -1,0 +1,75 @@
+"""Dropout whose masks cost a fraction of those of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+DrawMask = Callable[[Tensor, float, torch.Generator | None], None]
+
+
+class Dropout(nn.Dropout):
+    """Dropout that draws 16 random bits for each unit.
+
+    The masks of :class:`torch.nn.Dropout` are drawn on the CPU from 53 bits for each
+    unit, which took 6 times as long, and 15 to 20 % of the training of the default
+    ensembles. The probability is rounded to a multiple of 1/65536.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Set units to zero at random in training mode, and scale the others."""
+        if not self.training or self.p == 0.0:
+            return input
+        mask = torch.empty(input.shape, dtype=input.dtype, device=input.device)
+        draw_from_bits(mask, self.p, None)
+        return input * mask
+
+
+# Layers of dropout whose masks a stack draws.
+DROPOUTS = (nn.Dropout, Dropout)
+
+
+def is_dropout(value: object) -> TypeGuard[nn.Dropout]:
+    """Whether a value is a layer of dropout whose masks a stack draws."""
+    return type(value) in DROPOUTS
+
+
+def draw_function_of(layer: nn.Module) -> DrawMask:
+    """Return the function that draws the masks of a layer, with the bits of the layer.
+
+    Parameters
+    ----------
+    layer : nn.Dropout
+        Layer of dropout.
+    """
+    return draw_from_bits if type(layer) is Dropout else draw_as_torch
+
+
+def draw_from_bits(mask: Tensor, p: float, generator: torch.Generator | None) -> None:
+    """Draw the mask of :class:`Dropout`.
+
+    Parameters
+    ----------
+    mask : Tensor
+        Contiguous memory for the mask.
+    p : float
+        Probability of a zero, in [0, 1). The other entries have such a value that the
+        mean is 1.
+    generator : torch.Generator or None
+        Generator of the random bits; None for that of torch.
+    """
+    n = mask.numel()
+    words = torch.empty(-(-n // 4), dtype=torch.int64, device=mask.device)
+    words.random_(-(2**63), None, generator=generator)
+    n_zeros = min(round(p * 2**16), 2**16 - 1)
+    numbers = words.view(torch.int16)[:n].view(mask.shape)
+    torch.ge(numbers, n_zeros - 2**15, out=mask)
+    mask.mul_(2**16 / (2**16 - n_zeros))
+
+
+def draw_as_torch(mask: Tensor, p: float, generator: torch.Generator | None) -> None:
+    """Draw the mask of :class:`torch.nn.Dropout`; see :func:`draw_from_bits`."""
+    mask.bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
