@@ -342,7 +342,7 @@ def _check_array(file: Any, size: int) -> None:
 def _restored(data: bytes, trusted: list[str]) -> Any:
     """Return the model, and show each warning of another version once."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", InconsistentVersionWarning)
         model = _skops().loads(data, trusted=trusted)
     shown = set()
     for found in caught:
