@@ -14,7 +14,6 @@ A network whose step fails is recovered by the guard, and continues in the stack
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import time
@@ -30,6 +29,7 @@ from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
 from sknan._utils.progress import advance, counting_parts
 from sknan._utils.settings import usual_settings
 from sknan._utils.warn import recorded_warnings
+from sknan.diagnosis._raised import may_be_from_outside
 from sknan.nets._chain import layers_of
 from sknan.nets._records import InterruptWarning
 
@@ -187,15 +187,23 @@ def _train_networks(runs: list[_JobRun], max_memory: int | None) -> None:
     for run in runs:
         if run.key is not None:
             groups[run.key].append(run)
+    raised: list[tuple[Exception, list[_JobRun]]] = []
     for group in groups.values():
         # The module of one network may raise anything. The networks that have not
         # finished are then trained separately, so that only one fails.
-        with contextlib.suppress(Exception):
+        try:
             _train_group(group, max_memory)
+        except Exception as error:
+            raised.append((error, group))
     for run in runs:
         run.finish()
         if not run.is_stacked:  # a stack has reported progress itself
             advance(1, run.n_recoveries)
+    for problem, group in raised:
+        is_repeated = any(type(run.error) is type(problem) for run in group)
+        if may_be_from_outside(problem) and not is_repeated:
+            for run in group:
+                run.error = run.error or problem
 
 
 @dataclass

@@ -26,7 +26,7 @@ from sknan._engine.stack_state import StackSnapshot, StackState
 from sknan._engine.table_net import rows_per_evaluation
 from sknan._utils.progress import advance, is_shown
 from sknan._utils.tree import tree_map
-from sknan.diagnosis._raised import may_be_transient
+from sknan.diagnosis._raised import may_be_from_outside, may_be_transient
 
 # Bytes of prepared targets. Batches up to this size are prepared and judged together.
 _SPAN_SIZE = 2**20
@@ -170,7 +170,7 @@ class StackTraining(StackState):
 
     def _end_if_from_outside(self, error: Exception | None) -> None:
         """End all members by an error of a step that none of them has raised again."""
-        if error is None or not may_be_transient(error):
+        if error is None or not may_be_from_outside(error):
             return
         if not any(type(member.error) is type(error) for member in self.members):
             for member in self.members:

@@ -86,6 +86,24 @@ def may_be_transient(error: BaseException) -> bool:
     return is_own or is_of_environment(error)
 
 
+def may_be_from_outside(error: BaseException) -> bool:
+    """Whether an exception may be that of a signal's handler, or of a disk.
+
+    A lack of memory is not: it may have been caused by training networks together.
+
+    Parameters
+    ----------
+    error : BaseException
+        Exception of a training.
+
+    Returns
+    -------
+    bool
+    """
+    is_of_memory = is_of_environment(error) and not isinstance(error, OSError)
+    return may_be_transient(error) and not is_of_memory
+
+
 class ValueErrors:
     """Block that ends at an exception that may depend on values, and keeps it.
 

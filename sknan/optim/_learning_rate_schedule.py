@@ -203,6 +203,8 @@ class LearningRateSchedule:
             )
         if self.is_listening:
             vars(self._function).update(state["learned"])
+            if not 0.0 <= self.factor(start) < math.inf:
+                raise ValueError(f"a plateau has no factor {self.factor(start)!r}")
 
 
 def _takes_total_steps(function: Callable[..., float]) -> bool:

@@ -1,6 +1,7 @@
 """Jobs: keys, outcomes, errors, warnings, and jobs that cannot share a stack."""
 
 import signal
+import sys
 import warnings
 
 import numpy as np
@@ -283,6 +284,22 @@ def test_an_error_that_no_member_repeats_ends_the_stack(fit):
     Alarmed.n_calls = 0
     with pytest.raises(AlarmError):
         fit(*TABLES[0])
+
+
+def test_an_error_while_a_stack_is_made_comes_out():
+    def alarm(frame, event, arg):
+        if frame.f_code.co_name == "_allocate":  # the memory of a stack
+            sys.settrace(None)
+            raise AlarmError
+
+    net, before = StableNetRegressor(max_epochs=2), sys.gettrace()
+    ensemble = StableNetEnsembleRegressor(net, n_estimators=2, random_state=0)
+    sys.settrace(alarm)
+    try:
+        with pytest.raises(AlarmError):
+            ensemble.fit(*TABLES[0])
+    finally:
+        sys.settrace(before)
 
 
 def test_an_interrupt_of_the_refit_ends_a_search():
