@@ -52,7 +52,7 @@ def table(n_rows: int, dtype: str, order: str) -> np.ndarray:
 
 def cases(X: np.ndarray) -> Iterator[Case]:
     """Yield the cases of fitting and transforming, with the least speed of each."""
-    for strategy, limit in (("mean", 3.0), ("median", 10.0)):
+    for strategy, limit in (("mean", 5.0), ("median", 25.0)):
         imputer, peer = NaNImputer(strategy=strategy), SimpleImputer(strategy=strategy)
         yield Case(
             f"imputer fit {strategy}",

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sknan.preprocessing._kernels.blocks import (
     KnownMask,
     PerColumn,
     blocks,
     fill,
+    places_of,
 )
 
 NAN, INF = np.nan, np.inf
 
 # Shapes around the sizes of blocks and long rows, with and without a remainder.
-SHAPES = [(1, 1), (7, 3), (1023, 5), (1024, 1), (70_000, 1), (5000, 37), (3, 70_001)]
+SHAPES = [(1, 1), (7, 3), (999, 5), (1000, 1), (140_000, 1), (5000, 37), (600, 501)]
+SHAPES += [(3, 70_001)]
 
 
 def in_layout(table, layout):
@@ -37,7 +41,7 @@ def test_each_cell_is_in_one_block(shape, layout):
     total = np.zeros(shape[1])
     for block in blocks(table, out):
         block.out.reshape(-1)[:] = block.cells.reshape(-1) + 1
-        total[block.columns] += block.sum_by_column(block.cells.sum(axis=0))
+        total[block.columns] += block.by_column(block.parts(block.cells).sum(axis=0))
     np.testing.assert_array_equal(out, table + 1)
     np.testing.assert_array_equal(total, table.sum(axis=0))
 
@@ -56,6 +60,12 @@ def test_values_of_columns_are_repeated_along_joined_rows(shape, layout):
         some = np.arange(block.cells.size).reshape(block.cells.shape) % 3 == 0
         assert (block.cells[some] == everywhere.where(block, some)).all()
     assert (n_true == shape[0]).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.sampled_from([7, 8, 800, 801]))
+def test_the_places_of_a_mask_are_its_true_entries(seed, share, size):
+    mask = np.random.default_rng(seed).random((3, size)) < share**2
+    np.testing.assert_array_equal(places_of(mask), np.flatnonzero(mask))
 
 
 @pytest.mark.parametrize("layout", ["C", "F", "strided"])

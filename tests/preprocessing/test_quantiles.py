@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sknan.preprocessing._kernels.blocks import KnownMask
-from sknan.preprocessing._kernels.quantiles import bracketing_values
+from sknan.preprocessing._kernels.quantiles import _filled_brackets, bracketing_values
 
 NAN, INF = np.nan, np.inf
 N_ROWS = 20_011  # enough rows for sampling, and no round number
@@ -82,6 +82,15 @@ def test_an_unrepresentative_sample_changes_nothing():
     table[drawn] += 100.0
     table[drawn, 1] = 100.0
     check(table, [0.25, 0.5, 0.75])
+
+
+def test_columns_of_few_values_are_not_ranked_whole():
+    columns = [COLUMNS[name] for name in ("constant", "rare", "even", "periodic")]
+    rng, n_known = np.random.default_rng(0), np.zeros(4, dtype=np.int64)
+    table = np.stack([make(rng, N_ROWS) for make in columns], axis=1)
+    bracket, *_ = _filled_brackets(table, [0.5], KnownMask(), n_known)
+    found = [bracket.find(N_ROWS // 2, j, N_ROWS) for j in range(4)]
+    assert found == np.median(table, axis=0).tolist()
 
 
 def test_another_marker_counts_as_missing():

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from sknan import (
     BatchedGridSearchCV,
     GuardedNet,
+    NaNImputer,
+    SafeScaler,
     StableNetClassifier,
     StableNetEnsembleRegressor,
     StableNetRegressor,
@@ -193,11 +196,14 @@ def test_a_forked_process_predicts_and_trains(n_rows):
     try:
         assert torch.ones(2**22).sum() > 0  # starts torch's other thread
         net = regressor(num_threads=2).fit(X, y)
-        expected = net.predict(many)
+        predicted = net.predict(many)
+        prepare = make_pipeline(NaNImputer(strategy="mean"), SafeScaler())
+        prepared = prepare.fit_transform(many)
         context = multiprocessing.get_context("fork")
-        for action in (
-            lambda: net.predict(many),
-            lambda: clone(net).fit(X, y).predict(many),
+        for action, expected in (
+            (lambda: net.predict(many), predicted),
+            (lambda: clone(net).fit(X, y).predict(many), predicted),
+            (lambda: prepare.fit_transform(many), prepared),
         ):
             queue = context.Queue()  # a killed child may hold the lock of its queue
             child = context.Process(target=_answer, args=(queue, action))

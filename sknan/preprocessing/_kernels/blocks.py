@@ -16,14 +16,20 @@ from numpy.typing import NDArray
 
 from sknan._utils.validation import FLOAT64_MAX
 
-# Number of cells in a block. A few float32 arrays of this size fit the second-level
-# cache of a core, and a block has so few long rows that one byte can count them.
-_BLOCK_CELLS = 1 << 16
+# Approximate length of the parts of a long row, by which columns are summed: sums of
+# many short rows are faster. It is no power of two, since rows at a distance of a power
+# of two are stored in the same few lines of a cache.
+_PART = 1000
 
-# Approximate length of a long row, to which the rows of a narrow table are joined.
-_WIDTH = 1 << 10
+# Approximate length of a long row. NumPy copies the values that it repeats along the
+# rows of a block if there are less than half as many.
+_WIDTH = 8 * _PART
 
-# Size of a table up to which blocks cost more than they save.
+# Number of cells in a block. Two float32 arrays of this size fit the second-level cache
+# of a core, and a block has so few parts that one byte can count them.
+_BLOCK_CELLS = 125 * _PART
+
+# Number of cells up to which blocks and calls of torch cost more than they save.
 FEW_CELLS = 1 << 12
 
 
@@ -38,26 +44,33 @@ class Block(NamedTuple):
         Cells of the table, contiguous.
     out : ndarray of the same shape
         Cells of the output, contiguous.
+    n_parts : int
+        Number of parts of a long row, each with the same number of rows.
     """
 
     columns: slice
     cells: NDArray[Any]
     out: NDArray[Any]
+    n_parts: int = 1
 
-    def sum_by_column(self, long_row: NDArray[Any]) -> NDArray[Any]:
-        """Sum the entries of a long row that belong to the same column."""
+    def parts(self, cells: NDArray[Any]) -> NDArray[Any]:
+        """Return the parts of the long rows of an array, one below the other."""
+        return cells.reshape(self.n_parts * len(cells), -1)
+
+    def by_column(self, part: NDArray[Any]) -> NDArray[Any]:
+        """Sum the entries of a part that belong to the same column."""
         n_columns = self.columns.stop - self.columns.start
-        return np.asarray(long_row.reshape(-1, n_columns).sum(axis=0))
+        return np.asarray(np.add.reduce(part.reshape(-1, n_columns), axis=0))
 
-    def count_true(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def count_true(self, mask: NDArray[np.bool_]) -> NDArray[np.int64] | int:
         """Count the true entries of a mask in each column."""
-        n_true = np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8)
-        return self.sum_by_column(n_true.astype(np.int64))
+        if self.columns.stop - self.columns.start == 1:
+            return int(np.count_nonzero(mask))
+        n_true = np.add.reduce(self.parts(mask.view(np.uint8)), dtype=np.uint8)
+        return self.by_column(n_true.astype(np.int64))
 
 
-def blocks(
-    X: NDArray[Any], out: NDArray[Any] | None = None, n_cells: int = _BLOCK_CELLS
-) -> Iterator[Block]:
+def blocks(X: NDArray[Any], out: NDArray[Any] | None = None) -> Iterator[Block]:
     """Iterate over the blocks of a table in memory order.
 
     A block is a view of the table, or a copy where the table is not contiguous.
@@ -68,8 +81,6 @@ def blocks(
         Table in C or Fortran order, with strides, or memory-mapped.
     out : ndarray of the same shape, default=None
         Output table, which may be ``X`` itself. None if the blocks are only read.
-    n_cells : int, default=65536
-        Approximate maximum number of cells in a block.
 
     Yields
     ------
@@ -80,9 +91,13 @@ def blocks(
     guide = X if out is None else out
     by_column = guide.flags.f_contiguous and not guide.flags.c_contiguous
     # In a short table one block for each column would be too many blocks.
-    width = 1 if by_column and n_rows >= _WIDTH else n_columns
-    joined = max(1, _WIDTH // width)
-    step = joined * max(1, n_cells // (joined * width))
+    width = 1 if by_column and n_rows >= _PART else n_columns
+    in_part = n_parts = 1
+    if width > 1:
+        in_part = max(1, _PART // width)
+        n_parts = max(1, min(8, _WIDTH // (in_part * width)))
+    joined = in_part * n_parts
+    step = joined * max(1, _BLOCK_CELLS // (joined * width))
     whole = n_rows // joined * joined
     ends = [*range(0, whole, step), whole, n_rows]
     for first in range(0, n_columns, width):
@@ -90,14 +105,16 @@ def blocks(
         for start, stop in itertools.pairwise(ends):
             if start == stop:
                 continue
-            shape = (-1, min(joined, stop - start) * width)
+            shape, parts = ((-1, joined * width), n_parts)
+            if stop - start < joined:
+                shape, parts = ((1, -1), 1)
             cells = np.ascontiguousarray(X[start:stop, columns]).reshape(shape)
             if out is None:
-                yield Block(columns, cells, cells)
+                yield Block(columns, cells, cells, parts)
                 continue
             target = out[start:stop, columns]
             written = np.ascontiguousarray(target).reshape(shape)
-            yield Block(columns, cells, written)
+            yield Block(columns, cells, written, parts)
             if not np.may_share_memory(target, written):
                 target[...] = written.reshape(target.shape)
 
@@ -123,7 +140,7 @@ class PerColumn:
         if key != (block.columns.start, size):
             values = self._values[..., block.columns]
             n_columns = values.shape[-1]
-            if size == n_columns:
+            if n_columns in (1, size):
                 return values
             row = np.tile(values, size // n_columns)
             self._last = (block.columns.start, size), row
@@ -151,13 +168,19 @@ class KnownMask(NamedTuple):
     marker: float = math.nan
     limit: float = math.inf
 
+    def is_isfinite(self, dtype: np.dtype[Any]) -> bool:
+        """Return whether the known values of a table are the finite ones."""
+        return math.isnan(self.marker) and not self._is_narrow(dtype)
+
+    def _is_narrow(self, dtype: np.dtype[Any]) -> bool:
+        is_narrow = self.limit < FLOAT64_MAX
+        return is_narrow and self.limit < float(np.finfo(dtype).max)
+
     def __call__(self, cells: NDArray[Any]) -> NDArray[np.bool_]:
         """Return the mask of ``cells``."""
-        is_narrow = self.limit < FLOAT64_MAX
-        is_narrow = is_narrow and self.limit < float(np.finfo(cells.dtype).max)
-        if math.isnan(self.marker) and not is_narrow:
+        if self.is_isfinite(cells.dtype):
             return np.asarray(np.isfinite(cells))
-        if not is_narrow:
+        if not self._is_narrow(cells.dtype):
             return np.asarray(cells != self.marker)
         # Every comparison with NaN is false.
         limit = cells.dtype.type(self.limit)
@@ -165,23 +188,30 @@ class KnownMask(NamedTuple):
         return known if math.isnan(self.marker) else known & (cells != self.marker)
 
 
+def places_of(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return the flat places of the few true entries of a contiguous mask.
+
+    ``numpy.flatnonzero`` branches on each entry if less than a tenth are true. Eight at
+    a time, more than a tenth are.
+    """
+    entries = mask.reshape(-1)
+    if entries.size % 8:
+        return np.flatnonzero(entries)
+    eights = entries.view(np.uint64)
+    starts = np.flatnonzero(eights != 0)
+    places = np.flatnonzero(eights[starts].view(np.bool_))
+    starts -= np.arange(starts.size)
+    starts *= 8
+    places += starts[places >> 3]
+    return places
+
+
 def zero_outside(mask: NDArray[np.bool_], cells: NDArray[Any]) -> NDArray[Any]:
-    """Return the cells where a mask is true, and zeros elsewhere.
+    """Return contiguous float cells where a mask is true, and zeros elsewhere.
 
     A masked copy branches on each cell, and the processor predicts branches on random
     missing values wrongly. A product of the cells, read as integers, and the mask takes
     a fraction of the time.
-
-    Parameters
-    ----------
-    mask : ndarray of bool
-        Mask of the shape of ``cells``.
-    cells : ndarray, float
-        Contiguous cells.
-
-    Returns
-    -------
-    ndarray
     """
     integers = f"i{cells.itemsize}"
     return np.asarray((cells.view(integers) * mask).view(cells.dtype))
@@ -195,16 +225,8 @@ def fill_outside(
 ) -> None:
     """Write the cells where a mask is true, and those of a row elsewhere.
 
-    Parameters
-    ----------
-    mask : ndarray of bool
-        Mask of the shape of ``cells``.
-    cells : ndarray of shape (n_rows, n), float
-        Contiguous cells.
-    row : ndarray of shape (n,)
-        Values for each row of the cells, of the same dtype.
-    out : ndarray of the shape and dtype of ``cells``
-        Contiguous output, which may be ``cells``.
+    The arrays are contiguous and of one float dtype. ``out`` may be ``cells``, and
+    ``row`` may have a single value.
     """
     integers = f"i{cells.itemsize}"
     target, other = out.view(integers), row.view(integers)

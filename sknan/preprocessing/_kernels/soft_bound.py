@@ -9,8 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from sknan._utils.threads import threads_for
 from sknan.preprocessing._kernels.blocks import (
     FEW_CELLS,
     Block,
@@ -118,54 +120,62 @@ class DirectScaling:
 
     def write(self, X: NDArray[Any], out: NDArray[Any]) -> None:
         """Write the scaled table; ``out`` may be ``X``."""
-        # Copied at once, since writing to new memory block by block is slow.
-        if out is not X:
-            np.copyto(out, X)
         # A ratio that overflows, or whose divisor is 0, is meant to become infinite.
         with np.errstate(over="ignore", under="ignore", divide="ignore"):
-            if out.size <= FEW_CELLS:
-                whole = Block(slice(0, out.shape[1]), out, out)
-                self._write_block(whole, self._columns)
+            if X.size <= FEW_CELLS:
+                self._write_block(Block(slice(0, X.shape[1]), X, out), self._columns)
             else:
-                for block in blocks(out, out):
-                    self._write_block(block, self._values.along(block))
+                with threads_for(0.0, 1):
+                    for block in blocks(X, out):
+                        self._write_block(block, self._values.along(block))
         for j in self._constant:
             column = out[:, j]
             column[~np.isnan(column)] = 0.0
 
     def _write_block(self, block: Block, columns: NDArray[Any]) -> None:
         center, rest, divisor = columns
-        d = block.out
-        d -= center
+        d = block.cells - center
         if self._has_rest:
             d -= rest
         if self._is_bounded:
-            self._write_sizes(block, self._sizes(d, divisor))
+            self._write_sizes(block, d, self._sizes(d, divisor))
         else:
             d /= divisor
-            np.clip(d, -self._largest, self._largest, out=d)
+            np.clip(d, -self._largest, self._largest, out=block.out)
 
     def _sizes(self, d: NDArray[Any], square: NDArray[Any]) -> NDArray[Any]:
         """Return the absolute values of the bounded deviations."""
         y: NDArray[Any] = np.square(d)
-        np.divide(square, y, out=y)
-        y += self._offset
-        np.sqrt(y, out=y)
-        np.reciprocal(y, out=y)
+        if y.size > FEW_CELLS:
+            # The same steps and bits in two passes, and no threads to wait for.
+            t = torch.from_numpy(y)
+            offset = t.new_full(t.shape[1:], float(self._offset))
+            torch.addcdiv(offset, torch.from_numpy(square), t, out=t).rsqrt_()
+        else:
+            np.divide(square, y, out=y)
+            y += self._offset
+            np.sqrt(y, out=y)
+            np.reciprocal(y, out=y)
         if self._factor != 1:
             y *= self._factor
         return y
 
-    def _write_sizes(self, block: Block, sizes: NDArray[Any]) -> None:
-        """Replace the deviations by ``sizes`` with the signs of the deviations."""
-        d = block.out
+    def _write_sizes(self, block: Block, d: NDArray[Any], sizes: NDArray[Any]) -> None:
+        """Write ``sizes`` with the signs of the deviations ``d``."""
         if self._has_near_0 and self._is_near_0[block.columns].any():
-            self._scale_tiny(block, sizes)
-        np.copysign(sizes, d, out=d)
+            self._scale_tiny(block, d, sizes)
+        if d.size <= FEW_CELLS:
+            np.copysign(sizes, d, out=block.out)
+            return
+        # For many numbers numpy.copysign takes twice as long.
+        integers = f"u{d.itemsize}"
+        signs = d.view(integers)
+        signs &= self._dtype.type(-0.0).view(integers)
+        np.bitwise_or(signs, sizes.view(integers), out=block.out.view(integers))
 
-    def _scale_tiny(self, block: Block, sizes: NDArray[Any]) -> None:
+    def _scale_tiny(self, block: Block, d: NDArray[Any], sizes: NDArray[Any]) -> None:
         """Scale the deviations that are too small to be squared, and need no bound."""
-        d, limit = block.out, self._largest_edge
+        limit = self._largest_edge
         is_tiny = (d < limit) & (d > -limit)
         # Most tiny deviations are zeros, which stay as they are.
         if is_tiny.any():
