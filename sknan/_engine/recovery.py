@@ -6,6 +6,7 @@ The learning rates that roll backs try are trained as a stack of all these membe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from sknan._engine.member_recovery import FailedStep, MemberRecovery
 from sknan._engine.network_state import read_state
 from sknan._engine.rate_trials import RecoverySearch, run_searches
 from sknan._engine.stack_state import StackSnapshot, StackState
-from sknan._engine.table_net import is_collapsed
 from sknan.diagnosis._raised import result_of_trial
+from sknan.nets.recovery.collapse import is_collapsed
 
 
 def recover_steps(
@@ -89,7 +90,7 @@ def recovery_at_present(training: StackState, k: int) -> MemberRecovery:
 
 
 def judge_results(training: StackState, numbers: Sequence[int]) -> None:
-    """Give members whose loss is far above the first one the state of a training.
+    """Give members whose loss is above the first one the state of a training.
 
     At its end, that training finds out whether it has ruined the network.
 
@@ -105,13 +106,14 @@ def judge_results(training: StackState, numbers: Sequence[int]) -> None:
     if not ends:
         return
     losses = np.nan_to_num(_final_losses(training), nan=np.inf)
-    are_trusted = training.ledger.watches.are_trusted(losses)
+    have_risen = training.ledger.watches.have_risen(losses)
     present, n_batches = training.snapshot(), len(training.bounds)
-    failed = {
-        k: _failed_step(training, k, present, n_batches - 1)
-        for k in ends
-        if not are_trusted[k]
-    }
+    failed = {}
+    for k in ends:
+        if have_risen[k]:
+            step = _failed_step(training, k, present, n_batches - 1)
+            # The last epoch is in the history.
+            failed[k] = replace(step, epoch=len(members[k].history))
     _load(training, failed, n_batches)
 
 

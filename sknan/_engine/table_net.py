@@ -21,7 +21,6 @@ from sknan._engine.fitted_network import (
     VALUES_PER_FORWARD,
     FittedNetwork,
     NetworkOutput,
-    first_of,
     width_of,
 )
 from sknan._engine.prediction import ColumnScaling, UserRows, regression_score
@@ -151,23 +150,6 @@ class TableNet(NetworkOutput, GuardedNet):
         per_row: Tensor = loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss
         weighted: Tensor = (per_row * weight).mean()
         return weighted
-
-    def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
-        fault = super()._find_fault_of_epoch(batch, step)
-        is_recoverable = self.on_nonfinite == "recover" and self.guard_.has_budget
-        if fault is not None or not is_recoverable:
-            return fault
-        if not is_collapsed(batch[0], step["y_pred"]) or self.guard_.weights.has_shrunk:
-            return None  # weights that shrink to zero by weight decay have not diverged
-        # A network that gave one output before the training has not collapsed.
-        with self.guard_.first_weights():
-            untrained = self.evaluation_step((batch[0], None))
-        if is_collapsed(batch[0], untrained):
-            return None
-        return (
-            "The network has collapsed: it gives the same output for each of the "
-            f"{len(batch[0])} different rows of a batch,"
-        )
 
     def _log_batch(self, prefix: str, loss: float, rows: int) -> None:
         """Log the number of rows, by which scores of batches are averaged."""
@@ -327,17 +309,3 @@ def is_best(history: list[dict[str, Any]], name: str, value: float) -> bool:
     rows = (row for row in reversed(history) if row.get(key) and name in row)
     best = next((row[name] for row in rows), math.inf)
     return bool(value < best)
-
-
-def is_collapsed(X: Tensor, output: Any) -> bool:
-    """Whether a network gives bitwise identical outputs for different rows.
-
-    A learning rate that is far too high makes every hidden unit constant. The loss
-    stays finite, at that of a constant prediction, and an accuracy score does not
-    distinguish this from a weak model.
-    """
-    output = first_of(output)
-    if output is None:
-        return False  # the batch was left out
-    is_constant = len(output) > 1 and bool(torch.eq(output, output[:1]).all())
-    return is_constant and not bool(torch.eq(X, X[:1]).all())

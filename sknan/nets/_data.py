@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,7 @@ def refuse_unusable_targets(net: Any, X: Any, y: Any) -> None:
             refuse_outside_domain(criterion, array, type(criterion).__name__)
 
 
-def check_target_outliers(net: Any, X: Any, y: Any) -> None:
+def check_target_outliers(net: Any, dataset: Any) -> None:
     """Refuse or warn of a few targets that outweigh all the others in the loss.
 
     They do not if the gradient of the loss is bounded.
@@ -198,30 +199,33 @@ def check_target_outliers(net: Any, X: Any, y: Any) -> None:
     ----------
     net : skorch net
         Initialized net.
-    X, y : object
-        Input of ``fit``, whose targets are finite. Custom datasets are not read.
+    dataset : Dataset
+        Training rows, perhaps a ``Subset`` of the user's data. Other custom data sets
+        are not read.
 
     Raises
     ------
     NonFiniteDataError
         See :func:`~sknan._utils.outliers.check_outliers`.
     """
-    data = X if isinstance(X, (Dataset, TensorDataset)) else y
-    for name, values, columns in _arrays("y", data):
+    is_part = type(dataset) is Subset
+    for name, values, columns in _arrays("y", dataset.dataset if is_part else dataset):
         array = _as_array(values)
+        rows = np.asarray(dataset.indices) if is_part else np.arange(len(array))
+        array = array[rows]
         if array.dtype.kind != "f" or not array.size or not np.isfinite(array).all():
             continue
         is_wide = array.ndim > 1 and array.size > len(array)
         is_double = str(values.dtype).endswith("float64")
         check_outliers(
             array.reshape(len(array), -1) if is_wide else array.ravel(),
-            np.arange(len(array)),
+            rows,
             name=name,
             effect=_OUTWEIGH,
             remedy=_BOUND,
             columns=columns,
             dtype=np.float64 if is_double else np.float32,
-            is_harmful=lambda bad: _outweigh_in_loss(net, net.get_dataset(X, y), bad),
+            is_harmful=partial(_outweigh_in_loss, net, dataset),
         )
 
 

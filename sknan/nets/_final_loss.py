@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from sknan._utils.thresholds import N_TRIALS
 from sknan.diagnosis._remedies import ACTIONS
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._best_weights import BestWeights
@@ -13,8 +15,10 @@ from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.optim._learning_rates import ascends
 
 
-def find_fault_of_result(training: GuardedTraining) -> NonFiniteReport | None:
-    """Report that a training has ruined its network, if it has.
+def find_fault_of_result(
+    training: GuardedTraining,
+) -> tuple[NonFiniteReport, bool] | None:
+    """Report that the loss of a training has risen above that of a constant output.
 
     No later step has checked the last ones, and a short training may end before its
     losses tell. Most trainings need one evaluation of as many rows as in a batch.
@@ -23,6 +27,12 @@ def find_fault_of_result(training: GuardedTraining) -> NonFiniteReport | None:
     ----------
     training : GuardedTraining
         Training in which no step has failed, before its end.
+
+    Returns
+    -------
+    tuple of (NonFiniteReport, bool) or None
+        The report, and whether the training has ruined the network. If not, it may
+        still be of some use.
     """
     net, guard = training.net, training.guard
     if net._own_step() is not None or not training.latest_batches:
@@ -35,21 +45,28 @@ def find_fault_of_result(training: GuardedTraining) -> NonFiniteReport | None:
         loss = _loss_of_best_epoch(net)
         if loss is None:
             loss = trials.evaluation_loss()
-        losses = None if guard.is_trusted(loss) else trials.has_risen()
+        found = None if loss <= guard.largest_loss else trials.find_rise()
         guard.weights.last.restore_buffers()
-    if losses is None:
+    if found is None:
         return None
-    before, after = losses
-    return NonFiniteReport(
+    rise, is_ruin = found
+    # The first steps of Adam at a usual rate may raise the loss so far.
+    if not is_ruin and training.n_steps < 2 * N_TRIALS:
+        return None
+    known = f", {rise.constant:.3g}," if math.isfinite(rise.constant) else ","
+    # A scheduler may have lowered the last learning rate.
+    rate = max(training.largest_rate, net._base_rate())
+    report = NonFiniteReport(
         phase="step",
         cause="learning_rate",
-        evidence=f"The loss has risen from {before:.3g} before the training to "
-        f"{after:.3g} after it, far above that of a constant output, "
-        f"at lr={net._base_rate():.3g}.",
+        evidence=f"The loss has risen from {rise.before:.3g} before the training to "
+        f"{rise.after:.3g} after it, {'far ' * is_ruin}above that of a constant output"
+        f"{known} at lr={rate:.3g}.",
         action=ACTIONS["learning_rate"],
         epoch=len(net.history),
         batch=training.batch_number,
     )
+    return report, is_ruin
 
 
 def _loss_of_best_epoch(net: Any) -> float | None:

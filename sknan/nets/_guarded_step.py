@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,7 @@ from sknan.nets.recovery.protocol import (
 )
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.raw_units import Conditioning
+from sknan.nets.recovery.repair_operations import RepairOperations
 from sknan.optim._clipping import (
     clip_grad_norm,
     clip_grad_value,
@@ -48,7 +50,13 @@ from sknan.optim._learning_rates import run_search, scaled_rates
 _N_LATEST = N_TRIALS // 2 - 1
 
 # Numbers that a resumed training needs.
-_SAVED = ("n_steps", "rate", "n_clipped", "largest_norm")
+_SAVED = (
+    "n_steps",
+    "rate",
+    "largest_rate",
+    "n_clipped",
+    "largest_norm",
+)
 
 
 class GuardedTraining:
@@ -73,6 +81,8 @@ class GuardedTraining:
         Number of steps taken.
     rate : float or None
         Learning rate of the latest step.
+    largest_rate : float
+        Largest learning rate of any step, before the factors of schedule and guard.
     batch_number : int
         Number of the present batch in its epoch, counted from 1.
     random_states : tuple or None
@@ -104,6 +114,7 @@ class GuardedTraining:
         self.begin_epoch(batches)
         self.n_steps = 0
         self.rate: float | None = None
+        self.largest_rate = 0.0
         self.batch_number = 1
         self.random_states: Any = None
         self.latest_batches: deque[Any] = deque(maxlen=_N_LATEST)
@@ -231,15 +242,47 @@ class GuardedTraining:
         is_adversarial = own_step is not None and own_step.is_adversarial
         if is_adversarial or not (guard.reports and self.latest_batches):
             return True
-        trials, says = self._trials(), TakeOwnGradient.says
         is_new &= guard.on_nonfinite == "recover"
-        guard.begin_step()
-        try:
-            if guard.n_roll_backs or any(r.recovery == says for r in guard.reports):
+        recoveries = Counter(report.recovery for report in guard.reports)
+        is_repaired = 2 * recoveries[RepairOperations.says] > self.n_steps
+        with self._unchanged_buffers():
+            trials = self._trials()
+            if guard.n_roll_backs or recoveries[TakeOwnGradient.says]:
                 return trials.has_learned(is_new=is_new)
-            return not (is_new and trials.is_far_worse_than_constant())
-        finally:  # of batch normalization
-            guard.weights.last.restore_buffers()
+            return not is_new or not trials.is_far_worse_than_constant(
+                is_doubtful=is_repaired
+            )
+
+    def returns_to_verified(self) -> bool:
+        """Restore the last verified weights; return whether they have learned."""
+        guard = self.guard
+        if guard.on_nonfinite != "recover" or not guard.has_budget:
+            return False
+        guard.weights.restore()
+        with self._unchanged_buffers():
+            return self._trials().has_learned(is_new=True)
+
+    def what_is_left(self) -> str:
+        """Return a sentence on a loss above that of a constant output, if it is."""
+        if self.own_step is not None or not self.latest_batches:
+            return ""
+        with self._unchanged_buffers():
+            found = self._trials().compare_with_constant()
+        if found is None or not found.is_above:
+            return ""
+        return (
+            f" Its loss of {found.reached:.3g} on training rows is still above that of "
+            f"a constant output, {found.constant:.3g}."
+        )
+
+    @contextlib.contextmanager
+    def _unchanged_buffers(self) -> Iterator[None]:
+        """Restore buffers, such as those of batch normalization, after the block."""
+        self.guard.begin_step()
+        try:
+            yield
+        finally:
+            self.guard.weights.last.restore_buffers()
 
     def were_trained(self) -> bool:
         """Whether the first weights were passed in and had been trained before."""
@@ -406,7 +449,11 @@ class GuardedTraining:
         else:
             with scaled_rates(net._all_optimizers(), factor, guard.rate_caps):
                 taken = self.own_step.take(batch, fit_params, mode)
-        self.rate = net._base_rate() * factor
+        base_rate = net._base_rate()
+        self.rate, self.largest_rate = (
+            base_rate * factor,
+            max(self.largest_rate, base_rate),
+        )
         self.latest_batches.append(batch)
         guard.step_taken()
         self.n_steps += 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from skorch import NeuralNet
-from skorch.dataset import get_len
+from skorch.dataset import get_len, unpack_data
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
@@ -21,6 +21,7 @@ from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._own_step import owner_behind
 from sknan.nets._records import epoch_report, record_epoch
 from sknan.nets.guard._guard import Guard
+from sknan.nets.recovery.collapse import has_collapsed, is_collapsed
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.restart import start_on_standardized_data
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
@@ -274,6 +275,16 @@ class LoopMixin(_SkorchNet):
 
     def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
         """Describe what is wrong with the weights at the end of an epoch, if it is."""
-        if self.guard_.has_finite_weights():
+        guard, training = self.guard_, self._training_
+        if not guard.has_finite_weights():
+            return "The last step of the epoch left non-finite weights"
+        output = step.get("y_pred")
+        if training is None or not is_collapsed(unpack_data(batch)[0], output):
             return None
-        return "The last step of the epoch left non-finite weights"
+        sample = RateTrials(training, batch, {}).sample
+        if not guard.may_go_back or not has_collapsed(self, sample):
+            return None
+        return (
+            "The network has collapsed: it gives the same output for each of the "
+            f"{get_len(output)} different rows of a batch,"
+        )

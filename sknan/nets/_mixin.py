@@ -51,8 +51,9 @@ _REGISTRIES = (
     *("_modules", "_criteria", "_optimizers"),
 )
 
-# Sentence that the report on a useless training records.
+# Sentences that the report on a useless training records.
 _WENT_BACK = "The weights from before the training were restored."
+_WENT_TO_VERIFIED = "The last verified weights were restored."
 
 
 def guard_parts(
@@ -168,7 +169,8 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     Warns
     -----
     DivergenceWarning
-        Once per fit, if training was rescued, or if it ruined a network that had been
+        Once per fit, if training was rescued, if it ended with a loss that has risen
+        above that of a constant output, or if it ruined a network that had been
         trained before, whose weights are then restored.
     UserWarning
         If a few targets dominate the loss, or if training was interrupted by Ctrl-C.
@@ -183,6 +185,8 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     # Whether the weights have not been trained or loaded since the initialization.
     _is_untrained_ = False
     _first_versions_: Any = None
+    # Whether the present training is by fit, and not by partial_fit.
+    _is_new_fit_ = False
     # State of the coordinates of the latest training, if its data were in raw units.
     _conditioning_: dict[str, Any] | None = None
     _average_: WeightAverage | None = None
@@ -319,9 +323,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     ) -> None:
         refuse_nonfinite_data("X", X)
         refuse_unusable_targets(self, X, y)
-        is_new = fit_params.get("_routing_method", "fit") == "fit"
-        if is_new:
-            check_target_outliers(self, X, y)
+        self._is_new_fit_ = is_new = fit_params.get("_routing_method", "fit") == "fit"
         self._prepare_guard(is_new=is_new)
         self._is_untrained_ &= is_new and (
             self._versions_of_weights() == self._first_versions_
@@ -340,6 +342,16 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         finally:
             self._end_training(n_reports, is_interrupted=is_interrupted)
 
+    def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Return training and validation rows; parameters as in skorch.
+
+        A new ``fit`` names outliers among the targets of the training rows.
+        """
+        rows, valid_rows = super().get_split_datasets(X, y, **fit_params)
+        if self._is_new_fit_:
+            check_target_outliers(self, rows)
+        return rows, valid_rows
+
     def _end_training(self, n_reports: int, *, is_interrupted: bool) -> None:
         """Leave usable weights, and raise or warn if training has failed."""
         training, self._training_ = self._training_, None
@@ -351,24 +363,31 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
             self._batches_done_.append(training.batches)
         is_complete = not (is_interrupted or self._has_stopped_)
         has_learned = not is_complete or training.has_learned(is_new=is_untrained)
-        fault: NonFiniteReport | None = None
+        found: tuple[NonFiniteReport, bool] | None = None
         if is_complete and len(self.guard_.reports) == n_reports:
-            fault = find_fault_of_result(training)
-        has_failed = fault is not None or not has_learned
-        if has_failed and is_untrained:
-            is_untrained = not training.were_trained()
-        if has_failed and not is_untrained:
-            self.guard_.withdraw_training()  # trained before, and better
-            has_learned = True
+            found = find_fault_of_result(training)
+        fault, is_ruin = found or (None, False)
+        if is_ruin or not has_learned:
+            is_untrained = is_untrained and not training.were_trained()
+            if not is_untrained:
+                self.guard_.withdraw_training()  # trained before, and better
+                has_learned = True
+            elif fault is not None and training.returns_to_verified():
+                self.guard_.record(fault, _WENT_TO_VERIFIED)
+                fault = None
+        reports = self.guard_.reports[n_reports:]
+        is_rescued = is_complete and has_learned and bool(reports)
+        remark = training.what_is_left() if is_rescued else ""
         training.end(is_interrupted=is_interrupted)
         self._ending_ = None
-        if fault is not None:
+        if fault is not None and not is_ruin:
+            warn(DivergenceWarning(str(fault), fault))
+        elif fault is not None:
             if is_untrained or self.on_nonfinite == "raise":
                 self.guard_.stop(fault)
             self.guard_.record(fault, _WENT_BACK)
             warn(DivergenceWarning(f"{fault} {_WENT_BACK}", fault))
             return
-        reports = self.guard_.reports[n_reports:]
         if is_complete:
             warn_of_fall(self)
             self._warn_of_idle_clip(
@@ -379,7 +398,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         if self._has_stopped_ or not reports:
             return
         if training.n_steps:
-            warn_of_rescue(self, reports)
+            warn_of_rescue(self, reports, remark)
         elif not is_interrupted:
             raise no_step_error(reports)
 

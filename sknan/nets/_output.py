@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves
+from sknan._utils.warn import warn
 from sknan.diagnosis._culprits import sliced
 from sknan.diagnosis._raised import ValueErrors, is_of_environment
 from sknan.exceptions import NonFiniteTrainingError
@@ -225,8 +226,28 @@ class OutputMixin(_SkorchNet):
         except Exception as error:
             if is_of_environment(error):
                 raise
-            return  # such as two modules without an output: nothing to promise
+            self._warn_of_error(X)
+            return
         repair.conclude_training()
+
+    def _warn_of_error(self, X: Any) -> None:
+        """Warn that a prediction for the training rows raises an error of the user.
+
+        Two modules with a step of the user's own need have no output.
+        """
+        if self._own_step() is not None:
+            return
+        batches = self._batches_of(X)
+        try:
+            with unchanged_states(self, batches):
+                self._evaluate(batches, OutputRepair(self, only_first=True))
+        except Exception as error:
+            message = (str(error).splitlines() or [""])[0].rstrip(".")
+            warn(
+                "After training, a prediction for the training rows raises "
+                f"{type(error).__name__}: {message}. Look for what the module does in "
+                "evaluation mode only."
+            )
 
     def _is_bounded(self, X: Any) -> bool:
         """Whether the weights alone show that no output overflows."""

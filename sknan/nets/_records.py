@@ -194,16 +194,16 @@ def no_step_error(reports: list[NonFiniteReport]) -> NonFiniteTrainingError:
     )
 
 
-def warn_of_rescue(net: Any, reports: list[NonFiniteReport]) -> None:
-    """Warn that training failed and went on."""
+def warn_of_rescue(net: Any, reports: list[NonFiniteReport], remark: str) -> None:
+    """Warn that training failed and went on, with a remark on what it has reached."""
     change = ""
     if net.guard_.lr_scale != 1.0:
         change = f"; it went on with lr={net.effective_lr_:.3g}"
         change += f" instead of lr={net.lr:.3g}"
     warn(
         DivergenceWarning(
-            f"{_failures(reports)} and was rescued{change}.{_dropped_rows(reports)} "
-            f"First failure: {reports[0]}",
+            f"{_failures(reports)} and was rescued{change}."
+            f"{_dropped_rows(reports)}{remark} First failure: {reports[0]}",
             reports[0],
         ),
     )

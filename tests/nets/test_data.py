@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import r2_score
-from skorch.dataset import Dataset
+from sklearn.model_selection import PredefinedSplit
+from skorch.dataset import Dataset, ValidSplit
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -239,6 +241,19 @@ def test_an_outlier_of_one_of_several_targets_is_named():
     targets[12, 1] = 1e5
     with pytest.warns(UserWarning, match=r"columns: 1 \(1, first at row 12\)"):
         network(nn.MSELoss, max_epochs=1).fit(X, targets)
+
+
+def test_outliers_in_rows_that_are_held_out_are_not_reported():
+    targets = with_outliers(1e6)
+    fold = np.full(300, -1)
+    fold[[7, 31]] = 0
+    held_out = {"train_split": ValidSplit(PredefinedSplit(fold))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        regressor(**held_out).fit(X, targets)
+    targets[8] = 1e6
+    with pytest.warns(UserWarning, match="^y contains outliers at row 8. They"):
+        regressor(**held_out).fit(X, targets)
 
 
 class OwnHuber(nn.Module):

@@ -11,10 +11,11 @@ import pytest
 import torch
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import mean_squared_error, r2_score
-from skorch.callbacks import Checkpoint
+from skorch.callbacks import Checkpoint, LRScheduler
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from sknan import (
     BatchedGridSearchCV,
@@ -64,8 +65,8 @@ def test_a_single_step_that_ruins_the_network_is_an_error(lr, size):
     assert re.fullmatch(
         r"Training diverged at epoch 1, batch 1\. The loss has risen from \d\.\d+ "
         rf"before the training to {size} after it, far above that of a constant "
-        rf"output, at lr={re.escape(f'{lr:g}')}\. Lower lr; for an estimator, "
-        r"sknan\.find_learning_rate suggests one\.",
+        rf"output(, 1\.\d+)?, at lr={re.escape(f'{lr:g}')}\. Lower lr; for an "
+        r"estimator, sknan\.find_learning_rate suggests one\.",
         str(caught.value),
     )
     assert caught.value.report.cause == "learning_rate"
@@ -205,8 +206,27 @@ def test_a_network_with_several_outputs_is_not_ruined_silently():
 
 
 def test_the_report_names_the_learning_rate_of_the_user():
-    with pytest.raises(NonFiniteTrainingError, match=r"output, at lr=1e\+03\. Lower"):
+    with pytest.raises(NonFiniteTrainingError, match=r"output, .*, at lr=1e\+03\. L"):
         net_of(lr=1e3, warmup=5).fit(X, Y[:, None])
+
+
+def test_the_report_names_the_rate_before_a_scheduler_has_lowered_it():
+    cosine = LRScheduler(CosineAnnealingLR, T_max=1)
+    with pytest.raises(NonFiniteTrainingError, match=r"output, .*, at lr=1e\+03\. "):
+        net_of(lr=1e3, callbacks=[cosine]).fit(X, Y[:, None])
+
+
+def test_a_loss_that_has_risen_above_that_of_a_constant_gives_a_warning():
+    rise = (
+        r"risen from 1\.1 before the training to 3\.3\d after it, above that of a con"
+    )
+    with pytest.warns(
+        DivergenceWarning, match=rf"{rise}stant output, 1\.21, at lr=3\."
+    ):
+        net = net_of(lr=3.0, max_epochs=20, batch_size=100, clip_norm=1.0).fit(
+            X, Y[:, None]
+        )
+    assert net.nonfinite_reports_ == []
 
 
 @pytest.mark.parametrize("is_sorted", [False, True])
@@ -236,8 +256,11 @@ def test_the_best_epoch_counts_if_a_callback_returns_to_it(tmp_path):
     net = net_of(train_split=data, callbacks=[best], **options).fit(X, Y[:, None])
     assert net.nonfinite_reports_ == []
     assert r2_score(Y, net.predict(X)) > -0.5
-    with pytest.raises(NonFiniteTrainingError, match="The loss has risen"):
-        net_of(train_split=data, **options).fit(X, Y[:, None])
+    with pytest.warns(DivergenceWarning, match="The loss has risen"):
+        net = net_of(train_split=data, **options).fit(X, Y[:, None])
+    (report,) = net.nonfinite_reports_
+    assert report.recovery == "The last verified weights were restored."
+    assert r2_score(Y, net.predict(X)) > 0
 
 
 class Counted(nn.MSELoss):

@@ -174,6 +174,15 @@ class Guard(StepChecks):
         return self._n_failed + self._n_skipped_batches < self.max_recoveries
 
     @property
+    def may_go_back(self) -> bool:
+        """Whether a roll back is a fair answer to a network that has collapsed.
+
+        Weights that shrink to zero, by weight decay, have not diverged.
+        """
+        may_recover = self.on_nonfinite == "recover" and self.has_budget
+        return may_recover and not self.weights.has_shrunk
+
+    @property
     def is_last(self) -> bool:
         """Whether a failure now may end the training."""
         return self.on_nonfinite == "raise" or not self.has_budget
@@ -291,7 +300,7 @@ class Guard(StepChecks):
         if self.is_batch_to_blame(report, trials):
             self.skip_batch(report)
             return "skip"
-        self.roll_back(report)
+        self.roll_back(report, is_last_useful=trials.has_last_learned())
         yield from self.shorten_steps(trials)
         return "retry"
 
@@ -353,8 +362,19 @@ class Guard(StepChecks):
         for optimizer in self._optimizers:
             optimizer.state.clear()
 
-    def roll_back(self, report: NonFiniteReport) -> None:
-        """Restore verified weights; :meth:`shorten_steps` must follow."""
+    def roll_back(
+        self, report: NonFiniteReport, *, is_last_useful: bool = True
+    ) -> None:
+        """Restore verified weights; :meth:`shorten_steps` must follow.
+
+        Parameters
+        ----------
+        report : NonFiniteReport
+            Report on the failed step.
+        is_last_useful : bool, default=True
+            Whether the last verified weights may be a better place to go on from than
+            the first.
+        """
         self._withdraw_step()
         ascending = ascends(self._optimizers)
         if ascending is not None:
@@ -366,7 +386,8 @@ class Guard(StepChecks):
         growth = max(self.weights.growth_per_step(), self._first_step_ratio)
         self._first_step_ratio = 0.0
         has_failed_often = self._n_failed > self.max_recoveries // 2
-        is_trusted = not has_failed_often and self.weights.is_last_trusted
+        is_trusted = is_last_useful and not has_failed_often
+        is_trusted &= self.weights.is_last_trusted
         self.weights.roll_back(to_first=not is_trusted)
         self._clear_moments()
         self._check_budget(report)

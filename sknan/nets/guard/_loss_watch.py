@@ -203,6 +203,11 @@ class LossWatches(MemberArrays):
         are_trusted: NDArray[np.bool_] = is_trusted(losses, self._reference)
         return are_trusted
 
+    def have_risen(self, losses: Floats) -> NDArray[np.bool_]:
+        """Whether losses, of shape (n_trainings,), are above the untrained ones."""
+        have_risen: NDArray[np.bool_] = ~(losses <= self._reference)
+        return have_risen
+
     def may_have_exploded(self, losses: Floats) -> NDArray[np.bool_]:
         """Whether the loss of each training is suspected to have diverged.
 

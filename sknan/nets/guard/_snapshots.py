@@ -46,8 +46,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 @torch.no_grad()
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    for value, tensor in zip(source, target, strict=True):
-        tensor.copy_(value)
+    if target:
+        torch._foreach_copy_([*target], [*source])
 
 
 class Snapshot:
@@ -100,13 +100,10 @@ class Snapshot:
 
     def take_buffers(self) -> None:
         """Copy the buffers before a forward pass, which may change them."""
-        if not self._buffers:
-            return
-        with torch.no_grad():
-            if self._kept_buffers:
-                torch._foreach_copy_(self._kept_buffers, self._buffers)
-            else:
-                self._kept_buffers = [buffer.clone() for buffer in self._buffers]
+        if len(self._kept_buffers) < len(self._buffers):
+            self._kept_buffers = [buffer.detach().clone() for buffer in self._buffers]
+        else:
+            _copy(self._buffers, self._kept_buffers)
 
     def restore_buffers(self) -> None:
         """Restore the buffers from before the forward pass."""

@@ -11,6 +11,9 @@ class Trials(Protocol):
     def fails_on_last_weights(self) -> bool:
         """Whether the failed batch also fails with the last verified weights."""
 
+    def has_last_learned(self) -> bool:
+        """Whether the last verified weights are better than a constant output."""
+
     def losses_after(self, scales: list[float]) -> list[float]:
         """Return the losses after some steps from the last verified weights.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from sknan._utils.thresholds import (
     SMALL,
     is_far_above,
 )
-from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._culprits import (
     by_bisection,
     nonfinite_rows,
@@ -30,6 +29,7 @@ from sknan.diagnosis._culprits import (
 )
 from sknan.diagnosis._raised import result_of_trial
 from sknan.nets.guard._loss_watch import is_trusted
+from sknan.nets.recovery.collapse import varies
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.explain import empty_states
 from sknan.nets.recovery.finite_operations import RepairedOperations
@@ -37,6 +37,43 @@ from sknan.nets.recovery.protocol import RefuseErrors, StepRefused, Training
 from sknan.nets.recovery.step_loss import loss_of
 from sknan.optim._clipping import grad_norm
 from sknan.optim._learning_rates import scaled_rates
+
+
+class Rise(NamedTuple):
+    """Losses before and after a training, and that of a constant output."""
+
+    before: float
+    after: float
+    constant: float
+
+
+class Comparison(NamedTuple):
+    """Loss of a network beside that of a constant output, with its standard error.
+
+    The error is NaN if the constant is not known, and ``constant`` is then the loss of
+    the first weights, or NaN.
+    """
+
+    reached: float
+    constant: float
+    error: float
+
+    @property
+    def is_above(self) -> bool:
+        """Whether the loss is higher, by two standard errors."""
+        return self.reached - N_ERRORS * self.error > self.constant
+
+    @property
+    def is_below(self) -> bool:
+        """Whether the loss is lower by a real margin."""
+        return not self.reached > self.constant - SMALL * abs(self.constant)
+
+    @property
+    def is_far_above(self) -> bool:
+        """Whether the loss is far higher."""
+        return math.isinf(self.reached) or bool(
+            is_far_above(self.reached, self.constant)
+        )
 
 
 class RateTrials:
@@ -79,6 +116,14 @@ class RateTrials:
             finally:
                 net._zero_grad_optimizer()
         return math.isnan(norm)
+
+    def has_last_learned(self) -> bool:
+        """Whether the last verified weights are better than any constant output.
+
+        A network that has collapsed had perhaps lost most units before.
+        """
+        with self.net.guard_.last_weights():
+            return self.has_learned(is_new=True)
 
     def losses_after(self, scales: list[float]) -> list[float]:
         """Return the mean losses of some steps at lower rates on the latest batches.
@@ -139,13 +184,13 @@ class RateTrials:
         """
         results = []
         with kept_random_states(self.net.device), torch.no_grad():
-            for batch in self._sample:
+            for batch in self.sample:
                 with contextlib.suppress(StepRefused):
                     results.append((batch, *self._result(batch)))
         pairs = [(unpack_data(batch)[1], output) for batch, output, _ in results]
         if pairs and all(_are_compared(*pair) for pair in pairs):
             targets = torch.cat([target for target, _ in pairs])
-            if not _varies(targets):
+            if not varies(targets):
                 return 0.0
         losses = [float(loss) for _, _, loss in results]
         with contextlib.suppress(StepRefused):
@@ -158,7 +203,7 @@ class RateTrials:
 
         The weights of a module that was passed in may have been trained before.
         """
-        sample = self._sample
+        sample = self.sample
         try:
             first, outputs = self._first_results(sample)
             constant = self._lowest_constant(sample, outputs)
@@ -177,7 +222,7 @@ class RateTrials:
         is_new : bool
             Whether the loss must be clearly lower than that of any constant output too.
         """
-        sample = self._sample
+        sample = self.sample
         try:
             reached, outputs = self._repaired_results(sample)
         except StepRefused:
@@ -190,13 +235,19 @@ class RateTrials:
         constant = self._lowest_constant(sample, outputs, first_outputs)
         if constant == math.inf and not isinstance(self.net.module, torch.nn.Module):
             constant = first  # all that is known; one passed in may be good already
-        return not reached > constant - SMALL * abs(constant)
+        return Comparison(reached, constant, math.nan).is_below
 
-    def has_risen(self) -> tuple[float, float] | None:
-        """Return the losses before and after the training, if it has become useless.
+    def find_rise(self) -> tuple[Rise, bool] | None:
+        """Return the rise of the loss to more than that of a constant output.
 
-        The loss is then more than twice that of the first weights, and far above that
-        of a constant output. An untrained loss of exactly 0 gives no scale.
+        An untrained loss of exactly 0 gives no scale.
+
+        Returns
+        -------
+        tuple of (Rise, bool) or None
+            The losses, and whether the last one is far above that of a constant output
+            and more than twice the first one. None if the loss has not risen, or by no
+            more than what chance gives.
         """
         sample = [self._few_rows()]
         try:
@@ -205,28 +256,51 @@ class RateTrials:
         except StepRefused:
             return None
         after = math.inf if math.isnan(after) else after
-        if not math.isfinite(before) or before == 0.0 or is_trusted(after, before):
+        if not math.isfinite(before) or before == 0.0 or after <= before:
             return None
-        is_useless = self.is_far_worse_than_constant(has_risen=True)
-        return (before, after) if is_useless else None
+        found = self.compare_with_constant(has_risen=True)
+        if found is None:
+            return None
+        rise = Rise(before, after, found.constant)
+        if found.is_far_above and not is_trusted(after, before):
+            return rise, True
+        has_risen = after - before > N_ERRORS * found.error
+        return (rise, False) if found.is_above and has_risen else None
 
-    def is_far_worse_than_constant(self, *, has_risen: bool = False) -> bool:
-        """Whether the loss is above that of a constant output by two standard errors.
+    def is_far_worse_than_constant(self, *, is_doubtful: bool) -> bool:
+        """Whether the loss is far above that of a constant output.
 
-        As long as it falls, or if no step has failed, it may be high yet: it must then
-        be far above. The rows are training rows that seldom failed and whose loss is
-        finite. The answer is no if there are none, if all have the same target, or if
-        the loss relates rows, such as a triplet loss: equal outputs are no baseline for
-        it.
+        Two standard errors above it are enough, unless the loss has been falling: it
+        may be high yet.
+
+        Parameters
+        ----------
+        is_doubtful : bool
+            Whether it must be clearly lower, unless it has been falling.
+        """
+        found = self.compare_with_constant()
+        if found is None:
+            return False
+        if found.is_far_above or self._may_fall(found.reached):
+            return found.is_far_above
+        return found.is_above or (is_doubtful and not found.is_below)
+
+    def compare_with_constant(self, *, has_risen: bool = False) -> Comparison | None:
+        """Return the loss of training rows, and that of a constant output.
+
+        The rows are training rows that seldom failed and whose loss is finite. There is
+        no comparison if there are none, if all have the same target, or if the loss
+        relates rows, such as a triplet loss: equal outputs are no baseline for it.
 
         Parameters
         ----------
         has_risen : bool, default=False
             Whether the loss is known to be higher than that of the first weights. If
-            the loss of most rows is no longer finite, it is far worse then.
+            the loss of most rows is no longer finite, it is far above then. If that of
+            a constant output is not known, that of the first weights takes its place.
         """
         if self.net._own_step() is not None:
-            return False
+            return None
         batches = self.training.rows_of_data(N_TRIAL_ROWS) or self.batches[-1:]
         try:
             with kept_random_states(self.net.device), torch.no_grad():
@@ -236,29 +310,26 @@ class RateTrials:
                     n_rows = sum(get_len(b[0]) for b in batches)
                     batches = [self._sound_rows(b) for b in batches]
                     if 2 * sum(get_len(b[0]) for b in batches) < n_rows:
-                        return True
+                        return Comparison(math.inf, math.nan, math.nan)
                 else:
                     batches = self._comparable_rows(batches)
                 errors = [_Rows(self.net, b, self.fit_params).error() for b in batches]
             reached, outputs = self._results(batches) if batches else (math.nan, [])
         except StepRefused:
-            return False
+            return None
         if not math.isfinite(reached):  # a mean of finite losses may overflow
-            return has_risen and bool(batches)
+            is_far = has_risen and bool(batches)
+            return Comparison(math.inf, math.nan, math.nan) if is_far else None
         first, first_outputs = self._first_results(batches)
         constant = self._lowest_constant(batches, outputs, first_outputs)
         if has_risen and constant == math.inf:  # of several outputs, for example
-            return bool(is_far_above(reached, first))
-        # Adam's first step in a wide network, at a usual rate, may raise the loss to
-        # five times that of a constant.
-        if has_risen or self._may_fall(reached):
-            return bool(is_far_above(reached, constant))
+            return Comparison(reached, first, math.nan)
         error = max(filter(math.isfinite, errors), default=0.0)
-        return reached - N_ERRORS * error > constant
+        return Comparison(reached, constant, error)
 
     def _comparable_rows(self, batches: list[Any]) -> list[Any]:
         """Return rows for which equal outputs are a baseline, or none."""
-        batches = [b for b in map(self._sound_rows, batches) if _varies(b[1])]
+        batches = [b for b in map(self._sound_rows, batches) if varies(b[1])]
         errors = [_Rows(self.net, b, self.fit_params).error() for b in batches]
         return batches if all(map(math.isfinite, errors)) else []
 
@@ -335,7 +406,7 @@ class RateTrials:
         return loss, outputs
 
     @property
-    def _sample(self) -> list[Any]:
+    def sample(self) -> list[Any]:
         """Recent batches and, if they are known, rows from all the training data."""
         return [*self.batches, *self.training.rows_of_data()]
 
@@ -469,9 +540,3 @@ def _are_compared(target: Any, output: Any) -> bool:
     return (
         are_tensors and target.is_floating_point() and target.numel() == output.numel()
     )
-
-
-def _varies(target: Any) -> bool:
-    """Whether the rows of nested targets differ."""
-    leaves = tree_leaves(target)
-    return any(len(leaf) > 1 and bool((leaf != leaf[:1]).any()) for leaf in leaves)

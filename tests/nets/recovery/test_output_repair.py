@@ -164,15 +164,21 @@ def test_an_operation_that_fails_for_any_inputs_depends_on_the_weights(kind):
     assert caught.value.report.operation == "aten.linalg_cholesky_ex"
 
 
-def test_a_program_error_is_raised_as_it_is_in_a_prediction():
+def test_an_error_in_evaluation_mode_is_named_after_the_training():
     class Narrow(OfFirst):
         def forward(self, x):
             return super().forward(x if self.training else x[:, :2])
 
     inputs, targets = table(0.5)
     net = NETS["loop"](Narrow(torch.exp)).set_params(train_split=None)
+    _, messages = recorded(lambda: net.fit(inputs, targets))
+    assert messages == [
+        "After training, a prediction for the training rows raises RuntimeError: mat1 "
+        "and mat2 shapes cannot be multiplied (16x2 and 4x1). Look for what the module "
+        "does in evaluation mode only."
+    ]
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        net.fit(inputs, targets).predict(inputs)
+        net.predict(inputs)
 
 
 @both
