@@ -13,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from sknan._utils.validation import is_number
 from sknan.nets._records import GUARD_ENTRIES
 
-# Keys of the history that are not scores.
-_NOT_SCORES = {
+# Entries of the history that the net itself records: numbers, and no scores.
+NET_ENTRIES = {
     "epoch",
     "dur",
     *GUARD_ENTRIES,
@@ -231,7 +231,7 @@ def _name_of_score(rows: list[Any]) -> str | None:
         key
         for key, value in rows[-1].items()
         if is_number(value)
-        and key not in _NOT_SCORES
+        and key not in NET_ENTRIES
         and not key.startswith("event_")
         and not key.endswith("_best")
     ]

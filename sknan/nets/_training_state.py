@@ -21,6 +21,7 @@ from sknan._utils.pickling import complete_copy
 from sknan._utils.random_state import random_states
 from sknan._utils.tree import tree_leaves
 from sknan.nets._batching import TensorTable
+from sknan.nets._curves import NET_ENTRIES
 from sknan.nets.guard._snapshots import Snapshot
 
 # Parameters that may differ in a resumed training.
@@ -447,6 +448,10 @@ def put_net(net: Any, state: dict[str, Any]) -> None:
     require_like(state["optimizers"], expected, "optimizers")
     _refuse_other_options(net, state["optimizers"], expected)
     require_like(state["history"], [{"epoch": 1, "batches": [{}]}], "history")
+    for i, row in enumerate(state["history"]):
+        for part in (row, *row["batches"]):
+            numbers = dict.fromkeys(NET_ENTRIES & part.keys(), 0.0)
+            require_like(part, numbers, f"history[{i}]")
     present = Snapshot(net._all_modules())
     with torch.no_grad():
         for name, module in _modules_of(net).items():

@@ -629,6 +629,12 @@ def test_a_file_that_is_not_a_backup_is_refused_and_runs_no_code(tmp_path):
             "instead of float",
         ),
         (["history", 0], 1, "TypeError: history[0] is of type int instead of dict"),
+        (
+            ["history", 0, "train_batch_count"],
+            [1],
+            "TypeError: history[0]['train_batch_count'] is of type list instead of "
+            "float",
+        ),
     ],
 )
 def test_a_backup_that_was_edited_is_refused(tmp_path, field, value, reason):
