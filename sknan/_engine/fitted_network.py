@@ -16,6 +16,7 @@ from torch.nn.modules import module as torch_module
 
 from sknan._utils.compiled import original_of
 from sknan._utils.encoding import EncodedStateMixin
+from sknan._utils.pickling import refuse_unpicklable
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._chain import functions_of, layers_of
 from sknan.nets.recovery.output_repair import (
@@ -108,7 +109,7 @@ class NetworkOutput:
             part = parts.pop()
             if part.training:
                 return False
-            parts += filter(None, part._modules.values())
+            parts += [m for m in part._modules.values() if m is not None]
         return True
 
     def _evaluated(self, batch: Tensor, repair: OutputRepair) -> Tensor:
@@ -235,7 +236,7 @@ class FittedNetwork(EncodedStateMixin, NetworkOutput):
                 or "_compiled_call_impl" in state
             ):
                 return None
-            parts.extend(filter(None, state["_modules"].values()))
+            parts += [m for m in state["_modules"].values() if m is not None]
         if torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
             return None
         known, functions = self._chain
@@ -268,6 +269,7 @@ class FittedNetwork(EncodedStateMixin, NetworkOutput):
         uncompiled = copy.copy(self)
         uncompiled.__dict__.pop("_chain", None)
         uncompiled.module_ = original_of(self.module_)
+        refuse_unpicklable(uncompiled.module_)
         return super(FittedNetwork, uncompiled).__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

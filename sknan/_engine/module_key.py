@@ -35,7 +35,6 @@ def module_key(net: TableNet) -> Hashable | None:
         # A stack has one tensor for the weights of all layers.
         and len({p.dtype for p in module.parameters()}) == 1
         and all(p.is_floating_point() for p in module.parameters())
-        and not isinstance(module, torch.jit.ScriptModule)
         and not any(map(_needs_own_calls, module.modules()))
     )
     if not is_supported:
@@ -51,9 +50,10 @@ def _needs_own_calls(part: nn.Module) -> bool:
     """Whether torch must call a part itself: for hooks, and for recurrent kernels.
 
     A stack neither calls hooks in each step nor has a fast kernel for recurrent layers.
+    torch cannot copy the weights of a part that it has compiled.
     """
     return (
-        isinstance(part, nn.RNNBase)
+        isinstance(part, (nn.RNNBase, torch.jit.ScriptModule))
         or has_hooks(part)
         or any(
             p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)

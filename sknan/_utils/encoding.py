@@ -179,12 +179,16 @@ class _Encoder:
     def _of_tensor(self, tensor: Tensor) -> Any:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             return None
-        values = tensor.detach().cpu().resolve_conj().resolve_neg().flatten()
-        place = self._put(values.view(torch.uint8).numpy())
+        # Kept, because kernels for another order of the dimensions round differently.
+        strides = tensor.stride()
+        order = sorted(range(tensor.ndim), key=lambda i: -strides[i])
+        values = tensor.detach().cpu().resolve_conj().resolve_neg()
+        flat = values.permute(order).flatten()
+        place = self._put(flat.view(torch.uint8).numpy())
         dtype = str(tensor.dtype).removeprefix("torch.")
         is_parameter = isinstance(tensor, nn.Parameter)
         grad = tensor.requires_grad if is_parameter else None
-        return ["tensor", dtype, list(tensor.shape), place, grad]
+        return ["tensor", dtype, list(tensor.shape), place, grad, order]
 
     def _put(self, values: np.ndarray) -> int:
         """Append bytes, and return the place of the first one."""
@@ -362,7 +366,12 @@ class _Decoder:
         return array
 
     def _from_tensor(
-        self, dtype: str, shape: list[int], place: int, grad: bool | None
+        self,
+        dtype: str,
+        shape: list[int],
+        place: int,
+        grad: bool | None,
+        order: list[int],
     ) -> Any:
         kind = _torch_dtype(dtype)
         size = _product(shape) * kind.itemsize
@@ -370,7 +379,8 @@ class _Decoder:
             return self._arrays[place]  # one that is used twice
         if size:
             values = torch.from_numpy(self._bytes(place, size))
-            tensor = values.view(kind).reshape(shape)
+            stored = values.view(kind).reshape([shape[i] for i in order])
+            tensor = stored.permute(sorted(order, key=order.__getitem__))
         else:
             tensor = torch.zeros(shape, dtype=kind)
         if grad is not None:

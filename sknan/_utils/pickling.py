@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import warnings
 from collections import OrderedDict
+from collections.abc import Generator, Iterable
 from importlib.metadata import version
 from typing import Any, ClassVar
 
+import cloudpickle
 import sklearn
 import torch
 from sklearn.exceptions import InconsistentVersionWarning
@@ -22,6 +25,9 @@ from torch.nn.parameter import UninitializedBuffer
 from torch.nn.utils import parametrize
 
 _KEY = "_pickled_with"
+
+# Methods by which a class says how its instances are pickled or copied.
+_COPY_METHODS = ("__reduce__", "__getstate__", "__deepcopy__")
 
 
 @functools.cache
@@ -50,6 +56,55 @@ def make_picklable(module: nn.Module) -> None:
         if parametrize.is_parametrized(part):
             kind: Any = type(part)
             kind.__reduce__ = _reduce_parametrized
+
+
+def refuse_unpicklable(module: nn.Module) -> None:
+    """Raise an error that names a part of a module that cannot be pickled or copied.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Module that is to be pickled or copied.
+
+    Raises
+    ------
+    TypeError
+        If torch.jit has compiled a part, or an attribute is of a kind without pickles,
+        such as a lock, unless the class of the part says how to pickle or copy it.
+    """
+    for path, part in module.named_modules():
+        where, kind = f"The part {path!r}" if path else "The module", type(part)
+        if isinstance(part, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{where} cannot be pickled or copied, because torch.jit has compiled "
+                "it. Use the module before torch.jit.script or torch.jit.trace."
+            )
+        known = [getattr(nn.Module, name, None) for name in _COPY_METHODS]
+        if known != [getattr(kind, name, None) for name in _COPY_METHODS]:
+            continue
+        for name, value in vars(part).items():
+            error = _error_of_pickle(value)
+            if error is not None:
+                raise TypeError(
+                    f"{where} cannot be pickled or copied, because of its attribute "
+                    f"{name!r}: {error}. Create it in forward, or leave it out in a "
+                    f"__getstate__ of {kind.__name__}."
+                )
+
+
+def _error_of_pickle(value: Any) -> Exception | None:
+    """Return the error of a pickle of an object of Python's own libraries, if any."""
+    package = type(value).__module__.partition(".")[0]
+    # Other objects, functions and containers may hold the net that is being pickled.
+    may_hold_net = callable(value) or isinstance(value, Iterable)
+    is_generator = isinstance(value, Generator)
+    if package not in sys.stdlib_module_names or (may_hold_net and not is_generator):
+        return None
+    try:
+        cloudpickle.dumps(value)
+    except Exception as error:
+        return error
+    return None
 
 
 def _reduce_parametrized(part: nn.Module) -> Any:
@@ -83,6 +138,7 @@ def copy_of_module(module: nn.Module) -> nn.Module:
     -------
     nn.Module
     """
+    refuse_unpicklable(module)
     copies: dict[int, Any] = {}
     for part in module.modules():
         for tensor in (*vars(part).values(), *part._buffers.values()):

@@ -192,6 +192,30 @@ def is_raised_by_user(error: BaseException) -> bool:
     return is_raise and is_users(code.co_filename) and not is_package
 
 
+def about_graph(error: Exception) -> Exception:
+    """Return an exception that names what detaches a loss, if that is what has failed.
+
+    Parameters
+    ----------
+    error : Exception
+        Exception of a step.
+
+    Returns
+    -------
+    Exception
+        ``error`` itself if it has another reason.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    is_in_module = any(f.f_code.co_name == "_call_impl" for f, _ in frames)
+    if is_in_module or "does not require grad" not in str(error):
+        return error
+    return ValueError(
+        "The loss has no gradient with respect to any weight. Look in forward and in "
+        "the loss for detach(), torch.no_grad(), torch.inference_mode(), argmax or a "
+        "use of NumPy, and leave it out."
+    )
+
+
 def about_dtype(
     error: Exception, inputs: Any, parameters: Iterable[Tensor]
 ) -> Exception:

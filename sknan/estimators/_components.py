@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sknan._utils.pickling import copy_of_module
 from sknan._utils.validation import did_you_mean
+from sknan.diagnosis._raised import is_of_environment
 from sknan.losses._registry import (
     CLASSIFICATION_LOSSES,
     REGRESSION_LOSSES,
@@ -157,7 +158,16 @@ def resolve_module(
     module = TabularMLP if module is None else module
     if isinstance(module, nn.Module):
         _check_nothing_given("module", module, given)
-        return copy_of_module(module), {}
+        try:
+            return copy_of_module(module), {}
+        except Exception as error:
+            if is_of_environment(error):
+                raise
+            raise ValueError(
+                f"{owner} trains a copy of an instance, but {type(module).__name__} "
+                f"cannot be copied: {str(error).rstrip('.')}. Pass a class or a "
+                "function that returns a new module."
+            ) from error
     if not callable(module):
         raise ValueError(
             "module must be a torch.nn.Module class or instance, a function that "

@@ -10,6 +10,7 @@ from sknan._engine.table_net import TableNet
 from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.threads import FlopCount
+from sknan.losses._base import refuse_other_output
 from sknan.nets._batching import TensorTable
 from sknan.nets._chain import FAR_FROM_OVERFLOW, output_bound
 from sknan.nets.recovery.output_repair import OutputRepair, outputs_by_row
@@ -53,7 +54,9 @@ def trial_output(net: TableNet, X: np.ndarray) -> Tensor:
         raise
     net.flops_per_row_ = count.n_flops / n_rows
     output = output[0] if isinstance(output, (tuple, list)) else output
-    if not isinstance(output, Tensor) or len(output) != len(rows):
+    if isinstance(output, Tensor):
+        refuse_other_output(output)
+    if not isinstance(output, Tensor) or output.shape[:1] != rows.shape[:1]:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output)
         raise ValueError(
             f"The module must return a tensor with one row per sample, got {found} "

@@ -40,15 +40,22 @@ def check_positive(name: str, value: object) -> None:
 
 def upcast(x: Tensor) -> Tensor:
     """Return the output of a network in float32 or float64."""
-    if not isinstance(x, Tensor):
-        found = f"a {type(x).__name__}"
-        if isinstance(x, (tuple, list)):
-            found += f" of {len(x)} values"
-        raise TypeError(
-            f"The module returns {found}, but the loss needs one tensor. Return only "
-            "that tensor from forward, or pass a criterion that takes the whole output."
-        )
+    refuse_other_output(x)
     return widen(x)[0]
+
+
+def refuse_other_output(x: object) -> None:
+    """Raise TypeError unless the output of a network is a tensor of real numbers."""
+    if isinstance(x, Tensor) and not x.is_complex():
+        return
+    found = "complex numbers" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+    if isinstance(x, (tuple, list)):
+        found += f" of {len(x)} values"
+    raise TypeError(
+        f"The module returns {found}, but the loss needs one tensor of real numbers. "
+        "Return only that tensor from forward, or pass a criterion that takes the "
+        "whole output."
+    )
 
 
 def aligned(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

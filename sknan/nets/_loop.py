@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_map
+from sknan.losses._base import refuse_other_output
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._data import as_table
 from sknan.nets._guarded_step import GuardedTraining
@@ -230,6 +231,21 @@ class LoopMixin(_SkorchNet):
     def _has_lazy_layers(self) -> bool:
         return any(is_lazy(p) for m in self._all_modules() for p in m.parameters())
 
+    def initialized_instance(self, instance_or_cls: Any, kwargs: Any) -> Any:
+        """Create a module or criterion that can be trained; parameters as in skorch."""
+        part = super().initialized_instance(instance_or_cls, kwargs)
+        if isinstance(part, torch.nn.Module):
+            _prepare_memory(part)
+        return part
+
+    def get_loss(self, y_pred: Any, *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss of a batch; parameters as in skorch."""
+        try:
+            return super().get_loss(y_pred, *args, **kwargs)
+        except (TypeError, NotImplementedError, AttributeError):
+            refuse_other_output(y_pred)
+            raise
+
     def initialize_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Create the optimizers; parameters as in skorch."""
         try:
@@ -288,3 +304,33 @@ class LoopMixin(_SkorchNet):
             "The network has collapsed: it gives the same output for each of the "
             f"{get_len(output)} different rows of a batch,"
         )
+
+
+def _prepare_memory(module: torch.nn.Module) -> None:
+    """Refuse weights without memory of their own, and copy such buffers."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            continue
+        where = f"The tensor {name!r} of {type(module).__name__}"
+        if tensor.is_meta:
+            raise ValueError(
+                f"{where} is on the device 'meta' and has no values. Create the module "
+                "on another device, or call its to_empty(device='cpu') and set its "
+                "values."
+            )
+        sizes = zip(tensor.shape, _strides(tensor), strict=True)
+        if not any(size > 1 and stride == 0 for size, stride in sizes):
+            continue
+        if isinstance(tensor, torch.nn.Parameter):
+            raise ValueError(
+                f"{where} has several entries in one place of memory, as after "
+                "expand(), and cannot be trained. Call clone() on it before "
+                "nn.Parameter."
+            )
+        owner, _, own_name = name.rpartition(".")
+        setattr(module.get_submodule(owner), own_name, tensor.clone())
+
+
+def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    is_strided = tensor.layout is torch.strided
+    return tensor.stride() if is_strided else (1,) * tensor.ndim

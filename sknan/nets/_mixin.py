@@ -7,10 +7,12 @@ from typing import Any, Protocol
 import cloudpickle
 import torch
 
+from sknan._utils.compiled import original_of
 from sknan._utils.pickling import (
     VersionedPickleMixin,
     complete_copy,
     make_picklable,
+    refuse_unpicklable,
 )
 from sknan._utils.settings import usual_settings
 from sknan._utils.validation import is_number
@@ -442,6 +444,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         # script or notebook; the caller's pickler, such as cloudpickle, can.
         for module in self._all_modules() if self.initialized_ else ():
             make_picklable(module)
+            refuse_unpicklable(original_of(module))
         prefixes = tuple({*self.cuda_dependent_attributes_, "_average_"})
         tensors = {k: v for k, v in vars(self).items() if k.startswith(prefixes)}
         others = {k: v for k, v in vars(self).items() if k not in tensors}

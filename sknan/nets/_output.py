@@ -284,8 +284,10 @@ class OutputMixin(_SkorchNet):
         NaN may mark what the loss leaves out. Without any finite output, a training
         has failed.
         """
-        is_get_loss_ours = self.get_loss.__module__.startswith(("skorch.", "sknan."))
-        if is_get_loss_ours and not is_own_loss(self.criterion_):
+        owners = [b for b in type(self).__mro__ if "get_loss" in vars(b)]
+        modules = [part.__module__ for part in (self.get_loss, *owners)]
+        is_ours = all(name.startswith(("skorch.", "sknan.")) for name in modules)
+        if is_ours and not is_own_loss(self.criterion_):
             return False
         is_any_finite = False
         for batch in batches:

@@ -72,6 +72,8 @@ class PlainStep:
             with scaled_rates(net._all_optimizers(), factor, guard.rate_caps):
                 net._step_optimizer(step_fn)
         except RuntimeError as error:
+            if "not support sparse" in str(error):
+                raise _sparse_error(net) from error
             if "without overflow" not in str(error):
                 raise
             # The rate times its bias correction exceeds float32.
@@ -126,3 +128,13 @@ class PlainStep:
         coefficient = training.clip(parameters, grads, norm, rescue_norm)
         self._step_norm, self._step_loss = norm * coefficient, loss
         training.count_clip(norm, coefficient)
+
+
+def _sparse_error(net: Any) -> ValueError:
+    """Return an error for an optimizer that needs dense gradients."""
+    grads = {name: p.grad for name, p in net.get_all_learnable_params()}
+    sparse = [name for name, g in grads.items() if g is not None and g.is_sparse]
+    return ValueError(
+        f"The gradient of {', '.join(map(repr, sparse))} is sparse, which the "
+        "optimizer does not support. Create the embedding with sparse=False."
+    )

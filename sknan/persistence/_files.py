@@ -12,7 +12,9 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import cloudpickle
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.utils.validation import check_is_fitted
@@ -94,6 +96,8 @@ def save(
     names = _checked_names(trusted)
     check_is_fitted(model)
     try:
+        arrays: list[Any] = []  # without copies
+        _Search(io.BytesIO(), protocol=5, buffer_callback=arrays.append).dump(model)
         data = _written(model, zipfile.ZIP_DEFLATED)
         if _expansion(data) > _LARGEST_EXPANSION * len(data) + _EXTRA_BYTES:
             data = _written(model, zipfile.ZIP_STORED)
@@ -270,6 +274,18 @@ def _check_what_load_refuses(data: bytes, own: Sequence[str]) -> None:
             f"those who trust you, pass trusted={unknown} to save and to load. Or use "
             "pickle."
         )
+
+
+class _Search(cloudpickle.Pickler):
+    """Search for objects of torch on which skops would abort the process."""
+
+    def persistent_id(self, obj: Any) -> None:
+        """Refuse an object that is implemented in C++."""
+        if isinstance(obj, torch.ScriptObject):
+            raise _RefusedError(
+                "it contains an object of torch without attributes in Python, as "
+                "quantized layers do. Use pickle, or the layer before it is quantized."
+            )
 
 
 def _skops() -> Any:

@@ -13,6 +13,7 @@ from skorch import NeuralNetBinaryClassifier
 from torch import Tensor, nn
 
 from sknan._utils.compiled import original_of
+from sknan._utils.pickling import copy_of_module
 from sknan._utils.thresholds import OVERFLOWS_SQUARED
 from sknan._utils.validation import FLOAT32_MAX
 from sknan.estimators._base import StableNetBase
@@ -37,7 +38,7 @@ class Network(nn.Module):
 
     def __init__(self, net: Any, largest: float = math.inf) -> None:
         super().__init__()
-        module = copy.deepcopy(original_of(net.module_)).cpu().eval()
+        module = copy_of_module(original_of(net.module_)).cpu().eval()
         self.module = module.requires_grad_(False)
         self._allows_ruled_out = net._may_rule_out_classes
         rows = torch.full((1, 1), largest)

@@ -325,6 +325,18 @@ class InDoublePrecision(nn.Linear):
         return super().forward(x.double()).float()
 
 
+class Transposed(nn.Module):
+    """Product with weights that are stored by columns, and a buffer of one number."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, width).T)
+        self.register_buffer("shift", torch.ones(1).expand(width))
+
+    def forward(self, x):
+        return torch.tanh(x @ self.weight) @ self.weight.T + self.shift
+
+
 def narrow(width):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch: nothing to initialize
@@ -340,6 +352,8 @@ PARTS = {
     "of width 0": narrow,
     "complex": Magnitude,
     "in double precision": InDoublePrecision,
+    "compiled": lambda w: torch.compile(nn.Linear(w, w), backend="eager"),
+    "in another order": Transposed,
 }
 
 
@@ -351,6 +365,8 @@ def test_any_network_of_torch_is_trained_pickled_and_searched(part):
     assert np.isfinite(scores).all()
     loaded = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(raw_scores(loaded, X), scores)
+    pairs = zip(weights_of(loaded), weights_of(model), strict=True)
+    assert all(a.stride() == b.stride() for a, b in pairs)
     instance = StableNetClassifier(OfParts(part=part), **FAST).fit(X, LABELS)
     assert np.isfinite(raw_scores(instance, X)).all()
     ensemble = StableNetEnsembleClassifier(net, n_estimators=2, random_state=0)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -10,11 +14,13 @@ import torch
 from torch import nn
 
 from sknan import (
+    GuardedNetRegressor,
     NonFiniteTrainingError,
     StableNetClassifier,
     StableNetRegressor,
 )
 from sknan.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES
+from sknan.persistence import to_torch
 
 X = np.random.default_rng(0).normal(size=(12, 3))
 LABELS = np.arange(12) % 2
@@ -99,6 +105,113 @@ def test_a_module_that_does_not_return_one_row_per_sample_is_refused():
     assert refusal(ValueError, classifier(module=OneRow).fit, X, LABELS) == (
         "The module must return a tensor with one row per sample, got (1, 2) for 12 "
         "samples."
+    )
+
+
+class Odd(nn.Module):
+    """Linear layer with a fault."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault = fault
+        self.layer = nn.Linear(3, 1, device="meta" if fault == "meta" else None)
+        if fault == "expanded":
+            self.layer.bias = nn.Parameter(torch.zeros(1).expand(2))
+        if fault == "sparse":
+            self.layer = nn.Embedding(12, 1, sparse=True)
+
+    def forward(self, X):
+        if self.fault == "sparse":
+            return self.layer(torch.arange(len(X)))
+        output = self.layer(X)
+        others = {
+            "complex": output + 0j,
+            "detached": output.detach(),
+            "in a dict": {"output": output},
+        }
+        return others.get(self.fault, output)
+
+
+NOT_REAL = (
+    "TypeError: The module returns {}, but the loss needs one tensor of real numbers. "
+    "Return only that tensor from forward, or pass a criterion that takes the whole "
+    "output."
+)
+ODD = {
+    "meta": "ValueError: The tensor 'layer.weight' of Odd is on the device 'meta' and "
+    "has no values. Create the module on another device, or call its "
+    "to_empty(device='cpu') and set its values.",
+    "expanded": "ValueError: The tensor 'layer.bias' of Odd has several entries in one "
+    "place of memory, as after expand(), and cannot be trained. Call clone() on it "
+    "before nn.Parameter.",
+    "sparse": "ValueError: The gradient of 'layer.weight' is sparse, which the "
+    "optimizer does not support. Create the embedding with sparse=False.",
+    "detached": "ValueError: The loss has no gradient with respect to any weight. Look "
+    "in forward and in the loss for detach(), torch.no_grad(), "
+    "torch.inference_mode(), argmax or a use of NumPy, and leave it out.",
+    "complex": NOT_REAL.format("complex numbers"),
+    "in a dict": NOT_REAL.format("a dict"),
+}
+
+
+@pytest.mark.parametrize("fault", ODD)
+def test_a_network_that_cannot_be_trained_is_refused_by_net_and_estimator(fault):
+    inputs, targets = X.astype(np.float32), VALUES[:, None].astype(np.float32)
+    options = {"module__fault": fault, "max_epochs": 1}
+    net = GuardedNetRegressor(Odd, optimizer=torch.optim.Adam, verbose=0, **options)
+    for model in (net, StableNetRegressor(Odd, random_state=0, **options)):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            model.fit(inputs, targets)
+        found = f"{type(caught.value).__name__}: {caught.value}"
+        if fault == "in a dict" and model is not net:
+            assert "one row per sample, got <class 'dict'>" in found
+        else:
+            assert found == ODD[fault]
+
+
+class Locked(nn.Linear):
+    """Linear layer with a lock."""
+
+    def __init__(self):
+        super().__init__(3, 1)
+        self.lock = threading.Lock()
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates it
+        return torch.jit.script(nn.Linear(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (
+            Locked,
+            "because of its attribute 'lock': cannot pickle '_thread.lock' object. "
+            "Create it in forward, or leave it out in a __getstate__ of Locked.",
+        ),
+        (
+            scripted,
+            "because torch.jit has compiled it. Use the module before "
+            "torch.jit.script or torch.jit.trace.",
+        ),
+    ],
+)
+def test_a_network_without_pickles_is_trained_and_says_so(make, reason):
+    inputs, targets = X.astype(np.float32), VALUES[:, None].astype(np.float32)
+    net = GuardedNetRegressor(make, max_epochs=1, verbose=0).fit(inputs, targets)
+    model = regressor(module=make).fit(inputs, targets)
+    message = f"The module cannot be pickled or copied, {reason}"
+    for call in (pickle.dumps, copy.deepcopy):
+        assert refusal(TypeError, call, net) == message
+        assert refusal(TypeError, call, model) == message
+    assert refusal(TypeError, to_torch, model) == message
+    instance = make()
+    assert refusal(ValueError, regressor(module=instance).fit, X, VALUES) == (
+        "StableNetRegressor trains a copy of an instance, but "
+        f"{type(instance).__name__} cannot be copied: {message} Pass a class or a "
+        "function that returns a new module."
     )
 
 

@@ -345,9 +345,9 @@ def test_an_output_that_is_no_tensor_raises():
     with pytest.raises(TypeError) as caught:
         sl.MSELoss()((torch.ones(3), torch.ones(3)), torch.ones(3))
     assert str(caught.value) == (
-        "The module returns a tuple of 2 values, but the loss needs one tensor. Return "
-        "only that tensor from forward, or pass a criterion that takes the whole "
-        "output."
+        "The module returns a tuple of 2 values, but the loss needs one tensor of real "
+        "numbers. Return only that tensor from forward, or pass a criterion that takes "
+        "the whole output."
     )
 
 

@@ -10,6 +10,7 @@ import pickle
 import random
 import sys
 import tracemalloc
+import warnings
 import zipfile
 
 import numpy as np
@@ -33,6 +34,7 @@ from sklearn.model_selection import (
 from sklearn.pipeline import make_pipeline
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn, optim
+from torch.ao.nn import quantized
 
 import sknan
 from sknan import (
@@ -234,16 +236,23 @@ def test_classes_of_a_script_are_refused(file, monkeypatch):
     assert not file.exists()
 
 
-def test_sparse_attributes_are_refused(file):
+def test_sparse_and_quantized_attributes_are_refused(file):
     net = clone(CLASSIFIER).fit(X, LABELS)
-    net.extra_ = sparse.csr_array(X)
-    with pytest.raises(ValueError, match="cannot be saved") as caught:
-        save(net, file)
-    assert str(caught.value) == (
-        "StableNetClassifier cannot be saved: it contains a sparse matrix, which load "
-        "does not read. Fit it on a dense array, or use pickle."
-    )
-    assert not file.exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates it
+        packed = quantized.dynamic.Linear(3, 1)._packed_params._packed_params
+    reasons = {
+        "a sparse matrix, which load does not read. Fit it on a dense array, or use "
+        "pickle.": sparse.csr_array(X),
+        "an object of torch without attributes in Python, as quantized layers do. Use "
+        "pickle, or the layer before it is quantized.": packed,
+    }
+    for reason, net.extra_ in reasons.items():
+        with pytest.raises(ValueError, match="cannot be saved") as caught:
+            save(net, file)
+        message = f"StableNetClassifier cannot be saved: it contains {reason}"
+        assert str(caught.value) == message
+        assert not file.exists()
 
 
 def test_models_that_are_not_fitted_are_refused(file):

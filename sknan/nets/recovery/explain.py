@@ -19,7 +19,7 @@ from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import Trials, places_to_blame
 from sknan.diagnosis._evidence import FailedOperation, Places, StepEvidence
-from sknan.diagnosis._raised import about_dtype
+from sknan.diagnosis._raised import about_dtype, about_graph
 from sknan.diagnosis._replay import ModuleNames, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport, capture
 from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
@@ -97,7 +97,8 @@ def explain(
         )
         if refused.error is not None and is_of_program:
             inputs = evidence.inputs
-            raise about_dtype(refused.error, inputs, guard.parameters) from None
+            error = about_graph(refused.error)
+            raise about_dtype(error, inputs, guard.parameters) from None
     is_huge = failed is not None and failed.largest >= OVERFLOWS_SQUARED
     if (evidence.is_runaway or is_huge) and not is_rate_absurd(net):
         with guard.first_weights():
