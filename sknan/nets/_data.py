@@ -93,13 +93,15 @@ def _arrays(name: str, data: Any) -> Iterator[tuple[str, Any, list[Any] | None]]
         data = data.X if name == "X" else data.y
     elif type(data) is TensorDataset:
         data = data.tensors[0 if name == "X" else -1]
-    if isinstance(data, np.ma.MaskedArray):
+    module = type(data).__module__.partition(".")[0]
+    if isinstance(data, np.ma.MaskedArray) or module in ("polars", "pyarrow"):
         data = plain_cells(data)
-    if isinstance(data, (np.ndarray, Tensor)):
+    is_array = isinstance(data, np.ndarray)
+    if isinstance(data, Tensor) or (is_array and data.dtype.kind != "O"):
         yield name, data, None
     elif is_pandas_ndframe(data):
         frame = data.to_frame() if data.ndim == 1 else data
-        columns = [(label, _numbers_in(cells)) for label, cells in frame.items()]
+        columns = [(label, _numbers_in(cells, name)) for label, cells in frame.items()]
         known = [(label, cells) for label, cells in columns if cells is not None]
         if known:
             labels, numbers = zip(*known, strict=True)
@@ -110,22 +112,28 @@ def _arrays(name: str, data: Any) -> Iterator[tuple[str, Any, list[Any] | None]]
     elif isinstance(data, (list, tuple)) and any(hasattr(v, "shape") for v in data):
         for i, value in enumerate(data):
             yield from _arrays(f"{name}[{i}]", value)
-    elif isinstance(data, (list, tuple, pd.api.extensions.ExtensionArray)):
-        # skorch makes zeros of None in a list.
-        cells = _numbers_in(data)
+    elif is_array or isinstance(data, (list, tuple, pd.api.extensions.ExtensionArray)):
+        # skorch makes zeros of None among objects.
+        cells = _numbers_in(data, name)
         if cells is not None:
             yield name, cells, None
 
 
-def _numbers_in(cells: Any) -> np.ndarray | None:
-    """Return cells as numbers, with NaN for missing ones; None if they are others."""
+def _numbers_in(cells: Any, name: str) -> np.ndarray | None:
+    """Return cells as numbers, with NaN for missing ones; None if they are others.
+
+    Labels of text in ``y`` become 0 if one of them is missing.
+    """
     plain = plain_cells(cells)
     if not isinstance(plain, np.ndarray) or plain.dtype.kind not in "biufO":
         return None
     is_text = plain.dtype.kind == "O" and any(isinstance(c, str) for c in plain.flat)
-    if not is_text:
-        with contextlib.suppress(TypeError, ValueError):
-            return np.asarray(plain, dtype=np.float64)
+    if is_text:
+        missing = pd.isna(plain)
+        is_lost = name == "y" and missing.any()
+        return np.where(missing, np.nan, 0.0) if is_lost else None
+    with contextlib.suppress(TypeError, ValueError):
+        return np.asarray(plain, dtype=np.float64)
     return None
 
 

@@ -6,6 +6,8 @@ import re
 import warnings
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from sklearn.metrics import r2_score
@@ -16,6 +18,7 @@ from torch.utils.data import TensorDataset
 
 from sknan import (
     GuardedNet,
+    GuardedNetClassifier,
     GuardedNetRegressor,
     NonFiniteDataError,
     StableNetEnsembleRegressor,
@@ -94,6 +97,27 @@ def test_missing_targets_are_refused_if_the_criterion_does_not_leave_them_out(ma
     assert str(caught.value) == (
         f"{REFUSED} Or let the criterion leave missing targets out: its loss is not "
         "finite for them."
+    )
+
+
+@pytest.mark.parametrize(
+    ("as_type", "net"),
+    [
+        (lambda cells: np.array(cells, object), GuardedNetRegressor),
+        (pl.Series, GuardedNetRegressor),
+        (pa.array, GuardedNetRegressor),
+        (lambda cells: np.where(cells, "a", np.array(None)), GuardedNetClassifier),
+        (lambda cells: pl.Series(cells).cast(pl.String), GuardedNetClassifier),
+    ],
+)
+def test_missing_targets_are_found_in_arrays_of_every_library(as_type, net):
+    y = as_type([2.0] * 150 + [None] * 150)
+    with pytest.raises(NonFiniteDataError) as caught:
+        net(nn.Linear, module__in_features=4, module__out_features=1).fit(X, y)
+    assert str(caught.value) == (
+        "y contains 150 NaN values at rows 150, 151, 152, 153, 154, 155, 156, 157, "
+        ".... A row without a finite target cannot be used for training: remove these "
+        "rows from X and y."
     )
 
 
