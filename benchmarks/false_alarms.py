@@ -7,8 +7,8 @@ schedule and batch size, at a common learning rate. Two of three trainings use
 GuardedNet and are compared with the net of skorch from the same seed: the weights, the
 buffers and the losses of all epochs must be bitwise identical. The others use the
 estimators. A training is healthy if its loss is always finite and later falls below
-that of the first epoch. An alarm is a report of the guard, a DivergenceWarning, or an
-error.
+that of the first epoch, where that of skorch's net also ends, after the last step. An
+alarm is a report of the guard, a DivergenceWarning, or an error.
 """
 
 from __future__ import annotations
@@ -344,6 +344,7 @@ def _fit_net(case: Case) -> tuple[list[str], list[str], bool]:
             return [f"{type(error).__name__}: {error}"], [], True
     plain, guarded = nets
     losses = plain.history[:, "train_loss"]
+    ends_low = _final_loss(plain, case) < losses[0]
     differs = [
         name
         for name, value in plain.module_.state_dict().items()
@@ -353,7 +354,13 @@ def _fit_net(case: Case) -> tuple[list[str], list[str], bool]:
         if plain.history[:, key] != guarded.history[:, key]:
             differs.append(key)
     alarms = [str(report) for report in guarded.nonfinite_reports_]
-    return alarms, differs, _is_healthy(losses)
+    return alarms, differs, _is_healthy(losses) and ends_low
+
+
+def _final_loss(net: NeuralNet, case: Case) -> float:
+    """Return the mean loss of the batches in evaluation mode, after the training."""
+    batches = net.get_iterator(net.get_dataset(case.X, case.y), training=False)
+    return float(np.mean([float(net.validation_step(b)["loss"]) for b in batches]))
 
 
 def _is_healthy(losses: list[float]) -> bool:
