@@ -20,8 +20,10 @@ def label_array(y: Any) -> Any:
     """Return labels with NaN for masked ones, and integers of pandas as integers."""
     if isinstance(y, np.ma.MaskedArray) or is_polars(y):
         return np.asarray(plain_cells(y))
-    if isinstance(y, (list, tuple)) and any(isinstance(label, str) for label in y):
-        return plain_cells(y)  # NumPy makes text of NaN among text
+    if isinstance(y, (list, tuple)):
+        are_text = {isinstance(label, str) for label in y}
+        if len(are_text) == 2:
+            return plain_cells(y)  # NumPy makes text of NaN among text
     # scikit-learn converts nullable integers to float64, which rounds large ones.
     is_pandas = isinstance(
         y, (pd.Series, pd.DataFrame, pd.api.extensions.ExtensionArray)
@@ -99,7 +101,9 @@ def refuse_unusable_labels(labels: np.ndarray, name: str, remedy: str) -> None:
             )
     if labels.dtype.kind != "O":
         return
-    kinds = sorted({type(label).__name__ for label in labels.flat})
+    kinds = sorted(
+        {"str" if isinstance(k, str) else type(k).__name__ for k in labels.flat}
+    )
     if "str" in kinds and len(kinds) > 1:
         raise ValueError(
             f"{name} contains labels of several types: {', '.join(kinds)}. Convert "

@@ -6,9 +6,14 @@ from collections.abc import Callable
 from typing import TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 DrawMask = Callable[[Tensor, float, torch.Generator | None], None]
+
+# Probabilities that multiples of 1/65536 represent well, and whose scale is small in
+# float16.
+_LEAST, _MOST = 2**-10, 1.0 - 2**-10
 
 
 class Dropout(nn.Dropout):
@@ -16,16 +21,31 @@ class Dropout(nn.Dropout):
 
     The masks of :class:`torch.nn.Dropout` are drawn on the CPU from 53 bits for each
     unit, which took 6 times as long, and 15 to 20 % of the training of the default
-    ensembles. The probability is rounded to a multiple of 1/65536.
+    ensembles. The probability is rounded to a multiple of 1/65536. Probabilities next
+    to 0 and 1, other devices, compilers and transforms have the masks of torch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Set units to zero at random in training mode, and scale the others."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return F.dropout(input, self.p, self.training)
         if not self.training or self.p == 0.0:
             return input
-        mask = torch.empty(input.shape, dtype=input.dtype, device=input.device)
+        if not _LEAST <= self.p <= _MOST or not _is_plain(input):
+            return F.dropout(input, self.p)
+        mask = torch.empty(input.shape, dtype=input.dtype)
         draw_from_bits(mask, self.p, None)
         return input * mask
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether operations on a tensor run now, on the CPU, and as they are written."""
+    return (
+        x.is_cpu
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 # Layers of dropout whose masks a stack draws.
@@ -56,15 +76,17 @@ def draw_from_bits(mask: Tensor, p: float, generator: torch.Generator | None) ->
     mask : Tensor
         Contiguous memory for the mask.
     p : float
-        Probability of a zero, in [0, 1). The other entries have such a value that the
-        mean is 1.
+        Probability of a zero. The other entries have such a value that the mean is 1.
     generator : torch.Generator or None
         Generator of the random bits; None for that of torch.
     """
+    if not _LEAST <= p <= _MOST:
+        draw_as_torch(mask, p, generator)
+        return
     n = mask.numel()
-    words = torch.empty(-(-n // 4), dtype=torch.int64, device=mask.device)
+    words = torch.empty(-(-n // 4), dtype=torch.int64)
     words.random_(-(2**63), None, generator=generator)
-    n_zeros = min(round(p * 2**16), 2**16 - 1)
+    n_zeros = round(p * 2**16)
     numbers = words.view(torch.int16)[:n].view(mask.shape)
     torch.ge(numbers, n_zeros - 2**15, out=mask)
     mask.mul_(2**16 / (2**16 - n_zeros))

@@ -26,12 +26,31 @@ def test_each_unit_is_zero_with_the_probability_and_the_mean_is_kept(p, dtype):
     np.testing.assert_allclose(output[kept], scale, rtol=torch.finfo(dtype).eps + 1e-3)
 
 
-@pytest.mark.parametrize("p", [1e-6, 0.999999])
-def test_probabilities_next_to_0_and_1_give_finite_outputs(p):
-    torch.manual_seed(0)
-    output = Dropout(p)(torch.ones(1001, 7))
-    assert output.isfinite().all()
-    assert (output == (1.0 if p < 0.5 else 0.0)).float().mean() > 0.99
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("p", [1e-6, 0.999999, 1.0])
+def test_probabilities_next_to_0_and_1_have_the_masks_of_torch(p, dtype):
+    x = torch.ones(1001, 7, dtype=dtype)
+    outputs = []
+    for layer in (Dropout(p), torch.nn.Dropout(p)):
+        torch.manual_seed(0)
+        outputs.append(layer(x))
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_compilers_and_transforms_of_torch_know_every_operation(is_trained):
+    net = TabularMLP(3, 2, width=8, dropout=0.5).train(is_trained)
+    x = torch.randn(5, 3)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    scripted = torch.jit.script(net)
+    traced = torch.jit.trace(net, x, check_trace=False)
+    exported = torch.export.export(net, (x,)).module()
+    by_row = torch.vmap(net, randomness="different")
+    for function in (compiled, scripted, traced, exported, by_row):
+        assert function(x).isfinite().all()
+        if not is_trained:
+            torch.testing.assert_close(function(x), net(x))
 
 
 def test_the_gradient_has_the_mask_of_the_output():
