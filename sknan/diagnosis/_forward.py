@@ -327,6 +327,8 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _follow(self, call: _Call, out: Tensor, number: int) -> None:
         """Record whether a result is finite, and what is to blame if it is not."""
+        if out.layout is not torch.strided:  # sparse tensors have no storage
+            return
         key = storage_key(out)
         if call.depends_on_batch:
             self._of_batch.add(key)

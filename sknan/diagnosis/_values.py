@@ -82,4 +82,5 @@ def nonempty_floats(data: Any) -> list[Tensor]:
 
 def storage_key(x: Tensor) -> int:
     """Return a key that a tensor shares with its views and its new wrappers."""
-    return int(x.untyped_storage()._cdata)
+    is_strided = x.layout is torch.strided
+    return int(x.untyped_storage()._cdata) if is_strided else id(x)

@@ -46,9 +46,11 @@ def upcast(x: Tensor) -> Tensor:
 
 def refuse_other_output(x: object) -> None:
     """Raise TypeError unless the output of a network is a tensor of real numbers."""
-    if isinstance(x, Tensor) and not x.is_complex():
-        return
-    found = "complex numbers" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+    found = f"a {type(x).__name__}"
+    if isinstance(x, Tensor):
+        if x.layout is torch.strided and not (x.is_nested or x.is_complex()):
+            return
+        found = "complex numbers" if x.is_complex() else "a sparse or nested tensor"
     if isinstance(x, (tuple, list)):
         found += f" of {len(x)} values"
     raise TypeError(

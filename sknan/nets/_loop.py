@@ -318,7 +318,12 @@ def _prepare_memory(module: torch.nn.Module) -> None:
                 "on another device, or call its to_empty(device='cpu') and set its "
                 "values."
             )
-        sizes = zip(tensor.shape, _strides(tensor), strict=True)
+        if tensor.layout is not torch.strided:
+            raise ValueError(
+                f"{where} has the layout {tensor.layout}, whose values are not "
+                "checked. Call to_dense() on it."
+            )
+        sizes = zip(tensor.shape, tensor.stride(), strict=True)
         if not any(size > 1 and stride == 0 for size, stride in sizes):
             continue
         if isinstance(tensor, torch.nn.Parameter):
@@ -329,8 +334,3 @@ def _prepare_memory(module: torch.nn.Module) -> None:
             )
         owner, _, own_name = name.rpartition(".")
         setattr(module.get_submodule(owner), own_name, tensor.clone())
-
-
-def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
-    is_strided = tensor.layout is torch.strided
-    return tensor.stride() if is_strided else (1,) * tensor.ndim

@@ -117,6 +117,8 @@ class Odd(nn.Module):
         self.layer = nn.Linear(3, 1, device="meta" if fault == "meta" else None)
         if fault == "expanded":
             self.layer.bias = nn.Parameter(torch.zeros(1).expand(2))
+        if fault == "sparse buffer":
+            self.register_buffer("links", torch.eye(3).to_sparse())
         if fault == "sparse":
             self.layer = nn.Embedding(12, 1, sparse=True)
 
@@ -126,6 +128,7 @@ class Odd(nn.Module):
         output = self.layer(X)
         others = {
             "complex": output + 0j,
+            "sparse output": output.to_sparse(),
             "detached": output.detach(),
             "in a dict": {"output": output},
         }
@@ -149,6 +152,9 @@ ODD = {
     "detached": "ValueError: The loss has no gradient with respect to any weight. Look "
     "in forward and in the loss for detach(), torch.no_grad(), "
     "torch.inference_mode(), argmax or a use of NumPy, and leave it out.",
+    "sparse buffer": "ValueError: The tensor 'links' of Odd has the layout "
+    "torch.sparse_coo, whose values are not checked. Call to_dense() on it.",
+    "sparse output": NOT_REAL.format("a sparse or nested tensor"),
     "complex": NOT_REAL.format("complex numbers"),
     "in a dict": NOT_REAL.format("a dict"),
 }
