@@ -155,13 +155,14 @@ def chain_of(net: TableNet) -> list[nn.Module] | None:
     if stacked_loss_of(net.criterion_) is None:
         return None
     layers = layers_of(net.module_) or []
-    # A layer that is applied twice has one gradient.
-    is_explicit = len({*map(id, layers)}) == len(layers) and not any(
-        isinstance(layer, PeriodicEmbedding)
-        or any(
-            p is not None and not p.requires_grad for p in layer._parameters.values()
-        )
-        for layer in layers
+    weights = [p for m in layers for p in m._parameters.values() if p is not None]
+    # A layer that is applied twice has one gradient, and a part that is not applied is
+    # in no layer.
+    is_explicit = (
+        len({*map(id, layers)}) == len(layers)
+        and {*map(id, weights)} == {*map(id, net.module_.parameters())}
+        and all(p.requires_grad for p in weights)
+        and not any(isinstance(layer, PeriodicEmbedding) for layer in layers)
     )
     return layers if layers and is_explicit else None
 
@@ -211,7 +212,8 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
         found = _stacked_results(clone, batches)
         expected = _separate_results(clone, batches)
         is_constant = code_state(clone.module_, clone.criterion_) == before
-        return is_constant and _are_close(found, expected)
+        is_agreed = is_constant and _are_close(found, expected)
+        return is_agreed and not _skips_weights(clone)
 
     try:
         # None: a user's module may raise anything that vmap or a copy causes.
@@ -221,6 +223,17 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
         if is_random:
             set_generator_states(generators)
     return bool(agreement) and not is_random
+
+
+def _skips_weights(net: TableNet) -> bool:
+    """Whether the optimizer leaves out weights that a stack would let decay.
+
+    torch steps no weight without a gradient, which is one that ``forward`` does not
+    use.
+    """
+    decays = any(group.get("weight_decay") for group in net.optimizer_.param_groups)
+    weights = net.module_.parameters()
+    return decays and any(p.requires_grad and p.grad is None for p in weights)
 
 
 def _copied(net: TableNet) -> TableNet:

@@ -107,8 +107,8 @@ def known_layers(module: nn.Module, criterion: Any, X: Any) -> list[nn.Module] |
     Returns
     -------
     list of nn.Module or None
-        None if a layer is not known, the criterion has weights, or something observes
-        or changes operations.
+        None if a layer is not known, a weight is in no layer, the criterion has
+        weights, or something observes or changes operations.
     """
     if _is_observed() or not isinstance(X, Tensor) or X.ndim != 2 or X.requires_grad:
         return None
@@ -120,7 +120,7 @@ def known_layers(module: nn.Module, criterion: Any, X: Any) -> list[nn.Module] |
     weights = [p for layer in layers for p in layer.parameters()]
     is_known = (
         weights
-        and len({id(p) for p in weights}) == len(weights)
+        and len({id(p) for p in weights}) == len(weights) == len([*module.parameters()])
         and all(_is_plain_parameter(p) and p.dtype == X.dtype for p in weights)
         and X.is_cpu
         and X.dtype in _DTYPES

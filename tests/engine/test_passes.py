@@ -169,6 +169,32 @@ def test_frozen_weights_and_functional_dropout_are_stacked(module, optimizer):
     assert_close(outcomes, estimators)
 
 
+class UnusedParts(nn.Module):
+    """Layer with other registered parts, which forward does not use."""
+
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.unused, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.layer = nn.Linear(n_features_in, n_outputs)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+    def forward(self, X):
+        return self.layer(X)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_parts_that_forward_does_not_use_keep_their_weights(weight_decay):
+    # A stack would let them decay.
+    options = {"module": UnusedParts, "weight_decay": weight_decay}
+    jobs = jobs_of(StableNetRegressor, [{"lr": 1e-2}, {"lr": 1e-3}], **options)
+    estimators = fitted_by_the_loop(jobs)
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked == (not weight_decay) for outcome in outcomes)
+    assert_close(outcomes, estimators)
+    assert_close(outcomes, fitted_separately(jobs))
+
+
 @pytest.mark.parametrize("module", [Branching, Reassigned])
 def test_modules_that_vmap_cannot_reproduce_are_trained_separately(module):
     jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=module)
