@@ -152,6 +152,11 @@ class StableNetBase(
         """Conversion between ``y`` and the targets of the network."""
         raise NotImplementedError
 
+    @property
+    def _needs_network(self) -> bool:
+        """Whether predictions depend on the network, so that it is trained."""
+        return True
+
     def _continues(self, is_partial: bool) -> bool:
         """Whether training continues with the present network."""
         return hasattr(self, "_fitted") and (is_partial or self.warm_start)
@@ -330,6 +335,8 @@ class StableNetBase(
                 X_train = rows.X[: rows.n_train]
                 net = self._build_net(X_train, rows.n_outputs, per_row=per_row)
             net.max_epochs = self.most_epochs(rows.n_train)
+            if not self._needs_network:
+                net.set_params(lr=0.0)
             self._describe_data(net)
             if table_of is None:
                 table = self._table(net, rows)
@@ -357,7 +364,7 @@ class StableNetBase(
             random_states=states,
             num_threads=self.num_threads,
             is_partial=rows.is_partial,
-            keeps_moments=rows.is_partial or self.warm_start,
+            keeps_moments=self._needs_network and (rows.is_partial or self.warm_start),
             positions=None if fold is None else rows.positions,
         )
 
@@ -419,7 +426,7 @@ class StableNetBase(
         self._warn_of_cut(plan)
         self._held_out_ = plan.held_out()  # for the ensemble, which removes it
         self.nonfinite_reports_ = net.nonfinite_reports_
-        self.effective_lr_ = net.effective_lr_
+        self.effective_lr_ = self.lr_ * net.guard_.lr_scale
 
     def _warn_of_cut(self, plan: TrainingPlan) -> None:
         """Warn if the time limit ended the training before its last epoch.

@@ -172,7 +172,7 @@ class StableNetRegressor(QuantilePredictionMixin, StableNetBase):
     target_mean_, target_scale_ : ndarray of shape () or (n_targets,)
         Mean and standard deviation by which ``y`` was standardized for training; 0 and
         1 if the criterion does not allow it. A constant target has the scale 0, and is
-        predicted exactly.
+        predicted exactly. If all are, the weights keep their initial values.
     n_iter_ : int
         Number of epochs run.
     best_epoch_ : int or None
@@ -528,6 +528,10 @@ class StableNetRegressor(QuantilePredictionMixin, StableNetBase):
     def _criterion(self) -> nn.Module:
         criterion: nn.Module = self._fitted.criterion_
         return criterion
+
+    @property
+    def _needs_network(self) -> bool:
+        return bool(np.isnan(self._constants).any())
 
     @property
     def _coding(self) -> NumberCoding:

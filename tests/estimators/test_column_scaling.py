@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from skorch.callbacks import EpochScoring
 from torch import nn
@@ -320,14 +321,33 @@ def test_outliers_do_not_count_with_a_bounded_loss(size):
 
 @pytest.mark.parametrize(
     ("value", "criterion"),
-    [(0.0, "mse"), (1e-4, "mae"), (-3.7e12, "huber"), (1e-4, "poisson")],
+    [(0.0, "mse"), (1e-4, "mae"), (-3.7e12, "huber"), (1e-4, "poisson"), (3.0, "mape")],
 )
-def test_a_constant_target_is_predicted_exactly(value, criterion):
+def test_a_constant_target_is_predicted_exactly_at_any_learning_rate(value, criterion):
     y = np.full(400, value)
-    for lr in (1e-3, 0.1):
+    for lr in (1e-3, 1e4):
         net = StableNetRegressor(criterion=criterion, lr=lr, random_state=0)
-        net.set_params(max_epochs=3)
+        net.set_params(max_epochs=3, early_stopping=lr > 1)
         assert (net.fit(Z, y).predict(Z) == y).all()
+        assert len(net.loss_curve_) == net.n_iter_ == 3
+        assert net.effective_lr_ == net.lr_ == lr
+
+
+@pytest.mark.parametrize("search", [GridSearchCV, BatchedGridSearchCV])
+def test_searches_predict_a_constant_target_at_any_learning_rate(search):
+    net = StableNetRegressor(max_epochs=2)
+    found = search(net, {"lr": [1e-3, 1e4]}, cv=2, error_score="raise")
+    assert (found.fit(Z, np.full(400, 3.0)).predict(Z) == 3.0).all()
+
+
+def test_a_constant_first_chunk_leaves_the_weights_and_moments_alone():
+    net = StableNetRegressor(random_state=0, lr=1.0)
+    net.partial_fit(Z[:100], np.full(100, 2.5))
+    weights = [p.clone() for p in net.net_.module_.parameters()]
+    net.partial_fit(Z[:100], np.full(100, 2.5))
+    assert all(map(torch.equal, weights, net.net_.module_.parameters()))
+    net.set_params(lr=0.01).partial_fit(Z, Y)
+    assert net.score(Z, Y) > 0.5
 
 
 def test_a_stream_whose_first_rows_have_one_target_learns_from_the_next():
