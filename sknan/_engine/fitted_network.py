@@ -97,7 +97,7 @@ class NetworkOutput:
                 output = self._evaluated(batch, repair)
                 whole[start : start + len(batch)] = output
                 start += len(batch)
-        return whole.cpu()
+        return whole.detach().cpu()  # a view of a weight requires gradients
 
     def _is_evaluating(self) -> bool:
         """Whether all parts of the module are in evaluation mode.

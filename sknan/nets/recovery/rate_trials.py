@@ -186,13 +186,13 @@ class RateTrials:
         with kept_random_states(self.net.device), torch.no_grad():
             for batch in self.sample:
                 with contextlib.suppress(StepRefused):
-                    results.append((batch, *self._result(batch)))
+                    results.append((batch, *self._kept_result(batch)))
         pairs = [(unpack_data(batch)[1], output) for batch, output, _ in results]
         if pairs and all(_are_compared(*pair) for pair in pairs):
             targets = torch.cat([target for target, _ in pairs])
             if not varies(targets):
                 return 0.0
-        losses = [float(loss) for _, _, loss in results]
+        losses = [loss for _, _, loss in results]
         with contextlib.suppress(StepRefused):
             batches, outputs = [b for b, _, _ in results], [o for _, o, _ in results]
             losses.append(lowest_constant_loss(self.net, batches, [outputs]))
@@ -433,8 +433,8 @@ class RateTrials:
         losses, outputs = [], []
         with kept_random_states(self.net.device), torch.no_grad():
             for batch in batches:
-                output, loss = self._result(batch)
-                losses.append(float(loss))
+                output, loss = self._kept_result(batch)
+                losses.append(loss)
                 outputs.append(output)
         return sum(losses) / len(losses), outputs
 
@@ -482,6 +482,15 @@ class RateTrials:
         """Return outputs and loss of a batch."""
         with RefuseErrors():
             return loss_of(self.net, batch, self.fit_params)
+
+    def _kept_result(self, batch: Any) -> tuple[Any, float]:
+        """Return outputs and loss of a batch, which other weights do not change.
+
+        An output may be a view of a weight.
+        """
+        output, loss = self._result(batch)
+        is_tensor = isinstance(output, Tensor)
+        return output.detach().clone() if is_tensor else output, float(loss)
 
     def _backward(self, batch: Any) -> tuple[Tensor, float]:
         net = self.net

@@ -20,6 +20,7 @@ from failing_trainings import (
 from skorch.callbacks import Callback
 from torch import nn
 
+from sknan import StableNetClassifier
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.drop_rows import DropRows
 from sknan.nets.recovery.rate_trials import RateTrials, _Rows
@@ -49,6 +50,25 @@ def test_the_best_constant_for_a_cross_entropy_is_the_share_of_each_class():
     share = LABELS.mean()
     entropy = -(share * math.log(share) + (1 - share) * math.log(1 - share))
     assert lowest(nn.CrossEntropyLoss, 2, LABELS) == pytest.approx(entropy, rel=1e-3)
+
+
+class Bias(nn.Module):
+    """Module whose output is a view of its weights, which later steps change."""
+
+    def __init__(self, n_outputs):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(n_outputs))
+
+    def forward(self, X):
+        return self.bias.expand(len(X), -1)
+
+
+def test_an_output_may_be_a_view_of_a_weight():
+    share = np.mean(LABELS)
+    model = StableNetClassifier(Bias, lr=0.02, random_state=0).fit(X, LABELS)
+    assert model.predict_proba(X)[:, 1] == pytest.approx(share, abs=0.02)
+    net = network_of(Bias(2), nn.CrossEntropyLoss).fit(X, LABELS)
+    assert net.predict_proba(X).shape == (len(X), 2)
 
 
 class OwnLikelihood(nn.Module):
