@@ -314,23 +314,66 @@ def test_dates_of_several_formats_in_one_column_are_dates(texts):
         assert later.tolist() == [new_year if "31" in text else day]
 
 
+@pytest.mark.parametrize("first", ["%d/%m/%Y", "%m/%d/%Y"])
+def test_a_day_above_12_decides_the_order_in_the_whole_column(first):
+    others = [first.replace("/", "-"), first.lower()]
+    others += [first + " %H:%M", first + " %H:%M:%S", first + " %I:%M %p"]
+    day = pd.Timestamp("2020-03-05 22:00")
+    days = DAYS.dt.strftime(first).tolist()
+    for text in map(day.strftime, others):
+        for row, cells in ((0, [text, *days]), (-1, [*days, text])):
+            cleaner = TableCleaner()
+            read = cleaner.fit_transform(table(pd.Series(cells)))["x"]
+            assert read.iloc[row].normalize() == day.normalize()
+            assert read.notna().all()
+
+
 @pytest.mark.parametrize(
-    ("cells", "first", "second"),
+    ("format_", "text"),
     [
-        (["13/02/2020", "02/13/2020"], "13/02/2020", "02/13/2020"),
-        (["01/02/2020", "02/13/2020", "14/02/2020"], "02/13/2020", "14/02/2020"),
-        (["13/02/2020", "02/13/2020 10:00"], "13/02/2020", "02/13/2020 10:00"),
+        ("%Y-%m-%d %H:%M", "2020-01-05 24:00"),
+        ("%Y-%m-%d %H:%M", "2020-01-05 12:60"),
+        ("%Y-%m-%d %H:%M", "2020-01-05 12:00+99:00"),
+        ("%d %b %Y", "5 Sept 2020"),
+        ("%m/%d/%Y %I:%M a.m.", "01/05/2020 13:00 p.m."),
     ],
 )
-def test_dates_without_a_clear_format_are_categories_with_a_warning(
-    cells, first, second
-):
+def test_a_date_that_does_not_exist_is_missing(format_, text):
+    days = DAYS.dt.strftime(format_).tolist()
+    for cells in ([text, *days], [*days, text]):
+        read = TableCleaner().fit_transform(table(pd.Series(cells)))["x"]
+        assert read.isna().to_numpy().nonzero()[0] == [cells.index(text)]
+
+
+def test_halves_of_the_day_may_have_dots():
+    texts = ["01/05/2020 01:00 p.m.", "01/05/2020 01:00 PM", "01/25/2020 01:00 A.M."]
+    read = TableCleaner().fit_transform(table(pd.Series(texts * 5)))["x"]
+    assert read.dt.hour.tolist() == [13, 13, 1] * 5
+
+
+ORDERS = "with the day first and with the month first"
+
+
+@pytest.mark.parametrize(
+    ("cells", "problem"),
+    [
+        (
+            ["13/02/2020", "02/13/2020"],
+            f"{ORDERS}, for example '13/02/2020' and '02/13/2020'",
+        ),
+        (
+            ["01/02/2020", "02/13/2020 10:00", "14/02/2020"],
+            f"{ORDERS}, for example '02/13/2020 10:00' and '14/02/2020'",
+        ),
+        (["2020-01-05 24:00"], "of unknown formats, for example '2020-01-05 24:00'"),
+    ],
+)
+def test_dates_without_a_clear_format_are_categories_with_a_warning(cells, problem):
     with pytest.warns(UserWarning, match="categories") as caught:
         cleaner = TableCleaner().fit(table(pd.Series(cells * 9)))
     assert cleaner.kinds_ == {"x": "categories"}
     assert [str(warning.message) for warning in caught] == [
-        "Column 'x' contains dates whose formats are unknown or contradict each other, "
-        f"for example {first!r} and {second!r}: they count as categories. Convert the "
+        f"Column 'x' contains dates {problem}: they count as categories. Convert the "
         "column to dates first, for example by pandas.to_datetime(column, format=...)."
     ]
 

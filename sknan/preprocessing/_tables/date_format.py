@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Any
@@ -39,7 +38,16 @@ ISO = "ISO8601"
 _SHORT_YEAR = re.compile(
     r"^(\d{1,2}([/. -])(?:\d{1,2}|[a-z]{3,9})\2)(\d\d)(?!\d)", re.I
 )
-_HALF_OF_DAY = re.compile(r"( ?)[ap]m\b", re.I)
+_HALF_OF_DAY = re.compile(r"(\s?)([ap])\.?m\b\.?", re.I)
+_HOURS = re.compile(r"%H(:%M(?::%S(?:\.%f)?)?)")
+
+# Day and month in any order before the year. By mark between them, whether the day is
+# first, with an example: both if dates contradict each other, none if nothing decides.
+_DAY_AND_MONTH = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2\d")
+_Orders = dict[str, dict[bool, str]]
+
+# Texts with digits at the same places, of which formats are guessed until one is known.
+_MOST_TRIES = 10
 
 # Years before 1678 and after 2261, which pandas 2 cannot read. The calendar repeats
 # itself after 400 years.
@@ -85,49 +93,70 @@ class DateFormat:
         texts : Series
             Known cells, each as often as it occurs.
         column : str, default=""
-            Name of the column, for a warning if nine in ten cells are dates, but some
-            have no known format, or the day first and others the month. Without a name
-            there is no warning.
+            Name of the column, for a warning if nine in ten cells are dates, but too
+            many have no known format, or some the day first and others the month.
+            Without a name there is no warning.
         """
         counts = texts.value_counts(sort=False)
         distinct = pd.Series(counts.index, dtype=object).map(in_whole_minutes)
-        found = cls._of_all(distinct, 1)
-        if isinstance(found, DateFormat):
-            return found
-        is_date = are_dates(distinct)
-        if counts[is_date].sum() < MIN_SHARE * counts.sum():
+        if distinct.empty:
             return None
-        found = cls._of_all(distinct[is_date])
-        if isinstance(found, DateFormat):
-            return found
+        format_, is_read = _best_format(distinct, distinct.iloc[0])
+        if is_read.all():
+            return cls(_zone_of(distinct, format_), (format_,))
+        is_date = are_dates(distinct)
+        weights, enough = counts.to_numpy(), MIN_SHARE * counts.sum()
+        if weights[is_date].sum() < enough:
+            return None
+        dates = distinct[is_date]
+        orders = _orders_by_mark(dates)
+        both = next((texts for texts in orders.values() if len(texts) == 2), None)
+        if both:
+            first, second = both.values()
+            problem = (
+                f"with the day first and with the month first, for example {first!r} "
+                f"and {second!r}"
+            )
+        else:
+            found, unread = cls._of_dates_by_shape(dates, orders)
+            if weights[is_date].sum() - weights[unread.index].sum() >= enough:
+                return found
+            problem = f"of unknown formats, for example {unread.iloc[0]!r}"
         if column:
             warn(
-                f"Column {column!r} contains dates whose formats are unknown or "
-                f"contradict each other, for example {found[0]!r} and {found[1]!r}: "
-                "they count as categories. Convert the column to dates first, for "
-                "example by pandas.to_datetime(column, format=...)."
+                f"Column {column!r} contains dates {problem}: they count as "
+                "categories. Convert the column to dates first, for example by "
+                "pandas.to_datetime(column, format=...)."
             )
         return None
 
     @classmethod
-    def _of_all(
-        cls, texts: pd.Series, most: int | None = None
-    ) -> DateFormat | tuple[str, str]:
-        """Return at most some formats that read all texts, or two texts without one."""
+    def _of_dates_by_shape(
+        cls, texts: pd.Series, orders: _Orders
+    ) -> tuple[DateFormat, pd.Series]:
+        """Return formats of dates, and the texts that have none.
+
+        Texts with digits at the same places usually have the same format.
+        """
         formats: list[str] = []
         zones: set[tzinfo | None] = set()
-        rest = texts
+        shapes = texts.map(lambda text: re.sub(r"\d", "0", text))
+        rest, unread = texts, []
         while len(rest):
-            format_, is_read = _best_format(rest, formats)
-            if not is_read.any() or len(formats) == most:
-                return texts.iloc[0], rest.iloc[0]
-            if any(map(_swapped(format_).match, formats)):
-                other = texts[read_dates(texts, format_).isna()]
-                return other.iloc[0], rest.iloc[0]
-            formats.append(format_)
-            zones.add(_zone_of(rest[is_read], format_))
-            rest = rest[~is_read]
-        return cls(zones.pop() if len(zones) == 1 else UTC, tuple(formats))
+            counts = shapes[rest.index].value_counts()
+            same = rest[shapes[rest.index] == counts.index[0]]
+            for text in same.iloc[:: -(-len(same) // _MOST_TRIES)]:
+                format_, is_read = _best_format(rest, text, orders)
+                if is_read.any():
+                    formats.append(format_)
+                    zones.add(_zone_of(rest[is_read], format_))
+                    rest = rest[~is_read]
+                    break
+            else:
+                unread.append(same)
+                rest = rest.drop(same.index)
+        left = pd.concat(unread).sort_index() if unread else rest
+        return cls(zones.pop() if len(zones) == 1 else UTC, tuple(formats)), left
 
     def learn_range(self, dates: pd.Series) -> None:
         """Learn the range of the dates in ``fit``, which gives the unit of numbers."""
@@ -209,6 +238,8 @@ def read_dates(texts: pd.Series, format_: str) -> pd.Series:
     format_ : str
         Format of ``pandas.to_datetime``.
     """
+    if "%p" in format_:
+        texts = _without_dots(texts)
 
     def read(texts: pd.Series) -> NDArray[np.datetime64]:
         dates = pd.to_datetime(texts, format=format_, errors="coerce", utc=True)
@@ -241,55 +272,76 @@ def are_dates(texts: pd.Series) -> NDArray[np.bool_]:
     return np.asarray(days.isin(known[dates.notna()]))
 
 
+def _orders_by_mark(texts: pd.Series) -> _Orders:
+    """Return whether the day is first, with an example, for each mark of dates.
+
+    A day above 12 decides it, also for the marks of the other dates.
+    """
+    orders: _Orders = {}
+    for text in texts:
+        found = _DAY_AND_MONTH.match(text)
+        if found:
+            first, second = int(found[1]), int(found[3])
+            of_mark = orders.setdefault(found[2], {})
+            if (first > 12) != (second > 12):
+                of_mark.setdefault(first > 12, text)
+    decided = {first: t for of_mark in orders.values() for first, t in of_mark.items()}
+    if len(decided) == 1:
+        return dict.fromkeys(orders, decided)
+    return orders
+
+
 def _best_format(
-    texts: pd.Series, chosen: Sequence[str]
+    texts: pd.Series, text: str, orders: _Orders | None = None
 ) -> tuple[str, NDArray[np.bool_]]:
-    """Return a format of the first text that reads most texts, and which it reads."""
-    is_iso = read_dates(texts, ISO).notna().to_numpy()
-    if is_iso.all():
-        return ISO, is_iso
+    """Return a format of one text that reads most texts, and which it reads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # another order than that guessed
-        formats = dict.fromkeys([ISO, *_guessed_formats(texts.iloc[0], chosen)])
-    of_first = [f for f in formats if read_dates(texts[:1], f).notna().all()]
-    are_read = [read_dates(texts, f).notna().to_numpy() for f in of_first or [ISO]]
-    best = int(np.argmax([is_read.sum() for is_read in are_read]))
-    return (of_first or [ISO])[best], are_read[best]
+        formats = dict.fromkeys([ISO, *_guessed_formats(text, orders or {})])
+    one = pd.Series([text], dtype=object)
+    best, most = ISO, np.zeros(len(texts), dtype=bool)
+    for format_ in formats:
+        if read_dates(one, format_).notna().all():
+            is_read = read_dates(texts, format_).notna().to_numpy()
+            if is_read.sum() > most.sum():
+                best, most = format_, is_read
+            if most.all():
+                break
+    return best, most
 
 
-def _guessed_formats(text: str, chosen: Sequence[str]) -> list[str]:
+def _guessed_formats(text: str, orders: _Orders) -> list[str]:
     """Return formats of a text, first in the order of day and month that is usual.
 
-    The day is first before a dot, and if it is in a format that is chosen already.
+    The day is first before a dot, unless other dates have the month first.
     """
-    is_day_first = bool(re.match(r"\d+\.", text)) or any(
-        re.match("%d.%m", format_) for format_ in chosen
-    )
+    found = _DAY_AND_MONTH.match(text)
+    usual = bool(found and found[2] == ".")
+    known = list(orders.get(found[2], ())) if found else []
     half = _HALF_OF_DAY.search(text)
     plain = _SHORT_YEAR.sub(r"\g<1>20\3", _HALF_OF_DAY.sub("", text))
     plain = _FAR_YEAR.sub("2000", plain, count=1)
     is_short = bool(_SHORT_YEAR.search(text))
-    found = []
-    for day_first in (is_day_first, not is_day_first):
+    formats = []
+    for day_first in known or (usual, not usual):
         format_ = guess_datetime_format(plain, dayfirst=day_first) or ""
         if is_short:
             format_ = format_.replace("%Y", "%y")
         if half:
-            format_ = format_.replace("%H", "%I") + f"{half[1]}%p"
-        found.append(format_)
-    return found
+            format_ = _HOURS.sub(rf"%I\1{half[1]}%p", format_)
+        formats.append(format_)
+    return formats
 
 
-def _swapped(format_: str) -> re.Pattern[str]:
-    """Return a pattern of the formats with day and month in the other order."""
-    order = re.match("%([dm])(.)%([dm])", format_)
-    return re.compile(
-        re.escape("%{2}{1}%{0}".format(*order.groups())) if order else "$"
-    )
+def _without_dots(texts: pd.Series) -> pd.Series:
+    """Return texts with PM for p.m., which pandas cannot read."""
+    return texts.map(lambda text: _HALF_OF_DAY.sub(r"\1\2M", text), na_action="ignore")
 
 
 def _zone_of(texts: pd.Series, format_: str) -> tzinfo | None:
     """Return the time zone of texts, UTC if they have several UTC offsets."""
+    if "%p" in format_:
+        texts = _without_dots(texts)
     read = pd.to_datetime(texts, format=format_, errors="coerce", utc=True)
     near = texts[read.notna()]
     with warnings.catch_warnings():
