@@ -294,7 +294,7 @@ class Member:
             self._train_in_loop(self.rest)
             return
         if self.recovery is None:
-            warn_of_fall(self.net)
+            warn_of_fall(self.net, self.plan.table[: self.plan.batch_size])
             self.net._warn_of_idle_clip(*self.clipping)
         else:
             with resumed((self.generator.get_state(), None), "cpu"):

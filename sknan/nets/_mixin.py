@@ -390,8 +390,9 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
             self.guard_.record(fault, _WENT_BACK)
             warn(DivergenceWarning(f"{fault} {_WENT_BACK}", fault))
             return
+        if is_complete and training.latest_batches:
+            warn_of_fall(self, training.latest_batches[-1])
         if is_complete:
-            warn_of_fall(self)
             self._warn_of_idle_clip(
                 training.n_steps, training.n_clipped, training.largest_norm
             )

@@ -7,13 +7,20 @@ import math
 import statistics
 from collections import Counter
 from dis import opname
+from functools import partial
+from operator import mul
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from skorch.dataset import unpack_data
 
-from sknan._utils.thresholds import N_TRIALS
+from sknan._utils.random_state import kept_random_states
+from sknan._utils.thresholds import MARGIN, N_TRIALS
+from sknan._utils.tree import tree_map
 from sknan._utils.warn import warn
+from sknan.diagnosis._raised import result_of_trial
 from sknan.diagnosis._remedies import ACTIONS
 from sknan.diagnosis._report import NonFiniteReport, listed
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
@@ -25,9 +32,14 @@ from sknan.nets.recovery.repeat import MOST_REPETITIONS
 # Entries that a guarded net adds to skorch's history.
 GUARD_ENTRIES = ("n_recoveries", "grad_norm", "clip_share", "clip_coefficient", "lr")
 
-# A loss that falls below minus this multiple of its first size has no lower bound. A
-# negative log-likelihood is no lower, since no float32 density is larger.
+# The training loss is judged if it is below minus this multiple of its first size. A
+# negative log-likelihood of one number is no lower, since no float32 density is larger;
+# one of large counts, or of many numbers, is.
 _DEEP_FALL = math.log(np.finfo(np.float32).max)
+
+# Outputs that are multiplied by these factors have a far lower loss if it falls without
+# end, or at a divisor of 0.
+_OTHER_SIZES = 1e4, 1e-4
 
 
 def gradient_entries(
@@ -266,16 +278,20 @@ def warn_of_interrupt(
     )
 
 
-def warn_of_fall(net: Any) -> None:
+def warn_of_fall(net: Any, batch: Any) -> None:
     """Warn if the training loss has fallen as only one without a lower bound does.
 
     Parameters
     ----------
     net : skorch net with GuardMixin
         Net at the end of a training.
+    batch : tuple
+        Inputs and targets of some training rows.
     """
     losses = [row["train_loss"] for row in net.history or () if "train_loss" in row]
-    if losses and losses[-1] < -_DEEP_FALL * max(abs(losses[0]), 1.0):
+    if not losses or not losses[-1] < -_DEEP_FALL * max(abs(losses[0]), 1.0):
+        return
+    if result_of_trial(lambda: _falls_on(net, batch, losses[-1])):
         warn(
             f"The training loss has fallen from {losses[0]:.3g} to {losses[-1]:.3g} "
             f"in {len(losses)} epochs. It seems to have no lower bound, so that the "
@@ -283,6 +299,17 @@ def warn_of_fall(net: Any) -> None:
             "weight in the loss that may be negative, and for targets or outputs "
             "outside the range that the loss is meant for.",
         )
+
+
+def _falls_on(net: Any, batch: Any, loss: float) -> bool:
+    """Whether far larger or smaller outputs have a far lower loss than the last one."""
+    inputs, target = unpack_data(batch)
+    with kept_random_states(net.device), torch.no_grad():
+        net._set_training(False)
+        outputs = net.infer(inputs)
+        others = [tree_map(partial(mul, size), outputs) for size in _OTHER_SIZES]
+        found = [net.get_loss(o, target, X=inputs, training=False) for o in others]
+    return any(float(other) < MARGIN * loss for other in found)
 
 
 def warn_of_idle_clip(net: Any, n_steps: int, n_clipped: int, norm: float) -> None:

@@ -63,3 +63,31 @@ def test_a_likelihood_of_the_narrowest_distribution_gives_no_warning():
         warnings.simplefilter("error")
         net.fit(X, np.zeros_like(LABELS))
     assert net.history[-1, "train_loss"] < -1.0
+
+
+class Counts(nn.Module):
+    """Poisson loss without its constant terms."""
+
+    def forward(self, output, target):
+        return (output.exp() - target * output).mean()
+
+
+@pytest.mark.parametrize("scale", [100, 10_000])
+def test_the_low_loss_of_large_counts_gives_no_warning(scale):
+    counts = np.random.default_rng(0).poisson(scale * np.exp(0.3 * X[:, 0]))
+    model = StableNetRegressor(criterion="poisson", random_state=0, lr=0.01)
+    net = network(Counts, optimizer=torch.optim.Adam, lr=0.1, max_epochs=60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(X, counts.astype(float))
+        net.fit(X, counts[:, None].astype(np.float32))
+    assert max(model.loss_curve_[-1], net.history[-1, "train_loss"]) < -100
+
+
+@pytest.mark.parametrize("criterion", [nn.KLDivLoss(reduction="batchmean"), nn.NLLLoss])
+def test_outputs_that_are_no_log_probabilities_give_the_warning(criterion):
+    is_class = criterion is nn.NLLLoss
+    target = LABELS[:, 0].astype(int) if is_class else np.abs(X[:, :2])
+    net = network(criterion, 2, lr=1.0, max_epochs=200, clip_norm=None)
+    with pytest.warns(UserWarning, match="It seems to have no lower bound"):
+        net.fit(X, target)
