@@ -15,9 +15,12 @@ from scipy.sparse import issparse
 from sknan._utils.validation import is_integer
 from sknan.preprocessing._kernels.quantile_sketch import QuantileSketch
 from sknan.preprocessing._tables.typed_column import (
+    frame_from_arrow,
     frame_from_polars,
     is_polars,
+    name_clash,
     series_from_polars,
+    stacked_frames,
 )
 
 # Size of the sample from which transformers learn that have no ``partial_fit``.
@@ -404,8 +407,9 @@ def _reader(X: Any, chunk_size: int) -> Callable[[], Iterable[Any]]:
             options["fragment_scan_options"] = scan
 
         def read() -> Iterator[pd.DataFrame]:
-            for batch in arrow.to_batches(batch_size=chunk_size, **options):
-                yield batch.to_pandas()
+            with name_clash(arrow):
+                for batch in arrow.to_batches(batch_size=chunk_size, **options):
+                    yield frame_from_arrow(batch)
             default_memory_pool().release_unused()
 
         return read
@@ -478,7 +482,7 @@ def _stacked(tables: list[Any]) -> Any:
         import polars
 
         return polars.concat(tables)
-    return pd.concat(tables, ignore_index=True)
+    return stacked_frames(tables)
 
 
 def _rows(table: Any, start: int, stop: int) -> Any:

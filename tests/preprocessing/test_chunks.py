@@ -262,6 +262,30 @@ def test_a_column_has_one_type_in_all_files(first, later, tmp_path):
         assert cells.tolist() == first.get(name, missing) + later.get(name, missing)
 
 
+def test_a_column_of_text_and_of_numbers_is_named(tmp_path):
+    for number, cells in enumerate(([1, 2], ["1", "x"])):
+        part = pa.table({"n": [0.5, 1.5], "x": cells})
+        parquet.write_table(part, tmp_path / f"{number}.parquet")
+    with pytest.raises(ValueError, match="'x'") as caught:
+        list(iter_chunks(tmp_path))
+    assert str(caught.value) == (
+        "Column 'x' is of type int64 in one file and of type string in another: Failed "
+        "to parse string: 'x' as a scalar of type int64. Write it with one type to all "
+        "files."
+    )
+
+
+@pytest.mark.parametrize("chunk_size", [2, 3, 9])
+def test_large_integers_and_null_categories_are_read_as_in_a_table(chunk_size):
+    large = 2**53 + 1
+    kinds = pa.DictionaryArray.from_arrays([0, 1, 0] * 3, pa.array(["a", None]))
+    numbers = pa.array([5, 6, 7, None, large, large, None, large, 8])
+    table = pa.table({"n": numbers, "kind": kinds})
+    imputer = NaNImputer(strategy="most_frequent")
+    imputer.fit(iter_chunks(table, chunk_size=chunk_size))
+    assert imputer.statistics_.tolist() == [large, "a"]
+
+
 @pytest.mark.parametrize("source", ["file", "filter", "function"])
 def test_chunks_without_rows_are_skipped(source, trips, tmp_path):
     parts = [trips[:0], trips[:90], trips[:0], trips[90:180]]

@@ -8,6 +8,7 @@ import decimal
 import numbers
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -193,6 +194,45 @@ def holds_large_integers(column: pd.Series) -> bool:
     known = column.dropna()
     is_rounded = len(known) and max(-int(known.min()), int(known.max())) > _EXACT
     return bool(is_rounded) and len(known) < len(column)
+
+
+def stacked_frames(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of several tables or Series, with all digits of large integers.
+
+    Beside missing values, small integers in some tables may be floats.
+    """
+    large = {
+        name: dtype
+        for frame in frames
+        if isinstance(frame, pd.DataFrame)
+        for name, dtype in frame.dtypes.items()
+        if isinstance(dtype, (pd.Int64Dtype, pd.UInt64Dtype))
+    }
+    if large:
+        with contextlib.suppress(TypeError, KeyError):  # fractions, other columns
+            frames = [frame.astype(large) for frame in frames]
+    return pd.concat(frames, ignore_index=True)
+
+
+@contextlib.contextmanager
+def name_clash(files: Any) -> Iterator[None]:
+    """Name the column of which a cell cannot be converted to its type in all files."""
+    from pyarrow import ArrowInvalid, ArrowNotImplementedError, ArrowTypeError
+
+    try:
+        yield
+    except (ArrowInvalid, ArrowNotImplementedError, ArrowTypeError) as error:
+        for fragment in files.get_fragments():
+            for field in fragment.physical_schema:
+                at = files.schema.get_field_index(field.name)
+                known = field.type if at < 0 else files.schema.types[at]
+                if field.type != known and str(known) in str(error):
+                    raise ValueError(
+                        f"Column {field.name!r} is of type {known} in one file and of "
+                        f"type {field.type} in another: {error}. Write it with one "
+                        "type to all files."
+                    ) from error
+        raise
 
 
 def series_from_polars(series: Any) -> pd.Series:
