@@ -32,9 +32,9 @@ def module_key(net: TableNet) -> Hashable | None:
         and not any(True for _ in criterion.parameters())
         and all(t.is_cpu for _, t in tensors)
         and any(t.requires_grad for _, t in tensors)
-        # A stack has one tensor for the weights of all layers.
-        and len({p.dtype for p in module.parameters()}) == 1
-        and all(p.is_floating_point() for p in module.parameters())
+        # A stack has one tensor for the weights of all layers. Norms of half-precision
+        # gradients overflow.
+        and {p.dtype for p in module.parameters()} in ({torch.float32}, {torch.float64})
         and not any(map(_needs_own_calls, module.modules()))
     )
     if not is_supported:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -140,6 +141,9 @@ class OutputMixin(_SkorchNet):
             yield outputs
         if not is_given:
             self._warn_of_repair(repair)
+
+    def _get_predict_nonlinearity(self) -> Callable[[Any], Any]:
+        return partial(_in_numpy_dtype, super()._get_predict_nonlinearity())
 
     @usual_settings(any_dtype=True)
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -311,6 +315,12 @@ class OutputMixin(_SkorchNet):
                 self.evaluation_step(batch)
         finally:
             _repair.reset(token)
+
+
+def _in_numpy_dtype(function: Callable[[Any], Any], output: Any) -> Any:
+    """Return the value of a function in a dtype that NumPy has: not bfloat16."""
+    is_bfloat16 = getattr(output, "dtype", None) is torch.bfloat16
+    return function(output.float() if is_bfloat16 else output)
 
 
 def _is_stream(rows: Any) -> bool:

@@ -244,7 +244,16 @@ class Recurrent(nn.Module):
         return self.head(self.cells(X.unsqueeze(-1))[0][:, -1])
 
 
-@pytest.mark.parametrize("module", [Annealed, Hooked, Pruned, Recurrent])
+class HalfPrecision(Convolution):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__(n_features_in, n_outputs)
+        self.bfloat16()  # which NumPy does not have
+
+    def forward(self, X):
+        return super().forward(X.bfloat16())
+
+
+@pytest.mark.parametrize("module", [Annealed, HalfPrecision, Hooked, Pruned, Recurrent])
 def test_modules_that_torch_must_call_itself_use_the_loop(module):
     jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=module, max_epochs=2)
     outcomes = train_together(jobs)

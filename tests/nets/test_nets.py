@@ -559,6 +559,25 @@ def test_the_advice_to_impute_trains_a_net_on_a_table_of_float64():
     assert refusal(RuntimeError, steps[-1].predict, inputs) == message
 
 
+class HalfPrecision(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 2))
+        self.bfloat16()
+
+    def forward(self, X):
+        return super().forward(X.bfloat16())
+
+
+def test_the_output_of_a_module_in_bfloat16_becomes_an_array_of_float32():
+    net = GuardedNetClassifier(
+        HalfPrecision, criterion=nn.CrossEntropyLoss, max_epochs=1, verbose=0
+    )
+    shares = net.fit(X, CODES).predict_proba(X)
+    assert shares.dtype == np.float32
+    assert shares.sum(axis=1) == pytest.approx(1.0)
+    assert net.forward(X).dtype == torch.bfloat16
+
+
 class LoneRow(nn.Sequential):
     """Network that can be trained on neither one row nor two equal rows."""
 
