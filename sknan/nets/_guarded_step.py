@@ -449,11 +449,8 @@ class GuardedTraining:
         else:
             with scaled_rates(net._all_optimizers(), factor, guard.rate_caps):
                 taken = self.own_step.take(batch, fit_params, mode)
-        base_rate = net._base_rate()
-        self.rate, self.largest_rate = (
-            base_rate * factor,
-            max(self.largest_rate, base_rate),
-        )
+        self.rate = net._step_rate()
+        self.largest_rate = max(self.largest_rate, net._base_rate())
         self.latest_batches.append(batch)
         guard.step_taken()
         self.n_steps += 1

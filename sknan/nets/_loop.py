@@ -160,6 +160,11 @@ class LoopMixin(_SkorchNet):
         """Return the factor of ``lr`` at this step, by schedule and guard."""
         return self.guard_.lr_scale * self._schedule_factor()
 
+    def _step_rate(self) -> float:
+        """Return the learning rate of this step, by callbacks, schedule and guard."""
+        rate, caps = self._base_rate() * self._rate_factor(), self.guard_.rate_caps
+        return min(rate, caps[0]) if len(caps) == 1 else rate
+
     def _schedule_factor(self) -> float:
         if self.lr_schedule is None and not self.warmup:
             return 1.0

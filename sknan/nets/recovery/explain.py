@@ -76,7 +76,7 @@ def explain(
         gradient_norm=refused.norm,
         named_parameters=list(net.get_all_learnable_params()),
         relative_distance=guard.relative_distance(),
-        lr=net.effective_lr_,
+        lr=net._step_rate(),
         epoch=len(net.history or ()),
         batch=training.batch_number,
         error=refused.error,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from failing_trainings import MLP, X, Y, fitted, is_sound, network_of, r2, refused
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, LRScheduler
 from torch import nn
 
 from sknan import StableNetRegressor
@@ -95,6 +95,23 @@ def test_no_scheduler_raises_the_rate_above_the_largest_sound_one():
     assert is_sound(net)
     assert r2(net) > 0.5
     assert len(net.nonfinite_reports_) < 5
+
+
+@pytest.mark.parametrize("door", [network_of, StableNetRegressor])
+def test_reports_and_history_have_the_rates_that_a_scheduler_has_set(door):
+    options = {"lr": 0.01, "lr_schedule": None, "max_epochs": 20}
+    options["callbacks"] = [LRScheduler("StepLR", step_size=2, gamma=10.0)]
+    if door is network_of:
+        model = net = fitted(door(MLP, optimizer=torch.optim.SGD, **options))
+    else:
+        model = fitted(door(optimizer="sgd", random_state=0, **options), X, Y[:, 0])
+        net = model.net_
+    rates, report = net.history[:, "lr"], model.nonfinite_reports_[0]
+    rate = 0.01 * 10.0 ** ((report.epoch - 1) // 2)
+    assert f"at lr={rate:.3g}." in report.evidence
+    after = rates[report.epoch :]
+    assert after
+    assert max(after) <= rates[report.epoch - 1] * 1.001 < rate
 
 
 def test_a_weight_decay_that_explodes_by_itself_is_refused():
