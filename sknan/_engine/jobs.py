@@ -29,7 +29,7 @@ from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
 from sknan._utils.progress import advance, counting_parts
 from sknan._utils.settings import usual_settings
 from sknan._utils.warn import recorded_warnings
-from sknan.diagnosis._raised import may_be_from_outside
+from sknan.diagnosis._raised import is_of_memory, is_of_signal
 from sknan.nets._chain import layers_of
 from sknan.nets._records import InterruptWarning
 
@@ -194,6 +194,8 @@ def _train_networks(runs: list[_JobRun], max_memory: int | None) -> None:
         try:
             _train_group(group, max_memory)
         except Exception as error:
+            if is_of_signal(error):
+                raise
             raised.append((error, group))
     for run in runs:
         run.finish()
@@ -201,7 +203,7 @@ def _train_networks(runs: list[_JobRun], max_memory: int | None) -> None:
             advance(1, run.n_recoveries)
     for problem, group in raised:
         is_repeated = any(type(run.error) is type(problem) for run in group)
-        if may_be_from_outside(problem) and not is_repeated:
+        if not is_of_memory(problem) and not is_repeated:
             for run in group:
                 run.error = run.error or problem
 
@@ -249,12 +251,16 @@ class _Run:
         ------
         KeyboardInterrupt
             If the user has interrupted the training, to end all trainings.
+        Exception
+            That of a signal's handler, for the same reason.
         """
         start = time.perf_counter()
         with recorded_warnings() as recorded:
             try:
                 action()
             except Exception as error:
+                if is_of_signal(error):
+                    raise
                 self.error = error
         if any(isinstance(warning, InterruptWarning) for warning in recorded):
             raise KeyboardInterrupt

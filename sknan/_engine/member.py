@@ -21,6 +21,7 @@ from sknan._engine.network_state import (
 from sknan._engine.plan import RestOfTraining, TrainingPlan
 from sknan._engine.table_net import is_best
 from sknan._utils.random_state import kept_random_states, resumed
+from sknan.diagnosis._raised import is_of_signal
 from sknan.nets._records import is_orderly_stop, warn_of_fall, warn_of_interrupt
 from sknan.nets.recovery.raw_units import Conditioning
 
@@ -128,6 +129,8 @@ class Member:
             try:
                 return float(self.net.validation_step(batch)["loss"])
             except Exception as error:
+                if is_of_signal(error):
+                    raise
                 self.error = error
         return math.nan
 
@@ -172,6 +175,8 @@ class Member:
             self.is_stopped = True
             self.is_interrupted = not is_orderly_stop(interrupt)
         except Exception as error:
+            if is_of_signal(error):
+                raise
             self.error = error
 
     def recovery_of(self, n_steps: int) -> MemberRecovery:

@@ -20,6 +20,7 @@ from sknan._engine.state import Stack
 from sknan._engine.table_net import TableNet
 from sknan._utils.thresholds import N_TRIALS
 from sknan._utils.tree import tree_leaves, tree_map
+from sknan.diagnosis._raised import is_of_signal
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets.recovery.protocol import Step
 from sknan.nets.recovery.rate_trials import RateTrials
@@ -81,6 +82,8 @@ class RecoverySearch:
         except StopIteration as end:
             self.result = end.value
         except Exception as error:  # of this member only
+            if is_of_signal(error):
+                raise
             self.error = error
 
     def try_separately(self) -> list[float]:
@@ -119,7 +122,9 @@ def _losses_of(searches: list[RecoverySearch]) -> list[list[float]]:
     """Return the losses of the trials of several members."""
     try:
         losses = _StackedTrials(searches).run()
-    except RuntimeError:  # such as a LinAlgError of one of them
+    except RuntimeError as error:  # such as a LinAlgError of one of them
+        if is_of_signal(error):
+            raise
         return [search.try_separately() for search in searches]
     ends = np.cumsum([len(search.scales or ()) for search in searches])
     return [part.tolist() for part in np.split(losses, ends[:-1])]

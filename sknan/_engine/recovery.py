@@ -17,7 +17,7 @@ from sknan._engine.member_recovery import FailedStep, MemberRecovery
 from sknan._engine.network_state import read_state
 from sknan._engine.rate_trials import RecoverySearch, run_searches
 from sknan._engine.stack_state import StackSnapshot, StackState
-from sknan.diagnosis._raised import result_of_trial
+from sknan.diagnosis._raised import is_of_signal, result_of_trial
 from sknan.nets.recovery.collapse import is_collapsed
 
 
@@ -177,6 +177,8 @@ def _load(
         try:
             recovery = member.recovery_of(training.total_steps)
         except Exception as error:  # a refusal before the first step
+            if is_of_signal(error):
+                raise
             member.error = error
             continue
         net, adaptive = recovery.net, training.ledger.learning_rates.adaptive

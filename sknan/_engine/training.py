@@ -26,7 +26,7 @@ from sknan._engine.stack_state import StackSnapshot, StackState
 from sknan._engine.table_net import rows_per_evaluation
 from sknan._utils.progress import advance, is_shown
 from sknan._utils.tree import tree_map
-from sknan.diagnosis._raised import may_be_from_outside, may_be_transient
+from sknan.diagnosis._raised import is_of_memory, is_of_signal, may_be_transient
 
 # Bytes of prepared targets. Batches up to this size are prepared and judged together.
 _SPAN_SIZE = 2**20
@@ -156,8 +156,9 @@ class StackTraining(StackState):
         else:
             suspects = self._judge(before, first, record)
         if len(suspects):
-            self._train_subset(suspects, before, first, span)
-            self._end_if_from_outside(error)
+            has_failed = self._train_subset(suspects, before, first, span)
+            if error is not None and not has_failed:
+                self._end_by(error)
             self.resume()
 
     def _is_ended_by(self, error: Exception) -> bool:
@@ -168,11 +169,9 @@ class StackTraining(StackState):
         self.resume()
         return True
 
-    def _end_if_from_outside(self, error: Exception | None) -> None:
-        """End all members by an error of a step that none of them has raised again."""
-        if error is None or not may_be_from_outside(error):
-            return
-        if not any(type(member.error) is type(error) for member in self.members):
+    def _end_by(self, error: Exception) -> None:
+        """End all members by an error from outside, which no repetition raises."""
+        if not is_of_memory(error):  # to which a stack may have led
             for member in self.members:
                 member.error = member.error or error
 
@@ -202,6 +201,8 @@ class StackTraining(StackState):
                 try:
                     losses[i], norms[i], output = stack.forward_backward(x, target)
                 except Exception as error:  # a user's module may raise anything
+                    if is_of_signal(error):
+                        raise
                     raise StepRaised(error) from error
                 clipped = clipping.apply(stack, norms[i])
                 if clipped is not None:
@@ -233,8 +234,10 @@ class StackTraining(StackState):
         before: StackSnapshot,
         first: int,
         span: list[tuple[int, int]],
-    ) -> None:
+    ) -> bool:
         """Make the steps of a span again for some members, with a check of each step.
+
+        Return whether a step has failed.
 
         Parameters
         ----------
@@ -258,7 +261,7 @@ class StackTraining(StackState):
         subset.previous_orders = self.previous_orders[index]
         subset.inputs, subset.finished = {}, []
         subset.n_steps = before.n_steps
-        subset._train_carefully(first, span)
+        has_failed = subset._train_carefully(first, span)
         self.n_steps = before.n_steps + len(span)
         has_ended = np.array([member.error is not None for member in members])
         kept = index[~has_ended]
@@ -266,11 +269,13 @@ class StackTraining(StackState):
             self.stack.rows.put(kept, subset.stack.rows)
             self.ledger.put(kept, subset.ledger)
             self.verified.put(kept, subset.verified)
+        return has_failed
 
-    def _train_carefully(self, first: int, span: list[tuple[int, int]]) -> None:
+    def _train_carefully(self, first: int, span: list[tuple[int, int]]) -> bool:
         """Make the steps of a span, and recover the members that fail in each step.
 
         If a module raises, the members are divided until it is known which one it is.
+        Return whether a step has failed.
 
         Parameters
         ----------
@@ -279,6 +284,7 @@ class StackTraining(StackState):
         span : list of (int, int)
             Start and stop of each batch.
         """
+        has_failed = False
         for i, bounds in enumerate(span, start=first):
             before = self.snapshot()
             try:
@@ -287,21 +293,22 @@ class StackTraining(StackState):
                 if len(self.members) > 1:
                     halves = np.array_split(np.arange(len(self.members)), 2)
                     rest = span[i - first :]
-                    for half in halves:
-                        self._train_subset(half, before, i, rest)
-                    self._end_if_from_outside(raised.error)
+                    if not sum(self._train_subset(k, before, i, rest) for k in halves):
+                        self._end_by(raised.error)
                     self.resume()
-                    return
+                    return True
                 if self._is_ended_by(raised.error):
-                    return
+                    return True
                 self.n_steps = before.n_steps + 1
                 record = StepRecord(*np.full((4, 1, 1), np.nan))
             suspects = self._judge(before, i, record)
             if len(suspects):
+                has_failed = True
                 recover_steps(self, suspects, before, i)
                 self.resume()
             if not self.members:
-                return
+                break
+        return has_failed
 
     def _batches(self, span: list[tuple[int, int]]) -> Iterator[tuple[Tensor, Any]]:
         """Yield inputs and targets; batches of one size share the memory of inputs."""
@@ -394,6 +401,8 @@ class StackTraining(StackState):
             means: list[float] = np.average(found, axis=0, weights=shares).tolist()
             return means
         except Exception as error:  # a user's module may raise anything
+            if is_of_signal(error):
+                raise
             if self._is_ended_by(error):
                 return None
             with self.stack.averaged():
@@ -407,9 +416,7 @@ class StackTraining(StackState):
             losses = np.average(separate, axis=1, weights=shares).tolist()
         has_ended = [member.error is not None for member in self.members]
         self.keep(np.flatnonzero(~np.array(has_ended)))
-        return [
-            loss for loss, ended in zip(losses, has_ended, strict=True) if not ended
-        ]
+        return [x for x, ended in zip(losses, has_ended, strict=True) if not ended]
 
 
 def _unbound(target: Any, n_steps: int) -> Sequence[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import traceback
 from collections.abc import Callable, Iterable
 from dis import opname
@@ -53,7 +55,7 @@ def may_concern_values(error: BaseException) -> bool:
 
 
 def is_of_environment(error: BaseException) -> bool:
-    """Whether an exception says that memory, a disk or a connection has failed.
+    """Whether an exception comes from memory, a disk, a connection or a signal.
 
     Parameters
     ----------
@@ -64,14 +66,57 @@ def is_of_environment(error: BaseException) -> bool:
     -------
     bool
     """
-    kinds = (MemoryError, OSError, torch.OutOfMemoryError)
+    return is_of_signal(error) or isinstance(error, OSError) or is_of_memory(error)
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is not enough memory.
+
+    Parameters
+    ----------
+    error : BaseException
+        Exception during a training.
+
+    Returns
+    -------
+    bool
+    """
+    kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+
+
+def is_of_signal(error: BaseException) -> bool:
+    """Whether the handler of a signal has raised an exception.
+
+    Python passes the frame that it interrupts to a handler, as it does to the function
+    of :func:`sys.settrace`.
+
+    Parameters
+    ----------
+    error : BaseException
+        Exception during a training.
+
+    Returns
+    -------
+    bool
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(itertools.starmap(_gets_frame, itertools.pairwise(frames)))
+
+
+def _gets_frame(caller: FrameType, called: FrameType) -> bool:
+    """Whether one of the arguments of a function is the frame that has called it."""
+    names, varargs, _, values = inspect.getargvalues(called)
+    arguments = [values.get(name) for name in names]
+    if varargs is not None:
+        arguments += values.get(varargs, ())
+    return any(argument is caller for argument in arguments)
 
 
 def may_be_transient(error: BaseException) -> bool:
     """Whether a repetition of a step may hide an exception that is not the step's.
 
-    These are lack of memory, and what a signal handler raises to end a program.
+    These are lack of memory, and what ends a program from outside.
 
     Parameters
     ----------
@@ -84,24 +129,6 @@ def may_be_transient(error: BaseException) -> bool:
     """
     is_own = type(error).__module__.partition(".")[0] not in _LIBRARIES
     return is_own or is_of_environment(error)
-
-
-def may_be_from_outside(error: BaseException) -> bool:
-    """Whether an exception may be that of a signal's handler, or of a disk.
-
-    A lack of memory is not: it may have been caused by training networks together.
-
-    Parameters
-    ----------
-    error : BaseException
-        Exception of a training.
-
-    Returns
-    -------
-    bool
-    """
-    is_of_memory = is_of_environment(error) and not isinstance(error, OSError)
-    return may_be_transient(error) and not is_of_memory
 
 
 class ValueErrors:

@@ -21,7 +21,7 @@ from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import N_TRIAL_ROWS
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._utils.validation import FLOAT64_MAX, check_finite, drop_rows
-from sknan.diagnosis._raised import result_of_trial
+from sknan.diagnosis._raised import is_of_signal, result_of_trial
 from sknan.exceptions import NonFiniteDataError
 from sknan.losses._target_domain import refuse_outside_domain
 from sknan.losses._traits import is_own_loss, traits_of
@@ -259,7 +259,9 @@ def _outweigh_in_loss(net: Any, dataset: Any, bad: Mask) -> bool:
             loss = net.get_loss(outputs, target, X=inputs, training=False)
         variables = [leaf for leaf in tree_leaves(outputs) if leaf.requires_grad]
         grads = torch.autograd.grad(loss, variables, allow_unused=True)
-    except Exception:  # of the user's code, which training raises again
+    except Exception as error:  # of the user's code, which training raises again
+        if is_of_signal(error):
+            raise
         return False
     found = [g.double().square().flatten(1).sum(1) for g in grads if g is not None]
     if not found:

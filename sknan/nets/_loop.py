@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_map
+from sknan.diagnosis._raised import result_of_trial
 from sknan.losses._base import refuse_other_output
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._data import as_table
@@ -274,8 +275,8 @@ class LoopMixin(_SkorchNet):
         row = table.rows(slice(0, 1))[0]
         # The module may raise for the values of a row, as torch.linalg.cholesky does.
         for inputs in (row, tree_map(torch.ones_like, row)):
-            with contextlib.suppress(Exception), torch.no_grad():
-                self.infer(inputs)
+            with torch.no_grad():
+                result_of_trial(partial(self.infer, inputs))
         if self._has_lazy_layers():
             raise ValueError(_LAZY)
         self._prepare_average()

@@ -246,6 +246,8 @@ class OutputMixin(_SkorchNet):
             with unchanged_states(self, batches):
                 self._evaluate(batches, OutputRepair(self, only_first=True))
         except Exception as error:
+            if is_of_environment(error):
+                raise
             message = (str(error).splitlines() or [""])[0].rstrip(".")
             warn(
                 "After training, a prediction for the training rows raises "
@@ -297,7 +299,9 @@ class OutputMixin(_SkorchNet):
         for batch in batches:
             try:
                 step = super().validation_step(batch)
-            except Exception:
+            except Exception as error:
+                if is_of_environment(error):
+                    raise
                 return False
             if not torch.isfinite(step["loss"]).all():
                 return False

@@ -6,6 +6,7 @@ import contextlib
 import math
 from typing import Any, NoReturn
 
+from sknan.diagnosis._raised import is_of_signal
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
 
@@ -43,6 +44,8 @@ def refuse_invalid_rates(net: Any, batch_number: int) -> None:
     try:
         net._schedule_factor()
     except (ArithmeticError, TypeError, ValueError) as error:
+        if is_of_signal(error):
+            raise
         lines = str(error).splitlines() or [""]
         _refuse(net, batch_number, f"lr_schedule fails: {lines[0].rstrip('.')}", error)
 

@@ -261,29 +261,68 @@ class Alarmed(nn.Module):
     def forward(self, x):
         Alarmed.n_calls += 1
         if Alarmed.n_calls == 40:
-            raise AlarmError
+            signal.raise_signal(signal.SIGTERM)
         return self.layer(x)
 
 
+@pytest.fixture
+def handle():
+    """Return a function that makes another function the handler of signals."""
+    signals = [signal.SIGTERM, getattr(signal, "SIGALRM", signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in signals]
+
+    def set_handler(function):
+        for number in signals:
+            signal.signal(number, function)
+
+    yield set_handler
+    for number, function in zip(signals, before, strict=True):
+        signal.signal(number, function)
+
+
+def handler_that_raises(error):
+    def handler(*_):
+        raise error("deadline")
+
+    return handler
+
+
+def estimators_of(net):
+    return {
+        "net": net,
+        "lr": clone(net).set_params(lr="auto"),
+        "ensemble": StableNetEnsembleRegressor(net, n_estimators=3, random_state=0),
+        "search": BatchedGridSearchCV(net, {"lr": [1e-3, 1e-2]}, cv=2),
+    }
+
+
+@pytest.mark.parametrize("error", [AlarmError, ValueError])
+@pytest.mark.parametrize("kind", ["net", "lr", "ensemble", "search"])
+def test_the_error_of_a_handler_ends_all_trainings(kind, error, handle):
+    net = StableNetRegressor(Alarmed, max_epochs=20, random_state=0)
+    handle(handler_that_raises(error))
+    Alarmed.n_calls = 0
+    with pytest.raises(error, match=r"^deadline$"):
+        estimators_of(net)[kind].fit(*TABLES[0])
+    assert Alarmed.n_calls == 40
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer")
 @pytest.mark.parametrize(
-    "fit",
+    ("kind", "handler", "error"),
     [
-        StableNetEnsembleRegressor(
-            StableNetRegressor(Alarmed, max_epochs=9), n_estimators=3, random_state=0
-        ).fit,
-        BatchedGridSearchCV(
-            StableNetRegressor(Alarmed, max_epochs=9, random_state=0),
-            {"lr": [1e-3, 1e-2]},
-            cv=2,
-            error_score="raise",
-        ).fit,
-        StableNetRegressor(Alarmed, lr="auto", max_epochs=9, random_state=0).fit,
+        ("net", handler_that_raises(ValueError), ValueError),
+        ("net", divmod, TypeError),  # without a frame of its own
+        ("ensemble", handler_that_raises(Exception), Exception),
+        ("search", handler_that_raises(FloatingPointError), FloatingPointError),
     ],
 )
-def test_an_error_that_no_member_repeats_ends_the_stack(fit):
-    Alarmed.n_calls = 0
-    with pytest.raises(AlarmError):
-        fit(*TABLES[0])
+def test_a_deadline_ends_a_stack(kind, handler, error, handle):
+    estimator = estimators_of(StableNetRegressor(max_epochs=300, random_state=0))[kind]
+    handle(handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    with pytest.raises(error, match=r"^deadline$|divmod"):
+        estimator.fit(*TABLES[0])
 
 
 def test_an_error_while_a_stack_is_made_comes_out():

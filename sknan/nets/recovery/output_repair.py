@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from sknan.diagnosis._raised import (
     about_dtype,
     does_raise,
     may_concern_values,
+    result_of_trial,
 )
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._value_trials import depends_on_values
@@ -417,8 +417,9 @@ def outputs_by_row(net: Any, inputs: Any, error: Exception) -> Any:
         if net.on_nonfinite == "recover":
             if len(good):
                 return _spread(net.infer(sliced(inputs, good, n_rows)), good, n_rows)
-            with contextlib.suppress(Exception):
-                return _spread(repaired(), good, n_rows)
+            outputs = result_of_trial(lambda: _spread(repaired(), good, n_rows))
+            if outputs is not None:
+                return outputs
     n_bad = f"{len(bad) or n_rows} of {n_rows} rows"
     report = explain_output(net, inputs, f"The network has no output for {n_bad}")
     raise NonFiniteTrainingError(str(report), report) from error
