@@ -32,6 +32,7 @@ from sknan.preprocessing._sources import distinct
 from sknan.preprocessing._tables.plain_cells import (
     ENCODE,
     has_dates,
+    name_marker,
     name_unfit_cell,
     plain_cells,
 )
@@ -118,6 +119,7 @@ class ImputerBase(SimpleImputer):
         # Non-finite cells are missing, unless there is another marker.
         with (
             name_unfit_cell("X", X, owner, f"{remedy}.", f"{remedy} or 'median'."),
+            name_marker(self.missing_values),
             config_context(assume_finite=self._takes_nan() or None),
             np.errstate(invalid="ignore"),  # of a sum of inf and -inf
         ):

@@ -407,6 +407,22 @@ def test_dates_of_all_centuries_are_dates_in_every_type(zone):
             np.testing.assert_array_equal(read.to_numpy(), expected)
 
 
+@pytest.mark.parametrize("unit", ["s", "ms"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Tokyo"])
+def test_dates_beyond_microseconds_are_missing(unit, zone):
+    days = np.array(["2020-01-05", "300000-01-01", "NaT", "-300000-01-01"], "M8[D]")
+    example = days.astype(f"M8[{unit}]")[1]
+    days = pd.Series(days.astype(f"M8[{unit}]")).dt.tz_localize(zone)
+    cleaner = TableCleaner()
+    assert cleaner.fit_transform(table(days))["x"].notna().tolist() == [True, *3 * [0]]
+    with pytest.warns(ChangedColumnWarning) as caught:
+        assert cleaner.transform(table(days))["x"].notna().sum() == 1
+    assert str(caught[0].message) == (
+        "2 of the 3 values of column 'x' cannot be read as dates, which it had in fit, "
+        f"for example '{example}': they count as missing."
+    )
+
+
 @pytest.mark.parametrize(
     ("zone", "later", "message"),
     [

@@ -509,6 +509,16 @@ def test_a_callable_that_returns_no_finite_number_is_refused():
     )
 
 
+def test_nan_beside_another_marker_is_refused_with_the_marker():
+    with pytest.raises(ValueError, match="contains NaN") as caught:
+        NaNImputer(missing_values=0).fit([[0.0], [np.nan], [4.0]])
+    assert str(caught.value) == (
+        "Input X contains NaN. Missing cells are marked by missing_values=0: replace "
+        "these cells by 0, or pass missing_values=numpy.nan, for which 0 is a known "
+        "value."
+    )
+
+
 def test_an_unfitted_imputer_raises_not_fitted_error():
     with pytest.raises(NotFittedError):
         NaNImputer().transform(PRICES)

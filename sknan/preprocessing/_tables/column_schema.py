@@ -177,20 +177,29 @@ class ColumnSchema:
         parts : list of Series
             What was read from it.
         """
-        if column.holds == "dates" and self.dates is not None:
-            return self.dates.change_of_zone(column.aware, self.name)
+        format_ = self.dates if column.holds == "dates" else None
+        if format_ is not None:
+            change = format_.change_of_zone(column.aware, self.name)
+            if change:
+                return change
         if self.kind == "categories":
             return self._unknown(parts[0])
         is_lost = np.logical_and.reduce([part.isna().to_numpy() for part in parts])
-        if not is_lost.any() or (column.holds in _NUMERIC and self.dates is None):
+        is_number = column.holds in _NUMERIC and self.dates is None
+        if is_number or not is_lost.any():
             return ""
         aware = None if column.aware is None else column.aware[is_lost]
         lost = column._replace(cells=column.cells[is_lost], aware=aware)
         # Sentinels and numbers beyond float32 are missing in fit, too.
         dates = None if self.dates is None else self._all_dates(lost, self.dates)
-        is_unread = pd.isna(self._numbers(lost) if dates is None else dates)
-        texts = self._known_texts(lost)[np.asarray(is_unread)].dropna()
-        texts = texts[~texts.map(is_word_for_missing)]
+        is_unread = np.asarray(pd.isna(self._numbers(lost) if dates is None else dates))
+        if format_ is not None:
+            # pandas has no text for some dates beyond microseconds.
+            cells = np.asarray(lost.cells)[is_unread]
+            texts = pd.Series([str(c) for c in cells if c == c], dtype=object)
+        else:
+            texts = self._known_texts(lost)[is_unread].dropna()
+            texts = texts[~texts.map(is_word_for_missing)]
         if texts.empty:
             return ""
         n_lost, n_read = len(texts), int((~is_lost).sum())

@@ -54,6 +54,9 @@ _MOST_TRIES = 10
 _FAR_YEAR = re.compile(r"(?<!\d)(?!0000)([01]\d{3}|2[2-9]\d\d|[3-9]\d{3})(?!\d)")
 _FIRST_NEAR_YEAR, _CYCLE, _DAYS_OF_CYCLE = 1700, 400, 146_097
 
+# Years that 64 bits of microseconds represent, before and after 0.
+_LAST_YEAR = 290_000
+
 # Units of a number of seconds since 1970 in JSON and databases.
 _PER_SECOND = (1.0, 1e3, 1e6, 1e9)
 
@@ -165,7 +168,12 @@ class DateFormat:
             self.first, self.last = float(seconds.min()), float(seconds.max())
 
     def of_dates(self, dates: pd.Series) -> pd.Series:
-        """Return dates as local times of the zone, without the zone."""
+        """Return dates as local times of the zone, without the zone.
+
+        Dates that microseconds cannot represent are missing.
+        """
+        if dates.dt.unit in ("s", "ms"):
+            dates = dates.mask(dates.dt.year.abs() > _LAST_YEAR)
         is_aware = dates.dt.tz is not None
         if is_aware or self.zone is not None:
             aware = dates if is_aware else dates.dt.tz_localize("UTC")

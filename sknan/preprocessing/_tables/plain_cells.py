@@ -125,6 +125,22 @@ def name_unfit_cell(
         ) from None
 
 
+@contextlib.contextmanager
+def name_marker(marker: Any) -> Iterator[None]:
+    """Say in scikit-learn's error for NaN and infinities what marks missing cells."""
+    try:
+        yield
+    except ValueError as error:
+        found = str(error).partition("\n")[0].rstrip(".")
+        if not found.startswith("Input X contains"):
+            raise
+        raise ValueError(
+            f"{found}. Missing cells are marked by missing_values={marker!r}: replace "
+            f"these cells by {marker!r}, or pass missing_values=numpy.nan, for which "
+            f"{marker!r} is a known value."
+        ) from None
+
+
 def _plain_array(values: NDArray[Any]) -> Any:
     if values.dtype.names is not None:
         return _frame_of_fields(values)
