@@ -108,8 +108,9 @@ def _gets_frame(caller: FrameType, called: FrameType) -> bool:
     """Whether one of the arguments of a function is the frame that has called it."""
     names, varargs, _, values = inspect.getargvalues(called)
     arguments = [values.get(name) for name in names]
-    if varargs is not None:
-        arguments += values.get(varargs, ())
+    others = values.get(varargs or "")
+    if isinstance(others, tuple):  # the function may use the name for something else
+        arguments += others
     return any(argument is caller for argument in arguments)
 
 
