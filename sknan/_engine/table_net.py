@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,6 +52,10 @@ class TableNet(NetworkOutput, GuardedNet):
 
     _is_versioned: ClassVar[bool] = False  # the estimator that holds it is
     column_names_: Sequence[Any] | None = None
+
+    # Parameters of the estimator, in place of or besides those of the net, that a
+    # resumed training must have too.
+    estimator_params_: Mapping[str, Any] = MappingProxyType({})
 
     # Conversion of X, if columns are in raw units.
     scaling_: ColumnScaling | None = None

@@ -71,6 +71,16 @@ from sknan.preprocessing._stored_table import stored_chunks
 # Of fewer rows, a tenth is too small a sample for the choice of an epoch.
 _MIN_ROWS_TO_STOP_EARLY = 500
 
+# Parameters that a plan depends on, but no parameter of its net.
+_PARAMS_OF_PLAN = (
+    "early_stopping",
+    "n_iter_no_change",
+    "random_state",
+    "scoring",
+    "validation_fraction",
+    "validation_split",
+)
+
 
 class TimeLimitWarning(ConvergenceWarning):
     """Warning that a time limit has ended a training."""
@@ -338,6 +348,9 @@ class StableNetBase(
             if not self._needs_network:
                 net.set_params(lr=0.0)
             self._describe_data(net)
+            # The split is a function of the other ones.
+            chosen = {name: getattr(self, name) for name in _PARAMS_OF_PLAN}
+            net.estimator_params_ = {"train_split": None, **chosen}
             if table_of is None:
                 table = self._table(net, rows)
             else:

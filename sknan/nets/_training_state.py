@@ -167,15 +167,17 @@ def settings_of(net: Any) -> dict[str, str]:
     Parameters
     ----------
     net : skorch net
-        Initialized net.
+        Initialized net. One of an estimator may have other parameters in a dict
+        ``estimator_params_``.
 
     Returns
     -------
     dict of str to str
     """
+    given = {**net.get_params(deep=False), **getattr(net, "estimator_params_", {})}
     return {
         name: _as_text(value)
-        for name, value in net.get_params(deep=False).items()
+        for name, value in given.items()
         if name.partition("__")[0] not in _FREE and not name.startswith("_")
     }
 

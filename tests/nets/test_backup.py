@@ -527,6 +527,32 @@ def test_the_backup_of_another_training_is_refused_and_not_changed(tmp_path):
     assert_same(state_of(fit(net, *data)), state_of(fit(*skorch_net())))
 
 
+OTHER_PARAMETERS = {
+    "early_stopping": (True, False),
+    "n_iter_no_change": (2, 1),
+    "random_state": (0, 1),
+    "scoring": ("loss", "r2"),
+    "validation_fraction": (0.1, 0.3),
+}
+
+
+@pytest.mark.parametrize(("name", "values"), OTHER_PARAMETERS.items())
+def test_the_backup_of_an_estimator_with_other_parameters_is_refused(
+    tmp_path, name, values
+):
+    backup = BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(PowerCutError):
+        fit(*with_early_stopping(backup, AtBatch(cut_power, epoch=2)))
+    was, now = values
+    assert refused(*with_early_stopping(backup, **{name: now})).startswith(
+        f"The backup {str(backup.path)!r} is of a net with {name}={was!r}, but this "
+        f"net has {name}={now!r}. Restore these settings and data, delete the file"
+    )
+    settings = {"num_threads": 1, "max_epochs": 3, "max_time": 60.0, "verbose": 1}
+    fit(*with_early_stopping(backup, **settings))
+    assert backup.n_restored_epochs_ == 1
+
+
 class Wide(Net):
     def __init__(self):
         super().__init__()
