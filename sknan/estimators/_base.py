@@ -33,7 +33,7 @@ from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
 from sknan._utils.threads import keeps_threads, threads_for
 from sknan._utils.warn import warn
-from sknan.estimators._column_scaling import check_targets, scaling_for
+from sknan.estimators._column_scaling import scaling_for
 from sknan.estimators._components import resolve_device
 from sknan.estimators._input import (
     as_network_input,
@@ -61,7 +61,6 @@ from sknan.estimators._validation_split import (
     groups_of_chunks,
     is_chunks,
 )
-from sknan.losses import BoundedLoss
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._time_limit import TimeLimit
@@ -157,6 +156,11 @@ class StableNetBase(
         """
         raise NotImplementedError
 
+    def _refuse_outlying_targets(
+        self, target: np.ndarray, numbers: np.ndarray, *, is_new: bool
+    ) -> None:
+        """Refuse or warn of targets that outweigh all the others."""
+
     @property
     def _coding(self) -> TargetCoding:
         """Conversion between ``y`` and the targets of the network."""
@@ -218,12 +222,11 @@ class StableNetBase(
             weights,
             lambda n: self._merges_duplicates(n) and group_of is None,
         )
+        self._refuse_outlying_targets(target, numbers, is_new=is_new)
         codes, n_outputs = self._encode_target(
             y, target, weights, is_partial, **target_params
         )
         if is_new:
-            if codes.dtype.kind == "f" and not isinstance(self.criterion, BoundedLoss):
-                check_targets(target, numbers)
             module = self._module_for(X_raw, n_outputs)
             names = getattr(self, "feature_names_in_", None)
             self._scaling = scaling_for(module, X_raw, weights, numbers, names, owner)

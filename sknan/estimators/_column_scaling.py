@@ -34,6 +34,14 @@ _SQUASH = (
     "the other values."
 )
 
+# What they do to targets in the units of an earlier fit.
+_OUTWEIGH = "They outweigh the other targets in the loss."
+
+# Fewer targets than this are compared with numbers of this multiple of the earlier
+# standard deviation too. A stream may drift by some standard deviations.
+_FEW_ROWS = 20
+_USUAL = 1e3
+
 
 def numeric_columns(X: np.ndarray) -> tuple[int, ...]:
     """Return the numbers of the columns with more than two distinct values."""
@@ -154,8 +162,14 @@ def _warn_of_raw_columns(
     )
 
 
-def check_targets(target: np.ndarray, numbers: np.ndarray) -> None:
-    """Refuse or warn of outliers in targets that are standardized.
+def check_targets(
+    target: np.ndarray,
+    numbers: np.ndarray,
+    kept: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    is_new: bool = True,
+) -> None:
+    """Refuse or warn of outliers in targets.
 
     Parameters
     ----------
@@ -163,17 +177,29 @@ def check_targets(target: np.ndarray, numbers: np.ndarray) -> None:
         Finite targets.
     numbers : ndarray of shape (n_samples,)
         Row numbers in the data of the user.
+    kept : tuple of ndarray or None, default=None
+        Mean and standard deviation of earlier targets, with which a few rows are
+        compared. None compares the rows with each other only.
+    is_new : bool, default=True
+        Whether these targets are standardized by their own standard deviation.
 
     Raises
     ------
     NonFiniteDataError
         See :func:`~sknan._utils.outliers.check_outliers`.
     """
+    if kept is not None and len(target) < _FEW_ROWS:
+        signs = np.resize([1.0, -1.0], (_FEW_ROWS, *(1,) * (target.ndim - 1)))
+        with np.errstate(over="ignore"):
+            usual = kept[0] + signs * (_USUAL * kept[1])
+        usual = np.nan_to_num(usual)  # inf becomes the largest number
+        later = numbers.max() + 1 + np.arange(_FEW_ROWS)
+        target, numbers = np.concatenate([target, usual]), np.r_[numbers, later]
     check_outliers(
         target,
         numbers,
         name="y",
-        effect=_SQUASH,
+        effect=_SQUASH if is_new else _OUTWEIGH,
         remedy="Correct these targets, remove their rows from X and y, or predict the "
         "logarithm.",
     )

@@ -15,6 +15,7 @@ from sknan._utils.outliers import without_outliers
 from sknan._utils.settings import usual_settings
 from sknan._utils.validation import FLOAT32_MAX, FLOAT64_MAX, check_finite, drop_rows
 from sknan.estimators._base import StableNetBase
+from sknan.estimators._column_scaling import check_targets
 from sknan.estimators._components import name_of
 from sknan.estimators._quantiles import QuantilePredictionMixin
 from sknan.estimators._target_scaling import (
@@ -438,6 +439,17 @@ class StableNetRegressor(QuantilePredictionMixin, StableNetBase):
         self._constants = constants
         n_outputs = _n_targets(shape) * traits.outputs_per_target
         return standardize(target, mean, scale), n_outputs
+
+    def _refuse_outlying_targets(
+        self, target: np.ndarray, numbers: np.ndarray, *, is_new: bool
+    ) -> None:
+        if isinstance(self.criterion, BoundedLoss):
+            return
+        kept, shape = None, target.shape[1:]
+        is_kept = not is_new and self._loss_traits.standardizes_target
+        if is_kept and _n_targets(shape) == _n_targets(self._target_shape):
+            kept = self.target_mean_.reshape(shape), self.target_scale_.reshape(shape)
+        check_targets(target, numbers, kept, is_new=is_new)
 
     def _table(self, net: TableNet, rows: TrainingRows) -> TensorTable:
         """Return the rows; refuse missing targets that the criterion does not mask."""

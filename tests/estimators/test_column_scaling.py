@@ -297,6 +297,28 @@ def test_outliers_are_named_whatever_their_size(size):
                 net.fit(*data)
 
 
+@pytest.mark.parametrize("n_rows", [1, 400])
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_outlying_targets_are_named_when_a_training_continues(method, n_rows):
+    net = StableNetRegressor(random_state=0, max_epochs=1, warm_start=True).fit(Z, Y)
+    y = Y[-n_rows:].copy()
+    rows = Z[-n_rows:]
+    if method == "fit":  # of at least two rows
+        rows, y = np.r_[rows, Z[:1]], np.r_[y, Y[:1]]
+    predicted, train = net.predict(Z), getattr(net, method)
+    for size in (1e12, 1e38, -1e300):
+        y[0] = size
+        with pytest.raises(NonFiniteDataError, match=r"y contains values .* row 0\."):
+            train(rows, y)
+    np.testing.assert_array_equal(net.predict(Z), predicted)
+    y[0] = 1e6
+    with pytest.warns(UserWarning, match=r"outliers at row 0\. They outweigh"):
+        train(rows, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(rows, np.full(len(y), 50.0))
+
+
 def test_the_remedies_for_outliers_train():
     table, y = Z.copy(), Y.copy()
     table[[7, 31], 0] = y[[7, 31]] = 1e6
