@@ -464,6 +464,38 @@ def test_the_advice_about_a_lost_zone_works():
 
 
 @pytest.mark.parametrize(
+    ("offset", "later", "message"),
+    [
+        (
+            "+05:00",
+            "",
+            "Column 'x' has no time zone, and had UTC+05:00 in fit: its times are read "
+            "as UTC. Localize it: pandas.to_datetime(column).dt.tz_localize("
+            "'UTC+05:00').",
+        ),
+        (
+            "",
+            "+01:00",
+            "Column 'x' has the time zone +01:00, and had none in fit: its times are "
+            "converted to UTC. Pass pandas.to_datetime(column).dt.tz_localize(None) if "
+            "fit had local times.",
+        ),
+        ("+05:00", "+01:00", None),
+        ("Z", "", None),
+        ("", "Z", None),
+    ],
+)
+def test_text_that_gains_or_loses_its_offset_is_named(offset, later, message):
+    times = pd.date_range("2020-01-05 10:00", periods=20, freq="17h")
+    texts = times.strftime("%Y-%m-%dT%H:%M:%S")
+    cleaner = TableCleaner().fit(pd.DataFrame({"x": texts + offset}))
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always")
+        cleaner.transform(pd.DataFrame({"x": texts + later}))
+    assert [str(w.message) for w in issued] == ([message] if message else [])
+
+
+@pytest.mark.parametrize(
     ("first", "later", "kind", "example"),
     [
         (pd.Series([1.5, 2.5, 3.5] * 20), "abc", "numbers", "'abc'"),

@@ -180,8 +180,12 @@ class ColumnSchema:
         format_ = self.dates if column.holds == "dates" else None
         if format_ is not None:
             change = format_.change_of_zone(column.aware, self.name)
-            if change:
-                return change
+        elif self.dates is not None and column.holds not in _NUMERIC:
+            change = self.dates.change_of_offset(self._known_texts(column), self.name)
+        else:
+            change = ""
+        if change:
+            return change
         if self.kind == "categories":
             return self._unknown(parts[0])
         is_lost = np.logical_and.reduce([part.isna().to_numpy() for part in parts])

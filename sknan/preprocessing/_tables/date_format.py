@@ -31,6 +31,8 @@ _DATE = re.compile(
     re.IGNORECASE,
 )
 
+_CLOCK_AND_ZONE = re.compile(rf"[t ]\s?{CLOCK}({_ZONE}(?::\d\d)?)\s*$", re.IGNORECASE)
+
 # Format of pandas for all dates in ISO 8601.
 ISO = "ISO8601"
 
@@ -222,17 +224,42 @@ class DateFormat:
         name : str
             Name of the column.
         """
-        zone = None if aware is None else aware.dt.tz
-        if (zone is None) == (self.zone is None) or _is_utc(zone or self.zone):
+        return self._change(None if aware is None else aware.dt.tz, name)
+
+    def change_of_offset(self, texts: pd.Series, name: str) -> str:
+        """Return a sentence if only text or only the column in ``fit`` has UTC offsets.
+
+        Parameters
+        ----------
+        texts : Series
+            Texts of a later column. Those without a time of day do not count.
+        name : str
+            Name of the column.
+        """
+        found = texts.dropna().map(_CLOCK_AND_ZONE.search).dropna()
+        zones = found.map(lambda match: match[1].strip().upper())
+        is_other = zones.str.strip("UTCZ+-:0") != ""
+        chosen = zones[is_other] if self.zone is None else zones[zones == ""]
+        if chosen.empty:
+            return ""
+        return self._change(chosen.iloc[0] or None, name, "pandas.to_datetime(column).")
+
+    def _change(self, zone: tzinfo | str | None, name: str, read: str = "") -> str:
+        """Return a sentence if one of two columns has a zone, unless it is UTC."""
+        aware = self.zone if zone is None else zone
+        is_utc = not isinstance(aware, str) and _is_utc(aware)
+        if (zone is None) == (self.zone is None) or is_utc:
             return ""
         if zone is None:
             return (
                 f"Column {name!r} has no time zone, and had {self.zone} in fit: its "
-                f"times are read as UTC. Localize it: dt.tz_localize('{self.zone}')."
+                f"times are read as UTC. Localize it: {read}dt.tz_localize("
+                f"'{self.zone}')."
             )
         return (
             f"Column {name!r} has the time zone {zone}, and had none in fit: its times "
-            "are converted to UTC. Pass dt.tz_localize(None) if fit had local times."
+            f"are converted to UTC. Pass {read}dt.tz_localize(None) if fit had local "
+            "times."
         )
 
 
