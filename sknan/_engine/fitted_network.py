@@ -17,6 +17,7 @@ from torch.nn.modules import module as torch_module
 from sknan._utils.compiled import original_of
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import refuse_unpicklable
+from sknan._utils.tree import first_of
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._chain import functions_of, layers_of
 from sknan.nets.recovery.output_repair import (
@@ -119,11 +120,12 @@ class NetworkOutput:
             output = self.module_(batch.clone())
         except Exception as error:
             output = outputs_by_row(self, batch, error)
-        first = first_of(output).float()
+        first: Tensor = first_of(output).float()
         # A finite sum implies finite values; a sum of finite values may overflow.
         is_finite = isinstance(output, Tensor) and math.isfinite(first.sum())
         if repair.learns_range or not is_finite:
-            return first_of(repair.add(batch, output)).float()
+            repaired: Tensor = first_of(repair.add(batch, output)).float()
+            return repaired
         repair.n_rows += len(batch)
         return first
 
@@ -140,12 +142,6 @@ class NetworkOutput:
 def width_of(X: Tensor) -> int:
     """Return the number of values in a row."""
     return max(math.prod(X.shape[1:]), 1)
-
-
-def first_of(output: Any) -> Tensor:
-    """Return the first output of a module that may have several."""
-    first: Tensor = output[0] if isinstance(output, (tuple, list)) else output
-    return first
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from sknan._engine.losses import plain_loss
 from sknan._engine.recording import Recording
 from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import kept_random_states
-from sknan._utils.tree import tree_leaves, tree_map
+from sknan._utils.tree import first_of, tree_leaves, tree_map
 from sknan.nets._dropout import (
     DrawMask,
     Dropout,
@@ -266,7 +266,7 @@ class StackedModule:
         loss = plain_loss(self.criterion, output, target)
         if loss is None:
             loss = self.get_loss(output, target)
-        first = output[0] if isinstance(output, (tuple, list)) else output
+        first = first_of(output)
         return loss, first
 
     def prepare_target(self, target: Any, shape: torch.Size) -> Any:

@@ -51,3 +51,8 @@ def tree_leaves(data: Any) -> list[Tensor]:
     elif not isinstance(data, (tuple, list)):
         return []
     return [leaf for part in data for leaf in tree_leaves(part)]
+
+
+def first_of(output: Any) -> Any:
+    """Return the first output of a module that may have several."""
+    return output[0] if isinstance(output, (tuple, list)) else output

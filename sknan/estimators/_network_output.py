@@ -10,6 +10,7 @@ from sknan._engine.table_net import TableNet
 from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.threads import FlopCount
+from sknan._utils.tree import first_of
 from sknan.losses._base import refuse_other_output
 from sknan.nets._batching import TensorTable
 from sknan.nets._chain import FAR_FROM_OVERFLOW, output_bound
@@ -53,7 +54,7 @@ def trial_output(net: TableNet, X: np.ndarray) -> Tensor:
         error.add_note(f"while calling the module {name} on X of shape {X.shape}")
         raise
     net.flops_per_row_ = count.n_flops / n_rows
-    output = output[0] if isinstance(output, (tuple, list)) else output
+    output = first_of(output)
     if isinstance(output, Tensor):
         refuse_other_output(output)
     if not isinstance(output, Tensor) or output.shape[:1] != rows.shape[:1]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sknan._utils.settings import usual_settings
 from sknan._utils.threads import threads_for
+from sknan._utils.tree import first_of
 from sknan._utils.validation import is_integer
 from sknan._utils.warn import warn
 from sknan.exceptions import NonFiniteTrainingError
@@ -257,7 +258,7 @@ class _Network:
         self.in_logits = in_logits
 
     def _respond(self, output: Any) -> Tensor:
-        first: Tensor = output[0] if isinstance(output, (tuple, list)) else output
+        first: Tensor = first_of(output)
         found: Tensor = self.net.coding_.responses(
             self.net.criterion_, first.float(), in_logits=self.in_logits
         )

@@ -257,7 +257,7 @@ def layers_of(
 
 def functions_of(layers: list[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
     """Return the functions of known layers in evaluation mode, not calls of modules."""
-    return [_function_of(layer) for layer in layers if type(layer) is not nn.Dropout]
+    return [_function_of(layer) for layer in layers if not is_dropout(layer)]
 
 
 def _function_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -50,13 +50,7 @@ from sknan.optim._learning_rates import run_search, scaled_rates
 _N_LATEST = N_TRIALS // 2 - 1
 
 # Numbers that a resumed training needs.
-_SAVED = (
-    "n_steps",
-    "rate",
-    "largest_rate",
-    "n_clipped",
-    "largest_norm",
-)
+_SAVED = ("n_steps", "rate", "largest_rate", "n_clipped", "largest_norm")
 
 
 class GuardedTraining:

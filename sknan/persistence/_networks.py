@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sknan._utils.compiled import original_of
 from sknan._utils.pickling import copy_of_module
 from sknan._utils.thresholds import OVERFLOWS_SQUARED
+from sknan._utils.tree import first_of
 from sknan._utils.validation import FLOAT32_MAX
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import ClassCoding
@@ -230,5 +231,5 @@ def _all_of_row(flags: Tensor) -> Tensor:
 
 
 def _first(output: Any) -> Tensor:
-    first: Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    first: Tensor = first_of(output)
     return first

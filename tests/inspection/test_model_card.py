@@ -192,16 +192,16 @@ def test_calibration_of_quantiles_is_the_share_of_targets_below():
 
 
 ROWS = RNG.normal(size=(120, 2))
-SLOPE = 3.0 * ROWS[:, 0]
+LINEAR = 3.0 * ROWS[:, 0]
 
 
 @pytest.fixture(scope="module")
 def net():
-    return StableNetRegressor(max_epochs=1, random_state=0).fit(ROWS, SLOPE)
+    return StableNetRegressor(max_epochs=1, random_state=0).fit(ROWS, LINEAR)
 
 
 def test_labels_per_row_are_named_and_calibrated_one_by_one():
-    y = pd.DataFrame({"rain": SLOPE > 0, "snow": SLOPE > 1}).astype(int)
+    y = pd.DataFrame({"rain": LINEAR > 0, "snow": LINEAR > 1}).astype(int)
     net = StableNetClassifier(max_epochs=1, random_state=0).fit(ROWS, y)
     found = report(net, ROWS, y).to_markdown()
     model, drift = dict(rows_of(found, "Model")), rows_of(found, "Drift")
@@ -229,7 +229,7 @@ def test_labels_per_row_are_named_and_calibrated_one_by_one():
 
 
 def test_each_target_has_scores_in_its_unit_and_quantiles_of_its_own():
-    y = pd.DataFrame({"price": SLOPE, "size": -100 * SLOPE})
+    y = pd.DataFrame({"price": LINEAR, "size": -100 * LINEAR})
     net = StableNetRegressor(max_epochs=1, random_state=0).fit(ROWS, y)
     found = report(net, ROWS, y).to_markdown()
     error = mean_absolute_error(y["size"], net.predict(ROWS)[:, 1])
@@ -268,7 +268,7 @@ def test_r2_has_an_interval_if_some_resamples_are_constant(net):
     assert all(abs(end) < 1e4 for end in ends(interval))
 
 
-NAN = np.where(np.isin(np.arange(120), [3, 7]), np.nan, SLOPE)
+NAN = np.where(np.isin(np.arange(120), [3, 7]), np.nan, LINEAR)
 
 
 @pytest.mark.parametrize(
@@ -276,13 +276,13 @@ NAN = np.where(np.isin(np.arange(120), [3, 7]), np.nan, SLOPE)
     [
         (
             None,
-            SLOPE,
+            LINEAR,
             "report was given y without X. Pass the rows of this target as X, or leave "
             "out y.",
         ),
         (
             ROWS[:0],
-            SLOPE[:0],
+            LINEAR[:0],
             "X has no rows. Pass at least one row, or leave out X and y for a report "
             "of the training alone.",
         ),
@@ -293,7 +293,7 @@ NAN = np.where(np.isin(np.arange(120), [3, 7]), np.nan, SLOPE)
         ),
         (
             ROWS,
-            SLOPE[1:],
+            LINEAR[1:],
             "X has 120 rows, and y has 119. Pass one target for each row.",
         ),
         (
@@ -310,7 +310,7 @@ def test_a_target_that_does_not_fit_the_rows_is_refused(net, X, y, message):
 
 
 def test_labels_that_fit_has_not_seen_are_named():
-    labels = np.where(SLOPE > 0, "yes", "no")
+    labels = np.where(LINEAR > 0, "yes", "no")
     net = StableNetClassifier(max_epochs=1, random_state=0).fit(ROWS, labels)
     with pytest.raises(NonFiniteDataError) as refused:
         report(net, ROWS, [None, *labels[1:]])

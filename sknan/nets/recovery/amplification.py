@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import FAR
-from sknan._utils.tree import tree_leaves, tree_map
+from sknan._utils.tree import first_of, tree_leaves, tree_map
 from sknan.diagnosis._raised import ValueErrors
 from sknan.optim._clipping import grad_norm
 
@@ -46,7 +46,7 @@ def amplification_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> str:
             outputs = net.infer(inputs, **fit_params)
         if caught.error is not None:
             return ""
-        output = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+        output = first_of(outputs)
         sources = [leaf for leaf in leaves if leaf.requires_grad]
         if not sources or output.grad_fn is None:
             return ""

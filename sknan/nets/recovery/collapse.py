@@ -14,7 +14,7 @@ from skorch.dataset import unpack_data
 from torch import Tensor
 
 from sknan._utils.random_state import kept_random_states
-from sknan._utils.tree import tree_leaves
+from sknan._utils.tree import first_of, tree_leaves
 from sknan.diagnosis._raised import result_of_trial
 
 
@@ -34,7 +34,7 @@ def is_collapsed(inputs: Any, output: Any) -> bool:
     output : object
         Output for them, the first of which counts.
     """
-    first = _first(output)
+    first = first_of(output)
     is_known = isinstance(first, Tensor) and first.ndim > 0 and len(first) > 1
     return is_known and not varies(first) and varies(inputs)
 
@@ -56,9 +56,7 @@ def has_collapsed(net: Any, batches: list[Any]) -> bool:
             net._set_training(False)
             for batch in batches:
                 output = net.infer(unpack_data(batch)[0])
-                outputs.append(
-                    output[0] if isinstance(output, (tuple, list)) else output
-                )
+                outputs.append(first_of(output))
         return varies(torch.cat(outputs))
 
     # None: forward may have parameters that are not known here.
@@ -66,7 +64,3 @@ def has_collapsed(net: Any, batches: list[Any]) -> bool:
         return False
     with net.guard_.first_weights():
         return result_of_trial(differ) is True
-
-
-def _first(output: Any) -> Any:
-    return output[0] if isinstance(output, (tuple, list)) else output

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sknan._utils.thresholds import FAR, SMALL
+from sknan._utils.tree import first_of
 from sknan.diagnosis._raised import result_of_trial
 from sknan.losses._traits import traits_of
 
@@ -389,7 +390,7 @@ def is_overwhelmed(module: nn.Module, inputs: Tensor) -> bool:
             return copy.deepcopy(module).train()(inputs)
 
     output = result_of_trial(run)
-    first = output[0] if isinstance(output, (tuple, list)) else output
+    first = first_of(output)
     if not isinstance(first, Tensor) or first.ndim == 0 or first.numel() == 0:
         return False
     largest = first.abs().flatten(1).amax(1) if first.ndim > 1 else first.abs()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import FAR
+from sknan._utils.tree import first_of
 from sknan.diagnosis._raised import result_of_trial
 from sknan.exceptions import NonFiniteDataError
 from sknan.nets._batching import TensorTable
@@ -81,7 +82,7 @@ def _n_outputs(
     with kept_random_states(net.device), torch.no_grad():
         output = result_of_trial(lambda: net.infer(unpack_data(batch)[0], **fit_params))
     net._set_training(True)
-    output = output[0] if isinstance(output, (tuple, list)) else output
+    output = first_of(output)
     if not isinstance(output, Tensor) or output.ndim != 2:
         return None
     return output.shape[1]

@@ -97,14 +97,15 @@ def test_no_scheduler_raises_the_rate_above_the_largest_sound_one():
     assert len(net.nonfinite_reports_) < 5
 
 
-@pytest.mark.parametrize("door", [network_of, StableNetRegressor])
-def test_reports_and_history_have_the_rates_that_a_scheduler_has_set(door):
+@pytest.mark.parametrize("model_class", [network_of, StableNetRegressor])
+def test_reports_and_history_have_the_rates_that_a_scheduler_has_set(model_class):
     options = {"lr": 0.01, "lr_schedule": None, "max_epochs": 20}
     options["callbacks"] = [LRScheduler("StepLR", step_size=2, gamma=10.0)]
-    if door is network_of:
-        model = net = fitted(door(MLP, optimizer=torch.optim.SGD, **options))
+    if model_class is network_of:
+        model = net = fitted(model_class(MLP, optimizer=torch.optim.SGD, **options))
     else:
-        model = fitted(door(optimizer="sgd", random_state=0, **options), X, Y[:, 0])
+        model = model_class(optimizer="sgd", random_state=0, **options)
+        model = fitted(model, X, Y[:, 0])
         net = model.net_
     rates, report = net.history[:, "lr"], model.nonfinite_reports_[0]
     rate = 0.01 * 10.0 ** ((report.epoch - 1) // 2)
