@@ -312,7 +312,6 @@ def test_the_error_of_a_handler_ends_all_trainings(kind, error, handle):
     ("kind", "handler", "error"),
     [
         ("net", handler_that_raises(ValueError), ValueError),
-        ("net", divmod, TypeError),  # without a frame of its own
         ("ensemble", handler_that_raises(Exception), Exception),
         ("search", handler_that_raises(FloatingPointError), FloatingPointError),
     ],
@@ -321,7 +320,7 @@ def test_a_deadline_ends_a_stack(kind, handler, error, handle):
     estimator = estimators_of(StableNetRegressor(max_epochs=300, random_state=0))[kind]
     handle(handler)
     signal.setitimer(signal.ITIMER_REAL, 0.1)
-    with pytest.raises(error, match=r"^deadline$|divmod"):
+    with pytest.raises(error, match=r"^deadline$"):
         estimator.fit(*TABLES[0])
 
 
