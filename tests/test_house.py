@@ -312,9 +312,11 @@ def documented_signatures():
             yield label, thing, thing.__init__, True
         if thing.__name__ not in PUBLIC_NAMES:
             continue
-        for name, method in vars(thing).items():
+        for name, method in inspect.getmembers(thing):
             method = getattr(method, "__func__", method)
-            if inspect.isfunction(method) and not name.startswith("_"):
+            if not inspect.isfunction(method) or name.startswith("_"):
+                continue
+            if method.__module__.startswith("sknan"):
                 # An override may refer to the parameters of the base class.
                 is_required = not overrides_another_library(thing, name)
                 yield f"{label}.{name}", method, method, is_required

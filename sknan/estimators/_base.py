@@ -10,57 +10,36 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, estimator_html_repr
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from sknan._engine.fit import train
 from sknan._engine.fitted_network import FittedNetwork
 from sknan._engine.listeners import EpochTasks
 from sknan._engine.plan import TrainingPlan, TrainingRows
-from sknan._engine.prediction import ColumnScaling, TargetCoding
+from sknan._engine.prediction import TargetCoding
 from sknan._engine.range_test import range_test
 from sknan._engine.scoring import ValidationScore
 from sknan._engine.table_net import TableNet
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.random_state import random_states, seeded
+from sknan._utils.settings import usual_settings
 from sknan._utils.threads import keeps_threads, threads_for
 from sknan._utils.warn import warn
-from sknan.estimators._column_scaling import scaling_for
 from sknan.estimators._components import resolve_device
-from sknan.estimators._input import (
-    as_network_input,
-    check_features,
-    check_sample_weight,
-    network_input,
-    require_target,
-    rows_that_count,
-    scale_weights,
-    shared_tensor,
-)
-from sknan.estimators._labels import apply_class_weight
-from sknan.estimators._net_building import NetBuildingMixin
+from sknan.estimators._input import network_input, scale_weights, shared_tensor
 from sknan.estimators._network_output import check_finite_output, trial_output
-from sknan.estimators._parameters import check_parameters, is_auto
-from sknan.estimators._validation_data import (
-    FitData,
-    check_groups,
-    with_validation_rows,
-)
-from sknan.estimators._validation_split import (
-    HoldOut,
-    UserSplits,
-    ValidationFold,
-    groups_of_chunks,
-    is_chunks,
-)
+from sknan.estimators._parameters import is_auto
+from sknan.estimators._training_rows import TrainingRowsMixin
+from sknan.estimators._validation_split import ValidationFold
 from sknan.nets._batching import TensorTable
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._time_limit import TimeLimit
@@ -86,7 +65,7 @@ class TimeLimitWarning(ConvergenceWarning):
 
 
 class StableNetBase(
-    VersionedPickleMixin, EncodedStateMixin, CallbackSupportMixin, NetBuildingMixin
+    VersionedPickleMixin, EncodedStateMixin, CallbackSupportMixin, TrainingRowsMixin
 ):
     """Guarded network as a scikit-learn estimator.
 
@@ -96,17 +75,12 @@ class StableNetBase(
     are its steps, so that the engine can train the networks of several estimators
     together.
 
-    A subclass defines how targets are validated (``_validate_target``), encoded for
-    training (``_encode_target``), converted back (``_coding``) and compared with the
-    output (``_match_target``).
+    A subclass also defines how targets are converted back (``_coding``) and compared
+    with the output (``_match_target``).
     """
 
-    _scaling: ColumnScaling | None
     _fitted: FittedNetwork
     _next_seed: int
-
-    def _check_parameters(self) -> None:
-        check_parameters(self)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_fitted")
@@ -139,28 +113,6 @@ class StableNetBase(
         diagram: str = estimator_html_repr(self)
         return diagram + (summary_as_html(self) if hasattr(self, "_fitted") else "")
 
-    # -- training rows -------------------------------------------------------------
-
-    def _validate_target(self, y: Any, name: str = "y") -> np.ndarray:
-        """Return the targets as an array of labels or numbers, or refuse them."""
-        raise NotImplementedError
-
-    def _encode_target(
-        self, y: Any, target: np.ndarray, weights: np.ndarray | None, is_partial: bool
-    ) -> tuple[np.ndarray, int]:
-        """Set the fitted attributes of the target.
-
-        Return the codes or numbers that the network is trained on, and the number of
-        outputs it needs. ``target`` contains the validated ``y`` of the rows to train
-        on.
-        """
-        raise NotImplementedError
-
-    def _refuse_outlying_targets(
-        self, target: np.ndarray, numbers: np.ndarray, *, is_new: bool
-    ) -> None:
-        """Refuse or warn of targets that outweigh all the others."""
-
     @property
     def _coding(self) -> TargetCoding:
         """Conversion between ``y`` and the targets of the network."""
@@ -170,98 +122,6 @@ class StableNetBase(
     def _needs_network(self) -> bool:
         """Whether predictions depend on the network, so that it is trained."""
         return True
-
-    def _continues(self, is_partial: bool) -> bool:
-        """Whether training continues with the present network."""
-        return hasattr(self, "_fitted") and (is_partial or self.warm_start)
-
-    def _training_rows(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        *,
-        is_partial: bool = False,
-        X_val: Any = None,
-        y_val: Any = None,
-        sample_weight_val: Any = None,
-        groups: Any = None,
-        chunk: np.ndarray | None = None,
-        **target_params: Any,
-    ) -> TrainingRows:
-        """Check parameters and data, and bring the data into the form of training."""
-        self._check_parameters()
-        owner = type(self).__name__
-        require_target(self, y)
-        X_val, y_val, _ = stored_chunks(X_val, y_val)
-        data = FitData(X_val, y_val, sample_weight_val, groups)
-        has_validation_data = data.is_validated(
-            self.early_stopping, self.validation_split
-        )
-        is_new = not self._continues(is_partial)
-        if not is_new:
-            self._check_same_network()
-        X_raw = check_features(
-            self, X, reset=is_new, min_samples=1 if is_partial else 2
-        )
-        target = self._validate_target(y)
-        check_consistent_length(X_raw, target)
-        weights = check_sample_weight(sample_weight, len(X_raw))
-        group_of = check_groups(groups, len(X_raw))
-        splitter = self.validation_split
-        if is_chunks(splitter):
-            splitter = None
-            group_of = None if is_partial else groups_of_chunks(chunk, group_of)
-        target_of_all = target
-        by_class = getattr(self, "class_weight", None)  # only classifiers have it
-        if by_class is not None and target.ndim == 1:
-            weights = apply_class_weight(by_class, target, weights, owner, is_partial)
-        X_raw, target, weights, numbers, positions = rows_that_count(
-            X_raw,
-            target,
-            weights,
-            lambda n: self._merges_duplicates(n) and group_of is None,
-        )
-        self._refuse_outlying_targets(target, numbers, is_new=is_new)
-        codes, n_outputs = self._encode_target(
-            y, target, weights, is_partial, **target_params
-        )
-        if is_new:
-            module = self._module_for(X_raw, n_outputs)
-            names = getattr(self, "feature_names_in_", None)
-            self._scaling = scaling_for(module, X_raw, weights, numbers, names, owner)
-        X_in = as_network_input(X_raw, self._scaling)
-        splits = None
-        if splitter is not None:
-            splits = UserSplits(splitter, X, target_of_all, group_of, numbers)
-        if group_of is not None:
-            group_of = np.unique(group_of[numbers], return_inverse=True)[1]
-        is_classification = self._task == "classification"
-        rows = TrainingRows(
-            X_in,
-            codes,
-            weights,
-            n_outputs,
-            is_partial,
-            numbers,
-            positions,
-            HoldOut(self.validation_fraction, is_classification, splits, group_of),
-        )
-        if has_validation_data:
-            rows = with_validation_rows(self, rows, data)
-        return rows
-
-    def _merges_duplicates(self, n_rows: int) -> bool:
-        """Whether merged rows of equal content train the same network.
-
-        They do if all rows are in one batch, the loss is a mean over rows, and the
-        module is the default one. The layers of a custom module may relate rows.
-        """
-        is_per_row = hasattr(self._build_criterion(per_row=False), "reduction")
-        is_one_batch = n_rows <= self.rows_per_batch(n_rows)
-        # The order of the rows matters to a splitter.
-        is_split = self.validation_split is not None
-        return self.module is None and is_one_batch and is_per_row and not is_split
 
     # -- training ------------------------------------------------------------------
 
@@ -276,6 +136,59 @@ class StableNetBase(
             found = range_test(self, rows, seed, verbose=self.verbose == 1)
             self.learning_rate_range_ = found
             self.lr_ = found.suggestion
+
+    @usual_settings()
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        groups: Any = None,
+    ) -> Self:
+        """Train the network.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame or chunks of shape (n_samples, n_features)
+            Features: finite numbers within float32. A custom module may take more
+            dimensions. Chunks are the result of
+            :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset; ``y`` may then
+            be the name of a column, or belong to the chunks.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            For a regressor, finite numbers. For a classifier, labels of at least two
+            classes: numbers, strings or booleans; for several labels per row, 0 and 1
+            in a column for each label, which may be sparse.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Non-negative weights of the rows.
+        X_val : array-like, DataFrame or chunks, (n_val, n_features), default=None
+            Rows for early stopping, instead of a part of ``X``. In a ``Pipeline`` they
+            are transformed as ``X`` is with ``transform_input=["X_val"]``.
+        y_val : array-like of shape (n_val,), default=None
+            Targets of ``X_val``, unless they belong to its chunks.
+        sample_weight_val : array-like of shape (n_val,) or None, default=None
+            Non-negative weights of the rows of ``X_val``.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Group of each row, such as a patient or a session. All rows of a group are
+            held out together, for early stopping and for ``lr="auto"``.
+
+        Returns
+        -------
+        self
+        """
+        self._fit(
+            X,
+            y,
+            sample_weight,
+            X_val=X_val,
+            y_val=y_val,
+            sample_weight_val=sample_weight_val,
+            groups=groups,
+        )
+        return self
 
     @with_callbacks  # type: ignore[untyped-decorator]
     def _fit(

@@ -165,6 +165,58 @@ class Ensemble(VersionedPickleMixin, EncodedStateMixin, BaseEstimator):
             raise AttributeError("_sk_visual_block_")
         return functools.partial(diagram_block, self)
 
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        groups: Any = None,
+    ) -> Self:
+        """Train the networks.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame or chunks of shape (n_samples, n_features)
+            Features: finite numbers within float32. Chunks are the result of
+            :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset; ``y`` may then
+            be the name of a column, or belong to the chunks.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            For a regressor, finite numbers. For a classifier, labels of at least two
+            classes: numbers, strings or booleans; for several labels per row, 0 and 1
+            in a column for each label, which may be sparse.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Non-negative weights of the rows.
+        X_val : array-like, DataFrame or chunks, (n_val, n_features), default=None
+            Rows for early stopping of all networks, each of which then trains on all
+            rows of ``X``. In a ``Pipeline`` they are transformed as ``X`` is with
+            ``transform_input=["X_val"]``.
+        y_val : array-like of shape (n_val,), default=None
+            Targets of ``X_val``, unless they belong to its chunks.
+        sample_weight_val : array-like of shape (n_val,) or None, default=None
+            Non-negative weights of the rows of ``X_val``.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Group of each row, such as a patient or a session. All rows of a group are
+            held out together. Fewer than five groups give as many folds.
+
+        Returns
+        -------
+        self
+        """
+        self._fit(
+            X,
+            y,
+            sample_weight=sample_weight,
+            X_val=X_val,
+            y_val=y_val,
+            sample_weight_val=sample_weight_val,
+            groups=groups,
+        )
+        return self
+
     def _fit(self, X: Any, y: Any, **fit_params: Any) -> None:
         X, y, chunk = stored_chunks(X, y)
         jobs = self._jobs(X, y, chunk=chunk, **fit_params)

@@ -295,57 +295,6 @@ class StableNetRegressor(QuantilePredictionMixin, StableNetBase):
         self._store_params(locals())
 
     @usual_settings()
-    def fit(
-        self,
-        X: Any,
-        y: Any = None,
-        sample_weight: Any = None,
-        *,
-        X_val: Any = None,
-        y_val: Any = None,
-        sample_weight_val: Any = None,
-        groups: Any = None,
-    ) -> StableNetRegressor:
-        """Train the network.
-
-        Parameters
-        ----------
-        X : array-like, DataFrame or chunks of shape (n_samples, n_features)
-            Features: finite numbers within float32. A custom module may take more
-            dimensions. Chunks are the result of
-            :func:`~sknan.preprocessing.iter_chunks` or an Arrow dataset; ``y`` may then
-            be the name of a column, or belong to the chunks.
-        y : array-like of shape (n_samples,) or (n_samples, n_targets), default=None
-            Targets: finite numbers.
-        sample_weight : array-like of shape (n_samples,) or None, default=None
-            Non-negative weights of the rows.
-        X_val : array-like, DataFrame or chunks, (n_val, n_features), default=None
-            Rows for early stopping, instead of a part of ``X``. In a ``Pipeline`` they
-            are transformed as ``X`` is with ``transform_input=["X_val"]``.
-        y_val : array-like of shape (n_val,), default=None
-            Targets of ``X_val``, unless they belong to its chunks.
-        sample_weight_val : array-like of shape (n_val,) or None, default=None
-            Non-negative weights of the rows of ``X_val``.
-        groups : array-like of shape (n_samples,) or None, default=None
-            Group of each row, such as a patient or a session. All rows of a group are
-            held out together, for early stopping and for ``lr="auto"``.
-
-        Returns
-        -------
-        self
-        """
-        self._fit(
-            X,
-            y,
-            sample_weight,
-            X_val=X_val,
-            y_val=y_val,
-            sample_weight_val=sample_weight_val,
-            groups=groups,
-        )
-        return self
-
-    @usual_settings()
     def partial_fit(
         self, X: Any, y: Any = None, sample_weight: Any = None
     ) -> StableNetRegressor:
