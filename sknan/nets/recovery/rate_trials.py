@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from sknan.diagnosis._culprits import (
     without_rows,
 )
 from sknan.diagnosis._raised import result_of_trial
+from sknan.losses._registry import closed_form_of
 from sknan.nets.guard._loss_watch import is_trusted
 from sknan.nets.recovery.collapse import varies
 from sknan.nets.recovery.constant_output import lowest_constant_loss
@@ -306,14 +308,14 @@ class RateTrials:
             with kept_random_states(self.net.device), torch.no_grad():
                 if has_risen:
                     with self.net.guard_.first_weights():
-                        batches = self._comparable_rows(batches)
+                        batches, _ = self._comparable_rows(batches)
                     n_rows = sum(get_len(b[0]) for b in batches)
                     batches = [self._sound_rows(b) for b in batches]
                     if 2 * sum(get_len(b[0]) for b in batches) < n_rows:
                         return Comparison(math.inf, math.nan, math.nan)
+                    errors = self._errors(batches)
                 else:
-                    batches = self._comparable_rows(batches)
-                errors = [_Rows(self.net, b, self.fit_params).error() for b in batches]
+                    batches, errors = self._comparable_rows(batches)
             reached, outputs = self._results(batches) if batches else (math.nan, [])
         except StepRefused:
             return None
@@ -327,11 +329,14 @@ class RateTrials:
         error = max(filter(math.isfinite, errors), default=0.0)
         return Comparison(reached, constant, error)
 
-    def _comparable_rows(self, batches: list[Any]) -> list[Any]:
-        """Return rows for which equal outputs are a baseline, or none."""
+    def _comparable_rows(self, batches: list[Any]) -> tuple[list[Any], list[float]]:
+        """Return rows for which equal outputs are a baseline, or none, and errors."""
         batches = [b for b in map(self._sound_rows, batches) if varies(b[1])]
-        errors = [_Rows(self.net, b, self.fit_params).error() for b in batches]
-        return batches if all(map(math.isfinite, errors)) else []
+        errors = self._errors(batches)
+        return (batches, errors) if all(map(math.isfinite, errors)) else ([], [])
+
+    def _errors(self, batches: list[Any]) -> list[float]:
+        return [_Rows(self.net, b, self.fit_params).error() for b in batches]
 
     def _may_fall(self, reached: float) -> bool:
         """Whether the loss has been falling to the end, so that it may be high yet.
@@ -526,6 +531,22 @@ class _Rows:
             loss: Tensor = self.net.get_loss(out, y, X=x, training=True)
         return loss
 
+    def _losses_together(self) -> NDArray[np.float64] | None:
+        """Return the loss of each row in one call, or None for an unusual loss."""
+        criterion: Any = getattr(self.net, "criterion_", None)
+        if closed_form_of(criterion) is None:
+            return None
+        criterion.reduction = "none"
+        try:
+            losses = self.loss(slice(0, self.n_rows)).detach()
+        except StepRefused:  # of a loss of the user's own, which needs a number
+            return None
+        finally:
+            criterion.reduction = "mean"
+        if losses.ndim == 0 or len(losses) != self.n_rows:
+            return None
+        return losses.double().reshape(self.n_rows, -1).mean(1).cpu().numpy()
+
     @np.errstate(over="ignore", invalid="ignore")
     def error(self) -> float:
         """Return the standard error of the loss of all rows.
@@ -535,7 +556,9 @@ class _Rows:
         """
         n = self.n_rows
         whole = float(self.loss(slice(0, n)))
-        each = np.array([float(self.loss(slice(i, i + 1))) for i in range(n)])
+        each = self._losses_together()
+        if each is None:
+            each = np.array([float(self.loss(slice(i, i + 1))) for i in range(n)])
         rounding = np.abs(each).max() * torch.finfo(torch.float32).eps ** 0.5
         for factor in (1.0, n):
             if each.min() - rounding <= whole / factor <= each.max() + rounding:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from failing_trainings import (
     LogOfFirst,
     X,
@@ -21,6 +22,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from sknan import StableNetClassifier
+from sknan.losses._registry import closed_form_of
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.drop_rows import DropRows
 from sknan.nets.recovery.rate_trials import RateTrials, _Rows
@@ -206,4 +208,10 @@ def test_only_losses_of_single_rows_are_compared_with_a_constant(criterion, is_m
     net = network_of(nn.Linear(4, 2), criterion).initialize()
     batch = torch.tensor(X[:32]), torch.tensor(LABELS[:32])
     with torch.no_grad():
-        assert math.isfinite(_Rows(net, batch, {}).error()) is is_mean
+        error = _Rows(net, batch, {}).error()
+        assert math.isfinite(error) is is_mean
+        if closed_form_of(criterion):  # the losses of all rows come from one call
+            losses = F.cross_entropy(net.module_(batch[0]), batch[1], reduction="none")
+            expected = float(losses.std(correction=0)) / math.sqrt(32)
+            assert error == pytest.approx(expected, rel=1e-5)
+            assert criterion.reduction == "mean"
