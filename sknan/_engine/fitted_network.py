@@ -14,6 +14,7 @@ from skorch.utils import get_map_location
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from sknan._engine.row_chain import RowChain
 from sknan._utils.compiled import original_of
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import refuse_unpicklable
@@ -191,8 +192,27 @@ class FittedNetwork(EncodedStateMixin, NetworkOutput):
         default=([], None), init=False
     )
 
+    # The chain in NumPy, if its layers allow it, for predictions of one row.
+    _row_chain: RowChain | None = field(default=None, init=False)
+
     _modules: ClassVar[list[str]] = ["module"]
     _criteria: ClassVar[list[str]] = ["criterion"]
+
+    def output_of_row(self, X: np.ndarray) -> Tensor | None:
+        """Return the finite output of one row of float32, in NumPy.
+
+        None if the network is not a chain of linear layers, or its output is not
+        finite. Then :meth:`finite_output` must be called.
+        """
+        if self._row_chain is None or self._plain_functions() is None:
+            return None
+        chain = self._row_chain
+        output = None if chain is None else chain.output(X)
+        if output is None:  # weights were replaced
+            self._chain, self._row_chain = ([], None), None
+        elif math.isfinite(np.vdot(output, output)):
+            return torch.from_numpy(output)
+        return None
 
     def finite_output(self, X: Tensor) -> Tensor:
         """Return the finite output of rows; see :meth:`NetworkOutput.finite_output`.
@@ -240,6 +260,7 @@ class FittedNetwork(EncodedStateMixin, NetworkOutput):
             layers = layers_of(self.module_)
             functions = None if layers is None else functions_of(layers)
             self._chain = parts, functions
+            self._row_chain = None if layers is None else RowChain.of(layers)
         return functions
 
     def infer(self, X: Tensor) -> Any:
@@ -263,7 +284,8 @@ class FittedNetwork(EncodedStateMixin, NetworkOutput):
 
     def __getstate__(self) -> dict[str, Any]:
         uncompiled = copy.copy(self)
-        uncompiled.__dict__.pop("_chain", None)
+        for chain in ("_chain", "_row_chain"):
+            uncompiled.__dict__.pop(chain, None)
         uncompiled.module_ = original_of(self.module_)
         refuse_unpicklable(uncompiled.module_)
         return super(FittedNetwork, uncompiled).__getstate__()

@@ -1,13 +1,15 @@
-"""Tags of the steps of a pipeline, which asks for them seven times in a prediction.
+"""Tags of the steps of a pipeline, which asks for them five times in a prediction.
 
-The chain of scikit-learn's mixins takes twice as long as the constructors, and a copy
-of the tags of a classifier as long as two layers of a network for one row.
+To construct them takes as long as a layer of a network for one row, and to copy those
+of a classifier as long as two. The instances of a class of this library therefore share
+them. The method of a user's subclass gets tags of its own, which it may change.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Self
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, ClassVar, Self
 
 from sklearn.utils import (
     ClassifierTags,
@@ -19,12 +21,24 @@ from sklearn.utils import (
 )
 
 
+def tags_of(estimator: object, build: Callable[..., Tags], *options: bool) -> Tags:
+    """Return the tags that a function of this module builds from the options."""
+    is_ours = type(estimator).__module__.startswith("sknan.")
+    return _shared(build, *options) if is_ours else build(*options)
+
+
+@lru_cache
+def _shared(build: Callable[..., Tags], *options: bool) -> Tags:
+    return build(*options)
+
+
 class _QuickCopy:
     __slots__ = ()
+    __match_args__: ClassVar[tuple[str, ...]]
 
     def __deepcopy__(self, memo: Any) -> Self:
-        copied: Self = dataclasses.replace(self)  # type: ignore[type-var]
-        return copied
+        # dataclasses.replace takes five times as long.
+        return type(self)(*map(self.__getattribute__, self.__match_args__))
 
 
 class _ClassifierTags(_QuickCopy, ClassifierTags):
@@ -56,7 +70,7 @@ def regressor_tags() -> Tags:
 
 
 def transformer_tags(
-    *, sparse: bool = False, allow_nan: bool = True, preserves_dtype: bool = True
+    sparse: bool = False, allow_nan: bool = True, preserves_dtype: bool = True
 ) -> Tags:
     """Return the tags of a transformer of tables of numbers.
 

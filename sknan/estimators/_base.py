@@ -390,16 +390,22 @@ class StableNetBase(
 
     def _network_rows(self, X: Any) -> Tensor:
         """Return features as the fitted network receives them, on its device."""
-        rows = torch.from_numpy(network_input(self, X))
-        device = self._fitted.device
+        return self._on_device(network_input(self, X))
+
+    def _on_device(self, X: np.ndarray) -> Tensor:
+        rows, device = torch.from_numpy(X), self._fitted.device
         return rows if device == "cpu" else rows.to(device)
 
     def _output(self, X: Any) -> Tensor:
         """Return the finite raw output of the fitted network for ``X``."""
         if not hasattr(self, "_fitted"):  # check_is_fitted takes as long as a layer
             check_is_fitted(self)
-        rows = self._network_rows(X)
-        fitted = self._fitted
+        X_in, fitted = network_input(self, X), self._fitted
+        if len(X_in) == 1:
+            output = fitted.output_of_row(X_in)
+            if output is not None:
+                return output
+        rows = self._on_device(X_in)
         n_flops = fitted.flops_per_row_ * rows.shape[0]
         if keeps_threads(n_flops, self.num_threads):
             return fitted.finite_output(rows)

@@ -13,7 +13,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags
 from torch import Tensor, nn
 
-from sknan._utils.tags import classifier_tags
+from sknan._utils.tags import classifier_tags, tags_of
 from sknan._utils.warn import warn
 from sknan.estimators._input import require_target
 from sknan.estimators._labels import label_array, labels_per_row
@@ -34,7 +34,7 @@ class LabelPredictionMixin(ClassifierMixin):
         raise NotImplementedError
 
     def __sklearn_tags__(self) -> Tags:
-        return classifier_tags()
+        return tags_of(self, classifier_tags)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithms of the probabilities of the classes.

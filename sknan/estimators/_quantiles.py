@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from sknan._engine.prediction import levels_of, regression_score
-from sknan._utils.tags import regressor_tags
+from sknan._utils.tags import regressor_tags, tags_of
 from sknan._utils.validation import FLOAT64_MAX, check_finite, drop_rows
 from sknan.estimators._input import require_target
 from sknan.preprocessing._stored_table import stored_chunks
@@ -30,7 +30,7 @@ class QuantilePredictionMixin(RegressorMixin):
         raise NotImplementedError
 
     def __sklearn_tags__(self) -> Tags:
-        return regressor_tags()
+        return tags_of(self, regressor_tags)
 
     def predict_quantiles(self, X: Any) -> np.ndarray:
         """Return the quantiles of the criterion ``"quantile"``, in the units of ``y``.

@@ -17,7 +17,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 
-from sknan._utils.tags import transformer_tags
+from sknan._utils.tags import tags_of, transformer_tags
 from sknan._utils.validation import FLOAT64_MAX, already_valid_array
 from sknan._utils.warn import warn
 from sknan.preprocessing._column_statistics import (
@@ -340,10 +340,8 @@ class ImputerBase(SimpleImputer):
             return filled.astype(dtype, copy=False)
 
     def __sklearn_tags__(self) -> Tags:
-        return transformer_tags(
-            sparse=True,
-            allow_nan=self._takes_nan(),
-            preserves_dtype=self.dtype is None,
+        return tags_of(
+            self, transformer_tags, True, self._takes_nan(), self.dtype is None
         )
 
 

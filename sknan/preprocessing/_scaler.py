@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan._utils.tags import transformer_tags
+from sknan._utils.tags import tags_of, transformer_tags
 from sknan._utils.validation import already_valid_array, is_number
 from sknan.preprocessing._chunks import ChunkwiseMixin
 from sknan.preprocessing._kernels.blocks import KnownMask, PerColumn, blocks
@@ -422,7 +422,7 @@ class SafeScaler(
         return out
 
     def __sklearn_tags__(self) -> Tags:
-        return transformer_tags()
+        return tags_of(self, transformer_tags)
 
 
 def _interpolate(low: float, high: float, weight: float) -> float:
