@@ -21,12 +21,19 @@ from sknan.preprocessing._tables.typed_column import TypedColumn, is_missing
 # Text of durations in Python, pandas and ISO 8601, and of dates in ISO 8601.
 _DURATION = re.compile(r"^-?(?:p\d|pt\d|\d+ days?\b|\d+:\d\d:\d\d)")
 _DATE = re.compile(r"^\d{4}-\d\d-\d\d")
+# pandas 2 reads some numbers to within a unit of the last digit only.
+_LARGEST = repr(float(np.finfo(np.float32).max))
+_IS_EXACT = pd.to_numeric(_LARGEST) == float(_LARGEST)
 
 
 def as_numbers(texts: pd.Series) -> NDArray[np.float64]:
     """Return the number in each text, or NaN."""
     parsed = pd.to_numeric(texts, errors="coerce")
-    return np.array(parsed.to_numpy(dtype=np.float64, na_value=np.nan))
+    numbers = np.array(parsed.to_numpy(dtype=np.float64, na_value=np.nan))
+    if not _IS_EXACT:
+        is_number = ~np.isnan(numbers)
+        numbers[is_number] = texts[is_number].astype(object).astype(np.float64)
+    return numbers
 
 
 def values_of(texts: pd.Index) -> list[Any]:
