@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from sknan._utils.outside import is_of_signal, unless
 from sknan.nets._dropout import is_dropout
 
 # Packages whose functions and classes are taken as constant.
@@ -106,7 +107,7 @@ def _contents_of_instance(value: Any) -> tuple[Any, Iterable[Any]]:
         if isinstance(value, np.ndarray):
             return (value.dtype.str, value.shape, value.tobytes()), ()
         reduced = value.__reduce_ex__(2)
-    except Exception:  # an object that cannot be copied, such as a lock
+    except unless(is_of_signal, Exception):  # cannot be copied, such as a lock
         return (id(value) if _is_of_library(type(value)) else object()), ()
     if isinstance(reduced, str):
         return reduced, ()

@@ -26,10 +26,10 @@ from sknan._engine.fit import train, train_stack
 from sknan._engine.grouping import plan_key
 from sknan._engine.passes import chain_of
 from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
+from sknan._utils.outside import is_of_memory, is_of_signal, unless
 from sknan._utils.progress import advance, counting_parts
 from sknan._utils.settings import usual_settings
 from sknan._utils.warn import recorded_warnings
-from sknan.diagnosis._raised import is_of_memory, is_of_signal
 from sknan.nets._chain import layers_of
 from sknan.nets._records import InterruptWarning
 
@@ -193,9 +193,7 @@ def _train_networks(runs: list[_JobRun], max_memory: int | None) -> None:
         # finished are then trained separately, so that only one fails.
         try:
             _train_group(group, max_memory)
-        except Exception as error:
-            if is_of_signal(error):
-                raise
+        except unless(is_of_signal, Exception) as error:
             raised.append((error, group))
     for run in runs:
         run.finish()
@@ -258,9 +256,7 @@ class _Run:
         with recorded_warnings() as recorded:
             try:
                 action()
-            except Exception as error:
-                if is_of_signal(error):
-                    raise
+            except unless(is_of_signal, Exception) as error:
                 self.error = error
         if any(isinstance(warning, InterruptWarning) for warning in recorded):
             raise KeyboardInterrupt

@@ -20,8 +20,8 @@ from sknan._engine.network_state import (
 )
 from sknan._engine.plan import RestOfTraining, TrainingPlan
 from sknan._engine.table_net import is_best
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.random_state import kept_random_states, resumed
-from sknan.diagnosis._raised import is_of_signal
 from sknan.nets._records import is_orderly_stop, warn_of_fall, warn_of_interrupt
 from sknan.nets.recovery.raw_units import Conditioning
 
@@ -128,9 +128,7 @@ class Member:
         with self.has_state(state):
             try:
                 return float(self.net.validation_step(batch)["loss"])
-            except Exception as error:
-                if is_of_signal(error):
-                    raise
+            except unless(is_of_signal, Exception) as error:
                 self.error = error
         return math.nan
 
@@ -174,9 +172,7 @@ class Member:
                 raise
             self.is_stopped = True
             self.is_interrupted = not is_orderly_stop(interrupt)
-        except Exception as error:
-            if is_of_signal(error):
-                raise
+        except unless(is_of_signal, Exception) as error:
             self.error = error
 
     def recovery_of(self, n_steps: int) -> MemberRecovery:

@@ -18,9 +18,9 @@ from sknan._engine.ledger import are_refused
 from sknan._engine.network_state import NetworkState
 from sknan._engine.state import Stack
 from sknan._engine.table_net import TableNet
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.thresholds import N_TRIALS
 from sknan._utils.tree import tree_leaves, tree_map
-from sknan.diagnosis._raised import is_of_signal
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets.recovery.protocol import Step
 from sknan.nets.recovery.rate_trials import RateTrials
@@ -81,9 +81,7 @@ class RecoverySearch:
             self.scales = self.recovery.run(lambda: self.search.send(losses))
         except StopIteration as end:
             self.result = end.value
-        except Exception as error:  # of this member only
-            if is_of_signal(error):
-                raise
+        except unless(is_of_signal, Exception) as error:  # of this member only
             self.error = error
 
     def try_separately(self) -> list[float]:
@@ -122,9 +120,7 @@ def _losses_of(searches: list[RecoverySearch]) -> list[list[float]]:
     """Return the losses of the trials of several members."""
     try:
         losses = _StackedTrials(searches).run()
-    except RuntimeError as error:  # such as a LinAlgError of one of them
-        if is_of_signal(error):
-            raise
+    except unless(is_of_signal, RuntimeError):  # such as a LinAlgError of one of them
         return [search.try_separately() for search in searches]
     ends = np.cumsum([len(search.scales or ()) for search in searches])
     return [part.tolist() for part in np.split(losses, ends[:-1])]

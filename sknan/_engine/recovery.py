@@ -17,7 +17,8 @@ from sknan._engine.member_recovery import FailedStep, MemberRecovery
 from sknan._engine.network_state import read_state
 from sknan._engine.rate_trials import RecoverySearch, run_searches
 from sknan._engine.stack_state import StackSnapshot, StackState
-from sknan.diagnosis._raised import is_of_signal, result_of_trial
+from sknan._utils.outside import is_of_signal, unless
+from sknan.diagnosis._raised import result_of_trial
 from sknan.nets.recovery.collapse import is_collapsed
 
 
@@ -176,9 +177,7 @@ def _load(
         member = training.members[k]
         try:
             recovery = member.recovery_of(training.total_steps)
-        except Exception as error:  # a refusal before the first step
-            if is_of_signal(error):
-                raise
+        except unless(is_of_signal, Exception) as error:  # before the first step
             member.error = error
             continue
         net, adaptive = recovery.net, training.ledger.learning_rates.adaptive

@@ -12,6 +12,7 @@ from skorch.callbacks import Callback
 
 from sknan._engine.prediction import UserRows
 from sknan._engine.table_net import TableNet
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.validation import is_number
 from sknan._utils.warn import recorded_warnings
@@ -92,5 +93,5 @@ def _accepts_weights(scorer: Any) -> bool:
     function = getattr(scorer, "_score_func", scorer)
     try:
         return "sample_weight" in inspect.signature(function).parameters
-    except (TypeError, ValueError):
+    except unless(is_of_signal, TypeError, ValueError):
         return False

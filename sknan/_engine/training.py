@@ -24,9 +24,10 @@ from sknan._engine.recovery import (
 )
 from sknan._engine.stack_state import StackSnapshot, StackState
 from sknan._engine.table_net import rows_per_evaluation
+from sknan._utils.outside import is_of_memory, is_of_signal, unless
 from sknan._utils.progress import advance, is_shown
 from sknan._utils.tree import tree_map
-from sknan.diagnosis._raised import is_of_memory, is_of_signal, may_be_transient
+from sknan.diagnosis._raised import may_be_transient
 
 # Bytes of prepared targets. Batches up to this size are prepared and judged together.
 _SPAN_SIZE = 2**20
@@ -200,9 +201,7 @@ class StackTraining(StackState):
             for i, ((x, target), factors) in enumerate(steps):
                 try:
                     losses[i], norms[i], output = stack.forward_backward(x, target)
-                except Exception as error:  # a user's module may raise anything
-                    if is_of_signal(error):
-                        raise
+                except unless(is_of_signal, Exception) as error:
                     raise StepRaised(error) from error
                 clipped = clipping.apply(stack, norms[i])
                 if clipped is not None:
@@ -400,9 +399,7 @@ class StackTraining(StackState):
                 ]
             means: list[float] = np.average(found, axis=0, weights=shares).tolist()
             return means
-        except Exception as error:  # a user's module may raise anything
-            if is_of_signal(error):
-                raise
+        except unless(is_of_signal, Exception) as error:  # of the user's module
             if self._is_ended_by(error):
                 return None
             with self.stack.averaged():

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from sknan._utils.outside import is_of_signal, unless
+
 # Containers that an archive restores with their type.
 SEQUENCES = (list, tuple)
 MAPPINGS = (dict, OrderedDict, Counter)
@@ -124,7 +126,7 @@ def load(path: str | os.PathLike[str], location: Any = "cpu") -> Any:
         contents = torch.load(
             io.BytesIO(archive), map_location=location, weights_only=True
         )
-    except Exception:  # foreign contents can cause any exception
+    except unless(is_of_signal, Exception):  # foreign contents can cause any exception
         return None
     return None if any(map(_is_expanded, _tensors_in(contents))) else contents
 

@@ -24,6 +24,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer
 from torch.nn.utils import parametrize
 
+from sknan._utils.outside import is_of_signal, unless
+
 _KEY = "_pickled_with"
 
 # Methods by which a class says how its instances are pickled or copied.
@@ -102,7 +104,7 @@ def _error_of_pickle(value: Any) -> Exception | None:
         return None
     try:
         cloudpickle.dumps(value)
-    except Exception as error:
+    except unless(is_of_signal, Exception) as error:
         return error
     return None
 

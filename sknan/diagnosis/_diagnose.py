@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from sknan._utils.compiled import original_of
+from sknan._utils.outside import is_of_environment, unless
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import Trials, places_to_blame
 from sknan.diagnosis._evidence import StepEvidence
-from sknan.diagnosis._raised import ValueErrors, is_of_environment
+from sknan.diagnosis._raised import ValueErrors
 from sknan.diagnosis._replay import ModuleNames, replay
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
@@ -320,9 +321,7 @@ def reproduce(
             torch.random.set_rng_state(capsule.random_state)
             step = _step_of_module(module, criterion, capsule.inputs, capsule.target)
             found = step.examine()
-    except Exception as error:
-        if is_of_environment(error):
-            raise
+    except unless(is_of_environment, Exception) as error:
         raise ValueError(
             "The capsule cannot be run with this module and criterion: "
             f"{type(error).__name__}: {error}. Pass the module and the criterion of "

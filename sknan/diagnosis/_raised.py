@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import traceback
 from collections.abc import Callable, Iterable
 from dis import opname
@@ -13,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sknan._utils.outside import is_of_environment, is_of_signal, unless
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._evidence import CRITERION, FailedOperation
 from sknan.diagnosis._user_code import is_users
@@ -52,66 +51,6 @@ def may_concern_values(error: BaseException) -> bool:
         and not is_of_environment(error)
         and type(error).__module__.partition(".")[0] in _LIBRARIES
     )
-
-
-def is_of_environment(error: BaseException) -> bool:
-    """Whether an exception comes from memory, a disk, a connection or a signal.
-
-    Parameters
-    ----------
-    error : BaseException
-        Exception during a training step.
-
-    Returns
-    -------
-    bool
-    """
-    return is_of_signal(error) or isinstance(error, OSError) or is_of_memory(error)
-
-
-def is_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that there is not enough memory.
-
-    Parameters
-    ----------
-    error : BaseException
-        Exception during a training.
-
-    Returns
-    -------
-    bool
-    """
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
-
-
-def is_of_signal(error: BaseException) -> bool:
-    """Whether the handler of a signal has raised an exception.
-
-    Python passes the frame that it interrupts to a handler, as it does to the function
-    of :func:`sys.settrace`.
-
-    Parameters
-    ----------
-    error : BaseException
-        Exception during a training.
-
-    Returns
-    -------
-    bool
-    """
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(itertools.starmap(_gets_frame, itertools.pairwise(frames)))
-
-
-def _gets_frame(caller: FrameType, called: FrameType) -> bool:
-    """Whether one of the arguments of a function is the frame that has called it."""
-    names, varargs, _, values = inspect.getargvalues(called)
-    arguments = [values.get(name) for name in names]
-    others = values.get(varargs or "")
-    if isinstance(others, tuple):  # the function may use the name for something else
-        arguments += others
-    return any(argument is caller for argument in arguments)
 
 
 def may_be_transient(error: BaseException) -> bool:
@@ -202,7 +141,7 @@ def _raises_alike(run: Callable[[], Any], error: Exception) -> bool:
         return False
     try:
         run()
-    except Exception as again:
+    except unless(is_of_signal, Exception) as again:
         return type(again) is type(error)
     return False
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sknan._utils.archive import load, require_like, save
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.tree import tree_map
 
 Phase = Literal["input", "forward", "loss", "backward", "step"]
@@ -267,7 +268,7 @@ class NonFiniteReport:
                 raise ValueError(f"The format is {contents['format']!r}.")
             report = cls.from_dict(contents["report"], Capsule(**contents["capsule"]))
             str(report)  # of a known phase
-        except Exception as error:
+        except unless(is_of_signal, Exception) as error:
             raise ValueError(
                 f"The file {os.fspath(path)!r} is not a report of this version of "
                 "sknan, or it is damaged. Write it again with report.save(path)."

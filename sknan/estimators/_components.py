@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sknan._utils.outside import is_of_environment, is_of_signal, unless
 from sknan._utils.pickling import copy_of_module
 from sknan._utils.validation import did_you_mean
-from sknan.diagnosis._raised import is_of_environment
 from sknan.losses._registry import (
     CLASSIFICATION_LOSSES,
     REGRESSION_LOSSES,
@@ -87,14 +87,14 @@ def _accepted(factory: Any) -> tuple[str, ...] | None:
     """Return the names of the factory's parameters, or None if it accepts any name."""
     try:
         return _cached_signature(factory)
-    except TypeError:  # the factory is not hashable
+    except unless(is_of_signal, TypeError):  # the factory is not hashable
         return _read_signature(factory)
 
 
 def _read_signature(factory: Any) -> tuple[str, ...] | None:
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):
+    except unless(is_of_signal, TypeError, ValueError):
         return None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
@@ -160,9 +160,7 @@ def resolve_module(
         _check_nothing_given("module", module, given)
         try:
             return copy_of_module(module), {}
-        except Exception as error:
-            if is_of_environment(error):
-                raise
+        except unless(is_of_environment, Exception) as error:
             raise ValueError(
                 f"{owner} trains a copy of an instance, but {type(module).__name__} "
                 f"cannot be copied: {str(error).rstrip('.')}. Pass a class or a "
@@ -318,7 +316,7 @@ def resolve_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device).type
-    except (RuntimeError, TypeError):
+    except unless(is_of_signal, RuntimeError, TypeError):
         raise ValueError(
             "device must be a torch device such as 'cpu' or 'cuda', or 'auto', got "
             f"{device!r}."

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.utils import column_or_1d
 
 from sknan._engine.plan import TrainingRows
+from sknan._utils.outside import is_of_signal, unless
 from sknan.estimators._input import (
     as_network_input,
     check_features,
@@ -92,7 +93,7 @@ def with_validation_rows(
     """
     try:
         X_raw = check_features(estimator, data.X_val, reset=False, name="X_val")
-    except ValueError as error:
+    except unless(is_of_signal, ValueError) as error:
         if isinstance(error, NonFiniteDataError) or str(error).startswith("X_val"):
             raise
         raise ValueError(f"X_val does not match X. {error}") from error

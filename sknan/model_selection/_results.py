@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import cloudpickle
 
+from sknan._utils.outside import is_of_signal, unless
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
 
@@ -54,7 +55,7 @@ def _picklable(error: Exception) -> Exception:
     """Return the error, or a RuntimeError with its message if it cannot be pickled."""
     try:
         pickle.loads(cloudpickle.dumps(error))
-    except Exception:
+    except unless(is_of_signal, Exception):
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 

@@ -17,6 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import cross_validate
 from sklearn.utils import Tags, get_tags
 
+from sknan._utils.outside import is_of_signal, unless
 from sknan.model_selection._pipelines import FitInputRecorder
 from sknan.model_selection._results import RemoteError
 
@@ -121,7 +122,7 @@ class _FitAttempt(BaseEstimator):
         with config_context(enable_metadata_routing=self.is_routing):
             try:
                 self.model.fit(X, *target, **fit_params)
-            except Exception as error:
+            except unless(is_of_signal, Exception) as error:
                 self.error_ = RemoteError(error)
         return self
 

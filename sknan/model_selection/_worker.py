@@ -18,6 +18,7 @@ from joblib import effective_n_jobs
 from sklearn.base import clone
 
 from sknan._engine.jobs import Job, train_together
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.progress import advance, call_in_workers
 from sknan._utils.warn import recorded_warnings, warn
 from sknan.estimators._base import TimeLimitWarning
@@ -187,7 +188,7 @@ def _score(model: Any, scorer: Any, X: Any, y: Any, params: dict[str, Any]) -> A
     target = () if y is None else (y,)
     try:
         return scorer(model, X, *target, **params)
-    except Exception as error:
+    except unless(is_of_signal, Exception) as error:
         return RemoteError(error)
 
 

@@ -11,6 +11,7 @@ import torch
 from skorch.callbacks import Callback
 
 from sknan._utils.archive import load, save
+from sknan._utils.outside import is_of_signal, unless
 from sknan.nets._training_state import (
     begin_epoch_as,
     data_of,
@@ -209,7 +210,7 @@ class BackupAndRestore(Callback):
         """Refuse a file with a valid checksum whose contents cannot be restored."""
         try:
             yield
-        except Exception as error:
+        except unless(is_of_signal, Exception) as error:
             raise self._refusal(
                 f"cannot be restored: {type(error).__name__}: {error}",
                 "Put an intact copy in its place",

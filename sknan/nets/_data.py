@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate
 
 from sknan._utils.outliers import DOMINANT, Mask, check_outliers
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import N_TRIAL_ROWS
 from sknan._utils.tree import tree_leaves, tree_map
 from sknan._utils.validation import FLOAT64_MAX, check_finite, drop_rows
-from sknan.diagnosis._raised import is_of_signal, result_of_trial
+from sknan.diagnosis._raised import result_of_trial
 from sknan.exceptions import NonFiniteDataError
 from sknan.losses._target_domain import refuse_outside_domain
 from sknan.losses._traits import is_own_loss, traits_of
@@ -259,9 +260,7 @@ def _outweigh_in_loss(net: Any, dataset: Any, bad: Mask) -> bool:
             loss = net.get_loss(outputs, target, X=inputs, training=False)
         variables = [leaf for leaf in tree_leaves(outputs) if leaf.requires_grad]
         grads = torch.autograd.grad(loss, variables, allow_unused=True)
-    except Exception as error:  # of the user's code, which training raises again
-        if is_of_signal(error):
-            raise
+    except unless(is_of_signal, Exception):  # training raises it again
         return False
     found = [g.double().square().flatten(1).sum(1) for g in grads if g is not None]
     if not found:

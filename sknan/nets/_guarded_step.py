@@ -211,6 +211,8 @@ class GuardedTraining:
             self.conditioning = Conditioning.from_state_dict(
                 state["conditioning"], self.net.module_
             )
+            if self.conditioning is None:
+                raise ValueError("training['conditioning'] is of another network")
         self.guard.load_state_dict(state["guard"])
 
     @property

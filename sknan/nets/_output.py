@@ -16,12 +16,13 @@ from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from sknan._utils.outside import is_of_environment, unless
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves
 from sknan._utils.warn import warn
 from sknan.diagnosis._culprits import sliced
-from sknan.diagnosis._raised import ValueErrors, is_of_environment
+from sknan.diagnosis._raised import ValueErrors
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.losses._traits import is_own_loss
 from sknan.nets._batching import TensorBatches
@@ -227,9 +228,7 @@ class OutputMixin(_SkorchNet):
                 self._evaluate(self._batches_of(X), repair)
         except NonFiniteTrainingError:
             raise
-        except Exception as error:
-            if is_of_environment(error):
-                raise
+        except unless(is_of_environment, Exception):
             self._warn_of_error(X)
             return
         repair.conclude_training()
@@ -245,9 +244,7 @@ class OutputMixin(_SkorchNet):
         try:
             with unchanged_states(self, batches):
                 self._evaluate(batches, OutputRepair(self, only_first=True))
-        except Exception as error:
-            if is_of_environment(error):
-                raise
+        except unless(is_of_environment, Exception) as error:
             message = (str(error).splitlines() or [""])[0].rstrip(".")
             warn(
                 "After training, a prediction for the training rows raises "
@@ -299,9 +296,7 @@ class OutputMixin(_SkorchNet):
         for batch in batches:
             try:
                 step = super().validation_step(batch)
-            except Exception as error:
-                if is_of_environment(error):
-                    raise
+            except unless(is_of_environment, Exception):
                 return False
             if not torch.isfinite(step["loss"]).all():
                 return False

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, NoReturn
 
-from sknan.diagnosis._raised import is_of_signal
+from sknan._utils.outside import is_of_signal, unless
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
 
@@ -43,9 +42,7 @@ def refuse_invalid_rates(net: Any, batch_number: int) -> None:
                 _refuse(net, batch_number, found)
     try:
         net._schedule_factor()
-    except (ArithmeticError, TypeError, ValueError) as error:
-        if is_of_signal(error):
-            raise
+    except unless(is_of_signal, ArithmeticError, TypeError, ValueError) as error:
         lines = str(error).splitlines() or [""]
         _refuse(net, batch_number, f"lr_schedule fails: {lines[0].rstrip('.')}", error)
 
@@ -71,10 +68,12 @@ def _origin(net: Any, rate: float) -> str:
         kind = type(callback)
         scheduler = getattr(callback, "lr_scheduler_", None)
         if scheduler is not None:
-            with contextlib.suppress(Exception):  # a scheduler of the user's own
+            try:
                 if any(str(rate) == str(float(r)) for r in scheduler.get_last_lr()):
                     policy = type(scheduler).__name__
                     return f", set by {policy} in the callback {name!r}"
+            except unless(is_of_signal, Exception):  # a scheduler of the user's own
+                pass
         if not kind.__module__.startswith(("skorch.", "sknan.")):
             others.append(f"{name!r} ({kind.__name__})")
     if others:

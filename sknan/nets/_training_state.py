@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import random
@@ -17,6 +16,7 @@ from skorch.history import History
 from torch import Tensor, nn
 
 from sknan._utils.archive import MAPPINGS, SEQUENCES, require_like, shape_in_words
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.pickling import complete_copy
 from sknan._utils.random_state import random_states
 from sknan._utils.tree import tree_leaves
@@ -98,9 +98,11 @@ def _state_after_a_step(net: Any, optimizer: Any) -> Any:
             parameter.grad = parameter.detach() + 1
         return float(sum(p.grad.norm() for p in parameters))
 
-    with contextlib.suppress(Exception):  # one that needs gradients of another kind
+    try:
         loss()
         twin.step(loss)
+    except unless(is_of_signal, Exception):  # it needs gradients of another kind
+        pass
     if optimizer is net.optimizer_:
         for callback in _schedulers_of(net):  # which add options
             callback.policy_(twin, **callback.kwargs)

@@ -9,6 +9,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.validation import did_you_mean, is_number, meant_by_word
 from sknan.optim._schedules import SCHEDULES, Plateau, constant
 
@@ -210,7 +211,7 @@ class LearningRateSchedule:
 def _takes_total_steps(function: Callable[..., float]) -> bool:
     try:
         return "total_steps" in inspect.signature(function).parameters
-    except ValueError:  # a builtin without a signature
+    except unless(is_of_signal, ValueError):  # a builtin without a signature
         return False
 
 

@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 
 from sknan._utils.archive import sealed, verified, write_file
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.pickling import versions
 from sknan._utils.trusted_types import METRICS, OPTIMIZERS, TRUSTED_TYPES
 
@@ -115,7 +116,7 @@ def save(
             f"{kind} cannot be saved: a part contains itself, as scipy.stats.randint "
             f"does. {_WITHOUT_DISTRIBUTIONS}"
         ) from None
-    except Exception as error:
+    except unless(is_of_signal, Exception) as error:
         reason = str(error).rstrip(".")
         raise ValueError(
             f"{kind} cannot be saved: {reason}. Use classes and functions that can be "
@@ -177,7 +178,7 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
         unknown = _not_trusted(data, own)
     except ImportError:
         raise
-    except Exception as error:
+    except unless(is_of_signal, Exception) as error:
         raise ValueError(
             f"The file {name} is not a model that sknan.persistence.save has "
             f"written: {error}"
@@ -190,7 +191,7 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
         )
     try:
         return _restored(data, sorted({*TRUSTED_TYPES, *OPTIMIZERS, *own}))
-    except Exception as error:
+    except unless(is_of_signal, Exception) as error:
         made = ", ".join(f"{name} {version}" for name, version in made_with.items())
         raise ValueError(
             f"The file {name}, which was written with {made}, cannot be restored: "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import signal
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from diagnosis_helpers import Operation, line_of, table
 from torch import nn
 
 from sknan.diagnosis import diagnose
-from sknan.diagnosis._raised import is_of_signal, may_concern_values, result_of_trial
+from sknan.diagnosis._raised import may_concern_values, result_of_trial
 
 
 class OwnError(ValueError):
@@ -55,33 +53,6 @@ def test_a_trial_passes_on_an_own_exception_that_its_repetition_does_not_raise(
     else:
         with pytest.raises(OwnError):
             result_of_trial(run)
-
-
-class Limit:
-    """Handler of signals with a deadline."""
-
-    def __call__(self, number, frame):
-        raise ValueError(number)
-
-
-@pytest.mark.parametrize("handler", [Limit(), functools.partial(Limit.__call__, 0)])
-def test_an_exception_of_a_signal_handler_is_told_from_one_of_a_check(handler):
-    before = signal.signal(signal.SIGTERM, handler)
-    try:
-        with pytest.raises(ValueError, match=str(int(signal.SIGTERM))) as caught:
-            signal.raise_signal(signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert is_of_signal(caught.value)
-    assert not may_concern_values(caught.value)
-
-    def check(*x):
-        x = x[0]  # no longer a tuple
-        return refuses(x)
-
-    with pytest.raises(ValueError, match="no negative amounts") as caught:
-        check(torch.tensor(-1.0))
-    assert not is_of_signal(caught.value)
 
 
 # Torch leaves these checks out after torch.compile was used, unless they are asked for.

@@ -28,6 +28,7 @@ from sknan._engine.range_test.curves import (
 )
 from sknan._engine.range_test.judge import TOO_FEW, USUAL_RATE, counted
 from sknan._engine.range_test.learning_rate_range import LearningRateRange
+from sknan._utils.outside import unless
 from sknan._utils.thresholds import FAR, MARGIN, N_ERRORS, N_TRIALS
 from sknan.diagnosis._raised import may_be_transient
 from sknan.nets._batching import TensorTable
@@ -134,9 +135,8 @@ def _losses(
         try:
             plan.run_loop() if end is None else end()
             losses[k] = _losses_on_parts(plan, held_out)
-        except Exception as error:  # a failed training, or a module that raises
-            if may_be_transient(error):
-                raise
+        except unless(may_be_transient, Exception):  # failed, or a module raises
+            pass
     return losses
 
 

@@ -27,6 +27,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
 
 from sknan import functional
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.thresholds import FAR
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._backward import CapturedBackward, sanitized_backward
@@ -188,7 +189,7 @@ def _is_known(flag: Tensor) -> bool:
     """Whether a flag is true. In ``vmap`` and in a trace its value is not known."""
     try:
         return can_read_values(flag) and bool(flag)
-    except RuntimeError:
+    except unless(is_of_signal, RuntimeError):
         return False
 
 

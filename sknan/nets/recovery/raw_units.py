@@ -227,11 +227,13 @@ class Conditioning:
         units = []
         for saved in state["units"]:
             layer = parts[saved["layer"]] if saved["layer"] < len(parts) else None
-            shape = len(saved["out_scale"]), len(saved["scale"])
-            if not isinstance(layer, nn.Linear) or layer.weight.shape != shape:
+            if not isinstance(layer, nn.Linear):
                 return None
             tensors = {k: v.to(layer.weight) for k, v in saved.items() if k != "layer"}
-            units.append(_Units(layer, **tensors))
+            found, blank = _Units(layer, **tensors), _Units.of(layer)
+            if any(vars(found)[k].shape != vars(blank)[k].shape for k in tensors):
+                return None
+            units.append(found)
         return cls(units, list(module.parameters()), state["loss_scale"])
 
     def on(self, parameters: Sequence[Tensor]) -> Conditioning:

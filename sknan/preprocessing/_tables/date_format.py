@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.tseries.api import guess_datetime_format
 
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.warn import warn
 
 # Share of the known cells of a text column that must be numbers, or dates, for the
@@ -384,7 +385,7 @@ def _zone_of(texts: pd.Series, format_: str) -> tzinfo | None:
         warnings.simplefilter("error", FutureWarning)
         try:
             dates = pd.to_datetime(near, format=format_)
-        except (ValueError, FutureWarning):
+        except unless(is_of_signal, ValueError, FutureWarning):
             return UTC
     zone: tzinfo | None = dates.dt.tz if len(near) else None
     return zone

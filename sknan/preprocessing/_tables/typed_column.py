@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sknan._utils.outside import is_of_signal, unless
+
 ColumnContent = Literal[
     "numbers",
     "flags",
@@ -328,7 +330,7 @@ def _cells_of_objects(series: pd.Series) -> tuple[ColumnContent, Any]:
         convert = _dates_of_objects if holds == "dates" else pd.to_timedelta
         try:
             return _cells_of(convert(series))
-        except (ValueError, TypeError, OverflowError):
+        except unless(is_of_signal, ValueError, TypeError, OverflowError):
             # Before 1677 or after 2262, in pandas 2.
             with contextlib.suppress(ValueError, TypeError, OverflowError):
                 return _cells_of(_in_microseconds(series, holds))

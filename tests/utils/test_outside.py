@@ -1,0 +1,113 @@
+"""Exceptions of signal handlers, told from those of the program."""
+
+import functools
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from torch import nn
+
+from sknan import BatchedGridSearchCV, StableNetRegressor
+from sknan._utils.outside import is_of_signal
+from sknan.diagnosis._raised import may_concern_values
+from sknan.persistence import load, save
+
+
+def refuses(x):
+    if (x < 0).any():
+        raise ValueError("no negative amounts")
+    return x
+
+
+class Limit:
+    """Handler of signals with a deadline."""
+
+    def __call__(self, number, frame):
+        raise ValueError(number)
+
+
+@pytest.mark.parametrize("handler", [Limit(), functools.partial(Limit.__call__, 0)])
+def test_an_exception_of_a_signal_handler_is_told_from_one_of_a_check(handler):
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(ValueError, match=str(int(signal.SIGTERM))) as caught:
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert is_of_signal(caught.value)
+    assert not may_concern_values(caught.value)
+
+    def check(*x):
+        x = x[0]  # no longer a tuple
+        return refuses(x)
+
+    with pytest.raises(ValueError, match="no negative amounts") as caught:
+        check(torch.tensor(-1.0))
+    assert not is_of_signal(caught.value)
+
+
+X = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
+Y = X[:, 0]
+NET = StableNetRegressor(max_epochs=1, random_state=0)
+
+
+class Layer(nn.Linear):
+    """Module whose signature no other test has read."""
+
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__(n_features_in, n_outputs)
+
+
+def score_rows(model, X, y):
+    return model.score(X, y)
+
+
+def doubled(X):
+    return 2 * X
+
+
+def searched(model, **params):
+    return BatchedGridSearchCV(model, {}, cv=2, error_score=0.0, **params).fit(X, Y)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model"
+    save(clone(NET).fit(X, Y), path)
+    searched(NET)  # imports what would be traced
+    return path
+
+
+@pytest.mark.parametrize(
+    ("run", "function"),
+    [
+        (lambda _: StableNetRegressor(Layer).fit(X, Y), "signature"),
+        (lambda _: searched(NET, scoring=score_rows), "score_rows"),
+        (
+            lambda _: searched(make_pipeline(FunctionTransformer(doubled), NET)),
+            "doubled",
+        ),
+        (load, "_check_parts"),
+        (load, "_restored"),
+        (lambda path: save(load(path), path), "_written"),
+    ],
+)
+def test_no_block_keeps_the_exception_of_a_handler(run, function, file):
+    # Python calls a handler as it calls the function of sys.settrace.
+    def alarm(frame, event, arg):
+        if frame.f_code.co_name == function:
+            sys.settrace(None)
+            raise ValueError("deadline")
+
+    before = sys.gettrace()
+    sys.settrace(alarm)
+    try:
+        with pytest.raises(ValueError, match=r"^deadline$"):
+            run(file)
+    finally:
+        sys.settrace(before)
