@@ -22,6 +22,7 @@ from sknan.exceptions import NonFiniteDataError
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 FLOAT64_MAX = float(np.finfo(np.float64).max)
 
+_NUMPY_FLOATS = (torch.float64, torch.float32, torch.float16)
 _FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
 # Number of values, such as those of a row, for which the calls take most of the time.
@@ -212,6 +213,27 @@ def places(bad: np.ndarray, names: Sequence[Any] | None) -> str:
     return f" in {len(columns)} of {_plural(bad.shape[1], 'column')}: {listed}{tail}"
 
 
+def array_of(tensor: torch.Tensor, name: str) -> np.ndarray:
+    """Return a tensor as an array, or raise an error that names it.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Tensor. A narrow type that NumPy lacks, such as bfloat16, becomes float32.
+    name : str
+        Name of the tensor in the message, such as ``"X"``.
+    """
+    is_float8 = tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    if is_float8 or tensor.is_nested or tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{name} is a nested or sparse tensor, or of type float8. Pass "
+            "to_padded_tensor(0.0), to_dense() or float() of it."
+        )
+    is_known = not tensor.is_floating_point() or tensor.dtype in _NUMPY_FLOATS
+    array: np.ndarray = (tensor if is_known else tensor.float()).numpy(force=True)
+    return array
+
+
 def check_finite(
     values: Any,
     *,
@@ -244,10 +266,7 @@ def check_finite(
     if isinstance(values, torch.Tensor):
         if not values.is_floating_point():
             return
-        values = values.detach().cpu()
-        if values.dtype is torch.bfloat16:  # NumPy has no bfloat16
-            values = values.float()
-        values = values.numpy()
+        values = array_of(values, name)
     values = np.asarray(values)
     if values.dtype.kind != "f" or is_within(values, limit):
         return

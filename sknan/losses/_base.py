@@ -48,9 +48,12 @@ def refuse_other_output(x: object) -> None:
     """Raise TypeError unless the output of a network is a tensor of real numbers."""
     found = f"a {type(x).__name__}"
     if isinstance(x, Tensor):
-        if x.layout is torch.strided and not (x.is_nested or x.is_complex()):
+        is_dense = x.layout is torch.strided and not x.is_nested
+        is_inexact = x.is_complex() or x.is_floating_point()
+        if is_dense and (x.dtype in EDGES or not is_inexact):
             return
-        found = "complex numbers" if x.is_complex() else "a sparse or nested tensor"
+        found = f"numbers of {x.dtype}" if is_dense else "a sparse or nested tensor"
+        found = "complex numbers" if x.is_complex() else found
     if isinstance(x, (tuple, list)):
         found += f" of {len(x)} values"
     raise TypeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -248,8 +249,10 @@ class LoopMixin(_SkorchNet):
         """Compute the loss of a batch; parameters as in skorch."""
         try:
             return super().get_loss(y_pred, *args, **kwargs)
-        except (TypeError, NotImplementedError, AttributeError):
-            refuse_other_output(y_pred)
+        except (TypeError, RuntimeError, AttributeError) as error:
+            kinds = (TypeError, NotImplementedError, AttributeError)
+            if isinstance(error, kinds) or re.search("NestedT|Float8", str(error)):
+                refuse_other_output(y_pred)
             raise
 
     def initialize_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -324,10 +327,16 @@ def _prepare_memory(module: torch.nn.Module) -> None:
                 "on another device, or call its to_empty(device='cpu') and set its "
                 "values."
             )
-        if tensor.layout is not torch.strided:
+        if tensor.is_nested or tensor.layout is not torch.strided:
+            layout = "nested" if tensor.is_nested else tensor.layout
             raise ValueError(
-                f"{where} has the layout {tensor.layout}, whose values are not "
-                "checked. Call to_dense() on it."
+                f"{where} has the layout {layout}, whose values are not checked. Call "
+                "to_dense() on it, or to_padded_tensor(0.0) if it is nested."
+            )
+        if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+            raise ValueError(
+                f"{where} is of type {tensor.dtype}, in which torch does not compute. "
+                "Convert it to a wider type, for example by float()."
             )
         sizes = zip(tensor.shape, tensor.stride(), strict=True)
         if not any(size > 1 and stride == 0 for size, stride in sizes):

@@ -119,6 +119,8 @@ class Odd(nn.Module):
             self.layer.bias = nn.Parameter(torch.zeros(1).expand(2))
         if fault == "sparse buffer":
             self.register_buffer("links", torch.eye(3).to_sparse())
+        if fault == "float8":
+            self.layer.to(torch.float8_e5m2)
         if fault == "sparse":
             self.layer = nn.Embedding(12, 1, sparse=True)
 
@@ -129,6 +131,7 @@ class Odd(nn.Module):
         others = {
             "complex": output + 0j,
             "sparse output": output.to_sparse(),
+            "float8 output": output.to(torch.float8_e5m2),
             "detached": output.detach(),
             "in a dict": {"output": output},
         }
@@ -153,8 +156,13 @@ ODD = {
     "in forward and in the loss for detach(), torch.no_grad(), "
     "torch.inference_mode(), argmax or a use of NumPy, and leave it out.",
     "sparse buffer": "ValueError: The tensor 'links' of Odd has the layout "
-    "torch.sparse_coo, whose values are not checked. Call to_dense() on it.",
+    "torch.sparse_coo, whose values are not checked. Call to_dense() on it, or "
+    "to_padded_tensor(0.0) if it is nested.",
+    "float8": "ValueError: The tensor 'layer.weight' of Odd is of type "
+    "torch.float8_e5m2, in which torch does not compute. Convert it to a wider type, "
+    "for example by float().",
     "sparse output": NOT_REAL.format("a sparse or nested tensor"),
+    "float8 output": NOT_REAL.format("numbers of torch.float8_e5m2"),
     "complex": NOT_REAL.format("complex numbers"),
     "in a dict": NOT_REAL.format("a dict"),
 }
@@ -173,6 +181,19 @@ def test_a_network_that_cannot_be_trained_is_refused_by_net_and_estimator(fault)
             assert "one row per sample, got <class 'dict'>" in found
         else:
             assert found == ODD[fault]
+
+
+@pytest.mark.parametrize(
+    "convert", [torch.Tensor.to_sparse, lambda x: x.to(torch.float8_e5m2)]
+)
+def test_a_tensor_that_numpy_cannot_read_is_refused_by_name(convert):
+    inputs, targets = torch.ones(4, 3), torch.ones(4, 1)
+    found = "is a nested or sparse tensor, or of type float8. Pass "
+    found += "to_padded_tensor(0.0), to_dense() or float() of it."
+    net = GuardedNetRegressor(nn.Linear(3, 1), verbose=0)
+    assert refusal(TypeError, net.fit, convert(inputs), targets) == f"X {found}"
+    message = refusal(TypeError, regressor().fit, convert(inputs), targets[:, 0])
+    assert message == f"The table or target {found}"
 
 
 class Locked(nn.Linear):
@@ -207,7 +228,7 @@ def scripted():
 def test_a_network_without_pickles_is_trained_and_says_so(make, reason):
     inputs, targets = X.astype(np.float32), VALUES[:, None].astype(np.float32)
     net = GuardedNetRegressor(make, max_epochs=1, verbose=0).fit(inputs, targets)
-    model = regressor(module=make).fit(inputs, targets)
+    model = regressor(module=make, lr="auto").fit(inputs, targets)
     message = f"The module cannot be pickled or copied, {reason}"
     for call in (pickle.dumps, copy.deepcopy):
         assert refusal(TypeError, call, net) == message

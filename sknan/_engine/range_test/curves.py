@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,11 +100,12 @@ def curves_at_rates(
     for seed in seeds:
         rng = np.random.RandomState(seed)
         train, valid = drawn_rows(rows, n_steps * batch_size, rng)
-        plan = _constant_rate_plan(estimator, train, seed, n_steps)
+        create = partial(_constant_rate_plan, estimator, train, seed, n_steps)
+        plan = create()
         held_out = None
         if valid is not None:
             held_out = held_out_table(estimator, valid, seed)
-        trainings = _ConstantRateTrainings(plan, held_out, n_steps, seed)
+        trainings = _ConstantRateTrainings(plan, create, held_out, n_steps, seed)
         curves.append(trainings.run(rates))
         advance_to(n_steps * len(curves))
         checks = trainings.checks
@@ -218,6 +221,8 @@ class _ConstantRateTrainings:
     ----------
     plan : TrainingPlan
         Plan of a training.
+    create : callable
+        Function that returns an equal plan.
     held_out : TensorTable or None
         Held-out rows.
     n_steps : int
@@ -227,6 +232,7 @@ class _ConstantRateTrainings:
     """
 
     plan: TrainingPlan
+    create: Callable[[], TrainingPlan]
     held_out: TensorTable | None
     n_steps: int
     seed: int
@@ -315,7 +321,7 @@ class _ConstantRateTrainings:
     # -- separately ----------------------------------------------------------------
 
     def _run_separately(self, number: int, rate: float) -> None:
-        net = copy.deepcopy(self.plan.net)
+        net = self.create().net  # torch.jit copies modules without their gradients
         net.set_params(lr=rate)
         self.losses[number] = self.valid_losses[number] = np.nan
         recorder = _LossRecorder(self, number)

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
 
-from sknan._utils.validation import FLOAT64_MAX, column_name
+from sknan._utils.validation import FLOAT64_MAX, array_of, column_name
 from sknan.preprocessing._tables.typed_column import (
     frame_from_arrow,
     frame_from_polars,
@@ -53,6 +54,8 @@ def plain_cells(values: Any) -> Any:
         ``values`` itself if it has only numbers of NumPy's dtypes or is sparse. A
         structured array becomes a DataFrame.
     """
+    if isinstance(values, Tensor):
+        return array_of(values, "The table or target")
     if isinstance(values, np.ndarray):
         return _plain_array(values)
     if isinstance(values, pd.DataFrame):
