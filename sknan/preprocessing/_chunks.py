@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ class TableChunks:
 
     def pairs(self) -> Iterator[tuple[Any, Any]]:
         """Iterate over chunks and their targets, which are None if there are none."""
-        for X, y in self._unconverted_pairs():
+        for table, y in self._read_pairs():
+            X, y = self._split(table, y)
             yield self._converted(X), y
 
     def _converted(self, X: Any) -> Any:
@@ -89,16 +90,21 @@ class TableChunks:
             X = function(X)
         return X
 
-    def _unconverted_pairs(self) -> Iterator[tuple[Any, Any]]:
+    def _split(self, table: Any, y: Any) -> tuple[Any, Any]:
+        """Return a table without the column of the target, and the target."""
+        if isinstance(self._y, str):
+            return _without(table, self._y)
+        return (frame_from_arrow(table) if _is_arrow_chunk(table) else table), y
+
+    def _read_pairs(self) -> Iterator[tuple[Any, Any]]:
+        """Iterate over chunks as they are read, and targets that are no column."""
         start = 0
         for table in self._read():
-            X, y = table, None
-            stop = start + len(X)
-            if isinstance(self._y, str):
-                X, y = _without(table, self._y)
-            elif self._y is not None:
+            y = None
+            stop = start + len(table)
+            if not (self._y is None or isinstance(self._y, str)):
                 y = _rows(self._y, start, stop)
-                if len(y) < len(X):
+                if len(y) < len(table):
                     is_text = isinstance(self._given_y, (list, tuple)) and all(
                         isinstance(target, str) for target in self._given_y
                     )
@@ -107,7 +113,7 @@ class TableChunks:
                         f"y has {len(self._y)} rows, but X has at least {stop}. Pass "
                         f"one target for each row{name}."
                     )
-            yield X, y
+            yield table, y
             start = stop
         if not (self._y is None or isinstance(self._y, str) or start == len(self._y)):
             raise ValueError(
@@ -161,12 +167,9 @@ class TableChunks:
     def sampled_rows(self, most: int | None = None) -> tuple[Any, Any]:
         """Return the sample and its targets, which are None if there are none."""
         if self._sample is None:
-            parts = self._drawn_parts()
-            targets = None if self._y is None else [y for _, _, y in parts]
-            self._sample = (
-                _stacked([X for _, X, _ in parts]),
-                None if targets is None else _stacked(targets),
-            )
+            _, tables, targets = zip(*self._drawn_parts(), strict=True)
+            y = None if targets[0] is None else _stacked(targets)
+            self._sample = self._split(_stacked(tables), y)
         X, y = self._sample
         return self._converted(X if most is None else _rows(X, 0, most)), y
 
@@ -175,9 +178,10 @@ class TableChunks:
         rng = np.random.default_rng(0)
         parts: list[_Part] = []
         share = 1.0
-        for X, y in self._unconverted_pairs():
-            parts.append(_drawn((rng.random(len(X)), X, y), share))
-            most = min(_MOST_ROWS, _MOST_CELLS // max(1, X.shape[1]))
+        for table, y in self._read_pairs():
+            parts.append(_drawn((rng.random(len(table)), table, y), share))
+            n_columns = table.shape[1] - isinstance(self._y, str)
+            most = min(_MOST_ROWS, _MOST_CELLS // max(1, n_columns))
             while sum(len(draws) for draws, _, _ in parts) > 2 * most:
                 share /= 2
                 parts = [_drawn(part, share) for part in parts]
@@ -406,10 +410,9 @@ def _reader(X: Any, chunk_size: int) -> Callable[[], Iterable[Any]]:
             scan = dataset.ParquetFragmentScanOptions(pre_buffer=False)
             options["fragment_scan_options"] = scan
 
-        def read() -> Iterator[pd.DataFrame]:
+        def read() -> Iterator[Any]:
             with name_clash(arrow):
-                for batch in arrow.to_batches(batch_size=chunk_size, **options):
-                    yield frame_from_arrow(batch)
+                yield from arrow.to_batches(batch_size=chunk_size, **options)
             default_memory_pool().release_unused()
 
         return read
@@ -449,18 +452,24 @@ def _dataset_of_files(path: Any) -> Any:
     return files
 
 
-def _is_arrow(X: Any) -> bool:
-    module = type(X).__module__.partition(".")[0]
-    return module == "pyarrow" and hasattr(X, "to_batches")
+def _is_arrow(X: Any, has: str = "to_batches") -> bool:
+    """Return whether an object is a table or dataset of Arrow, without importing it."""
+    return type(X).__module__.partition(".")[0] == "pyarrow" and hasattr(X, has)
+
+
+def _is_arrow_chunk(X: Any) -> bool:
+    return _is_arrow(X, "to_pandas")
 
 
 def _is_arrow_dataset(X: Any) -> bool:
     """Return whether data of Arrow are not in memory, as those of a table are."""
-    return _is_arrow(X) and hasattr(X, "scanner")
+    return _is_arrow(X, "scanner")
 
 
 def _drawn(part: _Part, share: float) -> _Part:
     """Return the rows of which a random number is below a share."""
+    if share == 1:
+        return part
     is_drawn = part[0] < share
     draws, X, y = (_chosen(rows, is_drawn) for rows in part)
     return draws, X, y
@@ -471,10 +480,17 @@ def _chosen(rows: Any, is_chosen: np.ndarray) -> Any:
         return None
     if is_polars(rows):
         return rows.filter(is_chosen)
+    if _is_arrow_chunk(rows):
+        from pyarrow import ArrowNotImplementedError, array
+
+        try:
+            return rows.filter(array(is_chosen))
+        except ArrowNotImplementedError:  # of views of text
+            rows = frame_from_arrow(rows)
     return (rows.iloc if hasattr(rows, "iloc") else rows)[is_chosen]
 
 
-def _stacked(tables: list[Any]) -> Any:
+def _stacked(tables: Sequence[Any]) -> Any:
     """Return the rows of several tables, or several targets, as one."""
     if isinstance(tables[0], np.ndarray):
         return np.concatenate(tables)
@@ -482,7 +498,14 @@ def _stacked(tables: list[Any]) -> Any:
         import polars
 
         return polars.concat(tables)
-    return stacked_frames(tables)
+    if _is_arrow_chunk(tables[0]):
+        from pyarrow import Table, concat_tables
+
+        return concat_tables(
+            table if isinstance(table, Table) else Table.from_batches([table])
+            for table in tables
+        )
+    return stacked_frames(list(tables))
 
 
 def _rows(table: Any, start: int, stop: int) -> Any:
@@ -491,6 +514,14 @@ def _rows(table: Any, start: int, stop: int) -> Any:
 
 def _without(table: Any, name: str) -> tuple[Any, Any]:
     """Return a table without a column, and the column."""
+    if _is_arrow_chunk(table):
+        places: tuple[list[int], list[int]] = ([], [])
+        for j, column in enumerate(table.schema.names):
+            places[column == name].append(j)
+        X, y = (frame_from_arrow(table.select(these)) for these in places)
+        if name in y:
+            return X, y[name].to_numpy()
+        table = X
     columns = list(getattr(table, "columns", ()))
     if name not in columns:
         some = ", ".join(map(repr, columns[:5])) + (", ..." if columns[5:] else "")

@@ -336,7 +336,7 @@ class NaNImputer(
         largest values. The means of the chunks are combined exactly, so that more
         chunks do not increase the error. Medians are those of
         :meth:`SafeScaler.partial_fit`, whose error is stated in the Notes of
-        :class:`SafeScaler`.
+        :class:`SafeScaler`, of values that are rounded to ``dtype`` if it is given.
         """
         is_first = not hasattr(self, "statistics_")
         if not is_first and self._learns_medians() and self._sketch is None:
@@ -356,7 +356,7 @@ class NaNImputer(
         if is_first:
             self.fit(X)
         if self._learns_medians():
-            self._add_to_sketch(X, is_counted=not is_first)
+            self._add_to_sketch(X)
         elif not is_first:
             self._add_chunk(X)
 
@@ -365,6 +365,7 @@ class NaNImputer(
         if self._sketch is not None:
             found = self._sketch.quantiles([0.5])
             self.statistics_ = self._column_statistics().medians(found)
+            self._set_missing(self.n_samples_seen_ - found.n_known)
         return self
 
     def _sketch_of_output(self) -> QuantileSketch | None:
@@ -389,15 +390,15 @@ class NaNImputer(
         else:
             unknown = np.asarray(pd.isna(self.statistics_))
             self.statistics_ = np.where(unknown, chunk.statistics_, self.statistics_)
-        self._add_counts(chunk.n_samples_seen_, chunk.n_missing_)
+        self.n_samples_seen_ += chunk.n_samples_seen_
+        self._set_missing(self.n_missing_ + chunk.n_missing_)
 
-    def _add_counts(self, n_rows: int, n_missing: NDArray[np.int64]) -> None:
-        self.n_samples_seen_ += n_rows
-        self.n_missing_ = self.n_missing_ + n_missing
+    def _set_missing(self, n_missing: NDArray[np.int64]) -> None:
+        self.n_missing_ = n_missing
         if self.add_indicator:
-            self.indicator_.features_ = np.flatnonzero(self.n_missing_)
+            self.indicator_.features_ = np.flatnonzero(n_missing)
 
-    def _add_to_sketch(self, X: Any, *, is_counted: bool) -> None:
+    def _add_to_sketch(self, X: Any) -> None:
         X_in = self._validate_input(X, in_fit=False)
         if X_in.dtype.kind == "O":
             raise ValueError(
@@ -410,10 +411,10 @@ class NaNImputer(
                 "passed. Pass chunk.toarray(), or strategy='mean'."
             )
         if self._sketch is None:
-            self._sketch = QuantileSketch(self.n_features_in_)
-        n_missing = self._sketch.add(X_in, self._known())
-        if is_counted:
-            self._add_counts(len(X_in), n_missing)
+            self._sketch = QuantileSketch(self.n_features_in_, self._output_dtype())
+            self.n_samples_seen_ = 0
+        self._sketch.add(X_in, self._known())
+        self.n_samples_seen_ += len(X_in)
 
     def inverse_transform(self, X: Any) -> NDArray[Any]:
         """Restore the missing values that the indicator columns mark.

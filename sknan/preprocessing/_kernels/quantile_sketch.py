@@ -61,6 +61,8 @@ class QuantileSketch:
     ----------
     n_columns : int
         Number of columns.
+    dtype : dtype or None, default=None
+        Dtype to which the values are rounded. None keeps that of each chunk.
 
     Attributes
     ----------
@@ -68,16 +70,18 @@ class QuantileSketch:
         Number and range of the known values, at the last call of `quantiles`.
     """
 
-    def __init__(self, n_columns: int) -> None:
+    def __init__(self, n_columns: int, dtype: np.dtype[Any] | None = None) -> None:
         self.n_collected = max(2 * N_POINTS, _BUFFER_CELLS // max(1, n_columns))
         self.n_known = np.zeros(n_columns, dtype=np.int64)
         self.smallest, self.largest = np.full((2, n_columns), math.nan)
-        self._rows: list[NDArray[Any]] = []
+        self._dtype = dtype
+        # Rows that are not reduced yet, transposed.
+        self._parts: list[NDArray[Any]] = []
         self._n_rows = 0
         self._levels: list[_Reduction | None] = []
         self._n_reductions = 0
 
-    def add(self, X: NDArray[Any], known: KnownMask) -> NDArray[np.int64]:
+    def add(self, X: NDArray[Any], known: KnownMask) -> None:
         """Include the rows of a chunk.
 
         Parameters
@@ -85,30 +89,24 @@ class QuantileSketch:
         X : ndarray of shape (n_rows, n_columns), float
             Chunk with missing values.
         known : KnownMask
-            Mask of the cells with a known value.
-
-        Returns
-        -------
-        ndarray of shape (n_columns,)
-            Number of missing cells of the chunk.
+            Mask of the cells with a known value, which are finite in the dtype of the
+            sketch.
         """
-        n_missing = np.zeros(X.shape[1], dtype=np.int64)
         start = 0
         while start < len(X):
             stop = start + self.n_collected - self._n_rows
-            rows = np.array(X[start:stop], order="C", subok=False)
-            is_known = known(rows)
+            columns = np.ascontiguousarray(X[start:stop].T)
+            is_known = known(columns)
+            with np.errstate(over="ignore"):  # of unknown cells
+                part = columns.astype(self._dtype or X.dtype, subok=False)
             if not is_known.all():
-                n_missing += len(rows) - np.count_nonzero(is_known, axis=0)
-                nan = np.full(rows.shape[1], math.nan, dtype=rows.dtype)
-                fill_outside(is_known, rows, nan, rows)
-            self._rows.append(rows)
-            self._n_rows += len(rows)
+                fill_outside(is_known, part, np.full(1, math.nan, part.dtype), part)
+            self._parts.append(part)
+            self._n_rows += part.shape[1]
             if self._n_rows == self.n_collected:
                 self._carry(self._reduced_rows())
-                self._rows, self._n_rows = [], 0
+                self._parts, self._n_rows = [], 0
             start = stop
-        return n_missing
 
     def quantiles(self, fractions: Sequence[float]) -> BracketingValues:
         """Return the known values on both sides of quantiles of each column.
@@ -124,10 +122,11 @@ class QuantileSketch:
             Both sides are equal if the quantiles are approximate.
         """
         if not self._levels:
-            rows = np.concatenate(self._rows)
-            exact = bracketing_values(rows, fractions, KnownMask())
+            columns = np.concatenate(self._parts, axis=1)
+            exact = bracketing_values(columns.T, fractions, KnownMask())
             self.n_known = exact.n_known
-            self.smallest, self.largest = np.fmin.reduce(rows), np.fmax.reduce(rows)
+            self.smallest = np.fmin.reduce(columns, axis=1)
+            self.largest = np.fmax.reduce(columns, axis=1)
             return exact
         parts = [level for level in self._levels if level is not None]
         if self._n_rows:
@@ -171,10 +170,10 @@ class QuantileSketch:
             return np.concatenate([filled.astype(values.dtype), indicators])
 
         if not self._levels:
-            columns = np.concatenate(self._rows).T
+            columns = np.concatenate(self._parts, axis=1)
             is_missing = np.isnan(columns)
             imputed = np.where(is_missing[kept], values[:, None], columns[kept])
-            found._rows = [outputs(imputed, is_missing[flagged]).T]
+            found._parts = [outputs(imputed, is_missing[flagged])]
             return found
         parts = [level for level in self._levels if level is not None]
         if self._n_rows:
@@ -208,9 +207,10 @@ class QuantileSketch:
         self._levels.append(reduction)
 
     def _reduced_rows(self) -> _Reduction:
-        columns = np.ascontiguousarray(np.concatenate(self._rows).T)
+        columns = np.concatenate(self._parts, axis=1)
         columns.sort(axis=1)  # NaN is sorted to the end
-        counts = np.isfinite(columns).sum(axis=1)
+        nan = columns.dtype.type(math.nan)
+        counts = np.array([column.searchsorted(nan) for column in columns])
         places = self._ranks(counts).astype(np.intp)
         points = np.take_along_axis(columns, places, axis=1)
         last = columns[np.arange(len(columns)), counts - 1]
