@@ -26,6 +26,7 @@ from sknan.model_selection._run import SearchRun
 from sknan.model_selection._stand_ins import scorer_stand_in
 from sknan.nets._records import InterruptWarning
 from sknan.preprocessing._chunks import refuse_chunks
+from sknan.preprocessing._tables.plain_cells import plain_cells
 
 
 class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
@@ -85,6 +86,8 @@ class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
                     "out."
                 )
             return super().fit(X, y, **params)
+        if type(y).__module__.partition(".")[0] in ("polars", "pyarrow"):
+            y = plain_cells(y)  # NumPy reads no integers of 128 bits
         if is_classifier(self.estimator) and y is not None and not issparse(y):
             # scikit-learn sorts the labels before any fit.
             refuse_unusable_labels(np.asarray(label_array(y)), "y", drop_rows("y"))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from functools import partial
+from numbers import Number
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from sklearn.base import is_classifier
 from skorch.dataset import Dataset, unpack_data
 from skorch.utils import is_pandas_ndframe
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from sknan._utils.outliers import DOMINANT, Mask, check_outliers
 from sknan._utils.outside import is_of_signal, unless
@@ -27,7 +29,7 @@ from sknan.exceptions import NonFiniteDataError
 from sknan.losses._target_domain import refuse_outside_domain
 from sknan.losses._traits import is_own_loss, traits_of
 from sknan.nets._batching import TensorTable
-from sknan.preprocessing._tables.plain_cells import plain_cells
+from sknan.preprocessing._tables.plain_cells import kind_of, plain_cells
 
 _IMPUTE = (
     "Impute first, for example with "
@@ -197,6 +199,78 @@ def refuse_unusable_targets(net: Any, X: Any, y: Any) -> None:
         array = _as_array(values)
         if array.dtype.kind in "fiu":
             refuse_outside_domain(criterion, array, type(criterion).__name__)
+
+
+def readable_target(net: Any, X: Any, y: Any) -> Any:
+    """Return a target in a type that skorch reads; refuse text and dates.
+
+    skorch reads neither polars nor Arrow, no DataFrame and, in classifiers, no list.
+    Whatever reads the rows of a net in a way of the user gets the target as it is.
+
+    Parameters
+    ----------
+    net : skorch net
+        Initialized net.
+    X, y : object
+        Input of ``fit``, of which no target is missing.
+
+    Returns
+    -------
+    object
+        An array, or ``y`` itself.
+
+    Raises
+    ------
+    ValueError
+        If ``y`` contains text, dates or durations, or lists of polars or Arrow.
+    """
+    if isinstance(X, Dataset) or not _reads_as_skorch(net):
+        return y
+    is_foreign = (
+        type(y).__module__.partition(".")[0] in ("polars", "pyarrow")
+        or isinstance(y, pd.DataFrame)
+        or (type(y) is list and all(map(np.isscalar, y)))
+    )
+    if not is_foreign and not isinstance(y, (np.ndarray, pd.Series)):
+        return y
+    cells = np.asarray(plain_cells(y))
+    if cells.dtype.kind in "OUS":
+        _refuse_other_kinds(net, cells, is_number=not is_foreign)
+        cells = np.asarray(_numbers_in(cells, "y"))
+    if not is_foreign:
+        return y
+    is_one_column = cells.ndim == 2 and cells.shape[1] == 1
+    return cells[:, 0] if is_one_column and is_classifier(net) else cells
+
+
+def _reads_as_skorch(net: Any) -> bool:
+    """Return whether no code of the user comes between targets and criterion."""
+    methods = ("get_dataset", "get_iterator", "get_loss", "train_step_single")
+    owners = (
+        next(cls for cls in type(net).__mro__ if name in vars(cls)) for name in methods
+    )
+    has_own = {cls.__module__.partition(".")[0] for cls in owners} - {"skorch", "sknan"}
+    options = net.get_params_for("iterator_train")
+    is_plain = net.dataset is Dataset and net.iterator_train is DataLoader
+    return is_plain and "collate_fn" not in options and not has_own
+
+
+def _refuse_other_kinds(net: Any, cells: NDArray[Any], *, is_number: bool) -> None:
+    """Raise an error for the first cell that is text or a date, or is no number."""
+    for index, cell in np.ndenumerate(cells):
+        kind = kind_of(cell)
+        if kind is None and (is_number or isinstance(cell, (Number, np.bool_))):
+            continue
+        shown = str(cell) if kind != "text" else repr(str(cell))
+        remedy = "Pass numbers."
+        if kind == "text" and is_classifier(net):
+            remedy = "Pass sklearn.preprocessing.LabelEncoder().fit_transform(y), or "
+            remedy += "these labels to StableNetClassifier."
+        place = f" at row {index[0]}" if index else ""
+        raise ValueError(
+            f"y contains {kind or type(cell).__name__}, first {shown}{place}, but "
+            f"{type(net).__name__} needs numbers. {remedy}"
+        )
 
 
 def check_target_outliers(net: Any, dataset: Any) -> None:

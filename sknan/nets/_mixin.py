@@ -23,6 +23,7 @@ from sknan.nets._backup import BackupAndRestore
 from sknan.nets._best_weights import BestWeights
 from sknan.nets._data import (
     check_target_outliers,
+    readable_target,
     refuse_nonfinite_data,
     refuse_unusable_targets,
 )
@@ -325,6 +326,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     ) -> None:
         refuse_nonfinite_data("X", X)
         refuse_unusable_targets(self, X, y)
+        y = readable_target(self, X, y)
         self._is_new_fit_ = is_new = fit_params.get("_routing_method", "fit") == "fit"
         self._prepare_guard(is_new=is_new)
         self._is_untrained_ &= is_new and (

@@ -6,6 +6,7 @@ import re
 import warnings
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -122,6 +123,88 @@ def test_missing_targets_are_found_in_arrays_of_every_library(as_type, net):
 
 
 LABELS = (X[:, :1] > 0).astype("float32")
+CODES = LABELS.ravel().astype("int64")
+
+
+@pytest.mark.parametrize(
+    ("as_type", "net"),
+    [
+        (np.ndarray.tolist, GuardedNetClassifier),
+        (lambda y: pd.DataFrame({"y": y}), GuardedNetClassifier),
+        (lambda y: pl.Series(y).cast(pl.Int128), GuardedNetClassifier),
+        (lambda y: pl.DataFrame({"y": y}), GuardedNetClassifier),
+        (pa.array, GuardedNetClassifier),
+        (lambda y: pa.table({"y": y}), GuardedNetClassifier),
+        (lambda y: pl.DataFrame({"y": y}), GuardedNetRegressor),
+        (lambda y: pa.record_batch({"y": y}), GuardedNetRegressor),
+        (lambda y: pd.DataFrame({"y": y}), GuardedNetRegressor),
+    ],
+)
+def test_targets_of_every_library_train_as_those_of_numpy(as_type, net):
+    is_classifier = net is GuardedNetClassifier
+    y = CODES if is_classifier else X[:, :1]
+    shape = {
+        "module__in_features": 4,
+        "module__out_features": 2 if is_classifier else 1,
+    }
+    criterion = {"criterion": nn.CrossEntropyLoss} if is_classifier else {}
+    options = {"max_epochs": 2, "verbose": 0, **shape, **criterion}
+    weights = []
+    for target in (y, as_type(y if is_classifier else y.ravel())):
+        torch.manual_seed(0)
+        weights.append(net(nn.Linear, **options).fit(X, target).module_.weight)
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize(
+    ("y", "found"),
+    [
+        (["b", "a"] * 150, "text, first 'b' at row 0"),
+        (np.array([1.0, "a"] * 150, object), "text, first 'a' at row 1"),
+        (pl.Series(["b", "a"] * 150, dtype=pl.Categorical), "text, first 'b' at row 0"),
+        (pd.DataFrame({"y": ["2", "1"] * 150}), "text, first '2' at row 0"),
+        (pd.Series(pd.date_range("2020", periods=300)), "dates, first 2020-01-01 00:0"),
+        (pa.array([[1.0]] * 300), "ndarray, first [1.] at row 0"),
+    ],
+)
+def test_targets_that_are_no_numbers_are_named(y, found):
+    for net in (GuardedNetClassifier, GuardedNetRegressor):
+        shape = {"module__in_features": 4, "module__out_features": 2}
+        with pytest.raises(ValueError, match="y contains") as caught:
+            net(nn.Linear, **shape).fit(X, y)
+        message = str(caught.value)
+        assert message.startswith(f"y contains {found}")
+        if "text" in found and net is GuardedNetClassifier:
+            assert message.endswith(
+                ", but GuardedNetClassifier needs numbers. Pass sklearn.preprocessing."
+                "LabelEncoder().fit_transform(y), or these labels to "
+                "StableNetClassifier."
+            )
+        else:
+            assert message.endswith(
+                f", but {net.__name__} needs numbers. Pass numbers."
+            )
+
+
+class OwnLabels(GuardedNetClassifier):
+    def get_loss(self, y_pred, y_true, *args, **kwargs):
+        codes = torch.tensor([label == "b" for label in y_true]).long()
+        return super().get_loss(y_pred, codes, *args, **kwargs)
+
+
+def test_a_loss_of_the_user_may_read_text():
+    y = np.where(CODES, "b", "a")
+    net = OwnLabels(
+        nn.Linear,
+        module__in_features=4,
+        module__out_features=2,
+        criterion=nn.CrossEntropyLoss,
+        max_epochs=30,
+        lr=0.1,
+        verbose=0,
+        train_split=None,
+    )
+    assert (net.fit(X, y).predict(X) == CODES).mean() > 0.9
 
 
 def test_labels_outside_the_domain_of_a_logistic_loss_are_refused():
@@ -152,9 +235,6 @@ def test_labels_outside_the_domain_of_a_logistic_loss_are_refused():
 def test_targets_outside_the_domain_of_a_loss_are_refused(criterion, target):
     with pytest.raises(NonFiniteDataError, match=f"criterion={criterion.__name__} nee"):
         network(criterion, 1).fit(X, target)
-
-
-CODES = LABELS.ravel().astype("int64")
 
 
 @pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss, nn.MultiMarginLoss])

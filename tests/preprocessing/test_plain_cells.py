@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sknan import (
+    BatchedGridSearchCV,
     GuardedNetRegressor,
     NaNImputer,
     SafeScaler,
@@ -385,6 +386,10 @@ def test_integers_of_128_bits_are_targets_if_they_fit_64(dtype):
     assert in_chunks.classes_.tolist() == [2**60, 2**60 + 1]
     regressor = StableNetRegressor(max_epochs=1).fit(X, y, sample_weight=y)
     assert regressor.score(X, y) == regressor.score(X, y.to_list())
+    net = StableNetClassifier(max_epochs=1, random_state=0)
+    search = BatchedGridSearchCV(net, {"lr": [0.01]}, cv=2).fit(X, y)
+    assert search.classes_.tolist() == [2**60, 2**60 + 1]
+    assert search.best_score_ == search.fit(X, y.to_list()).best_score_
     huge = pl.Series([2**70, 1] * 30, dtype=dtype)
     assert message_of(ValueError, net.fit, X, huge) == (
         "Unknown label type: y contains labels of type int, first "
