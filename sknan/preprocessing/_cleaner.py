@@ -184,8 +184,7 @@ class TableCleaner(
         check_is_fitted(self, "kinds_")
         table = _read(X)
         positions = self._positions(table)
-        block = self._block_of_numbers(table, positions)
-        known = self._known_categories(table, positions)
+        block, known = self._read_plain(table, positions)
         converted: list[Any] = []
         changes: list[str] = []
         for schema in self._schemas:
@@ -287,42 +286,38 @@ class TableCleaner(
             )
         return [named.get(name, []) for name in self._names]
 
-    def _block_of_numbers(
+    def _read_plain(
         self, table: LazyTable, positions: dict[str, int]
-    ) -> pd.DataFrame:
-        """Return the columns of numbers that need no conversion, read all at once."""
+    ) -> tuple[pd.DataFrame, dict[str, pd.Categorical]]:
+        """Return the columns that need no conversion, all of which are read at once.
+
+        They are the numbers, and in a few rows the categories that ``fit`` has seen.
+        """
         is_plain = table.plain_numbers()
-        schemas = [
+        numbers = [
             schema
             for schema in self._schemas
             if schema.kind == "numbers" and is_plain[positions[schema.name]]
         ]
-        block = table.block([positions[schema.name] for schema in schemas])
-        for j, schema in enumerate(schemas):
+        names = [schema.name for schema in numbers]
+        few = table.n_rows <= _FEW_ROWS
+        categories = [schema for schema in self._schemas if schema.known and few]
+        wanted = [positions[schema.name] for schema in (*numbers, *categories)]
+        cells = table.objects(wanted) if categories else None
+        known: dict[str, pd.Categorical] = {}
+        if cells is None:
+            block = table.block(wanted[: len(names)])
+        else:
+            block = cells[:, : len(names)].astype(np.float64)
+            for schema, column in zip(categories, cells.T[len(names) :], strict=True):
+                found = schema.read_known(column)
+                if found is not None:
+                    known[schema.name] = found
+        for j, schema in enumerate(numbers):
             if schema.sentinels:
                 schema.remove_sentinels(block[:, j])
         remove_infinities(block)
-        return pd.DataFrame(block, columns=[schema.name for schema in schemas])
-
-    def _known_categories(
-        self, table: LazyTable, positions: dict[str, int]
-    ) -> dict[str, pd.Categorical]:
-        """Return the columns of a few rows whose categories ``fit`` has seen."""
-        frame = table.frame
-        schemas = [schema for schema in self._schemas if schema.known]
-        if frame is None or table.n_rows > _FEW_ROWS or not schemas:
-            return {}
-        chosen = frame.iloc[:, [positions[s.name] for s in schemas]]
-        try:
-            cells = chosen.to_numpy(object)
-        except NotImplementedError:  # pandas cannot read views of pyarrow
-            return {}
-        read = [s.read_known(c) for s, c in zip(schemas, cells.T, strict=True)]
-        return {
-            schema.name: column
-            for schema, column in zip(schemas, read, strict=True)
-            if column is not None
-        }
+        return pd.DataFrame(block, columns=names), known
 
     def _to_frame(
         self, columns: list[Any], X: Any, block: pd.DataFrame | None = None

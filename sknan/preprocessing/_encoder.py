@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.callback import CallbackSupportMixin
 from sklearn.preprocessing import OneHotEncoder
@@ -46,14 +47,22 @@ class CategoryEncoder(OneHotEncoder):
 
     def transform(self, X: pd.DataFrame) -> Any:
         """Encode a table of categories."""
+        return self.encode([column.array for _, column in X.items()], len(X))
+
+    def encode(self, columns: list[Any], n_rows: int) -> NDArray[Any]:
+        """Encode the columns of a table of categories."""
         # The last column is for categories that have none.
-        encoded = np.zeros((len(X), self._n_outputs + 1), dtype=self.dtype)
-        columns = zip(X.items(), self._places, self._missing_places, strict=True)
-        rows = np.arange(len(X))
-        for (_, column), places, missing in columns:
-            cells = column.array
+        encoded = np.zeros((n_rows, self._n_outputs + 1), dtype=self.dtype)
+        rows = np.arange(n_rows)
+        all_columns = zip(columns, self._places, self._missing_places, strict=True)
+        for cells, places, missing in all_columns:
             if not isinstance(cells, pd.Categorical):
                 cells = pd.Categorical(cells)
+            if n_rows == 1:
+                code = cells.codes[0]
+                place = places.get(cells.categories[code], _NO_PLACE)
+                encoded[0, place if code >= 0 else missing] = 1
+                continue
             known = [places.get(c, _NO_PLACE) for c in cells.categories]
             place = np.array([*known, missing])[cells.codes]
             encoded[rows, place] = 1
@@ -173,6 +182,10 @@ class ColumnEncoder(
             X = X[self._columns]
         encoded = []
         for names, encoder in self._parts:
+            if isinstance(encoder, CategoryEncoder):
+                columns = [X[name].array for name in names]
+                encoded.append(encoder.encode(columns, len(X)))
+                continue
             # A selection by names takes several times as long.
             part = X.iloc[:, self._columns.get_indexer_for(names)]
             encoded.append(part if encoder is None else encoder.transform(part))

@@ -79,6 +79,20 @@ class LazyTable(NamedTuple):
             return np.array(self.frame.iloc[:, positions], dtype=np.float64)
         return np.empty((self.n_rows, 0))
 
+    def objects(self, positions: Sequence[int]) -> NDArray[np.object_] | None:
+        """Return columns of a DataFrame of pandas as Python's objects.
+
+        None for any other table, or if pandas cannot convert the cells.
+        """
+        if self.frame is None:
+            return None
+        try:
+            if len(positions) == self.frame.shape[1]:  # which saves a copy
+                return np.asarray(self.frame.to_numpy(object)[:, positions])
+            return np.asarray(self.frame.iloc[:, positions].to_numpy(object))
+        except NotImplementedError:  # pandas cannot read views of pyarrow
+            return None
+
     def without(self, position: int) -> LazyTable:
         """Return the table without one column; the other positions do not change."""
         return self._replace(n_columns=self.n_columns - 1, left_out=position)
