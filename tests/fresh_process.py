@@ -41,7 +41,7 @@ def start_script(script, output, *args, action="default"):
 def run_script(script, output, *args, action="default"):
     """Run a script in a new process; return its exit code and its output."""
     process = start_script(script, output, *args, action=action)
-    process.join(timeout=120)
+    process.join(timeout=600)
     return process.exitcode, output.read_text()
 
 

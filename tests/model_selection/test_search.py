@@ -7,8 +7,6 @@ import os
 import pickle
 import re
 import signal
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fresh_process import run_script
 from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -309,21 +308,17 @@ def test_other_estimators_are_searched_by_scikit_learn(table):
 
 
 # `python -m benchmarks.search_suite` runs all of them.
-def test_some_of_scikit_learns_own_tests_pass():
+def test_some_of_scikit_learns_own_tests_pass(tmp_path):
     chosen = (
         "test_no_refit or test_grid_search_groups or test_refit_callable "
         "or test_grid_search_failing_classifier or test_pickle or test_y_as_list "
         "or test_unsupported_sample_weight_scorer or test_grid_search_one_grid_point"
     )
     # All estimators are treated as networks of this package.
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.search_suite", "all", "-k", chosen],
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    suite = Path(__file__).resolve().parents[2] / "benchmarks" / "search_suite.py"
+    code, printed = run_script(suite, tmp_path / "output", "all", "-k", chosen)
+    assert code == 0, printed
+    assert " passed" in printed
 
 
 # -- input of the candidates ---------------------------------------------------------
@@ -870,8 +865,8 @@ for network in ensembles[1].estimators_:
 def test_modules_of_a_script_travel_to_workers_and_back(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT_WITH_A_MODULE)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    code, printed = run_script(script, tmp_path / "output")
+    assert code == 0, printed
 
 
 @pytest.mark.parametrize("scoring", ["neg_log_loss", ["neg_log_loss", "roc_auc"]])

@@ -831,7 +831,7 @@ def test_a_real_ctrl_c_leaves_a_usable_net(training, tmp_path):
         assert process.exitcode is None, output.read_text()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
-    process.join(timeout=60)
+    process.join(timeout=600)
     assert (process.exitcode, output.read_text()) == (
         0,
         "in training\nfinite and of use\n",

@@ -6,8 +6,6 @@ import copy
 import gc
 import io
 import pickle
-import subprocess
-import sys
 import types
 import warnings
 from importlib.metadata import version
@@ -295,9 +293,11 @@ def test_models_predict_the_same_in_a_new_process(tmp_path):
     tables = [table_for(model) for model in models]
     inputs, outputs = tmp_path / "models.pkl", tmp_path / "predictions.pkl"
     inputs.write_bytes(pickle.dumps((models, tables)))
+    script = tmp_path / "script.py"
+    script.write_text(READ_AND_PREDICT)
     # Warnings are errors, so that loading an intact pickle must not warn.
-    call = [sys.executable, "-W", "error", "-c", READ_AND_PREDICT, inputs, outputs]
-    subprocess.run(call, check=True)
+    done = run_script(script, tmp_path / "output", inputs, outputs, action="error")
+    assert done == (0, "")
     predictions = pickle.loads(outputs.read_bytes())
     for model, predicted in zip(models, predictions, strict=True):
         np.testing.assert_array_equal(predicted, scores(model))
