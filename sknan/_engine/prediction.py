@@ -10,6 +10,7 @@ from sklearn.metrics import d2_pinball_score, r2_score
 from skorch.dataset import Dataset
 from torch import Tensor, nn
 
+from sknan._utils.validation import FLOAT32_MAX
 from sknan.losses._bounded import unbounded
 from sknan.nets._batching import TensorTable
 
@@ -104,8 +105,9 @@ class ColumnScaling:
         """Return rows in the units of the network, as float32."""
         # Halves: the difference of two values near the largest float overflows.
         halves = X.astype(np.float64) / 2 - self.mean / 2
-        scaled: np.ndarray = (halves / self.scale * 2).astype(np.float32)
-        return scaled
+        scaled = halves / self.scale * 2
+        bounded = np.minimum(np.maximum(scaled, -FLOAT32_MAX), FLOAT32_MAX)
+        return bounded.astype(np.float32)
 
     def unscaled(self, X: Tensor) -> np.ndarray:
         """Return rows in the units of the user, as float64."""

@@ -47,7 +47,7 @@ def drop_rows(name: str) -> str:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a real number, and not a bool.
+    """Whether a value is a real number that a float can hold, and not a bool.
 
     Parameters
     ----------
@@ -58,11 +58,13 @@ def is_number(value: Any) -> TypeGuard[float]:
     -------
     bool
     """
+    if isinstance(value, numbers.Rational) and abs(value) > FLOAT64_MAX:
+        return False
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer, and not a bool.
+    """Whether a value is an integer of at most 64 bits, and not a bool.
 
     Parameters
     ----------
@@ -73,7 +75,8 @@ def is_integer(value: Any) -> bool:
     -------
     bool
     """
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    is_plain = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_plain and -(2**63) <= value < 2**64
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sknan._utils.validation import is_integer, is_number
 from sknan.nets._dropout import Dropout
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -21,6 +22,13 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 # At larger values float32 cannot represent the phase of a cosine.
 _LARGEST_PHASE = 1e6
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not is_integer(value) or value < least:  # type: ignore[operator]
+        raise ValueError(
+            f"{name} must be an integer of at least {least}, got {value!r}."
+        )
 
 
 class PeriodicEmbedding(nn.Module):
@@ -94,12 +102,10 @@ class PeriodicEmbedding(nn.Module):
         frequency_range: tuple[float, float] = (0.1, 3.0),
     ) -> None:
         super().__init__()
-        if n_frequencies < 1 or d_embedding < 1:
-            raise ValueError(
-                "n_frequencies and d_embedding must be at least 1, got "
-                f"n_frequencies={n_frequencies} and d_embedding={d_embedding}."
-            )
+        _check_count("n_frequencies", n_frequencies, 1)
+        _check_count("d_embedding", d_embedding, 1)
         is_pair = isinstance(frequency_range, Sequence) and len(frequency_range) == 2
+        is_pair = is_pair and all(map(is_number, frequency_range))
         lowest, highest = frequency_range if is_pair else (0.0, 0.0)
         if not 0.0 < lowest <= highest < math.inf:
             raise ValueError(
@@ -107,9 +113,10 @@ class PeriodicEmbedding(nn.Module):
                 f"first, got {frequency_range!r}."
             )
         chosen = list(range(n_features_in) if columns is None else columns)
-        if not chosen or len(set(chosen)) < len(chosen):
+        is_distinct = all(map(is_integer, chosen)) and len(set(chosen)) == len(chosen)
+        if not (chosen and is_distinct):
             raise ValueError(
-                f"columns must be distinct and at least one, got {chosen}."
+                f"columns must be distinct integers, at least one, got {chosen}."
             )
         if min(chosen) < 0 or max(chosen) >= n_features_in:
             raise ValueError(
@@ -207,15 +214,11 @@ class TabularMLP(nn.Module):
         if activation not in list(_ACTIVATIONS):  # it may have no hash
             known = ", ".join(repr(name) for name in _ACTIVATIONS)
             raise ValueError(f"activation must be one of {known}, got {activation!r}.")
-        if width < 1 or depth < 0:
-            raise ValueError(
-                f"width must be at least 1 and depth at least 0, got width={width} and "
-                f"depth={depth}."
-            )
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
-        if n_frequencies < 0:
-            raise ValueError(f"n_frequencies must be at least 0, got {n_frequencies}.")
+        _check_count("width", width, 1)
+        _check_count("depth", depth, 0)
+        _check_count("n_frequencies", n_frequencies, 0)
+        if not (is_number(dropout) and 0.0 <= dropout < 1.0):
+            raise ValueError(f"dropout must be a number in [0, 1), got {dropout!r}.")
         layers: list[nn.Module] = []
         n_in = n_features_in
         if n_frequencies and (numeric_columns is None or len(numeric_columns)):

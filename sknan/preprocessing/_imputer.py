@@ -374,7 +374,7 @@ class NaNImputer(
         dtype = self._output_dtype() or self._fit_dtype
         kept = np.flatnonzero(self._kept())
         _, values = kept_values(self.statistics_, self._kept(), dtype)
-        flagged = self.indicator_.features_ if self.add_indicator else kept[:0]
+        flagged = self._fitted_indicator().features_ if self.add_indicator else kept[:0]
         return self._sketch.filled(kept, values, flagged, self.n_missing_)
 
     def _add_chunk(self, X: Any) -> None:
@@ -396,7 +396,7 @@ class NaNImputer(
     def _set_missing(self, n_missing: NDArray[np.int64]) -> None:
         self.n_missing_ = n_missing
         if self.add_indicator:
-            self.indicator_.features_ = np.flatnonzero(n_missing)
+            self._fitted_indicator().features_ = np.flatnonzero(n_missing)
 
     def _add_to_sketch(self, X: Any) -> None:
         X_in = self._validate_input(X, in_fit=False)
@@ -446,7 +446,7 @@ class NaNImputer(
             )
         X_in = X.toarray() if sparse.issparse(X) else np.asarray(X)
         kept = self._kept()
-        n_filled, flagged = int(kept.sum()), self.indicator_.features_
+        n_filled, flagged = int(kept.sum()), self._fitted_indicator().features_
         if X_in.ndim != 2 or X_in.shape[1] != n_filled + len(flagged):
             raise ValueError(
                 f"X has shape {X_in.shape}, but NaNImputer gives {n_filled} filled and "

@@ -184,6 +184,8 @@ class ImputerBase(SimpleImputer):
 
     def _check_fill_value(self, table_dtype: np.dtype[Any], in_fit: bool) -> None:
         value = self.fill_value
+        if value is None and table_dtype.kind == "O":
+            value = "missing_value"  # scikit-learn's default
         given = np.min_scalar_type(value) if in_fit else self._fill_dtype
         if value is not None and not np.can_cast(given, table_dtype, "same_kind"):
             raise ValueError(
@@ -192,7 +194,13 @@ class ImputerBase(SimpleImputer):
             )
         dtype = self._output_dtype() or table_dtype
         is_number = isinstance(value, numbers.Real)
-        is_checked = is_number or value is pd.NA or value is pd.NaT or dtype.kind == "f"
+        is_checked = (
+            is_number
+            or value is pd.NA
+            or value is pd.NaT
+            or np.ndim(value) > 0
+            or dtype.kind == "f"
+        )
         if (
             in_fit
             and value is not None
@@ -242,13 +250,25 @@ class ImputerBase(SimpleImputer):
         self.n_missing_ = len(X) - n_known
         return self._learned(found)
 
+    def _fitted_indicator(self) -> Any:
+        if self.indicator_ is None:
+            raise ValueError(
+                "add_indicator was False when NaNImputer was fitted. Fit it again."
+            )
+        return self.indicator_
+
+    def _transform_indicator(self, X: Any) -> Any:
+        if self.add_indicator:
+            self._fitted_indicator()
+        return super()._transform_indicator(X)
+
     def _concatenate_indicator_feature_names_out(
         self, names: NDArray[Any], input_features: Any
     ) -> NDArray[Any]:
         """Return the names of filled columns and indicators, none of them twice."""
         if not self.add_indicator:
             return names
-        indicators = self.indicator_.get_feature_names_out(input_features)
+        indicators = self._fitted_indicator().get_feature_names_out(input_features)
         return np.array([*names, *distinct(indicators, names)], dtype=object)
 
     def _sparse_fit(

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import r2_score
 from torch import nn
 
 from sknan import (
@@ -168,6 +169,17 @@ def test_a_constant_target_is_predicted_closely():
         assert np.isfinite(predicted).all()
         # The scale of a constant is 1, and the output of an untrained network about 1.
         assert np.abs(predicted - value).max() <= max(3.0, abs(value) * 1e-6)
+
+
+def r2_of_halves(model, X, y):
+    return r2_score(y * 2.0**-1000, model.predict(X) * 2.0**-1000)
+
+
+def test_a_target_whose_spread_is_rounding_is_scored():
+    y = 1e308 + VALUES * 1e292
+    model = StableNetRegressor(early_stopping=True, scoring=r2_of_halves, **FAST)
+    assert np.isfinite(model.fit(X, y).predict(X)).all()
+    assert np.isfinite(model.validation_scores_).all()
 
 
 def test_targets_of_both_signs_near_the_largest_float64_are_learned():

@@ -472,7 +472,7 @@ def test_dates_are_filled_only_with_dates():
             imputer.fit(table.assign(other=other))
 
 
-@pytest.mark.parametrize("value", [1e39, INF, NAN, "none"])
+@pytest.mark.parametrize("value", [1e39, INF, NAN, "none", [1.0, 2.0]])
 @pytest.mark.parametrize("dtype", [float, object])
 def test_a_fill_value_that_does_not_fit_is_refused(value, dtype):
     imputer = NaNImputer(strategy="constant", fill_value=value, dtype="float32")
@@ -486,6 +486,25 @@ def test_a_fill_value_that_does_not_fit_is_refused(value, dtype):
         else "fill_value must be finite and fit the output's dtype, float32, got "
         f"{value!r}."
     )
+
+
+def test_the_default_of_objects_does_not_fill_numbers():
+    imputer = NaNImputer(strategy="constant", dtype="float32")
+    table = np.array([[2.5], [NAN]], dtype=object)
+    assert message_of(ValueError, imputer.fit, table) == (
+        "fill_value must be finite and fit the output's dtype, float32, got "
+        "'missing_value'."
+    )
+
+
+def test_an_indicator_that_was_not_fitted_is_refused():
+    imputer = NaNImputer().partial_fit(PRICES).set_params(add_indicator=True)
+    calls = [imputer.transform, imputer.inverse_transform, imputer.partial_fit]
+    calls.append(lambda _: imputer.get_feature_names_out())
+    for call in calls:
+        assert message_of(ValueError, call, PRICES) == (
+            "add_indicator was False when NaNImputer was fitted. Fit it again."
+        )
 
 
 def test_sparse_float16_is_refused_because_scipy_has_none():
