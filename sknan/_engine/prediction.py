@@ -106,8 +106,9 @@ class ColumnScaling:
         # Halves: the difference of two values near the largest float overflows.
         halves = X.astype(np.float64) / 2 - self.mean / 2
         scaled = halves / self.scale * 2
-        bounded = np.minimum(np.maximum(scaled, -FLOAT32_MAX), FLOAT32_MAX)
-        return bounded.astype(np.float32)
+        scaled = np.minimum(np.maximum(scaled, -FLOAT32_MAX), FLOAT32_MAX)
+        rows: np.ndarray = scaled.astype(np.float32)
+        return rows
 
     def unscaled(self, X: Tensor) -> np.ndarray:
         """Return rows in the units of the user, as float64."""

@@ -58,8 +58,8 @@ def is_number(value: Any) -> TypeGuard[float]:
     -------
     bool
     """
-    if isinstance(value, numbers.Rational) and abs(value) > FLOAT64_MAX:
-        return False
+    if isinstance(value, numbers.Rational) and not isinstance(value, bool):
+        return -FLOAT64_MAX <= value <= FLOAT64_MAX  # type: ignore[operator]
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 

@@ -186,7 +186,7 @@ def about_graph(error: Exception) -> Exception:
 def about_dtype(
     error: Exception, inputs: Any, parameters: Iterable[Tensor]
 ) -> Exception:
-    """Return an exception that asks for float32 inputs, if that is what has failed.
+    """Return an exception that asks for float32, if that is what has failed.
 
     Parameters
     ----------
@@ -204,9 +204,14 @@ def about_dtype(
     """
     message = (str(error).splitlines() or [""])[0].rstrip(".")
     is_double = any(leaf.dtype is torch.float64 for leaf in tree_leaves(inputs))
-    is_mixed = is_double and not any(p.dtype is torch.float64 for p in parameters)
+    is_mixed = is_double != any(p.dtype is torch.float64 for p in parameters)
     if not (is_mixed and isinstance(error, RuntimeError) and "Double" in message):
         return error
+    if not is_double:
+        return RuntimeError(
+            f"{message}. X is float32, and weights of the network are float64: call "
+            "float() on the module."
+        )
     return RuntimeError(
         f"{message}. X is float64, and the weights of the network are float32: pass "
         "X.astype('float32'), or set dtype='float32' in NaNImputer."

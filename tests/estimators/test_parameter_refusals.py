@@ -119,8 +119,8 @@ class Odd(nn.Module):
             self.layer.bias = nn.Parameter(torch.zeros(1).expand(2))
         if fault == "sparse buffer":
             self.register_buffer("links", torch.eye(3).to_sparse())
-        if fault == "float8":
-            self.layer.to(torch.float8_e5m2)
+        if fault in ("float8", "double"):
+            self.layer.to(torch.float64 if fault == "double" else torch.float8_e5m2)
         if fault == "sparse":
             self.layer = nn.Embedding(12, 1, sparse=True)
 
@@ -161,6 +161,9 @@ ODD = {
     "float8": "ValueError: The tensor 'layer.weight' of Odd is of type "
     "torch.float8_e5m2, in which torch does not compute. Convert it to a wider type, "
     "for example by float().",
+    "double": "RuntimeError: mat1 and mat2 must have the same dtype, but got Float and "
+    "Double. X is float32, and weights of the network are float64: call float() on "
+    "the module.",
     "sparse output": NOT_REAL.format("a sparse or nested tensor"),
     "float8 output": NOT_REAL.format("numbers of torch.float8_e5m2"),
     "complex": NOT_REAL.format("complex numbers"),
@@ -174,7 +177,7 @@ def test_a_network_that_cannot_be_trained_is_refused_by_net_and_estimator(fault)
     options = {"module__fault": fault, "max_epochs": 1}
     net = GuardedNetRegressor(Odd, optimizer=torch.optim.Adam, verbose=0, **options)
     for model in (net, StableNetRegressor(Odd, random_state=0, **options)):
-        with pytest.raises((TypeError, ValueError)) as caught:
+        with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
             model.fit(inputs, targets)
         found = f"{type(caught.value).__name__}: {caught.value}"
         if fault == "in a dict" and model is not net:
