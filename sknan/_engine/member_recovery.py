@@ -180,5 +180,5 @@ class MemberRecovery:
             return None
         report = epoch_report(net, fault, failed.batch_number)
         trials = RateTrials(self.training, failed.batch, {})
-        answer = net.guard_.search_answer(report, trials)
+        answer = self.training.search_answer(report, failed.batch)
         return RecoverySearch(self, trials, answer)

@@ -36,6 +36,7 @@ from sknan.nets.recovery.protocol import (
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.raw_units import Conditioning
 from sknan.nets.recovery.repair_operations import RepairOperations
+from sknan.nets.recovery.restart import RestartOnStandardizedData
 from sknan.optim._clipping import (
     clip_grad_norm,
     clip_grad_value,
@@ -393,6 +394,29 @@ class GuardedTraining:
                 yield from self.guard.shorten_steps(trials)
             elif not isinstance(answer, str):
                 return answer
+
+    def search_answer(
+        self, report: NonFiniteReport, batch: Any
+    ) -> Generator[list[float], list[float], None]:
+        """Answer unusable weights after an epoch, with trials of rates outside.
+
+        Parameters
+        ----------
+        report : NonFiniteReport
+            Report on the weights.
+        batch : tuple
+            Last batch of the epoch.
+
+        Yields
+        ------
+        list of float
+            Factors of the learning rate to try after a roll back.
+        """
+        may_restart = self.guard.may_restart(report)
+        restart = RestartOnStandardizedData().restart
+        if not may_restart or restart(self, report, batch, {}) is None:
+            trials = RateTrials(self, batch, {})
+            yield from self.guard.search_answer(report, trials)
 
     def _recover(
         self, refused: StepRefused, trials: RateTrials

@@ -28,6 +28,7 @@ from sknan.nets.recovery.collapse import has_collapsed, is_collapsed
 from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.restart import start_on_standardized_data
 from sknan.optim._learning_rate_schedule import LearningRateSchedule
+from sknan.optim._learning_rates import run_search
 
 _LAZY = (
     "The module has lazy layers, such as LazyLinear, whose weights have no shape yet. "
@@ -294,7 +295,8 @@ class LoopMixin(_SkorchNet):
             self.guard_.propose_weights()
         else:
             report = epoch_report(self, fault, training.batch_number)
-            self.guard_.handle(report, RateTrials(training, batch, {}))
+            trials = RateTrials(training, batch, {})
+            run_search(training.search_answer(report, batch), trials.losses_after)
         record_epoch(self, training)
         training.show_average()
 

@@ -10,6 +10,7 @@ from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import N_TRIAL_ROWS
 from sknan._utils.validation import listed_columns
 from sknan._utils.warn import warn
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._batching import TensorTable
 from sknan.nets.recovery.protocol import Answer, Failure, Training
 from sknan.nets.recovery.raw_units import (
@@ -94,12 +95,18 @@ class RestartOnStandardizedData:
 
     def attempt(self, training: Training, failure: Failure, batch: Any) -> Answer:
         """Restart from the first weights, in the coordinates of standardized data."""
-        conditioning = _conditioned(training, batch, failure.fit_params)
+        return self.restart(training, failure.report, batch, failure.fit_params)
+
+    def restart(
+        self, training: Training, report: NonFiniteReport, batch: Any, fit_params: Any
+    ) -> Answer:
+        """Restart after a report on a step or on the weights after an epoch."""
+        conditioning = _conditioned(training, batch, fit_params)
         training.raw_table = None
         training.guard.weights.last.restore_buffers()
         if conditioning is None:
             return None
-        with training.guard.restart(failure.report, self.says):
+        with training.guard.restart(report, self.says):
             conditioning.reinterpret()
         training.conditioning = conditioning
         return "retry"

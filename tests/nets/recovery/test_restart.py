@@ -35,6 +35,17 @@ def test_a_network_learns_raw_inputs_as_if_they_were_standardized():
     assert r2(net, raw) > 0.9
 
 
+def test_a_network_that_has_collapsed_on_raw_inputs_restarts():
+    raw = X.copy()
+    raw[:, :2] = 100.0 * (raw[:, :2] + 5.0)
+    options = {"lr": 0.03, "optimizer__momentum": 0.9, "batch_size": 64}
+    net = fitted(network_of(Rectified, max_epochs=20, **options), raw)
+    (report,) = net.nonfinite_reports_
+    assert report.evidence.startswith("The network has collapsed")
+    assert report.recovery == "Training restarted as if on standardized data."
+    assert r2(net, raw) > 0.9
+
+
 def test_a_network_learns_raw_targets_as_if_they_were_standardized():
     raw = (Y * 2e5 + 3e5).astype("float32")
     net = fitted(network_of(Rectified, max_epochs=30), X, raw)
