@@ -93,6 +93,40 @@ def longest_reach(optimizers: Optimizers) -> float:
     return max(reaches, default=0.0)
 
 
+def unseen_reach(optimizers: Optimizers, n_trials: int, n_steps: int | None) -> float:
+    """Return how much farther the steps of a training reach than those of a trial.
+
+    Momentum that starts at 0 repeats gradients less often in the first steps, so that
+    short trials favor learning rates that are too high.
+
+    Parameters
+    ----------
+    optimizers : sequence of Optimizer
+        Optimizers of a network.
+    n_trials : int
+        Number of steps of a trial.
+    n_steps : int or None
+        Number of steps of the training, if known.
+
+    Returns
+    -------
+    float
+        Ratio of the mean reaches of a step, at least 1.0; 1.0 without momentum.
+    """
+
+    def mean_reach(momentum: float, n: int) -> float:
+        decayed = momentum * (1.0 - momentum**n) / (1.0 - momentum) / n
+        return 1.0 - decayed
+
+    ratios = [1.0]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            momentum = min(float(group.get("momentum", 0.0)), MOST_MOMENTUM)
+            reach = 1.0 if n_steps is None else mean_reach(momentum, n_steps)
+            ratios.append(reach / mean_reach(momentum, n_trials))
+    return max(ratios)
+
+
 def lower_scale(scale: float, growth: float) -> ScaleSearch:
     """Find by trial a lower factor of the learning rate with which training works.
 

@@ -18,6 +18,7 @@ from sknan.optim._learning_rates import (
     lower_scale,
     run_search,
     scaled_rates,
+    unseen_reach,
 )
 
 
@@ -184,6 +185,16 @@ def test_the_search_finds_the_best_scale_to_a_quarter_of_a_decade():
             1.0, 1.0, lambda s, best=best: abs(math.log10(s) - math.log10(best))
         )
         assert abs(math.log10(found) - math.log10(best)) <= 0.26
+
+
+def test_a_training_reaches_farther_than_a_trial_by_its_momentum():
+    plain, half, full = (optimizer(momentum=m) for m in (0.0, 0.5, 1.0))
+    assert unseen_reach([plain], 1, None) == 1.0
+    # A gradient is repeated 1 time in the first step, 1.5 in the next, later 2 times.
+    assert unseen_reach([plain, half], 1, None) == 2.0
+    assert unseen_reach([half], 1, 2) == 1.25
+    assert unseen_reach([half], 2, 1) == 1.0
+    assert 1.0 < unseen_reach([full], 10, None) < math.inf
 
 
 # -- refusals ------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import nn
 
-from sknan._utils.thresholds import SMALL, is_runaway
+from sknan._utils.thresholds import N_TRIALS, SMALL, is_runaway
 from sknan._utils.validation import is_integer
 from sknan.diagnosis._report import Capsule, NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
@@ -37,6 +37,7 @@ from sknan.optim._learning_rates import (
     longest_reach,
     lower_scale,
     run_search,
+    unseen_reach,
 )
 
 POLICIES = ("recover", "skip", "raise")
@@ -146,6 +147,7 @@ class Guard(StepChecks):
         rate = max(rates, default=0.0)
         if _LARGEST_RATE < rate < math.inf:
             self.lr_scale = min(self.lr_scale, _LARGEST_RATE / rate)
+        self._n_steps = n_steps
         self._n_failed = 0
         self._n_skipped_batches = 0  # consecutive ones
         self._rescue_norm: float | None = None
@@ -218,7 +220,9 @@ class Guard(StepChecks):
         is_of_steps = report.phase == "step" or self.needs_clip(report)
         has_moved = is_of_steps or self.relative_distance() > 0.0
         is_sound = report.phase != "step" and self.may_repeat
-        return not has_moved or (is_sound and trials.fails_on_last_weights())
+        return not has_moved or (
+            is_sound and (report.cause == "data" or trials.fails_on_last_weights())
+        )
 
     def record(self, report: NonFiniteReport, recovery: str) -> None:
         """Append a report on a failed step, with the recovery from it.
@@ -422,6 +426,7 @@ class Guard(StepChecks):
             change = "no learning rate is low enough"
         else:
             scale = yield from lower_scale(self.lr_scale, growth)
+            scale /= unseen_reach(self._optimizers, N_TRIALS, self._n_steps)
             change = f"the learning rate was divided by {self.lr_scale / scale:.3g}"
             self.lr_scale = scale
             self.rate_caps = trials.rates_at(scale)

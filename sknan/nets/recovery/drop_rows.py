@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 from skorch.dataset import get_len, unpack_data
 
+from sknan._utils.thresholds import N_TRIALS
 from sknan.diagnosis._culprits import without_rows
 from sknan.nets.recovery.protocol import Answer, Failure, Training
-from sknan.nets.recovery.repeat import MOST_REPETITIONS, repeat_step
+from sknan.nets.recovery.repeat import repeat_step
 
 # Batch normalization needs two rows.
 _FEWEST_ROWS = 2
@@ -34,13 +37,21 @@ class DropRows:
 
     def attempt(self, training: Training, failure: Failure, batch: Any) -> Answer:
         """Drop rows and repeat the step, as long as other rows turn out to be bad."""
-        step = None
-        while step is None and (
-            failure.n_attempts < MOST_REPETITIONS and self.applies(failure)
-        ):
-            n_rows = get_len(unpack_data(failure.batch)[0])
-            failure.batch = without_rows(failure.batch, failure.latest.rows, n_rows)
+        step, n_rows = None, get_len(unpack_data(batch)[0])
+        left = np.arange(n_rows)  # in the whole batch
+        while step is None and failure.n_attempts < N_TRIALS and self.applies(failure):
+            rows = failure.latest.rows
+            failure.batch = without_rows(failure.batch, rows, len(left))
+            left = np.delete(left, rows)
+            if 2 * len(left) < n_rows:
+                break
             step = repeat_step(training, failure, "without_rows", self.says)
-        if step is not None and failure.report.rows_in == "data":
-            training.left_out.update(failure.report.rows)
+        if step is not None:
+            dropped = tuple(np.setdiff1d(np.arange(n_rows), left).tolist())
+            report = dataclasses.replace(failure.report, rows=dropped, columns=())
+            rows = training.in_data(report).rows
+            reports = training.guard.reports
+            reports[-1] = dataclasses.replace(reports[-1], rows=rows)
+            if failure.report.rows_in == "data":
+                training.left_out.update(rows)
         return step

@@ -6,9 +6,9 @@ from sknan._utils.random_state import resumed
 from sknan.nets.recovery.explain import explain
 from sknan.nets.recovery.protocol import Failure, Step, StepMode, StepRefused, Training
 
-# Maximum number of repetitions of a step, and of omissions of a row from steps before
-# torch's own gradient is tried. Of 25 random failing trainings, all end in the same way
-# with 3 omissions.
+# Number of repetitions after which no operation is repaired any more, and of omissions
+# of a row from steps before torch's own gradient is tried. Of 25 random failing
+# trainings, all end in the same way with 3 omissions.
 MOST_REPETITIONS = 2
 
 

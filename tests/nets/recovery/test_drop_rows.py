@@ -78,6 +78,23 @@ def test_rows_of_a_tensor_data_set_are_those_of_the_data():
     assert rows == {7, 90}
 
 
+class LogOfEach(MLP):
+    """Module whose operations fail one after another."""
+
+    def forward(self, x):
+        parts = [torch.log(column) for column in (x * x).split(1, dim=1)]
+        return super().forward(torch.cat(parts, dim=1))
+
+
+def test_all_rows_that_a_step_drops_one_after_another_are_reported():
+    bad = X.copy()
+    bad[[3, 5, 9, 12], range(4)] = 0.0
+    net = fitted(network_of(LogOfEach, max_epochs=3, batch_size=-1), bad)
+    assert net.effective_lr_ == 0.05
+    for report in net.nonfinite_reports_:
+        assert (report.recovery, report.rows) == (DropRows.says, (3, 5, 9, 12))
+
+
 class Halves(nn.Module):
     """Percentage error, which is 0/0 if a target of zero is predicted exactly."""
 

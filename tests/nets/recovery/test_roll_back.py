@@ -52,6 +52,29 @@ def test_an_optimizer_that_divides_by_the_gradient_gets_a_useful_rate(lr):
     assert model.score(X, Y[:, 0]) > 0.8
 
 
+@pytest.mark.parametrize("kind", ["loop", "stack"])
+def test_the_rate_suits_the_momentum_of_a_long_training(kind):
+    options = {"lr": 1.0, "optimizer__momentum": 0.95, "max_epochs": 20}
+    if kind == "loop":
+        net = fitted(network_of(two_layers, **options))
+        assert net.nonfinite_reports_
+        assert r2(net) > 0.9
+        return
+    estimator = StableNetRegressor(
+        two_layers,
+        optimizer="sgd",
+        batch_size=16,
+        lr_schedule="constant",
+        clip_norm=None,
+        early_stopping=False,
+        random_state=0,
+        **options,
+    )
+    model = fitted(estimator, X, Y[:, 0])
+    assert model.nonfinite_reports_
+    assert model.score(X, Y[:, 0]) > 0.9
+
+
 def test_trials_of_lower_rates_leave_the_history_of_an_adaptive_clip_unchanged():
     net = fitted(network_of(MLP, lr=1e4, adaptive_clip=QuantileClip()))
     assert net.nonfinite_reports_
