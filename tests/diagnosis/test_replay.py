@@ -81,9 +81,7 @@ def test_failures_in_checkpointed_parts_are_found(reentrant):
 
 
 def scripted(module):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates it
-        return torch.jit.script(module)
+    return torch.jit.script(module)
 
 
 class Plain(nn.Module):

@@ -6,7 +6,6 @@ import copy
 import inspect
 import pickle
 import threading
-import warnings
 
 import numpy as np
 import pytest
@@ -208,9 +207,7 @@ class Locked(nn.Linear):
 
 
 def scripted():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates it
-        return torch.jit.script(nn.Linear(3, 1))
+    return torch.jit.script(nn.Linear(3, 1))
 
 
 @pytest.mark.parametrize(

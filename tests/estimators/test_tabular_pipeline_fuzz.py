@@ -86,7 +86,7 @@ DAMAGE = st.sampled_from(
         *(np.nan, np.inf, -np.inf, 1e300, -1e39, None, pd.NA, pd.NaT, "", " ", "?"),
         *("N/A", "word", "-999", "1e999", "inf", -999, 10**400, True, b"bytes"),
         *(pd.Timestamp("2020"), pd.Timedelta(1), Decimal("NaN")),
-        *(fractions.Fraction(1, 3), np.float16(1), np.datetime64("NaT"), [1], 1j),
+        *(fractions.Fraction(1, 3), np.float16(1), np.datetime64("NaT", "s"), [1], 1j),
     ]
 )
 

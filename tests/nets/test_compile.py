@@ -12,10 +12,7 @@ from sknan.diagnosis import diagnose
 
 # torch's compiler suppresses its own warnings in a way that has no effect if warnings
 # are errors, as they are in these tests.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +42,7 @@ def fitted(table):
         random_state=0,
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor|.*torch.jit")
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
         return model.fit(*table)
 
 

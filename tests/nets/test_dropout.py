@@ -37,7 +37,6 @@ def test_probabilities_next_to_0_and_1_have_the_masks_of_torch(p, dtype):
     assert torch.equal(*outputs)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("is_trained", [True, False])
 def test_compilers_and_transforms_of_torch_know_every_operation(is_trained):
     net = TabularMLP(3, 2, width=8, dropout=0.5).train(is_trained)

@@ -124,6 +124,8 @@ class Counting(GuardedNetRegressor):
         return super().train_step(batch, **fit_params)
 
 
+# LBFGS of torch 2.8 warns of the loss that a step of skorch returns.
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 @pytest.mark.parametrize(
     "optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.LBFGS]
 )

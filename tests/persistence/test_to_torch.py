@@ -215,7 +215,6 @@ def loaded(module, rows):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "way"),
     [

@@ -163,7 +163,7 @@ def test_an_object_that_is_no_number_is_named(cell):
 
 @pytest.mark.parametrize(
     "marker",
-    [None, math.nan, pd.NA, pd.NaT, np.datetime64("NaT"), decimal.Decimal("NaN")],
+    [None, math.nan, pd.NA, pd.NaT, np.datetime64("NaT", "s"), decimal.Decimal("NaN")],
 )
 @pytest.mark.parametrize("kind", [np.array, pd.DataFrame, list])
 def test_every_marker_among_objects_is_missing(marker, kind):

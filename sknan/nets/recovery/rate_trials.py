@@ -461,9 +461,10 @@ class RateTrials:
 
         def step_fn() -> Tensor:
             loss, norm = self._backward(batch)
-            losses.append(loss.detach())
+            loss = loss.detach()  # LBFGS of torch 2.8 warns otherwise
+            losses.append(loss)
             if not math.isfinite(norm):
-                raise StepRefused({}, float(loss.detach()), norm)
+                raise StepRefused({}, float(loss), norm)
             parameters = [p for p in net.guard_.parameters if p.grad is not None]
             grads = [p.grad for p in parameters]
             rescue_norm = net.guard_.clip_norm(is_repeated=False)
