@@ -6,9 +6,10 @@
 A multi-layer perceptron with two hidden layers is trained by StableNetClassifier, with
 its guard, a cosine schedule and clipping by norm, and by the loop that an expert writes
 by hand (`benchmarks.training.expert`). Times are medians of processor times on one
-thread, of runs in turn. The time of an epoch of StableNetClassifier is measured from
-begin to end; the rest of a fit is its fixed cost. The time of an epoch of the expert's
-loop is its total time divided by the number of epochs. Memory is the peak of a new
+thread, of runs in turn. The time of an epoch of StableNetClassifier is the difference
+of a fit of several epochs and a fit of one, divided by the number of additional epochs;
+the rest of a fit is its fixed cost. The time of an epoch of the expert's loop is its
+total time divided by the number of epochs. Memory is the peak of a new
 process that trains, minus the memory before (Linux). Before, the process has the table,
 and has trained on a few rows.
 """
@@ -27,7 +28,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from skorch.callbacks import Callback
 from threadpoolctl import threadpool_limits
 
 from benchmarks.prediction import added_peak
@@ -40,7 +40,7 @@ from benchmarks.timing import (
 from benchmarks.training import Perceptron, expert
 from sknan import NaNImputer, SafeScaler, StableNetClassifier
 
-# Number of steps in a fit of a network of width 64. The number of epochs is at least 1
+# Number of steps in a fit of a network of width 64. The number of epochs is at least 2
 # and at most MOST_EPOCHS.
 N_STEPS, N_STEPS_QUICK, MOST_EPOCHS = 3000, 400, 100
 
@@ -86,23 +86,6 @@ def data(n_rows: int, n_columns: int) -> tuple[np.ndarray, np.ndarray]:
 # -- time ----------------------------------------------------------------------------
 
 
-class EpochClock(Callback):
-    """Sum of the processor times of all epochs."""
-
-    def initialize(self) -> EpochClock:
-        """Set the sum to zero."""
-        self.seconds_ = 0.0
-        return self
-
-    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._start_ = time.process_time()
-
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        """Stop the clock."""
-        self.seconds_ += time.process_time() - self._start_
-
-
 def estimator(width: int, batch_size: int, epochs: int, **options: Any) -> Any:
     """Return a StableNetClassifier with the network of the expert's loop."""
     settings: dict[str, Any] = {
@@ -144,47 +127,35 @@ def measure_time(
 def _time_of(size: Size, repeats: int, n_steps: int) -> dict[str, float]:
     X, y = data(size.rows, size.columns)
     n_steps_here = n_steps * 64**2 // max(size.width, 64) ** 2
-    epochs = min(MOST_EPOCHS, max(1, n_steps_here // size.steps))
+    epochs = min(MOST_EPOCHS, max(2, n_steps_here // size.steps))
     is_long = size.steps > n_steps
-    per_epoch: list[float] = []
-    fixed: dict[bool, list[float]] = {False: [], True: []}
 
-    def fit(*, n_epochs: int = epochs, holds_out: bool = False) -> None:
-        clock = EpochClock()
-        net = estimator(
-            size.width,
-            size.batch_size,
-            n_epochs,
-            callbacks=[("clock", clock)],
-            early_stopping=holds_out,
-        )
-        start = time.process_time()
+    def fit(n_epochs: int, *, holds_out: bool = False) -> None:
+        net = estimator(size.width, size.batch_size, n_epochs, early_stopping=holds_out)
         net.fit(X, y)
-        fixed[holds_out].append(time.process_time() - start - clock.seconds_)
-        if not holds_out:
-            per_epoch.append(clock.seconds_ / n_epochs)
 
-    def fit_by_expert() -> None:
-        expert(X, y, size.width, size.batch_size, epochs)
-
-    if is_long:
-        repeats = min(repeats, 3)
-    _, expert_fits = in_turn(
-        [fit, fit_by_expert],
-        repeats=repeats,
+    longest, shortest, held_out, by_expert = in_turn(
+        [
+            lambda: fit(epochs),
+            lambda: fit(1),
+            lambda: fit(1, holds_out=True),
+            lambda: expert(X, y, size.width, size.batch_size, epochs),
+        ],
+        repeats=min(repeats, 3) if is_long else repeats,
         n_warm_ups=0 if is_long else 1,
         clock=time.process_time,
     )
-    for _ in range(repeats):
-        fit(n_epochs=1, holds_out=True)
-    per_epoch, expert_s = per_epoch[-repeats:], [s / epochs for s in expert_fits]
+    pairs = zip(longest, shortest, strict=True)
+    per_epoch = [(long - short) / (epochs - 1) for long, short in pairs]
+    expert_s = [seconds / epochs for seconds in by_expert]
+    epoch_s = statistics.median(per_epoch)
     return {
         "epochs": epochs,
-        "epoch_s": statistics.median(per_epoch),
+        "epoch_s": epoch_s,
         "expert_s": statistics.median(expert_s),
         "ratio": ratio_in_turn(per_epoch, expert_s),
-        "fixed_s": statistics.median(fixed[False][-repeats:]),
-        "fixed_held_out_s": statistics.median(fixed[True]),
+        "fixed_s": statistics.median(shortest) - epoch_s,
+        "fixed_held_out_s": statistics.median(held_out) - 0.9 * epoch_s,
     }
 
 
