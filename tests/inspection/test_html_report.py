@@ -351,7 +351,7 @@ def opened(page, tmp_path, width, *options):
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     (probe,) = re.findall(r"\{.*\}", html.unescape(done.stdout))[-1:]

@@ -108,7 +108,7 @@ def test_the_callers_streams_continue_after_a_module_that_raises(error):
         regressor(module=RaisesInInit, module__error=error).fit(X, y)
     assert streams() == before
     with ThreadPoolExecutor(1) as pool:  # the turn was given back
-        pool.submit(regressor().fit, X, y).result(timeout=60)
+        pool.submit(regressor().fit, X, y).result(timeout=600)
 
 
 def test_the_finder_and_partial_fit_leave_the_callers_streams():

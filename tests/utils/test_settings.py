@@ -209,7 +209,7 @@ def test_a_forked_process_predicts_and_trains(n_rows):
             child = context.Process(target=_answer, args=(queue, action))
             child.start()
             try:
-                found = queue.get(timeout=60)
+                found = queue.get(timeout=600)
             finally:
                 child.kill()
                 child.join()
