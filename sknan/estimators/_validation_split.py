@@ -72,60 +72,6 @@ class ValidationFold(NamedTuple):
         return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
 
 
-def split_rows(
-    y: np.ndarray,
-    seed: int,
-    *,
-    validation_fraction: float,
-    is_classification: bool,
-    fold: ValidationFold | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the numbers of the training and of the validation rows.
-
-    Parameters
-    ----------
-    y : ndarray of shape (n_rows,) or (n_rows, n_targets)
-        Class codes or targets.
-    seed : int
-        Seed of the choice, if there is no fold.
-    validation_fraction : float
-        Fraction of the rows to hold out, if there is no fold.
-    is_classification : bool
-        Whether to hold out the same fraction of each class where that is possible.
-    fold : ValidationFold or None, default=None
-        Fold to hold out, used if there are enough rows for one.
-
-    Returns
-    -------
-    train, valid : Tensor of int64
-
-    Raises
-    ------
-    ValueError
-        If no row would be left for training.
-    """
-    n_rows = len(y)
-    if fold is not None and n_rows >= fold.n_folds:
-        train, valid = fold.split(n_rows, y if is_classification else None)
-        return torch.from_numpy(train), torch.from_numpy(valid)
-    n_valid = math.ceil(validation_fraction * n_rows)
-    if n_valid >= n_rows:
-        raise ValueError(
-            f"validation_fraction={validation_fraction!r} holds out {n_valid} of "
-            f"{n_rows} rows, which leaves none to train on. Lower it, or set "
-            "early_stopping=False."
-        )
-    stratify = None
-    if is_classification:
-        counts = np.unique(y, return_counts=True)[1]
-        fits = min(n_valid, n_rows - n_valid) >= len(counts)
-        stratify = y if counts.min() >= 2 and fits else None
-    train, valid = train_test_split(
-        np.arange(n_rows), test_size=n_valid, random_state=seed, stratify=stratify
-    )
-    return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(valid))
-
-
 class UserSplits(NamedTuple):
     """Splits of the rows that the user passed, by a splitter or as pairs of indices.
 
@@ -268,6 +214,11 @@ class HoldOut:
         Returns
         -------
         train, valid : Tensor of int64
+
+        Raises
+        ------
+        ValueError
+            If no row would be left for training.
         """
         rows, fold = np.arange(len(y)), self.fold
         y = label_combinations(y) if self.is_classification else y
@@ -280,15 +231,30 @@ class HoldOut:
         elif self.groups is not None:
             is_valid = self._is_in_fold_of_groups(self.groups, y, seed)
             train, valid = rows[~is_valid], rows[is_valid]
+        elif fold is not None and len(y) >= fold.n_folds:
+            train, valid = fold.split(len(y), y if self.is_classification else None)
         else:
-            return split_rows(
-                y,
-                seed,
-                validation_fraction=self.validation_fraction,
-                is_classification=self.is_classification,
-                fold=fold,
-            )
+            train, valid = self._at_random(y, seed)
         return torch.from_numpy(train), torch.from_numpy(valid)
+
+    def _at_random(self, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        n_rows = len(y)
+        n_valid = math.ceil(self.validation_fraction * n_rows)
+        if n_valid >= n_rows:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction!r} holds out {n_valid} "
+                f"of {n_rows} rows, which leaves none to train on. Lower it, or set "
+                "early_stopping=False."
+            )
+        stratify = None
+        if self.is_classification:
+            counts = np.unique(y, return_counts=True)[1]
+            fits = min(n_valid, n_rows - n_valid) >= len(counts)
+            stratify = y if counts.min() >= 2 and fits else None
+        train, valid = train_test_split(
+            np.arange(n_rows), test_size=n_valid, random_state=seed, stratify=stratify
+        )
+        return np.sort(train), np.sort(valid)
 
     def _is_in_fold_of_groups(
         self, groups: np.ndarray, y: np.ndarray, seed: int

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from sklearn.model_selection import train_test_split
 
-from sknan.estimators._validation_split import ValidationFold, split_rows
+from sknan.estimators._validation_split import HoldOut, ValidationFold
 
 
 def test_a_split_keeps_the_shares_of_the_classes_where_that_is_possible():
     codes = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 50, 10]))
 
-    train, valid = split_rows(codes, 3, validation_fraction=0.1, is_classification=True)
+    train, valid = HoldOut(0.1, is_classification=True).split(codes, 3)
 
     expected = train_test_split(
         np.arange(160), test_size=16, random_state=3, stratify=codes
@@ -21,9 +21,7 @@ def test_a_split_keeps_the_shares_of_the_classes_where_that_is_possible():
 
 @pytest.mark.parametrize("codes", [[0] * 30 + [1], list(range(10)) * 2])
 def test_a_split_ignores_classes_that_are_too_many_or_too_small(codes):
-    train, valid = split_rows(
-        np.array(codes), 3, validation_fraction=0.1, is_classification=True
-    )
+    train, valid = HoldOut(0.1, is_classification=True).split(np.array(codes), 3)
 
     expected = train_test_split(
         np.arange(len(codes)), test_size=len(valid), random_state=3
@@ -34,7 +32,7 @@ def test_a_split_ignores_classes_that_are_too_many_or_too_small(codes):
 
 def test_a_split_that_leaves_no_row_is_refused():
     with pytest.raises(ValueError, match="leaves none") as refused:
-        split_rows(np.ones(3), 0, validation_fraction=0.9, is_classification=False)
+        HoldOut(0.9, is_classification=False).split(np.ones(3), 0)
     assert str(refused.value) == (
         "validation_fraction=0.9 holds out 3 of 3 rows, which leaves none to train on. "
         "Lower it, or set early_stopping=False."
