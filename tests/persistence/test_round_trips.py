@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from fresh_process import run_script
 from persistence_helpers import clean_table
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from skorch import NeuralNet
 from torch import nn
 
+import sknan
 from sknan import (
     BatchedGridSearchCV,
     BatchedHalvingSearchCV,
@@ -32,6 +35,7 @@ from sknan import (
     tabular_pipeline,
 )
 from sknan.persistence import save
+from sknan.preprocessing import TableCleaner
 
 X = clean_table(48).astype(np.float32)
 LABELS = (X[:, 0] > 1).astype(np.int64)
@@ -44,6 +48,7 @@ RATES = {"lr": [1e-3, 1e-2]}
 ESTIMATORS = {
     "NaNImputer": NaNImputer(),
     "SafeScaler": SafeScaler(),
+    "TableCleaner": TableCleaner(),
     "StableNetClassifier": CLASSIFIER,
     "StableNetRegressor": REGRESSOR,
     "StableNetEnsembleClassifier": StableNetEnsembleClassifier(CLASSIFIER, 2),
@@ -75,14 +80,18 @@ WRITERS = {
 
 def models_of(name, estimator):
     """Return an estimator alone, in a Pipeline, and in a search."""
-    if name in ("NaNImputer", "SafeScaler"):
-        pipeline = make_pipeline(estimator, Ridge())
+    if hasattr(estimator, "transform"):
+        pipeline = make_pipeline(estimator, NaNImputer(), Ridge())
     else:
         pipeline = make_pipeline(NaNImputer(dtype="float32"), estimator)
     models = {"alone": estimator, "pipeline": pipeline}
     if "Search" not in name and name != "GuardedNet":  # which has no score
         grid = {"memory": [None]}
         models["search"] = GridSearchCV(pipeline, grid, cv=2)
+    if name == "tabular_pipeline":
+        models["batched"] = BatchedGridSearchCV(
+            estimator, {"net__lr": [1e-3, 1e-2]}, cv=2
+        )
     return models
 
 
@@ -143,6 +152,16 @@ def outputs(tmp_path_factory):
     assert done == (0, "")
     with np.load(folder / "found.npz") as found:
         return expected, dict(found)
+
+
+def test_all_public_estimators_are_among_the_models():
+    packages = (sknan, sknan.preprocessing)
+    public = {name: getattr(p, name) for p in packages for name in dir(p)}
+    classes = {name: cls for name, cls in public.items() if isinstance(cls, type)}
+    kinds = (BaseEstimator, NeuralNet)
+    assert {name for name, cls in classes.items() if issubclass(cls, kinds)} == {
+        name for name in ESTIMATORS if name != "tabular_pipeline"
+    }
 
 
 @pytest.mark.parametrize("form", WRITERS)
