@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import statistics
 from collections.abc import Callable, Hashable, Sequence
@@ -186,10 +187,12 @@ def check_objects(
     TypeError
         If a cell is a container, or an object without a text of its own.
     ValueError
-        If dates or durations would be filled with another kind of value.
+        If dates or durations would be filled with another kind of value, or only some
+        dates of a column have a time zone.
     """
     if X.dtype.kind != "O":
         return
+    check_zones(X, names)
     for j, column in enumerate(X.T):
         cells = column.tolist()
         for cls in dict.fromkeys(map(type, cells)):
@@ -215,3 +218,37 @@ def check_objects(
                     "fill_value of this kind, or fill the column with "
                     "strategy='most_frequent'."
                 )
+
+
+def check_zones(
+    X: NDArray[Any], names: Sequence[Any] | None, values: Sequence[Any] = ()
+) -> None:
+    """Refuse columns with and without time zones, which have no order.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Table.
+    names : sequence or None
+        Names of the columns, for messages.
+    values : sequence, default=()
+        Values that fill the columns.
+
+    Raises
+    ------
+    ValueError
+        If only some dates of a column, or only its fill value, have a time zone.
+    """
+    for j, column in enumerate(X.T if X.dtype.kind == "O" else ()):
+        cells = [*values[j : j + 1], *column.tolist()]
+        dates = [c for c in cells if isinstance(c, datetime.date) and not is_missing(c)]
+        zoned = {
+            getattr(date, "tzinfo", None) is not None: date for date in dates[::-1]
+        }
+        if len(zoned) == 2:
+            raise ValueError(
+                f"Column {column_name(j, names)} of X would have dates with a time "
+                f"zone, such as {zoned[True]}, beside dates without one, such as "
+                f"{zoned[False]}. Pass pandas.to_datetime(column, utc=True) to fit and "
+                "to transform; a fill_value needs a time zone, too."
+            )

@@ -23,6 +23,7 @@ from sknan._utils.warn import warn
 from sknan.preprocessing._column_statistics import (
     ColumnStatistics,
     check_objects,
+    check_zones,
     medians_of_objects,
 )
 from sknan.preprocessing._kernels.blocks import KnownMask, fill
@@ -228,10 +229,10 @@ class ImputerBase(SimpleImputer):
         self, X: NDArray[Any], strategy: Any, marker: Any, fill_value: Any
     ) -> NDArray[Any]:
         self.n_samples_seen_ = len(X)
+        names = getattr(self, "feature_names_in_", None)
         if strategy in _ANY_KIND:
             self.n_missing_ = self._missing(X).sum(axis=0)
-            constant = fill_value if strategy == "constant" else None
-            check_objects(X, getattr(self, "feature_names_in_", None), constant)
+            check_objects(X, names, fill_value if strategy == "constant" else None)
             # SimpleImputer rounds integers to float64.
             is_counted = strategy == "most_frequent" and X.dtype.kind in "iu"
             if is_counted and not _fit_float64(X):
@@ -239,7 +240,6 @@ class ImputerBase(SimpleImputer):
             found = super()._dense_fit(X, strategy, self._marker(), fill_value)
             return np.asarray(found)
         if X.dtype.kind == "O":
-            names = getattr(self, "feature_names_in_", None)
             check_objects(X, names)
             missing = self._missing(X)
             self.n_missing_ = missing.sum(axis=0)
@@ -347,6 +347,9 @@ class ImputerBase(SimpleImputer):
             columns = np.repeat(np.arange(X.shape[1]), np.diff(X.indptr))
             X.data[missing] = values[columns[missing]]
         else:
+            filled = np.flatnonzero(missing.any(axis=0))
+            names = self.get_feature_names_out()
+            check_zones(X[:, filled], names[filled], values[filled].tolist())
             np.copyto(X, values, where=missing)
         return X
 

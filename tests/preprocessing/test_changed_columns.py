@@ -300,6 +300,7 @@ def test_other_text_than_iso_is_read_in_the_format_of_fit_or_in_iso():
         ["04.03.2020", "2020-03-04T00:00:00Z", "4 March 2020", "Mar 4, 2020"],
         ["03/04/2020", "12/31/2019", "03/04/2020 12:00 AM", "03/04/20 00:00:00"],
         ["4-Mar-20", "2020/03/04", "2020-03-04T09:00+09:00", "2020-03-04"],
+        ["4 MAR 2020", "Mar. 4, 2020", "4-march-20", "31 Dec. 2019"],
     ],
 )
 def test_dates_of_several_formats_in_one_column_are_dates(texts):
@@ -312,6 +313,18 @@ def test_dates_of_several_formats_in_one_column_are_dates(texts):
     for text in texts:
         later = cleaner.transform(table(pd.Series([text])))["x"]
         assert later.tolist() == [new_year if "31" in text else day]
+
+
+@pytest.mark.parametrize("format_", ["{} {} 2020", "{}-{}-20", "{1}. {0}, 2020"])
+def test_september_has_two_abbreviations(format_):
+    days = pd.Series(pd.date_range("2020-08-25", "2020-10-05"))
+    texts = [format_.format(d.day, d.strftime("%b")) for d in days]
+    later = [text.replace("Sep", "Sept") for text in texts]
+    for first, second in ((texts, later), (later, texts)):
+        cleaner = TableCleaner().fit(table(pd.Series(first)))
+        for cells in (first, second):
+            read = cleaner.transform(table(pd.Series(cells)))["x"]
+            assert read.tolist() == days.tolist()
 
 
 @pytest.mark.parametrize("first", ["%d/%m/%Y", "%m/%d/%Y"])
@@ -334,7 +347,7 @@ def test_a_day_above_12_decides_the_order_in_the_whole_column(first):
         ("%Y-%m-%d %H:%M", "2020-01-05 24:00"),
         ("%Y-%m-%d %H:%M", "2020-01-05 12:60"),
         ("%Y-%m-%d %H:%M", "2020-01-05 12:00+99:00"),
-        ("%d %b %Y", "5 Sept 2020"),
+        ("%d %b %Y", "31 Sept 2020"),
         ("%m/%d/%Y %I:%M a.m.", "01/05/2020 13:00 p.m."),
     ],
 )

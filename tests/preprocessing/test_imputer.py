@@ -472,6 +472,37 @@ def test_dates_are_filled_only_with_dates():
             imputer.fit(table.assign(other=other))
 
 
+@pytest.mark.parametrize(
+    "imputer",
+    [
+        NaNImputer(strategy="median"),
+        NaNImputer(strategy="most_frequent"),
+        NaNImputer(
+            strategy="constant", fill_value=pd.Timestamp("2020-03-01", tz="UTC")
+        ),
+    ],
+)
+def test_dates_with_and_without_a_zone_do_not_fill_one_column(imputer):
+    days = pd.Series(pd.to_datetime(["2020-03-01", None, "2020-03-01"]))
+    naive, aware = days.to_frame("d"), days.dt.tz_localize("Asia/Tokyo").to_frame("d")
+    imputer.fit(aware)
+    first = "2020-03-01 00:00:00+0" + ("0" if imputer.fill_value else "9") + ":00"
+    assert message_of(ValueError, imputer.transform, naive) == (
+        f"Column 'd' of X would have dates with a time zone, such as {first}, beside "
+        "dates without one, such as 2020-03-01 00:00:00. Pass pandas.to_datetime("
+        "column, utc=True) to fit and to transform; a fill_value needs a time zone, "
+        "too."
+    )
+    assert len(imputer.transform(naive.dropna())) == 2
+    mixed = pd.DataFrame({"d": [naive["d"][0], aware["d"][0], None]}, dtype=object)
+    with pytest.raises(ValueError, match="beside dates without one"):
+        imputer.fit(mixed)
+    for table in (naive, mixed):
+        in_utc = table.apply(pd.to_datetime, utc=True)
+        filled = imputer.fit(in_utc).transform(in_utc)
+        assert {day.tzinfo is None for day in filled.ravel()} == {False}
+
+
 @pytest.mark.parametrize("value", [1e39, INF, NAN, "none", [1.0, 2.0]])
 @pytest.mark.parametrize("dtype", [float, object])
 def test_a_fill_value_that_does_not_fit_is_refused(value, dtype):

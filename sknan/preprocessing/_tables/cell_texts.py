@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sknan.preprocessing._tables.date_format import (
     ISO,
+    as_pandas_reads,
     epochs_of,
-    in_whole_minutes,
     read_dates,
 )
 from sknan.preprocessing._tables.typed_column import TypedColumn, is_missing
@@ -46,7 +46,7 @@ def values_of(texts: pd.Index) -> list[Any]:
             span = pd.to_timedelta(text.upper(), errors="coerce")
             values[i] = None if span is pd.NaT else span.total_seconds()
     dates = pd.Series(texts, dtype=object)[lower.str.contains(_DATE)]
-    for i, date in read_dates(dates.map(in_whole_minutes), ISO).dropna().items():
+    for i, date in read_dates(dates.map(as_pandas_reads), ISO).dropna().items():
         values[i] = date
     return values
 

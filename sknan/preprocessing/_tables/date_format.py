@@ -21,7 +21,10 @@ from sknan._utils.warn import warn
 # column to be read as such.
 MIN_SHARE = 0.9
 
-MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
+    r"|sep(?:t(?:ember)?)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
+)
 CLOCK = r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?:\s?[ap]\.?m\.?)?"
 _ZONE = r"(?:\s?(?:z|utc|[+-]\d{2}:?\d{2}))?"
 _DATE = re.compile(
@@ -42,6 +45,7 @@ _SHORT_YEAR = re.compile(
     r"^(\d{1,2}([/. -])(?:\d{1,2}|[a-z]{3,9})\2)(\d\d)(?!\d)", re.I
 )
 _HALF_OF_DAY = re.compile(r"(\s?)([ap])\.?m\b\.?", re.I)
+_WORD = re.compile(rf"\b({MONTH})(?![a-z])|([ap])\.?m\b\.?", re.I)
 _HOURS = re.compile(r"%H(:%M(?::%S(?:\.%f)?)?)")
 
 # Day and month in any order before the year. By mark between them, whether the day is
@@ -104,7 +108,7 @@ class DateFormat:
             Without a name there is no warning.
         """
         counts = texts.value_counts(sort=False)
-        distinct = pd.Series(counts.index, dtype=object).map(in_whole_minutes)
+        distinct = pd.Series(counts.index, dtype=object).map(as_pandas_reads)
         if distinct.empty:
             return None
         format_, is_read = _best_format(distinct, distinct.iloc[0])
@@ -196,7 +200,7 @@ class DateFormat:
                 return dates
             dates[rest.index] = self.of_dates(read_dates(rest, format_)).to_numpy()
         rest = texts[dates.isna() & texts.notna()]
-        iso = self.of_dates(read_dates(rest.map(in_whole_minutes), ISO))
+        iso = self.of_dates(read_dates(rest.map(as_pandas_reads), ISO))
         numbers = pd.to_numeric(rest, errors="coerce").to_numpy(np.float64)
         dates[rest.index] = iso.fillna(self.of_numbers(numbers)).to_numpy()
         return dates
@@ -274,8 +278,8 @@ def read_dates(texts: pd.Series, format_: str) -> pd.Series:
     format_ : str
         Format of ``pandas.to_datetime``.
     """
-    if "%p" in format_:
-        texts = _without_dots(texts)
+    if "%b" in format_ or "%p" in format_:
+        texts = texts.map(as_pandas_reads)
 
     def read(texts: pd.Series) -> NDArray[np.datetime64]:
         dates = pd.to_datetime(texts, format=format_, errors="coerce", utc=True)
@@ -369,15 +373,8 @@ def _guessed_formats(text: str, orders: _Orders) -> list[str]:
     return formats
 
 
-def _without_dots(texts: pd.Series) -> pd.Series:
-    """Return texts with PM for p.m., which pandas cannot read."""
-    return texts.map(lambda text: _HALF_OF_DAY.sub(r"\1\2M", text), na_action="ignore")
-
-
 def _zone_of(texts: pd.Series, format_: str) -> tzinfo | None:
     """Return the time zone of texts, UTC if they have several UTC offsets."""
-    if "%p" in format_:
-        texts = _without_dots(texts)
     read = pd.to_datetime(texts, format=format_, errors="coerce", utc=True)
     near = texts[read.notna()]
     with warnings.catch_warnings():
@@ -391,12 +388,19 @@ def _zone_of(texts: pd.Series, format_: str) -> tzinfo | None:
     return zone
 
 
-def in_whole_minutes(text: Any) -> Any:
-    """Return a date with seconds in its UTC offset, which pandas refuses, in UTC."""
-    if isinstance(text, str) and _OFFSET_WITH_SECONDS.search(text):
+def as_pandas_reads(text: Any) -> Any:
+    """Return a date with Sep for Sept. and PM for p.m., which pandas cannot read.
+
+    One with seconds in its UTC offset becomes one in UTC.
+    """
+    if not isinstance(text, str):
+        return text
+    if _OFFSET_WITH_SECONDS.search(text):
         with contextlib.suppress(ValueError, OverflowError):
             return datetime.fromisoformat(text).astimezone(UTC).isoformat()
-    return text
+    return _WORD.sub(
+        lambda word: word[1][:3].capitalize() if word[1] else f"{word[2]}M", text
+    )
 
 
 def epochs_of(date: pd.Timestamp) -> list[float]:
