@@ -56,7 +56,7 @@ def check_outliers(
     dtype : type, default=numpy.float32
         Type of the numbers in the network.
     is_harmful : callable, default=numpy.any
-        Function of the mask of outliers that tells whether they do harm.
+        Function of the mask of outliers that returns whether they do harm.
 
     Raises
     ------

@@ -131,8 +131,8 @@ class ClassCoding:
     def log_probabilities(self, criterion: nn.Module, output: Tensor) -> np.ndarray:
         """Return finite logarithms of the probabilities of the classes, in float64.
 
-        They tell apart probabilities that round to 0 or 1. With several labels per row
-        the last axis has absence and presence of each label.
+        They distinguish probabilities that round to 0 or 1. With several labels per
+        row, the last axis has absence and presence of each label.
         """
         return self.log_responses(criterion, output).numpy()
 

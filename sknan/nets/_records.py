@@ -170,7 +170,7 @@ def _dropped_rows(reports: list[NonFiniteReport]) -> str:
     return text
 
 
-def _lost_rows(same: list[NonFiniteReport], rows: list[int], told: str) -> str:
+def _lost_rows(same: list[NonFiniteReport], rows: list[int], stated: str) -> str:
     """Return sentences on rows that were left out again and again for one reason.
 
     The action is left out if it is the one that the warning ends with.
@@ -182,7 +182,7 @@ def _lost_rows(same: list[NonFiniteReport], rows: list[int], told: str) -> str:
         "either."
     )
     columns = tuple(dict.fromkeys(column for r in same for column in r.columns))
-    action = "" if same[0].action == told else same[0].action
+    action = "" if same[0].action == stated else same[0].action
     report = dataclasses.replace(
         same[0], evidence=evidence, action=action, rows=tuple(rows), columns=columns
     )

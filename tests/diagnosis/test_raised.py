@@ -1,4 +1,4 @@
-"""Exceptions of argument checks, told from errors of the program."""
+"""Exceptions of argument checks, as opposed to errors of the program."""
 
 from __future__ import annotations
 

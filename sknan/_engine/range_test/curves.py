@@ -37,7 +37,7 @@ SHARE = 0.2
 _MAX_HELD_OUT = 1000
 
 # Curves and held-out rows are compared in parts. A part has at least two steps, and one
-# held-out row: in smaller tables none are held out. Learning rates are told apart by at
+# held-out row: in smaller tables none are held out. Learning rates are compared by at
 # least two.
 MIN_STEPS = 2 * N_TRIALS
 MIN_ROWS = round(N_TRIALS / SHARE)
