@@ -40,6 +40,18 @@ def test_rows_to_blame_are_dropped_and_reported_as_rows_of_the_data():
     )
 
 
+class Normed(LogOfFirst):
+    def __init__(self):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.BatchNorm1d(4), MLP())
+
+
+def test_running_statistics_count_the_steps_that_were_taken_and_no_trials():
+    net = fitted(network_of(Normed, max_epochs=3), with_bad_rows())
+    assert int(net.module_.mlp[0].num_batches_tracked) == 3 * 8
+    assert {report.recovery for report in net.nonfinite_reports_} == {DropRows.says}
+
+
 def test_columns_are_reported_by_name():
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(with_bad_rows(), columns=["gain", "b", "c", "d"])
