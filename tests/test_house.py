@@ -37,13 +37,13 @@ PUBLIC_MODULES = [
 # A package imports only packages of lower levels.
 LEVELS = {
     "exceptions": 1,
-    "functional": 1,
     "_utils": 2,
-    "activations": 2,
-    "losses": 3,
+    "functional": 3,
     "optim": 3,
     "preprocessing": 3,
     "testing": 3,
+    "activations": 4,
+    "losses": 4,
     "diagnosis": 4,
     "nets": 5,
     "_engine": 6,

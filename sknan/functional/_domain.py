@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sknan._utils.outside import is_of_signal, unless
+
 Dim = int | tuple[int, ...] | None
 
 
@@ -124,7 +126,7 @@ def is_between(x: Tensor, low: float, high: float) -> bool:
         return (low == -math.inf or float(x.amin()) > low) and (
             high == math.inf or float(x.amax()) < high
         )
-    except RuntimeError:  # raised by vmap and by fake tensors
+    except unless(is_of_signal, RuntimeError):  # raised by vmap and by fake tensors
         return False
 
 
@@ -135,7 +137,7 @@ def is_finite(x: Tensor) -> bool:
     x = x.detach()
     try:
         return not x.numel() or all(math.isfinite(end) for end in torch.aminmax(x))
-    except RuntimeError:  # raised by vmap and by fake tensors
+    except unless(is_of_signal, RuntimeError):  # raised by vmap and by fake tensors
         return False
 
 
@@ -240,7 +242,7 @@ def _indices(mask: Tensor) -> Tensor | None:
     """Return the positions of the elements of a mask; None if they cannot be read."""
     try:
         return mask.flatten().nonzero().flatten() if can_read_values(mask) else None
-    except RuntimeError:  # raised by vmap and by fake tensors
+    except unless(is_of_signal, RuntimeError):  # raised by vmap and by fake tensors
         return None
 
 

@@ -181,8 +181,8 @@ class TabularMLP(nn.Module):
     Raises
     ------
     ValueError
-        If ``activation`` is unknown, ``width`` is below 1, ``depth`` or
-        ``n_frequencies`` is negative, ``dropout`` is outside [0, 1), or
+        If ``activation`` is unknown, ``width`` is no integer of at least 1, ``depth``
+        or ``n_frequencies`` none of at least 0, ``dropout`` is no number in [0, 1), or
         :class:`PeriodicEmbedding` raises an error for its parameters.
 
     Notes

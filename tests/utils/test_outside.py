@@ -11,10 +11,12 @@ from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sknan import BatchedGridSearchCV, StableNetRegressor
 from sknan._utils.outside import is_of_signal
 from sknan.diagnosis._raised import may_concern_values
+from sknan.functional._domain import is_between
 from sknan.persistence import load, save
 
 
@@ -63,6 +65,22 @@ class Layer(nn.Linear):
         super().__init__(n_features_in, n_outputs)
 
 
+class Counted(TorchDispatchMode):
+    """Mode in which operations call Python, as they do while a step is explained."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def bounded(_):
+    with Counted():
+        return is_between(torch.ones(3), 0.0, 2.0)
+
+
+class DeadlineError(ValueError, RuntimeError):
+    """Exception of kinds that blocks keep."""
+
+
 def score_rows(model, X, y):
     return model.score(X, y)
 
@@ -92,6 +110,7 @@ def file(tmp_path_factory):
             lambda _: searched(make_pipeline(FunctionTransformer(doubled), NET)),
             "doubled",
         ),
+        (bounded, "__torch_dispatch__"),
         (load, "_check_parts"),
         (load, "_restored"),
         (lambda path: save(load(path), path), "_written"),
@@ -102,12 +121,12 @@ def test_no_block_keeps_the_exception_of_a_handler(run, function, file):
     def alarm(frame, event, arg):
         if frame.f_code.co_name == function:
             sys.settrace(None)
-            raise ValueError("deadline")
+            raise DeadlineError("deadline")
 
     before = sys.gettrace()
     sys.settrace(alarm)
     try:
-        with pytest.raises(ValueError, match=r"^deadline$"):
+        with pytest.raises(DeadlineError, match=r"^deadline$"):
             run(file)
     finally:
         sys.settrace(before)
