@@ -124,7 +124,8 @@ class Draw:
         choices: list[Any] = re.findall(r'"([^"]+)"', kind)
         words = set(re.findall(r"\w+", re.sub(r'"[^"]+"', "", kind)))
         choices += re.findall(r'``"([^"]+)"``', text) if "str" in words else []
-        number = default if isinstance(default, (int, float)) and default else 1.0
+        is_usual = isinstance(default, (int, float)) and 0 < abs(default) < 1e15
+        number = default if is_usual else 1.0
         if "float" in words:
             scaled = number * 10.0 ** self.rng.uniform(-2, 2)
             choices += [
