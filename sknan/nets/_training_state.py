@@ -455,7 +455,9 @@ def put_net(net: Any, state: dict[str, Any]) -> None:
     for i, row in enumerate(state["history"]):
         for part in (row, *row["batches"]):
             numbers = dict.fromkeys(NET_ENTRIES & part.keys(), 0.0)
-            require_like(part, numbers, f"history[{i}]")
+            flags = {f"{name}_best" for name in numbers} & part.keys()
+            kinds = {**numbers, **dict.fromkeys(flags, True)}
+            require_like(part, kinds, f"history[{i}]")
     present = Snapshot(net._all_modules())
     with torch.no_grad():
         for name, module in _modules_of(net).items():

@@ -656,6 +656,12 @@ def test_a_file_that_is_not_a_backup_is_refused_and_runs_no_code(tmp_path):
         ),
         (["history", 0], 1, "TypeError: history[0] is of type int instead of dict"),
         (
+            ["history", 0, "train_loss_best"],
+            torch.zeros(0),
+            "TypeError: history[0]['train_loss_best'] is of type Tensor instead of "
+            "bool",
+        ),
+        (
             ["history", 0, "train_batch_count"],
             [1],
             "TypeError: history[0]['train_batch_count'] is of type list instead of "
@@ -744,7 +750,7 @@ def test_every_attribute_of_a_guard_is_kept_or_made_at_the_beginning():
     made = {
         *("on_nonfinite", "max_recoveries", "parameters", "reports"),
         *("_optimizers", "_buffers", "_weights", "_watch"),
-        *("_first_step_ratio", "_is_step_fragile"),
+        *("_first_step_ratio", "_is_step_fragile", "_n_steps"),
     }
     guard.begin([module], [torch.optim.SGD(module.parameters(), 0.1)])
     kept = {name for name in guard.state_dict() if name in vars(guard)}

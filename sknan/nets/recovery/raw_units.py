@@ -16,6 +16,7 @@ those of the network on raw data.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from sknan._utils.thresholds import FAR, SMALL
 from sknan._utils.tree import first_of
 from sknan.diagnosis._raised import result_of_trial
+from sknan.diagnosis._values import are_all_finite
 from sknan.losses._traits import traits_of
 
 # A column whose mean or standard deviation is at least this large is in raw units. The
@@ -221,8 +223,10 @@ class Conditioning:
         Returns
         -------
         Conditioning or None
-            None if the network has other layers.
+            None if the network has other layers, or a number is not finite.
         """
+        if not 0.0 < state["loss_scale"] < math.inf:
+            return None
         parts: list[Any] = list(module.modules())
         units = []
         for saved in state["units"]:
@@ -232,6 +236,8 @@ class Conditioning:
             tensors = {k: v.to(layer.weight) for k, v in saved.items() if k != "layer"}
             found, blank = _Units(layer, **tensors), _Units.of(layer)
             if any(vars(found)[k].shape != vars(blank)[k].shape for k in tensors):
+                return None
+            if not are_all_finite(tensors.values()):
                 return None
             units.append(found)
         return cls(units, list(module.parameters()), state["loss_scale"])

@@ -231,6 +231,13 @@ def test_a_saved_state_conditions_an_equal_network_in_the_same_way():
         optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
         outputs.append(trained(module, optimizer, X, y, F.mse_loss, conditioning)[-1])
     assert torch.equal(*outputs)
+    state = one.state_dict(first)
+    shift = state["units"][0]["shift"]
+    for wrong in (shift[:0], shift + torch.nan):
+        state["units"][0]["shift"] = wrong
+        assert Conditioning.from_state_dict(state, second) is None
+    state["loss_scale"] = float("nan")
+    assert Conditioning.from_state_dict(state, second) is None
 
 
 # -- columns -------------------------------------------------------------------------
