@@ -687,15 +687,18 @@ def test_initial_weights_that_are_not_finite_are_refused():
 
 def test_a_training_interrupted_with_nan_weights_ends_with_verified_ones():
     module = network()
-    loop = PlainLoop(module, Guard())
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    loop = PlainLoop(module, Guard(), optimizer)
     loop.step(*batch(0))
-    verified = state_of(module)
+    verified, moments = state_of(module), moments_of(optimizer)
     loop.guard.propose_weights()
     loop.step(*batch(1))
     with torch.no_grad():
         module[0].weight.fill_(torch.nan)
     loop.guard.end()
     assert is_same(state_of(module), verified)
+    for new, old in zip(moments_of(optimizer), moments, strict=True):
+        assert is_same(new, old)
 
 
 def test_after_its_end_a_guard_holds_no_tensor():

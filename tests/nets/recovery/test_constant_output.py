@@ -21,7 +21,7 @@ from failing_trainings import (
 from skorch.callbacks import Callback
 from torch import nn
 
-from sknan import StableNetClassifier
+from sknan import DivergenceWarning, StableNetClassifier
 from sknan.losses._registry import closed_form_of
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.drop_rows import DropRows
@@ -139,6 +139,69 @@ def test_a_rescue_far_worse_than_a_constant_is_no_success():
         DropRows.says,
         RepairOperations.says,
     }
+
+
+class Root(nn.Module):
+    """Network at a constant output, with 0 * inf in the gradient of most rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 16)
+        self.head = nn.Linear(16, 1)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.head(torch.where(h > 0, torch.sqrt(h), 0.1 * h))
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+        nn.init.constant_(self.head.weight, 0.5)
+
+    def forward(self, x):
+        return self.head(torch.cat([torch.log(x[:, :1]), x[:, 1:]], 1))
+
+
+class Drift(Callback):
+    """Slow growth of the loss, which is then not on its way down."""
+
+    def on_epoch_end(self, net, **_):
+        with torch.no_grad():
+            net.module_.head.weight.mul_(1.1)
+            net.module_.head.bias.add_(0.1)
+
+
+@pytest.mark.parametrize(
+    ("module", "says"), [(Root, RepairOperations.says), (Linear, DropRows.says)]
+)
+def test_a_rescue_that_chance_would_explain_is_no_success(module, says):
+    """Two standard errors of the loss contain that of a constant output.
+
+    A network whose operations were repaired in most steps must be better than it, and
+    one whose loss is far higher in the mean, by one row alone, is worse.
+    """
+    data = X
+    if module is Linear:
+        data = with_bad_rows()
+        data[20, 1] = 1e3
+    net = network_of(module, lr=1e-9, max_epochs=3, callbacks=[Drift()])
+    assert "has learned nothing" in str(refused(net, data, Y - Y.mean()))
+    assert {report.recovery for report in net.nonfinite_reports_} == {says}
+
+
+def test_a_rescue_whose_loss_is_still_high_is_remarked_on():
+    net = network_of(LogOfFirst, lr=1e-3, max_epochs=2)
+    with pytest.warns(DivergenceWarning) as caught:
+        net.fit(with_bad_rows(), Y + 2.0)
+    assert str(caught[0].message) == (
+        "Training failed in 4 steps of 2 epochs, for one reason, and was rescued. Rows "
+        "7, 90 were left out of steps. Its loss of 2.69 on training rows is still "
+        "above that of a constant output, 1.85. First failure: "
+        f"{net.nonfinite_reports_[0]}"
+    )
 
 
 def test_rows_that_always_fail_do_not_count_against_a_rescue():

@@ -67,7 +67,7 @@ def test_the_rate_suits_the_momentum_of_a_long_training(kind):
         lr_schedule="constant",
         clip_norm=None,
         early_stopping=False,
-        random_state=0,
+        random_state=1,
         **options,
     )
     model = fitted(estimator, X, Y[:, 0])

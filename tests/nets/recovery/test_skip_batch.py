@@ -18,7 +18,7 @@ from failing_trainings import (
 from skorch import NeuralNet
 from torch import nn
 
-from sknan.nets.guard._guard import BATCH_IDLE
+from sknan.nets.guard._guard import BATCH_IDLE, BATCH_SKIPPED
 from sknan.nets.recovery.drop_rows import DropRows
 from sknan.nets.recovery.own_gradient import TakeOwnGradient
 
@@ -76,6 +76,20 @@ def test_a_batch_outside_a_domain_never_lowers_the_rate():
     assert len(net.nonfinite_reports_) > 3
     assert net.effective_lr_ == 0.05
     assert r2(net) > 0.9
+
+
+def test_a_batch_of_huge_rows_never_lowers_the_rate():
+    """Its loss is finite at the first weights, and overflows as these grow."""
+    module = nn.Linear(4, 1)
+    nn.init.constant_(module.weight, 0.1)
+    data = X.copy()
+    data[112:, 0] = 3e19
+    options = {"lr": 0.1, "max_epochs": 3, "iterator_train__shuffle": False}
+    net = fitted(network_of(module, **options), data)
+    found = [(r.cause, r.batch, r.recovery) for r in net.nonfinite_reports_]
+    assert found == 3 * [("data", 8, BATCH_SKIPPED)]
+    assert net.effective_lr_ == 0.1
+    assert r2(net, X[:112], Y[:112]) > 0.9
 
 
 class Ordinal(nn.Module):
