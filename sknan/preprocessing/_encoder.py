@@ -60,8 +60,10 @@ class CategoryEncoder(OneHotEncoder):
                 cells = pd.Categorical(cells)
             if n_rows == 1:
                 code = cells.codes[0]
-                place = places.get(cells.categories[code], _NO_PLACE)
-                encoded[0, place if code >= 0 else missing] = 1
+                place = missing
+                if code >= 0:  # otherwise there may be no categories
+                    place = places.get(cells.categories[code], _NO_PLACE)
+                encoded[0, place] = 1
                 continue
             known = [places.get(c, _NO_PLACE) for c in cells.categories]
             place = np.array([*known, missing])[cells.codes]

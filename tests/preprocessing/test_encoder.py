@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
-from sknan import StableNetClassifier, tabular_pipeline
+from sknan import StableNetClassifier, StableNetRegressor, tabular_pipeline
+from sknan.preprocessing import iter_chunks
 
 
 def prepared(X, **options):
@@ -74,6 +76,30 @@ def test_single_rows_are_encoded_as_the_whole_table():
     assert whole.loc[[0, 3, 7], "k_u":"k_nan"].to_numpy().tolist() == [
         *([1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0])
     ]
+
+
+@pytest.mark.parametrize("seen", [[], [None]])
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame, list])
+def test_a_single_row_may_miss_its_category(kind, seen):
+    cities = ["Rome", "Oslo"] * 20 + seen
+    X = pd.DataFrame({"age": np.arange(len(cities), dtype=float), "city": cities})
+    _, steps = prepared(X)
+
+    def transformed(rows):
+        return steps.transform(rows if kind is list else kind(rows))
+
+    missing = ["N/A", "", "unknown", "?", "NULL", " na ", "-", None]
+    rows = [{"age": 3.0, "city": word} for word in [*missing, "Rome"]]
+    single = [transformed([row]).to_numpy() for row in rows]
+    np.testing.assert_array_equal(np.vstack(single), transformed(rows))
+
+
+def test_a_table_in_chunks_may_start_with_a_missing_category():
+    X = pl.DataFrame({"x": range(40), "k": ["?", *["a", "b"] * 19, "a"]})
+    y = np.arange(40.0)
+    net = StableNetRegressor(max_epochs=1, random_state=0)
+    model = tabular_pipeline(net).fit(iter_chunks(X, y, chunk_size=10))
+    assert np.isfinite(model.predict(X)).all()
 
 
 def test_a_container_in_a_row_of_categories_is_refused():
