@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import mean_squared_error, r2_score
-from skorch.callbacks import Checkpoint, LRScheduler
+from skorch.callbacks import Callback, Checkpoint, LRScheduler
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import nn
@@ -227,6 +227,34 @@ def test_a_loss_that_has_risen_above_that_of_a_constant_gives_a_warning():
             X, Y[:, None]
         )
     assert net.nonfinite_reports_ == []
+    # The first steps at a usual rate may do so too.
+    net.set_params(max_epochs=9).fit(X, Y[:, None])
+
+
+class Tolerant(nn.Module):
+    """Loss that is exactly 0 for small errors."""
+
+    def forward(self, output, target):
+        return torch.relu((output - target).abs() - 5.0).mean()
+
+
+class Drift(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_epoch_end(self, net, **_):
+        with torch.no_grad():
+            net.module_[-1].bias.add_(self.step)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "offset", "step"), [(nn.MSELoss, 2.0, -1e-3), (Tolerant, 0.0, 0.2)]
+)
+def test_a_rise_within_chance_or_from_zero_is_not_reported(criterion, offset, step):
+    options = {"lr": 1e-9, "max_epochs": 30, "callbacks": [Drift(step)]}
+    net = net_of(criterion=criterion, **options).fit(X, Y[:, None] + offset)
+    assert net.nonfinite_reports_ == []
+    assert net.history[-1, "train_loss"] > net.history[0, "train_loss"]
 
 
 @pytest.mark.parametrize("is_sorted", [False, True])
@@ -261,6 +289,8 @@ def test_the_best_epoch_counts_if_a_callback_returns_to_it(tmp_path):
     (report,) = net.nonfinite_reports_
     assert report.recovery == "The last verified weights were restored."
     assert r2_score(Y, net.predict(X)) > 0
+    with pytest.raises(NonFiniteTrainingError, match="The loss has risen"):
+        net_of(train_split=data, max_recoveries=0, **options).fit(X, Y[:, None])
 
 
 class Counted(nn.MSELoss):

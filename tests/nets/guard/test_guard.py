@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import math
 import pickle
 
@@ -13,6 +14,7 @@ from torch.nn.functional import mse_loss
 from sknan.diagnosis import NonFiniteReport, StepEvidence, examine_step
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.guard import Guard, Snapshot
+from sknan.nets.guard._weights import VerifiedWeights
 from sknan.optim._learning_rates import scaled_rates
 
 REPORT = NonFiniteReport(
@@ -270,6 +272,16 @@ def test_weights_that_start_at_zero_have_a_distance():
     assert snapshot.relative_distance() == pytest.approx(1.0 / (1e-2 * 2.0))
 
 
+def test_the_growth_of_weights_is_that_of_each_step():
+    module = network()
+    weights = VerifiedWeights([module], [])
+    weights.n_steps = 2
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(4.0)
+    assert weights.growth_per_step() == pytest.approx(1.0)
+
+
 # learning rates
 
 
@@ -441,6 +453,18 @@ def test_a_roll_back_returns_to_the_last_verified_weights():
     assert is_same(state_of(module), verified)
     assert not optimizer.state
     assert 0.0 < loop.guard.lr_scale <= 0.5
+
+
+def test_a_skipped_step_that_has_exploded_leaves_the_last_verified_weights():
+    module = network()
+    loop = PlainLoop(module, Guard("skip"))
+    loop.step(*batch(0))
+    verified = state_of(module)
+    loop.guard.propose_weights()
+    loop.step(*batch(1))  # verifies them
+    assert not is_same(state_of(module), verified)
+    assert failed(loop, dataclasses.replace(REPORT, phase="step")) == "skip"
+    assert is_same(state_of(module), verified)
 
 
 def test_without_verified_weights_a_roll_back_returns_to_the_first_ones():

@@ -107,6 +107,14 @@ def test_all_rows_that_a_step_drops_one_after_another_are_reported():
         assert (report.recovery, report.rows) == (DropRows.says, (3, 5, 9, 12))
 
 
+def test_a_majority_that_is_dropped_one_after_another_is_repaired_instead():
+    bad = X.copy()
+    bad[:50, 0] = 0.0
+    bad[50:80, 1] = 0.0
+    net = fitted(network_of(LogOfEach, max_epochs=1, batch_size=-1), bad)
+    assert [r.recovery for r in net.nonfinite_reports_] == [RepairOperations.says]
+
+
 class Halves(nn.Module):
     """Percentage error, which is 0/0 if a target of zero is predicted exactly."""
 

@@ -50,9 +50,9 @@ class MeanOfViolations(nn.Module):
 
 
 def test_a_batch_with_nothing_to_learn_costs_nothing():
-    net = fitted(network_of(MLP, MeanOfViolations, max_epochs=40, max_recoveries=1))
+    net = fitted(network_of(MLP, MeanOfViolations, max_epochs=30, max_recoveries=1))
     safe = fitted(
-        network_of(MLP, MeanOfViolations, criterion__least=1.0, max_epochs=40)
+        network_of(MLP, MeanOfViolations, criterion__least=1.0, max_epochs=30)
     )
     assert safe.nonfinite_reports_ == []
     assert len(net.nonfinite_reports_) > 100
@@ -113,7 +113,7 @@ class Likelihood(nn.Module):
 
 def test_rows_that_fail_again_and_again_are_learned_from():
     labels = np.digitize(Y[:, 0], [-0.4, -0.1, 0.2, 0.5]).astype("int64")
-    options = {"optimizer": torch.optim.Adam, "max_epochs": 60}
+    options = {"optimizer": torch.optim.Adam, "max_epochs": 40}
     net = network_of(Ordinal, Likelihood, **options)
     plain = NeuralNet(**{name: net.get_params()[name] for name in COMMON})
     fitted(net, X, labels)
