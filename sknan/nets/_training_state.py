@@ -20,6 +20,7 @@ from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.pickling import complete_copy
 from sknan._utils.random_state import random_states
 from sknan._utils.tree import tree_leaves
+from sknan.diagnosis._values import are_all_finite
 from sknan.nets._batching import TensorTable
 from sknan.nets._curves import NET_ENTRIES
 from sknan.nets.guard._snapshots import Snapshot
@@ -131,7 +132,11 @@ def _refuse_other_options(net: Any, states: Any, expected: Any) -> None:
         ]
         for part in (states, expected)
     )
-    if was != now:
+    keys = [
+        (part["state"].keys(), e["state"].keys())
+        for part, e in zip(states, expected, strict=True)
+    ]
+    if was != now or any(blank and not found <= blank for found, blank in keys):
         raise ValueError("the optimizers have other parameters or options")
 
 
@@ -465,7 +470,8 @@ def put_net(net: Any, state: dict[str, Any]) -> None:
                 tensor.copy_(state["modules"][name][key])
             for key, parameter in module.named_parameters():
                 parameter.requires_grad_(key not in state["frozen"][name])
-    if not present.is_live_finite():
+    averages = (state["average"] or {}).values()
+    if not (present.is_live_finite() and are_all_finite(averages)):
         raise ValueError("the weights are not finite")
     if state["average"] is not None:
         net._prepare_average()

@@ -633,6 +633,11 @@ def test_a_file_that_is_not_a_backup_is_refused_and_runs_no_code(tmp_path):
             "ValueError: the optimizers have other parameters or options",
         ),
         (
+            ["optimizers", 0, "state", "other"],
+            1,
+            "ValueError: the optimizers have other parameters or options",
+        ),
+        (
             ["optimizers", 0, "param_groups", 0, "lr"],
             0.5,
             "ValueError: the optimizers have other parameters or options",
