@@ -46,8 +46,9 @@ class TableChunks:
     ----------
     read : _Passes
         Passes over the chunks.
-    y : str, array-like or None, default=None
-        Name of the target's column, or the target of each row of the table.
+    y : str, int, array-like or None, default=None
+        Name of the target's column, its position in an array, or the target of each row
+        of the table.
     functions : tuple of callable, default=()
         Functions that convert each chunk in turn, after the target is removed.
     sample : tuple or None, default=None
@@ -69,8 +70,15 @@ class TableChunks:
         if is_polars(y):
             y = (frame_from_polars if hasattr(y, "columns") else series_from_polars)(y)
         # pandas and NumPy keep the type of the target.
-        keeps = y is None or isinstance(y, (str, *_ARRAYS))
+        self._names_column = _is_name(y)
+        keeps = y is None or self._names_column or isinstance(y, _ARRAYS)
         self._y = y if keeps else np.asarray(y)
+        if not (y is None or self._names_column or self._y.ndim):
+            raise TypeError(
+                f"y of iter_chunks is of type {type(self._given_y).__name__}. Pass the "
+                "name of a column, its position if X is an array, or a list or array "
+                "of one target for each row."
+            )
         self._functions = functions
         self._sample = sample
         self.sketch = sketch
@@ -92,7 +100,7 @@ class TableChunks:
 
     def _split(self, table: Any, y: Any) -> tuple[Any, Any]:
         """Return a table without the column of the target, and the target."""
-        if isinstance(self._y, str):
+        if self._names_column:
             return _without(table, self._y)
         return (frame_from_arrow(table) if _is_arrow_chunk(table) else table), y
 
@@ -102,7 +110,7 @@ class TableChunks:
         for table in self._read():
             y = None
             stop = start + len(table)
-            if not (self._y is None or isinstance(self._y, str)):
+            if not (self._y is None or self._names_column):
                 y = _rows(self._y, start, stop)
                 if len(y) < len(table):
                     is_text = isinstance(self._given_y, (list, tuple)) and all(
@@ -115,7 +123,7 @@ class TableChunks:
                     )
             yield table, y
             start = stop
-        if not (self._y is None or isinstance(self._y, str) or start == len(self._y)):
+        if not (self._y is None or self._names_column or start == len(self._y)):
             raise ValueError(
                 f"y has {len(self._y)} rows, but X has {start}. Pass one target for "
                 "each row."
@@ -140,7 +148,7 @@ class TableChunks:
     def with_target(self, y: Any) -> TableChunks:
         """Return the chunks with a target, unless they have this one already."""
         known = self._given_y
-        is_known = isinstance(y, str) and isinstance(known, str) and y == known
+        is_known = _is_name(y) and _is_name(known) and y == known
         if y is None or y is known or is_known:
             return self
         if known is not None:
@@ -180,7 +188,7 @@ class TableChunks:
         share = 1.0
         for table, y in self._read_pairs():
             parts.append(_drawn((rng.random(len(table)), table, y), share))
-            n_columns = table.shape[1] - isinstance(self._y, str)
+            n_columns = table.shape[1] - self._names_column
             most = min(_MOST_ROWS, _MOST_CELLS // max(1, n_columns))
             while sum(len(draws) for draws, _, _ in parts) > 2 * most:
                 share /= 2
@@ -243,8 +251,9 @@ def iter_chunks(X: Any, y: Any = None, *, chunk_size: int = 1 << 16) -> TableChu
         example ``lambda: pandas.read_csv("trips.csv", chunksize=100_000)``. A memory
         map is read as needed.
 
-    y : str, array-like or None, default=None
-        Name of the column that is the target, or one target for each row.
+    y : str, int, array-like or None, default=None
+        Name of the column that is the target, which of a DataFrame may also be a
+        number. Position of this column in an array. Or one target for each row.
 
     chunk_size : int, default=65536
         Largest number of rows in a chunk. Chunks of a file end where its row groups do.
@@ -259,7 +268,8 @@ def iter_chunks(X: Any, y: Any = None, *, chunk_size: int = 1 << 16) -> TableChu
     Raises
     ------
     TypeError
-        If ``X`` cannot be read in chunks repeatedly, such as an iterator, or is sparse.
+        If ``X`` cannot be read in chunks repeatedly, such as an iterator, or is sparse,
+        or ``y`` is neither a name nor an array.
     ValueError
         If ``chunk_size`` is not an integer of at least 1, or a file is not Parquet; and
         when chunks are read, if a later pass has another number of rows.
@@ -288,14 +298,15 @@ def as_chunks(X: Any, y: Any = None) -> TableChunks | None:
     if _is_arrow_dataset(X):
         return iter_chunks(X, y)
     if isinstance(X, (str, Path)):
-        target = f", y={y!r}" if isinstance(y, str) else ""
+        target = f", y={y!r}" if _is_name(y) else ""
         raise TypeError(
             f"X is the text or path {str(X)!r}, not a table. To read Parquet files, "
             f"pass iter_chunks({str(X)!r}{target}) of sknan.preprocessing."
         )
-    if isinstance(y, str):
+    if _is_name(y):
+        kind = "text" if isinstance(y, str) else type(y).__name__
         raise TypeError(
-            f"y is the text {y!r}, not a target for each row. If it names a column, "
+            f"y is the {kind} {y!r}, not a target for each row. If it names a column, "
             f"pass iter_chunks(X, y={y!r}) of sknan.preprocessing."
         )
     return None
@@ -512,7 +523,13 @@ def _rows(table: Any, start: int, stop: int) -> Any:
     return (table.iloc if hasattr(table, "iloc") else table)[start:stop]
 
 
-def _without(table: Any, name: str) -> tuple[Any, Any]:
+def _is_name(y: Any) -> bool:
+    """Return whether a target is the name of a column: text or another single value."""
+    is_array = any(hasattr(y, has) for has in ("__len__", "__iter__", "__array__"))
+    return isinstance(y, (str, np.generic)) or not (y is None or is_array)
+
+
+def _without(table: Any, name: Any) -> tuple[Any, Any]:
     """Return a table without a column, and the column."""
     if _is_arrow_chunk(table):
         places: tuple[list[int], list[int]] = ([], [])
@@ -522,12 +539,15 @@ def _without(table: Any, name: str) -> tuple[Any, Any]:
         if name in y:
             return X, y[name].to_numpy()
         table = X
-    columns = list(getattr(table, "columns", ()))
+    is_array = isinstance(table, np.ndarray) and table.ndim == 2
+    if is_array and is_integer(name) and -table.shape[1] <= name < table.shape[1]:
+        return np.delete(table, name, axis=1), table[:, name]
+    columns = list(range(table.shape[1]) if is_array else getattr(table, "columns", ()))
     if name not in columns:
         some = ", ".join(map(repr, columns[:5])) + (", ..." if columns[5:] else "")
         raise ValueError(
             f"The table has no column {name!r} for the target. It has: "
-            f"{some or 'no named columns'}."
+            f"{some or 'no columns'}."
         )
     if is_polars(table):
         return table.drop(name), series_from_polars(table[name]).to_numpy()

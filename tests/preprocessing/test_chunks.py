@@ -421,6 +421,28 @@ X_FIVE = np.arange(10.0).reshape(5, 2)
 FIVE = pd.DataFrame(X_FIVE, columns=["a", "t"])
 
 
+@pytest.mark.parametrize(
+    ("X", "y"),
+    [
+        (pd.DataFrame(X_FIVE), 1),
+        (pd.DataFrame(X_FIVE), np.int64(1)),
+        (pa.Table.from_pandas(pd.DataFrame(X_FIVE)), 1),
+        (pd.DataFrame(X_FIVE, columns=[0.5, 1.5]), 1.5),
+        (pd.DataFrame(X_FIVE, columns=pd.to_datetime(["2020", "2021"])), "day"),
+        (X_FIVE, 1),
+        (X_FIVE, -1),
+    ],
+)
+def test_a_column_that_is_the_target_may_have_a_number(X, y):
+    y = X.columns[1] if y == "day" else y
+    whole = pipeline().fit(X_FIVE[:, :1], X_FIVE[:, 1])
+    for chunks, target in ((iter_chunks(X, y), y), (iter_chunks(X), y)):
+        model = pipeline().fit(chunks, target)
+        (x, _), *_ = iter_chunks(X, y)
+        np.testing.assert_array_equal(model.predict(x), whole.predict(X_FIVE[:, :1]))
+        assert model.score(iter_chunks(X), y) == model.score(iter_chunks(X, y))
+
+
 def same_iterator(chunks):
     return lambda: chunks
 
@@ -435,7 +457,7 @@ def held_out_chunks():
 
 
 def pipeline():
-    return tabular_pipeline(StableNetRegressor(max_epochs=1))
+    return tabular_pipeline(StableNetRegressor(max_epochs=1, random_state=0))
 
 
 @pytest.mark.parametrize(
@@ -505,6 +527,30 @@ def pipeline():
                 "pass iter_chunks(X, y='t') of sknan.preprocessing.",
             )
             for make in (pipeline, StableNetRegressor)
+        ),
+        (
+            lambda: pipeline().fit(X_FIVE, 1),
+            TypeError,
+            "y is the int 1, not a target for each row. If it names a column, pass "
+            "iter_chunks(X, y=1) of sknan.preprocessing.",
+        ),
+        *(
+            (
+                lambda y=y: iter_chunks(FIVE, y),
+                TypeError,
+                f"y of iter_chunks is of type {kind}. Pass the name of a column, its "
+                "position if X is an array, or a list or array of one target for each "
+                "row.",
+            )
+            for y, kind in ((map(str, "ab"), "map"), ({1.0}, "set"))
+        ),
+        *(
+            (
+                lambda y=y: list(iter_chunks(X_FIVE, y)),
+                ValueError,
+                f"The table has no column {y!r} for the target. It has: 0, 1.",
+            )
+            for y in ("t", 2, -3)
         ),
         *(
             (
