@@ -30,9 +30,12 @@ class Encode(nn.Module):
         Numbers that mean a missing value, for each of these columns.
     categories : sequence of (int, int)
         Column and code of each output that is 1 for one category.
+    offsets : ndarray of shape (n_numbers,) or None
+        Number that is subtracted from each column of numbers.
     """
 
     columns: Tensor
+    offsets: Tensor
     sentinels: Tensor
     sources: Tensor
     codes: Tensor
@@ -42,6 +45,7 @@ class Encode(nn.Module):
         numbers: Sequence[int],
         sentinels: Sequence[Sequence[float]],
         categories: Sequence[tuple[int, int]],
+        offsets: np.ndarray | None,
     ) -> None:
         super().__init__()
         n_most = max(map(len, sentinels), default=0)
@@ -50,6 +54,9 @@ class Encode(nn.Module):
         of_column = torch.tensor(padded, dtype=torch.float64)
         self.register_buffer("columns", torch.tensor(numbers, dtype=torch.int64))
         self.register_buffer("sentinels", of_column.reshape(len(numbers), n_most))
+        self._has_offsets = offsets is not None
+        if offsets is not None:
+            self.register_buffer("offsets", torch.from_numpy(offsets))
         pairs = torch.tensor(categories, dtype=torch.int64).reshape(-1, 2)
         self.register_buffer("sources", pairs[:, 0].clone())
         self.register_buffer("codes", pairs[:, 1].double())
@@ -63,6 +70,8 @@ class Encode(nn.Module):
             is_sentinel = numbers.unsqueeze(2) == self.sentinels
             is_known = is_known & ~is_sentinel.any(dim=2)
         numbers = torch.where(is_known, numbers, torch.nan)
+        if self._has_offsets:
+            numbers = numbers - self.offsets
         if not self._has_codes:
             return numbers
         codes = torch.where(X.isnan(), -1.0, X).index_select(1, self.sources)

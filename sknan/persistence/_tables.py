@@ -82,7 +82,7 @@ def encoding_of(cleaner: TableCleaner, encoder: ColumnEncoder) -> tuple[Layout, 
         else:
             _refuse(names, schema_of)
     layout = Layout(len(column_of), list(column_of), categories)
-    return layout, Encode(numbers, sentinels, pairs)
+    return layout, Encode(numbers, sentinels, pairs, encoder._offsets)
 
 
 def _codes_of(encoder: CategoryEncoder, j: int) -> dict[str, int]:

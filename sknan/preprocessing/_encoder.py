@@ -15,6 +15,7 @@ from sknan._utils.callbacks import fit_as_task
 from sknan._utils.encoding import EncodedStateMixin
 from sknan.preprocessing._chunks import ChunkwiseMixin
 from sknan.preprocessing._sources import distinct, sources_of
+from sknan.preprocessing._tables.float32_offset import offset_of
 from sknan.preprocessing._tables.typed_column import frame_from_polars, is_polars
 
 # Place of categories without an output column.
@@ -82,6 +83,8 @@ class ColumnEncoder(
 
     skrub's ``TableVectorizer`` needs some milliseconds for each column. Here it encodes
     dates and columns of many categories; others with categories are encoded together.
+    From numbers that float32 cannot separate, such as seconds of a Unix time, their
+    median is subtracted, because the steps after this one compute in float32.
 
     Parameters
     ----------
@@ -155,13 +158,19 @@ class ColumnEncoder(
             for names, encoder in parts
             if names
         ]
+        offsets = np.array([offset_of(X[name].to_numpy()) for name in numbers])
+        self._offsets = offsets if offsets.any() else None
         encoded = []
         found: list[str] = []
         for names, encoder in self._parts:
             if not (encoder is None or isinstance(encoder, CategoryEncoder)):
                 encoder.set_output(transform="pandas")
-            part = X[names] if encoder is None else encoder.fit_transform(X[names], y)
-            encoded.append(part)
+            part = X[names]
+            encoded.append(
+                self._centered(part)
+                if encoder is None
+                else encoder.fit_transform(part, y)
+            )
             outputs = names if encoder is None else encoder.get_feature_names_out()
             found += map(str, outputs)  # of NumPy in skrub, which pandas 2 keeps
         self._names = distinct(found)
@@ -190,7 +199,9 @@ class ColumnEncoder(
                 continue
             # A selection by names takes several times as long.
             part = X.iloc[:, self._columns.get_indexer_for(names)]
-            encoded.append(part if encoder is None else encoder.transform(part))
+            encoded.append(
+                self._centered(part) if encoder is None else encoder.transform(part)
+            )
         return self._joined(X, encoded)
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
@@ -220,6 +231,9 @@ class ColumnEncoder(
         most = self.vectorizer.cardinality_threshold
         is_category = isinstance(column.dtype, pd.CategoricalDtype)
         return is_category and column.nunique(dropna=False) < most
+
+    def _centered(self, numbers: pd.DataFrame) -> pd.DataFrame:
+        return numbers if self._offsets is None else numbers - self._offsets
 
     def _joined(self, X: pd.DataFrame, parts: list[Any]) -> pd.DataFrame:
         if len(parts) == 1 and isinstance(parts[0], pd.DataFrame):

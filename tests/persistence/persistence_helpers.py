@@ -172,7 +172,7 @@ def raw_table(n_rows=150):
             "city": rng.choice(["Paris", " Rome", "Rome", "Oslo", "?", None], n_rows),
             # Names of values inside the ONNX graph.
             "linear": rng.choice([True, False], n_rows),
-            "probabilities": rng.normal(size=n_rows),
+            "probabilities": 1e9 + rng.normal(size=n_rows),  # finer than float32
             "sex": rng.choice(["f", "m"], n_rows),
             "empty": np.nan,
         }

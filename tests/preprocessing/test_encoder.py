@@ -43,6 +43,19 @@ def test_a_column_of_numbers_may_have_the_name_of_a_category():
     assert list(encoded.columns) == ["k_u", "k_u_", "k_v", "k_w"]
 
 
+def test_numbers_that_float32_cannot_separate_are_centered_in_float64():
+    hours = np.arange(60.0)
+    X = pd.DataFrame({"id": 1e12 + hours, "time": 1.7e9 + 120 * hours, "n": hours})
+    X.loc[0, ["id", "time"]] = [np.nan, 0.0]
+    encoded, steps = prepared(X)
+    np.testing.assert_array_equal(encoded["id"][1:], hours[1:] - 30)
+    np.testing.assert_array_equal(encoded["time"][1:], 120 * (hours[1:] - 29))
+    np.testing.assert_array_equal(encoded["n"], hours)
+    pd.testing.assert_frame_equal(steps.transform(X[3:4]), encoded[3:4])
+    few = pd.DataFrame({"x": np.r_[np.full(90, 1e12), 1e12 + np.arange(1, 11)]})
+    np.testing.assert_array_equal(prepared(few)[0]["x"], few["x"] - 1e12)
+
+
 @pytest.mark.parametrize("cells", [np.arange(60.0), ["u", "v", "w"] * 20])
 def test_a_table_may_have_only_numbers_or_only_categories(cells):
     X = pd.DataFrame({"x": cells}, index=range(60, 0, -1))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sknan._utils.validation import FLOAT32_MAX
 from sknan.inspection._audit._column_profile import MIN_ROWS, ColumnProfile, sampled
 from sknan.inspection._audit._formatting import number, share
+from sknan.preprocessing._tables.float32_offset import float32_step
 from sknan.preprocessing._tables.numeric_sentinels import (
     find_numeric_sentinels,
     sample_rows,
@@ -26,9 +27,6 @@ _LONE = 5.0
 
 # Fewer known values do not show the shape of a distribution.
 _MIN_VALUES = 20
-
-# Steps of float32 that the interquartile range needs for sufficient precision.
-_MIN_STEPS = 100
 
 
 def profile_numbers(
@@ -206,8 +204,8 @@ def _add_identifier(profile: ColumnProfile, finite: NDArray[Any]) -> None:
 
 def _add_precision(profile: ColumnProfile, dtype: np.dtype[Any]) -> None:
     """Observe numbers that are so close together that float32 cannot separate them."""
-    size, spread = max(abs(profile.q1), abs(profile.q3)), profile.q3 - profile.q1
-    step = float(np.spacing(np.float32(size)))
-    if dtype.itemsize > 4 and 0 < spread < _MIN_STEPS * step:
+    step = float32_step(profile.q1, profile.q3)
+    if dtype.itemsize > 4 and step is not None:
+        spread = profile.q3 - profile.q1
         detail = f"interquartile range {number(spread)}, float32 spacing {number(step)}"
         profile.add("float32 precision", step / spread, detail)

@@ -103,9 +103,9 @@ _IN_X = {
         "tabular_pipeline bounds extreme values softly (SafeScaler)."
     ),
     "scale": _hurts_solved("tabular_pipeline scales each column."),
-    "float32 precision": _hurts(
-        "Subtract the smallest value in float64 before any other step: float32 keeps "
-        "seven digits."
+    "float32 precision": _hurts_solved(
+        "tabular_pipeline subtracts the median of these columns in float64. In another "
+        "pipeline do so before any other step: float32 keeps seven digits."
     ),
     "missing goes with the target": _notice_solved(
         "tabular_pipeline keeps this information in indicator columns. Check that the "
