@@ -17,6 +17,7 @@ from torch.nn.modules import module as torch_module
 from sknan._engine.row_chain import RowChain
 from sknan._utils.compiled import original_of
 from sknan._utils.encoding import EncodedStateMixin
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.pickling import refuse_unpicklable
 from sknan._utils.tree import first_of
 from sknan.diagnosis._report import NonFiniteReport
@@ -119,7 +120,7 @@ class NetworkOutput:
         try:
             # A copy, because a module that works in place would change the user's data.
             output = self.module_(batch.clone())
-        except Exception as error:
+        except unless(is_of_signal, Exception) as error:
             output = outputs_by_row(self, batch, error)
         first: Tensor = first_of(output).float()
         # A finite sum implies finite values; a sum of finite values may overflow.

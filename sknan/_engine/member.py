@@ -20,9 +20,9 @@ from sknan._engine.network_state import (
 )
 from sknan._engine.plan import RestOfTraining, TrainingPlan
 from sknan._engine.table_net import is_best
-from sknan._utils.outside import is_of_signal, unless
+from sknan._utils.outside import is_of_signal, is_orderly_stop, unless
 from sknan._utils.random_state import kept_random_states, resumed
-from sknan.nets._records import is_orderly_stop, warn_of_fall, warn_of_interrupt
+from sknan.nets._records import warn_of_fall, warn_of_interrupt
 from sknan.nets.recovery.raw_units import Conditioning
 
 

@@ -26,12 +26,12 @@ from sknan._engine.fitted_network import (
 )
 from sknan._engine.prediction import ColumnScaling, UserRows, regression_score
 from sknan._utils.compiled import original_of
+from sknan._utils.outside import is_orderly_stop
 from sknan._utils.settings import usual_settings
 from sknan.losses._traits import traits_of
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._nets import GuardedNet
-from sknan.nets._records import is_orderly_stop
 from sknan.nets._training_state import clipper_state, put_clipper_state
 
 # Entries of a batch that the net itself writes into the history.

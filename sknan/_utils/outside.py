@@ -7,6 +7,7 @@ import itertools
 import sys
 import traceback
 from collections.abc import Callable
+from dis import opname
 from types import FrameType
 from typing import TypeVar
 
@@ -33,9 +34,20 @@ def unless(
     Returns
     -------
     tuple of type
+
+    Raises
+    ------
+    BaseException
+        The exception from outside that the passed one has replaced, as one of a
+        ``finally`` does.
     """
     error = sys.exception()
-    return () if isinstance(error, kinds) and is_passed(error) else kinds
+    if not isinstance(error, kinds) or not is_passed(error):
+        return kinds
+    origin = _from_outside(error)
+    if origin is not None and origin is not error:
+        raise origin
+    return ()
 
 
 def is_of_environment(error: BaseException) -> bool:
@@ -70,10 +82,11 @@ def is_of_memory(error: BaseException) -> bool:
 
 
 def is_of_signal(error: BaseException) -> bool:
-    """Whether the handler of a signal has raised an exception.
+    """Whether an exception is of a signal, or has replaced one while it was handled.
 
-    Python passes the frame that it interrupts to a handler, as it does to the function
-    of :func:`sys.settrace`.
+    An exception of a signal is Ctrl-C, an exit, or what a handler has raised. Python
+    passes the frame that it interrupts to a handler, as it does to the function of
+    :func:`sys.settrace`.
 
     Parameters
     ----------
@@ -84,8 +97,52 @@ def is_of_signal(error: BaseException) -> bool:
     -------
     bool
     """
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(itertools.starmap(_gets_frame, itertools.pairwise(frames)))
+    return _from_outside(error) is not None
+
+
+def _from_outside(error: BaseException) -> BaseException | None:
+    """Return the exception of a signal that has led to an exception."""
+    found: BaseException | None = error
+    known: set[FrameType] = set()
+    seen: list[BaseException] = []
+    while found is not None and found not in seen:
+        frames = [frame for frame, _ in traceback.walk_tb(found.__traceback__)]
+        if found is not error and known.isdisjoint(frames):
+            return None  # handled by a caller, since before the program got here
+        is_interrupt = isinstance(found, KeyboardInterrupt | SystemExit)
+        if is_interrupt and not is_orderly_stop(found):
+            return found
+        if any(itertools.starmap(_gets_frame, itertools.pairwise(frames))):
+            return found
+        known.update(frames)
+        seen.append(found)
+        found = found.__context__
+    return None
+
+
+def is_orderly_stop(interrupt: BaseException) -> bool:
+    """Whether a callback of skorch or sknan has ended a training, and not the user.
+
+    In skorch a callback ends a training by a ``raise KeyboardInterrupt``. Ctrl-C gives
+    this exception at any instruction.
+
+    Parameters
+    ----------
+    interrupt : BaseException
+        Exception that has ended the training.
+
+    Returns
+    -------
+    bool
+    """
+    place = interrupt.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None:
+        return False
+    package = str(place.tb_frame.f_globals.get("__name__")).partition(".")[0]
+    instruction = place.tb_frame.f_code.co_code[place.tb_lasti]
+    return package in ("skorch", "sknan") and opname[instruction] == "RAISE_VARARGS"
 
 
 def _gets_frame(caller: FrameType, called: FrameType) -> bool:

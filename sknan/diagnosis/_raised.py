@@ -130,7 +130,7 @@ def result_of_trial(run: Callable[[], _T]) -> _T | None:
     """
     try:
         return run()
-    except Exception as error:
+    except unless(is_of_signal, Exception) as error:
         if may_be_transient(error) and not _raises_alike(run, error):
             raise
         return None

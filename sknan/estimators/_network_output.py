@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sknan._engine.table_net import TableNet
 from sknan._utils.compiled import uncompiled
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.threads import FlopCount
 from sknan._utils.tree import first_of
@@ -47,9 +48,9 @@ def trial_output(net: TableNet, X: np.ndarray) -> Tensor:
         with torch.no_grad(), uncompiled(net), FlopCount() as count:
             try:
                 output = net.infer(rows)
-            except Exception as error:
+            except unless(is_of_signal, Exception) as error:
                 output = outputs_by_row(net, rows, error)
-    except Exception as error:
+    except unless(is_of_signal, Exception) as error:
         name = type(net.module_).__name__
         error.add_note(f"while calling the module {name} on X of shape {X.shape}")
         raise

@@ -8,6 +8,7 @@ import cloudpickle
 import torch
 
 from sknan._utils.compiled import original_of
+from sknan._utils.outside import is_orderly_stop
 from sknan._utils.pickling import (
     VersionedPickleMixin,
     complete_copy,
@@ -34,7 +35,6 @@ from sknan.nets._output import OutputMixin
 from sknan.nets._own_step import refuse_own_loop
 from sknan.nets._records import (
     hide_guard_entries,
-    is_orderly_stop,
     no_step_error,
     not_learned_error,
     warn_of_fall,

@@ -16,7 +16,7 @@ from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from sknan._utils.outside import is_of_environment, unless
+from sknan._utils.outside import is_of_environment, is_of_signal, unless
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves
@@ -92,7 +92,7 @@ class OutputMixin(_SkorchNet):
         with torch.no_grad():
             try:
                 return self.infer(inputs, **fit_params)
-            except Exception as error:
+            except unless(is_of_signal, Exception) as error:
                 return outputs_by_row(self, inputs, error)
 
     @usual_settings(any_dtype=True)
@@ -106,7 +106,7 @@ class OutputMixin(_SkorchNet):
         inputs, _ = unpack_data(batch)
         try:
             outputs = super().evaluation_step(batch, training=training)
-        except Exception as error:
+        except unless(is_of_signal, Exception) as error:
             outputs = outputs_by_row(self, inputs, error)
         if training:
             return outputs

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import statistics
 from collections import Counter
-from dis import opname
 from functools import partial
 from operator import mul
 from typing import Any
@@ -219,31 +218,6 @@ def warn_of_rescue(net: Any, reports: list[NonFiniteReport], remark: str) -> Non
             reports[0],
         ),
     )
-
-
-def is_orderly_stop(interrupt: KeyboardInterrupt) -> bool:
-    """Whether a callback of skorch or sknan has ended a training, and not the user.
-
-    In skorch a callback ends a training by a ``raise KeyboardInterrupt``. Ctrl-C gives
-    this exception at any instruction.
-
-    Parameters
-    ----------
-    interrupt : KeyboardInterrupt
-        Exception that has ended the training.
-
-    Returns
-    -------
-    bool
-    """
-    place = interrupt.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    if place is None:
-        return False
-    package = str(place.tb_frame.f_globals.get("__name__")).partition(".")[0]
-    instruction = place.tb_frame.f_code.co_code[place.tb_lasti]
-    return package in ("skorch", "sknan") and opname[instruction] == "RAISE_VARARGS"
 
 
 class InterruptWarning(UserWarning):

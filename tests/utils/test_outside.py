@@ -130,3 +130,49 @@ def test_no_block_keeps_the_exception_of_a_handler(run, function, file):
             run(file)
     finally:
         sys.settrace(before)
+
+
+class Cleaned(Layer):
+    """Module with a ``finally`` that fails, as torch.vmap's does after a signal."""
+
+    is_signaled = False
+
+    def forward(self, X):
+        try:
+            if self.is_signaled:
+                signal.raise_signal(signal.SIGINT)
+        finally:
+            if self.is_signaled:
+                raise RuntimeError("no level was entered")
+        return super().forward(X)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, DeadlineError])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: searched(clone(NET).set_params(module=Cleaned)),
+        lambda: clone(NET).set_params(module=Cleaned, lr="auto").fit(X, Y),
+    ],
+)
+def test_an_exception_of_a_signal_is_raised_in_place_of_what_it_led_to(
+    monkeypatch, kind, run
+):
+    def handler(number, frame):
+        raise kind("stop")
+
+    monkeypatch.setattr(Cleaned, "is_signaled", True)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(kind, match=r"^stop$"):
+            run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_exception_after_a_handled_one_is_not_of_the_signal():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(ValueError, match="All the 2 fits failed"):
+            searched(clone(NET).set_params(lr=-1.0))

@@ -22,6 +22,7 @@ from sknan._engine.passes import does_stacking_agree
 from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
 from sknan._engine.state import Stack
 from sknan._engine.training import StackTraining, StepRaised
+from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.progress import advance, advance_to, is_shown
 from sknan._utils.threads import threads_for
 from sknan._utils.thresholds import N_TRIAL_ROWS, N_TRIALS
@@ -275,7 +276,8 @@ class _ConstantRateTrainings:
             for numbers in groups:
                 try:
                     self._run_stack(numbers, rates)
-                except (StepRaised, RuntimeError) as raised:  # such as a LinAlgError
+                # Such as a LinAlgError.
+                except unless(is_of_signal, StepRaised, RuntimeError) as raised:
                     error = getattr(raised, "error", raised)
                     if may_be_transient(error):
                         raise error from None
