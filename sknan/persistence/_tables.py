@@ -46,13 +46,17 @@ class Layout:
         return cls(n_columns, None if names is None else names.tolist())
 
 
-def encoding_of(cleaner: TableCleaner, encoder: ColumnEncoder) -> tuple[Layout, Encode]:
+def encoding_of(
+    cleaner: TableCleaner, encoder: ColumnEncoder, remedy: str
+) -> tuple[Layout, Encode]:
     """Return the columns of a raw table, and the module that encodes them.
 
     Parameters
     ----------
     cleaner, encoder : transformer
         First two steps of a fitted ``tabular_pipeline``.
+    remedy : str
+        What to do if a column cannot be exported.
 
     Raises
     ------
@@ -80,7 +84,7 @@ def encoding_of(cleaner: TableCleaner, encoder: ColumnEncoder) -> tuple[Layout, 
                 pairs += [(column_of[name], code) for code in _kept(part, j)]
                 categories[name] = _texts_to_codes(schema_of[name], codes)
         else:
-            _refuse(names, schema_of)
+            _refuse(names, schema_of, remedy)
     layout = Layout(len(column_of), list(column_of), categories)
     return layout, Encode(numbers, sentinels, pairs, encoder._offsets)
 
@@ -126,7 +130,7 @@ def _spellings(schema: ColumnSchema) -> Iterator[str]:
             yield from (flag, flag.lower(), flag.upper())
 
 
-def _refuse(names: list[str], schema_of: dict[str, ColumnSchema]) -> None:
+def _refuse(names: list[str], schema_of: dict[str, ColumnSchema], remedy: str) -> None:
     kinds = {"dates": "dates", "categories": "text of many categories"}
     listed = ", ".join(
         f"{name!r} ({kinds.get(schema_of[name].kind, 'words')})" for name in names[:3]
@@ -134,6 +138,5 @@ def _refuse(names: list[str], schema_of: dict[str, ColumnSchema]) -> None:
     more = ", ..." if len(names) > 3 else ""
     raise ValueError(
         f"Columns {listed}{more} cannot be exported: their encoders read dates and "
-        "words, not numbers. Encode tables with model[:2].transform(X), and export "
-        "the steps after it, to_torch(model[2:])."
+        f"words, not numbers. {remedy}"
     )

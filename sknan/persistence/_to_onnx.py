@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sknan.persistence._to_torch import to_torch
+from sknan.persistence._to_torch import exported
 
 # Code of a text that is no category of ``fit``.
 _UNKNOWN = -2
@@ -69,22 +69,22 @@ def to_onnx(
     """
     if dtype not in ("float64", "float32"):
         raise ValueError(f"dtype must be 'float64' or 'float32', got {dtype!r}.")
-    exported = to_torch(model)
-    names = exported.feature_names_in_
-    n_columns = exported.n_features_in_ if names is None else 1
+    module = exported(model, "to_onnx({}, path)")
+    names = module.feature_names_in_
+    n_columns = module.n_features_in_ if names is None else 1
     if n_columns is None:
         raise ValueError(
             "to_onnx needs the number of columns, which a guarded skorch net does not "
             "know. Fit the net in a pipeline: make_pipeline(NaNImputer(), net)."
         )
-    is_regressor = exported.classes_ is None
+    is_regressor = module.classes_ is None
     inputs = ["X"] if names is None else [name or "unnamed" for name in names]
     output = "predictions" if is_regressor else "probabilities"
     while output in inputs:
         output += "_"
     places = [f"input {j}" for j in range(len(inputs))]
     proto = onnx_of(
-        exported if names is None else _ByColumn(exported),
+        module if names is None else _ByColumn(module),
         places,
         "output",
         n_columns=n_columns,
@@ -94,12 +94,12 @@ def to_onnx(
     # A column may have the name of a value inside the graph, such as "linear".
     renamed = {**dict(zip(places, inputs, strict=True)), "output": output}
     rename(proto.graph, lambda name: renamed.get(name, f"{_INSIDE}{name}"))
-    for name, codes in exported.categories_.items():
+    for name, codes in module.categories_.items():
         _read_texts(proto, name or "unnamed", codes)
     import onnx
 
     if not is_regressor:
-        labels = json.dumps(exported.classes_)
+        labels = json.dumps(module.classes_)
         onnx.helper.set_model_props(proto, {"classes": labels})
     onnx.save(proto, path)
 

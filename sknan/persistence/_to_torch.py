@@ -27,6 +27,7 @@ from sknan.persistence._networks import (
 from sknan.persistence._steps import Impute, Scale
 from sknan.persistence._tables import Layout, encoding_of
 from sknan.preprocessing._cleaner import TableCleaner
+from sknan.preprocessing._encoder import ColumnEncoder
 from sknan.preprocessing._imputer import NaNImputer
 from sknan.preprocessing._scaler import SafeScaler
 
@@ -141,6 +142,11 @@ def to_torch(model: Any) -> ExportedModel:
     >>> bool(np.isclose(module(rows), model.predict(rows.numpy())))
     True
     """
+    return exported(model, "to_torch({})")
+
+
+def exported(model: Any, call: str) -> ExportedModel:
+    """Return a fitted model as one module; name a call to export a part in errors."""
     if hasattr(model, "refit") and not hasattr(model, "best_estimator_"):  # a search
         check_is_fitted(model)
         raise ValueError(
@@ -151,8 +157,8 @@ def to_torch(model: Any) -> ExportedModel:
     first = next(step for step in steps if not _is_identity(step))
     layout, modules = Layout.of_numbers(first), list[nn.Module]()
     n_encoded = 0
-    if isinstance(first, TableCleaner):
-        layout, encode = encoding_of(first, steps[1])
+    if isinstance(steps[0], TableCleaner) and isinstance(steps[1], ColumnEncoder):
+        layout, encode = encoding_of(steps[0], steps[1], _in_two_parts(model, 2, call))
         modules, n_encoded = [encode], 2
     for i, step in enumerate(steps[n_encoded:-1], n_encoded):
         if isinstance(step, (NaNImputer, SafeScaler)):
@@ -161,9 +167,7 @@ def to_torch(model: Any) -> ExportedModel:
             raise ValueError(
                 f"{type(step).__name__}, step {i} of the pipeline, cannot be exported: "
                 "only NaNImputer, SafeScaler and the first two steps of "
-                f"tabular_pipeline can. Transform tables with model[:{i + 1}]"
-                f".transform(X), and export the steps after it, to_torch(model[{i + 1}"
-                ":])."
+                f"tabular_pipeline can. {_in_two_parts(model, i + 1, call)}"
             )
     modules += prediction_of(steps[-1], largest_after(steps[:-1]))
     return ExportedModel(modules, layout, getattr(steps[-1], "classes_", None))
@@ -192,6 +196,22 @@ def _flat(model: Any) -> list[Any]:
         return [model]
     *before, last = (step for _, step in model.steps)
     return [*before, *_flat(last)]
+
+
+def _in_two_parts(
+    model: Any, n: int, call: str, name: str = "model", table: str = "X"
+) -> str:
+    """Return advice to export a model without its first steps."""
+    if hasattr(model, "best_estimator_"):
+        model, name = model.best_estimator_, f"{name}.best_estimator_"
+    n_before = len(model.steps) - 1
+    if n > n_before:  # in a pipeline at the end
+        table = f"{name}[:-1].transform({table})" if n_before else table
+        return _in_two_parts(model[-1], n - n_before, call, f"{name}[-1]", table)
+    return (
+        f"Transform tables with {name}[:{n}].transform({table}), and export the steps "
+        f"after it, {call.format(f'{name}[{n}:]')}."
+    )
 
 
 def _is_identity(step: Any) -> bool:

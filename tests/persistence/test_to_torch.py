@@ -42,7 +42,7 @@ from sknan import (
     StableNetRegressor,
     tabular_pipeline,
 )
-from sknan.persistence import to_torch
+from sknan.persistence import to_onnx, to_torch
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sknan.DivergenceWarning", "ignore:Non-finite output of aten.log"
@@ -236,41 +236,71 @@ def test_a_module_goes_through_the_compilers_of_torch(name, way):
 # -- refusals ------------------------------------------------------------------------
 
 
-def refusal_of(model):
+def refusal_of(model, export=to_torch):
     with pytest.raises(ValueError) as refusal:  # noqa: PT011 - compared as a whole
-        to_torch(model)
+        export(model)
     return str(refusal.value)
 
 
-def test_columns_of_dates_and_text_are_refused_by_name():
+def search_of(model, step="net"):
+    return BatchedGridSearchCV(model, {f"{step}__lr": [1e-3]}, cv=2)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "inner", "code"),
+    [
+        (lambda model: model, lambda model: model, "model"),
+        (search_of, lambda model: model.best_estimator_, "model.best_estimator_"),
+        (
+            lambda model: make_pipeline(search_of(model)),
+            lambda model: model[-1].best_estimator_,
+            "model[-1].best_estimator_",
+        ),
+    ],
+)
+def test_columns_of_dates_and_text_are_refused_by_name(wrap, inner, code):
     table = raw_table()
     table["joined"] = pd.date_range("2024-01-01", periods=len(table))
     table["remark"] = [f"remark {i}" for i in range(len(table))]
     pipeline = tabular_pipeline(StableNetClassifier(**SETTINGS), max_levels=100)
-    pipeline.fit(table, np.arange(len(table)) % 2)
-    assert refusal_of(pipeline) == (
+    model = wrap(pipeline).fit(table, np.arange(len(table)) % 2)
+    message = (
         "Columns 'joined' (dates), 'remark' (text of many categories) cannot be "
-        "exported: their encoders read dates and words, not numbers. Encode tables "
-        "with model[:2].transform(X), and export the steps after it, "
-        "to_torch(model[2:])."
+        "exported: their encoders read dates and words, not numbers. Transform tables "
+        f"with {code}[:2].transform(X), and export the steps after it, "
     )
+    assert refusal_of(model) == f"{message}to_torch({code}[2:])."
+    in_onnx = refusal_of(model, lambda model: to_onnx(model, "unwritten.onnx"))
+    assert in_onnx == f"{message}to_onnx({code}[2:], path)."
+    pipeline = inner(model)
     encoded = pipeline[:2].transform(table).to_numpy(dtype=np.float64, copy=True)
     found = to_torch(pipeline[2:])(torch.from_numpy(encoded)).numpy()
-    np.testing.assert_allclose(found, pipeline.predict_proba(table), atol=1e-6)
+    np.testing.assert_allclose(found, model.predict_proba(table), atol=1e-6)
 
 
-def test_other_steps_are_refused_by_name():
-    steps = (NaNImputer(), StandardScaler(), StableNetClassifier(**SETTINGS))
-    model = make_pipeline(*steps).fit(clean_table(), LABELS)
+@pytest.mark.parametrize("is_searched", [False, True])
+def test_other_steps_are_refused_by_name(is_searched):
+    steps = (StandardScaler(), StableNetClassifier(**SETTINGS))
+    if is_searched:
+        steps = (search_of(make_pipeline(*steps), "stablenetclassifier"),)
+    model = make_pipeline(NaNImputer(), *steps).fit(clean_table(), LABELS)
+    cells, code, n = "X", "model", 2
+    if is_searched:
+        cells, code, n = "model[:-1].transform(X)", "model[-1].best_estimator_", 1
     assert refusal_of(model) == (
         "StandardScaler, step 1 of the pipeline, cannot be exported: only NaNImputer, "
         "SafeScaler and the first two steps of tabular_pipeline can. Transform tables "
-        "with model[:2].transform(X), and export the steps after it, "
-        "to_torch(model[2:])."
+        f"with {code}[:{n}].transform({cells}), and export the steps after it, "
+        f"to_torch({code}[{n}:])."
     )
-    scaled = torch.from_numpy(model[:2].transform(clean_table()))
-    found = to_torch(model[2:])(scaled).numpy()
-    assert (found == model.predict_proba(clean_table())).all()
+    X = clean_table()
+    if is_searched:
+        scaled = model[-1].best_estimator_[:1].transform(model[:-1].transform(X))
+        rest = model[-1].best_estimator_[1:]
+    else:
+        scaled, rest = model[:2].transform(X), model[2:]
+    found = to_torch(rest)(torch.from_numpy(scaled)).numpy()
+    assert (found == model.predict_proba(X)).all()
 
 
 def test_other_models_are_refused():
