@@ -17,6 +17,9 @@ from sknan.preprocessing._tables.plain_cells import plain_cells
 # float32 has 24 bits of mantissa.
 _LARGEST_EXACT_INTEGER = 2**24
 
+# Steps of float64 by which sums of the same numbers in another order may differ.
+_ROUNDING = 8
+
 _LARGEST = {dtype: np.finfo(dtype).max for dtype in (np.float32, np.float64)}
 
 
@@ -56,7 +59,7 @@ def mean_and_scale(
     Returns
     -------
     mean, scale : ndarray of shape () or (n_targets,), float64
-        The scale of a constant column is 0.
+        The scale of a column is 0 if it is constant but for rounding.
     """
     wide = values.astype(np.float64)
     known = ~np.isnan(wide)
@@ -74,14 +77,28 @@ def mean_and_scale(
         ]
         mean, scale = np.array(found).T.reshape(2, *wide.shape[1:])
         return mean, scale
+    mean, scale = _moments(wide, weights)
+    is_close = scale <= 1e-14 * np.abs(mean)
+    if is_close.any():
+        # The rounding of such a mean is not small beside the spread.
+        if weights is not None:
+            wide, weights = wide[weights > 0], weights[weights > 0]
+        low, high = wide.min(axis=0), wide.max(axis=0)
+        offset, spread = _moments(np.where(is_close, wide - low, 0.0), weights)
+        is_rounding = high - low <= _ROUNDING * np.spacing(np.abs(low))
+        mean = np.where(is_close, low + offset, mean)
+        scale = np.where(is_close, np.where(is_rounding, 0.0, spread), scale)
+    return mean, scale
+
+
+def _moments(
+    wide: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     # In units of the largest value no intermediate result overflows.
     unit = np.maximum(np.abs(wide).max(axis=0), np.finfo(np.float64).tiny)
     mean = np.average(wide / unit, axis=0, weights=weights)
     variance = np.average((wide / unit - mean) ** 2, axis=0, weights=weights)
-    scale = np.sqrt(variance)
-    # The rounded spread of a constant column is about one part in 1e16.
-    is_constant = scale <= 1e-14 * np.abs(mean)
-    return mean * unit, np.where(is_constant, 0.0, scale * unit)
+    return mean * unit, np.sqrt(variance) * unit
 
 
 def standardize(values: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
