@@ -70,7 +70,7 @@ class BackupAndRestore(Callback):
     archive of torch with a checksum, from which no code is run. It contains recent
     batches, so protect it like the data.
 
-    The file remains after Ctrl-C in the middle of an epoch. Only one fit at a time may
+    The file remains after Ctrl-C. Only one fit at a time may
     use a file: in a search or a cross-validation, a fit would find the file of another.
 
     Examples
@@ -90,7 +90,6 @@ class BackupAndRestore(Callback):
         """Reset the state of earlier trainings."""
         self.n_restored_epochs_ = 0
         self._found_: dict[str, Any] | None = None
-        self._last_of_epoch_ = ""
         return self
 
     @property
@@ -107,7 +106,6 @@ class BackupAndRestore(Callback):
             Net before its callbacks begin.
         """
         path = os.fspath(self.path)
-        self._last_of_epoch_ = ""
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         self._found_ = found = self._read() if os.path.exists(path) else None
         self.n_restored_epochs_ = self.n_epochs_done
@@ -165,10 +163,8 @@ class BackupAndRestore(Callback):
                 "its subclasses, or put GuardMixin before the class of the net."
             )
 
-    def on_epoch_begin(self, net: Any, dataset_valid: Any = None, **_: Any) -> None:
+    def on_epoch_begin(self, net: Any, **_: Any) -> None:
         """Write the file, or restore its state before the first epoch."""
-        prefix = "train" if dataset_valid is None else "valid"
-        self._last_of_epoch_ = f"{prefix}_batch_count"
         # Not at the end of the epoch, when some callbacks have not run yet.
         if net._training_ is not None:
             self._write(net)
@@ -177,8 +173,8 @@ class BackupAndRestore(Callback):
                 begin_epoch_as(net, self._found_)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
-        """Delete the file, unless training was interrupted within an epoch."""
-        is_over = len(net.history) and self._last_of_epoch_ in net.history[-1]
+        """Delete the file, unless the user has interrupted the training."""
+        is_over = not net._has_stopped_
         if self.delete_checkpoint and is_over and os.path.exists(self.path):
             os.remove(self.path)
 

@@ -314,6 +314,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
             if self._ending_ is not None:  # while the training ended
                 self._ending_.end(is_interrupted=True)
             if not is_orderly_stop(interrupt):
+                self._has_stopped_ = True
                 has_best = any(isinstance(c, BestWeights) for _, c in self.callbacks_)
                 warn_of_interrupt(self, n_before, n_epochs, has_best=has_best)
             raise

@@ -428,7 +428,7 @@ def test_a_backup_changes_nothing_and_serves_any_number_of_fits(training, tmp_pa
 def test_a_pickled_callback_contains_no_training_state(tmp_path):
     model = fit(*estimator(BackupAndRestore(tmp_path / "backup")))
     kept = vars(pickle.loads(pickle.dumps(backup_of(model))))
-    assert set(kept) - {"_last_of_epoch_"} == {
+    assert set(kept) == {
         "path",
         "delete_checkpoint",
         "n_restored_epochs_",
@@ -819,11 +819,27 @@ def press_ctrl_c(net):
     raise KeyboardInterrupt
 
 
-@every_training
+class AtEpochEnd(AtBatch):
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == self.epoch:
+            self.action(net)
+
+    on_batch_begin = Callback.on_batch_begin
+
+
+@pytest.mark.parametrize(
+    ("training", "place"),
+    [
+        ("skorch", AtBatch),
+        ("skorch", AtEpochEnd),
+        ("estimator", AtEpochEnd),
+        ("estimator, early stopping", AtBatch),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Training was interrupted")
-def test_ctrl_c_leaves_a_usable_net_and_the_backup(training, tmp_path):
+def test_ctrl_c_leaves_a_usable_net_and_the_backup(training, place, tmp_path):
     path = tmp_path / "backup"
-    broken = fit(*TRAININGS[training](BackupAndRestore(path), AtBatch(press_ctrl_c)))
+    broken = fit(*TRAININGS[training](BackupAndRestore(path), place(press_ctrl_c)))
     assert is_finite(state_of(broken).values())
     assert np.isfinite(broken.predict(X)).all()
     assert path.exists()
