@@ -368,6 +368,9 @@ def test_dates_that_are_filled_are_saved(file, params, zone):
     dates = pd.to_datetime(["2020-01-01", None, "2020-03-05", "2021-02-03"])
     table = pd.DataFrame({"day": dates.tz_localize(zone), "wait": dates - dates[0]})
     table = table if params["strategy"] == "median" and zone is None else table[["day"]]
+    if zone is not None and "fill_value" in params:
+        fill_value = pd.Timestamp(params["fill_value"]).tz_localize(zone)
+        params = params | {"fill_value": fill_value}
     imputer = NaNImputer(**params).fit(table)
     save(imputer, file)
     loaded = load(file)
