@@ -185,6 +185,7 @@ class TableNet(NetworkOutput, GuardedNet):
         """
         guard = self.guard_
         rest: dict[str, Any] = {
+            "lr": self.lr,
             "lr_scale": guard.lr_scale,
             "largest_loss": guard.largest_loss,
             "conditioning": self._conditioning_,
@@ -235,7 +236,8 @@ class TableNet(NetworkOutput, GuardedNet):
         self._conditioning_ = rest["conditioning"]
         self._is_untrained_ = False
         self._prepare_guard(is_new=True)
-        self.guard_.lr_scale = rest["lr_scale"]
+        if self.lr == rest["lr"]:
+            self.guard_.lr_scale = rest["lr_scale"]
         self.guard_.largest_loss = rest["largest_loss"]
         self.guard_.reports = list(fitted.reports)
         if rest.get("optimizer") == type(self.optimizer_).__name__:

@@ -244,6 +244,14 @@ def _blame_weights(evidence: StepEvidence) -> NonFiniteReport | None:
         f"{len(bad)} of {len(parameters)} weight tensors are non-finite, first "
         f"{bad[0]!r}"
     )
+    if evidence.is_eps_zero:
+        return NonFiniteReport(
+            "step",
+            "precision",
+            f"{clause}: the optimizer has divided by 0 where the square of a gradient "
+            "is 0, since its eps is 0.",
+            "Give the optimizer an eps above 0, such as optimizer__eps=1e-8.",
+        )
     if failed is None or failed.dtype not in NARROW:
         return _divergence_report(evidence, clause)
     return NonFiniteReport(

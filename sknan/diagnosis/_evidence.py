@@ -158,6 +158,8 @@ class StepEvidence:
         Exception that the forward pass or the loss raised.
     is_gradient_absurd : bool, default=False
         Whether the step was refused because of the size of a finite gradient.
+    is_eps_zero : bool, default=False
+        Whether the optimizer has divided 0 by 0, because its ``eps`` is 0.
     amplification : str, default=""
         Description of how the network amplifies gradients with its initial weights;
         empty if it does not.
@@ -177,6 +179,7 @@ class StepEvidence:
     failed_operation: FailedOperation | None = None
     error: Exception | None = None
     is_gradient_absurd: bool = False
+    is_eps_zero: bool = False
     amplification: str = ""
     places: Places | None = None
 

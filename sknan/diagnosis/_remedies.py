@@ -19,7 +19,7 @@ ACTIONS: dict[Cause, str] = {
     ),
     "gradient": (
         "Scale inputs and targets, choose an initialization or a cell that does not "
-        "amplify, or clip the gradients with clip_norm=1.0."
+        "amplify, clip the gradients with clip_norm=1.0 or less, or lower lr."
     ),
     "activation": (
         "Look in the module's forward for log, sqrt, division, exp, norm or a softmax "

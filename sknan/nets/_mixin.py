@@ -417,6 +417,9 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         else:
             self.guard_.on_nonfinite = guard.on_nonfinite
             self.guard_.max_recoveries = guard.max_recoveries
+            if self.lr != self._guarded_lr_:  # reductions were those of another rate
+                self.guard_.lr_scale = 1.0
+        self._guarded_lr_: Any = self.lr
         self._training_ = None
         self._prepare_average()
 

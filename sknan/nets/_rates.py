@@ -61,7 +61,7 @@ def _refuse(
 
 def _origin(net: Any, rate: float) -> str:
     """Return a clause on what has set a learning rate."""
-    if rate == float(net.lr):
+    if str(rate) == str(float(net.lr)):  # NaN is not equal to itself
         return ", which is the parameter lr"
     others = []
     for name, callback in net.callbacks_:

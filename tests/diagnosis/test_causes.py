@@ -189,8 +189,8 @@ def test_an_overflowing_gradient_of_a_huge_loss_is_to_be_clipped():
     assert str(report) == (
         f"Non-finite gradient at epoch 2, batch 3. The loss is {loss:.3g} but 1 of 2 "
         "gradients are non-finite, first that of 'weight'. Scale inputs and targets, "
-        "choose an initialization or a cell that does not amplify, or clip the "
-        "gradients with clip_norm=1.0."
+        "choose an initialization or a cell that does not amplify, clip the "
+        "gradients with clip_norm=1.0 or less, or lower lr."
     )
 
 

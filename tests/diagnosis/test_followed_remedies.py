@@ -676,7 +676,7 @@ def test_an_initialization_that_does_not_amplify_trains_and_clipping_has_an_effe
     assert report.cause == "gradient"
     assert report.action == (
         "Scale inputs and targets, choose an initialization or a cell that does not "
-        "amplify, or clip the gradients with clip_norm=1.0."
+        "amplify, clip the gradients with clip_norm=1.0 or less, or lower lr."
     )
     assert r2(trained(module(1.0), nn.MSELoss, BASE, SIGNAL), BASE, SIGNAL) > 0.8
     # A threshold without an effect would be an error in this test: it gives a warning.

@@ -97,11 +97,12 @@ def test_a_learning_rate_that_is_none_is_refused_with_its_origin(
         assert all(torch.isfinite(w).all() for w in net.module_.parameters())
 
 
-def test_an_infinite_parameter_is_named():
+@pytest.mark.parametrize("rate", [math.inf, math.nan])
+def test_a_non_finite_parameter_is_named(rate):
     with pytest.raises(NonFiniteTrainingError) as caught:
-        loop(None).set_params(lr=math.inf).fit(X, Y)
+        loop(None).set_params(lr=rate, optimizer=torch.optim.SGD).fit(X, Y)
     assert str(caught.value) == (
-        "The learning rate of Adam is inf, which is the parameter lr, at epoch 1, "
+        f"The learning rate of SGD is {rate}, which is the parameter lr, at epoch 1, "
         "batch 1. Set a finite learning rate of at least 0."
     )
 

@@ -86,6 +86,7 @@ def explain(
     grads = [p.grad for _, p in evidence.named_parameters]
     failed: FailedOperation | None = None
     amplification = ""
+    is_eps_zero = not guard.has_finite_weights() and _is_eps_zero(net)
     if not guard.has_finite_weights():
         if any(p.dtype in NARROW for p in guard.parameters):
             with guard.last_weights():
@@ -117,6 +118,7 @@ def explain(
     evidence = dataclasses.replace(
         evidence,
         failed_operation=failed,
+        is_eps_zero=is_eps_zero,
         amplification=amplification,
         places=places,
     )
@@ -234,6 +236,18 @@ def _runner(training: Training, fit_params: Any) -> Callable[[Any], None]:
             net._zero_grad_optimizer()
 
     return run
+
+
+def _is_eps_zero(net: Any) -> bool:
+    """Whether an optimizer without ``eps`` has made a weight NaN: it divides 0 by 0."""
+    return any(
+        bool((~torch.isfinite(p.detach()) & (p.grad.square() == 0)).any())
+        for optimizer in net._all_optimizers()
+        for group in optimizer.param_groups
+        if group.get("eps") == 0
+        for p in group["params"]
+        if p.grad is not None and not p.grad.is_sparse
+    )
 
 
 def _find_in_optimizer(net: Any, batch: Any, fit_params: Any) -> FailedOperation | None:

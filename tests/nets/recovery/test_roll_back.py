@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from failing_trainings import MLP, X, Y, fitted, is_sound, network_of, r2, refused
+from sklearn.metrics import r2_score
 from skorch.callbacks import Callback, LRScheduler
 from torch import nn
 
@@ -21,6 +22,50 @@ def test_the_learning_rate_is_lowered_until_the_network_learns():
     )
     assert 1e-3 < net.effective_lr_ < 2.0
     assert r2(net) > 0.8
+
+
+@pytest.mark.parametrize("kind", ["loop", "stack"])
+def test_a_new_learning_rate_ends_the_reduction_of_the_earlier_one(kind):
+    if kind == "loop":
+        net, target = network_of(MLP, lr=1e4, max_epochs=2), Y
+    else:
+        net = StableNetRegressor(optimizer="sgd", lr=1e4, max_epochs=2, random_state=0)
+        target = Y[:, 0]
+    rescued = fitted(net, X, target)
+    lowered = rescued.effective_lr_
+    assert lowered < 100.0
+    rescued.partial_fit(X, target)
+    assert rescued.effective_lr_ == lowered
+    rescued.set_params(lr=0.1)
+    for _ in range(10):
+        rescued.partial_fit(X, target)
+    assert rescued.effective_lr_ == 0.1
+    assert len(rescued.nonfinite_reports_) == 1
+    assert r2_score(target, rescued.predict(X)) > 0.8
+
+
+@pytest.mark.parametrize("kind", ["loop", "stack"])
+def test_an_eps_of_zero_is_to_blame_and_not_the_learning_rate(kind):
+    def net(eps):
+        options = {"optimizer": torch.optim.AdamW, "lr": 0.01, "optimizer__eps": eps}
+        if kind == "loop":
+            return network_of(two_layers, **options), Y
+        return StableNetRegressor(two_layers(), random_state=0, **options), Y[:, 0]
+
+    constant = X.copy()
+    constant[:, 2] = 0.0
+    model, target = net(0.0)
+    report = refused(model, constant, target).report
+    assert report.cause == "precision"
+    assert report.evidence.endswith(
+        " of 6 weight tensors are non-finite, first '0.weight': the optimizer has "
+        "divided by 0 where the square of a gradient is 0, since its eps is 0."
+    )
+    assert report.action == (
+        "Give the optimizer an eps above 0, such as optimizer__eps=1e-8."
+    )
+    model, target = net(1e-8)
+    assert not fitted(model, constant, target).nonfinite_reports_
 
 
 def two_layers():
