@@ -79,6 +79,16 @@ class ExportedModel(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         """Predict rows of numbers."""
+        n_columns = self.n_features_in_  # Broadcasting would hide other shapes.
+        # In a trace of torch.jit the sizes are tensors.
+        known = [size for size in X.shape[1:] if not isinstance(size, Tensor)]
+        is_other = X.ndim != 2 or known not in ([], [n_columns])
+        if n_columns is not None and is_other:
+            raise ValueError(
+                f"The model takes a tensor of shape (n_samples, {n_columns}), got "
+                f"{tuple(X.shape)}. Pass X.reshape(-1, {n_columns}) if these are the "
+                "values of rows in order."
+            )
         predicted: Tensor = self.steps(X)
         return predicted
 

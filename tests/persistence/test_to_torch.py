@@ -342,6 +342,16 @@ def test_a_search_without_a_best_estimator_is_refused():
     )
 
 
+@pytest.mark.parametrize("name", ["classes", "numbers", "search"])
+@pytest.mark.parametrize("shape", [(4,), (3, 1), (2, 2, 4), ()])
+def test_a_tensor_of_another_shape_is_refused(name, shape):
+    rows = torch.ones(shape)
+    assert refusal_of(rows, to_torch(model_of(name))) == (
+        f"The model takes a tensor of shape (n_samples, 4), got {shape}. Pass "
+        "X.reshape(-1, 4) if these are the values of rows in order."
+    )
+
+
 def test_an_imputer_of_text_is_refused():
     X = np.array([["1", "2"], ["2", "3"]] * 5, dtype=object)
     net = StableNetClassifier(**SETTINGS)
