@@ -569,6 +569,24 @@ def test_a_column_of_missing_values_gives_no_warning(cell):
     assert read.isna().all(axis=None)
 
 
+@pytest.mark.parametrize("word", ["?", "unknown", "hello"])
+def test_durations_beside_a_word_are_numbers_of_seconds(word):
+    cells = [word] * 4 + [datetime.timedelta(hours=i) for i in range(4, 60)]
+    cleaner = TableCleaner()
+    read = cleaner.fit_transform(table(pd.Series(cells, dtype=object)))
+    assert read["x"].tolist()[4:] == [3600.0 * i for i in range(4, 60)]
+    assert list(read.columns) == (["x", "x_word"] if word == "hello" else ["x"])
+    later = cleaner.transform(table(pd.Series(cells[4:])))  # of dtype timedelta64
+    assert later["x"].tolist() == read["x"].tolist()[4:]
+    assert later.iloc[:, 1:].isna().all(axis=None)
+
+
+def test_text_that_has_no_utf8_is_a_category():
+    X = table(pd.Series(["\ud800", "b", "c"] * 20, dtype=object))
+    read = TableCleaner().fit_transform(X)
+    assert read["x"].tolist()[:3] == [r"\ud800", "b", "c"]
+
+
 def test_numbers_that_are_missing_in_fit_too_give_no_warning():
     cleaner = TableCleaner().fit(table(pd.Series([1e300, 1.5, 2.5])))
     assert cleaner.transform(table(pd.Series(["1e300"])))["x"].isna().all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections import Counter
 from typing import Any
@@ -21,6 +22,7 @@ from sknan.preprocessing._tables.typed_column import TypedColumn, is_missing
 # Text of durations in Python, pandas and ISO 8601, and of dates in ISO 8601.
 _DURATION = re.compile(r"^-?(?:p\d|pt\d|\d+ days?\b|\d+:\d\d:\d\d)")
 _DATE = re.compile(r"^\d{4}-\d\d-\d\d")
+_SPANS = (datetime.timedelta, np.timedelta64)
 # pandas 2 reads some numbers to within a unit of the last digit only.
 _LARGEST = repr(float(np.finfo(np.float32).max))
 _IS_EXACT = pd.to_numeric(_LARGEST) == float(_LARGEST)
@@ -76,6 +78,11 @@ def texts_of(column: TypedColumn) -> list[str | None]:
     if column.holds == "text":
         texts = {cell: text_of(cell) for cell in set(cells)}
         return [texts[cell] for cell in cells]
+    if column.holds in ("mixed", "durations"):  # as numbers of seconds
+        cells = [
+            pd.Timedelta(cell).total_seconds() if isinstance(cell, _SPANS) else cell
+            for cell in cells
+        ]
     return [text_of(cell) for cell in cells]
 
 
@@ -89,7 +96,12 @@ def text_of(cell: Any) -> str | None:
         cell = pd.Timedelta(cell)
     if isinstance(cell, bytes):
         cell = cell.decode(errors="backslashreplace")
-    return str(cell).strip()
+    text = str(cell).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which Arrow cannot store
+        text = text.encode(errors="backslashreplace").decode()
+    return text
 
 
 def plain(text: str) -> str:
