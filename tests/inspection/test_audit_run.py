@@ -81,10 +81,19 @@ NO_TABLE = "Pass a DataFrame, an array or a list of rows."
             ValueError,
             f"audit takes a table with rows and columns, got 1 dimension. {RESHAPE}",
         ),
-        (
-            [1, 2],
-            ValueError,
-            f"audit takes a table with rows and columns, got 1 dimension. {RESHAPE}",
+        *(
+            (
+                X,
+                ValueError,
+                "audit takes a table with rows and columns, got 1 dimension. Reshape "
+                f"your data: {column} if it is one column, {row} if it is one row.",
+            )
+            for X, column, row in (
+                ([1, "a"], "[[cell] for cell in X]", "[X]"),
+                (("a", 1), "[[cell] for cell in X]", "[X]"),
+                ({"n": 1, "t": "a"}, "[[cell] for cell in X.values()]", "[X]"),
+                (pd.Series([1, "a"], ["n", "t"]), "X.to_frame()", "X.to_frame().T"),
+            )
         ),
         (
             np.zeros((2, 2, 2)),

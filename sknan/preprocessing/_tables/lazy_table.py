@@ -137,17 +137,19 @@ def read_table(X: Any, reader: str = "audit") -> LazyTable:
             "array or a list of rows."
         )
     if hasattr(X, "__array__"):
-        X = np.asarray(X)
-        _check_dimensions(X.ndim, reader)
+        given, X = X, np.asarray(X)
+        _check_dimensions(given, X.ndim, reader)
         if X.dtype.kind in "biufc":
             return _of_array(X)
         # Read column by column, so that text in one column leaves the others numeric.
         return _of_frame(_frame_of(X), is_named=False)
     if isinstance(X, dict):
+        if X and not any(map(_is_row, X.values())):
+            _check_dimensions(X, 1, reader)
         return _of_frame(_frame_of(X))
     rows = list(X)
-    if rows and not isinstance(rows[0], (Iterable, dict)):
-        _check_dimensions(1, reader)
+    if rows and not _is_row(rows[0]):
+        _check_dimensions(X, 1, reader)
     is_named = bool(rows) and isinstance(rows[0], dict)
     return _of_frame(_frame_of(rows), is_named=is_named)
 
@@ -164,12 +166,24 @@ def _is_structured(X: Any) -> bool:
     return isinstance(X, np.ndarray) and X.dtype.names is not None
 
 
-def _check_dimensions(n_dimensions: int, reader: str) -> None:
+def _is_row(cells: Any) -> bool:
+    return isinstance(cells, Iterable) and not isinstance(cells, (str, bytes))
+
+
+def _check_dimensions(X: Any, n_dimensions: int, reader: str) -> None:
     if n_dimensions != 2:
+        if isinstance(X, pd.Series):
+            column, row = "X.to_frame()", "X.to_frame().T"
+        elif hasattr(X, "reshape"):
+            column, row = "X.reshape(-1, 1)", "X.reshape(1, -1)"
+        elif isinstance(X, dict):
+            column, row = "[[cell] for cell in X.values()]", "[X]"
+        else:
+            column, row = "[[cell] for cell in X]", "[X]"
         raise ValueError(
             f"{reader} takes a table with rows and columns, got {n_dimensions} "
             f"dimension{'' if n_dimensions == 1 else 's'}. Reshape your data: "
-            "X.reshape(-1, 1) if it is one column, X.reshape(1, -1) if it is one row."
+            f"{column} if it is one column, {row} if it is one row."
         )
 
 
@@ -216,7 +230,7 @@ def _of_numbers(position: int, cells: NDArray[Any], n_zeros: int = 0) -> TypedCo
 
 
 def _of_sparse(X: Any, reader: str) -> LazyTable:
-    _check_dimensions(X.ndim, reader)
+    _check_dimensions(X, X.ndim, reader)
     by_column = sparse.csc_array(X)
     by_column.sum_duplicates()
     if by_column.dtype == bool:
