@@ -511,6 +511,41 @@ def test_text_that_gains_or_loses_its_offset_is_named(offset, later, message):
 
 
 @pytest.mark.parametrize(
+    ("offset", "message", "localized"),
+    [
+        (
+            "+01:00",
+            "10 of the 20 times of column 'x' have no time zone, and the column had "
+            "UTC+01:00 in fit: they are read as UTC. Localize them: "
+            "column.map(pandas.Timestamp).map(lambda t: t if t.tz else t.tz_localize("
+            "'UTC+01:00')).",
+            lambda t: t if t.tz else t.tz_localize("UTC+01:00"),
+        ),
+        (
+            "",
+            "10 of the 20 times of column 'x' have a time zone, such as +01:00, and "
+            "none had one in fit: they are converted to UTC. If fit had local times, "
+            "pass column.map(pandas.Timestamp).map(lambda t: t.tz_localize(None)).",
+            lambda t: t.tz_localize(None),
+        ),
+    ],
+)
+def test_text_of_which_some_has_no_offset_is_counted(offset, message, localized):
+    times = pd.date_range("2020-01-05 10:00", periods=20, freq="17h")
+    texts = times.strftime("%Y-%m-%dT%H:%M:%S")
+    cleaner = TableCleaner().fit(pd.DataFrame({"x": texts + offset}))
+    mixed = pd.Series([*(texts[:10] + "+01:00"), *texts[10:], None])
+    with pytest.warns(ChangedColumnWarning) as caught:
+        cleaner.transform(mixed.to_frame("x"))
+    assert [str(w.message) for w in caught] == [message]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cells = mixed.map(pd.Timestamp).map(localized)
+        read = cleaner.transform(cells.to_frame("x"))["x"]
+    assert read.tolist() == [*times, pd.NaT]
+
+
+@pytest.mark.parametrize(
     ("first", "later", "kind", "example"),
     [
         (pd.Series([1.5, 2.5, 3.5] * 20), "abc", "numbers", "'abc'"),

@@ -247,7 +247,25 @@ class DateFormat:
         chosen = zones[is_other] if self.zone is None else zones[zones == ""]
         if chosen.empty:
             return ""
-        return self._change(chosen.iloc[0] or None, name, "pandas.to_datetime(column).")
+        change = self._change(
+            chosen.iloc[0] or None, name, "pandas.to_datetime(column)."
+        )
+        if not change or len(chosen) == len(zones):
+            return change
+        verb = "has" if len(chosen) == 1 else "have"
+        some = f"{len(chosen)} of the {len(zones)} times of column {name!r} {verb}"
+        each = "column.map(pandas.Timestamp).map(lambda t: "
+        if self.zone is None:
+            return (
+                f"{some} a time zone, such as {chosen.iloc[0]}, and none had one in "
+                "fit: they are converted to UTC. If fit had local times, pass "
+                f"{each}t.tz_localize(None))."
+            )
+        return (
+            f"{some} no time zone, and the column had {self.zone} in fit: they are "
+            f"read as UTC. Localize them: {each}t if t.tz else t.tz_localize("
+            f"'{self.zone}'))."
+        )
 
     def _change(self, zone: tzinfo | str | None, name: str, read: str = "") -> str:
         """Return a sentence if one of two columns has a zone, unless it is UTC."""
