@@ -32,16 +32,18 @@ _FEW = 2**10
 _MAX_LISTED = 8
 
 
-def drop_rows(name: str) -> str:
+def drop_rows(name: str, use: str = "used for training") -> str:
     """Return the remedy for missing targets.
 
     Parameters
     ----------
     name : {"y", "y_val"}
         Name of the targets.
+    use : str, default="used for training"
+        What cannot be done with these rows.
     """
     return (
-        "A row without a finite target cannot be used for training: remove these rows "
+        f"A row without a finite target cannot be {use}: remove these rows "
         f"from {name.replace('y', 'X', 1)} and {name}."
     )
 

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags
 from torch import Tensor, nn
 
 from sknan._utils.tags import classifier_tags, tags_of
+from sknan._utils.validation import drop_rows
 from sknan._utils.warn import warn
 from sknan.estimators._input import require_target
-from sknan.estimators._labels import label_array, labels_per_row
+from sknan.estimators._labels import label_array, labels_per_row, refuse_unusable_labels
 from sknan.estimators._temperature import at_temperature
 from sknan.losses._bounded import unbounded
 from sknan.losses._traits import traits_of
@@ -90,8 +92,12 @@ class LabelPredictionMixin(ClassifierMixin):
         X, y, _ = stored_chunks(X, y)
         require_target(self, y)
         # scikit-learn does not compare tables of nullable columns.
-        several = labels_per_row(y, type(self).__name__)
-        labels = label_array(y) if several is None else several
+        remedy = drop_rows("y", "scored")
+        labels = labels_per_row(y, type(self).__name__, remedy=remedy)
+        if labels is None:
+            labels = label_array(y)
+            if not issparse(labels):
+                refuse_unusable_labels(np.asarray(labels), "y", remedy)
         return float(super().score(X, labels, sample_weight))
 
 

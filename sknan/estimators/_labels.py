@@ -111,7 +111,9 @@ def refuse_unusable_labels(labels: np.ndarray, name: str, remedy: str) -> None:
         )
 
 
-def labels_per_row(y: Any, owner: str, name: str = "y") -> np.ndarray | None:
+def labels_per_row(
+    y: Any, owner: str, name: str = "y", remedy: str = ""
+) -> np.ndarray | None:
     """Return targets of several columns as 0 and 1, or None if there is one column.
 
     Parameters
@@ -122,6 +124,8 @@ def labels_per_row(y: Any, owner: str, name: str = "y") -> np.ndarray | None:
         Class name of the estimator, for messages.
     name : str, default="y"
         Name of the targets in messages.
+    remedy : str, default=""
+        Last sentence of the message about missing labels, if not about training.
 
     Returns
     -------
@@ -142,7 +146,7 @@ def labels_per_row(y: Any, owner: str, name: str = "y") -> np.ndarray | None:
         raise
     if values.ndim != 2 or values.shape[1] < 2:
         return None
-    refuse_unusable_labels(values, name, drop_rows(name))
+    refuse_unusable_labels(values, name, remedy or drop_rows(name))
     is_other = (values != 0) & (values != 1)
     if is_other.any():
         row, column = np.argwhere(is_other)[0]

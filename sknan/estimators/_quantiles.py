@@ -83,5 +83,6 @@ class QuantilePredictionMixin(RegressorMixin):
         y = plain_cells(y)
         values = np.asarray(y)
         if values.dtype.kind == "f":
-            check_finite(values, name="y", remedy=drop_rows("y"), limit=FLOAT64_MAX)
+            remedy = drop_rows("y", "scored")
+            check_finite(values, name="y", remedy=remedy, limit=FLOAT64_MAX)
         return regression_score(self._criterion, y, self.predict(X), sample_weight)

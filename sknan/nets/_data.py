@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.base import is_classifier
 from skorch.dataset import Dataset, unpack_data
 from skorch.utils import is_pandas_ndframe
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from sknan._utils.outliers import DOMINANT, Mask, check_outliers
@@ -204,7 +204,8 @@ def refuse_unusable_targets(net: Any, X: Any, y: Any) -> None:
 def readable_target(net: Any, X: Any, y: Any) -> Any:
     """Return a target in a type that skorch reads; refuse text and dates.
 
-    skorch reads neither polars nor Arrow, no DataFrame and, in classifiers, no list.
+    skorch reads neither polars nor Arrow, no DataFrame and, in classifiers, no list,
+    and the binary losses of torch read neither integers nor flags.
     Whatever reads the rows of a net in a way of the user gets the target as it is.
 
     Parameters
@@ -237,6 +238,10 @@ def readable_target(net: Any, X: Any, y: Any) -> Any:
     if cells.dtype.kind in "OUS":
         _refuse_other_kinds(net, cells, is_number=not is_foreign)
         cells = np.asarray(_numbers_in(cells, "y"))
+    criterion = type(getattr(net, "criterion_", None))
+    is_binary = criterion in (nn.BCEWithLogitsLoss, nn.BCELoss)
+    if is_binary and cells.dtype.kind in "biu":  # for which these losses fail
+        cells, is_foreign = cells.astype(np.float32), True
     if not is_foreign:
         return y
     is_one_column = cells.ndim == 2 and cells.shape[1] == 1

@@ -55,6 +55,16 @@ def refusal(error, function, *args, **params):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("label", [None, np.nan])
+@both
+def test_missing_targets_are_not_scored(Estimator, y, label):
+    net = Estimator(max_epochs=1).fit(X, y)
+    y = y.astype(object) if label is None and y is LABELS else y.astype(float)
+    y[3] = label
+    message = refusal(NonFiniteDataError, net.score, X, y)
+    assert message.endswith(DROP_ROWS.replace("used for training", "scored"))
+
+
 # -- X -----------------------------------------------------------------------------
 
 

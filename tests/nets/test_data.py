@@ -13,12 +13,14 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 from sklearn.model_selection import PredefinedSplit
+from sklearn.preprocessing import LabelEncoder
 from skorch.dataset import Dataset, ValidSplit
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from sknan import (
     GuardedNet,
+    GuardedNetBinaryClassifier,
     GuardedNetClassifier,
     GuardedNetRegressor,
     NonFiniteDataError,
@@ -184,6 +186,20 @@ def test_targets_that_are_no_numbers_are_named(y, found):
             assert message.endswith(
                 f", but {net.__name__} needs numbers. Pass numbers."
             )
+
+
+@pytest.mark.parametrize("convert", [np.asarray, pd.Series, np.ndarray.tolist])
+def test_a_binary_net_learns_integers_and_flags_as_floats(convert):
+    outputs = []
+    for y in (CODES.astype("float32"), LabelEncoder().fit_transform(CODES), CODES == 1):
+        torch.manual_seed(0)
+        net = GuardedNetBinaryClassifier(
+            nn.Linear, module__in_features=4, module__out_features=1, verbose=0
+        )
+        target = y if y.dtype == "float32" else convert(y)
+        outputs.append(net.set_params(max_epochs=2).fit(X, target).forward(X))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
 
 
 class OwnLabels(GuardedNetClassifier):
