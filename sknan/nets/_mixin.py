@@ -296,7 +296,10 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         backups = [c for _, c in self.callbacks_ if isinstance(c, BackupAndRestore)]
         self._backup_ = backups[0] if backups else None
         if backups:
+            is_first = self._versions_of_weights() == self._first_versions_
             backups[0].restore_net(self)
+            if is_first:
+                self._first_versions_ = self._versions_of_weights()
 
     @usual_settings(any_dtype=True)
     def fit_loop(

@@ -368,6 +368,29 @@ def test_a_rescued_training_is_resumed_bitwise_too(name, tmp_path):
         assert first.recovery == "Training restarted as if on standardized data."
 
 
+class Ruin(Callback):
+    """Ruin the weights in the last epoch."""
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == net.max_epochs:
+            with torch.no_grad():
+                for weight in net.module_.parameters():
+                    weight *= 30
+
+
+def test_a_ruined_training_raises_after_it_is_resumed_too(tmp_path):
+    def error_of(kind, *callbacks):
+        with pytest.raises(kind) as caught:
+            fit(*skorch_net(*callbacks, Ruin(), on_nonfinite="skip"))
+        return str(caught.value)
+
+    whole = error_of(NonFiniteTrainingError)
+    assert "far above that of a constant output" in whole
+    backup = BackupAndRestore(tmp_path / "backup")
+    error_of(PowerCutError, backup, AtBatch(cut_power))
+    assert error_of(NonFiniteTrainingError, clone(backup)) == whole
+
+
 def test_without_a_random_state_the_held_out_rows_stay_held_out(tmp_path):
     path, seen = tmp_path / "backup", []
 
