@@ -40,6 +40,7 @@ COLUMNS = {
     "lone outlier": [1e6, *NORMAL[1:]],
     "heavy tail": np.exp(6 * rng().normal(size=N)).tolist(),
     "scale": [1e6 * value for value in NORMAL],
+    "float32 precision": [1e12 + value for value in NORMAL],
     "missing goes with the target": replaced(NORMAL, [np.nan], n=60),
     "missing category": replaced(LEVELS, [None]),
     "word for missing": replaced(LEVELS, ["?"]),
@@ -67,6 +68,7 @@ OUTCOMES = {
     "lone outlier": ["x"],
     "heavy tail": ["x"],
     "scale": ["x"],
+    "float32 precision": ["x"],
     "missing": ["x", "missingindicator_x"],
     "infinite": ["x", "missingindicator_x"],
     "beyond float32": ["x", "missingindicator_x"],
@@ -156,6 +158,8 @@ def test_columns_are_scaled_and_outliers_are_bounded():
     assert out["x"].abs().median() < 1
     out, _ = prepared("lone outlier")
     assert out["x"].max() == out["x"][0] < 10
+    out, _ = prepared("float32 precision")
+    assert out["x"].nunique() > 0.9 * N
 
 
 def test_predictions_are_in_the_units_of_y():
