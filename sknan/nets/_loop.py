@@ -159,14 +159,23 @@ class LoopMixin(_SkorchNet):
         groups = [g for o in self._all_optimizers() for g in o.param_groups]
         return float(groups[0]["lr"] if len(groups) == 1 else self.lr)
 
+    def _is_rate_raised(self) -> bool:
+        """Whether a scheduler or callback has raised the learning rate above ``lr``."""
+        return self._base_rate() > float(self.lr)
+
     def _rate_factor(self) -> float:
         """Return the factor of ``lr`` at this step, by schedule and guard."""
         return self.guard_.lr_scale * self._schedule_factor()
 
     def _step_rate(self) -> float:
         """Return the learning rate of this step, by callbacks, schedule and guard."""
-        rate, caps = self._base_rate() * self._rate_factor(), self.guard_.rate_caps
-        return min(rate, caps[0]) if len(caps) == 1 else rate
+        return self._limited_rate(self._schedule_factor())
+
+    def _limited_rate(self, factor: float = 1.0) -> float:
+        """Return ``factor`` times the rate by callbacks, within the guard's limits."""
+        guard = self.guard_
+        rate = self._base_rate() * (guard.lr_scale * factor)
+        return min(rate, *guard.rate_caps) if len(guard.rate_caps) == 1 else rate
 
     def _schedule_factor(self) -> float:
         if self.lr_schedule is None and not self.warmup:

@@ -6,6 +6,7 @@ import math
 from typing import Any, NoReturn
 
 from sknan._utils.outside import is_of_signal, unless
+from sknan.diagnosis._remedies import ACTIONS
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
 
@@ -45,6 +46,14 @@ def refuse_invalid_rates(net: Any, batch_number: int) -> None:
     except unless(is_of_signal, ArithmeticError, TypeError, ValueError) as error:
         lines = str(error).splitlines() or [""]
         _refuse(net, batch_number, f"lr_schedule fails: {lines[0].rstrip('.')}", error)
+
+
+def action_on_rate(net: Any) -> str:
+    """Return what to do about a learning rate that is too high, wherever it is set."""
+    rate = net._base_rate()
+    if not net._is_rate_raised():
+        return ACTIONS["learning_rate"]
+    return f"Lower the learning rate of {rate:.3g}{_origin(net, rate)}."
 
 
 def _refuse(

@@ -20,10 +20,10 @@ from sknan._utils.thresholds import MARGIN, N_TRIALS
 from sknan._utils.tree import tree_map
 from sknan._utils.warn import warn
 from sknan.diagnosis._raised import result_of_trial
-from sknan.diagnosis._remedies import ACTIONS
 from sknan.diagnosis._report import NonFiniteReport, listed
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._guarded_step import GuardedTraining
+from sknan.nets._rates import action_on_rate
 from sknan.nets.recovery.drop_rows import DropRows
 from sknan.nets.recovery.own_gradient import TakeOwnGradient
 from sknan.nets.recovery.repeat import MOST_REPETITIONS
@@ -125,8 +125,8 @@ def epoch_report(net: Any, fault: str, batch_number: int) -> NonFiniteReport:
     return NonFiniteReport(
         phase="step",
         cause="learning_rate",
-        evidence=f"{fault} at lr={net.effective_lr_:.3g}.",
-        action=ACTIONS["learning_rate"],
+        evidence=f"{fault} at lr={net._limited_rate():.3g}.",
+        action=action_on_rate(net),
         epoch=len(net.history),
         batch=batch_number,
     )
@@ -211,6 +211,8 @@ def warn_of_rescue(net: Any, reports: list[NonFiniteReport], remark: str) -> Non
     if net.guard_.lr_scale != 1.0:
         change = f"; it went on with lr={net.effective_lr_:.3g}"
         change += f" instead of lr={net.lr:.3g}"
+    elif len(net.guard_.rate_caps) == 1:
+        change = f"; it went on with rates of at most {net.guard_.rate_caps[0]:.3g}"
     warn(
         DivergenceWarning(
             f"{_failures(reports)} and was rescued{change}."

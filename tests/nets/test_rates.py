@@ -9,7 +9,12 @@ import torch
 from skorch.callbacks import Callback, LRScheduler
 from torch import nn
 
-from sknan import GuardedNetRegressor, NonFiniteTrainingError, StableNetRegressor
+from sknan import (
+    DivergenceWarning,
+    GuardedNetRegressor,
+    NonFiniteTrainingError,
+    StableNetRegressor,
+)
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 Y = X[:, :1]
@@ -152,3 +157,27 @@ def test_a_rate_that_rounding_makes_negative_is_none(build):
         warnings.simplefilter("error")
         net.fit(X, Y if build is loop else Y.ravel())
     assert net.nonfinite_reports_ == []
+
+
+@pytest.mark.parametrize("build", [loop, estimator])
+def test_a_rate_that_a_callback_raises_for_an_epoch_is_lowered_in_it_alone(build):
+    class Spike(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            is_third = len(net.history) == 3
+            net.optimizer_.param_groups[0]["lr"] = 1e30 if is_third else 0.01
+
+    net = build(Spike()).set_params(max_epochs=8, lr_schedule=None)
+    with pytest.warns(DivergenceWarning) as caught:
+        net.fit(X, Y if build is loop else Y[:, 0])
+    history = getattr(net, "net_", net).history
+    assert 1e-4 < history[2, "lr"] < 10.0  # a limit from now on
+    assert history[:, "lr"][3:] == [min(0.01, history[2, "lr"])] * 5
+    assert net.effective_lr_ == 0.01
+    message = str(caught[0].message)
+    assert message.startswith(
+        "Training failed once and was rescued; it went on with rates of at most "
+        f"{history[2, 'lr']:.3g}. First failure: "
+    )
+    assert message.endswith(
+        " Lower the learning rate of 1e+30, set by one of the callbacks 'rate' (Spike)."
+    )

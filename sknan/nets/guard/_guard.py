@@ -414,7 +414,8 @@ class Guard(StepChecks):
             Factors of the learning rate to try; see :func:`run_search`.
         """
         report, growth, weights = self._rolled_back
-        reach = longest_reach(self._optimizers) * self.lr_scale
+        factor = self._factor_in_force(trials)
+        reach = longest_reach(self._optimizers) * factor
         if self.needs_clip(report):
             # The step was too long because the network amplifies its gradients. A
             # lower rate would shorten all steps, and clipping shortens only these.
@@ -425,12 +426,21 @@ class Guard(StepChecks):
         elif reach < torch.finfo(torch.float32).tiny:
             change = "no learning rate is low enough"
         else:
-            scale = yield from lower_scale(self.lr_scale, growth)
+            scale = yield from lower_scale(factor, growth)
             scale /= unseen_reach(self._optimizers, N_TRIALS, self._n_steps)
-            change = f"the learning rate was divided by {self.lr_scale / scale:.3g}"
-            self.lr_scale = scale
+            change = f"the learning rate was divided by {factor / scale:.3g}"
+            if not trials.is_rate_raised():  # else lower rates may follow by themselves
+                self.lr_scale = scale
             self.rate_caps = trials.rates_at(scale)
         self.record(report, ROLLED_BACK.format(weights=weights, change=change))
+
+    def _factor_in_force(self, trials: Trials) -> float:
+        """Return the factor of the learning rates, with regard to their limits."""
+        rates = trials.rates_at(self.lr_scale)
+        if len(rates) != len(self.rate_caps):
+            return self.lr_scale
+        shares = [c / r for r, c in zip(rates, self.rate_caps, strict=True) if r > 0.0]
+        return self.lr_scale * min(1.0, max(shares, default=1.0))
 
     # -- saving and ending -----------------------------------------------------------
 

@@ -22,3 +22,6 @@ class Trials(Protocol):
 
     def rates_at(self, scale: float) -> list[float]:
         """Return ``scale`` times the present learning rate of each parameter group."""
+
+    def is_rate_raised(self) -> bool:
+        """Whether a scheduler or callback has raised the learning rate above ``lr``."""

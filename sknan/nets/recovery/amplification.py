@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -18,8 +19,9 @@ from sknan.optim._clipping import grad_norm
 
 def is_rate_absurd(net: Any) -> bool:
     """Whether the learning rate is too high for any ordinary network: above 1."""
+    most = max(net.guard_.rate_caps, default=math.inf)
     return any(
-        float(group["lr"]) * net.guard_.lr_scale > 1.0
+        min(float(group["lr"]) * net.guard_.lr_scale, most) > 1.0
         for optimizer in net._all_optimizers()
         for group in optimizer.param_groups
     )

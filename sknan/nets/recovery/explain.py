@@ -23,6 +23,7 @@ from sknan.diagnosis._raised import about_dtype, about_graph
 from sknan.diagnosis._replay import ModuleNames, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport, capture
 from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
+from sknan.nets._rates import action_on_rate
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
 from sknan.nets.recovery.finite_operations import RepairedOperations
 from sknan.nets.recovery.protocol import Explanation, StepRefused, Training
@@ -123,6 +124,8 @@ def explain(
         places=places,
     )
     report = examine_step(evidence)
+    if report.cause == "learning_rate":
+        report = dataclasses.replace(report, action=action_on_rate(net))
     rows, report = report.rows, training.in_data(report)
     if not guard.reports or guard.is_last:
         names = [*net._modules, *net._criteria]

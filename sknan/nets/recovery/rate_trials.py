@@ -452,6 +452,11 @@ class RateTrials:
             for group in optimizer.param_groups
         ]
 
+    def is_rate_raised(self) -> bool:
+        """Whether a scheduler or callback has raised the learning rate above ``lr``."""
+        raised: bool = self.net._is_rate_raised()
+        return raised
+
     def _take_step(self, batch: Any) -> float:
         """Take a step, and return its loss before the step."""
         net, conditioning = self.net, self.training.conditioning

@@ -50,6 +50,9 @@ class Trials:
         optimizer.state = kept
         return loss if math.isfinite(loss) else math.inf
 
+    def is_rate_raised(self):
+        return False
+
     def rates_at(self, scale):
         return [g["lr"] * scale for g in self.loop.optimizer.param_groups]
 
