@@ -181,3 +181,33 @@ def test_a_rate_that_a_callback_raises_for_an_epoch_is_lowered_in_it_alone(build
     assert message.endswith(
         " Lower the learning rate of 1e+30, set by one of the callbacks 'rate' (Spike)."
     )
+
+
+def test_a_collapse_is_put_down_to_the_rate_of_the_scheduler():
+    torch.manual_seed(0)
+    net = GuardedNetRegressor(
+        nn.Sequential(
+            *[nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8)],
+            *[nn.ReLU(), nn.Linear(8, 1)],
+        ),
+        lr=0.02,
+        max_epochs=9,
+        batch_size=5,
+        train_split=None,
+        verbose=0,
+        callbacks=[
+            ("rate", LRScheduler(torch.optim.lr_scheduler.ExponentialLR, gamma=3.0))
+        ],
+    )
+    with pytest.warns(DivergenceWarning):
+        net.fit(X, Y)
+    report = net.nonfinite_reports_[0]
+    rate = 0.02 * 3.0 ** (report.epoch - 1)
+    assert report.evidence == (
+        "The network has collapsed: it gives the same output for each of the 5 "
+        f"different rows of a batch, at lr={rate:.3g}."
+    )
+    assert report.action == (
+        f"Lower the learning rate of {rate:.3g}, set by ExponentialLR in the callback "
+        "'rate'."
+    )
