@@ -67,6 +67,11 @@ def scaled_rates(
             group["lr"] = rate
 
 
+def _momentum_of(group: dict[str, Any]) -> float:
+    """Return the momentum of a group, 0.0 without, below 1.0 in any case."""
+    return min(float(group.get("momentum", 0.0)), MOST_MOMENTUM)
+
+
 def longest_reach(optimizers: Optimizers) -> float:
     """Return the largest total change of the weights by one gradient of norm 1.
 
@@ -85,8 +90,7 @@ def longest_reach(optimizers: Optimizers) -> float:
         Norm of the change.
     """
     reaches = [
-        float(group["lr"])
-        / (1.0 - min(float(group.get("momentum", 0.0)), MOST_MOMENTUM))
+        float(group["lr"]) / (1.0 - _momentum_of(group))
         for optimizer in optimizers
         for group in optimizer.param_groups
     ]
@@ -121,7 +125,7 @@ def unseen_reach(optimizers: Optimizers, n_trials: int, n_steps: int | None) -> 
     ratios = [1.0]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            momentum = min(float(group.get("momentum", 0.0)), MOST_MOMENTUM)
+            momentum = _momentum_of(group)
             reach = 1.0 if n_steps is None else mean_reach(momentum, n_steps)
             ratios.append(reach / mean_reach(momentum, n_trials))
     return max(ratios)
