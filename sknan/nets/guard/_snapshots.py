@@ -44,10 +44,10 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-@torch.no_grad()
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    if target:
-        torch._foreach_copy_([*target], [*source])
+    if target:  # entering no_grad for nothing takes time in each step
+        with torch.no_grad():
+            torch._foreach_copy_([*target], [*source])
 
 
 class Snapshot:
