@@ -31,7 +31,6 @@ from sknan._utils.progress import advance, counting_parts
 from sknan._utils.settings import usual_settings
 from sknan._utils.warn import recorded_warnings
 from sknan.nets._chain import layers_of
-from sknan.nets._records import InterruptWarning
 
 # Parameters in which the members of one stack may differ.
 _PER_MEMBER = frozenset(
@@ -247,10 +246,8 @@ class _Run:
 
         Raises
         ------
-        KeyboardInterrupt
-            If the user has interrupted the training, to end all trainings.
-        Exception
-            That of a signal's handler, for the same reason.
+        BaseException
+            That of a signal, such as Ctrl-C, to end all trainings.
         """
         start = time.perf_counter()
         with recorded_warnings() as recorded:
@@ -258,8 +255,6 @@ class _Run:
                 action()
             except unless(is_of_signal, Exception) as error:
                 self.error = error
-        if any(isinstance(warning, InterruptWarning) for warning in recorded):
-            raise KeyboardInterrupt
         self.warnings += recorded
         self.seconds += time.perf_counter() - start
 

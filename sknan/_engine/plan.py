@@ -18,6 +18,7 @@ from torch import Tensor
 from sknan._engine.listeners import SupportsCallbacks
 from sknan._engine.scoring import ValidationScore
 from sknan._engine.table_net import TableNet
+from sknan._utils.outside import end_other_fits
 from sknan._utils.random_state import resumed
 from sknan._utils.threads import threads_for
 from sknan.diagnosis._report import NonFiniteReport
@@ -267,6 +268,8 @@ class RestOfTraining:
         with contextlib.suppress(KeyboardInterrupt):  # ends a training in skorch
             net.fit_loop(table, _routing_method="partial_fit")
         net.notify("on_train_end", X=table, y=None)
+        if net._has_stopped_:
+            end_other_fits()
 
 
 @dataclass

@@ -15,6 +15,16 @@ import torch
 
 _Error = TypeVar("_Error", bound=BaseException)
 
+# Modules whose functions train several models, and those among them that train one.
+_OF_SEVERAL = (
+    *("sklearn", "joblib"),
+    *("sknan._engine.jobs", "sknan.model_selection", "sknan.testing"),
+)
+_OF_ONE = (
+    *("sklearn.base", "sklearn.callback", "sklearn.compose", "sklearn.pipeline"),
+    "sklearn.utils",
+)
+
 
 def unless(
     is_passed: Callable[[BaseException], bool], *kinds: type[_Error]
@@ -121,10 +131,10 @@ def _from_outside(error: BaseException) -> BaseException | None:
 
 
 def is_orderly_stop(interrupt: BaseException) -> bool:
-    """Whether a callback of skorch or sknan has ended a training, and not the user.
+    """Whether a callback has ended a training after an epoch, and not the user.
 
-    In skorch a callback ends a training by a ``raise KeyboardInterrupt``. Ctrl-C gives
-    this exception at any instruction.
+    In skorch a callback ends a training by a ``raise KeyboardInterrupt`` in its method
+    ``on_epoch_end``. Ctrl-C gives this exception at any instruction.
 
     Parameters
     ----------
@@ -140,9 +150,36 @@ def is_orderly_stop(interrupt: BaseException) -> bool:
         place = place.tb_next
     if place is None:
         return False
-    package = str(place.tb_frame.f_globals.get("__name__")).partition(".")[0]
-    instruction = place.tb_frame.f_code.co_code[place.tb_lasti]
-    return package in ("skorch", "sknan") and opname[instruction] == "RAISE_VARARGS"
+    code = place.tb_frame.f_code
+    is_raised = opname[code.co_code[place.tb_lasti]] == "RAISE_VARARGS"
+    return is_raised and code.co_name == "on_epoch_end"
+
+
+def end_other_fits() -> None:
+    """End a search, an ensemble or other fits that the present one belongs to.
+
+    After Ctrl-C a training keeps what it has learned if the user has called its
+    ``fit``, alone or as the end of a pipeline. As one of several it is of no use: half
+    trained, it would be compared or averaged with the others. The call stack tells
+    the two.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If a function that trains several models has called the present one, such as
+        those of scikit-learn's searches and ensembles, and of joblib's workers.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        name = f"{frame.f_globals.get('__name__')}."
+        if _is_among(name, _OF_SEVERAL) and not _is_among(name, _OF_ONE):
+            raise KeyboardInterrupt
+        frame = frame.f_back
+
+
+def _is_among(name: str, modules: tuple[str, ...]) -> bool:
+    """Whether a module, whose name ends in a dot, is one of these or inside it."""
+    return name.startswith(tuple(f"{module}." for module in modules))
 
 
 def _gets_frame(caller: FrameType, called: FrameType) -> bool:

@@ -222,8 +222,9 @@ class StableNetClassifier(LabelPredictionMixin, StableNetBase):
     DivergenceWarning
         Once per fit, if training recovered from failed steps.
     UserWarning
-        If training was interrupted, for example by Ctrl-C: the warning says after how
-        many epochs.
+        If Ctrl-C interrupted the training: the warning says after how many epochs. As
+        one of several, such as those of a search or an ensemble, the training ends with
+        the ``KeyboardInterrupt`` instead.
     ConvergenceWarning
         If ``max_time`` ended the training before ``max_epochs``.
 

@@ -24,7 +24,6 @@ from sknan.model_selection._divergence import (
 from sknan.model_selection._pipelines import final_network
 from sknan.model_selection._run import SearchRun
 from sknan.model_selection._stand_ins import scorer_stand_in
-from sknan.nets._records import InterruptWarning
 from sknan.preprocessing._chunks import refuse_chunks
 from sknan.preprocessing._tables.plain_cells import plain_cells
 
@@ -98,8 +97,6 @@ class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
         finally:
             run.leave()
             del self._run
-        if any(isinstance(issued, InterruptWarning) for issued in recorded):
-            raise KeyboardInterrupt  # in the refit
         for issued in recorded:
             warn(issued)
         self.scorer_ = getattr(self.scorer_, "__wrapped__", self.scorer_)

@@ -8,7 +8,7 @@ import cloudpickle
 import torch
 
 from sknan._utils.compiled import original_of
-from sknan._utils.outside import is_orderly_stop
+from sknan._utils.outside import end_other_fits, is_orderly_stop
 from sknan._utils.pickling import (
     VersionedPickleMixin,
     complete_copy,
@@ -176,9 +176,10 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         above that of a constant output, or if it ruined a network that had been
         trained before, whose weights are then restored.
     UserWarning
-        If a few targets dominate the loss, or if training was interrupted by Ctrl-C.
-        Callbacks of skorch that end a training, such as ``EarlyStopping``, give no
-        warning.
+        If a few targets dominate the loss, or if Ctrl-C interrupted a training that
+        is not one of several, such as those of a search or an ensemble; these end with
+        the ``KeyboardInterrupt``. Callbacks that end a training by such an exception in
+        ``on_epoch_end``, such as skorch's ``EarlyStopping``, give no warning.
     """
 
     guard_: Guard
@@ -286,6 +287,8 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
             super().partial_fit(X, y, classes, **fit_params)
         finally:
             del self._batches_done_
+        if self._has_stopped_:  # skorch returns after Ctrl-C
+            end_other_fits()
         if not fit_params.keys() - {"_routing_method"}:
             self._check_trained_output(X, *batches)
         return self

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from skorch.dataset import unpack_data
 
+from sknan._utils.outside import end_other_fits
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import MARGIN, N_TRIALS
 from sknan._utils.tree import tree_map
@@ -222,10 +223,6 @@ def warn_of_rescue(net: Any, reports: list[NonFiniteReport], remark: str) -> Non
     )
 
 
-class InterruptWarning(UserWarning):
-    """Warning that the user has interrupted a training."""
-
-
 def warn_of_interrupt(
     net: Any, n_before: int, n_epochs: int, *, has_best: bool
 ) -> None:
@@ -241,16 +238,20 @@ def warn_of_interrupt(
         Number of epochs that the training was to have.
     has_best : bool
         Whether the net returns to the weights of its best epoch.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the training is one of several.
     """
+    end_other_fits()
     n_done = len(net.history) - n_before
     if n_done > 0 and "train_batch_count" not in net.history[-1]:
         n_done -= 1  # in the course of the epoch
     kept = "weights of its best epoch" if has_best else "last weights that are usable"
     warn(
-        InterruptWarning(
-            f"Training was interrupted after {n_done} of {n_epochs} epochs. The "
-            f"network keeps the {kept}. Call fit again for a complete training."
-        )
+        f"Training was interrupted after {n_done} of {n_epochs} epochs. The network "
+        f"keeps the {kept}. Call fit again for a complete training."
     )
 
 

@@ -8,12 +8,20 @@ import sys
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import BaggingRegressor, StackingRegressor, VotingRegressor
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, cross_val_score
+from sklearn.multioutput import MultiOutputRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
 from sknan import (
     DivergenceWarning,
     GuardedNet,
+    GuardedNetRegressor,
     StableNetClassifier,
     StableNetRegressor,
 )
@@ -25,6 +33,11 @@ Y = (X @ np.array([1.0, -0.5, 0.25, 0.0]) + 0.1)[:, None].astype("float32")
 class MLP(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+class FlatMLP(MLP):
+    def forward(self, x):
+        return super().forward(x)[:, 0]
 
 
 def network_of(**options):
@@ -177,6 +190,92 @@ def test_an_interrupted_estimator_keeps_its_best_epoch_and_predicts():
     assert caught[0].filename == __file__
     assert net.n_iter_ == 2
     assert np.isfinite(net.predict(X)).all()
+
+
+class InterruptNth(Callback):
+    """Interrupt the n-th training at the end of an epoch; copies count together."""
+
+    n_trainings = 0  # of the class
+
+    def __init__(self, n):
+        self.n = n
+
+    def on_train_begin(self, net, **kwargs):
+        InterruptNth.n_trainings += 1
+
+    def end_epoch(self):
+        if InterruptNth.n_trainings == self.n:
+            press_ctrl_c()
+
+    def on_epoch_end(self, net, **kwargs):
+        self.end_epoch()
+
+
+class InterruptBatch(InterruptNth):
+    """Callback with which the training runs in the loop of the net."""
+
+    def on_batch_end(self, net, **kwargs):
+        self.end_epoch()
+
+    on_epoch_end = Callback.on_epoch_end
+
+
+class StopNth(InterruptNth):
+    """End the n-th training after its first epoch, as skorch's EarlyStopping does."""
+
+    def on_epoch_end(self, net, **kwargs):
+        if InterruptNth.n_trainings == self.n:
+            raise KeyboardInterrupt
+
+
+def interrupted_models(n):
+    InterruptNth.n_trainings = 0
+    stacked = StableNetRegressor(max_epochs=3, callbacks=[InterruptNth(n)])
+    guarded = GuardedNetRegressor(FlatMLP, verbose=0, callbacks=[InterruptNth(n)])
+    return {
+        "stack": stacked,
+        "loop": clone(stacked).set_params(callbacks=[InterruptBatch(n)]),
+        "net": make_pipeline(StandardScaler(), guarded.set_params(train_split=None)),
+    }
+
+
+OF_SEVERAL = {
+    "search": lambda model: GridSearchCV(model, {}, cv=2).fit,
+    "refit": lambda model: RandomizedSearchCV(model, {}, n_iter=1, cv=2).fit,
+    "scores": lambda model: lambda X, y: cross_val_score(model, X, y, cv=2),
+    "bagging": lambda model: BaggingRegressor(model, n_estimators=2).fit,
+    "stacking": lambda model: StackingRegressor([("a", model), ("b", model)]).fit,
+    "voting": lambda model: VotingRegressor([("a", model), ("b", model)]).fit,
+    "multioutput": lambda model: MultiOutputRegressor(model).fit,
+}
+
+
+@pytest.mark.parametrize("kind", OF_SEVERAL)
+@pytest.mark.parametrize("model", ["stack", "loop", "net"])
+def test_ctrl_c_ends_the_fits_of_scikit_learn_that_a_training_belongs_to(model, kind):
+    n = 3 if kind == "refit" else 2
+    fit = OF_SEVERAL[kind](interrupted_models(n)[model])
+    with pytest.raises(KeyboardInterrupt):
+        fit(X, np.hstack([Y, Y]) if kind == "multioutput" else Y.ravel())
+    assert InterruptNth.n_trainings == n
+
+
+@pytest.mark.parametrize("model", ["stack", "loop", "net"])
+@pytest.mark.parametrize("of_one", [make_pipeline, TransformedTargetRegressor])
+def test_ctrl_c_leaves_a_usable_net_in_what_trains_one(model, of_one):
+    fitted = of_one(interrupted_models(1)[model])
+    with pytest.warns(UserWarning, match="interrupted after"):
+        fitted.fit(X, Y.ravel())
+    assert np.isfinite(fitted.predict(X)).all()
+
+
+@pytest.mark.parametrize("model", ["stack", "net"])
+def test_a_callback_that_ends_its_training_ends_no_other(model):
+    net = interrupted_models(2)[model]
+    name = "callbacks" if model == "stack" else "guardednetregressor__callbacks"
+    search = GridSearchCV(net.set_params(**{name: [StopNth(2)]}), {}, cv=2)
+    search.fit(X, Y.ravel())  # warnings are errors here
+    assert InterruptNth.n_trainings == 3
 
 
 class Patient(EarlyStopping):
