@@ -48,7 +48,7 @@ def plan_key(plan: TrainingPlan) -> Hashable | None:
     key_of_step = optimizer_key(net.optimizer_) if is_supported else None
     if key_of_step is None or len({p.dtype for p in net.module_.parameters()}) > 1:
         return None
-    key_of_pass = pass_key(net, table)
+    key_of_pass = pass_key(net)
     if key_of_pass is None:
         return None
     n_train, n_valid = n_rows_of(plan)

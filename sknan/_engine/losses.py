@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sknan.losses._registry import closed_form_of
+from sknan.nets._chain import has_plain_forward
 
 
 class StackedLoss:
@@ -161,10 +162,14 @@ def stacked_loss_of(criterion: object) -> type[StackedLoss] | None:
     Returns
     -------
     type or None
-        Subclass of :class:`StackedLoss`; None if the criterion has no explicit form.
+        Subclass of :class:`StackedLoss`; None if the criterion has no explicit form, or
+        torch must call it for its hooks or weights.
     """
     form = closed_form_of(criterion)
-    return None if form is None else _STACKED_LOSSES[form]
+    if form is None or not isinstance(criterion, nn.Module):
+        return None
+    is_plain = has_plain_forward(criterion) and not [*criterion.parameters()]
+    return _STACKED_LOSSES[form] if is_plain else None
 
 
 def plain_loss(criterion: object, output: Any, target: Any) -> Tensor | None:

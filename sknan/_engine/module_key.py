@@ -9,7 +9,7 @@ from torch import nn
 
 from sknan._engine.code_state import code_state
 from sknan._engine.table_net import TableNet
-from sknan.nets._chain import has_hooks
+from sknan.nets._chain import has_gradient_hooks, has_hooks
 
 
 def module_key(net: TableNet) -> Hashable | None:
@@ -55,8 +55,5 @@ def _needs_own_calls(part: nn.Module) -> bool:
     return (
         isinstance(part, (nn.RNNBase, torch.jit.ScriptModule))
         or has_hooks(part)
-        or any(
-            p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)
-            for p in part.parameters(recurse=False)
-        )
+        or any(map(has_gradient_hooks, part.parameters(recurse=False)))
     )

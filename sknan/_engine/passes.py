@@ -28,7 +28,7 @@ from sknan._utils.random_state import seeded
 from sknan._utils.tree import tree_map
 from sknan.diagnosis._raised import result_of_trial
 from sknan.nets._batching import TensorTable
-from sknan.nets._chain import known_layers, layers_of
+from sknan.nets._chain import has_gradient_hooks, layers_of
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
 # Number of rows on which a stacked pass is compared with a separate one, and tolerances
@@ -62,15 +62,13 @@ class StackedPass(Protocol):
         """Return losses (K,) in evaluation mode, for targets that are not prepared."""
 
 
-def pass_key(net: TableNet, table: TensorTable) -> Hashable | None:
+def pass_key(net: TableNet) -> Hashable | None:
     """Return a key that is equal for networks that a stacked pass can compute together.
 
     Parameters
     ----------
     net : TableNet
         Initialized net.
-    table : TensorTable
-        Rows that the net is trained on.
 
     Returns
     -------
@@ -78,7 +76,7 @@ def pass_key(net: TableNet, table: TensorTable) -> Hashable | None:
         None for a network that cannot be stacked.
     """
     layers = chain_of(net)
-    if layers is not None and _is_known(net, table):
+    if layers is not None:
         sizes = tuple((type(layer), _sizes(layer)) for layer in layers)
         return "chain", sizes, type(net.criterion_)
     return module_key(net)
@@ -151,28 +149,20 @@ def stacked_pass(
 
 
 def chain_of(net: TableNet) -> list[nn.Module] | None:
-    """Return the layers of a chain whose passes are explicit."""
+    """Return the layers of a chain whose passes are explicit, None for other nets."""
     if stacked_loss_of(net.criterion_) is None:
         return None
     layers = layers_of(net.module_) or []
-    weights = [p for m in layers for p in m._parameters.values() if p is not None]
-    # A layer that is applied twice has one gradient, and a part that is not applied is
-    # in no layer.
+    weights = [p for layer in layers for p in layer.parameters()]
+    # The passes find the weights in the order of the layers. A layer that is applied
+    # twice has one gradient, and a part that is not applied is in no layer.
     is_explicit = (
-        len({*map(id, layers)}) == len(layers)
-        and {*map(id, weights)} == {*map(id, net.module_.parameters())}
-        and all(p.requires_grad for p in weights)
+        [*map(id, weights)] == [*map(id, net.module_.parameters())]
+        and all(type(p) is nn.Parameter and p.requires_grad for p in weights)
+        and not any(map(has_gradient_hooks, weights))
         and not any(isinstance(layer, PeriodicEmbedding) for layer in layers)
     )
-    return layers if layers and is_explicit else None
-
-
-def _is_known(net: TableNet, table: TensorTable) -> bool:
-    """Whether a table is the input of a chain of known layers with a known loss."""
-    loss = stacked_loss_of(net.criterion_)
-    if loss is None or not isinstance(table.y, Tensor) or not loss.accepts(table.y):
-        return False
-    return known_layers(net.module_, net.criterion_, table.X) is not None
+    return layers if weights and is_explicit else None
 
 
 def _sizes(layer: nn.Module) -> Hashable:
@@ -200,7 +190,7 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     -------
     bool
     """
-    if _is_known(net, table):
+    if chain_of(net) is not None:
         return True
     start = max(0, len(table) - _N_COMPARED)
     batches = [table.rows(slice(i, i + _N_COMPARED)) for i in (0, start)]

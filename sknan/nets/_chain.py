@@ -14,10 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from sknan._utils.settings import Float32Mode
 from sknan.nets._dropout import DROPOUTS, is_dropout
 from sknan.nets._tabular_mlp import PeriodicEmbedding
 
@@ -32,8 +29,6 @@ _HOOKS = (
 )
 _hooks_of = attrgetter(*_HOOKS)
 _global_hooks_of = attrgetter(*(f"_global{name}" for name in _HOOKS))
-
-_DTYPES = (torch.float32, torch.float64)
 
 # For each activation: the function of the module and its input; the gradient as a
 # function of the module, the gradient of the output, and a saved tensor; and whether
@@ -89,43 +84,6 @@ _BOUNDED_LAYERS = (*_KNOWN_LAYERS, nn.BatchNorm1d)
 
 # If all values in a float32 network are below this bound, none of them overflows.
 FAR_FROM_OVERFLOW = 1e30
-
-
-def known_layers(module: nn.Module, criterion: Any, X: Any) -> list[nn.Module] | None:
-    """Return the layers of a network whose passes can be written out.
-
-    Parameters
-    ----------
-    module : nn.Module
-        ``nn.Sequential``, :class:`~sknan.TabularMLP`, or a module whose
-        ``forward`` only applies its layers one after the other.
-    criterion : nn.Module
-        Loss.
-    X : Tensor of shape (n_samples, n_features)
-        Table from which batches are cut.
-
-    Returns
-    -------
-    list of nn.Module or None
-        None if a layer is not known, a weight is in no layer, the criterion has
-        weights, or something observes or changes operations.
-    """
-    if _is_observed() or not isinstance(X, Tensor) or X.ndim != 2 or X.requires_grad:
-        return None
-    layers = layers_of(module)
-    if layers is None or not isinstance(criterion, nn.Module):
-        return None
-    if not _has_plain_forward(criterion) or any(True for _ in criterion.parameters()):
-        return None
-    weights = [p for layer in layers for p in layer.parameters()]
-    is_known = (
-        weights
-        and len({id(p) for p in weights}) == len(weights) == len([*module.parameters()])
-        and all(_is_plain_parameter(p) and p.dtype == X.dtype for p in weights)
-        and X.is_cpu
-        and X.dtype in _DTYPES
-    )
-    return layers if is_known else None
 
 
 def output_bound(module: nn.Module, X: Tensor) -> float:
@@ -187,20 +145,7 @@ def _bound_of_norm(layer: nn.BatchNorm1d, bound: float) -> float:
     return (bound + shift) * scale.max().item() + added
 
 
-def _is_observed() -> bool:
-    """Whether modes, autocast or anomaly mode affect operations."""
-    return (
-        any(
-            not isinstance(mode, Float32Mode)
-            for mode in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        )
-        or bool(_get_current_dispatch_mode_stack())
-        or torch.is_autocast_enabled("cpu")
-        or torch.is_anomaly_enabled()
-    )
-
-
-def _has_plain_forward(module: nn.Module) -> bool:
+def has_plain_forward(module: nn.Module) -> bool:
     """Whether calling a module only calls the ``forward`` of its class."""
     return (
         type(module).__call__ is nn.Module.__call__
@@ -216,16 +161,10 @@ def has_hooks(module: nn.Module) -> bool:
     return any(_hooks_of(module)) or any(_global_hooks_of(torch_module))
 
 
-def _is_plain_parameter(parameter: Any) -> bool:
-    """Whether the gradient of a parameter can be assigned without side effects."""
-    return (
-        type(parameter) is nn.Parameter
-        and parameter.requires_grad
-        and parameter.is_cpu
-        and parameter.is_contiguous()
-        and not parameter._backward_hooks
-        and not getattr(parameter, "_post_accumulate_grad_hooks", None)
-    )
+def has_gradient_hooks(parameter: Tensor) -> bool:
+    """Whether torch calls hooks with each gradient of a parameter."""
+    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None)
+    return bool(parameter._backward_hooks or hooks)
 
 
 def layers_of(
@@ -235,7 +174,7 @@ def layers_of(
 
     None if the module does anything else, or a layer is not of a known type.
     """
-    if not _has_plain_forward(module):
+    if not has_plain_forward(module):
         return None
     if is_dropout(module) and not 0.0 < module.p < 1.0:
         return None if module.p else []

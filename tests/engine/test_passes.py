@@ -308,6 +308,67 @@ def test_all_layers_and_batch_sizes_of_a_chain(activation):
     assert_close(train_together(jobs), fitted_separately(jobs))
 
 
+class SecondLayerFirst(nn.Module):
+    """Chain whose layers are applied in another order than that of its attributes."""
+
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.second, self.first = nn.Linear(5, 5), nn.Linear(n_features_in, 5)
+        self.act, self.head = nn.Tanh(), nn.Linear(5, n_outputs)
+
+    def forward(self, X):
+        return self.head(self.second(self.act(self.first(X))))
+
+
+def repeated_layer(n_features_in, n_outputs):
+    layer = nn.Linear(n_features_in, n_features_in)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(n_features_in, n_outputs))
+
+
+def chain_with(register):
+    def build(n_features_in, n_outputs):
+        module = nn.Sequential(nn.Linear(n_features_in, 4), nn.Linear(4, n_outputs))
+        getattr(module[0].weight, register)(HOOKS[register])
+        return module
+
+    return build
+
+
+def clear_gradient(weight):
+    weight.grad.zero_()
+
+
+HOOKS = {
+    "register_hook": torch.zeros_like,
+    "register_post_accumulate_grad_hook": clear_gradient,
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "is_stacked"),
+    [
+        (SecondLayerFirst, True),
+        (repeated_layer, True),
+        *((chain_with(register), False) for register in HOOKS),
+    ],
+    ids=["second layer first", "repeated layer", *HOOKS],
+)
+def test_chains_that_explicit_passes_would_not_train_correctly(module, is_stacked):
+    jobs = jobs_of(StableNetRegressor, LEARNING_RATES, module=module)
+    outcomes = train_together(jobs)
+    assert all(outcome.is_stacked == is_stacked for outcome in outcomes)
+    assert_close(outcomes, fitted_by_the_loop(jobs), atol=1e-4)
+
+
+def test_a_hook_of_a_criterion_is_called_for_each_batch():
+    criterion, calls = nn.CrossEntropyLoss(), []
+    criterion.register_forward_hook(lambda *_: calls.append(1))
+    jobs = jobs_of(StableNetClassifier, LEARNING_RATES[:1], criterion=criterion)
+    n_epochs, n_batches = 3, 7
+    fitted_separately(jobs[:1])
+    assert len(calls) >= n_epochs * n_batches
+
+
 class Renormalized(Convolution):
     """Module with an operation that has no batching rule."""
 
