@@ -8,7 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -267,7 +268,8 @@ class NonFiniteReport:
             if contents["format"] != _FORMAT:
                 raise ValueError(f"The format is {contents['format']!r}.")
             report = cls.from_dict(contents["report"], Capsule(**contents["capsule"]))
-            str(report)  # of a known phase
+            _require_types(report)
+            _require_types(report.capsule)
         except unless(is_of_signal, Exception) as error:
             raise ValueError(
                 f"The file {os.fspath(path)!r} is not a report of this version of "
@@ -302,6 +304,31 @@ class NonFiniteReport:
         )
         title = html.escape(_HEADLINES[self.phase])
         return f"<table><caption>{title}</caption>{lines}</table>"
+
+
+def _require_types(part: Any) -> None:
+    """Raise ``TypeError`` if a field of a dataclass is not of the type it declares."""
+    for name, hint in get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        if not _is_of(value, hint):
+            raise TypeError(f"{name} is not of type {hint}: {value!r}")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value, with all of its elements, is of a type."""
+    kind, args = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return type(value) is str and value in args
+    if kind is UnionType:
+        return any(_is_of(value, arg) for arg in args)
+    if kind is tuple:
+        return type(value) is tuple and all(_is_of(item, args[0]) for item in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(
+            _is_of(key, args[0]) and _is_of(item, args[1])
+            for key, item in value.items()
+        )
+    return hint is Any or type(value) is hint
 
 
 def _plain(value: Any) -> Any:

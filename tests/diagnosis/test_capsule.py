@@ -66,6 +66,10 @@ def test_a_file_of_another_format_is_refused(tmp_path):
     path = tmp_path / "other.pt"
     error_of_fit().report.save(path)
     kept, contents = path.read_bytes(), load(path)
+
+    def with_field(part, name, value):
+        return lambda: save({**contents, part: contents[part] | {name: value}}, path)
+
     for write in (
         lambda: torch.save({"format": "sknan report 1"}, path),
         lambda: save({"format": 99}, path),
@@ -73,6 +77,13 @@ def test_a_file_of_another_format_is_refused(tmp_path):
         lambda: save({**contents, "capsule": [1]}, path),
         lambda: save({**contents, "report": contents["report"] | {"phase": "x"}}, path),
         lambda: save({**contents, "report": contents["report"] | {"rows": 1}}, path),
+        with_field("report", "rows", [torch.zeros(2)]),
+        with_field("report", "columns", [0, None]),
+        with_field("report", "operation", torch.zeros(2)),
+        with_field("report", "epoch", "1"),
+        with_field("report", "cause", "unknown"),
+        with_field("capsule", "weights", {"module": {0: torch.zeros(2)}}),
+        with_field("capsule", "versions", {"torch": 2}),
         lambda: path.write_text("notes" * 50),
         lambda: path.write_bytes(b""),
         lambda: path.write_bytes(kept[:-1]),
