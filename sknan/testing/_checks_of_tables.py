@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,7 @@ from sklearn.utils import get_tags
 from sknan._utils.validation import FLOAT32_MAX, FLOAT64_MAX
 from sknan.testing._cases import Case, Table, healthy_table, nearest_to_zero, with_cells
 from sknan.testing._refusals import CONSTANT, FEW, INFINITE, MISSING, TOO_LARGE
-from sknan.testing._registry import fault_check
-
-
-def _accepts_negative(estimator: Any) -> bool:
-    return not get_tags(estimator).input_tags.positive_only
-
+from sknan.testing._registry import add_check, fault_check
 
 # -- containers ----------------------------------------------------------------------
 
@@ -48,33 +44,52 @@ def check_extreme_dataframe_input(estimator: Any) -> Case:
 # -- cells ---------------------------------------------------------------------------
 
 
-def _at_fit(estimator: Any, words: Any, label: str, *values: float) -> Case:
+class _Fault(NamedTuple):
+    words: tuple[str, ...]
+    label: str
+    values: tuple[float, ...]
+
+
+_FAULTS = {
+    "nonfinite_nan_cells": _Fault(MISSING, "NaN", (np.nan,)),
+    "nonfinite_inf_cells": _Fault(INFINITE, "inf", (np.inf,)),
+    "nonfinite_negative_inf_cells": _Fault(INFINITE, "-inf", (-np.inf,)),
+    "extreme_float32_overflow": _Fault(TOO_LARGE, "1e200", (1e200,)),
+    # With both signs, so that a difference overflows.
+    "extreme_largest_float32": _Fault(
+        TOO_LARGE, "the largest float32", (FLOAT32_MAX, -FLOAT32_MAX)
+    ),
+    "extreme_largest_float64": _Fault(
+        TOO_LARGE, "the largest float64", (FLOAT64_MAX, -FLOAT64_MAX)
+    ),
+}
+
+
+def _accepted_values(fault: _Fault, estimator: Any) -> list[float]:
+    is_positive = get_tags(estimator).input_tags.positive_only
+    return [v for v in fault.values if not (is_positive and v < 0)]
+
+
+def _at_fit(fault: _Fault, estimator: Any) -> Case:
     table = healthy_table(estimator)
-    X, where = with_cells(table.X, values)
-    return Case(f"X with {label} {where}", words, replace(table, X=X), keeps_score=True)
+    X, where = with_cells(table.X, _accepted_values(fault, estimator))
+    what = f"X with {fault.label} {where}"
+    return Case(what, fault.words, replace(table, X=X), keeps_score=True)
 
 
-def _at_predict(estimator: Any, words: Any, label: str, *values: float) -> Case:
+def _at_predict(fault: _Fault, estimator: Any) -> Case:
     table = healthy_table(estimator)
-    X_faulty, where = with_cells(table.X_new, values)
-    return Case(f"X with {label} {where}", words, table, X_faulty)
+    X_faulty, where = with_cells(table.X_new, _accepted_values(fault, estimator))
+    return Case(f"X with {fault.label} {where}", fault.words, table, X_faulty)
 
 
-def _with_tiny_cells(estimator: Any, value: float) -> Case:
-    table = healthy_table(estimator)
-    # In the cells nearest to zero, the tiny value hardly changes the data.
-    X, where = with_cells(table.X, [value], nearest_to_zero(table.X))
-    return Case(f"X with {value:g} {where}", (), replace(table, X=X), keeps_score=True)
-
-
-@fault_check()
-def check_nonfinite_nan_cells_at_fit(estimator: Any) -> Case:
-    return _at_fit(estimator, MISSING, "NaN", np.nan)
-
-
-@fault_check()
-def check_nonfinite_nan_cells_at_predict(estimator: Any) -> Case:
-    return _at_predict(estimator, MISSING, "NaN", np.nan)
+for _name, _fault in _FAULTS.items():
+    for _when, _case_of in (("fit", _at_fit), ("predict", _at_predict)):
+        add_check(
+            f"check_{_name}_at_{_when}",
+            partial(_case_of, _fault),
+            partial(_accepted_values, _fault),
+        )
 
 
 @fault_check()
@@ -85,73 +100,16 @@ def check_nonfinite_nan_in_dataframe(estimator: Any) -> Case:
     return Case(f"a DataFrame with NaN {where}", MISSING, table, keeps_score=True)
 
 
-@fault_check()
-def check_nonfinite_inf_cells_at_fit(estimator: Any) -> Case:
-    return _at_fit(estimator, INFINITE, "inf", np.inf)
+def _with_tiny_cells(value: float, estimator: Any) -> Case:
+    table = healthy_table(estimator)
+    # In the cells nearest to zero, the tiny value hardly changes the data.
+    X, where = with_cells(table.X, [value], nearest_to_zero(table.X))
+    return Case(f"X with {value:g} {where}", (), replace(table, X=X), keeps_score=True)
 
 
-@fault_check()
-def check_nonfinite_inf_cells_at_predict(estimator: Any) -> Case:
-    return _at_predict(estimator, INFINITE, "inf", np.inf)
-
-
-@fault_check(_accepts_negative)
-def check_nonfinite_negative_inf_cells_at_fit(estimator: Any) -> Case:
-    return _at_fit(estimator, INFINITE, "-inf", -np.inf)
-
-
-@fault_check(_accepts_negative)
-def check_nonfinite_negative_inf_cells_at_predict(estimator: Any) -> Case:
-    return _at_predict(estimator, INFINITE, "-inf", -np.inf)
-
-
-@fault_check()
-def check_extreme_float32_overflow_at_fit(estimator: Any) -> Case:
-    return _at_fit(estimator, TOO_LARGE, "1e200", 1e200)
-
-
-@fault_check()
-def check_extreme_float32_overflow_at_predict(estimator: Any) -> Case:
-    return _at_predict(estimator, TOO_LARGE, "1e200", 1e200)
-
-
-@fault_check()
-def check_extreme_largest_float32_at_fit(estimator: Any) -> Case:
-    signed = _signed(estimator, FLOAT32_MAX)
-    return _at_fit(estimator, TOO_LARGE, "the largest float32", *signed)
-
-
-@fault_check()
-def check_extreme_largest_float32_at_predict(estimator: Any) -> Case:
-    signed = _signed(estimator, FLOAT32_MAX)
-    return _at_predict(estimator, TOO_LARGE, "the largest float32", *signed)
-
-
-@fault_check()
-def check_extreme_largest_float64_at_fit(estimator: Any) -> Case:
-    signed = _signed(estimator, FLOAT64_MAX)
-    return _at_fit(estimator, TOO_LARGE, "the largest float64", *signed)
-
-
-@fault_check()
-def check_extreme_largest_float64_at_predict(estimator: Any) -> Case:
-    signed = _signed(estimator, FLOAT64_MAX)
-    return _at_predict(estimator, TOO_LARGE, "the largest float64", *signed)
-
-
-@fault_check()
-def check_extreme_float32_subnormal_at_fit(estimator: Any) -> Case:
-    return _with_tiny_cells(estimator, 1e-40)
-
-
-@fault_check()
-def check_extreme_float64_subnormal_at_fit(estimator: Any) -> Case:
-    return _with_tiny_cells(estimator, 1e-310)
-
-
-def _signed(estimator: Any, value: float) -> tuple[float, ...]:
-    """Return the value with both signs, so that a difference overflows, if allowed."""
-    return (value, -value) if _accepts_negative(estimator) else (value,)
+for _name, _value in (("float32", 1e-40), ("float64", 1e-310)):
+    _case = partial(_with_tiny_cells, _value)
+    add_check(f"check_extreme_{_name}_subnormal_at_fit", _case)
 
 
 # -- columns and rows ----------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sknan.testing._refusals import (
     TOO_LARGE,
     WEIGHT,
 )
-from sknan.testing._registry import fault_check
+from sknan.testing._registry import add_check, fault_check
 
 _RATES = ("lr", "learning_rate", "learning_rate_init")
 
@@ -32,14 +33,6 @@ def _learning_rates(estimator: Any) -> list[str]:
         for name, value in estimator.get_params().items()
         if name.split("__")[-1] in _RATES and is_number(value)
     ]
-
-
-def _has_learning_rate(estimator: Any) -> bool:
-    return bool(_learning_rates(estimator))
-
-
-def _accepts_weights(estimator: Any) -> bool:
-    return weight_parameter(estimator) is not None
 
 
 # -- targets -------------------------------------------------------------------------
@@ -58,46 +51,32 @@ def check_extreme_one_row_per_class(estimator: Any) -> Case:
     return Case("two classes of one row each", FEW, table)
 
 
-def _with_target(
-    estimator: Any, what: str, words: tuple[str, ...], value: float
-) -> Case:
+def _with_target(label: str, words: tuple[str, ...], estimator: Any) -> Case:
     table = healthy_table(estimator)
     y = table.y.copy()
-    y[[5, 40]] = value
-    return Case(what, words, replace(table, y=y))
+    y[[5, 40]] = float(label)
+    return Case(f"y with {label} at rows 5 and 40", words, replace(table, y=y))
 
 
-def _with_targets_times(estimator: Any, factor: float) -> Case:
+for _label, _words in (("NaN", MISSING), ("inf", INFINITE)):
+    _case = partial(_with_target, _label, _words)
+    add_check(f"check_nonfinite_{_label.lower()}_targets", _case, is_regressor)
+
+
+def _with_targets_times(factor: float, estimator: Any) -> Case:
     table = healthy_table(estimator)
     table = replace(table, y=table.y * factor, y_new=table.y_new * factor)
     words = TOO_LARGE if factor > 1 else ("small", "underflow", *CONSTANT)
     return Case(f"y times {factor:g}", words, table, keeps_score=True)
 
 
-@fault_check(is_regressor)
-def check_nonfinite_nan_targets(estimator: Any) -> Case:
-    return _with_target(estimator, "y with NaN at rows 5 and 40", MISSING, np.nan)
-
-
-@fault_check(is_regressor)
-def check_nonfinite_inf_targets(estimator: Any) -> Case:
-    what = "y with inf at rows 5 and 40"
-    return _with_target(estimator, what, INFINITE, np.inf)
-
-
-@fault_check(is_regressor)
-def check_extreme_targets_of_1e30(estimator: Any) -> Case:
-    return _with_targets_times(estimator, 1e30)
-
-
-@fault_check(is_regressor)
-def check_extreme_targets_of_1e300(estimator: Any) -> Case:
-    return _with_targets_times(estimator, 1e300)
-
-
-@fault_check(is_regressor)
-def check_extreme_tiny_targets(estimator: Any) -> Case:
-    return _with_targets_times(estimator, 1e-300)
+for _name, _factor in (
+    ("targets_of_1e30", 1e30),
+    ("targets_of_1e300", 1e300),
+    ("tiny_targets", 1e-300),
+):
+    _case = partial(_with_targets_times, _factor)
+    add_check(f"check_extreme_{_name}", _case, is_regressor)
 
 
 @fault_check(is_regressor)
@@ -109,7 +88,7 @@ def check_extreme_constant_targets(estimator: Any) -> Case:
 # -- learning rates and weights ------------------------------------------------------
 
 
-def _with_rate(estimator: Any, rate: float) -> Case:
+def _with_rate(rate: float, estimator: Any) -> Case:
     params = dict.fromkeys(_learning_rates(estimator), rate)
     listed = ", ".join(f"{param}={rate:g}" for param in params)
     return Case(
@@ -121,51 +100,31 @@ def _with_rate(estimator: Any, rate: float) -> Case:
     )
 
 
-@fault_check(_has_learning_rate)
-def check_extreme_learning_rate_of_1e4(estimator: Any) -> Case:
-    return _with_rate(estimator, 1e4)
+for _label in ("1e4", "1e30"):
+    _case = partial(_with_rate, float(_label))
+    add_check(f"check_extreme_learning_rate_of_{_label}", _case, _learning_rates)
 
 
-@fault_check(_has_learning_rate)
-def check_extreme_learning_rate_of_1e30(estimator: Any) -> Case:
-    return _with_rate(estimator, 1e30)
-
-
-def _with_weights(estimator: Any, label: str, common: float, *first: float) -> Case:
+def _with_weights(label: str, values: tuple[float, ...], estimator: Any) -> Case:
+    """Return a case whose last value is the weight of all rows but the first."""
     table = healthy_table(estimator)
-    weights = np.full(len(table.X), common)
-    weights[: len(first)] = first
+    weights = np.full(len(table.X), values[-1])
+    weights[: len(values)] = values
     what = f"healthy data with {label}"
     words = WEIGHT if np.isfinite(weights).all() else (*WEIGHT, *INFINITE, *MISSING)
     return Case(what, words, table, sample_weight=weights)
 
 
-@fault_check(_accepts_weights)
-def check_nonfinite_nan_weight(estimator: Any) -> Case:
-    return _with_weights(estimator, "a sample weight of NaN", 1.0, np.nan)
-
-
-@fault_check(_accepts_weights)
-def check_nonfinite_inf_weight(estimator: Any) -> Case:
-    return _with_weights(estimator, "a sample weight of inf", 1.0, np.inf)
-
-
-@fault_check(_accepts_weights)
-def check_extreme_huge_weights(estimator: Any) -> Case:
-    return _with_weights(estimator, "sample weights of 1e307", 1e307)
-
-
-@fault_check(_accepts_weights)
-def check_extreme_tiny_weights(estimator: Any) -> Case:
-    return _with_weights(estimator, "sample weights of 1e-307", 1e-307)
-
-
-@fault_check(_accepts_weights)
-def check_extreme_unequal_weights(estimator: Any) -> Case:
-    label = "sample weights from 1e-300 to 1e300"
-    return _with_weights(estimator, label, 1.0, 1e300, 1e-300)
-
-
-@fault_check(_accepts_weights)
-def check_extreme_zero_weights(estimator: Any) -> Case:
-    return _with_weights(estimator, "sample weights of 0 only", 0.0)
+_WEIGHTS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "nonfinite_nan_weight": ("a sample weight of NaN", (np.nan, 1.0)),
+    "nonfinite_inf_weight": ("a sample weight of inf", (np.inf, 1.0)),
+    "extreme_huge_weights": ("sample weights of 1e307", (1e307,)),
+    "extreme_tiny_weights": ("sample weights of 1e-307", (1e-307,)),
+    "extreme_unequal_weights": (
+        "sample weights from 1e-300 to 1e300",
+        (1e300, 1e-300, 1.0),
+    ),
+    "extreme_zero_weights": ("sample weights of 0 only", (0.0,)),
+}
+for _name, _weights in _WEIGHTS.items():
+    add_check(f"check_{_name}", partial(_with_weights, *_weights), weight_parameter)

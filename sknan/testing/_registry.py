@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,40 +12,49 @@ from sknan.testing._examine import examine
 Check = Callable[[str, Any], str]
 
 # Each check with the condition under which an estimator can meet its fault.
-ALL_CHECKS: dict[Check, Callable[[Any], bool]] = {}
+ALL_CHECKS: dict[Check, Callable[[Any], object]] = {}
 
 
 def _always(estimator: Any) -> bool:
     return True
 
 
-def fault_check(
-    applies_to: Callable[[Any], bool] = _always,
-) -> Callable[[Callable[[Any], Case]], Check]:
-    """Make a fault check of a function that returns the case, and register it.
+def add_check(
+    name: str,
+    case_of: Callable[[Any], Case],
+    applies_to: Callable[[Any], object] = _always,
+) -> Check:
+    """Register a fault check.
 
     Parameters
     ----------
+    name : str
+        Name of the check.
+    case_of : callable
+        Function that returns the case for an estimator.
     applies_to : callable, default=_always
-        Called with an estimator, it returns whether the check applies to it.
+        Called with an estimator, it returns a true value if the check applies to it.
 
     Returns
     -------
     callable
-        Decorator of a function that returns the case for an estimator. The check has
-        the name of the function. It is called with the name of the estimator and the
-        estimator, and returns ``"finite"`` or ``"refused"``.
+        Function of the name of an estimator and the estimator that returns
+        ``"finite"`` or ``"refused"``.
     """
 
-    def register(case_of: Callable[[Any], Case]) -> Check:
-        @functools.wraps(case_of)
-        def check(name: str, estimator: Any) -> str:
-            return examine(name, estimator, case_of(estimator))
+    def check(name: str, estimator: Any) -> str:
+        return examine(name, estimator, case_of(estimator))
 
-        ALL_CHECKS[check] = applies_to
-        return check
+    check.__name__ = name
+    ALL_CHECKS[check] = applies_to
+    return check
 
-    return register
+
+def fault_check(
+    applies_to: Callable[[Any], object] = _always,
+) -> Callable[[Callable[[Any], Case]], Check]:
+    """Register a function as :func:`add_check` does, under its own name."""
+    return lambda case_of: add_check(case_of.__name__, case_of, applies_to)
 
 
 def applicable_checks(estimator: Any) -> list[Check]:
