@@ -8,7 +8,6 @@ operations would not show it.
 from __future__ import annotations
 
 import contextlib
-import random
 import sys
 import types
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -147,18 +146,3 @@ def _globals_of(code: types.CodeType, namespace: Mapping[str, Any]) -> list[Any]
         if isinstance(constant, types.CodeType):
             found += _globals_of(constant, namespace)
     return found
-
-
-def generator_states() -> tuple[Any, ...]:
-    """Return the states of the global generators of Python and numpy."""
-    of_numpy: Any = np.random.get_state()  # noqa: NPY002
-    name, keys, *rest = of_numpy
-    return random.getstate(), (name, keys.tobytes(), *rest)
-
-
-def set_generator_states(states: tuple[Any, ...]) -> None:
-    """Restore the states that :func:`generator_states` returned."""
-    python, (name, keys, *rest) = states
-    random.setstate(python)
-    of_numpy = (name, np.frombuffer(keys, np.uint32), *rest)
-    np.random.set_state(of_numpy)  # noqa: NPY002

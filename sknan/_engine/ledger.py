@@ -21,7 +21,7 @@ from sknan._utils.thresholds import OVERFLOWS_SQUARED
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._records import gradient_entries
 from sknan.nets.guard._loss_watch import LossWatches
-from sknan.optim._learning_rates import MOST_MOMENTUM
+from sknan.optim._learning_rates import momentum_of
 
 Floats = NDArray[np.float64]
 
@@ -76,9 +76,9 @@ class StepLedger(MemberArrays):
         self.n_clipped = np.zeros(n_members, dtype=np.int64)
         self.largest_norm = np.zeros(n_members)
         self.first_step_ratio = np.zeros(n_members)
-        momenta = [n.optimizer_.param_groups[0].get("momentum", 0.0) for n in nets]
+        momenta = np.array([momentum_of(n.optimizer_.param_groups[0]) for n in nets])
         # Reach of a step at a learning rate of 1, relative to the weights.
-        self._reach = 1.0 / ((1.0 - np.minimum(momenta, MOST_MOMENTUM)) * first_norms)
+        self._reach = 1.0 / ((1.0 - momenta) * first_norms)
         self.is_constant = np.zeros(n_members, dtype=bool)
         self.begin_epoch(0)
 

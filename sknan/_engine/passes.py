@@ -15,16 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sknan._engine.chain import StackedChain, transposed_weights
-from sknan._engine.code_state import (
-    code_state,
-    generator_states,
-    set_generator_states,
-)
+from sknan._engine.code_state import code_state
 from sknan._engine.losses import stacked_loss_of
 from sknan._engine.module_key import module_key
 from sknan._engine.module_pass import StackedModule
 from sknan._engine.table_net import TableNet
-from sknan._utils.random_state import seeded
+from sknan._utils.random_state import generator_states, seeded, set_generator_states
 from sknan._utils.tree import tree_map
 from sknan.diagnosis._raised import result_of_trial
 from sknan.nets._batching import TensorTable

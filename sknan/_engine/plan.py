@@ -108,11 +108,14 @@ class Trainable(SupportsCallbacks, Protocol):
     lr_schedule : str, callable or None
         Learning rate schedule. The range test runs fewer steps where the training has
         one, because it is at its highest learning rate for only part of the time.
+    max_time : float or None
+        Time limit of the training in seconds.
     nonfinite_reports_ : list of NonFiniteReport
         Failed steps of the training, set by ``_finish``.
     """
 
     lr_schedule: Any
+    max_time: float | None
     nonfinite_reports_: list[NonFiniteReport]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -120,69 +123,23 @@ class Trainable(SupportsCallbacks, Protocol):
 
         Estimators of one class can be trained together if their parameters differ only
         in numbers that a stack keeps for each member (learning rate, ...).
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Whether to include the parameters of nested estimators.
-
-        Returns
-        -------
-        dict of str to object
         """
 
     def rows_per_batch(self, n_rows: int) -> int:
-        """Return the batch size for a table.
-
-        Parameters
-        ----------
-        n_rows : int
-            Number of rows of the table, including rows that are held out.
-
-        Returns
-        -------
-        int
-        """
+        """Return the batch size for a table of so many rows, held-out ones included."""
 
     def most_epochs(self, n_rows: int) -> int:
-        """Return the maximum number of epochs for a table.
-
-        Parameters
-        ----------
-        n_rows : int
-            Number of rows of the table, including rows that are held out.
-
-        Returns
-        -------
-        int
-        """
+        """Return the maximum number of epochs for a table of so many rows."""
 
     def _check_parameters(self) -> None:
-        """Check the parameters of the estimator.
-
-        Raises
-        ------
-        ValueError or TypeError
-            If a parameter is invalid. The message names the first one.
-        """
+        """Raise an error that names the first invalid parameter, if there is one."""
 
     def _training_rows(self, X: Any, y: Any, **fit_params: Any) -> TrainingRows:
-        """Validate the data and convert it to the form that the training uses.
+        """Validate the arguments of ``fit``, and convert them for the training.
 
         This sets the attributes that describe the data (``n_features_in_``, ...). For
         other estimators of the same kind on the same rows, the engine copies these
         attributes instead of calling this method again.
-
-        Parameters
-        ----------
-        X, y : object
-            Data as given to ``fit``.
-        **fit_params : object
-            Further arguments of ``fit``, such as ``sample_weight``.
-
-        Returns
-        -------
-        TrainingRows
         """
 
     def _plan(
@@ -209,12 +166,7 @@ class Trainable(SupportsCallbacks, Protocol):
         """
 
     def _finish(self, plan: TrainingPlan) -> None:
-        """Check the trained network and set the fitted attributes.
-
-        Parameters
-        ----------
-        plan : TrainingPlan
-            Plan whose network has been trained.
+        """Check the trained network, and set the fitted attributes.
 
         Raises
         ------
@@ -223,15 +175,7 @@ class Trainable(SupportsCallbacks, Protocol):
         """
 
     def _fit(self, X: Any, y: Any, **fit_params: Any) -> None:
-        """Run all of ``fit``.
-
-        Parameters
-        ----------
-        X, y : object
-            Data as given to ``fit``.
-        **fit_params : object
-            Further arguments of ``fit``, such as ``sample_weight``.
-        """
+        """Run all of ``fit``."""
 
 
 @dataclass

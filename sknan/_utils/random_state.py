@@ -1,4 +1,4 @@
-"""States of torch's random generators: reading, restoring and temporary seeding.
+"""States of random generators: reading, restoring and temporary seeding.
 
 torch's generators belong to the whole process. Blocks that change their states for a
 while therefore take turns among threads: a draw of another thread would change what a
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +54,21 @@ def kept_random_states(device: Any = "cpu") -> Iterator[None]:
             yield
         finally:
             set_random_states(states, device)
+
+
+def generator_states() -> tuple[Any, ...]:
+    """Return the states of the global generators of Python and numpy, to compare."""
+    of_numpy: Any = np.random.get_state()  # noqa: NPY002
+    name, keys, *rest = of_numpy
+    return random.getstate(), (name, keys.tobytes(), *rest)
+
+
+def set_generator_states(states: tuple[Any, ...]) -> None:
+    """Restore the states that :func:`generator_states` returned."""
+    python, (name, keys, *rest) = states
+    random.setstate(python)
+    of_numpy = (name, np.frombuffer(keys, np.uint32), *rest)
+    np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 @contextlib.contextmanager

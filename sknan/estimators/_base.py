@@ -224,22 +224,9 @@ class StableNetBase(
         fold: ValidationFold | None = None,
         table_of: TrainingPlan | None = None,
     ) -> TrainingPlan:
-        """Return the plan of a training on these rows.
+        """Return the plan of a training; see :class:`sknan._engine.plan.Trainable`.
 
-        Parameters
-        ----------
-        rows : TrainingRows
-            Rows to train on.
-        fold : ValidationFold or None, default=None
-            Validation rows for early stopping, used if there are enough rows for one
-            fold. None draws ``validation_fraction`` of the rows at random.
-        table_of : TrainingPlan or None, default=None
-            Plan of an estimator of the same kind on the same rows. Its table is shared,
-            which saves a copy and a trial of the module.
-
-        Returns
-        -------
-        TrainingPlan
+        ``fold`` is used if there are enough rows for one fold.
         """
         continues = self._continues(rows.is_partial)
         rng = check_random_state(self._next_seed if continues else self.random_state)

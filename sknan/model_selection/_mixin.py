@@ -65,18 +65,14 @@ class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
         self
         """
         refuse_chunks(X)
-        memory = self.max_memory
-        if memory is not None and not (is_number(memory) and memory > 0):
-            raise ValueError(
-                f"The 'max_memory' parameter of {type(self).__name__} must be a number "
-                f"of bytes above 0 or None, got {memory!r}."
-            )
+        for name, unit in (("max_memory", "bytes"), ("max_time", "seconds")):
+            value = getattr(self, name)
+            if value is not None and not (is_number(value) and value > 0):
+                raise ValueError(
+                    f"The {name!r} parameter of {type(self).__name__} must be a number "
+                    f"of {unit} above 0 or None, got {value!r}."
+                )
         limit = self.max_time
-        if limit is not None and not (is_number(limit) and limit > 0):
-            raise ValueError(
-                f"The 'max_time' parameter of {type(self).__name__} must be a number "
-                f"of seconds above 0 or None, got {limit!r}."
-            )
         if final_network(self.estimator) is None:
             if limit is not None:
                 raise ValueError(

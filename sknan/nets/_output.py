@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
@@ -17,7 +16,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from sknan._utils.outside import is_of_environment, is_of_signal, unless
-from sknan._utils.random_state import kept_random_states
+from sknan._utils.random_state import (
+    generator_states,
+    kept_random_states,
+    set_generator_states,
+)
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves
 from sknan._utils.warn import warn
@@ -341,15 +344,14 @@ def unchanged_states(net: Any, batches: Any) -> Iterator[None]:
     parts = [part for module in net._all_modules() for part in module.modules()]
     modes = [part.training for part in parts]
     # The user's data set may draw from the streams of Python and numpy.
-    numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
+    numbers = generator_states()
     generator = getattr(batches, "generator", None)  # of a data loader
     state = None if generator is None else generator.get_state()
     try:
         with kept_random_states(net.device):
             yield
     finally:
-        random.setstate(numbers[0])
-        np.random.set_state(numbers[1])  # noqa: NPY002
+        set_generator_states(numbers)
         if generator is not None:
             generator.set_state(state)
         for part, mode in zip(parts, modes, strict=True):

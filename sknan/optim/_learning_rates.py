@@ -20,7 +20,7 @@ ScaleSearch = Generator[list[float], list[float], float]
 _T = TypeVar("_T")
 
 # Momentum up to which a gradient is repeated; with 1 its reach would be infinite.
-MOST_MOMENTUM = 1.0 - SMALL
+_MOST_MOMENTUM = 1.0 - SMALL
 
 # Rounds of trials after which the search stops even if the lowest or highest factor is
 # the best. Each has seven factors, or two where lower ones are tried. Of 140 trainings
@@ -67,9 +67,9 @@ def scaled_rates(
             group["lr"] = rate
 
 
-def _momentum_of(group: dict[str, Any]) -> float:
+def momentum_of(group: dict[str, Any]) -> float:
     """Return the momentum of a group, 0.0 without, below 1.0 in any case."""
-    return min(float(group.get("momentum", 0.0)), MOST_MOMENTUM)
+    return min(float(group.get("momentum", 0.0)), _MOST_MOMENTUM)
 
 
 def longest_reach(optimizers: Optimizers) -> float:
@@ -90,7 +90,7 @@ def longest_reach(optimizers: Optimizers) -> float:
         Norm of the change.
     """
     reaches = [
-        float(group["lr"]) / (1.0 - _momentum_of(group))
+        float(group["lr"]) / (1.0 - momentum_of(group))
         for optimizer in optimizers
         for group in optimizer.param_groups
     ]
@@ -125,7 +125,7 @@ def unseen_reach(optimizers: Optimizers, n_trials: int, n_steps: int | None) -> 
     ratios = [1.0]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            momentum = _momentum_of(group)
+            momentum = momentum_of(group)
             reach = 1.0 if n_steps is None else mean_reach(momentum, n_steps)
             ratios.append(reach / mean_reach(momentum, n_trials))
     return max(ratios)

@@ -12,13 +12,10 @@ from engine_helpers import assert_close, fitted_by_the_loop, jobs_of
 from torch import nn
 
 from sknan import StableNetRegressor
-from sknan._engine.code_state import (
-    code_state,
-    generator_states,
-    set_generator_states,
-)
+from sknan._engine.code_state import code_state
 from sknan._engine.jobs import train_together
 from sknan._engine.passes import does_stacking_agree
+from sknan._utils.random_state import generator_states, set_generator_states
 
 SETTINGS = types.ModuleType("settings")
 SETTINGS.n_calls = 0

@@ -195,23 +195,34 @@ def _constant_rate_plan(
 ) -> TrainingPlan:
     """Return the plan of the estimator's training without schedule and callbacks."""
     n_batches = math.ceil(len(rows.X) / _batch_size(estimator, rows))
-    trial = copy.copy(estimator)
-    vars(trial).pop("_fitted", None)
-    vars(trial).update(
+    trial = trial_of(
+        estimator,
+        seed,
         lr=1.0,
         lr_schedule=None,
         warmup=0.0,
         max_epochs=math.ceil(n_steps / n_batches),
         max_time=None,
         early_stopping=False,
+    )
+    plan: TrainingPlan = trial._plan(rows)
+    return plan
+
+
+def trial_of(estimator: Trainable, seed: int, **params: Any) -> Any:
+    """Return an unfitted copy of an estimator with other parameters, for a trial."""
+    trial = copy.copy(estimator)
+    vars(trial).pop("_fitted", None)
+    vars(trial).update(
         on_nonfinite="raise",
         callbacks=None,
         verbose=0,
         compile=False,
         warm_start=False,
         random_state=seed,
+        **params,
     )
-    return trial._plan(rows)
+    return trial
 
 
 @dataclass

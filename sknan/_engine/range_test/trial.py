@@ -7,7 +7,6 @@ rate only if whole trainings, with the estimator's own schedule, confirm it.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -25,6 +24,7 @@ from sknan._engine.range_test.curves import (
     drawn_rows,
     flops_per_step,
     held_out_table,
+    trial_of,
 )
 from sknan._engine.range_test.judge import TOO_FEW, USUAL_RATE, counted
 from sknan._engine.range_test.learning_rate_range import LearningRateRange
@@ -109,19 +109,15 @@ def _losses(
     held_out = held_out_table(estimator, valid, seed)
     n_batches = -(-len(train.X) // estimator.rows_per_batch(n_rows))
     n_flops = flops_per_step(estimator, rows) * n_batches * len(rates)
-    trial: Any = copy.copy(estimator)
-    vars(trial).pop("_fitted", None)
-    vars(trial).update(
+    max_time = estimator.max_time
+    n_epochs = min(estimator.most_epochs(n_rows), int(MAX_FLOPS // n_flops))
+    trial = trial_of(
+        estimator,
+        seed,
         batch_size=estimator.rows_per_batch(n_rows),
-        max_epochs=max(1, min(trial.most_epochs(n_rows), int(MAX_FLOPS // n_flops))),
+        max_epochs=max(1, n_epochs),
         # All trainings, with two starts, take at most half of the time.
-        max_time=trial.max_time and trial.max_time / (4 * len(rates)),
-        on_nonfinite="raise",
-        callbacks=None,
-        verbose=0,
-        compile=False,
-        warm_start=False,
-        random_state=seed,
+        max_time=max_time and max_time / (4 * len(rates)),
     )
     plans: list[TrainingPlan] = []
     for rate in rates:
