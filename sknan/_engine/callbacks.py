@@ -44,16 +44,8 @@ _USERS_OF_STEPS = (
 def follows_epochs(callback: Any) -> bool:
     """Whether a callback needs to see no more than whole epochs.
 
-    Parameters
-    ----------
-    callback : skorch callback
-        Initialized callback.
-
-    Returns
-    -------
-    bool
-        False for a callback with a method for batches or gradients, and for those of
-        skorch and sknan that restore or freeze a part of the net.
+    One with a method for batches or gradients needs more, and so do those of skorch and
+    sknan that restore or freeze a part of the net.
     """
     if isinstance(callback, _USERS_OF_STEPS):
         return False

@@ -158,20 +158,9 @@ def draw_masks(
     rates: list[float],
     generators: list[torch.Generator],
 ) -> None:
-    """Draw the mask of a dropout layer for each member from its generator.
+    """Draw the mask of a dropout layer, (K, ...), for each member from its generator.
 
     Members that share a generator have one rate and one mask.
-
-    Parameters
-    ----------
-    draw : callable
-        Function of a mask, a rate and a generator that draws the mask.
-    masks : Tensor of shape (K, ...)
-        Memory for the masks.
-    rates : list of float
-        Dropout rate of each member.
-    generators : list of Generator
-        Generator of each member.
     """
     drawn: dict[torch.Generator, Tensor] = {}
     for mask, rate, generator in zip(masks, rates, generators, strict=True):
@@ -212,18 +201,7 @@ class _StackedDropout:
 
 
 def transposed_weights(layers: list[nn.Module]) -> list[bool]:
-    """Return for each parameter whether a :class:`StackedChain` stores it transposed.
-
-    Parameters
-    ----------
-    layers : list of nn.Module
-        Layers of one network.
-
-    Returns
-    -------
-    list of bool
-        One entry for each parameter, in the order of the layers.
-    """
+    """Return for each parameter whether :class:`StackedChain` stores it transposed."""
     return [
         _is_linear(layer) and layer is not layers[-1] and name == "weight"
         for layer in layers

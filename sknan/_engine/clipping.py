@@ -67,13 +67,7 @@ class Clipping(MemberArrays):
         return selected
 
     def lower_limits(self, norms: Sequence[float | None]) -> None:
-        """Apply further limits of the gradient norms.
-
-        Parameters
-        ----------
-        norms : sequence of float or None
-            Limit of each member; None for no further limit.
-        """
+        """Apply a further limit of each member's gradient norm; None for no limit."""
         others = [HUGE if norm is None else norm for norm in norms]
         self.limits = np.minimum(self.limits, others)
 

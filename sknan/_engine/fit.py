@@ -21,12 +21,7 @@ from sknan.nets._batching import TensorTable
 def train(plan: TrainingPlan, tasks: EpochTasks | None = None) -> None:
     """Train the net of a plan, and show a progress bar if it is verbose.
 
-    Parameters
-    ----------
-    plan : TrainingPlan
-        Plan of a training that has not begun.
-    tasks : EpochTasks or None, default=None
-        Further listener that is notified of each epoch.
+    ``tasks`` is a further listener that is notified of each epoch.
     """
     net = plan.net
     verbose = net.verbose == 1 and not plan.is_partial

@@ -51,11 +51,6 @@ class NetworkOutput:
     def finite_output(self, X: Tensor) -> Tensor:
         """Return the output of :meth:`raw_output`, if it is finite.
 
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-            Rows on the device of the module.
-
         Raises
         ------
         NonFiniteTrainingError

@@ -28,15 +28,9 @@ from sknan.nets._rates import refuse_invalid_rates
 
 
 def notify_listeners(training: StackState, method_name: str) -> None:
-    """Notify the listeners of all members, and take over what they change.
+    """Notify the listeners of all members between two epochs, and take over changes.
 
-    Parameters
-    ----------
-    training : StackState
-        Training between two epochs.
-    method_name : {"on_train_begin", "on_epoch_begin", "on_epoch_end"}
-        Method of the listeners. Before an epoch, members that do not go on in the stack
-        are removed.
+    Before an epoch, members that do not go on in the stack are removed.
 
     Raises
     ------

@@ -24,15 +24,7 @@ _MOST_STEPS = 10**6
 def plan_key(plan: TrainingPlan) -> Hashable | None:
     """Return a key that is equal for plans that may share a stack.
 
-    Parameters
-    ----------
-    plan : TrainingPlan
-        Plan of a training that has not begun.
-
-    Returns
-    -------
-    hashable or None
-        None for a plan that must be run separately.
+    It is None for a plan that must be run separately.
     """
     net, table = plan.net, plan.table
     # LBFGS, and callbacks that see batches, need the steps of the loop of the net.

@@ -129,17 +129,8 @@ class JobOutcome(NamedTuple):
 def job_key(job: Job) -> Hashable | None:
     """Return a key that is equal for jobs that may share a stack.
 
-    The key is derived from parameters and data alone, without building a network.
-
-    Parameters
-    ----------
-    job : Job
-        Job that has not begun.
-
-    Returns
-    -------
-    hashable or None
-        None for a job that must be run separately.
+    The key is derived from parameters and data alone, without building a network. It is
+    None for a job that must be run separately.
     """
     params = job.estimator.get_params(deep=False)
     if params["verbose"] > 1 or params["device"] != "cpu":
@@ -315,10 +306,7 @@ class _JobRun(_Run):
     def prepare(self, validated: dict[Hashable, _ValidatedRows]) -> None:
         """Check data and parameters, and build the network.
 
-        Parameters
-        ----------
-        validated : dict of hashable to _ValidatedRows
-            Rows that have been validated before; new ones are added.
+        Rows that other jobs have validated are used again, and new ones are added.
         """
         if hasattr(self.job.estimator, "_skl_callbacks"):
             return  # scikit-learn's callbacks follow a whole fit

@@ -18,20 +18,7 @@ Floats = NDArray[np.float64]
 
 
 def is_schedule_valid(net: TableNet, n_steps: int) -> bool:
-    """Whether a user's schedule gives a valid factor for each step of a training.
-
-    Parameters
-    ----------
-    net : TableNet
-        Net with the schedule.
-    n_steps : int
-        Number of steps of the training.
-
-    Returns
-    -------
-    bool
-        True for the schedules that are chosen by name.
-    """
+    """Whether a schedule gives a valid factor for each step, as those by name do."""
     if not callable(net.lr_schedule):
         return True
     schedule = LearningRateSchedule(net.lr_schedule, net.warmup)
@@ -117,15 +104,7 @@ class LearningRates(MemberArrays):
         return rates
 
     def plan_rest(self, k: int, step: int, n_steps: int) -> None:
-        """Run through the rest of the schedule of a member in fewer steps.
-
-        Parameters
-        ----------
-        k : int
-            Position of the member.
-        step, n_steps : int
-            Number of steps so far, and of those that are expected to follow.
-        """
+        """Run through the rest of the schedule of a member in so many steps."""
         schedule = self.schedules[self.which[k]]
         if k not in self.adaptive and step + n_steps < schedule.total_steps:
             self.adaptive[k] = copy.copy(schedule)

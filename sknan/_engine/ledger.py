@@ -83,13 +83,7 @@ class StepLedger(MemberArrays):
         self.begin_epoch(0)
 
     def begin_epoch(self, n_batches: int) -> None:
-        """Discard the record of the previous epoch.
-
-        Parameters
-        ----------
-        n_batches : int
-            Number of steps of the epoch.
-        """
+        """Discard the record of the previous epoch, and make room for this one."""
         shape = (n_batches, len(self.n_taken))
         # NaN where no step was taken.
         self.losses, self.norms, self.coefficients = np.full((3, *shape), np.nan)
@@ -112,14 +106,7 @@ class StepLedger(MemberArrays):
     def find_suspects(self, losses: Floats, norms: Floats) -> NDArray[np.bool_]:
         """Return which members the guard would, or might, refuse a step of.
 
-        Parameters
-        ----------
-        losses, norms : ndarray of shape (n_steps, n_members)
-            Loss and gradient norm of each step.
-
-        Returns
-        -------
-        ndarray of shape (n_members,)
+        Losses and norms have the shape (n_steps, n_members).
         """
         is_bad = are_refused(losses, norms)
         is_clipped = self.clipping.limits < HUGE
@@ -166,19 +153,7 @@ class StepLedger(MemberArrays):
     def record_recovered(
         self, k: int, i: int, training: GuardedTraining, step: dict[str, Any]
     ) -> None:
-        """Record a step that the guarded training of a member has taken.
-
-        Parameters
-        ----------
-        k : int
-            Position of the member.
-        i : int
-            Number of the step in its epoch, from 0.
-        training : GuardedTraining
-            Training that has taken the step.
-        step : dict
-            Result of the step.
-        """
+        """Record step ``i`` of the epoch of member ``k``, which its guard has taken."""
         if step.get("was_skipped"):
             return
         self.losses[i, k] = float(step["loss"].detach())
@@ -192,14 +167,7 @@ class StepLedger(MemberArrays):
     def resume(self, k: int, training: GuardedTraining, n_batches: int) -> None:
         """Continue a member with the limits of the guard that has recovered it.
 
-        Parameters
-        ----------
-        k : int
-            Position of the member.
-        training : GuardedTraining
-            Training that has recovered the member.
-        n_batches : int
-            Number of batches so far, including those whose steps were skipped.
+        ``n_batches`` counts those whose steps were skipped too.
         """
         guard, rates = training.guard, self.learning_rates
         self.watches.set_watch(k, guard._watch)
@@ -214,13 +182,7 @@ class StepLedger(MemberArrays):
             self.clipping.limits[k] = min(norm, self.clipping.limits[k])
 
     def clipping_of(self, k: int) -> tuple[int, int, float]:
-        """Return the numbers of steps and clipped steps, and the largest gradient norm.
-
-        Parameters
-        ----------
-        k : int
-            Position of the member.
-        """
+        """Return the numbers of steps and clipped steps, and the largest norm."""
         counts = int(self.n_taken[k]), int(self.n_clipped[k])
         return (*counts, float(self.largest_norm[k]))
 
@@ -273,15 +235,5 @@ class StepLedger(MemberArrays):
 
 
 def are_refused(losses: Floats, norms: Floats) -> Any:
-    """Return where a loss is not finite or a gradient norm is too large.
-
-    Parameters
-    ----------
-    losses, norms : ndarray of float
-        Losses and gradient norms.
-
-    Returns
-    -------
-    ndarray of bool
-    """
+    """Return where a loss is not finite or a gradient norm is too large."""
     return ~(np.isfinite(losses) & (norms < OVERFLOWS_SQUARED))

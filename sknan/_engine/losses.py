@@ -154,16 +154,8 @@ _STACKED_LOSSES = {
 def stacked_loss_of(criterion: object) -> type[StackedLoss] | None:
     """Return the stacked loss that is equal to a criterion.
 
-    Parameters
-    ----------
-    criterion : object
-        Criterion of a net.
-
-    Returns
-    -------
-    type or None
-        Subclass of :class:`StackedLoss`; None if the criterion has no explicit form, or
-        torch must call it for its hooks or weights.
+    It is None if the criterion has no explicit form, or torch must call it for its
+    hooks or weights.
     """
     form = closed_form_of(criterion)
     if form is None or not isinstance(criterion, nn.Module):
@@ -175,20 +167,8 @@ def stacked_loss_of(criterion: object) -> type[StackedLoss] | None:
 def plain_loss(criterion: object, output: Any, target: Any) -> Tensor | None:
     """Return the loss of one network in few operations.
 
-    Parameters
-    ----------
-    criterion : object
-        Criterion of a net.
-    output : Tensor or tuple of Tensor
-        Output of its module for a batch.
-    target : Tensor or tuple of Tensor
-        Targets of the batch.
-
-    Returns
-    -------
-    Tensor of shape () or None
-        None unless the criterion has an explicit form and the shapes are the usual
-        ones.
+    It is None unless the criterion has an explicit form and the shapes are the usual
+    ones.
     """
     loss = stacked_loss_of(criterion)
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)):

@@ -99,13 +99,7 @@ class Member:
 
     @contextlib.contextmanager
     def has_state(self, state: NetworkState) -> Iterator[None]:
-        """Set the state of the net inside the block, then restore it.
-
-        Parameters
-        ----------
-        state : NetworkState
-            State of the member in the stack.
-        """
+        """Set the state of the net inside the block, then restore it."""
         before = read_state(self.net)
         write_state(self.net, state)
         try:
@@ -117,13 +111,6 @@ class Member:
         """Return the loss on held-out rows that the net itself computes.
 
         An exception becomes the error of the member.
-
-        Parameters
-        ----------
-        state : NetworkState
-            State of the member in the stack.
-        batch : tuple of (Tensor, Tensor)
-            Inputs and targets of the held-out rows.
         """
         with self.has_state(state):
             try:
@@ -145,13 +132,7 @@ class Member:
     def notify(self, method_name: str, state: NetworkState | None = None) -> None:
         """Notify the listeners, which may draw random numbers.
 
-        Parameters
-        ----------
-        method_name : str
-            Method of the listeners.
-        state : NetworkState or None, default=None
-            State of the member, which the listeners find in the net. None leaves the
-            net as it is.
+        They find the state in the net, which None leaves as it is.
         """
         table = self.plan.table
         kwargs: dict[str, Any] = {"X": table, "y": None}
@@ -176,13 +157,7 @@ class Member:
             self.error = error
 
     def recovery_of(self, n_steps: int) -> MemberRecovery:
-        """Return the recovery from failed steps, which the first call creates.
-
-        Parameters
-        ----------
-        n_steps : int
-            Number of steps of the whole training.
-        """
+        """Return the recovery from failed steps, which the first call creates."""
         if self.recovery is None:
             if self.first_state is not None:
                 write_state(self.net, self.first_state)
@@ -191,13 +166,7 @@ class Member:
         return self.recovery
 
     def log_epoch(self, row: dict[str, Any]) -> None:
-        """Add an epoch to the history.
-
-        Parameters
-        ----------
-        row : dict of str to object
-            Row of the epoch in the history.
-        """
+        """Add a row to the history."""
         for name in row.keys() & {"train_loss", "valid_loss"}:
             row[f"{name}_best"] = is_best(self.history, name, row[name])
         self.history.append(row)
@@ -209,20 +178,10 @@ class Member:
             self.net.history.new_batch()  # skorch's Checkpoint reads the last batch
 
     def end_epoch(self, weights: Callable[[], list[Tensor]], n_members: int) -> bool:
-        """Keep the weights of the epoch if they are the best.
+        """Keep the weights of the epoch if they are the best; return whether to go on.
 
-        Parameters
-        ----------
-        weights : callable
-            Function that returns a copy of the present weights and buffers.
-        n_members : int
-            Number of members that were trained in the epoch.
-
-        Returns
-        -------
-        bool
-            Whether the member goes on in the stack: False if a listener, patience or
-            time ends its training, or if the loop of its net is to end it.
+        A member does not go on in the stack if a listener, patience or time ends its
+        training, or if the loop of its net is to end it.
         """
         limit, best = self.plan.time_limit, self.plan.best
         is_ending = self.is_stopped or self.error is not None
@@ -246,14 +205,8 @@ class Member:
     ) -> None:
         """Take over the last state and the history.
 
-        Parameters
-        ----------
-        state : NetworkState
-            Last state.
-        seconds : float
-            Time since the start of the stack.
-        clipping : tuple of (int, int, float)
-            Number of steps, number of clipped steps, and largest gradient norm.
+        ``clipping`` has the numbers of steps and of clipped steps, and the largest
+        norm.
         """
         net, recovery = self.net, self.recovery
         if self.rest is not None:

@@ -15,15 +15,7 @@ from sknan.nets._chain import has_gradient_hooks, has_hooks
 def module_key(net: TableNet) -> Hashable | None:
     """Return a key that is equal for nets of the same function of weights and data.
 
-    Parameters
-    ----------
-    net : TableNet
-        Initialized net.
-
-    Returns
-    -------
-    hashable or None
-        None for a net that cannot be stacked.
+    It is None for a net that cannot be stacked.
     """
     module, criterion = net.module_, net.criterion_
     tensors = [*module.named_parameters(), *module.named_buffers()]

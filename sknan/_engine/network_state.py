@@ -56,13 +56,7 @@ def _moment_names(net: TableNet) -> tuple[str, ...]:
 
 
 def read_state(net: TableNet) -> NetworkState:
-    """Return a copy of the state of a net and its optimizer.
-
-    Parameters
-    ----------
-    net : TableNet
-        Net with one of the optimizers that a stack supports.
-    """
+    """Return a copy of the state of a net and its optimizer."""
     parameters = list(net.module_.parameters())
     states = [net.optimizer_.state.get(p, {}) for p in parameters]
     names = _moment_names(net)
@@ -90,15 +84,7 @@ def read_state(net: TableNet) -> NetworkState:
 
 @torch.no_grad()
 def write_state(net: TableNet, state: NetworkState) -> None:
-    """Set the state of a net and its optimizer.
-
-    Parameters
-    ----------
-    net : TableNet
-        Net with one of the optimizers that a stack supports.
-    state : NetworkState
-        State, which is copied.
-    """
+    """Set the state of a net and its optimizer to a copy."""
     write_tensors(net, [*state.weights, *state.buffers])
     if net._average_ is not None:
         net._average_.load(state.averages, state.n_averaged)
@@ -125,15 +111,7 @@ def write_state(net: TableNet, state: NetworkState) -> None:
 
 @torch.no_grad()
 def write_tensors(net: TableNet, values: list[Tensor]) -> None:
-    """Set the weights and buffers of a net.
-
-    Parameters
-    ----------
-    net : TableNet
-        Net.
-    values : list of Tensor
-        Values of the parameters, then those of the buffers, which are copied.
-    """
+    """Copy values to the parameters of a net, then to its buffers."""
     module = net.module_
     tensors = [*module.parameters(), *module.buffers()]
     for tensor, value in zip(tensors, values, strict=True):

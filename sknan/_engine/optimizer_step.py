@@ -45,15 +45,7 @@ _UNSUPPORTED_OPTIONS = (
 def optimizer_key(optimizer: torch.optim.Optimizer) -> Hashable | None:
     """Return a key that is equal for optimizers that may share a stack.
 
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
-        Optimizer that has not made a step.
-
-    Returns
-    -------
-    hashable or None
-        None for an optimizer that a stack cannot replace.
+    It is None for an optimizer that a stack cannot replace.
     """
     if type(optimizer) not in _SUPPORTED or len(optimizer.param_groups) != 1:
         return None
@@ -71,19 +63,7 @@ def optimizer_key(optimizer: torch.optim.Optimizer) -> Hashable | None:
 
 
 def kernel_key(group: dict[str, Any], n_steps: int) -> Hashable:
-    """Return a key that is equal for members whose steps one kernel call can compute.
-
-    Parameters
-    ----------
-    group : dict of str to object
-        Parameter group of a member's optimizer.
-    n_steps : int
-        Number of steps that the member has made.
-
-    Returns
-    -------
-    hashable
-    """
+    """Return a key that is equal for members whose steps one call can compute."""
     settings = tuple(map(group.get, _KERNEL_SETTINGS))
     return settings if _is_adam(group) else (*settings, n_steps)
 
@@ -186,15 +166,7 @@ def _write_variants_of_adam(
 
 
 def nadam_momenta(group: dict[str, Any], n_steps: int) -> NDArray[np.float64]:
-    """Return the momentum of NAdam in each of its first steps.
-
-    Parameters
-    ----------
-    group : dict of str to object
-        Parameter group of an optimizer.
-    n_steps : int
-        Number of steps.
-    """
+    """Return the momentum of NAdam in each of its first steps."""
     steps = np.arange(1, n_steps + 1)
     momenta: NDArray[np.float64] = group["betas"][0] * (
         1.0 - 0.5 * 0.96 ** (steps * group["momentum_decay"])

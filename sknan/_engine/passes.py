@@ -61,15 +61,7 @@ class StackedPass(Protocol):
 def pass_key(net: TableNet) -> Hashable | None:
     """Return a key that is equal for networks that a stacked pass can compute together.
 
-    Parameters
-    ----------
-    net : TableNet
-        Initialized net.
-
-    Returns
-    -------
-    hashable or None
-        None for a network that cannot be stacked.
+    It is None for a network that cannot be stacked.
     """
     layers = chain_of(net)
     if layers is not None:
@@ -79,18 +71,7 @@ def pass_key(net: TableNet) -> Hashable | None:
 
 
 def is_stored_transposed(net: TableNet) -> list[bool]:
-    """Return for each weight whether :func:`stacked_pass` takes it transposed.
-
-    Parameters
-    ----------
-    net : TableNet
-        Net with a :func:`pass_key`.
-
-    Returns
-    -------
-    list of bool
-        One entry for each parameter of the module, in their order.
-    """
+    """Return for each parameter whether :func:`stacked_pass` takes it transposed."""
     layers = chain_of(net)
     if layers is not None:
         return transposed_weights(layers)
@@ -174,17 +155,6 @@ def does_stacking_agree(net: TableNet, table: TensorTable) -> bool:
     other than those of a dropout layer, or on state that Python code changes, such as a
     counter. Two steps of a stack of two copies of the network are compared with those
     of the network, on a few rows each; chains of known layers need no comparison.
-
-    Parameters
-    ----------
-    net : TableNet
-        Net with a :func:`pass_key`.
-    table : TensorTable
-        Rows that the net is trained on.
-
-    Returns
-    -------
-    bool
     """
     if chain_of(net) is not None:
         return True

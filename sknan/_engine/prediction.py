@@ -41,15 +41,7 @@ class TargetCoding(Protocol):
 
 
 def decoded(y: Any, coding: TargetCoding) -> np.ndarray:
-    """Return the targets of rows as the user passed them.
-
-    Parameters
-    ----------
-    y : Tensor or tuple of (Tensor, Tensor)
-        Targets as the net is trained on them, or pairs of target and weight.
-    coding : TargetCoding
-        Conversion of the targets.
-    """
+    """Return the targets of rows, or of pairs of target and weight, as the user did."""
     return coding.decode(y[0] if isinstance(y, tuple) else y)
 
 

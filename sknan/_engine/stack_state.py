@@ -138,13 +138,7 @@ class StackState:
         self.keep(np.flatnonzero([member.error is None for member in self.members]))
 
     def keep(self, index: NDArray[np.int64]) -> None:
-        """Remove all other members; those that failed are finished.
-
-        Parameters
-        ----------
-        index : ndarray of int
-            Positions of the members that remain.
-        """
+        """Remove all members but those at ``index``; those that failed are finished."""
         if len(index) == len(self.members):
             return
         self.finished += [m for m in self.members if m.error is not None]

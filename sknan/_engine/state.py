@@ -204,13 +204,7 @@ class Stack:
         ]
 
     def parameters_of(self, k: int) -> list[nn.Parameter]:
-        """Return the parameters of a member, with gradients, as views of the stack.
-
-        Parameters
-        ----------
-        k : int
-            Position of the member.
-        """
+        """Return the parameters of member ``k``, with gradients, as views."""
         views = []
         for weight, gradient in zip(
             self._unpacked(self._weights[k]),
@@ -229,15 +223,7 @@ class Stack:
         return self._transposed([part.view(shape) for part, shape in pairs])
 
     def state_of(self, k: int, rows: StackRows | None = None) -> NetworkState:
-        """Return a copy of the state of a member.
-
-        Parameters
-        ----------
-        k : int
-            Position of the member.
-        rows : StackRows or None, default=None
-            Earlier state of all members; None for the present one.
-        """
+        """Return a copy of the state of member ``k``, present or in earlier rows."""
         rows = rows or self.rows
         weights, *moments = (
             self._unpacked(tensor[k].clone())
@@ -259,29 +245,16 @@ class Stack:
         )
 
     def weights_of(self, k: int) -> list[Tensor]:
-        """Return a copy of the weights and buffers of a member.
-
-        Parameters
-        ----------
-        k : int
-            Position of the member.
-        """
+        """Return a copy of the weights and buffers of member ``k``."""
         weights = self._unpacked(self._weights[k].clone())
         return [*weights, *(block[k].clone() for block in self.rows.buffers)]
 
     def put_state(
         self, k: int, state: NetworkState, rows: StackRows | None = None
     ) -> None:
-        """Overwrite the state of a member; :meth:`prepare_steps` must follow.
+        """Overwrite the state of a member, present or in other rows.
 
-        Parameters
-        ----------
-        k : int
-            Position of the member.
-        state : NetworkState
-            New state.
-        rows : StackRows or None, default=None
-            Rows to overwrite; None for the present state.
+        :meth:`prepare_steps` must follow.
         """
         rows = rows or self.rows
         tensors = (rows.weights, *rows.moments)
@@ -348,12 +321,7 @@ class Stack:
     def subset(self, index: NDArray[np.int64], rows: StackRows | None = None) -> Stack:
         """Return a stack of some members, which shares no state with this one.
 
-        Parameters
-        ----------
-        index : ndarray of int
-            Positions of these members.
-        rows : StackRows or None, default=None
-            Earlier state of all members; None for the present one.
+        Their state is the present one, or that in earlier rows.
         """
         subset = copy.copy(self)
         subset.members = [self.members[k] for k in index]
@@ -362,19 +330,7 @@ class Stack:
         return subset
 
     def prepare_target(self, target: Any, shape: torch.Size) -> Any:
-        """Convert targets to the form that :meth:`forward_backward` uses.
-
-        Parameters
-        ----------
-        target : Tensor or tuple of Tensor
-            Targets of the rows.
-        shape : torch.Size
-            Shape (..., K, B) of the tensor of row numbers.
-
-        Returns
-        -------
-        Tensor or tuple of Tensor
-        """
+        """Convert targets of rows in a tensor of shape (..., K, B) for a step."""
         return self._pass.prepare_target(target, shape)
 
     def forward_backward(
@@ -409,41 +365,17 @@ class Stack:
         return self._norms_array
 
     def clamp(self, limits: NDArray[np.float64]) -> None:
-        """Clamp the entries of the gradient of each member.
-
-        Parameters
-        ----------
-        limits : ndarray of shape (K,)
-            Largest absolute value of an entry; inf for no limit.
-        """
+        """Clamp the gradients of each member to a largest absolute value (K,)."""
         column = self._column(limits)
         torch.clamp(self._gradient, -column, column, out=self._gradient)
 
     def evaluate(self, x: Tensor, target: Any) -> list[float]:
-        """Return the losses in evaluation mode.
-
-        Parameters
-        ----------
-        x : Tensor of shape (K, B, ...)
-            Inputs.
-        target : Tensor or tuple of Tensor
-            Targets of shape (K, B, ...).
-
-        Returns
-        -------
-        list of float
-        """
+        """Return the losses in evaluation mode, for targets of shape (K, B, ...)."""
         losses: list[float] = self._pass.evaluate(x, target).tolist()
         return losses
 
     def clip(self, coefficients: NDArray[np.float64]) -> None:
-        """Multiply the gradient of each member by a number.
-
-        Parameters
-        ----------
-        coefficients : ndarray of shape (K,)
-            Factor of each member.
-        """
+        """Multiply the gradient of each member by a number."""
         self._coefficients_array[:] = coefficients
         self._gradient.mul_(self._coefficients)
 
@@ -451,17 +383,7 @@ class Stack:
         return torch.from_numpy(numbers).to(self._weights.dtype).unsqueeze(-1)
 
     def step_factors(self, learning_rates: NDArray[np.float64]) -> list[StepFactors]:
-        """Return the arguments of :meth:`step` for consecutive steps.
-
-        Parameters
-        ----------
-        learning_rates : ndarray of shape (n_steps, K)
-            Learning rate of each member at each step.
-
-        Returns
-        -------
-        list of StepFactors
-        """
+        """Return the arguments of :meth:`step` for learning rates (n_steps, K)."""
         n_steps = len(learning_rates)
         decays: Sequence[Tensor | None] = [None] * n_steps
         if self.decays.any():
@@ -486,13 +408,7 @@ class Stack:
         return self._column(np.array(shares)).unbind()
 
     def step(self, factors: StepFactors) -> None:
-        """Make one step of the optimizer.
-
-        Parameters
-        ----------
-        factors : StepFactors
-            Learning rates and weight decays of the step.
-        """
+        """Make one step of the optimizer."""
         for conditioning in self._conditionings:
             conditioning.to_scaled()
         if factors.decay is not None:

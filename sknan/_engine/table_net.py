@@ -178,10 +178,8 @@ class TableNet(NetworkOutput, GuardedNet):
     def fitted(self, *, keeps_moments: bool = False) -> FittedNetwork:
         """Return what is needed of a trained net, without copies.
 
-        Parameters
-        ----------
-        keeps_moments : bool, default=False
-            Whether to keep the state of optimizer, average and adaptive clipping.
+        ``keeps_moments`` says whether to keep the state of optimizer, average and
+        adaptive clipping.
         """
         guard = self.guard_
         rest: dict[str, Any] = {

@@ -138,12 +138,7 @@ class StackTraining(StackState):
     def _train_span(self, first: int, span: list[tuple[int, int]]) -> None:
         """Make the steps of a span; members that may have failed make them again.
 
-        Parameters
-        ----------
-        first : int
-            Number of the first batch of the span in its epoch.
-        span : list of (int, int)
-            Start and stop of each batch.
+        ``first`` is the number of the first batch of the span in its epoch.
         """
         before = self.snapshot()
         error = None
@@ -178,15 +173,6 @@ class StackTraining(StackState):
 
     def run_span(self, span: list[tuple[int, int]]) -> StepRecord:
         """Make the steps of a span, without checks.
-
-        Parameters
-        ----------
-        span : list of (int, int)
-            Start and stop of each batch.
-
-        Returns
-        -------
-        StepRecord
 
         Raises
         ------
@@ -236,18 +222,8 @@ class StackTraining(StackState):
     ) -> bool:
         """Make the steps of a span again for some members, with a check of each step.
 
-        Return whether a step has failed.
-
-        Parameters
-        ----------
-        index : ndarray of int
-            Positions of these members.
-        before : StackSnapshot
-            State of all members before the span.
-        first : int
-            Number of the first batch of the span in its epoch.
-        span : list of (int, int)
-            Start and stop of each batch.
+        Return whether a step has failed. ``before`` is the state of all members before
+        the span.
         """
         subset = copy.copy(self)
         subset.members = members = [self.members[k] for k in index]
@@ -275,13 +251,6 @@ class StackTraining(StackState):
 
         If a module raises, the members are divided until it is known which one it is.
         Return whether a step has failed.
-
-        Parameters
-        ----------
-        first : int
-            Number of the first batch of the span in its epoch.
-        span : list of (int, int)
-            Start and stop of each batch.
         """
         has_failed = False
         for i, bounds in enumerate(span, start=first):
@@ -426,12 +395,8 @@ def _unbound(target: Any, n_steps: int) -> Sequence[Any]:
 def has_one_output(x: Tensor, output: Tensor) -> NDArray[np.bool_]:
     """Return for each member whether it gives one output for different rows.
 
-    The guard of the member then finds out whether the network has collapsed.
-
-    Parameters
-    ----------
-    x, output : Tensor of shape (n_members, n_rows, ...)
-        Inputs and outputs of a batch.
+    Inputs and outputs have the shape (n_members, n_rows, ...). The guard of the member
+    then finds out whether the network has collapsed.
     """
     if output.shape[1] < 2:
         return np.zeros(len(output), dtype=bool)

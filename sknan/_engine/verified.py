@@ -62,14 +62,8 @@ class VerifiedStates(MemberArrays):
     ) -> None:
         """Record steps, the first of which verifies the proposed states.
 
-        Parameters
-        ----------
-        before : StackRows
-            State of all members before the steps. It is not changed afterwards.
-        n_steps : int
-            Number of steps.
-        are_trusted : ndarray of shape (n_members,), bool
-            Whether the loss of the first step is low enough.
+        ``before`` is the state before the steps, which is not changed afterwards. A
+        member is trusted if the loss of its first step is low enough.
         """
         accepted = self.is_proposed & are_trusted
         if accepted.all():

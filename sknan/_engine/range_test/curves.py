@@ -117,38 +117,12 @@ def curves_at_rates(
 
 
 def held_out_table(estimator: Trainable, rows: TrainingRows, seed: int) -> TensorTable:
-    """Return held-out rows in the form in which a network of the estimator has them.
-
-    Parameters
-    ----------
-    estimator : Trainable
-        Estimator that has validated the rows. It is not changed.
-    rows : TrainingRows
-        Held-out rows.
-    seed : int
-        Seed of the network that gives the shape of the targets.
-
-    Returns
-    -------
-    TensorTable
-    """
+    """Return held-out rows in the form in which a network of the estimator has them."""
     return _constant_rate_plan(estimator, rows, seed, 1).table
 
 
 def flops_per_step(estimator: Trainable, rows: TrainingRows) -> float:
-    """Return the number of floating-point operations of one step.
-
-    Parameters
-    ----------
-    estimator : Trainable
-        Estimator that has validated the rows. It is not changed.
-    rows : TrainingRows
-        Rows of the whole table.
-
-    Returns
-    -------
-    float
-    """
+    """Return the number of floating-point operations of one step."""
     few = _selected(rows, np.arange(min(N_TRIAL_ROWS, len(rows.X))))
     per_row: float = _constant_rate_plan(estimator, few, 0, 1).net.flops_per_row_
     return 3.0 * per_row * _batch_size(estimator, rows)

@@ -71,17 +71,7 @@ class Judgment:
 
     @classmethod
     def of(cls, curves: RateCurves) -> Judgment:
-        """Judge curves.
-
-        Parameters
-        ----------
-        curves : RateCurves
-            Curves at learning rates in ascending order.
-
-        Returns
-        -------
-        Judgment
-        """
+        """Judge curves at learning rates in ascending order."""
         losses = curves.losses.astype(np.float64)
         n_rates = len(losses)
         train = _end(losses)
@@ -220,17 +210,5 @@ def _center(
 
 
 def counted(n: int, noun: str) -> str:
-    """Return a number with its noun in the singular or plural.
-
-    Parameters
-    ----------
-    n : int
-        Number of things.
-    noun : str
-        Noun in the singular, which takes an s in the plural.
-
-    Returns
-    -------
-    str
-    """
+    """Return a number with its noun, which takes an s in the plural."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
