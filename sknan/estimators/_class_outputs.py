@@ -204,16 +204,9 @@ class LabelCoding(ClassCoding):
 def check_binary_output(
     criterion: nn.Module, output: Tensor, n_labels: int | None = None
 ) -> None:
-    """Raise ``ValueError`` if a binary loss cannot use the output.
+    """Raise ``ValueError`` if a binary loss cannot use the raw output.
 
-    Parameters
-    ----------
-    criterion : nn.Module
-        Binary loss.
-    output : Tensor of shape (n_samples, ...)
-        Raw output of the module.
-    n_labels : int or None, default=None
-        Number of labels per row; None for a single class per row.
+    ``n_labels`` is the number of labels per row; None for a single class per row.
     """
     name, shape = type(unbounded(criterion)).__name__, tuple(output.shape)
     if n_labels is not None:
@@ -234,16 +227,7 @@ def check_binary_output(
 
 
 def check_class_output(criterion: nn.Module, output: Tensor, n_classes: int) -> None:
-    """Raise ``ValueError`` if a loss over classes cannot use the output.
-
-    Parameters
-    ----------
-    criterion : nn.Module
-        Loss over two or more classes.
-    output : Tensor of shape (n_samples, ...)
-        Raw output of the module.
-    n_classes : int
-        Number of classes.
+    """Raise ``ValueError`` if a loss over classes cannot use the raw output.
 
     Warns
     -----
@@ -275,19 +259,7 @@ def check_class_output(criterion: nn.Module, output: Tensor, n_classes: int) -> 
 
 
 def class_probabilities(criterion: nn.Module, output: Tensor) -> Tensor:
-    """Return the probabilities of the classes.
-
-    Parameters
-    ----------
-    criterion : nn.Module
-        Loss that the network was trained with.
-    output : Tensor of shape (n_samples,) or (n_samples, n_outputs)
-        Raw output of the network.
-
-    Returns
-    -------
-    Tensor of shape (n_samples, n_classes)
-    """
+    """Return the probabilities (n_samples, n_classes) for a raw output."""
     traits = traits_of(criterion)
     gives_probabilities = traits.output_kind == "probabilities"
     if traits.is_binary:
@@ -302,17 +274,7 @@ def class_probabilities(criterion: nn.Module, output: Tensor) -> Tensor:
 
 
 def class_logits(criterion: nn.Module, output: Tensor) -> Tensor:
-    """Return the logarithm of the odds of each class.
-
-    Parameters
-    ----------
-    criterion, output
-        See :func:`class_probabilities`.
-
-    Returns
-    -------
-    Tensor of shape (n_samples, n_classes)
-    """
+    """Return the logarithm of the odds of each class, (n_samples, n_classes)."""
     traits = traits_of(criterion)
     if traits.output_kind == "probabilities":
         return _as_logits(class_probabilities(criterion, output))

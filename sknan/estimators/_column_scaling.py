@@ -59,12 +59,7 @@ def numeric_columns(X: np.ndarray) -> tuple[int, ...]:
 def raw_columns(X: np.ndarray, weights: np.ndarray | None) -> ColumnScaling | None:
     """Return the scaling of the columns in raw units, or None if there are none.
 
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        Finite features, in the dtype of the user. More dimensions give None.
-    weights : ndarray of shape (n_samples,) or None
-        Positive sample weights.
+    Features are finite, in the dtype of the user. More than two dimensions give None.
     """
     if X.ndim != 2:
         return None

@@ -67,16 +67,8 @@ class CallableLoss(nn.Module):
 def name_of(component: Any) -> str:
     """Return the name of a component in messages.
 
-    Parameters
-    ----------
-    component : str, type or object
-        Value of a parameter.
-
-    Returns
-    -------
-    str
-        A string in quotes; the name of a class or function; else the name of the class
-        of the object.
+    This is a string in quotes, the name of a class or function, or else the name of the
+    class of the object.
     """
     if isinstance(component, str):
         return repr(component)
@@ -296,16 +288,7 @@ def resolve_optimizer(
 
 
 def resolve_device(device: str) -> str:
-    """Return the name of the device to train on.
-
-    Parameters
-    ----------
-    device : str
-        A torch device, or ``"auto"`` for the GPU if there is one.
-
-    Returns
-    -------
-    str
+    """Return the name of the device to train on; ``"auto"`` is the GPU if there is one.
 
     Raises
     ------

@@ -232,24 +232,11 @@ def rows_that_count(
     weights: np.ndarray | None,
     merges: Callable[[int], bool],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
-    """Return the rows that training depends on.
+    """Return the rows that training depends on, and the position of each input row.
 
-    A row of weight 0 must have no effect, not even on the batches.
-
-    Parameters
-    ----------
-    X, y, weights
-        See :func:`merge_duplicate_rows`.
-    merges : callable
-        Function of the number of rows that says whether equal ones are merged.
-
-    Returns
-    -------
-    X, y, weights, numbers
-        See :func:`merge_duplicate_rows`.
-    positions : ndarray of int
-        Position of each row of the input among the returned rows; -1 for a row of
-        weight 0.
+    A row of weight 0 must have no effect, not even on the batches: its position is -1.
+    The other results are those of :func:`merge_duplicate_rows`, which merges equal rows
+    if ``merges`` says so for their number.
     """
     rows = np.arange(len(X))
     positions = np.full(len(X), -1)

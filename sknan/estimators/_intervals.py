@@ -40,15 +40,7 @@ class HeldOutResiduals:
     def of(
         cls, errors: list[np.ndarray], weights: list[np.ndarray] | None
     ) -> HeldOutResiduals:
-        """Sort the residuals of each network.
-
-        Parameters
-        ----------
-        errors : list of ndarray of shape (n_held_out,), float64
-            Absolute residuals; NaN for rows without a target.
-        weights : list of ndarray of shape (n_held_out,) or None
-            Sample weights of the rows.
-        """
+        """Sort the residuals of each network; NaN for rows without a target."""
         largest = max((float(np.nanmax(e, initial=0.0)) for e in errors), default=0.0)
         unit = largest if largest > 0 else 1.0
         sorted_residuals, totals = [], []
@@ -126,13 +118,7 @@ class HeldOutResiduals:
 
 
 def residuals_of(held_out: HeldOutPredictions) -> list[HeldOutResiduals]:
-    """Return the residuals of each target.
-
-    Parameters
-    ----------
-    held_out : HeldOutPredictions
-        Predicted numbers in the shape of the targets.
-    """
+    """Return the residuals of each target."""
     errors = []
     limit = np.finfo(np.float64).max / 2
     for rows, predicted in zip(held_out.rows, held_out.predicted, strict=True):
@@ -153,17 +139,7 @@ def mixture_deviation(
 ) -> np.ndarray:
     """Return the standard deviation of the mixture of the networks' distributions.
 
-    Parameters
-    ----------
-    means : list of ndarray
-        Mean predicted by each network.
-    deviations : list of ndarray or None
-        Standard deviation predicted by each network; None for networks that predict
-        only a number.
-
-    Returns
-    -------
-    ndarray of float64
+    Deviations are None for networks that predict only a number.
     """
     centers = np.stack(means).astype(np.float64)
     limit = np.finfo(np.float64).max

@@ -32,21 +32,9 @@ def label_array(y: Any) -> Any:
 
 
 def refuse_other_types(labels: np.ndarray, name: str) -> None:
-    """Raise an error if labels are dates, decimals or numbers beyond 64 bits.
+    """Raise ``ValueError`` for labels that are dates, decimals or beyond 64 bits.
 
     Numbers in an array of objects are refused, too, as by scikit-learn's metrics.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (n_samples,)
-        Labels, none of which is missing.
-    name : str
-        Name of the labels for the message.
-
-    Raises
-    ------
-    ValueError
-        If a label cannot be a class.
     """
     row = 0
     if labels.dtype.kind == "f":
@@ -73,14 +61,7 @@ def refuse_other_types(labels: np.ndarray, name: str) -> None:
 def refuse_unusable_labels(labels: np.ndarray, name: str, remedy: str) -> None:
     """Raise an error if a label is missing or not finite, or if they have no order.
 
-    Parameters
-    ----------
-    labels : ndarray of shape (n_samples,) or (n_samples, n_labels)
-        Numbers, strings or objects.
-    name : str
-        Name of the input for the message.
-    remedy : str
-        Last sentence of the message about missing labels.
+    ``remedy`` is the last sentence of the message about missing labels.
 
     Raises
     ------
@@ -177,20 +158,7 @@ def label_combinations(codes: np.ndarray) -> np.ndarray:
 def encode_labels(
     labels: np.ndarray, classes: np.ndarray, name: str = "y"
 ) -> np.ndarray:
-    """Return the position of each label in ``classes``.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (n_samples,)
-        Labels of the rows.
-    classes : ndarray of shape (n_classes,)
-        All classes, sorted.
-    name : str, default="y"
-        Name of the labels in messages.
-
-    Returns
-    -------
-    ndarray of int64 of shape (n_samples,)
+    """Return the position of each label in ``classes``, which are sorted.
 
     Raises
     ------

@@ -21,19 +21,8 @@ from sknan.nets.recovery.output_repair import OutputRepair, outputs_by_row
 def trial_output(net: TableNet, X: np.ndarray) -> Tensor:
     """Return the module's output for the first rows, and count its operations.
 
-    The number of operations per row is stored in ``net.flops_per_row_``.
-
-    Parameters
-    ----------
-    net : TableNet
-        Initialized net.
-    X : ndarray of shape (n_samples, ...), float32
-        Features, of which up to 32 rows are used.
-
-    Returns
-    -------
-    Tensor
-        Output with one row per row used. The first output, if there are several.
+    The number of operations per row is stored in ``net.flops_per_row_``. Of several
+    outputs, the first one is returned.
 
     Raises
     ------
@@ -69,13 +58,6 @@ def trial_output(net: TableNet, X: np.ndarray) -> Tensor:
 
 def check_finite_output(net: TableNet, table: TensorTable) -> None:
     """Evaluate all training rows with the trained net, unless no value can overflow.
-
-    Parameters
-    ----------
-    net : TableNet
-        Trained net.
-    table : TensorTable
-        All training rows.
 
     Raises
     ------

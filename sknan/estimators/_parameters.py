@@ -145,11 +145,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def check_parameters(estimator: PrefixedParamsMixin) -> None:
     """Raise an error for the first parameter that breaks its rule.
 
-    Parameters
-    ----------
-    estimator : StableNetClassifier or StableNetRegressor
-        Estimator whose parameters are checked.
-
     Raises
     ------
     ValueError or TypeError
@@ -181,12 +176,7 @@ class PrefixedParamsMixin(BaseEstimator):
     """
 
     def _store_params(self, given: dict[str, Any]) -> None:
-        """Set the arguments of the constructor as attributes.
-
-        Parameters
-        ----------
-        given : dict
-            The ``locals()`` of the constructor.
+        """Set the arguments of the constructor, its ``locals()``, as attributes.
 
         Raises
         ------

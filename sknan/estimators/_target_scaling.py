@@ -24,18 +24,9 @@ _LARGEST = {dtype: np.finfo(dtype).max for dtype in (np.float32, np.float64)}
 
 
 def prediction_dtype(y: Any) -> type[np.floating[Any]]:
-    """Return float32 if it can represent the targets, else float64.
+    """Return float32 if it can represent the targets passed to ``fit``, else float64.
 
-    Parameters
-    ----------
-    y : array-like
-        Targets as passed to ``fit``.
-
-    Returns
-    -------
-    type
-        float32 for floats of at most 32 bits and for integers that are exact in
-        float32.
+    It does for floats of at most 32 bits and for integers that are exact in float32.
     """
     values = np.asarray(plain_cells(y))
     if values.dtype.kind in "iub":

@@ -74,12 +74,8 @@ def log_mean(each: list[np.ndarray]) -> np.ndarray:
 def temperature_of(held_out: HeldOutPredictions, codes: np.ndarray) -> float:
     """Return the temperature of networks on the rows held out of each.
 
-    Parameters
-    ----------
-    held_out : HeldOutPredictions
-        Logarithms of the probabilities of the classes (last axis).
-    codes : ndarray of int of shape (n_rows,) or (n_rows, n_labels)
-        Class codes of all rows; the labels of a row share the temperature.
+    Predictions are logarithms of the probabilities of the classes (last axis). The
+    labels of a row share the temperature.
     """
     rows = np.concatenate(held_out.rows)
     logs, codes = np.concatenate(held_out.predicted), codes[rows]

@@ -133,17 +133,6 @@ def _joined_weights(
 def check_groups(groups: Any, n_samples: int) -> np.ndarray | None:
     """Return the group of each row, or None if there are no groups.
 
-    Parameters
-    ----------
-    groups : array-like of shape (n_samples,) or None
-        Names or numbers of the groups.
-    n_samples : int
-        Number of rows.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,) or None
-
     Raises
     ------
     NonFiniteDataError

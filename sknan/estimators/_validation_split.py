@@ -204,17 +204,6 @@ class HoldOut:
     def split(self, y: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
         """Return the numbers of the training and of the validation rows.
 
-        Parameters
-        ----------
-        y : ndarray of shape (n_rows,) or (n_rows, n_targets)
-            Class codes or targets.
-        seed : int
-            Seed of the choice, if there is no fold.
-
-        Returns
-        -------
-        train, valid : Tensor of int64
-
         Raises
         ------
         ValueError
@@ -325,12 +314,7 @@ def is_chunks(validation_split: Any) -> bool:
 def groups_of_chunks(chunk: np.ndarray | None, groups: np.ndarray | None) -> np.ndarray:
     """Return the chunk of each row as its group, or refuse a table without chunks.
 
-    Parameters
-    ----------
-    chunk : ndarray of int of shape (n_rows,) or None
-        Number of the chunk of each row. None for a table in memory.
-    groups : ndarray of shape (n_rows,) or None
-        Groups that the user passed.
+    ``chunk`` is None for a table in memory, ``groups`` what the user passed.
     """
     what = "validation_split='chunks' holds out whole chunks"
     if groups is not None:

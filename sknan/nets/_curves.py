@@ -39,15 +39,8 @@ def last_of(model: Any) -> Any:
 def networks_of(model: Any) -> dict[str, Any]:
     """Return the fitted sknan networks at the end of a model, by name.
 
-    Parameters
-    ----------
-    model : estimator, net, ensemble, Pipeline or search
-        Fitted model. For a search, the best estimator is used.
-
-    Returns
-    -------
-    dict of str to network
-        One network, or the members of an ensemble.
+    The members of an ensemble have names of their own. For a search, the best estimator
+    is used.
 
     Raises
     ------
@@ -73,21 +66,9 @@ def networks_of(model: Any) -> dict[str, Any]:
 
 
 def network_of(model: Any) -> Any:
-    """Return the sknan network that a model is or ends in.
+    """Return the sknan network that a model is or ends in, or raise ``TypeError``.
 
-    Parameters
-    ----------
-    model : estimator, net, Pipeline or search
-        Model. For a fitted search, the best estimator is used.
-
-    Returns
-    -------
-    StableNetClassifier, StableNetRegressor or a skorch net with GuardMixin
-
-    Raises
-    ------
-    TypeError
-        If the model does not end in a network of sknan.
+    For a fitted search, the best estimator is used.
     """
     found = last_of(model)
     # Parameters that estimators and nets have in common.
@@ -100,24 +81,7 @@ def network_of(model: Any) -> Any:
 
 
 def skorch_net_of(model: Any) -> Any:
-    """Return the fitted skorch net inside a model.
-
-    Parameters
-    ----------
-    model : estimator, net, Pipeline or search
-        Fitted model, as for :func:`network_of`.
-
-    Returns
-    -------
-    skorch net with GuardMixin
-
-    Raises
-    ------
-    NotFittedError
-        If the model is not fitted.
-    TypeError
-        If the model does not end in a network of sknan.
-    """
+    """Return the fitted skorch net inside a model, as for :func:`network_of`."""
     net = network_of(model)
     check_is_fitted(net)
     return getattr(net, "net_", net)

@@ -143,14 +143,7 @@ def _numbers_in(cells: Any, name: str) -> np.ndarray | None:
 def refuse_nonfinite_data(name: str, data: Any, remedy: str = _IMPUTE) -> None:
     """Raise an error for NaN and infinities in inputs or targets.
 
-    Parameters
-    ----------
-    name : {"X", "y"}
-        Name of the data.
-    data : object
-        Input of ``fit`` of a skorch net. Custom datasets are not read.
-    remedy : str
-        Last sentence of the message.
+    Custom datasets are not read.
 
     Raises
     ------
@@ -170,13 +163,6 @@ def refuse_nonfinite_data(name: str, data: Any, remedy: str = _IMPUTE) -> None:
 
 def refuse_unusable_targets(net: Any, X: Any, y: Any) -> None:
     """Raise an error for targets from which the net's criterion cannot learn.
-
-    Parameters
-    ----------
-    net : skorch net
-        Initialized net.
-    X, y : object
-        Input of ``fit``. Custom datasets are not read.
 
     Raises
     ------
@@ -205,20 +191,8 @@ def readable_target(net: Any, X: Any, y: Any) -> Any:
     """Return a target in a type that skorch reads; refuse text and dates.
 
     skorch reads neither polars nor Arrow, no DataFrame and, in classifiers, no list,
-    and the binary losses of torch read neither integers nor flags.
-    Whatever reads the rows of a net in a way of the user gets the target as it is.
-
-    Parameters
-    ----------
-    net : skorch net
-        Initialized net.
-    X, y : object
-        Input of ``fit``, of which no target is missing.
-
-    Returns
-    -------
-    object
-        An array, or ``y`` itself.
+    and the binary losses of torch read neither integers nor flags. Whatever reads the
+    rows of a net in a way of the user gets the target as it is.
 
     Raises
     ------
@@ -281,15 +255,8 @@ def _refuse_other_kinds(net: Any, cells: NDArray[Any], *, is_number: bool) -> No
 def check_target_outliers(net: Any, dataset: Any) -> None:
     """Refuse or warn of a few targets that outweigh all the others in the loss.
 
-    They do not if the gradient of the loss is bounded.
-
-    Parameters
-    ----------
-    net : skorch net
-        Initialized net.
-    dataset : Dataset
-        Training rows, perhaps a ``Subset`` of the user's data. Other custom data sets
-        are not read.
+    They do not if the gradient of the loss is bounded. Of custom data sets, only a
+    ``Subset`` of the user's data is read.
 
     Raises
     ------
@@ -380,17 +347,7 @@ def _leaves_out_missing_targets(net: Any, X: Any, y: Any, data: Any) -> bool:
 
 
 def is_loss_finite(net: Any, dataset: Any, missing: np.ndarray) -> bool:
-    """Whether the loss is finite on some rows with and without missing targets.
-
-    Parameters
-    ----------
-    net : skorch net
-        Initialized net.
-    dataset : sequence of (inputs, targets)
-        Rows.
-    missing : ndarray of shape (n_samples,), bool
-        Rows with missing targets.
-    """
+    """Whether the loss is finite on some rows with and without missing targets."""
     rows = [np.flatnonzero(mask)[:N_TRIAL_ROWS] for mask in (missing, ~missing)]
 
     def is_finite() -> bool:

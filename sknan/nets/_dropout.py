@@ -58,27 +58,15 @@ def is_dropout(value: object) -> TypeGuard[nn.Dropout]:
 
 
 def draw_function_of(layer: nn.Module) -> DrawMask:
-    """Return the function that draws the masks of a layer, with the bits of the layer.
-
-    Parameters
-    ----------
-    layer : nn.Dropout
-        Layer of dropout.
-    """
+    """Return the function that draws the masks of a layer as the layer does."""
     return draw_from_bits if type(layer) is Dropout else draw_as_torch
 
 
 def draw_from_bits(mask: Tensor, p: float, generator: torch.Generator | None) -> None:
-    """Draw the mask of :class:`Dropout`.
+    """Draw the mask of :class:`Dropout` into contiguous memory.
 
-    Parameters
-    ----------
-    mask : Tensor
-        Contiguous memory for the mask.
-    p : float
-        Probability of a zero. The other entries have such a value that the mean is 1.
-    generator : torch.Generator or None
-        Generator of the random bits; None for that of torch.
+    Entries that are not zero have such a value that the mean is 1. None as the
+    generator stands for that of torch.
     """
     if not _LEAST <= p <= _MOST:
         draw_as_torch(mask, p, generator)

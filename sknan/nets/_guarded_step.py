@@ -143,13 +143,7 @@ class GuardedTraining:
             raise NonFiniteTrainingError(str(report), report) from None
 
     def begin_epoch(self, batches: Any) -> None:
-        """Clear the statistics of the previous epoch, and hide the average.
-
-        Parameters
-        ----------
-        batches : iterable of tuple
-            Batches of the epoch.
-        """
+        """Clear the statistics of the previous epoch, and hide the average."""
         self.batches = batches
         self.norms: list[float] = []
         self.coefficients: list[float] = []
@@ -159,11 +153,8 @@ class GuardedTraining:
     def end(self, *, is_interrupted: bool) -> None:
         """End the training with usable weights in place.
 
-        Parameters
-        ----------
-        is_interrupted : bool
-            Whether training was interrupted, for example by Ctrl-C. The present weights
-            have then not been checked and may be incompletely written.
+        The present weights of a training that was interrupted, for example by Ctrl-C,
+        have not been checked and may be incompletely written.
         """
         if self.average is not None:
             self.average.hide()
@@ -196,13 +187,7 @@ class GuardedTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume an interrupted training before the next epoch.
-
-        Parameters
-        ----------
-        state : dict
-            State of the training of an equal net, whose weights are in place.
-        """
+        """Resume an interrupted training, whose weights are in place already."""
         vars(self).update({name: state[name] for name in _SAVED})
         self.latest_batches.extend(state["latest_batches"])
         self.left_out.update(state["left_out"])
@@ -227,13 +212,8 @@ class GuardedTraining:
 
         Rows that were left out, and operations that were repaired, leave less doubt
         than a roll back: the loss on the other rows must then not be far above that of
-        a constant output.
-
-        Parameters
-        ----------
-        is_new : bool
-            Whether it must be better than any constant output too. More is not asked
-            of a network that had been trained before.
+        a constant output. If the network is new, it must be better than any constant
+        output too. More is not asked of one that had been trained before.
         """
         guard, own_step = self.guard, self.own_step
         is_adversarial = own_step is not None and own_step.is_adversarial
@@ -290,15 +270,6 @@ class GuardedTraining:
         """Whether a loss has grown far beyond those of recent batches at first.
 
         It is then far above that of a constant output too.
-
-        Parameters
-        ----------
-        loss : float
-            Loss of the batch.
-        batch : tuple
-            Inputs and targets.
-        fit_params : dict
-            Parameters of the module's ``forward``.
         """
         trials = RateTrials(self, batch, fit_params)
         return self.guard.has_exploded(loss, trials.largest_loss)
@@ -309,15 +280,7 @@ class GuardedTraining:
     def in_data(self, report: NonFiniteReport) -> NonFiniteReport:
         """Return a report with the rows and columns of the training data.
 
-        Parameters
-        ----------
-        report : NonFiniteReport
-            Report with the rows and columns of the present batch.
-
-        Returns
-        -------
-        NonFiniteReport
-            The report itself if a data loader has drawn the batch.
+        It is the report itself if a data loader has drawn the batch.
         """
         if not isinstance(self.batches, TensorBatches) or self.batches.latest is None:
             return report
@@ -326,11 +289,8 @@ class GuardedTraining:
     def rows_of_data(self, n_rows: int | None = None) -> list[Any]:
         """Return a batch of evenly spaced training rows; none with a data loader.
 
-        Parameters
-        ----------
-        n_rows : int or None, default=None
-            Number of rows, without a minority that has failed in half of the epochs.
-            None means as many as in a batch, of all rows.
+        A number of rows leaves out a minority that has failed in half of the epochs.
+        None means as many as in a batch, of all rows.
         """
         if not isinstance(self.batches, TensorBatches):
             return []
@@ -352,17 +312,8 @@ class GuardedTraining:
     def step(self, batch: Any, fit_params: dict[str, Any]) -> Step:
         """Take one step, and recover if it fails.
 
-        Parameters
-        ----------
-        batch : tuple
-            Inputs and targets.
-        fit_params : dict
-            Parameters of the module's ``forward``.
-
-        Returns
-        -------
-        dict
-            ``loss`` and ``y_pred``, and ``was_skipped`` = True if no step was taken.
+        The result has ``loss`` and ``y_pred``, and ``was_skipped`` = True if no step
+        was taken.
         """
         trials = RateTrials(self, batch, fit_params)
         return run_search(self.search_step(trials), trials.losses_after)
@@ -372,15 +323,7 @@ class GuardedTraining:
     ) -> Generator[list[float], list[float], Step]:
         """Take one step as :meth:`step` does, with trials of learning rates outside.
 
-        Parameters
-        ----------
-        trials : RateTrials
-            Trials on the batch of the step.
-
-        Yields
-        ------
-        list of float
-            Factors of the learning rate to try after a roll back.
+        It yields factors of the learning rate to try after a roll back.
         """
         batch, fit_params = trials.batch, trials.fit_params
         refuse_invalid_rates(self.net, self.batch_number)
@@ -400,17 +343,7 @@ class GuardedTraining:
     ) -> Generator[list[float], list[float], None]:
         """Answer unusable weights after an epoch, with trials of rates outside.
 
-        Parameters
-        ----------
-        report : NonFiniteReport
-            Report on the weights.
-        batch : tuple
-            Last batch of the epoch.
-
-        Yields
-        ------
-        list of float
-            Factors of the learning rate to try after a roll back.
+        It yields factors of the learning rate to try after a roll back.
         """
         may_restart = self.guard.may_restart(report)
         restart = RestartOnStandardizedData().restart
@@ -492,22 +425,7 @@ class GuardedTraining:
         norm: float,
         rescue_norm: float | None,
     ) -> float:
-        """Clip the gradients in place.
-
-        Parameters
-        ----------
-        parameters, grads : list of Tensor
-            Weights that have a gradient, and their gradients.
-        norm : float
-            Finite global norm of the gradients.
-        rescue_norm : float or None
-            Largest norm that the guard allows.
-
-        Returns
-        -------
-        float
-            Norm after clipping, divided by the norm before.
-        """
+        """Clip gradients in place; return their norm, divided by the norm before."""
         net, before = self.net, norm
         if net.adaptive_clip_ is not None:
             norm *= net.adaptive_clip_(parameters, grads, norm)

@@ -64,16 +64,7 @@ def guard_parts(
 ) -> tuple[Guard, AdaptiveClip | None, LearningRateSchedule]:
     """Return new parts of a guarded training, and refuse invalid parameters.
 
-    Parameters
-    ----------
-    parameters : GuardMixin or estimator
-        Object with the parameters of the guard, of clipping and of the schedule.
-
-    Returns
-    -------
-    guard : Guard
-    adaptive_clip : AdaptiveClip or None
-    schedule : LearningRateSchedule
+    They are those of a net or an estimator: guard, adaptive clipping and schedule.
 
     Raises
     ------

@@ -196,15 +196,9 @@ class OutputMixin(_SkorchNet):
         """Evaluate the training rows after a training, unless no value can overflow.
 
         If no step has failed, the first part of a tuple counts, with which skorch
-        predicts, and a loss of the user may accept outputs that are not finite.
-
-        Parameters
-        ----------
-        X : object
-            Input of ``fit``, which is evaluated if training was rescued or the output
-            for a batch is bad. A stream of rows is never read again.
-        batches : iterable of tuple or None
-            Batches of the last epoch.
+        predicts, and a loss of the user may accept outputs that are not finite. ``X``
+        is evaluated if training was rescued or the output for a batch is bad. A stream
+        of rows is never read again.
 
         Raises
         ------
@@ -332,15 +326,7 @@ def _is_stream(rows: Any) -> bool:
 
 @contextlib.contextmanager
 def unchanged_states(net: Any, batches: Any) -> Iterator[None]:
-    """Restore random streams and the modes of modules after the block.
-
-    Parameters
-    ----------
-    net : skorch net
-        Net whose modules are called in the block.
-    batches : iterable of tuple
-        Batches that are drawn in the block.
-    """
+    """Restore random streams and the modes of the net's modules after the block."""
     parts = [part for module in net._all_modules() for part in module.modules()]
     modes = [part.training for part in parts]
     # The user's data set may draw from the streams of Python and numpy.

@@ -36,37 +36,14 @@ TrainStep = Callable[..., Step]
 
 
 def owner_behind(mixin: type, cls: type, name: str) -> type:
-    """Return the class from which a guarded net inherits a method of its skorch net.
-
-    Parameters
-    ----------
-    mixin : type
-        ``GuardMixin``.
-    cls : type
-        Class of the net.
-    name : str
-        Name of the method.
-    """
+    """Return the class from which a guarded net inherits a method of its skorch net."""
     bases = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
     others = (base for base in bases if not base.__module__.startswith("sknan."))
     return next(base for base in others if name in vars(base))
 
 
 def refuse_own_loop(mixin: type, net: Any) -> None:
-    """Refuse a class whose own loop over batches would never be called.
-
-    Parameters
-    ----------
-    mixin : type
-        ``GuardMixin``.
-    net : skorch net with GuardMixin
-        Net that is initialized.
-
-    Raises
-    ------
-    TypeError
-        If a class behind the mixin has such a loop.
-    """
+    """Raise ``TypeError`` for a class whose own loop over batches is never called."""
     owner = owner_behind(mixin, type(net), "run_single_epoch")
     if owner is not NeuralNet:
         raise TypeError(
@@ -156,20 +133,7 @@ class OwnStep:
         self._moments.restore()
 
     def trial_loss(self, batch: Any, fit_params: dict[str, Any]) -> float:
-        """Take a step whose effects the caller undoes, and return its loss, or raise.
-
-        Parameters
-        ----------
-        batch : tuple
-            Inputs and targets.
-        fit_params : dict
-            Parameters of the module's ``forward``.
-
-        Raises
-        ------
-        StepRefused
-            If the step fails.
-        """
+        """Take a step whose effects the caller undoes; return its loss, or raise."""
         step = self._run(batch, fit_params, "plain", is_trial=True)
         loss = float(torch.as_tensor(step["loss"]).detach())
         if not (math.isfinite(loss) and self.training.guard.has_finite_weights()):

@@ -20,13 +20,6 @@ _ACTION = "Set a finite learning rate of at least 0."
 def refuse_invalid_rates(net: Any, batch_number: int) -> None:
     """Refuse learning rates of the next step that are NaN, infinite or negative.
 
-    Parameters
-    ----------
-    net : skorch net with GuardMixin
-        Net before a training step.
-    batch_number : int
-        Number of the batch in its epoch, counted from 1.
-
     Raises
     ------
     NonFiniteTrainingError

@@ -47,16 +47,7 @@ def gradient_entries(
 ) -> dict[str, float]:
     """Return the history entries on the gradients of an epoch.
 
-    Parameters
-    ----------
-    grad_norm : float
-        Median of the gradient norms.
-    coefficients : ndarray or None
-        Clip coefficient of each step; None if gradients are not clipped.
-
-    Returns
-    -------
-    dict of str to float
+    ``grad_norm`` is the median of the norms. Coefficients are None without clipping.
     """
     row = {"grad_norm": float(grad_norm)}
     if coefficients is not None:
@@ -67,15 +58,7 @@ def gradient_entries(
 
 
 def record_epoch(net: Any, training: GuardedTraining) -> None:
-    """Write recoveries, gradient norms, clipping and learning rate into the history.
-
-    Parameters
-    ----------
-    net : skorch net with GuardMixin
-        Net at the end of an epoch.
-    training : GuardedTraining
-        Training of the net.
-    """
+    """Write recoveries, gradient norms, clipping and learning rate into the history."""
     epoch, record = len(net.history), net.history.record
     record("n_recoveries", sum(r.epoch == epoch for r in net.guard_.reports))
     if training.norms:
@@ -93,11 +76,8 @@ def record_epoch(net: Any, training: GuardedTraining) -> None:
 def hide_guard_entries(callback: Any) -> None:
     """Keep the guard's entries out of what a printer or logger of skorch shows.
 
-    Parameters
-    ----------
-    callback : skorch callback
-        Initialized callback. A list ``keys_ignored`` that is empty or names one of the
-        entries is left unchanged: the user has then chosen among them.
+    A list ``keys_ignored`` that is empty or names one of the entries is left unchanged:
+    the user has then chosen among them.
     """
     ignored = getattr(callback, "keys_ignored_", None)
     if not isinstance(ignored, set) or not ignored.isdisjoint(GUARD_ENTRIES):
@@ -110,18 +90,7 @@ def hide_guard_entries(callback: Any) -> None:
 def epoch_report(net: Any, fault: str, batch_number: int) -> NonFiniteReport:
     """Return the report on weights that are unusable at the end of an epoch.
 
-    Parameters
-    ----------
-    net : skorch net with GuardMixin
-        Net at the end of an epoch.
-    fault : str
-        Sentence without its end that says what is wrong.
-    batch_number : int
-        Number of the last batch.
-
-    Returns
-    -------
-    NonFiniteReport
+    ``fault`` is a sentence without its end that says what is wrong.
     """
     return NonFiniteReport(
         phase="step",
@@ -228,21 +197,8 @@ def warn_of_interrupt(
 ) -> None:
     """Warn that a training was interrupted.
 
-    Parameters
-    ----------
-    net : skorch net with GuardMixin
-        Net whose training was interrupted.
-    n_before : int
-        Number of epochs in its history that belong to earlier trainings.
-    n_epochs : int
-        Number of epochs that the training was to have.
-    has_best : bool
-        Whether the net returns to the weights of its best epoch.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If the training is one of several.
+    ``n_before`` epochs of its history belong to earlier trainings. The net returns to
+    the weights of its best epoch, if it has one.
     """
     end_other_fits()
     n_done = len(net.history) - n_before
@@ -256,15 +212,7 @@ def warn_of_interrupt(
 
 
 def warn_of_fall(net: Any, batch: Any) -> None:
-    """Warn if the training loss has fallen as only one without a lower bound does.
-
-    Parameters
-    ----------
-    net : skorch net with GuardMixin
-        Net at the end of a training.
-    batch : tuple
-        Inputs and targets of some training rows.
-    """
+    """Warn if the training loss has fallen as only one without a lower bound does."""
     losses = [row["train_loss"] for row in net.history or () if "train_loss" in row]
     if not losses or not losses[-1] < -_DEEP_FALL * max(abs(losses[0]), 1.0):
         return
@@ -290,17 +238,7 @@ def _falls_on(net: Any, batch: Any, loss: float) -> bool:
 
 
 def warn_of_idle_clip(net: Any, n_steps: int, n_clipped: int, norm: float) -> None:
-    """Warn if no step was clipped although the user set a threshold.
-
-    Parameters
-    ----------
-    net : skorch net with GuardMixin
-        Net with the threshold.
-    n_steps, n_clipped : int
-        Number of steps and number of clipped steps of the training.
-    norm : float
-        Largest gradient norm of the training.
-    """
+    """Warn if no step was clipped although the user set a threshold."""
     name = "clip_value" if net.clip_norm is None else "clip_norm"
     limit = getattr(net, name)
     if limit is None or n_clipped or n_steps < 2 * N_TRIALS:

@@ -55,11 +55,7 @@ class TimeLimit(Callback):
     def allows_epoch(self, n_networks: int = 1) -> bool:
         """Whether another epoch may begin; called at the end of each epoch.
 
-        Parameters
-        ----------
-        n_networks : int, default=1
-            Number of networks that were trained together in the last epoch. Each is
-            charged an equal share of its time.
+        Networks that were trained together are charged equal shares of its time.
         """
         now = time.monotonic()
         seconds = (now - self._latest_) / n_networks

@@ -12,17 +12,7 @@ from sknan.nets._curves import TrainingCurves, network_of, skorch_net_of
 
 
 def training_facts(model: Any) -> list[tuple[str, str]]:
-    """Return names and descriptions of the main facts about a training.
-
-    Parameters
-    ----------
-    model : estimator, net, Pipeline or search
-        Fitted model that ends in a network of sknan.
-
-    Returns
-    -------
-    list of (str, str)
-    """
+    """Return names and descriptions of the main facts about a training."""
     outer, net = network_of(model), skorch_net_of(model)
     curves = TrainingCurves.of(model)
     n_epochs = len(curves.epochs)

@@ -49,16 +49,7 @@ _CALLBACK_STATE: dict[type, tuple[str, ...]] = {
 def plain(value: Any, name: str) -> Any:
     """Return a copy of ``value`` that a weights-only archive can contain.
 
-    Parameters
-    ----------
-    value : object
-        Tensors, numbers and strings in nested tuples, lists and dicts.
-    name : str
-        Name of the value in the error message.
-
-    Returns
-    -------
-    object
+    It may have tensors, numbers and strings in nested tuples, lists and dicts.
 
     Raises
     ------
@@ -171,15 +162,7 @@ def _as_text(value: Any) -> str:
 def settings_of(net: Any) -> dict[str, str]:
     """Return the parameters of a net as text, without those that may change.
 
-    Parameters
-    ----------
-    net : skorch net
-        Initialized net. One of an estimator may have other parameters in a dict
-        ``estimator_params_``.
-
-    Returns
-    -------
-    dict of str to str
+    A net of an estimator may have other parameters in a dict ``estimator_params_``.
     """
     given = {**net.get_params(deep=False), **getattr(net, "estimator_params_", {})}
     return {
@@ -192,15 +175,7 @@ def settings_of(net: Any) -> dict[str, str]:
 def data_of(batches: Any) -> dict[str, Any]:
     """Return the numbers of rows and batches, and a checksum of a whole table.
 
-    Parameters
-    ----------
-    batches : iterable of tuple
-        Batches of the training.
-
-    Returns
-    -------
-    dict of str to object
-        Values for "rows", "batches" and "checksum"; None if unknown.
+    Unknown values are None.
     """
     dataset = getattr(batches, "dataset", None)
     checksum = None
@@ -214,17 +189,7 @@ def data_of(batches: Any) -> dict[str, Any]:
 
 
 def other_data(was: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Describe how the data of a backup differ from others; see :func:`difference`.
-
-    Parameters
-    ----------
-    was, now : dict
-        Return values of :func:`data_of`.
-
-    Returns
-    -------
-    str or None
-    """
+    """Describe how the data of a backup differ from others; see :func:`difference`."""
     for name in ("rows", "batches"):
         if was[name] != now[name]:
             return (
@@ -253,20 +218,9 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def difference(net: Any, state: dict[str, Any]) -> str | None:
-    """Describe the first difference between a backup and a net.
+    """Describe the first difference between a backup and a net, if there is one.
 
-    Parameters
-    ----------
-    net : skorch net
-        Initialized net.
-    state : dict
-        Return value of :func:`state_of`.
-
-    Returns
-    -------
-    str or None
-        Predicate of a sentence that starts with "The backup"; None if there is no
-        difference.
+    The text is the predicate of a sentence that starts with "The backup".
     """
     for name, module in _modules_of(net).items():
         saved, current = state["modules"].get(name, {}), _tensors_of(module)
@@ -296,18 +250,7 @@ def difference(net: Any, state: dict[str, Any]) -> str | None:
 
 
 def random_states_of(net: Any) -> dict[str, Any]:
-    """Return the states of all random generators that a training may use.
-
-    Parameters
-    ----------
-    net : skorch net
-        Net, for its device.
-
-    Returns
-    -------
-    dict
-        States of the generators of torch, numpy and Python, as plain objects.
-    """
+    """Return the states of all random generators that a training may use."""
     cpu, gpu = random_states(net.device or "cpu")
     state: Any = np.random.get_state()  # noqa: NPY002
     name, keys, *rest = state
@@ -316,15 +259,7 @@ def random_states_of(net: Any) -> dict[str, Any]:
 
 
 def put_random_states(net: Any, states: dict[str, Any]) -> None:
-    """Restore the states that :func:`random_states_of` returned.
-
-    Parameters
-    ----------
-    net : skorch net
-        Net, for its device.
-    states : dict
-        Return value of :func:`random_states_of`.
-    """
+    """Restore the states that :func:`random_states_of` returned."""
     torch.set_rng_state(states["cpu"])
     if states["gpu"] is not None and torch.device(net.device).type == "cuda":
         torch.cuda.set_rng_state(states["gpu"].cpu(), net.device)
@@ -400,17 +335,9 @@ def _batches_if_plain(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_of(net: Any) -> dict[str, Any]:
-    """Return the state of a training at the beginning of an epoch.
+    """Return the state of a training at the beginning of an epoch, as plain objects.
 
-    Parameters
-    ----------
-    net : skorch net with GuardMixin
-        Net in training. Its history already has a row for the current epoch.
-
-    Returns
-    -------
-    dict
-        State as plain objects.
+    The history already has a row for the epoch.
 
     Raises
     ------
@@ -443,15 +370,7 @@ def state_of(net: Any) -> dict[str, Any]:
 
 
 def put_net(net: Any, state: dict[str, Any]) -> None:
-    """Restore weights, optimizers and history, before any callback reads them.
-
-    Parameters
-    ----------
-    net : skorch net with GuardMixin
-        Initialized net without a :func:`difference`.
-    state : dict
-        Return value of :func:`state_of`.
-    """
+    """Restore weights, optimizers and history, before any callback reads them."""
     optimizers = [_state_after_a_step(net, o) for o in net._all_optimizers()]
     expected = plain(optimizers, "optimizers")
     require_like(state["optimizers"], expected, "optimizers")
@@ -489,15 +408,7 @@ def _put_optimizers(net: Any, state: dict[str, Any]) -> None:
 
 
 def begin_epoch_as(net: Any, state: dict[str, Any]) -> None:
-    """Restore the state of callbacks and the random states.
-
-    Parameters
-    ----------
-    net : skorch net with GuardMixin
-        Net at the point of the epoch at which :func:`state_of` was called.
-    state : dict
-        Return value of :func:`state_of`.
-    """
+    """Restore the state of callbacks and the random states."""
     for name, callback in net.callbacks_:
         if name in state["callbacks"]:
             _put_callback(callback, state["callbacks"][name], name)
@@ -508,15 +419,7 @@ def begin_epoch_as(net: Any, state: dict[str, Any]) -> None:
 
 
 def put_training(net: Any, state: dict[str, Any]) -> None:
-    """Restore guard, clipping and schedule.
-
-    Parameters
-    ----------
-    net : skorch net with GuardMixin
-        Net whose training has just begun.
-    state : dict
-        Return value of :func:`state_of`.
-    """
+    """Restore guard, clipping and schedule of a training that has just begun."""
     # Only a callback knows which states it may have.
     require_like(state, {**state_of(net), "callbacks": {}}, "state")
     training, n_batches = net._training_, state["data"]["batches"]

@@ -17,16 +17,7 @@ _WARM_UP = 10
 def decay_after(n_averaged: int, decay: float) -> float:
     """Return the factor of the average when the next step enters it.
 
-    Parameters
-    ----------
-    n_averaged : int
-        Number of steps in the average. The first step replaces the average.
-    decay : float
-        Largest factor.
-
-    Returns
-    -------
-    float
+    The first step replaces the average.
     """
     return min(decay, (1 + n_averaged) / (_WARM_UP + n_averaged)) if n_averaged else 0.0
 
@@ -82,13 +73,7 @@ class WeightAverage:
         return bool(self.counts[1])
 
     def bind(self, modules: Iterable[nn.Module]) -> WeightAverage:
-        """Return this average for a continued training, or a new one for new modules.
-
-        Parameters
-        ----------
-        modules : sequence of nn.Module
-            Modules before a training.
-        """
+        """Return this average to continue a training, or a new one for new modules."""
         new = WeightAverage(modules)
         kinds = [[(t.shape, t.device) for t in a.averages] for a in (self, new)]
         if kinds[0] != kinds[1]:
@@ -98,15 +83,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, averages: list[Tensor], n_averaged: int) -> None:
-        """Replace the average, while the modules hold trained weights.
-
-        Parameters
-        ----------
-        averages : list of Tensor
-            Averages of the parameters, then of the buffers.
-        n_averaged : int
-            Number of steps in them.
-        """
+        """Replace the average, while the modules hold trained weights."""
         # Buffers of a criterion, which a stack does not have, come last; they are
         # constant.
         for average, value in zip(self.averages, averages, strict=False):
@@ -115,13 +92,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Add the present weights to the average, after a step.
-
-        Parameters
-        ----------
-        decay : float
-            Factor of the average, after the warm-up.
-        """
+        """Add the present weights to the average, after a step."""
         averages = list(self.averages)
         present = [t.to(a.dtype) for t, a in zip(self._live, averages, strict=True)]
         share = 1.0 - decay_after(self.n_averaged, decay)
