@@ -37,11 +37,6 @@ class StackedLoss:
         self.losses_array: NDArray[Any] = self.losses.numpy()
 
     @staticmethod
-    def accepts(y: Tensor) -> bool:
-        """Whether the loss is defined for targets of this shape and dtype."""
-        raise NotImplementedError
-
-    @staticmethod
     def prepare_target(
         target: Tensor, shape: Sequence[int], reference: Tensor
     ) -> Tensor:
@@ -86,10 +81,6 @@ class _CrossEntropy(StackedLoss):
         self.flat_terms = self.terms.flatten(1)
 
     @staticmethod
-    def accepts(y: Tensor) -> bool:
-        return y.ndim == 1 and y.dtype == torch.int64
-
-    @staticmethod
     def prepare_target(
         target: Tensor, shape: Sequence[int], reference: Tensor
     ) -> Tensor:
@@ -112,10 +103,6 @@ class _SquaredError(StackedLoss):
     def __init__(self, output: Tensor) -> None:
         super().__init__(output)
         self.gradient_factor = 2.0 / output[0].numel()
-
-    @staticmethod
-    def accepts(y: Tensor) -> bool:
-        return y.is_floating_point()
 
     @staticmethod
     def prepare_target(
@@ -173,7 +160,7 @@ def plain_loss(criterion: object, output: Any, target: Any) -> Tensor | None:
     loss = stacked_loss_of(criterion)
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
         return None
-    if loss is None or not loss.accepts(target) or output.ndim != 2:
+    if loss is None or output.ndim != 2:
         return None
     if loss is _CrossEntropy:
         # With the rows last, the few logits of many rows are computed as vectors.

@@ -205,42 +205,18 @@ class BatchedRandomizedSearchCV(BatchedSearchMixin, RandomizedSearchCV):
 
     Attributes
     ----------
-    cv_results_ : dict of str to array
-        Results as in scikit-learn, with additional columns about failed steps.
-        ``n_recoveries`` is the number of steps that failed and were rescued, over all
-        folds. ``diverged_at`` is the earliest epoch with a failed step, counted from 1.
-        ``effective_lr`` is the smallest learning rate at the end of a training. These
-        three are masked where there is no value, and have a column for each fold
-        (``split0_n_recoveries``). ``stacked`` is whether the candidate was trained
-        together with others on every fold. ``mean_fit_time`` is the share of the
-        candidate in the duration of the training.
-    best_estimator_ : estimator
-        Best candidate, fitted on all rows.
-    best_score_ : float
-        Mean test score of the best candidate.
-    best_params_ : dict
-        Parameters of the best candidate.
-    best_index_ : int
-        Index of the best candidate in ``cv_results_``.
+    cv_results_, best_estimator_, best_score_, best_params_, best_index_
+        As in :class:`BatchedGridSearchCV`.
 
     Warns
     -----
-    DivergenceWarning
-        Once, if a training step of any candidate failed. The message says how many
-        candidates diverged, which ones, and whether the best is one of them.
-    ConvergenceWarning
-        If ``max_time`` ended trainings, with their number, and if it ended the refit.
+    DivergenceWarning, ConvergenceWarning
+        As :class:`BatchedGridSearchCV` does.
 
     See Also
     --------
     BatchedGridSearchCV : Search over all combinations.
     BatchedHalvingSearchCV : Search that drops weak candidates early.
-
-    Notes
-    -----
-    On each fold a candidate has the same transformed rows, initial weights and batches
-    as ``clone(estimator).set_params(...)`` would have. Its scores are equal to those of
-    scikit-learn's search up to rounding.
 
     Examples
     --------
@@ -341,23 +317,8 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
 
     Attributes
     ----------
-    cv_results_ : dict of str to array
-        Results as in scikit-learn, with additional columns about failed steps.
-        ``n_recoveries`` is the number of steps that failed and were rescued, over all
-        folds. ``diverged_at`` is the earliest epoch with a failed step, counted from 1.
-        ``effective_lr`` is the smallest learning rate at the end of a training. These
-        three are masked where there is no value, and have a column for each fold
-        (``split0_n_recoveries``). ``stacked`` is whether the candidate was trained
-        together with others on every fold. ``mean_fit_time`` is the share of the
-        candidate in the duration of the training.
-    best_estimator_ : estimator
-        Best candidate, fitted on all rows.
-    best_score_ : float
-        Mean test score of the best candidate.
-    best_params_ : dict
-        Parameters of the best candidate.
-    best_index_ : int
-        Index of the best candidate in ``cv_results_``.
+    cv_results_, best_estimator_, best_score_, best_params_, best_index_
+        As in :class:`BatchedGridSearchCV`.
     n_candidates_ : list of int
         Number of candidates in each round.
     n_resources_ : list of int
@@ -365,21 +326,12 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
 
     Warns
     -----
-    DivergenceWarning
-        Once, if a training step of any candidate failed. The message says how many
-        candidates diverged, which ones, and whether the best is one of them.
-    ConvergenceWarning
-        If ``max_time`` ended trainings, with their number, and if it ended the refit.
+    DivergenceWarning, ConvergenceWarning
+        As :class:`BatchedGridSearchCV` does.
 
     See Also
     --------
     BatchedGridSearchCV : Search that trains every candidate with all resources.
-
-    Notes
-    -----
-    On each fold a candidate has the same transformed rows, initial weights and batches
-    as ``clone(estimator).set_params(...)`` would have. Its scores are equal to those of
-    scikit-learn's search up to rounding.
 
     Examples
     --------

@@ -75,8 +75,9 @@ def facts_of_several(networks: dict[str, Any]) -> list[tuple[str, ...]]:
 def training_caption(model: Any) -> str:
     """Return one line about the training of a fitted network or ensemble."""
     members = getattr(model, "estimators_", [model])
-    epochs = sorted({member.n_iter_ for member in members})
-    caption = " to ".join(str(n) for n in {epochs[0]: 0, epochs[-1]: 0}) + " epochs"
+    lengths = [getattr(m, "n_iter_", None) or len(m.history) for m in members]
+    ends = dict.fromkeys([min(lengths), max(lengths)])
+    caption = f"{' to '.join(map(str, ends))} epoch{'s' if max(ends) != 1 else ''}"
     if len(members) > 1:
         caption = f"{len(members)} networks, {caption}"
     n_failed = len(model.nonfinite_reports_)

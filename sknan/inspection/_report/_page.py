@@ -13,7 +13,8 @@ from sknan._utils.html import element
 from sknan.inspection._report._html import STYLE, page
 from sknan.inspection._report._markdown import as_markdown
 from sknan.inspection._report._sections import sections_of
-from sknan.nets._curves import last_of, networks_of, skorch_net_of
+from sknan.nets._curves import last_of, networks_of
+from sknan.nets._training_facts import training_caption
 
 
 class HTMLReport:
@@ -167,7 +168,7 @@ def report(
     >>> print(report(net))
     StableNetClassifier: 5 epochs, no step failed.
     """
-    networks = networks_of(estimator)
+    networks_of(estimator)  # raises for another model
     if path is not None and not Path(path).parent.is_dir():
         raise FileNotFoundError(
             f"report cannot write {str(path)!r}: there is no folder "
@@ -186,10 +187,13 @@ def report(
     sections = sections_of(estimator, X, y, license)
     name = _name_of(estimator)
     title = f"Training of {name}"
-    summary = f"{name}: {_summary(estimator, networks)}"
+    last = last_of(estimator)
+    summary = f"{name}: {training_caption(last)}."
+    if last.nonfinite_reports_:
+        summary += f" First failure: {last.nonfinite_reports_[0]}"
     body = "".join([element("h1", title), element("p", summary), *sections])
     body = f'<div class="sknan-report"><style>{STYLE}</style>{body}</div>'
-    is_classifier = hasattr(last_of(estimator), "classes_")
+    is_classifier = hasattr(last, "classes_")
     task = "classification" if is_classifier else "regression"
     metadata: dict[str, Any] = {} if license is None else {"license": license}
     metadata["tags"] = ["sknan", f"tabular-{task}"]
@@ -209,24 +213,3 @@ def _name_of(estimator: Any) -> str:
         classes.insert(1, type(estimator).__name__)
     first, *others = classes
     return f"{first} in a {' over a '.join(others)}" if others else first
-
-
-def _summary(estimator: Any, networks: dict[str, Any]) -> str:
-    lengths = [len(skorch_net_of(net).history) for net in networks.values()]
-    reports = last_of(estimator).nonfinite_reports_
-    epochs = _epochs(lengths)
-    if not reports:
-        return f"{epochs}, no step failed."
-    steps = "1 step" if len(reports) == 1 else f"{len(reports)} steps"
-    rate = min(net.effective_lr_ for net in networks.values())
-    return (
-        f"{epochs}, {steps} failed and training was rescued; it ended at a learning "
-        f"rate of {rate:.3g}. First failure: {reports[0]}"
-    )
-
-
-def _epochs(lengths: list[int]) -> str:
-    fewest, most = min(lengths), max(lengths)
-    count = f"{fewest} to {most}" if fewest < most else str(most)
-    text = f"{count} epoch{'s' if most != 1 else ''}"
-    return f"{len(lengths)} networks, {text} each" if len(lengths) > 1 else text
