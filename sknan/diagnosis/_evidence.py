@@ -26,6 +26,12 @@ class NonFiniteWeight(NamedTuple):
     n_entries: int
 
 
+# Operations that return memory whose numbers are not written yet.
+UNWRITTEN = (
+    *("empty", "empty_like", "empty_permuted", "empty_strided"),
+    *("new_empty", "new_empty_strided", "resize"),
+)
+
 # Operations that are defined for all numbers and overflow at moderate ones.
 _GROWING = ("cosh", "cumprod", "exp", "exp2", "expm1", "prod", "sinh")
 

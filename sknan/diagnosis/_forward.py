@@ -20,7 +20,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sknan._utils.tree import tree_leaves
-from sknan.diagnosis._evidence import CRITERION, FailedOperation, NonFiniteWeight
+from sknan.diagnosis._evidence import (
+    CRITERION,
+    UNWRITTEN,
+    FailedOperation,
+    NonFiniteWeight,
+)
 from sknan.diagnosis._user_code import line_of_user
 from sknan.diagnosis._values import (
     all_finite,
@@ -53,6 +58,7 @@ _MOVES = {
     torch.ops.aten.slice,
     torch.ops.aten.unsqueeze,
     torch.ops.aten.index,
+    torch.ops.aten.lift_fresh,
 }
 
 
@@ -65,6 +71,7 @@ class _Kind(NamedTuple):
     is_in_place: bool
     is_random: bool  # and therefore differs from batch to batch
     is_move: bool
+    outs: frozenset[str]  # arguments that are written and not read
 
 
 @functools.cache
@@ -77,6 +84,7 @@ def _kind_of(func: Any) -> _Kind:
         func._schema.is_mutable,
         torch.Tag.nondeterministic_seeded in func.tags,
         func.overloadpacket in _MOVES,
+        frozenset(a.name for a in func._schema.arguments if a.is_out),
     )
 
 
@@ -135,6 +143,7 @@ class _Call:
     origin: _Origin | None  # the earliest origin of an input
     passed_on: _Origin | None  # the earliest that passed infinities on by design
     had_nan: bool
+    fills_memory: bool  # writes memory that is not all written
 
     @property
     def takes_zeros_as_logarithms(self) -> bool:
@@ -229,6 +238,8 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         }
         self._of_batch = set(self._made)
         self._finite: set[int] = set()  # storages that are finite as a whole
+        # Storages that are not all written yet, and to blame if they are read before.
+        self._unwritten: dict[int, _Origin] = {}
 
     @property
     def module(self) -> ActiveModule:
@@ -280,10 +291,21 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> _Call:
         """Describe a call before the operation runs, which may overwrite its inputs."""
-        inputs = tree_leaves((*args, *kwargs.values()))
-        keys = [storage_key(t) for t in inputs]
         kind = _kind_of(func)
-        origins = [self._origins[key] for key in keys if key in self._origins]
+        if kind.stem in UNWRITTEN:  # it reads only the shape of a tensor
+            args, kwargs = (), {}
+        read = (value for name, value in kwargs.items() if name not in kind.outs)
+        inputs = tree_leaves((*args, *read))
+        keys = [storage_key(t) for t in inputs]
+        origins, fills_memory = [], False
+        for i, (x, key) in enumerate(zip(inputs, keys, strict=True)):
+            if key in self._origins:
+                origins.append(self._origins[key])
+            elif key in self._unwritten and not (kind.is_view or all_finite(x)):
+                if kind.is_in_place and not kind.outs and i == 0:
+                    fills_memory = True
+                else:
+                    origins.append(self._unwritten[key])
         origin = _earliest(origins)
         arguments = self._arguments(args)
         if origin is not None and not (kind.is_move or kind.is_view):
@@ -301,6 +323,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             passed_on=_earliest(self._passed_on.get(key) for key in keys),
             had_nan=bool(origins)
             and any(bool(t.isnan().any()) for t in nonempty_floats(inputs)),
+            fills_memory=fills_memory and not origins,
         )
 
     def _arguments(self, args: Any) -> tuple[Made, ...]:
@@ -332,6 +355,9 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage_key(out)
         if call.depends_on_batch:
             self._of_batch.add(key)
+        if call.kind.stem in UNWRITTEN:
+            self._unwritten[key] = self._origin(call, out)
+            return
         if call.kind.is_move or call.kind.is_view:
             self._made.setdefault(key, call.arguments[0])
         else:
@@ -351,6 +377,10 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._finite.add(key)
             return
         self._finite.discard(key)
+        is_unread = key in self._unwritten and key not in self._origins
+        is_partial = call.kind.is_view or (call.fills_memory and out.isnan().any())
+        if is_unread and is_partial:
+            return
         self.nonfinite_nodes.add(number)
         self._blame(call, out, key)
 

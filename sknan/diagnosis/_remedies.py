@@ -6,7 +6,12 @@ import re
 from typing import NamedTuple
 
 from sknan._utils.thresholds import OVERFLOWS_SQUARED
-from sknan.diagnosis._evidence import CRITERION, FailedOperation, Places
+from sknan.diagnosis._evidence import (
+    CRITERION,
+    UNWRITTEN,
+    FailedOperation,
+    Places,
+)
 from sknan.diagnosis._report import Cause
 
 ACTIONS: dict[Cause, str] = {
@@ -257,6 +262,11 @@ def _is_of_prediction(failed: FailedOperation) -> bool:
 
 def _action_for_operation(failed: FailedOperation) -> str:
     """Return what to do about an operation, from the pattern in which it failed."""
+    if failed.name in UNWRITTEN:
+        return (
+            "Write all numbers of the tensor before they are read, or create it with "
+            "torch.zeros."
+        )
     if not failed.depends_on_batch:
         return (
             "Choose another initialization: the operation depends on weights and "

@@ -120,6 +120,75 @@ def test_a_decomposition_that_raises_is_found_with_line_and_rows():
     assert report.rows == (2,)
 
 
+# -- memory that is not written yet --------------------------------------------------
+
+
+@pytest.fixture
+def nan_memory():
+    """Fill memory that is not written yet with NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def filled_by_rows(x):
+    y = torch.empty_like(x)
+    for i in range(len(x)):
+        y[i] = torch.log(x[i])
+    return y
+
+
+def filled_by_columns(x):
+    y = torch.empty(len(x), 3)
+    y[:, :1] = x[:, :1]
+    y[:, 1:] = x[:, 1:]
+    return y.log_()
+
+
+def masked(x):
+    mask = torch.empty(3)
+    mask[:1].fill_(-torch.inf)
+    mask[1:] = 0.0
+    return torch.softmax(torch.log(x) + mask, 1)
+
+
+WRITTEN = {
+    "out": lambda x: x * torch.log(x.detach(), out=torch.empty_like(x.detach())),
+    "rows": filled_by_rows,
+    "columns": filled_by_columns,
+    "copied": lambda x: torch.empty(len(x), 3).copy_(x).log_(),
+    "of a constant": lambda x: x.new_empty(3).fill_(1.0) * torch.log(x),
+    "mask": masked,
+}
+
+
+@pytest.mark.usefixtures("nan_memory")
+@pytest.mark.parametrize("name", WRITTEN)
+def test_memory_that_is_written_before_it_is_read_is_not_blamed(name):
+    report = found(WRITTEN[name], table(row2=-1.0))
+    assert report.operation.rstrip("_") == "aten.log"
+    assert (report.cause, report.rows) == ("activation", (2,))
+    assert found(WRITTEN[name], table()) is None
+
+
+@pytest.mark.usefixtures("nan_memory")
+def test_memory_that_is_read_before_it_is_written_is_blamed():
+    def function(x):
+        y = torch.empty_like(x)
+        y[:, :2] = x[:, :2]
+        y.add_(1.0)
+        return x * y
+
+    report = found(function, table())
+    assert (report.cause, report.operation) == ("architecture", "aten.empty_like")
+    assert report.source == line_of(function, 1)
+    assert report.action == (
+        "Write all numbers of the tensor before they are read, or create it with "
+        "torch.zeros."
+    )
+
+
 # -- numbers that are not to blame ---------------------------------------------------
 
 
@@ -165,6 +234,12 @@ def test_a_mask_of_infinities_is_not_blamed(name):
     assert found(lambda x: torch.softmax(mask(x), 1), X) is None
     report = found(lambda x: torch.log(torch.softmax(mask(x), 1) * -1), X)
     assert report.operation == "aten.log"
+
+
+def test_a_constant_mask_does_not_hide_a_later_failure():
+    mask = MASKS["tensor"]
+    report = found(lambda x: torch.softmax(mask(x) + torch.log(x), 1), table(row2=-1.0))
+    assert (report.operation, report.rows) == ("aten.log", (2,))
 
 
 @pytest.mark.parametrize("reduce", [torch.logsumexp, torch.amax])
