@@ -7,51 +7,63 @@ context variable holds the list that collects them, so that each thread has its 
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
 from contextvars import ContextVar
 from types import FrameType
+from typing import Any
 
 # Packages whose frames are skipped.
 _INSIDE = {"sknan", "skorch", "sklearn", "joblib", "contextlib"}
 
-_recorder: ContextVar[list[Warning] | None] = ContextVar("recorder", default=None)
+_recorder: ContextVar[recorded_warnings | None] = ContextVar("recorder", default=None)
 
 
 def warn(warning: str | Warning) -> None:
-    """Issue a warning at the user's line, or record it in :func:`recorded_warnings`.
+    """Issue a warning at the user's line, or record it in :class:`recorded_warnings`.
 
     Parameters
     ----------
     warning : str or Warning
         The warning; a text is a ``UserWarning``.
     """
-    recorded = _recorder.get()
-    if recorded is None:
+    recorder = _recorder.get()
+    while recorder is not None and not recorder.is_open():
+        recorder = recorder.outer
+    if recorder is None:
         warnings.warn(warning, stacklevel=_stacklevel_of_caller())
     else:
-        recorded.append(UserWarning(warning) if isinstance(warning, str) else warning)
+        found = UserWarning(warning) if isinstance(warning, str) else warning
+        recorder.recorded.append(found)
 
 
-@contextlib.contextmanager
-def recorded_warnings() -> Iterator[list[Warning]]:
+class recorded_warnings:
     """Record the library's warnings in the block instead of issuing them.
 
-    Warnings of other libraries are issued as usual.
-
-    Yields
-    ------
-    list of Warning
-        Warnings in their order.
+    Warnings of other libraries are issued as usual. The block yields the list of the
+    warnings in their order.
     """
-    recorded: list[Warning] = []
-    token = _recorder.set(recorded)
-    try:
-        yield recorded
-    finally:
-        _recorder.reset(token)
+
+    def __enter__(self) -> list[Warning]:
+        self.recorded: list[Warning] = []
+        self.outer = _recorder.get()
+        self._frame: FrameType | None = sys._getframe(1)
+        _recorder.set(self)
+        return self.recorded
+
+    def __exit__(self, *error: Any) -> None:
+        _recorder.set(self.outer)
+        self._frame = None
+
+    def is_open(self) -> bool:
+        """Whether the function with the block is still running.
+
+        Ctrl-C at the end of a block may keep Python from leaving it.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is not None
 
 
 def _stacklevel_of_caller() -> int:

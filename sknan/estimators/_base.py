@@ -321,9 +321,10 @@ class StableNetBase(
         """Check that the trained net is finite, and set the fitted attributes."""
         net, best, score = plan.net, plan.best, plan.score
         net.callbacks_ = [c for c in net.callbacks_ if c[1] is not score]
-        last = (net.history or [{}])[-1]  # Ctrl-C may come before its score
         is_failed = best is not None and best.best_epoch_ is None
-        if is_failed and score is not None and score.monitor in last:
+        # Ctrl-C may come before the last score, or before it is compared.
+        last = (net.history or [{}])[-1]
+        if is_failed and score and not np.isfinite(last.get(score.monitor, 0.0)):
             score.refuse(len(net.history), len(plan.split(plan.split_seed)[1]))
         check_finite_output(net, plan.table)
         net._zero_grad_optimizer(set_to_none=True)

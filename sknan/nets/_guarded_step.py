@@ -162,7 +162,8 @@ class GuardedTraining:
         if self.conditioning is not None and not goes_back:
             self.conditioning.to_raw()
             self.net._conditioning_ = self.conditioning.state_dict(self.net.module_)
-        may_go_back = is_interrupted and not goes_back
+        # A second call finds no snapshot if Ctrl-C came after the first one.
+        may_go_back = is_interrupted and not goes_back and self.guard.has_begun
         if may_go_back and is_runaway(self.guard.relative_distance()):
             is_known = bool(self.latest_batches)
             goes_back = not (is_known and self._trials().is_as_good_as_last())

@@ -130,34 +130,37 @@ def test_an_interrupted_training_says_after_how_many_epochs(
 
 
 class InterruptIn:
-    """Tracer that raises an exception at the first call of a function."""
+    """Tracer that raises an exception when functions are called in this order."""
 
-    def __init__(self, name):
-        self.name = name
+    def __init__(self, *names):
+        self.names = list(names)
 
     def __call__(self, frame, event, arg):
-        if frame.f_code.co_name == self.name:
+        if self.names[0] in (frame.f_code.co_name, frame.f_code.co_qualname):
+            del self.names[0]
+        if not self.names:
             sys.settrace(None)
             raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
-    ("name", "n_done"),
+    ("names", "n_done"),
     [
-        ("check_target_outliers", 0),
-        ("_prepare_guard", 0),
-        ("find_fault_of_result", 3),
-        ("end", 3),
+        (["check_target_outliers"], 0),
+        (["_prepare_guard"], 0),
+        (["find_fault_of_result"], 3),
+        (["end"], 3),
+        (["end", "show_average"], 3),
     ],
 )
-def test_an_interrupt_before_or_after_the_epochs_gives_the_warning(name, n_done):
+def test_an_interrupt_before_or_after_the_epochs_gives_the_warning(names, n_done):
     def averaged():
         torch.manual_seed(0)
         return network_of(max_epochs=3, ema_decay=0.9)
 
     expected, net = averaged().fit(X, Y).predict(X), averaged()
     before = sys.gettrace()
-    sys.settrace(InterruptIn(name))
+    sys.settrace(InterruptIn(*names))
     try:
         with pytest.warns(UserWarning, match=f"after {n_done} of 3 epochs"):
             net.fit(X, Y)
@@ -218,6 +221,28 @@ class InterruptBatch(InterruptNth):
         self.end_epoch()
 
     on_epoch_end = Callback.on_epoch_end
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        # Python does not leave the block of a method that it does not enter.
+        ["recorded_warnings.__exit__"],
+        ["ValidationScore.on_epoch_end", "BestWeights.on_epoch_end"],
+    ],
+)
+def test_an_interrupt_at_the_end_of_an_epoch_gives_the_warning(names):
+    options = {"early_stopping": True, "scoring": "r2", "max_epochs": 3}
+    net = StableNetRegressor(callbacks=[InterruptBatch(0)], **options)
+    tracer = InterruptIn(*names)
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        with pytest.warns(UserWarning, match="Training was interrupted after 1 of 3"):
+            net.fit(X, Y.ravel())
+    finally:
+        sys.settrace(before)
+    assert np.isfinite(net.predict(X)).all()
 
 
 class StopNth(InterruptNth):
