@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 # Each thread beyond the first needs this many floating-point operations per step.
 _PER_THREAD = 5e8
@@ -34,8 +33,12 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
+        # Recent CUDA builds of torch import triton with it, which takes half a second.
+        from torch.utils.flop_counter import flop_registry
+
         super().__init__()  # type: ignore[no-untyped-call]
         self.n_flops = 0
+        self._formulas = flop_registry
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -45,8 +48,8 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         packet = func._overloadpacket
         if packet in _PRODUCTS:  # torch's formula takes as long as a small network
             self.n_flops += 2 * result.numel() * args[-1].shape[0]
-        elif packet in flop_registry:
-            self.n_flops += flop_registry[packet](*args, **kwargs, out_val=result)
+        elif packet in self._formulas:
+            self.n_flops += self._formulas[packet](*args, **kwargs, out_val=result)
         return result
 
 
