@@ -14,7 +14,7 @@ from skorch.callbacks import Callback
 
 from sknan._utils.validation import is_integer, is_number, nearest_name
 from sknan.estimators._validation_split import is_chunks, is_splitter
-from sknan.nets._mixin import guard_parts
+from sknan.nets._guard_parts import guard_parts
 
 _PARTS = ("module", "criterion", "optimizer")
 _PREFIXES = (*_PARTS, "compile")

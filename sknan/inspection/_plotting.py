@@ -23,22 +23,7 @@ _WIDE = 30.0
 
 
 def pyplot(what: str) -> Any:
-    """Import and return ``matplotlib.pyplot``.
-
-    Parameters
-    ----------
-    what : str
-        Name of the caller, for the error message.
-
-    Returns
-    -------
-    module
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-    """
+    """Return ``matplotlib.pyplot``, or raise ``ImportError`` that names the caller."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             f"{what} draws with matplotlib, which is not installed. Install it: "
@@ -52,20 +37,8 @@ def pyplot(what: str) -> Any:
 def axes_of(ax: Any, heights: Sequence[float], width: float, what: str) -> list[Any]:
     """Return one axes for each of several panels, from top to bottom.
 
-    Parameters
-    ----------
-    ax : Axes, array-like of Axes or None
-        Axes to draw on. None makes a figure. A single axes is divided into panels.
-    heights : sequence of float
-        Height of each panel in inches.
-    width : float
-        Width of a new figure in inches.
-    what : str
-        Name of the caller, for error messages.
-
-    Returns
-    -------
-    list of Axes
+    A single axes is divided into panels, and None makes a figure. Heights of the panels
+    and the width of the figure are in inches.
 
     Raises
     ------
@@ -135,12 +108,7 @@ def as_text(value: Any, n_most: int = 40) -> str:
 def legend_above(ax: Any, first: Mapping[str, Any] | None = None) -> None:
     """Draw a legend above the axes, with each label once and as many columns as fit.
 
-    Parameters
-    ----------
-    ax : Axes
-        Axes with labeled curves.
-    first : mapping of str to handle, or None, default=None
-        Labels and handles that precede those of the axes.
+    ``first`` has labels and handles that precede those of the axes.
     """
     handles = dict(first or {})
     for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):

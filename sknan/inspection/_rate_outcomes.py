@@ -43,17 +43,7 @@ class LearningRateCurve:
 
 
 def curves_of_range(found: LearningRateRange) -> list[LearningRateCurve]:
-    """Return the losses at the end of a range test, those on held-out rows first.
-
-    Parameters
-    ----------
-    found : LearningRateRange
-        Result of the range test.
-
-    Returns
-    -------
-    list of LearningRateCurve
-    """
+    """Return the losses at the end of a range test, those on held-out rows first."""
     frame = found.to_frame()
     outcomes = tuple(_outcome_in_range(row) for row in frame.itertuples())
     losses = {"training rows": "train_loss"}
@@ -117,21 +107,7 @@ def name_of_metric(results: Mapping[str, Any], metric: Any, refit: Any) -> str:
 def curves_of_search(
     results: Mapping[str, Any], param: str, value: str
 ) -> list[LearningRateCurve]:
-    """Return one curve for each setting of the other parameters.
-
-    Parameters
-    ----------
-    results : mapping
-        ``cv_results_`` of a search.
-    param : str
-        Name of the learning rate.
-    value : str
-        Name of the score, such as ``"test_score"``.
-
-    Returns
-    -------
-    list of LearningRateCurve
-    """
+    """Return one curve of a score for each setting of the other parameters."""
     groups: dict[str, dict[float, int]] = {}
     for i, candidate in enumerate(results["params"]):
         others = [

@@ -17,19 +17,8 @@ from sknan.losses._traits import traits_of
 def loss_per_label(criterion: Any, name: str, weights: Tensor | None) -> nn.Module:
     """Return the loss that compares one output per label with targets of 0 and 1.
 
-    Parameters
-    ----------
-    criterion : nn.Module
-        Loss of an estimator, for targets that are classes.
-    name : str
-        Name of the criterion for the message.
-    weights : Tensor of shape (2, n_labels) or None
-        Weights of absent and present labels.
-
-    Returns
-    -------
-    nn.Module
-        The mean over rows and labels, or one loss for each of them.
+    It is the mean over rows and labels, or one loss for each of them. Weights of absent
+    and present labels have the shape (2, n_labels).
 
     Raises
     ------

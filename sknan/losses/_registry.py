@@ -111,15 +111,7 @@ def get_criterion(name: str) -> type[Any]:
 def closed_form_of(criterion: Any) -> ClosedForm | None:
     """Return the formula of a criterion that is a plain mean over the batch.
 
-    Parameters
-    ----------
-    criterion : object
-        A criterion of a network.
-
-    Returns
-    -------
-    {"cross_entropy", "binary_cross_entropy", "squared_error"} or None
-        None for any other class, a subclass, or an option that changes the formula.
+    It is None for any other class, a subclass, or an option that changes the formula.
     """
     is_mean = getattr(criterion, "reduction", None) == "mean"
     return plain_form_of(criterion) if is_mean else None

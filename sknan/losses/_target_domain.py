@@ -41,14 +41,8 @@ _DOMAINS = {
 def refuse_outside_domain(criterion: Any, values: np.ndarray, name: str) -> None:
     """Raise an error for targets for which a loss is undefined or unbounded.
 
-    Parameters
-    ----------
-    criterion : nn.Module
-        The loss. One whose targets are logarithms (``log_target``) accepts any.
-    values : ndarray of shape (n_samples, ...)
-        Targets. Those that are NaN are accepted.
-    name : str
-        Name of the criterion for the message.
+    A loss whose targets are logarithms (``log_target``) accepts any, and so does each
+    loss NaN.
 
     Raises
     ------

@@ -126,13 +126,7 @@ def traits_of(criterion: Any) -> LossTraits:
 
 
 def is_own_loss(criterion: Any) -> bool:
-    """Whether a loss is defined by the user, so that it may accept any target.
-
-    Parameters
-    ----------
-    criterion : str, type, nn.Module or callable
-        A loss, its class, or the name of a loss of sknan.
-    """
+    """Whether a loss is defined by the user, so that it may accept any target."""
     if isinstance(criterion, str):
         return False
     is_type = isinstance(criterion, (type, FunctionType))
@@ -143,17 +137,7 @@ def is_own_loss(criterion: Any) -> bool:
 def predictions(criterion: Any, output: Tensor) -> Tensor:
     """Convert the output of a network to predictions.
 
-    Parameters
-    ----------
-    criterion : object
-        Loss that the network was trained with, not wrapped. Its method ``predict`` is
-        called if it has one.
-    output : Tensor of shape (n_samples, ...)
-        Output of the network.
-
-    Returns
-    -------
-    Tensor of shape (n_samples, ...)
+    The method ``predict`` of the loss, which is not wrapped, is called if it has one.
     """
     if hasattr(criterion, "predict"):
         predicted: Tensor = criterion.predict(output)

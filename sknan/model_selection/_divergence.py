@@ -15,19 +15,10 @@ from sknan.model_selection._results import FitResult
 def divergence_columns(results: Sequence[FitResult], n_splits: int) -> dict[str, Any]:
     """Return columns for ``cv_results_``, for each split and for the candidate.
 
-    Parameters
-    ----------
-    results : sequence of FitResult
-        Results of each candidate on all splits, one candidate after the other.
-    n_splits : int
-        Number of splits.
-
-    Returns
-    -------
-    dict of str to array of shape (n_candidates,)
-        ``n_recoveries`` is the sum over the splits, ``diverged_at`` and
-        ``effective_lr`` are the minima over the splits. All three are masked where no
-        split has a value. ``stacked`` is True where all splits were stacked.
+    Results are those of each candidate on all splits, one candidate after the other.
+    ``n_recoveries`` is the sum over the splits, ``diverged_at`` and ``effective_lr``
+    are the minima over the splits. All three are masked where no split has a value.
+    ``stacked`` is True where all splits were stacked.
     """
     summaries: dict[str, tuple[Any, Any]] = {
         "n_recoveries": (np.int64, np.ma.sum),
@@ -69,19 +60,7 @@ def divergence_warning(
 ) -> DivergenceWarning | None:
     """Return one warning for the whole search, or None if no step has failed.
 
-    Parameters
-    ----------
-    results : sequence of FitResult
-        Results of each candidate on all splits, one candidate after the other.
-    cv_results : mapping
-        ``cv_results_`` of the search.
-    best : int or None
-        Index of the best candidate, if one was chosen.
-
-    Returns
-    -------
-    DivergenceWarning or None
-        Carries the report of the first failed step.
+    It carries the report of the first failed step.
     """
     if not any(result.has_diverged for result in results):
         return None

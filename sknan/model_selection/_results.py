@@ -107,15 +107,7 @@ class FitResult:
 
 
 def divergence_fields(net: Any, error: Exception | None) -> dict[str, Any]:
-    """Return the fields of :class:`FitResult` that describe divergence.
-
-    Parameters
-    ----------
-    net : estimator
-        Last step of the model.
-    error : Exception or None
-        Exception that ``fit`` raised.
-    """
+    """Return the fields of :class:`FitResult` that describe divergence."""
     if isinstance(error, NonFiniteTrainingError):
         reports = [error.report] if error.report else []
         fields: dict[str, Any] = {"has_diverged": True}

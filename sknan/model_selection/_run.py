@@ -87,14 +87,7 @@ class SearchRun:
     ) -> Iterator[SplitterStandIn]:
         """Evaluate candidates on the splits that scikit-learn requests in the block.
 
-        Parameters
-        ----------
-        candidates : list of dict
-            Parameters of each candidate.
-        cv : splitter
-            Splitter of the search.
-        has_callbacks : bool
-            Whether the search has callbacks, which see the rows of each split.
+        The callbacks of a search, if it has any, see the rows of each split.
         """
 
         def start(X: Any, y: Any, splits: list[Split]) -> None:

@@ -96,12 +96,7 @@ class Evaluation:
     def result(self, index: int, params: Mapping[str, Any]) -> FitResult:
         """Return the result of a task, once.
 
-        Parameters
-        ----------
-        index : int
-            Index of the task.
-        params : mapping
-            Parameters that scikit-learn has set, which must be those of the candidate.
+        The parameters that scikit-learn has set must be those of the candidate.
         """
         candidate = self._candidates[index // len(self._splits)]
         if not _may_be_clones(params, candidate):

@@ -228,15 +228,10 @@ class TimeBudget:
         return self._end and max(self._end - time.monotonic(), self._reserved)
 
     def per_fit(self, n_left: int, n_splits: int) -> float | None:
-        """Return the number of seconds for each fit; None for no limit.
+        """Return the number of seconds for each of ``n_left`` fits; None for no limit.
 
-        Parameters
-        ----------
-        n_left : int
-            Number of fits left in the present evaluation.
-        n_splits : int
-            Number of fits of a candidate. The refit counts as one more candidate: it
-            has more rows, and no other networks to be trained with.
+        The refit counts as one more candidate, of ``n_splits`` fits: it has more rows,
+        and no other networks to be trained with.
         """
         if self._end is None:
             return None

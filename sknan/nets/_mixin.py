@@ -16,7 +16,6 @@ from sknan._utils.pickling import (
     refuse_unpicklable,
 )
 from sknan._utils.settings import usual_settings
-from sknan._utils.validation import is_number
 from sknan._utils.warn import warn
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import DivergenceWarning
@@ -29,6 +28,7 @@ from sknan.nets._data import (
     refuse_unusable_targets,
 )
 from sknan.nets._final_loss import find_fault_of_result
+from sknan.nets._guard_parts import guard_parts
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._loop import LoopMixin
 from sknan.nets._output import OutputMixin
@@ -45,8 +45,6 @@ from sknan.nets._records import (
 from sknan.nets._weight_average import WeightAverage
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery import RECOVERIES, Recovery
-from sknan.optim._adaptive_clipping import AdaptiveClip, resolve_adaptive_clip
-from sknan.optim._learning_rate_schedule import LearningRateSchedule
 
 # Lists in which skorch registers modules, criteria and optimizers.
 _REGISTRIES = (
@@ -57,35 +55,6 @@ _REGISTRIES = (
 # Sentences that the report on a useless training records.
 _WENT_BACK = "The weights from before the training were restored."
 _WENT_TO_VERIFIED = "The last verified weights were restored."
-
-
-def guard_parts(
-    parameters: Any,
-) -> tuple[Guard, AdaptiveClip | None, LearningRateSchedule]:
-    """Return new parts of a guarded training, and refuse invalid parameters.
-
-    They are those of a net or an estimator: guard, adaptive clipping and schedule.
-
-    Raises
-    ------
-    ValueError or TypeError
-        If a parameter is invalid. The message names it.
-    """
-    for name in ("clip_norm", "clip_value"):
-        value = getattr(parameters, name)
-        if value is not None and not (is_number(value) and value > 0):
-            raise ValueError(f"{name} must be a number above 0 or None, got {value!r}.")
-    decay = parameters.ema_decay
-    if decay is not None and not (is_number(decay) and 0 < decay < 1):
-        raise ValueError(
-            "ema_decay must be a number between 0 and 1, both excluded, or None, got "
-            f"{decay!r}."
-        )
-    return (
-        Guard(parameters.on_nonfinite, parameters.max_recoveries),
-        resolve_adaptive_clip(parameters.adaptive_clip),
-        LearningRateSchedule(parameters.lr_schedule, parameters.warmup),
-    )
 
 
 class EarlierEpochs(Protocol):

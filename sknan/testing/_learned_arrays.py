@@ -33,23 +33,10 @@ def learned_arrays(
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield every float array, number and tensor in attributes that end in ``_``.
 
-    The search descends into steps of pipelines, nested estimators, lists, dicts and
-    torch modules.
-
-    Parameters
-    ----------
-    estimator : estimator
-        Fitted estimator.
-    has_empty_column : bool, default=False
-        Whether a column had no value in ``fit``. A transformer that accepts NaN may
-        then have NaN for this column in an array with one number per column.
-
-    Yields
-    ------
-    path : str
-        Path such as ``"module_.0.weight"``.
-    values : ndarray of float
-        Array at that path.
+    Each has a path such as ``"module_.0.weight"``. The search descends into steps of
+    pipelines, nested estimators, lists, dicts and torch modules. A transformer that
+    accepts NaN may have NaN for a column without a value in an array with one number
+    per column.
     """
     yield from _walk(estimator, "", has_empty_column, set())
 

@@ -119,14 +119,7 @@ class ColumnProfile:
     def add_top(self, top: str, n_top: int, n_values: int) -> None:
         """Store the share of the most frequent value, observed if nearly all have it.
 
-        Parameters
-        ----------
-        top : str
-            The value in words.
-        n_top : int
-            Number of cells with this value.
-        n_values : int
-            Number of cells with any value.
+        ``n_top`` of ``n_values`` known cells have it.
         """
         self.top_share = n_top / n_values
         if n_top == n_values:
@@ -138,18 +131,7 @@ class ColumnProfile:
 
 
 def sampled(array: NDArray[Any]) -> NDArray[Any]:
-    """Return the elements of an array in the sampled rows.
-
-    Parameters
-    ----------
-    array : ndarray
-        One element for each row.
-
-    Returns
-    -------
-    ndarray
-        The array itself if it is short enough.
-    """
+    """Return the elements of an array with one for each row in the sampled rows."""
     rows = sample_rows(len(array))
     return array if rows is None else array[rows]
 

@@ -31,18 +31,7 @@ def profile_column(
 ) -> ColumnProfile:
     """Return the profile of a column, with the faults that it shows by itself.
 
-    Parameters
-    ----------
-    column : TypedColumn
-        The column, as read from a table.
-    n_rows : int
-        Number of rows of the table.
-    known : sequence, default=()
-        Sentinels of other columns.
-
-    Returns
-    -------
-    ColumnProfile
+    ``known`` has the sentinels of other columns.
     """
     profile = ColumnProfile(*column[:5], n_rows)
     _add_missing(profile, column)
@@ -64,34 +53,12 @@ def profile_column(
 
 
 def key_rows(n_rows: int) -> NDArray[np.int64]:
-    """Return rows, spread over the table, that show whether two columns may be equal.
-
-    Parameters
-    ----------
-    n_rows : int
-        Number of rows of the table.
-
-    Returns
-    -------
-    ndarray of int
-    """
+    """Return rows over all of the table that show whether two columns may be equal."""
     return np.unique(np.linspace(0, n_rows - 1, _N_KEY_ROWS).astype(np.int64))
 
 
 def as_text(cells: pd.Series, holds: ColumnContent) -> pd.Series:
-    """Return cells as text, with missing cells as they are.
-
-    Parameters
-    ----------
-    cells : Series
-        Cells of a column, or some of them.
-    holds : str
-        Content of the column.
-
-    Returns
-    -------
-    Series
-    """
+    """Return cells as text, with missing cells as they are."""
     if holds == "text":
         return cells
     return cells.astype(object).map(str, na_action="ignore")
@@ -100,21 +67,9 @@ def as_text(cells: pd.Series, holds: ColumnContent) -> pd.Series:
 def codes_of(
     column: TypedColumn, rows: Any = slice(None)
 ) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
-    """Return the distinct values of a column, and the code of the value in each cell.
+    """Return the code of the value in each cell, -1 where missing, and all values.
 
-    Parameters
-    ----------
-    column : TypedColumn
-        The column.
-    rows : ndarray of int or slice, default=slice(None)
-        Rows to read.
-
-    Returns
-    -------
-    codes : ndarray of int
-        Index of the value in each cell, -1 where missing.
-    values : tuple
-        Distinct values, in order of appearance.
+    The distinct values are in order of appearance.
     """
     if isinstance(column.cells, np.ndarray):
         cells = column.cells[rows]

@@ -99,19 +99,7 @@ class Finding:
 def group_by_kind(
     observations: Iterable[Observation], where: Literal["X", "y"]
 ) -> list[Finding]:
-    """Group observations into findings in the order of REMEDIES, worst columns first.
-
-    Parameters
-    ----------
-    observations : iterable of Observation
-        Observations in the table or in its target.
-    where : {"X", "y"}
-        Which of the two it is.
-
-    Returns
-    -------
-    list of Finding
-    """
+    """Group observations into findings, in the order of REMEDIES and of size."""
     by_kind: dict[str, list[Observation]] = {}
     for observation in observations:
         by_kind.setdefault(observation.kind, []).append(observation)

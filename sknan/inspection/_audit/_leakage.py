@@ -50,21 +50,7 @@ _SAME_ORDER = 0.9999
 def observations_of_leakage(
     table: LazyTable, profiles: Sequence[ColumnProfile], target: Target
 ) -> Iterator[Observation]:
-    """Observe columns that equal the target, or whose missing cells depend on it.
-
-    Parameters
-    ----------
-    table : LazyTable
-        The table.
-    profiles : sequence of ColumnProfile
-        Profiles of all columns.
-    target : Target
-        Profile of the target.
-
-    Yields
-    ------
-    Observation
-    """
+    """Observe columns that equal the target, or whose missing cells depend on it."""
     if target.task is None or table.is_sparse:
         return
     key_values = target.values[key_rows(table.n_rows)]

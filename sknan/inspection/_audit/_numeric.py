@@ -34,14 +34,7 @@ def profile_numbers(
 ) -> None:
     """Add statistics and faults of a column of numbers or durations to its profile.
 
-    Parameters
-    ----------
-    profile : ColumnProfile
-        Profile of the column.
-    column : TypedColumn
-        The column itself.
-    known : sequence
-        Sentinels of other columns.
+    ``known`` has the sentinels of other columns.
     """
     cells = column.cells
     if column.holds == "durations":
@@ -58,15 +51,7 @@ def profile_numbers(
 def profile_numbers_in_text(
     profile: ColumnProfile, numbers: NDArray[np.float64]
 ) -> None:
-    """Add sentinels, quartiles and extremes of numbers that are stored as text.
-
-    Parameters
-    ----------
-    profile : ColumnProfile
-        Profile of the column.
-    numbers : ndarray of float
-        Numbers in the sampled cells.
-    """
+    """Add sentinels, quartiles and extremes of numbers that are stored as text."""
     finite = _without_sentinels(profile, numbers[np.isfinite(numbers)])
     if finite.size:
         profile.low, profile.high = float(finite.min()), float(finite.max())

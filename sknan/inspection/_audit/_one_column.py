@@ -27,19 +27,9 @@ def score_of_column(
 ) -> str:
     """Return the cross-validated score of one column in words, or "" below 0.99.
 
-    Parameters
-    ----------
-    codes : ndarray of int of shape (n_samples,)
-        Code of the value in each row, -1 where it is missing.
-    numbers : ndarray of float of shape (n_samples,) or None
-        Values of a column of numbers; None for categories.
-    y : ndarray of shape (n_samples,)
-        Known targets: floats of a regression, or codes of classes.
-
-    Returns
-    -------
-    str
-        ``"R2 of 0.998 alone"``, for example.
+    Codes of the values are -1 where missing. Categories have no numbers. Targets are
+    floats of a regression, or codes of classes. The result is ``"R2 of 0.998 alone"``,
+    for example.
     """
     is_regression = y.dtype.kind == "f"
     if is_regression:

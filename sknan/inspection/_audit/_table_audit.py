@@ -161,19 +161,9 @@ class TableAudit:
 def statistics_of(
     profiles: Sequence[ColumnProfile], findings: Sequence[Finding]
 ) -> Iterator[dict[str, Any]]:
-    """Return the statistics of each column, with the findings about it.
+    """Yield the statistics of each column, with the findings about it.
 
-    Parameters
-    ----------
-    profiles : sequence of ColumnProfile
-        Profiles of all columns.
-    findings : sequence of Finding
-        All findings, sorted by severity.
-
-    Yields
-    ------
-    dict
-        One value for each column of ``TableAudit.to_frame("columns")``.
+    Findings are sorted by severity.
     """
     by_position: dict[int, list[Finding]] = {}
     for finding in findings:

@@ -30,19 +30,7 @@ _Profiles = Sequence[ColumnProfile]
 def observations_in_table(
     table: LazyTable, profiles: _Profiles
 ) -> Iterator[Observation]:
-    """Run all detectors of faults that concern more than one column.
-
-    Parameters
-    ----------
-    table : LazyTable
-        The table.
-    profiles : sequence of ColumnProfile
-        Profiles of all columns.
-
-    Yields
-    ------
-    Observation
-    """
+    """Run all detectors of faults that concern more than one column."""
     if not table.n_rows or not table.n_columns:
         yield Observation("no data", 1.0, size_in_words(table))
         return
@@ -151,18 +139,7 @@ def duplicated_rows(
 ) -> Iterator[Observation]:
     """Observe rows that are equal except for identifiers, and if their targets differ.
 
-    Parameters
-    ----------
-    table : LazyTable
-        The table.
-    profiles : sequence of ColumnProfile
-        Profiles of all columns.
-    y : ndarray or None
-        The target in numbers; None if there is not exactly one.
-
-    Yields
-    ------
-    Observation
+    ``y`` is None unless there is exactly one target.
     """
     sample = sample_rows(table.n_rows)
     n_sampled = table.n_rows if sample is None else len(sample)

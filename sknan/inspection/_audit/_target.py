@@ -107,19 +107,7 @@ class Target:
 
 
 def profile_target(column: TypedColumn, task: Task) -> Target:
-    """Return statistics of a target, with the faults that can be found without X.
-
-    Parameters
-    ----------
-    column : TypedColumn
-        The target, as read.
-    task : {"auto", "classification", "regression"}
-        Task of the network.
-
-    Returns
-    -------
-    Target
-    """
+    """Return statistics of a target, with the faults that can be found without X."""
     n_rows = len(column.cells)
     profile = profile_column(column, n_rows)
     target = Target(column, None, np.asarray(pd.isna(column.cells)))

@@ -81,20 +81,8 @@ def observations_in_text(
 ) -> list[Observation]:
     """Return the faults of a column of text, except for its words for missing.
 
-    Parameters
-    ----------
-    categories : Categories
-        Distinct known cells of the column.
-    is_sample : bool, default=False
-        Whether the column may contain further texts.
-    is_category : bool, default=False
-        Whether the dtype of the column is categorical. Such a column is not read as
-        numbers or dates.
-
-    Returns
-    -------
-    list of Observation
-        Observations without the name and position of the column.
+    A sample may lack some of the texts. A column whose dtype is categorical is not read
+    as numbers or dates. The observations have no name and position of the column.
     """
     known = categories.where([not is_word_for_missing(t) for t in categories.texts])
     if not known.texts:

@@ -28,12 +28,7 @@ _MIN_SHARE = 0.05
 def drift_section(frame: pd.DataFrame, found: Evaluation | None) -> str:
     """Return the section with the limits of a batch from the same population, or "".
 
-    Parameters
-    ----------
-    frame : DataFrame of shape (n_samples, n_columns)
-        Rows of the report, as the model reads them.
-    found : Evaluation or None
-        Targets and predictions of the rows.
+    The frame has the rows of the report, as the model reads them.
     """
     if len(frame) < _MIN_ROWS:
         return ""

@@ -99,18 +99,7 @@ def page(title: str, body: str) -> str:
 def drawn(title: str, draw: Callable[[Any], Any], shown: Any) -> str:
     """Return the figure of a display, or a hint to install matplotlib.
 
-    Parameters
-    ----------
-    title : str
-        Description of the figure for screen readers.
-    draw : callable
-        Returns a display of ``shown``.
-    shown : object
-        Estimator, search or result to draw.
-
-    Returns
-    -------
-    str
+    The title describes the figure for screen readers.
     """
     if importlib.util.find_spec("matplotlib") is None:
         text = "Install matplotlib to see a figure here: pip install 'sknan[plot]'."

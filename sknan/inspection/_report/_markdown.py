@@ -17,17 +17,7 @@ _SPECIAL = re.compile(r"[\\`*\[\]|]|(?<!\w)_|_(?!\w)")
 
 
 def as_markdown(body: str) -> str:
-    """Return the HTML of a report as Markdown. A figure becomes a line that names it.
-
-    Parameters
-    ----------
-    body : str
-        HTML that consists of headings, paragraphs, tables, code and figures.
-
-    Returns
-    -------
-    str
-    """
+    """Return the HTML of a report as Markdown, with a line for each figure."""
     return "\n\n".join(_blocks(body)) + "\n"
 
 

@@ -59,24 +59,7 @@ _MAX_REPR = 200
 def sections_of(
     estimator: Any, X: Any, y: Any, license: str | None = None
 ) -> Iterator[str]:
-    """Return the sections of a report in the order of the page.
-
-    Parameters
-    ----------
-    estimator : estimator, net, ensemble, Pipeline or search
-        Fitted model.
-    X : DataFrame, array, sparse matrix or list of rows, or None
-        Table to audit, and rows for the score.
-    y : Series, array-like of shape (n_samples,) or None
-        Target of its rows.
-    license : str or None, default=None
-        License of the model.
-
-    Yields
-    ------
-    str
-        HTML of one section; empty if there is no result to show.
-    """
+    """Yield the sections of a report in the order of the page, empty ones included."""
     has_target = X is not None and y is not None and not isinstance(y, str)
     is_scored = has_target and hasattr(estimator, "score")  # GuardedNet has no score
     found = evaluate(estimator, X, y) if is_scored else None

@@ -1,0 +1,183 @@
+"""Numbers that a regressor is trained on: validation and standardization."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_array
+from torch import Tensor, nn
+
+from sknan._engine.plan import TrainingRows
+from sknan._engine.table_net import TableNet
+from sknan._utils.outliers import without_outliers
+from sknan._utils.validation import FLOAT32_MAX, FLOAT64_MAX, check_finite, drop_rows
+from sknan.estimators._base import StableNetBase
+from sknan.estimators._column_scaling import check_targets
+from sknan.estimators._components import name_of
+from sknan.estimators._target_scaling import (
+    NumberCoding,
+    mean_and_scale,
+    prediction_dtype,
+    standardize,
+)
+from sknan.losses._bounded import BoundedLoss
+from sknan.losses._target_domain import refuse_outside_domain
+from sknan.losses._traits import is_own_loss
+from sknan.nets._batching import TensorTable
+from sknan.nets._data import LEAVE_OUT, is_loss_finite
+from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
+
+
+class NumberTargetMixin(StableNetBase):
+    """Network whose targets are numbers, which are standardized where possible."""
+
+    _task: ClassVar[str] = "regression"
+    target_mean_: np.ndarray
+    target_scale_: np.ndarray
+    _constants: np.ndarray
+    _target_shape: tuple[int, ...]
+
+    def _validate_target(self, y: Any, name: str = "y") -> np.ndarray:
+        """Return the targets as float64, or as float32 if they are float32."""
+        remedy = "Pass numbers, or labels to StableNetClassifier."
+        with name_unfit_cell(name, y, type(self).__name__, remedy):
+            values: np.ndarray = check_array(
+                plain_cells(y),
+                ensure_2d=False,
+                dtype=(np.float64, np.float32),
+                # Checked below, since scikit-learn does not name the row.
+                ensure_all_finite=False,
+                input_name=name,
+                estimator=self,
+            )
+        known = values
+        if is_own_loss(self.criterion):  # see _table for missing targets
+            known = np.where(np.isnan(values), 0.0, values)
+        check_finite(known, name=name, remedy=drop_rows(name), limit=FLOAT64_MAX)
+        if not self._loss_traits.standardizes_target:
+            # The network computes with the values themselves, in float32.
+            check_finite(
+                known,
+                name=name,
+                remedy=(
+                    "Divide y by a constant, or use criterion='mse', which "
+                    "standardizes y."
+                ),
+                limit=FLOAT32_MAX,
+            )
+        refuse_outside_domain(
+            self._build_criterion(per_row=False), values, name_of(self.criterion)
+        )
+        return values
+
+    def _encode_target(
+        self, y: Any, target: np.ndarray, weights: np.ndarray | None, is_partial: bool
+    ) -> tuple[np.ndarray, int]:
+        shape, traits = target.shape[1:], self._loss_traits
+        # A constant target is predicted exactly, whatever the network has learned.
+        is_constant = (target == target[0]).all(axis=0) & (
+            not is_own_loss(self.criterion)
+        )
+        constants = np.where(is_constant, target[0], np.nan)
+        if self._continues(is_partial):
+            if _n_targets(shape) != _n_targets(self._target_shape):
+                raise ValueError(
+                    f"y has {_n_targets(shape)} target columns, but the first fit had "
+                    f"{_n_targets(self._target_shape)}."
+                )
+            # A vector may follow a table of one column, or the reverse.
+            mean = self.target_mean_.reshape(shape)
+            scale = self.target_scale_.reshape(shape)
+            constants = np.where(
+                constants == self._constants.reshape(shape), constants, np.nan
+            )
+            if not scale.all():  # constant until now, so that nothing was learned
+                new_mean, new_scale = mean_and_scale(target, weights)
+                mean = np.where(scale > 0, mean, new_mean)
+                scale = np.where(scale > 0, scale, new_scale)
+        else:
+            self._target_dtype = prediction_dtype(y)
+            mean, scale = np.zeros(shape), np.ones(shape)
+            if traits.standardizes_target:
+                # A bounded loss is chosen because there are outliers.
+                is_bounded = isinstance(self.criterion, BoundedLoss)
+                known = without_outliers(target) if is_bounded else target
+                mean, scale = mean_and_scale(known, weights)
+        self._target_shape, self.target_mean_, self.target_scale_ = shape, mean, scale
+        self._constants = constants
+        n_outputs = _n_targets(shape) * traits.outputs_per_target
+        return standardize(target, mean, scale), n_outputs
+
+    def _refuse_outlying_targets(
+        self, target: np.ndarray, numbers: np.ndarray, *, is_new: bool
+    ) -> None:
+        if isinstance(self.criterion, BoundedLoss):
+            return
+        kept, shape = None, target.shape[1:]
+        is_kept = not is_new and self._loss_traits.standardizes_target
+        if is_kept and _n_targets(shape) == _n_targets(self._target_shape):
+            kept = self.target_mean_.reshape(shape), self.target_scale_.reshape(shape)
+        check_targets(target, numbers, kept, is_new=is_new)
+
+    def _table(self, net: TableNet, rows: TrainingRows) -> TensorTable:
+        """Return the rows; refuse missing targets that the criterion does not mask."""
+        table = super()._table(net, rows)
+        missing = np.isnan(rows.y.reshape(len(rows.y), -1)).any(axis=1)
+        if missing.any() and not is_loss_finite(net, table, missing):
+            for name, part in (
+                ("y", slice(rows.n_train)),
+                ("y_val", slice(rows.n_train, None)),
+            ):
+                in_data = np.zeros((rows.numbers.max() + 1, *rows.y.shape[1:]))
+                in_data[rows.numbers[part]] = rows.y[part]
+                remedy = f"{drop_rows(name)} {LEAVE_OUT}"
+                check_finite(in_data, name=name, remedy=remedy)
+        return table
+
+    def _as_target(self, y: Any, name: str = "y") -> np.ndarray:
+        values = self._validate_target(y, name)
+        n_targets = _n_targets(self._target_shape)
+        if _n_targets(values.shape[1:]) != n_targets:
+            raise ValueError(
+                f"{name} has {_n_targets(values.shape[1:])} target columns, but the "
+                f"training data have {n_targets}."
+            )
+        values = values.reshape(-1, *self._target_shape)
+        return standardize(values, self.target_mean_, self.target_scale_)
+
+    def _match_target(
+        self, criterion: nn.Module, output: Tensor, y: np.ndarray
+    ) -> Tensor:
+        found = tuple(output.shape)
+        n_targets = _n_targets(y.shape[1:])
+        n_outputs = n_targets * self._loss_traits.outputs_per_target
+        if (found[1:] or (1,)) != (n_outputs,):
+            raise ValueError(
+                f"The module's output has shape {found}, but y has {n_targets} target "
+                f"column{'s' if n_targets > 1 else ''}: ({found[0]}, {n_outputs}) is "
+                "needed. Let the module's constructor take n_outputs, and it is filled "
+                "in."
+            )
+        # (n,) against (n, 1) would broadcast to (n, n) inside the loss.
+        shape = (-1, n_targets) if len(found) == 2 else (-1,)
+        return torch.from_numpy(y).reshape(shape)
+
+    @property
+    def _needs_network(self) -> bool:
+        return bool(np.isnan(self._constants).any())
+
+    @property
+    def _coding(self) -> NumberCoding:
+        # Of a single target they are numbers.
+        mean, scale = np.asarray(self.target_mean_), np.asarray(self.target_scale_)
+        is_constant = ~np.isnan(self._constants)
+        if is_constant.any():
+            mean = np.where(is_constant, self._constants, mean)
+            scale = np.where(is_constant, 0.0, scale)
+        return NumberCoding(mean, scale, self._target_shape, self._target_dtype)
+
+
+def _n_targets(shape: tuple[int, ...]) -> int:
+    return shape[0] if shape else 1
