@@ -356,13 +356,19 @@ class _LossRecorder(Callback):
         checks, held_out = self.trainings.checks, self.trainings.held_out
         if held_out is None or self.n_recorded not in checks:
             return
-        x, target = held_out.rows(slice(None))
-        net._set_training(False)
         # A decomposition raises where a weight is not finite. The next step fails then.
-        with torch.no_grad(), contextlib.suppress(LinAlgError):
-            # A copy, because the module may work in place.
-            loss = float(net.get_loss(net.infer(x.clone()), target))
+        with contextlib.suppress(LinAlgError):
+            loss = evaluated_loss(net, held_out.rows(slice(None)))
             self.valid_losses[checks.index(self.n_recorded)] = loss
+
+
+def evaluated_loss(net: Any, rows: tuple[Tensor, Any]) -> float:
+    """Return the loss of rows in evaluation mode."""
+    x, target = rows
+    net._set_training(False)
+    with torch.no_grad():
+        # A copy, because the module may work in place.
+        return float(net.get_loss(net.infer(x.clone()), target))
 
 
 def _repeated(rows: Any, n_members: int) -> Any:

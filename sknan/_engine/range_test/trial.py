@@ -22,6 +22,7 @@ from sknan._engine.range_test.curves import (
     MAX_FLOPS,
     MIN_ROWS,
     drawn_rows,
+    evaluated_loss,
     flops_per_step,
     held_out_table,
     trial_of,
@@ -31,7 +32,6 @@ from sknan._engine.range_test.learning_rate_range import LearningRateRange
 from sknan._utils.outside import unless
 from sknan._utils.thresholds import FAR, MARGIN, N_ERRORS, N_TRIALS
 from sknan.diagnosis._raised import may_be_transient
-from sknan.nets._batching import TensorTable
 
 # Loss of a training that fails.
 _FAILED = float(np.finfo(np.float32).max)
@@ -126,23 +126,13 @@ def _losses(
     ends: list[Any] = [None] * len(plans)
     if plan_key(plans[0]) is not None:
         ends = train_stack(plans, [0] * len(plans))
+    index = np.array_split(np.arange(len(held_out)), N_TRIALS)
+    parts = [held_out.rows(torch.from_numpy(part)) for part in index]
     losses = np.full((len(rates), N_TRIALS), _FAILED)
     for k, (plan, end) in enumerate(zip(plans, ends, strict=True)):
         try:
             plan.run_loop() if end is None else end()
-            losses[k] = _losses_on_parts(plan, held_out)
+            losses[k] = [evaluated_loss(plan.net, part) for part in parts]
         except unless(may_be_transient, Exception):  # failed, or a module raises
             pass
-    return losses
-
-
-def _losses_on_parts(plan: TrainingPlan, held_out: TensorTable) -> list[float]:
-    net = plan.net
-    net._set_training(False)
-    index = np.array_split(np.arange(len(held_out)), N_TRIALS)
-    losses = []
-    with torch.no_grad():
-        for part in index:
-            x, target = held_out.rows(torch.from_numpy(part))
-            losses.append(float(net.get_loss(net.infer(x.clone()), target)))
     return losses
