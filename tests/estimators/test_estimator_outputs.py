@@ -9,6 +9,14 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from estimator_helpers import (
+    FAST,
+    LABELS,
+    VALUES,
+    X,
+    both,
+    raw_scores,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -23,23 +31,6 @@ from sknan import (
     StableNetClassifier,
     StableNetRegressor,
 )
-
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(60, 4))
-LABELS = (X[:, 0] + X[:, 1] > 0).astype(int)
-VALUES = X[:, 0] - 2 * X[:, 1]
-
-FAST = {"max_epochs": 3, "random_state": 0}
-ESTIMATORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
-both = pytest.mark.parametrize(
-    ("Estimator", "y"), ESTIMATORS, ids=["classifier", "regressor"]
-)
-
-
-def raw_scores(model, X):
-    proba = getattr(model, "predict_proba", None)
-    return model.predict(X) if proba is None else proba(X)
-
 
 # -- outputs -----------------------------------------------------------------------
 

@@ -7,42 +7,22 @@ import re
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_breast_cancer
+from estimator_helpers import (
+    FAST,
+    VALUES,
+    X,
+    both,
+    raw_scores,
+    weights_of,
+)
 from torch import nn
 
 from sknan import (
     DivergenceWarning,
     NonFiniteTrainingError,
-    SafeScaler,
     StableNetClassifier,
     StableNetRegressor,
 )
-
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(60, 4))
-LABELS = (X[:, 0] + X[:, 1] > 0).astype(int)
-VALUES = X[:, 0] - 2 * X[:, 1]
-
-FAST = {"max_epochs": 3, "random_state": 0}
-ESTIMATORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
-both = pytest.mark.parametrize(
-    ("Estimator", "y"), ESTIMATORS, ids=["classifier", "regressor"]
-)
-
-
-@pytest.fixture(scope="module")
-def cancer():
-    X, y = load_breast_cancer(return_X_y=True)
-    return SafeScaler().fit_transform(X), y
-
-
-def weights_of(model):
-    return [p.detach().clone() for p in model.net_.module_.parameters()]
-
-
-def raw_scores(model, X):
-    proba = getattr(model, "predict_proba", None)
-    return model.predict(X) if proba is None else proba(X)
 
 
 @both

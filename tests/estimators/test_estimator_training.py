@@ -12,8 +12,18 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from estimator_helpers import (
+    FAST,
+    LABELS,
+    VALUES,
+    Recorder,
+    X,
+    both,
+    same_weights,
+    weights_of,
+)
 from sklearn.base import clone
-from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.datasets import load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV
@@ -27,52 +37,6 @@ from sknan import (
     StableNetRegressor,
     TabularMLP,
 )
-
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(60, 4))
-LABELS = (X[:, 0] + X[:, 1] > 0).astype(int)
-VALUES = X[:, 0] - 2 * X[:, 1]
-
-FAST = {"max_epochs": 3, "random_state": 0}
-ESTIMATORS = [(StableNetClassifier, LABELS), (StableNetRegressor, VALUES)]
-both = pytest.mark.parametrize(
-    ("Estimator", "y"), ESTIMATORS, ids=["classifier", "regressor"]
-)
-
-
-@pytest.fixture(scope="module")
-def cancer():
-    X, y = load_breast_cancer(return_X_y=True)
-    return SafeScaler().fit_transform(X), y
-
-
-def weights_of(model):
-    return [p.detach().clone() for p in model.net_.module_.parameters()]
-
-
-def same_weights(first, second):
-    pairs = zip(weights_of(first), weights_of(second), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
-
-
-class Recorder(Callback):
-    """Callback that records losses, weights, learning rates and batch sizes."""
-
-    def initialize(self):
-        self.losses_ = []
-        self.weights_ = []
-        self.learning_rates_ = []
-        return self
-
-    def on_batch_begin(self, net, batch=None, training=None, **_):
-        if training:
-            self.rows_ = [*getattr(self, "rows_", []), len(batch[0])]
-
-    def on_epoch_end(self, net, **_):
-        self.losses_.append(net.history[-1].get("valid_loss"))
-        self.weights_.append([p.detach().clone() for p in net.module_.parameters()])
-        self.learning_rates_.append(net.history[-1, "lr"])
-
 
 # -- sample and class weights ------------------------------------------------------
 

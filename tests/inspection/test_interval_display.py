@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
@@ -10,12 +9,6 @@ from sklearn.pipeline import make_pipeline
 
 from sknan import SafeScaler, StableNetEnsembleRegressor, StableNetRegressor
 from sknan.inspection import IntervalDisplay
-
-
-@pytest.fixture(autouse=True)
-def _closed_figures():
-    yield
-    plt.close("all")
 
 
 def test_coverage_and_width_are_those_of_the_intervals():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer
@@ -23,12 +22,6 @@ from sknan.inspection import LearningRateCurve
 X, Y = load_breast_cancer(return_X_y=True)
 X = SafeScaler().fit_transform(X).astype(np.float32)[:200]
 Y = Y[:200]
-
-
-@pytest.fixture(autouse=True)
-def _closed_figures():
-    yield
-    plt.close("all")
 
 
 def labels_of(ax):

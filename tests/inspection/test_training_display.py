@@ -30,12 +30,6 @@ X = SafeScaler().fit_transform(X).astype(np.float32)[:200]
 Y = Y[:200]
 
 
-@pytest.fixture(autouse=True)
-def _closed_figures():
-    yield
-    plt.close("all")
-
-
 def fitted(**params):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
