@@ -68,6 +68,7 @@ _CLASSES = [
     "sknan.preprocessing._scaler.SafeScaler",
     "sknan.preprocessing._tables.column_schema.ColumnSchema",
     "sknan.preprocessing._tables.date_format.DateFormat",
+    "sknan.preprocessing._tables.number_format.NumberFormat",
     "sknan.preprocessing._word_encoder.WordEncoder",
     "skrub._apply_to_each_col.ApplyToEachCol",
     "skrub._check_input.CheckInputDataFrame",

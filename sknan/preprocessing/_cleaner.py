@@ -67,8 +67,10 @@ class TableCleaner(
         Type of each column that is kept, in order: ``"numbers"``, ``"dates"``,
         ``"categories"`` or ``"numbers and words"``. The last one is text of which at
         least nine in ten values are numbers. It gives two columns: ``x`` with the
-        numbers, and ``x_word`` with the other values. Dates may be text of which at
-        least nine in ten values are dates; the other values count as missing.
+        numbers, and ``x_word`` with the other values. Numbers may be written with one
+        unit and one decimal separator, such as ``"$1,200"`` or ``"3,5 kg"``. Dates may
+        be text of which at least nine in ten values are dates; the other values count
+        as missing.
     sentinels_ : dict of str to list
         Values that count as missing, for each column that has any.
     dropped_ : list of str

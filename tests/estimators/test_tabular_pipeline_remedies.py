@@ -35,7 +35,10 @@ COLUMNS = {
     "numbers as text": DIGITS,
     "dates as text": DAYS.strftime("%d.%m.%Y").tolist(),
     "mixed types": replaced(LEVELS, [1]),
-    "written numbers": [f"${value}.50" for value in DIGITS],
+    "written numbers": replaced([f"${value}.50" for value in DIGITS], ["7 kg"]),
+    "unclear numbers": [
+        f"{value} {'kg' if i % 2 else 'g'}" for i, value in enumerate(DIGITS)
+    ],
     "sentinel": replaced(rng().integers(20, 90, size=N).tolist(), [-999]),
     "lone outlier": [1e6, *NORMAL[1:]],
     "heavy tail": np.exp(6 * rng().normal(size=N)).tolist(),
@@ -57,6 +60,7 @@ DATES = ["x_year", "x_month", "x_day", "x_total_seconds"]
 OUTCOMES = {
     "empty": [],
     "numbers as text": ["x"],
+    "written numbers": ["x", "x_word_nan", "missingindicator_x"],
     "dates as text": DATES,
     "mixed types": ["x_1", "x_blue", "x_green", "x_red"],
     "missing category": ["x_blue", "x_green", "x_red", "x_nan"],
@@ -134,14 +138,14 @@ def test_sentinels_are_kept_with_sentinels_none():
     assert sorted(out.columns) == ["x_?", "x_blue", "x_green", "x_red"]
 
 
-@pytest.mark.parametrize("kind", ["written numbers", "times as text", "many levels"])
+@pytest.mark.parametrize("kind", ["unclear numbers", "times as text", "many levels"])
 def test_categories_are_indicator_columns_up_to_max_levels_and_otherwise_words(kind):
     n_levels = len(set(COLUMNS[kind]))
     out, steps = prepared(kind, max_levels=n_levels)
     assert sorted(out.columns) == sorted(f"x_{level}" for level in set(COLUMNS[kind]))
     assert steps["clean"].kinds_["x"] == "categories"
     out, _ = prepared(kind, max_levels=n_levels - 1)
-    common_word = {"many levels": "level", "times as text": "30"}.get(kind, "50")
+    common_word = {"many levels": "level", "times as text": "30"}.get(kind, "kg")
     assert f"x_{common_word}" in out.columns
     assert f"x_{COLUMNS[kind][0]}" not in out.columns
     max_levels = tabular_pipeline()["encode"].vectorizer.cardinality_threshold - 1

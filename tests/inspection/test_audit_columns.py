@@ -86,7 +86,8 @@ def test_a_fault_of_one_column_is_found(cells, kind, evidence):
 
 TEXTS = {
     "numbers as text": [f"{value:.2f}" for value in normal()],
-    "written numbers": [f"${value:,.2f}" for value in rng().lognormal(8, 1, N)],
+    "written numbers": [f"${value:,.2f}" for value in rng().lognormal(size=N)],
+    "unclear numbers": [f"{value} {'kg' if value % 3 else 'g'}" for value in range(N)],
     "numbers and words": [*(f"{value:.2f}" for value in normal(N - 9)), *["low"] * 9],
     "codes": [f"{value:05d}" for value in rng().integers(0, 99999, N)],
     "dates as text": [f"{day:%Y-%m-%d}" for day in pd.date_range("2020", periods=N)],
@@ -131,7 +132,7 @@ def test_the_order_of_day_and_month_is_questioned_if_ambiguous(cells, evidence):
 @pytest.mark.parametrize(
     "cells",
     [
-        rng().choice(["36 months", "60 months"], N),
+        rng().choice(["36 months", "5 years"], N),
         rng().choice(["0-9", "10-19", "20-29"], N),
         rng().choice([f"{i}{c}" for i in range(9) for c in "abcd"], N),
         rng().choice(["1.2.3", "1.10.0"], N),
@@ -151,6 +152,27 @@ def test_sentinels_are_found_among_numbers_as_text():
         "sentinel": "'x' (-999 in 5 %).",
         "word for missing": "'x' ('?' in 1 %).",
     }
+
+
+@pytest.mark.parametrize(
+    ("cells", "evidence"),
+    [
+        (["1.200,50 €", "3,5 €"], "such as '1.200,50 €', read as 1200"),
+        (["36 months", "60 months"], "such as '36 months', read as 36"),
+        (
+            [*["12 kg", "7 kg"] * 9, "900 g", "7"],
+            "95 % numbers such as '12 kg', read as 12, others '900 g'",
+        ),
+    ],
+)
+def test_written_numbers_are_shown_as_they_are_read(cells, evidence):
+    assert found_in(cells * 15)["written numbers"] == f"'x' ({evidence})."
+
+
+def test_sentinels_are_found_among_written_numbers():
+    cells = [f"${value}.50" for value in rng().integers(5, 50, N)]
+    cells[:15] = ["-$999"] * 15
+    assert found_in(cells)["sentinel"] == "'x' (-999 in 5 %)."
 
 
 def test_long_text_is_cut_off():

@@ -187,7 +187,9 @@ def table_pipeline():
     pipeline = tabular_pipeline("classifier", preset="fast", random_state=0)
     pipeline.set_params(net__estimator__max_epochs=1)
     y = np.random.default_rng(0).choice(["u", "v", "w"], 150)
-    return pipeline.fit(raw_table(), y)
+    table = raw_table()
+    table["income"] = table["income"].map("{:,.3f} €".format, na_action="ignore")
+    return pipeline.fit(table, y)
 
 
 @cache

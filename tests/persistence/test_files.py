@@ -51,6 +51,7 @@ from sknan import (
 )
 from sknan._utils.archive import sealed, verified
 from sknan.persistence import TRUSTED_TYPES, load, save
+from sknan.preprocessing import TableCleaner
 
 X = clean_table()
 NET = StableNetRegressor(**SETTINGS)
@@ -117,6 +118,16 @@ def test_a_file_is_not_much_larger_than_a_pickle(file, kind, pipeline):
     }[kind]
     save(model.fit(sklearn_frame(), NUMBERS), file)
     assert file.stat().st_size <= 1.5 * len(pickle.dumps(model))
+
+
+def test_a_file_has_the_formats_of_dates_and_written_numbers(file):
+    days = [f"{day}.3.2020" for day in range(1, 29)]
+    table = pd.DataFrame(
+        {"day": days, "price": [f"1.{i},5 €" for i in range(200, 228)]}
+    )
+    cleaner = TableCleaner().fit(table)
+    save(cleaner, file)
+    pd.testing.assert_frame_equal(load(file).transform(table), cleaner.transform(table))
 
 
 def test_parts_that_compress_too_well_are_stored(file):

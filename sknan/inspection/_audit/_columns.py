@@ -144,9 +144,11 @@ def _profile_text(profile: ColumnProfile, column: TypedColumn) -> None:
         is_category=column.holds == "categories",
     ):
         profile.add(observation.kind, observation.value, observation.detail)
-    if profile.has("numbers as text"):
-        numbers = np.repeat(numbers_in(categories), categories.counts)
-        profile_numbers_in_text(profile, numbers)
+    if profile.has("numbers as text", "written numbers"):
+        is_written = profile.has("written numbers")
+        format_ = categories.number_format if is_written else None
+        numbers = numbers_in(categories, format_)
+        profile_numbers_in_text(profile, np.repeat(numbers, categories.counts))
     top, n_top = categories.texts[0], int(categories.counts[0])
     profile.top_share = float(n_top / categories.counts.sum())
     if profile.is_nearly_constant:

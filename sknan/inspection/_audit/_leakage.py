@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from sknan.inspection._audit._one_column import ROWS_PER_CATEGORY, score_of_colu
 from sknan.inspection._audit._target import Target
 from sknan.preprocessing._tables.date_format import DateFormat
 from sknan.preprocessing._tables.lazy_table import LazyTable
+from sknan.preprocessing._tables.number_format import NumberFormat
 
 # Strengths from which missing cells reveal the target, and from which they are related
 # to it. The strength is the difference between the share of missing cells in a class
@@ -195,6 +197,9 @@ def _key_numbers(profile: ColumnProfile) -> NDArray[np.float64]:
         format_ = DateFormat.of_text(cells.dropna()) or DateFormat()
         dates = format_.of_text_or_numbers(cells)
         numbers = (dates - pd.Timestamp(0)).dt.total_seconds()
+    elif profile.has("written numbers"):
+        written = NumberFormat.of_texts(Counter(cells.dropna())) or NumberFormat()
+        numbers = written.numbers_of(cells)
     else:
         numbers = pd.to_numeric(cells, errors="coerce")
     return np.array([*numbers, np.nan], dtype=np.float64)[codes]
@@ -203,7 +208,8 @@ def _key_numbers(profile: ColumnProfile) -> NDArray[np.float64]:
 def _prediction(profile: ColumnProfile, key_values: NDArray[Any]) -> str:
     """Return how well a column alone predicts the target, or "" if not almost."""
     has_order = profile.holds in ("numbers", "flags", "durations", "dates")
-    is_number = has_order or profile.has("numbers as text", "dates as text")
+    in_text = ("numbers as text", "written numbers", "dates as text")
+    is_number = has_order or profile.has(*in_text)
     if not profile.key or profile.top_share == 1:
         return ""
     codes = np.frombuffer(profile.key, dtype=np.int64)

@@ -51,9 +51,9 @@ _IN_X = {
         "Convert each column to one type: pd.to_numeric(..., errors='coerce') for "
         "numbers, .astype(str) for text. tabular_pipeline treats all cells as text."
     ),
-    "written numbers": _breaks(
-        "Remove signs and units before pd.to_numeric; tabular_pipeline treats such "
-        "cells as text."
+    "unclear numbers": _breaks(
+        "Convert them to numbers of one unit if they are amounts; tabular_pipeline "
+        "treats such cells as text."
     ),
     "empty": _breaks_solved("tabular_pipeline drops them."),
     "missing": _breaks_solved(
@@ -64,6 +64,10 @@ _IN_X = {
         "They become infinite in float32; tabular_pipeline treats them as missing."
     ),
     "numbers as text": _breaks_solved("tabular_pipeline reads them as numbers."),
+    "written numbers": _breaks_solved(
+        "tabular_pipeline reads them as numbers, without the unit; cells of another "
+        "unit count as words."
+    ),
     "dates as text": _breaks_solved(
         "tabular_pipeline reads them as dates, unless the day is first in some and the "
         "month in others, and converts them to numbers; other cells count as missing."

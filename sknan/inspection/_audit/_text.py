@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from sknan.inspection._audit._column_profile import MIN_ROWS
 from sknan.inspection._audit._finding import Observation
-from sknan.inspection._audit._formatting import quantity, quoted, share
+from sknan.inspection._audit._formatting import number, quantity, quoted, share
+from sknan.preprocessing._tables.cell_texts import as_numbers
 from sknan.preprocessing._tables.date_format import CLOCK, MIN_SHARE, MONTH, are_dates
+from sknan.preprocessing._tables.number_format import NumberFormat
 from sknan.preprocessing._tables.sentinels import is_word_for_missing
 
 # Columns with more categories than this have too many for one column each.
@@ -65,15 +68,26 @@ class Categories(NamedTuple):
         kept = np.flatnonzero(np.asarray(mask, dtype=bool))
         return Categories([self.texts[i] for i in kept], self.counts[kept])
 
+    @property
+    def number_format(self) -> NumberFormat | None:
+        """Format in which ``tabular_pipeline`` reads written numbers, if it does."""
+        counts: Counter[str] = Counter()
+        for text, count in zip(self.texts, self.counts.tolist(), strict=True):
+            if not is_word_for_missing(text):
+                counts[text.strip()] += count
+        return NumberFormat.of_texts(counts)
+
     def matching(self, pattern: re.Pattern[str]) -> Categories:
         """Return the categories whose whole text matches a pattern."""
         return self.where([bool(pattern.fullmatch(t.strip())) for t in self.texts])
 
 
-def numbers_in(categories: Categories) -> NDArray[np.float64]:
+def numbers_in(
+    categories: Categories, format_: NumberFormat | None = None
+) -> NDArray[np.float64]:
     """Convert each text to a number, or to NaN if it is not a number."""
-    parsed = pd.to_numeric(pd.Series(categories.texts, dtype=object), errors="coerce")
-    return np.asarray(parsed.to_numpy(dtype=np.float64, na_value=np.nan))
+    texts = pd.Series(categories.texts, dtype=object).str.strip()
+    return as_numbers(texts) if format_ is None else format_.numbers_of(texts)
 
 
 def observations_in_text(
@@ -102,7 +116,7 @@ def _numbers(known: Categories) -> Observation | None:
     if found.n_cells < MIN_SHARE * known.n_cells:
         return None
     words = known.where(~is_number)
-    if words.texts and len(words.matching(_WRITTEN).texts) == len(words.texts):
+    if words.texts and known.number_format is not None:
         return None
     if words.texts:
         detail = _beside_others("numbers", found, words)
@@ -115,6 +129,21 @@ def _numbers(known: Categories) -> Observation | None:
 
 
 def _written_numbers(known: Categories) -> Observation | None:
+    format_ = known.number_format
+    if format_ is None:
+        return _unclear_numbers(known)
+    numbers = numbers_in(known, format_)
+    is_number = ~np.isnan(numbers)
+    found, others = known.where(is_number), known.where(~is_number)
+    is_written = np.isnan(numbers_in(found))
+    written, example = found.where(is_written), numbers[is_number][is_written][0]
+    detail = f"{_such_as(written)}, read as {number(example)}"
+    if others.texts:
+        detail = _beside_others("numbers", found, others, detail)
+    return Observation("written numbers", found.n_cells, detail)
+
+
+def _unclear_numbers(known: Categories) -> Observation | None:
     found = known.matching(_WRITTEN)
     is_few = len(known.texts) <= _FEW_CATEGORIES
     if is_few or found.n_cells < MIN_SHARE * known.n_cells:
@@ -124,7 +153,7 @@ def _written_numbers(known: Categories) -> Observation | None:
     if len(units) > _MAX_UNITS:
         return None
     written = found.where(np.isnan(numbers_in(found)))
-    return Observation("written numbers", found.n_cells, _such_as(written))
+    return Observation("unclear numbers", found.n_cells, _such_as(written))
 
 
 def _dates(known: Categories) -> Observation | None:
@@ -184,9 +213,11 @@ def _such_as(categories: Categories) -> str:
     return f"such as {quoted(categories.texts[0])}"
 
 
-def _beside_others(name: str, found: Categories, others: Categories) -> str:
+def _beside_others(
+    name: str, found: Categories, others: Categories, such_as: str = ""
+) -> str:
     """Return the share of the numbers or dates, and the first other texts."""
     shown = ", ".join(quoted(text) for text in others.texts[:3])
     more = ", ..." if len(others.texts) > 3 else ""
     part = share(found.n_cells, found.n_cells + others.n_cells)
-    return f"{part} {name} {_such_as(found)}, others {shown}{more}"
+    return f"{part} {name} {such_as or _such_as(found)}, others {shown}{more}"

@@ -24,6 +24,7 @@ from sknan.preprocessing._tables.cell_texts import (
     values_of,
 )
 from sknan.preprocessing._tables.date_format import MIN_SHARE, DateFormat
+from sknan.preprocessing._tables.number_format import NumberFormat
 from sknan.preprocessing._tables.sentinels import (
     is_word_for_missing,
     missing_words,
@@ -64,6 +65,8 @@ class ColumnSchema:
         that ``fit`` has not seen. None if only ``sentinels`` count as missing.
     dates : DateFormat or None
         Format, zone and range of a column of dates.
+    format : NumberFormat or None
+        Unit and separators of a column of written numbers. None for plain numbers.
     known : dict of str to int
         For a column of categories, the text of each cell of ``fit``, by its position in
         ``texts``, or -1 where the text means a missing value.
@@ -83,6 +86,7 @@ class ColumnSchema:
     sentinels: list[Any] = field(default_factory=list)
     kept_words: frozenset[str] | None = None
     dates: DateFormat | None = None
+    format: NumberFormat | None = None
     known: dict[str, int] = field(default_factory=dict)
     texts: pd.CategoricalDtype | None = None
     text_of_value: dict[Any, str] = field(default_factory=dict)
@@ -107,12 +111,12 @@ class ColumnSchema:
         if self.kind == "categories":
             return [self._as_in_fit(self._known_texts(column))]
         numbers = self._numbers(column)
+        is_number = ~np.isnan(numbers)
         self.remove_sentinels(numbers)
         remove_infinities(numbers)
         read = [pd.Series(numbers)]
         if self.kind == "numbers and words":
-            texts = self._known_texts(column)
-            read.append(texts.mask(~np.isnan(as_numbers(texts))))
+            read.append(self._known_texts(column).mask(is_number))
         return read
 
     def learn_cells(self, column: TypedColumn) -> None:
@@ -266,6 +270,12 @@ class ColumnSchema:
     def _learn_kind_of_text(self, column: TypedColumn) -> None:
         texts = self._known_texts(column).dropna()
         share = np.mean(~np.isnan(as_numbers(texts))) if len(texts) else 1.0
+        if share < 1:
+            written = texts[_is_text(column)[texts.index]]
+            n_numbers = len(texts) - len(written)
+            self.format = NumberFormat.of_texts(Counter(written), n_numbers)
+        if self.format is not None:
+            share = np.mean(~np.isnan(self._numbers(column)[texts.index]))
         if share >= MIN_SHARE:
             self.kind = "numbers" if share == 1 else "numbers and words"
             return
@@ -309,6 +319,9 @@ class ColumnSchema:
             flags = {"true": "1", "false": "0"}
             texts = texts.map(lambda text: flags.get(str(text).lower(), text))
         numbers = as_numbers(texts)
+        if self.format is not None:
+            written = self.format.numbers_of(texts.where(_is_text(column)))
+            numbers = np.where(np.isnan(written), numbers, written)
         if self.holds == "durations":
             durations = texts.mask(~np.isnan(numbers))
             seconds = pd.to_timedelta(durations, errors="coerce").dt.total_seconds()
@@ -407,6 +420,13 @@ def learn_schemas(
         for schema, of_column in zip(schemas, found, strict=True):
             schema.sentinels += [sentinel.value for sentinel in of_column]
     return schemas
+
+
+def _is_text(column: TypedColumn) -> NDArray[np.bool_]:
+    """Return which cells are text: the numbers among them have no format."""
+    if column.holds == "text":
+        return np.ones(len(column.cells), dtype=bool)
+    return np.array([isinstance(cell, (str, bytes)) for cell in column.cells])
 
 
 def _code_of_missing(cell: Any) -> int | None:
