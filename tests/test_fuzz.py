@@ -1,7 +1,8 @@
-"""A short run of `benchmarks.fuzz`, and the failures that it recognizes."""
+"""Short runs of the random benchmarks, and the failures that `fuzz` recognizes."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,22 @@ def test_each_kind_of_failure_is_recognized(fuzz, monkeypatch, model, failure):
     failures = fuzz.judged(0, timeout=timeout).failures
     assert failures
     assert failures[0].startswith(failure)
+
+
+def test_random_interruptions_leave_everything_usable(fuzz, tmp_path):
+    from benchmarks import interruptions
+
+    before = signal.getsignal(signal.SIGTERM)
+    outcomes = [interruptions.judged(n, str(tmp_path)) for n in range(4)]
+    assert [failures for _, failures in outcomes] == [[]] * len(outcomes)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("kind", ["report", "backup of net"])
+def test_random_damage_of_files_is_refused_or_harmless(fuzz, kind):
+    from benchmarks import damaged_files
+
+    data, other = damaged_files.written(kind), bytes(100)
+    damaged_files.EXPECTED[kind] = None
+    for number in range(12):
+        assert damaged_files.judged(kind, data, other, number)[1] == "", number
