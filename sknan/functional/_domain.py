@@ -37,6 +37,9 @@ EDGES = {
 
 _NARROW = (torch.float16, torch.bfloat16)
 
+# The gradient of torch's clamp at a bound is 1 up to torch 2.13, and 0 since.
+_CLAMP_INCLUDES_BOUNDS = torch.__version__ < "2.14"
+
 # Number inside the domain of every function, where nothing overflows. It replaces the
 # elements that have no gradient: 0 times an infinite derivative would be NaN.
 _INSIDE = 0.5
@@ -142,8 +145,13 @@ def is_finite(x: Tensor) -> bool:
 
 
 def within(x: Tensor, low: float, high: float) -> Tensor:
-    """Clamp to two bounds, with gradient 0 beyond them; NaN stays NaN."""
-    return x if is_between(x, low, high) else x.clamp(low, high)
+    """Clamp with gradient 1 at the bounds and 0 beyond them; NaN stays NaN."""
+    if is_between(x, low, high):
+        return x
+    if _CLAMP_INCLUDES_BOUNDS:  # one operation instead of six
+        return x.clamp(low, high)
+    is_inside = (x >= low) & (x <= high)
+    return torch.where(is_inside, x, x.detach().clamp(low, high))
 
 
 def limited(x: Tensor) -> Tensor:

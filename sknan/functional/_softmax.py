@@ -15,6 +15,7 @@ from sknan.functional._domain import (
     limited,
     narrow,
     widen,
+    within,
 )
 
 
@@ -97,7 +98,7 @@ def _finite_logits(x: Tensor, dim: int) -> Tensor:
     if not x.numel() or is_between(x, -largest, largest):
         return x
     is_empty = (x.detach() == -math.inf).all(dim, keepdim=True)
-    return torch.where(is_empty, 0.0, x.clamp(max=largest))
+    return torch.where(is_empty, 0.0, within(x, -math.inf, largest))
 
 
 def logsumexp(x: Tensor, dim: Dim = -1, *, keepdim: bool = False) -> Tensor:

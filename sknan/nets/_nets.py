@@ -7,6 +7,7 @@ in skorch. :class:`GuardMixin` documents the additional parameters.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from skorch.dataset import ValidSplit
 from torch import Tensor
 
 from sknan._utils.warn import warn
+from sknan.functional._domain import within
 from sknan.nets._mixin import GuardMixin
 
 _LOGITS_TO_NLL = (
@@ -83,7 +85,7 @@ class GuardedNetClassifier(GuardMixin, NeuralNetClassifier):
             is_first = self._training_ is not None and not self._training_.n_steps
             if kwargs.get("training") and is_first and (y_pred < 0).any():
                 warn(_LOGITS_TO_NLL)
-            y_pred = y_pred.clamp(min=0.0)
+            y_pred = within(y_pred, 0.0, math.inf)
         loss: Tensor = super().get_loss(y_pred, y_true, *args, **kwargs)
         return loss
 

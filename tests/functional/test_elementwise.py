@@ -11,6 +11,7 @@ import torch
 from functional_helpers import ELEMENTWISE, UNARY, every_dtype, extremes, ordinary, ulps
 
 from sknan import functional as sf
+from sknan.functional._domain import within
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,10 @@ def test_derivatives_of_a_soft_clamp_beyond_its_knees():
     function = UNARY["soft_clamp"].function
     assert torch.autograd.gradcheck(function, x.requires_grad_())
     assert torch.autograd.gradgradcheck(function, x)
+
+
+def test_a_number_at_a_bound_keeps_its_gradient_in_every_version_of_torch():
+    x = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0, math.nan], requires_grad=True)
+    y = within(x, 0.0, 1.0)
+    torch.testing.assert_close(y.detach(), x.detach().clamp(0, 1), equal_nan=True)
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [0, 1, 1, 1, 0, 0]
