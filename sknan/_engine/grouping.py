@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-import torch
-from torch import Tensor
-
 from sknan._engine.callbacks import follows_epochs
 from sknan._engine.learning_rates import is_schedule_valid
 from sknan._engine.optimizer_step import optimizer_key
@@ -14,7 +11,7 @@ from sknan._engine.passes import pass_key
 from sknan._engine.plan import TrainingPlan
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._causes import examine_loss
-from sknan.nets._batching import TensorBatches, TensorTable
+from sknan.nets._batching import batch_bounds
 from sknan.optim._learning_rates import hopeless_decay
 
 # Number of steps up to which the learning rates of all steps are computed in advance.
@@ -35,16 +32,14 @@ def plan_key(plan: TrainingPlan) -> Hashable | None:
         and net.device == "cpu"
         and all(follows_epochs(callback) for _, callback in net.callbacks_)
         and not net.compile
-        and isinstance(table.X, Tensor)
     )
     key_of_step = optimizer_key(net.optimizer_) if is_supported else None
-    if key_of_step is None or len({p.dtype for p in net.module_.parameters()}) > 1:
-        return None
-    key_of_pass = pass_key(net)
+    key_of_pass = None if key_of_step is None else pass_key(net)
     if key_of_pass is None:
         return None
     n_train, n_valid = n_rows_of(plan)
-    n_steps = len(batch_bounds(n_train, net.batch_size)) * net.max_epochs
+    bounds = batch_bounds(n_train, net.batch_size, merge_lone_row=True)
+    n_steps = len(bounds) * net.max_epochs
     if n_steps > _MOST_STEPS:
         return None
     if not is_schedule_valid(net, n_steps) or hopeless_decay([net.optimizer_]):
@@ -65,10 +60,3 @@ def n_rows_of(plan: TrainingPlan) -> tuple[int, int]:
         return len(plan.table), 0
     train, valid = plan.split(plan.split_seed)
     return len(train), len(valid)
-
-
-def batch_bounds(n_rows: int, batch_size: int) -> list[tuple[int, int]]:
-    """Return start and stop of each batch of an epoch."""
-    empty = torch.zeros(n_rows)
-    table = TensorTable(empty, empty)
-    return TensorBatches(table, batch_size, merge_lone_row=True).bounds()

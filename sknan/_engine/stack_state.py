@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sknan._engine.grouping import batch_bounds, n_rows_of
+from sknan._engine.grouping import n_rows_of
 from sknan._engine.ledger import StepLedger
 from sknan._engine.listeners import EpochBar
 from sknan._engine.member import Member
@@ -18,7 +18,7 @@ from sknan._engine.stack_rows import StackRows
 from sknan._engine.state import Stack
 from sknan._engine.verified import VerifiedStates
 from sknan._utils.tree import tree_leaves, tree_map
-from sknan.nets._batching import TensorTable
+from sknan.nets._batching import TensorTable, batch_bounds
 
 
 class StackSnapshot(NamedTuple):
@@ -81,7 +81,7 @@ class StackState:
         self.X = X.numpy()
         net = plans[0].net
         self.n_train, _ = n_rows_of(plans[0])
-        self.bounds = batch_bounds(self.n_train, net.batch_size)
+        self.bounds = batch_bounds(self.n_train, net.batch_size, merge_lone_row=True)
         self.n_epochs = net.max_epochs
         self.members = [
             Member(plan, offset) for plan, offset in zip(plans, offsets, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,16 @@ _KINDS = ("bar", "points", "row")
 
 # More rows are drawn as a sample of them, at equal distances.
 _MOST_POINTS = 1000
+
+# Colors of points by the third of the column's cells that theirs belongs to.
+_COLORS = {
+    "low": COLORS[0],
+    "middle": "#b0b0b0",
+    "high": COLORS[1],
+    "category or missing": "#707070",
+}
+
+_BAR: dict[str, Any] = {"height": 0.7, "edgecolor": INK, "linewidth": 0.4}
 
 
 class AttributionDisplay:
@@ -163,11 +175,15 @@ class AttributionDisplay:
         return [int(j) for j in np.argsort(-sizes, kind="stable")[:max_columns]]
 
     def _label(
-        self, ax: Any, columns: list[int], extra: list[str] | None = None
+        self,
+        ax: Any,
+        columns: list[int],
+        cells: Sequence[str] = (),
+        others: Sequence[str] = (),
     ) -> None:
         names = [as_text(self.found.feature_names[j], 24) for j in columns]
-        names += extra or []
-        ax.set_yticks(range(len(names)), names, fontsize=8)
+        names = [f"{n}{c}" for n, c in zip_longest(names, cells, fillvalue="")]
+        ax.set_yticks(range(len(names) + len(others)), [*names, *others], fontsize=8)
 
     def _draw_bars(self, ax: Any, output: Any, max_columns: int) -> None:
         found = self.found
@@ -176,22 +192,10 @@ class AttributionDisplay:
         columns = self._largest(np.sum(each, axis=0), max_columns)
         left = np.zeros(len(columns))
         for i, (name, sizes) in enumerate(zip(names, each, strict=True)):
-            style = {
-                "color": COLORS[i % len(COLORS)],
-                "hatch": ["", "///", "..."][i % 3],
-            }
-            bars = sizes[columns]
-            ax.barh(
-                range(len(columns)),
-                bars,
-                left=left,
-                height=0.7,
-                edgecolor=INK,
-                linewidth=0.4,
-                label=as_text(name),
-                **style,
-            )
-            left += bars
+            color, hatch = COLORS[i % len(COLORS)], ["", "///", "..."][i % 3]
+            style = {**_BAR, "color": color, "hatch": hatch, "label": as_text(name)}
+            ax.barh(range(len(columns)), sizes[columns], left=left, **style)
+            left += sizes[columns]
         self._label(ax, columns)
         ax.set_xlabel("mean absolute contribution")
         if len(names) > 1:
@@ -207,23 +211,11 @@ class AttributionDisplay:
             cells = pd.to_numeric(self.found.data.iloc[rows, j], errors="coerce")
             heights = _spread(values[rows, j])
             levels = cells.astype(float).rank(pct=True).to_numpy()
-            for low, high, color in (
-                (0.0, 1 / 3, COLORS[0]),
-                (1 / 3, 2 / 3, "#b0b0b0"),
-                (2 / 3, 1.0, COLORS[1]),
-            ):
-                is_part = (levels > low) & (levels <= high)
-                _scatter(ax, values[rows[is_part], j], place + heights[is_part], color)
-            is_other = np.isnan(levels)
-            _scatter(
-                ax, values[rows[is_other], j], place + heights[is_other], "#707070"
-            )
-        for label, color in (
-            ("low", COLORS[0]),
-            ("middle", "#b0b0b0"),
-            ("high", COLORS[1]),
-            ("category or missing", "#707070"),
-        ):
+            thirds = np.ceil(3 * levels)  # from above 0 to 3
+            masks = [*(thirds == i for i in (1, 2, 3)), np.isnan(levels)]
+            for mask, color in zip(masks, _COLORS.values(), strict=True):
+                _scatter(ax, values[rows[mask], j], place + heights[mask], color)
+        for label, color in _COLORS.items():
             ax.plot([], [], "o", color=color, markersize=4, label=label)
         self._label(ax, columns)
         ax.set_xlabel("contribution to the prediction")
@@ -242,17 +234,8 @@ class AttributionDisplay:
         ends = bases[number] + np.cumsum(steps)
         starts = ends - steps
         for place, (start, step) in enumerate(zip(starts, steps, strict=True)):
-            style = {"color": COLORS[1] if step > 0 else COLORS[0]}
-            style["hatch"] = "" if step > 0 else "///"
-            ax.barh(
-                place,
-                step,
-                left=start,
-                height=0.7,
-                edgecolor=INK,
-                linewidth=0.4,
-                **style,
-            )
+            color, hatch = (COLORS[1], "") if step > 0 else (COLORS[0], "///")
+            ax.barh(place, step, left=start, color=color, hatch=hatch, **_BAR)
             text = {"va": "center", "fontsize": 7, "xytext": (3, 0)}
             right = max(start, start + step)
             ax.annotate(
@@ -261,13 +244,9 @@ class AttributionDisplay:
         ax.axvline(bases[number], color=INK, linewidth=0.8, linestyle=":")
         ax.use_sticky_edges = False
         ax.margins(x=0.12)
-        self._label(
-            ax, columns, [f"{len(values) - len(columns)} others"] if is_cut else []
-        )
-        cells = [found.data.iloc[row, j] for j in columns]
-        labels = [tick.get_text() for tick in ax.get_yticklabels()]
-        shown = [f"{t} = {_cell(c)}" for c, t in zip(cells, labels, strict=False)]
-        ax.set_yticks(range(len(labels)), [*shown, *labels[len(cells) :]], fontsize=8)
+        cells = [f" = {_cell(found.data.iloc[row, j])}" for j in columns]
+        others = [f"{len(values) - len(columns)} others"] if is_cut else []
+        self._label(ax, columns, cells, others)
         ax.set_xlabel(
             f"from the mean {bases[number]:.3g} to the prediction {ends[-1]:.3g}"
         )

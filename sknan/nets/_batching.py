@@ -105,6 +105,20 @@ class TensorTable(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return table
 
 
+def batch_bounds(
+    n_rows: int, size: int, *, drop_last: bool = False, merge_lone_row: bool = False
+) -> list[tuple[int, int]]:
+    """Return start and stop of each batch of a pass; see :class:`TensorBatches`."""
+    bounds = [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+    if drop_last and bounds and bounds[-1][1] - bounds[-1][0] < size:
+        bounds.pop()
+    if merge_lone_row and len(bounds) > 1:
+        start, stop = bounds[-1]
+        if stop - start == 1:
+            bounds[-2:] = [(bounds[-2][0], stop)]
+    return bounds
+
+
 @dataclass(eq=False)
 class TensorBatches:
     """Batches of a :class:`TensorTable`, shuffled anew in each pass.
@@ -155,15 +169,12 @@ class TensorBatches:
 
     def bounds(self) -> list[tuple[int, int]]:
         """Return the first and last-plus-one position of each batch in a pass."""
-        n, size = len(self.dataset), self.batch_size
-        bounds = [(start, min(start + size, n)) for start in range(0, n, size)]
-        if self.drop_last and bounds and bounds[-1][1] - bounds[-1][0] < size:
-            bounds.pop()
-        if self.merge_lone_row and len(bounds) > 1:
-            start, stop = bounds[-1]
-            if stop - start == 1:
-                bounds[-2:] = [(bounds[-2][0], stop)]
-        return bounds
+        return batch_bounds(
+            len(self.dataset),
+            self.batch_size,
+            drop_last=self.drop_last,
+            merge_lone_row=self.merge_lone_row,
+        )
 
     def __len__(self) -> int:
         return len(self.bounds())
