@@ -245,14 +245,15 @@ def _names_in_turn(code: CodeType | None) -> tuple[str, ...] | None:
     nested = x
     for name in reversed(names):
         nested = f"{self_name}.{name}({nested})"
-    statements = "".join(f"{x} = {call}; " for call in calls)
-    before_last = "".join(f"{x} = {call}; " for call in calls[:-1])
+    # One line each, as Python 3.13 joins byte codes of one line.
+    statements = "".join(f"{x} = {call}\n " for call in calls)
+    before_last = "".join(f"{x} = {call}\n " for call in calls[:-1])
     for body, order in (
         (f"return {nested}", names[::-1]),
         (f"{before_last}return {calls[-1]}", names),
         (f"{statements}return {x}", names),
     ):
-        source = f"def forward({self_name}, {x}): {body}"
+        source = f"def forward({self_name}, {x}):\n {body}"
         whole = compile(source, "<template>", "exec", dont_inherit=True)
         template = next(c for c in whole.co_consts if isinstance(c, CodeType))
         if all(getattr(code, part) == getattr(template, part) for part in _PARTS):
