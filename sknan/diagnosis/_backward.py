@@ -7,7 +7,6 @@ its inputs.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from sknan.diagnosis._evidence import CRITERION, FailedOperation
 from sknan.diagnosis._forward import ActiveModule, GraphNode, OperationTracer
+from sknan.diagnosis._operations import operation_of
 from sknan.diagnosis._values import all_finite, are_all_finite, bad_rows, largest
 
 
@@ -144,7 +144,7 @@ def first_failed_node(loss: Tensor, tracer: OperationTracer) -> FailedOperation 
             FailedOperation(
                 phase="backward",
                 module=traced.module.path,
-                operation=_operation_of(node, traced.operation),
+                operation=operation_of(node, traced.operation),
                 source=traced.source,
                 rows=bad_rows(~torch.isfinite(bad), tracer.n_rows),
                 largest=largest(g for g in given if g is not None),
@@ -163,20 +163,3 @@ def first_failed_node(loss: Tensor, tracer: OperationTracer) -> FailedOperation 
         except _FoundFailure as found:
             return found.failed
     return None
-
-
-def _operation_of(node: Any, traced: str) -> str:
-    """Return the ATen name of the operation that a node differentiates.
-
-    ``traced`` is the first operation that ran below the node in the forward pass. It is
-    the operation of the node unless that consists of several.
-    """
-    name = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
-    is_of_torch = node.name()[-1].isdigit()
-    if type(node).__module__ == "torch.autograd.function" or not is_of_torch:
-        return name  # of the user's own autograd function
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-    if snake == "addmm":
-        return "aten.mm"  # a product is differentiated by products
-    stem = traced.removeprefix("aten.").strip("_")
-    return traced if stem.startswith(snake.split("_")[0]) else f"aten.{snake}"

@@ -15,6 +15,7 @@ from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._evidence import (
     CRITERION,
     FailedOperation,
+    NonFiniteWeight,
     Places,
     StepEvidence,
 )
@@ -110,13 +111,14 @@ def _refined_report(
 ) -> NonFiniteReport:
     """Return a report whose cause and place are refined by all other evidence.
 
-    Huge numbers in the batch come before weights that have diverged, and these before
-    the operation that failed.
+    NaN and huge numbers in the batch come before weights that have diverged, and these
+    before the operation that failed.
     """
     failed, places = evidence.failed_operation, evidence.places or Places()
-    if places.huge:
+    if places.unusable:
         cause = "data"
-        clause += f"; the batch has {places.huge} of size 1e18 and more"
+        kind = "that are NaN" if places.has_nan else "of size 1e18 and more"
+        clause += f"; the batch has {places.unusable} {kind}"
     elif evidence.is_runaway:
         cause = evidence.cause_of_divergence
         clause += f"; {evidence.movement}"
@@ -125,7 +127,7 @@ def _refined_report(
     place: dict[str, Any] = {"module": module}
     if failed is not None:
         phase, place = failed.phase, failed.place
-        if not evidence.is_runaway:
+        if not (evidence.is_runaway or places.unusable):
             clause += _domain_clause(failed)
     return NonFiniteReport(
         phase,
@@ -190,18 +192,28 @@ def _blame_input(evidence: StepEvidence) -> NonFiniteReport | None:
 
 
 def _blame_initial_weight(evidence: StepEvidence) -> NonFiniteReport | None:
-    """Apply if a weight was not finite before the first step."""
+    """Apply if a weight or buffer was not finite before the first step."""
     failed = evidence.failed_operation
     if failed is None or failed.weight is None:
         return None
-    name, n_bad, n_entries = failed.weight
+    return _report_on_weight(failed.weight, failed.phase, **failed.place)
+
+
+def _report_on_weight(
+    weight: NonFiniteWeight, phase: Phase = "forward", **place: Any
+) -> NonFiniteReport:
+    is_of_loss = weight.name.startswith(f"{CRITERION}.")
+    # A buffer may change in any forward pass.
+    when, verb = "the first step", "Initialize it"
+    if weight.kind == "buffer":
+        when, verb = "the step", "Set it to finite numbers"
     return NonFiniteReport(
-        "forward",
-        "architecture",
-        f"The weight {name!r} is not finite before the first step: {n_bad} of "
-        f"{n_entries} entries.",
-        "Initialize it, or check the weights that were loaded.",
-        **failed.place,
+        phase,
+        "loss" if is_of_loss else "architecture",
+        f"The {weight.kind} {weight.name!r} is not finite before {when}: "
+        f"{weight.n_bad} of {weight.n_entries} entries.",
+        f"{verb}, or check the {weight.kind}s that were loaded.",
+        **place,
     )
 
 
@@ -235,14 +247,22 @@ def examine_loss(criterion: Any) -> NonFiniteReport | None:
 
 
 def _blame_weights(evidence: StepEvidence) -> NonFiniteReport | None:
-    """Apply if the optimizer has made a weight non-finite."""
+    """Apply if the optimizer has made a weight non-finite, or one was never finite."""
     parameters, failed = evidence.named_parameters, evidence.failed_operation
-    bad = [name for name, p in parameters if nonfinite_count(p.detach())]
-    if not bad:
+    weights = [
+        NonFiniteWeight(name, n_bad, parameter.numel())
+        for name, parameter in parameters
+        if (n_bad := nonfinite_count(parameter.detach()))
+    ]
+    if not weights:
         return None
+    is_of_optimizer = evidence.is_eps_zero or (failed and failed.phase == "step")
+    if evidence.relative_distance == 0.0 and not is_of_optimizer:
+        # If an operation has failed without it, the weight takes no part.
+        return None if failed is not None else _report_on_weight(weights[0])
     clause = (
-        f"{len(bad)} of {len(parameters)} weight tensors are non-finite, first "
-        f"{bad[0]!r}"
+        f"{len(weights)} of {len(parameters)} weight tensors are non-finite, first "
+        f"{weights[0].name!r}"
     )
     if evidence.is_eps_zero:
         return NonFiniteReport(

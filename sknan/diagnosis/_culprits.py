@@ -196,7 +196,7 @@ def places_to_blame(
     n_rows = len(tree_leaves(batch[0])[0])
     rows = () if failed is None else _rows_to_blame(failed, batch, outputs, trials)
     for part in ("inputs", "targets"):
-        places = _huge_numbers(part, rows or tuple(range(n_rows)), batch, trials)
+        places = _unusable_numbers(part, rows or tuple(range(n_rows)), batch, trials)
         if places is not None:
             return places
     return Places(rows, _columns_to_blame(rows, batch, trials))
@@ -224,13 +224,13 @@ def _rows_to_blame(
     return alone if 0 < len(alone) < n_rows else rows
 
 
-def _huge_numbers(
+def _unusable_numbers(
     part: Literal["inputs", "targets"],
     rows: tuple[int, ...],
     batch: tuple[Any, Any],
     trials: Trials,
 ) -> Places | None:
-    """Return where huge numbers are, if the step is finite with usual ones instead."""
+    """Return where NaN or huge numbers are, if usual ones make the step finite."""
     n_rows = len(tree_leaves(batch[0])[0])
     inputs, target = (sliced(data, torch.tensor(rows), n_rows) for data in batch)
 
@@ -239,14 +239,15 @@ def _huge_numbers(
 
     is_input = part == "inputs"
     data = inputs if is_input else target
-    if not any(bool(_is_huge(leaf).any()) for leaf in tree_leaves(data)):
+    if not any(bool(_is_unusable(leaf).any()) for leaf in tree_leaves(data)):
         return None
-    tame = tree_map(_without_huge, data)
+    tame = tree_map(_with_usual_numbers, data)
     if is_sound(data) or not is_sound(tame):
         return None
     columns: tuple[int, ...] = ()
     whole = batch[0 if is_input else 1]
-    bad = [_is_huge(leaf) for leaf in tree_leaves(whole)]
+    leaves = tree_leaves(whole)
+    bad = [_is_unusable(leaf) for leaf in leaves]
     if is_input and _is_table(inputs):
 
         def is_sound_with(part: slice) -> bool:
@@ -257,22 +258,23 @@ def _huge_numbers(
         columns = by_bisection(is_sound_with, inputs.shape[1])
         bad = [bad[0][:, list(columns)]] if columns else bad
     found = {row for mask in bad for row in bad_rows(mask, n_rows)}
-    return Places(tuple(sorted(found)), columns, part)
+    has_nan = any(bool(leaf.isnan().any()) for leaf in leaves)
+    return Places(tuple(sorted(found)), columns, part, has_nan)
 
 
-def _is_huge(x: Tensor) -> Tensor:
+def _is_unusable(x: Tensor) -> Tensor:
     # Integers are no measurements: they select rows of an embedding, or classes.
-    return x.abs() >= OVERFLOWS_SQUARED if x.is_floating_point() else x != x
+    return ~(x.abs() < OVERFLOWS_SQUARED) if x.is_floating_point() else x != x
 
 
-def _without_huge(x: Any) -> Any:
-    """Replace huge numbers by the median of the others in the column, or by 0."""
+def _with_usual_numbers(x: Any) -> Any:
+    """Replace NaN and huge numbers by the median of the column's others, or by 0."""
     if not isinstance(x, Tensor) or not (x.ndim and x.is_floating_point()):
         return x
-    huge = _is_huge(x)
-    others = x.detach().double().masked_fill(huge, math.nan)
+    unusable = _is_unusable(x)
+    others = x.detach().double().masked_fill(unusable, math.nan)
     usual = others.nanmedian(dim=0).values.nan_to_num()
-    return torch.where(huge, usual.to(x.dtype), x)
+    return torch.where(unusable, usual.to(x.dtype), x)
 
 
 def _is_table(inputs: Any) -> bool:

@@ -18,7 +18,7 @@ from sknan._utils.outside import is_of_environment, unless
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves, tree_map
-from sknan.diagnosis._causes import examine_step
+from sknan.diagnosis._causes import examine_loss, examine_step
 from sknan.diagnosis._culprits import Trials, places_to_blame
 from sknan.diagnosis._evidence import StepEvidence
 from sknan.diagnosis._raised import ValueErrors
@@ -100,8 +100,12 @@ class _Step:
             failed is None or (failed.has_raised and not self._depends_on_values())
         ):
             raise evidence.error
-        if failed is None and evidence.is_finite:
-            return None
+        masks_failure = failed is not None and failed.phase == "backward"
+        if evidence.is_finite and (failed is None or masks_failure):
+            return None  # a later operation may give such an entry no weight
+        of_loss = next(filter(None, map(examine_loss, self.criteria)), None)
+        if of_loss is not None:
+            return self._in_data(of_loss)
         if failed is not None:
             if failed.has_raised and not failed.rows:
                 rows = rows_that_raise(self._run_on, batch)

@@ -19,11 +19,13 @@ CRITERION = "criterion"
 
 
 class NonFiniteWeight(NamedTuple):
-    """A weight that is not finite, and how many of its entries are not."""
+    """A weight or buffer that is not finite, and how many of its entries are not."""
 
     name: str
     n_bad: int
     n_entries: int
+    kind: Literal["weight", "buffer"] = "weight"
+    is_mask: bool = False  # a buffer in which all these entries are minus infinity
 
 
 # Operations that return memory whose numbers are not written yet.
@@ -67,7 +69,7 @@ class FailedOperation:
     is_in_unused_branch : bool, default=False
         Whether the value was not finite either, and did not contribute to the loss.
     weight : NonFiniteWeight or None, default=None
-        Weight among the arguments that was not finite before the step.
+        Weight or buffer among the arguments that was not finite before the step.
     arguments : tuple of str, default=()
         Origin of each argument, such as ``"sum(pow(input))"``.
     used_by : tuple of str, default=()
@@ -127,14 +129,17 @@ class Places:
     ----------
     rows, columns : tuple of int, default=()
         Numbers of the rows and columns.
-    huge : {"inputs", "targets", None}, default=None
-        Part of the batch whose numbers are too large, so that the step is finite with
-        smaller ones.
+    unusable : {"inputs", "targets", None}, default=None
+        Part of the batch with numbers that are NaN or too large, so that the step is
+        finite with usual ones.
+    has_nan : bool, default=False
+        Whether NaN is among these numbers.
     """
 
     rows: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
-    huge: Literal["inputs", "targets"] | None = None
+    unusable: Literal["inputs", "targets"] | None = None
+    has_nan: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -8,7 +8,6 @@ until the loss, so that a NaN in a branch that does not reach the loss is not bl
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import operator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from sknan.diagnosis._evidence import (
     FailedOperation,
     NonFiniteWeight,
 )
+from sknan.diagnosis._operations import OF_LOGARITHMS, SPREADS, Kind, kind_of
 from sknan.diagnosis._user_code import line_of_user
 from sknan.diagnosis._values import (
     all_finite,
@@ -36,56 +36,6 @@ from sknan.diagnosis._values import (
     storage_key,
     value_range,
 )
-
-# Statistics that need at least two elements.
-_SPREADS = ("std", "var", "std_mean", "var_mean")
-
-# Operations that take logarithms: minus infinity, the logarithm of 0, is a valid
-# argument, and the result is finite unless all arguments are that.
-_OF_LOGARITHMS = ("_log_softmax", "_softmax", "logaddexp", "logcumsumexp", "logsumexp")
-
-# Operations that move numbers and do not compute.
-_MOVES = {
-    torch.ops.aten.detach,
-    torch.ops.aten.view,
-    torch.ops.aten.clone,
-    torch.ops.aten.copy_,
-    torch.ops.aten._to_copy,
-    torch.ops.aten.t,
-    torch.ops.aten.expand,
-    torch.ops.aten.transpose,
-    torch.ops.aten.select,
-    torch.ops.aten.slice,
-    torch.ops.aten.unsqueeze,
-    torch.ops.aten.index,
-    torch.ops.aten.lift_fresh,
-}
-
-
-class _Kind(NamedTuple):
-    """Properties of an ATen operation."""
-
-    name: str
-    stem: str  # the name without namespace and mark of an in-place operation
-    is_view: bool
-    is_in_place: bool
-    is_random: bool  # and therefore differs from batch to batch
-    is_move: bool
-    outs: frozenset[str]  # arguments that are written and not read
-
-
-@functools.cache
-def _kind_of(func: Any) -> _Kind:
-    name = str(func.overloadpacket)
-    return _Kind(
-        name,
-        name.removeprefix("aten.").rstrip("_"),
-        func.is_view,
-        func._schema.is_mutable,
-        torch.Tag.nondeterministic_seeded in func.tags,
-        func.overloadpacket in _MOVES,
-        frozenset(a.name for a in func._schema.arguments if a.is_out),
-    )
 
 
 class _Origin(NamedTuple):
@@ -133,7 +83,7 @@ class GraphNode(NamedTuple):
 class _Call:
     """One call of an operation, as it was before the operation ran."""
 
-    kind: _Kind
+    kind: Kind
     args: Any
     inputs: list[Tensor]
     keys: list[int]  # of the storages of the inputs
@@ -149,7 +99,7 @@ class _Call:
     def takes_zeros_as_logarithms(self) -> bool:
         """Whether all infinities among the arguments are logarithms of 0."""
         return (
-            self.kind.stem in _OF_LOGARITHMS
+            self.kind.stem in OF_LOGARITHMS
             and not self.had_nan
             and not any(bool(x.isposinf().any()) for x in nonempty_floats(self.inputs))
         )
@@ -168,7 +118,7 @@ def _has_too_few_elements(call: _Call, out: Tensor) -> bool:
     sample = next((x for x in call.inputs if x.is_floating_point()), None)
     if sample is None:
         return False
-    is_spread = call.kind.stem in _SPREADS
+    is_spread = call.kind.stem in SPREADS
     return not sample.numel() or (is_spread and sample.numel() <= out.numel())
 
 
@@ -194,7 +144,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     stop : frame
         Outermost frame in which to look for the user's code, itself excluded.
     nonfinite_weights : dict of int to NonFiniteWeight
-        Weights that are not finite before the step, by storage key.
+        Weights and buffers that are not finite before the step, by storage key.
 
     Attributes
     ----------
@@ -222,11 +172,13 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.nonfinite_nodes: set[int] = set()
         self.raised: tuple[Exception, FailedOperation] | None = None
         self._stop = stop
-        self._nonfinite_weights = nonfinite_weights
+        self._nonfinite_weights = dict(nonfinite_weights)
         self._latest: _Call | None = None  # the latest that is not a move
         self._alive: list[Any] = []  # keeps torch from reusing storages
         # Origin of each storage that is not finite; None for infinities by design.
-        self._origins: dict[int, _Origin | None] = {}
+        self._origins: dict[int, _Origin | None] = {
+            key: None for key, w in nonfinite_weights.items() if w.is_mask
+        }
         # The first reduction whose result consists of infinities by design. It is the
         # origin if they reach the loss, or become NaN.
         self._passed_on: dict[int, _Origin] = {}
@@ -291,7 +243,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> _Call:
         """Describe a call before the operation runs, which may overwrite its inputs."""
-        kind = _kind_of(func)
+        kind = kind_of(func)
         if kind.stem in UNWRITTEN:  # it reads only the shape of a tensor
             args, kwargs = (), {}
         read = (value for name, value in kwargs.items() if name not in kind.outs)
@@ -393,8 +345,10 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if call.takes_zeros_as_logarithms:  # such as logsumexp of a masked row
                 origin = self._origin(call, out)
             self._origins[key] = origin
-        elif weights:
-            if not call.kind.is_move:
+        elif weights and (has_nan or not weights[0].is_mask):
+            if call.kind.is_move:
+                self._nonfinite_weights[key] = weights[0]
+            else:
                 self._origins[key] = self._origin(call, out, weights[0])
         elif call.has_faults and not has_nan:
             self._origins[key] = None  # infinities by design, passed on
@@ -403,7 +357,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 passed_on = self._origin(call, out)
             if passed_on is not None:
                 self._passed_on[key] = passed_on
-        elif not call.had_nan:
+        elif call.depends_on_batch or not call.had_nan:
             is_by_design = _is_by_design(call, out)
             origin = call.passed_on or self._origin(call, out)
             self._origins[key] = None if is_by_design else origin

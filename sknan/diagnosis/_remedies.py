@@ -244,7 +244,7 @@ def action_for(cause: Cause, failed: FailedOperation | None, places: Places) -> 
     str
         One sentence, which names a replacement from sknan where there is one.
     """
-    if places.huge == "targets":
+    if places.unusable == "targets":
         return _CLEAN_TARGET
     if failed is None or cause not in ("activation", "architecture", "loss"):
         return ACTIONS[cause]

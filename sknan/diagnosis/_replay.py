@@ -24,7 +24,7 @@ from sknan.diagnosis._values import (
 
 
 class ModuleNames:
-    """Paths of the modules of a net, its buffers, and its non-finite weights.
+    """Paths of the modules of a net, its buffers, and what is not finite in them.
 
     Parameters
     ----------
@@ -56,12 +56,18 @@ class ModuleNames:
         self._add_weights(module, prefix)
 
     def _add_weights(self, module: nn.Module, prefix: str) -> None:
-        """Add the weights of a module that are not finite."""
+        """Add the weights and buffers of a module that are not finite."""
         for path, weight in module.named_parameters(prefix=prefix):
             n_bad = nonfinite_count(weight.detach())
             if n_bad:
                 found = NonFiniteWeight(path, n_bad, weight.numel())
                 self.nonfinite_weights[storage_key(weight)] = found
+        for path, buffer in module.named_buffers(prefix=prefix):
+            n_bad = nonfinite_count(buffer)
+            if n_bad:
+                is_mask = int(buffer.isneginf().sum()) == n_bad
+                found = NonFiniteWeight(path, n_bad, buffer.numel(), "buffer", is_mask)
+                self.nonfinite_weights[storage_key(buffer)] = found
 
 
 @contextlib.contextmanager
@@ -144,7 +150,10 @@ def _failed_in(
     for buffer in names.buffers:
         failed = tracer.origin_of(buffer)
         if failed is not None and not all_finite(buffer):
-            return dataclasses.replace(failed, is_only_in_buffer=True)
+            was_bad = names.nonfinite_weights.get(storage_key(buffer))
+            return dataclasses.replace(
+                failed, is_only_in_buffer=True, weight=was_bad or failed.weight
+            )
     return first_failed_node(loss, tracer)
 
 

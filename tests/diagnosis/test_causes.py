@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
+import torch.nn.functional as F
+from diagnosis_helpers import Net, table
 from torch import nn
 
-from sknan.diagnosis import StepEvidence, examine_step
+from sknan import DivergenceWarning, GuardedNet, NonFiniteTrainingError, losses
+from sknan.diagnosis import StepEvidence, diagnose, examine_step
 
 LOWER_LR = "Lower lr; for an estimator, sknan.find_learning_rate suggests one."
 
@@ -246,3 +250,180 @@ def test_examining_a_step_changes_neither_weights_nor_gradients():
     examined(module, X, torch.ones(2, 1))
     assert torch.equal(module.linear.weight, torch.ones(1, 2))
     assert torch.isnan(module.linear.weight.grad).any()
+
+
+# -- targets that are not finite -----------------------------------------------------
+
+
+def with_nan(y, row, value=torch.nan):
+    y = y.clone()
+    y[row] = value
+    return y
+
+
+HALF = torch.full((6, 1), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "value"),
+    [
+        (nn.MSELoss(), torch.nan),
+        (nn.MSELoss(), torch.inf),
+        (nn.BCEWithLogitsLoss(), torch.nan),
+        (losses.MSELoss(), torch.nan),
+        (lambda out, y: F.mse_loss(out.ravel(), y.clone()[:, 0]), torch.nan),
+        (lambda out, y: (out - torch.log1p(y.double())).abs().mean(), torch.nan),
+    ],
+)
+def test_targets_that_are_not_finite_are_to_be_corrected(criterion, value):
+    report = diagnose(nn.Linear(3, 1), criterion, table(), with_nan(HALF, 2, value))
+    assert (report.phase, report.cause, report.rows) == ("loss", "data", (2,))
+    assert report.action == "Correct these targets, or leave out their rows."
+    kind = "of size 1e18 and more" if math.isinf(value) else "that are NaN"
+    assert report.evidence.endswith(f"; the batch has targets {kind}.")
+
+
+@pytest.mark.parametrize("kind", [tuple, lambda pair: {"y": pair[0], "w": pair[1]}])
+def test_weights_of_rows_beside_the_targets_count_as_targets(kind):
+    def weighted(out, target):
+        y, w = target.values() if isinstance(target, dict) else target
+        return (w * (out - y).square()).mean()
+
+    target = kind((HALF, with_nan(HALF, 4)))
+    report = diagnose(nn.Linear(3, 1), weighted, table(), target)
+    assert (report.cause, report.rows) == ("data", (4,))
+    assert report.action == "Correct these targets, or leave out their rows."
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, row):
+        return table()[row], with_nan(HALF, 2)[row]
+
+
+def test_a_nan_target_of_a_data_set_is_reported_by_the_net():
+    net = GuardedNet(nn.Linear(3, 1), nn.MSELoss, max_epochs=1, train_split=None)
+    with pytest.warns(DivergenceWarning, match="Correct these targets"):
+        net.set_params(verbose=0).fit(Rows(), None)
+    report = net.nonfinite_reports_[0]
+    assert (report.cause, report.rows) == ("data", (2,))
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        lambda out, y: (out - y)[~y.isnan()].square().mean(),
+        lambda out, y: torch.where(y.isnan(), 0.0, out - y).square().mean(),
+    ],
+)
+def test_a_loss_may_ignore_missing_targets(criterion):
+    y = with_nan(HALF, 2)
+    assert diagnose(nn.Linear(3, 1), criterion, table(), y) is None
+    report = diagnose(Net(torch.log), criterion, table(row4=-1.0), y)
+    assert (report.operation, report.rows) == ("aten.log", (4,))
+
+
+# -- weights and buffers that are not finite before the step -------------------------
+
+
+class WithBuffer(nn.Module):
+    def __init__(self, function, buffer):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.function = function
+        self.register_buffer("part", torch.tensor(buffer))
+
+    def forward(self, *args):
+        if len(args) == 2:  # a loss
+            return self.function((args[0] - args[1]).square(), self.part).mean()
+        return self.function(self.linear(*args), self.part)
+
+
+BAD_BUFFERS = {
+    "used": (lambda x, b: x * b, [1.0, torch.nan, 1.0]),
+    "infinite": (lambda x, b: x / b.exp() * b, [1.0, torch.inf, 1.0]),
+    "copied": (lambda x, b: x * b[torch.tensor([2, 1, 0])], [1.0, torch.nan, 1.0]),
+    "updated": (lambda x, b: x - b.mul_(0.9), [1.0, torch.nan, 1.0]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BUFFERS)
+@pytest.mark.parametrize("is_loss", [False, True])
+def test_a_buffer_that_is_not_finite_before_the_step_is_named(name, is_loss):
+    part, other = WithBuffer(*BAD_BUFFERS[name]), nn.Linear(3, 3)
+    module, criterion = (other, part) if is_loss else (part, nn.MSELoss())
+    report = diagnose(module, criterion, table(), table())
+    prefix = "criterion." if is_loss else ""
+    assert report.evidence == (
+        f"The buffer '{prefix}part' is not finite before the step: 1 of 3 entries."
+    )
+    assert report.action == (
+        "Set it to finite numbers, or check the buffers that were loaded."
+    )
+    assert report.cause == ("loss" if is_loss else "architecture")
+    assert report.rows == ()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("training", [True, False])
+def test_running_statistics_that_are_not_finite_are_named(training, value):
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    module[1].running_var[2] = value
+    report = diagnose(module.train(training), nn.MSELoss(), table(), HALF)
+    assert (report.module, report.evidence) == (
+        "1",
+        "The buffer '1.running_var' is not finite before the step: 1 of 4 entries.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "buffer"),
+    [
+        (lambda x, b: torch.softmax(x + b, 1), [-torch.inf, 0.0, 0.0]),
+        (lambda x, b: torch.minimum(x, b), [torch.inf, 0.0, 0.0]),
+        (lambda x, b: torch.where(b.isnan(), x, b), [torch.nan, 0.0, 0.0]),
+        (lambda x, b: x, [torch.nan, 0.0, 0.0]),
+    ],
+    ids=["mask", "bound", "marks", "unused"],
+)
+def test_a_buffer_may_contain_infinities_or_nan_by_design(function, buffer):
+    module = WithBuffer(function, buffer)
+    assert diagnose(module, nn.MSELoss(), table(), table()) is None
+    module.function = lambda x, b: torch.log(function(x, b) * 0 - 1)
+    report = diagnose(module, nn.MSELoss(), table(), table())
+    assert report.operation == "aten.log"
+
+
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, losses.CrossEntropyLoss])
+def test_class_weights_that_are_not_finite_are_named(kind):
+    criterion = kind(weight=torch.tensor([1.0, torch.nan, 1.0]))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    report = diagnose(nn.Linear(3, 3), criterion, table(), labels)
+    assert report.action == "Set the entry to 1 for a class that does not occur."
+    assert diagnose(nn.Linear(3, 3), criterion, table(), labels * 0) is None
+
+
+class WithUnusedWeight(nn.Module):
+    def __init__(self, function=lambda x: x):
+        super().__init__()
+        self.net = Net(function)
+        self.unused = nn.Parameter(torch.full((2,), torch.nan))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_an_unused_weight_that_is_not_finite_is_to_blame_only_before_a_training():
+    assert diagnose(WithUnusedWeight(), nn.MSELoss(), table(), HALF) is None
+    module = WithUnusedWeight(torch.log)
+    report = diagnose(module, nn.MSELoss(), table(row4=-1.0), HALF)
+    assert (report.operation, report.rows) == ("aten.log", (4,))
+    net = GuardedNet(WithUnusedWeight, nn.MSELoss, verbose=0, train_split=None)
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        net.fit(table().numpy(), HALF.numpy())
+    assert caught.value.report.evidence == (
+        "The weight 'unused' is not finite before the first step: 2 of 2 entries."
+    )
+    assert caught.value.report.cause == "architecture"
