@@ -24,7 +24,12 @@ from sknan.diagnosis._evidence import StepEvidence
 from sknan.diagnosis._raised import ValueErrors
 from sknan.diagnosis._replay import ModuleNames, replay
 from sknan.diagnosis._report import NonFiniteReport
-from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
+from sknan.diagnosis._value_trials import (
+    depends_on_values,
+    harmless,
+    harmless_outputs,
+    rows_that_raise,
+)
 from sknan.optim._clipping import stable_grad_norm
 
 
@@ -131,12 +136,14 @@ class _Step:
     def _depends_on_values(self) -> bool:
         """Whether a step that raises passes with other rows, targets or outputs."""
 
-        def loss_of_harmless_outputs() -> None:
-            outputs = harmless(self.forward(self.inputs))
-            self.loss(outputs, harmless(self.target), self.inputs)
+        def with_harmless_outputs() -> None:
+            with torch.enable_grad():
+                outputs = harmless_outputs(self.forward(self.inputs))
+                loss = self.loss(outputs, harmless(self.target), self.inputs)
+                loss.sum().backward()  # type: ignore[no-untyped-call]
 
         batch = self.inputs, self.target
-        return depends_on_values(self._run_on, batch, [loss_of_harmless_outputs])
+        return depends_on_values(self._run_on, batch, [with_harmless_outputs])
 
     def _evidence(self) -> StepEvidence:
         """Run the step, and return what is known without a replay."""

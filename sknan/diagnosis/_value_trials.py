@@ -120,5 +120,24 @@ def harmless(data: Any) -> Any:
     return _map(values, data)
 
 
+def harmless_outputs(outputs: Any) -> Any:
+    """Return outputs with harmless values and a gradient of 0, in the same graph.
+
+    A backward pass runs through all of the graph, so that it raises where it would for
+    any values.
+
+    Parameters
+    ----------
+    outputs : nested tuples, lists or mappings of Tensor
+        Outputs of a forward pass.
+    """
+
+    def values(leaf: Tensor) -> Tensor:
+        everywhere = torch.ones_like(leaf, dtype=torch.bool)
+        return torch.where(everywhere, harmless(leaf.detach()), leaf)
+
+    return _map(values, outputs)
+
+
 def _map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
     return tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, data)

@@ -22,7 +22,12 @@ from sknan.diagnosis._evidence import FailedOperation, Places, StepEvidence
 from sknan.diagnosis._raised import about_dtype, about_graph
 from sknan.diagnosis._replay import ModuleNames, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport, capture
-from sknan.diagnosis._value_trials import depends_on_values, harmless, rows_that_raise
+from sknan.diagnosis._value_trials import (
+    depends_on_values,
+    harmless,
+    harmless_outputs,
+    rows_that_raise,
+)
 from sknan.nets._rates import action_on_rate
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
 from sknan.nets.recovery.finite_operations import RepairedOperations
@@ -198,9 +203,11 @@ def _depends_on_values(training: Training, batch: Any, fit_params: Any) -> bool:
     net, guard = training.net, training.guard
     run, (inputs, target) = _runner(training, fit_params), unpack_data(batch)
 
-    def loss_of_harmless_outputs() -> None:
-        outputs = harmless(net.infer(inputs, **fit_params))
-        net.get_loss(outputs, harmless(target), X=inputs, training=True)
+    def with_harmless_outputs() -> None:
+        with torch.enable_grad():
+            outputs = harmless_outputs(net.infer(inputs, **fit_params))
+            loss = net.get_loss(outputs, harmless(target), X=inputs, training=True)
+            loss.backward()
 
     def with_first_weights() -> None:
         with guard.first_weights():
@@ -211,7 +218,7 @@ def _depends_on_values(training: Training, batch: Any, fit_params: Any) -> bool:
             run(batch)
 
     trials: list[Callable[[], Any]] = [
-        loss_of_harmless_outputs,
+        with_harmless_outputs,
         with_first_weights,
         with_finite_operations,
     ]

@@ -16,6 +16,8 @@ from failing_trainings import (
 )
 from torch import nn
 
+from sknan.diagnosis import diagnose
+
 
 class OwnNorm(nn.Module):
     """Module with running statistics that fail for a batch of one row."""
@@ -90,6 +92,59 @@ def test_a_decomposition_that_raises_is_a_failed_step():
 def test_an_error_without_nonfinite_numbers_is_raised_unchanged():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         network_of(MLP, module__d_in=5).fit(X, Y)
+
+
+class Doubled(torch.autograd.Function):
+    """Function whose gradient has the shape of one row."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[:1]
+
+
+class WithBug(nn.Module):
+    """Network whose outputs are followed by an operation."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.mlp = MLP()
+        self.operation = operation
+        self.state = None
+
+    def forward(self, x):
+        return self.operation(self, self.mlp(x))
+
+
+def written_in_place(module, x):
+    return x.sigmoid().mul_(2)
+
+
+def kept_with_its_graph(module, x):
+    before, module.state = module.state, x.tanh()
+    return module.state if before is None else module.state + before.mean()
+
+
+def of_wrong_shape(module, x):
+    return Doubled.apply(x)
+
+
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        (written_in_place, "modified by an inplace operation"),
+        (kept_with_its_graph, "backward through the graph a second time"),
+        (of_wrong_shape, "DoubledBackward returned an invalid gradient"),
+    ],
+)
+def test_an_error_in_any_backward_pass_is_raised_unchanged(operation, message):
+    with pytest.raises(RuntimeError, match=message):
+        network_of(WithBug, module__operation=operation).fit(X, Y)
+    with pytest.raises(RuntimeError, match=message):
+        diagnose(WithBug(operation), nn.functional.mse_loss, X, Y)
 
 
 class Spread(nn.Module):
