@@ -80,7 +80,7 @@ def grad_norms(grads: Sequence[Tensor]) -> list[Tensor]:
     """
     if not grads:
         return []
-    values = coalesced_values(grads)
+    values = _summed_values(grads)
     dtype = values[0].dtype
     if dtype is not torch.float32 or any(g.dtype is not dtype for g in values):
         # Squares of float16 overflow at 256.
@@ -118,7 +118,7 @@ def stable_grad_norm(grads: Sequence[Tensor]) -> float:
     # MPS has no float64.
     values = [
         g.to("cpu" if g.device.type == "mps" else g.device, torch.float64)
-        for g in coalesced_values(grads)
+        for g in _summed_values(grads)
         if g.numel()
     ]
     if not values:
@@ -241,7 +241,15 @@ def coalesced_values(grads: Sequence[Tensor]) -> list[Tensor]:
     for grad in grads:
         if grad.is_sparse and not grad.is_coalesced():
             grad.copy_(grad.coalesce())
-    values = [grad.values() if grad.is_sparse else grad for grad in grads]
+    return _summed_values(grads)
+
+
+def _summed_values(grads: Sequence[Tensor]) -> list[Tensor]:
+    """Return the same entries without a change of the gradients.
+
+    An optimizer that is given coalesced gradients rounds its step in another way.
+    """
+    values = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
     return [torch.view_as_real(v) if v.is_complex() else v for v in values]
 
 
