@@ -203,11 +203,12 @@ def check_sample_weight(
             f"{name} must have shape ({n_samples},), one weight per row, got "
             f"{weights.shape}."
         )
-    check_finite(
-        weights,
-        name=name,
-        remedy="Give rows that must not count the weight 0.",
+    remedy = (
+        "Divide the weights by their mean: only their ratios have an effect."
+        if np.isfinite(weights).all()
+        else "Give rows that must not count the weight 0."
     )
+    check_finite(weights, name=name, remedy=remedy)
     if (weights < 0).any():
         row = int(np.argmax(weights < 0))
         raise ValueError(

@@ -18,6 +18,7 @@ from sknan.estimators._column_scaling import check_targets
 from sknan.estimators._components import name_of
 from sknan.estimators._target_scaling import (
     NumberCoding,
+    joint_moments,
     mean_and_scale,
     prediction_dtype,
     standardize,
@@ -29,6 +30,10 @@ from sknan.nets._batching import TensorTable
 from sknan.nets._data import LEAVE_OUT, is_loss_finite
 from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
+# Rows of ``partial_fit`` whose targets together give mean and scale. The standard error
+# of the standard deviation of 100 normal numbers is 7 %.
+_ROWS_OF_UNITS = 100
+
 
 class NumberTargetMixin(StableNetBase):
     """Network whose targets are numbers, which are standardized where possible."""
@@ -38,6 +43,7 @@ class NumberTargetMixin(StableNetBase):
     target_scale_: np.ndarray
     _constants: np.ndarray
     _target_shape: tuple[int, ...]
+    _n_targets_seen: int
 
     def _validate_target(self, y: Any, name: str = "y") -> np.ndarray:
         """Return the targets as float64, or as float32 if they are float32."""
@@ -93,22 +99,45 @@ class NumberTargetMixin(StableNetBase):
             constants = np.where(
                 constants == self._constants.reshape(shape), constants, np.nan
             )
-            if not scale.all():  # constant until now, so that nothing was learned
-                new_mean, new_scale = mean_and_scale(target, weights)
-                mean = np.where(scale > 0, mean, new_mean)
-                scale = np.where(scale > 0, scale, new_scale)
+            is_open = self._is_unit_open.reshape(shape)
+            if is_open.any():
+                before = mean, scale, self._n_targets_seen
+                found = *self._moments_of(target, weights), len(target)
+                joint = joint_moments(before, found)
+                mean = np.where(is_open, joint[0], mean)
+                scale = np.where(is_open, joint[1], scale)
         else:
             self._target_dtype = prediction_dtype(y)
+            self._n_targets_seen = 0
             mean, scale = np.zeros(shape), np.ones(shape)
             if traits.standardizes_target:
-                # A bounded loss is chosen because there are outliers.
-                is_bounded = isinstance(self.criterion, BoundedLoss)
-                known = without_outliers(target) if is_bounded else target
-                mean, scale = mean_and_scale(known, weights)
+                mean, scale = self._moments_of(target, weights)
+        # A whole fit has learned in the units of its targets.
+        n_seen = len(target) if is_partial else max(len(target), _ROWS_OF_UNITS)
+        self._n_targets_seen += n_seen
         self._target_shape, self.target_mean_, self.target_scale_ = shape, mean, scale
         self._constants = constants
         n_outputs = _n_targets(shape) * traits.outputs_per_target
         return standardize(target, mean, scale), n_outputs
+
+    def _moments_of(
+        self, target: np.ndarray, weights: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation of targets that are standardized."""
+        # A bounded loss is chosen because there are outliers.
+        is_bounded = isinstance(self.criterion, BoundedLoss)
+        return mean_and_scale(
+            without_outliers(target) if is_bounded else target, weights
+        )
+
+    @property
+    def _is_unit_open(self) -> np.ndarray:
+        """Whether later calls of ``partial_fit`` change mean and scale of a target."""
+        is_open: np.ndarray = (self.target_scale_ == 0) | (
+            self._loss_traits.standardizes_target
+            & (self._n_targets_seen < _ROWS_OF_UNITS)
+        )
+        return is_open
 
     def _refuse_outlying_targets(
         self, target: np.ndarray, numbers: np.ndarray, *, is_new: bool
@@ -116,7 +145,11 @@ class NumberTargetMixin(StableNetBase):
         if isinstance(self.criterion, BoundedLoss):
             return
         kept, shape = None, target.shape[1:]
-        is_kept = not is_new and self._loss_traits.standardizes_target
+        is_kept = (
+            not is_new
+            and self._loss_traits.standardizes_target
+            and not self._is_unit_open.any()
+        )
         if is_kept and _n_targets(shape) == _n_targets(self._target_shape):
             kept = self.target_mean_.reshape(shape), self.target_scale_.reshape(shape)
         check_targets(target, numbers, kept, is_new=is_new)

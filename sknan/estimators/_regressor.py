@@ -277,7 +277,9 @@ class StableNetRegressor(QuantilePredictionMixin, NumberTargetMixin):
     ) -> StableNetRegressor:
         """Train for one more epoch on these rows, at a constant learning rate.
 
-        All calls standardize ``y`` by the mean and standard deviation of the first.
+        ``y`` is standardized by the mean and standard deviation of the first 100 rows:
+        until these have been seen, or while all targets are equal, each call computes
+        both anew from all rows so far. After ``fit`` those of ``fit`` are kept.
 
         Parameters
         ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,6 +91,31 @@ def _moments(
     mean = np.average(wide / unit, axis=0, weights=weights)
     variance = np.average((wide / unit - mean) ** 2, axis=0, weights=weights)
     return mean * unit, np.sqrt(variance) * unit
+
+
+def joint_moments(
+    first: tuple[np.ndarray, np.ndarray, int],
+    second: tuple[np.ndarray, np.ndarray, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of two groups of rows together.
+
+    Parameters
+    ----------
+    first, second : tuple of (ndarray, ndarray, int)
+        Mean, standard deviation and number of rows of each group.
+
+    References
+    ----------
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances", 1979, equation 2.1.
+    """
+    (mean, scale, n), (other_mean, other_scale, n_others) = first, second
+    share, rest = n_others / (n + n_others), n / (n + n_others)
+    # Differences of halves, and hypot instead of squares, do not overflow.
+    half = other_mean / 2 - mean / 2
+    within = np.hypot(math.sqrt(rest) * scale, math.sqrt(share) * other_scale)
+    between = 2 * math.sqrt(share * rest) * half
+    return rest * mean + share * other_mean, np.hypot(within, between)
 
 
 def standardize(values: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import math
 import pickle
 import re
@@ -339,11 +340,42 @@ def test_partial_fit_continues_after_fit():
     assert model.n_iter_ == 25
 
 
-def test_partial_fit_keeps_the_units_of_the_first_call():
-    model = StableNetRegressor(random_state=0).partial_fit(X, VALUES + 100)
+def test_partial_fit_keeps_the_units_of_fit():
+    model = StableNetRegressor(max_epochs=5, random_state=0).fit(X, VALUES + 100)
     mean = model.target_mean_.copy()
     model.partial_fit(X[:5], VALUES[:5])
     np.testing.assert_array_equal(model.target_mean_, mean)
+
+
+@pytest.mark.parametrize("bounds", [[1], [2, 5], [99], [300]])
+def test_units_of_partial_fit_are_those_of_the_first_hundred_rows(bounds):
+    y = np.random.default_rng(0).normal(1e6, 3.0, size=(400, 2))
+    inputs = np.zeros((400, 1))
+    model = StableNetRegressor(random_state=0)
+    for start, stop in itertools.pairwise([0, *bounds, max(bounds[-1], 100), 400]):
+        if start < stop:
+            model.partial_fit(inputs[start:stop], y[start:stop])
+    known = y[: max(bounds[-1], 100)]
+    np.testing.assert_allclose(model.target_mean_, known.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(model.target_scale_, known.std(axis=0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("order", ["row by row", "sorted", "nearly equal first"])
+def test_partial_fit_learns_from_batches_of_equal_targets(order):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(300, 3))
+    y = np.round(inputs[:, 0] * 3) + 7
+    model = StableNetRegressor(lr=1e-2, random_state=0)
+    if order == "row by row":
+        batches = [[i] for i in range(300)]
+    elif order == "sorted":
+        batches = [np.flatnonzero(y == value) for value in np.unique(y)] * 20
+    else:
+        model.partial_fit(inputs[:2], [1.0, 1.0 + 1e-6])
+        batches = [np.arange(300)] * 20
+    for rows in batches:
+        model.partial_fit(inputs[rows], y[rows])
+    assert model.score(inputs, y) > 0.7
 
 
 # -- schedules and clipping --------------------------------------------------------

@@ -364,6 +364,11 @@ def test_invalid_sample_weights_are_refused(Estimator, y):
         "sample_weight contains 1 NaN value at row 4. Give rows that must not count "
         "the weight 0."
     )
+    assert refusal(NonFiniteDataError, fit, X, y, 1e300 * ones) == (
+        "sample_weight contains 12 values beyond float32 at rows 0, 1, 2, 3, 4, 5, 6, "
+        "7, .... Divide the weights by their mean: only their ratios have an effect."
+    )
+    fit(X, y, 1e300 * ones / (1e300 * ones).mean())
 
 
 def test_weights_that_leave_one_class_are_refused():

@@ -80,10 +80,17 @@ def texts_of(column: TypedColumn) -> list[str | None]:
         return [texts[cell] for cell in cells]
     if column.holds in ("mixed", "durations"):  # as numbers of seconds
         cells = [
-            pd.Timedelta(cell).total_seconds() if isinstance(cell, _SPANS) else cell
-            for cell in cells
+            _seconds_of(cell) if isinstance(cell, _SPANS) else cell for cell in cells
         ]
     return [text_of(cell) for cell in cells]
+
+
+def _seconds_of(span: datetime.timedelta | np.timedelta64) -> float:
+    # A span of Python may be longer than pandas can represent.
+    if isinstance(span, datetime.timedelta):
+        return span.total_seconds()
+    seconds: float = pd.Timedelta(span).total_seconds()
+    return seconds
 
 
 def text_of(cell: Any) -> str | None:
