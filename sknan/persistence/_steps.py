@@ -20,7 +20,7 @@ _IDENTITY = 2.0**-27
 
 
 class Encode(nn.Module):
-    """Sentinels of columns of numbers, and one column for each category.
+    """Sentinels of columns of numbers, and a column for each single value or category.
 
     Parameters
     ----------
@@ -32,10 +32,15 @@ class Encode(nn.Module):
         Column and code of each output that is 1 for one category.
     offsets : ndarray of shape (n_numbers,) or None
         Number that is subtracted from each column of numbers.
+    single_values : sequence of (int, float)
+        Place among the columns of numbers and value, after the subtraction, of each
+        output that is 1 for one value.
     """
 
     columns: Tensor
     offsets: Tensor
+    places: Tensor
+    values: Tensor
     sentinels: Tensor
     sources: Tensor
     codes: Tensor
@@ -46,6 +51,7 @@ class Encode(nn.Module):
         sentinels: Sequence[Sequence[float]],
         categories: Sequence[tuple[int, int]],
         offsets: np.ndarray | None,
+        single_values: Sequence[tuple[int, float]],
     ) -> None:
         super().__init__()
         n_most = max(map(len, sentinels), default=0)
@@ -57,6 +63,11 @@ class Encode(nn.Module):
         self._has_offsets = offsets is not None
         if offsets is not None:
             self.register_buffer("offsets", torch.from_numpy(offsets))
+        self._has_values = len(single_values) > 0
+        if self._has_values:
+            places, values = zip(*single_values, strict=True)
+            self.register_buffer("places", torch.tensor(places))
+            self.register_buffer("values", torch.tensor(values, dtype=torch.float32))
         pairs = torch.tensor(categories, dtype=torch.int64).reshape(-1, 2)
         self.register_buffer("sources", pairs[:, 0].clone())
         self.register_buffer("codes", pairs[:, 1].double())
@@ -72,10 +83,14 @@ class Encode(nn.Module):
         numbers = torch.where(is_known, numbers, torch.nan)
         if self._has_offsets:
             numbers = numbers - self.offsets
-        if not self._has_codes:
-            return numbers
-        codes = torch.where(X.isnan(), -1.0, X).index_select(1, self.sources)
-        return torch.cat([numbers, (codes == self.codes).double()], dim=1)
+        encoded = [numbers]
+        if self._has_codes:
+            codes = torch.where(X.isnan(), -1.0, X).index_select(1, self.sources)
+            encoded.append((codes == self.codes).double())
+        if self._has_values:
+            cells = numbers.index_select(1, self.places).float()
+            encoded.append((cells == self.values).double())
+        return torch.cat(encoded, dim=1)
 
 
 class Impute(nn.Module):

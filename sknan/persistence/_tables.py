@@ -86,7 +86,8 @@ def encoding_of(
         else:
             _refuse(names, schema_of, remedy)
     layout = Layout(len(column_of), list(column_of), categories)
-    return layout, Encode(numbers, sentinels, pairs, encoder._offsets)
+    values = encoder._single_values
+    return layout, Encode(numbers, sentinels, pairs, encoder._offsets, values)
 
 
 def _codes_of(encoder: CategoryEncoder, j: int) -> dict[str, int]:

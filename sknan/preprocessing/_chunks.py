@@ -384,7 +384,7 @@ def _learn(transformer: Any, chunks: TableChunks) -> QuantileSketch | None:
     A sketch of the step before spares a pass over the table.
     """
     if not transformer._learns_from_chunks():
-        transformer.fit(chunks.sampled_rows()[0])
+        transformer.fit(*chunks.sampled_rows())
         return None
     if chunks.sketch is not None and hasattr(transformer, "_add_sketch"):
         transformer._add_sketch(chunks.sampled_rows(1)[0], chunks.sketch)

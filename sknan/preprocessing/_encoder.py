@@ -14,7 +14,9 @@ from sklearn.preprocessing import OneHotEncoder
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.encoding import EncodedStateMixin
 from sknan.preprocessing._chunks import ChunkwiseMixin
+from sknan.preprocessing._single_values import single_values
 from sknan.preprocessing._sources import distinct, sources_of
+from sknan.preprocessing._tables.cell_texts import text_of
 from sknan.preprocessing._tables.float32_offset import offset_of
 from sknan.preprocessing._tables.typed_column import frame_from_polars, is_polars
 
@@ -79,18 +81,25 @@ class ColumnEncoder(
     TransformerMixin,
     BaseEstimator,
 ):
-    """Encoder of the columns that are not numbers.
+    """Encoder of categories and dates, and of single values of numbers.
 
     skrub's ``TableVectorizer`` needs some milliseconds for each column. Here it encodes
     dates and columns of many categories; others with categories are encoded together.
     From numbers that float32 cannot separate, such as seconds of a Unix time, their
     median is subtracted, because the steps after this one compute in float32.
 
+    A network is smooth in its inputs. Values of numbers at which the target differs
+    from that of close values, such as a common amount, become columns of 0 and 1. The
+    target only decides which ones: no cell is computed from it.
+
     Parameters
     ----------
     vectorizer : TableVectorizer
         Encoder of dates and of many categories. Its ``low_cardinality`` encodes columns
         of fewer categories than ``cardinality_threshold``.
+    single_values : bool, default=True
+        Whether to add columns for single values of numbers. Without ``y`` in ``fit``
+        there are none.
 
     Attributes
     ----------
@@ -100,8 +109,9 @@ class ColumnEncoder(
         Names of the columns seen in ``fit``.
     """
 
-    def __init__(self, vectorizer: Any) -> None:
+    def __init__(self, vectorizer: Any, *, single_values: bool = True) -> None:
         self.vectorizer = vectorizer
+        self.single_values = single_values
 
     def fit(self, X: pd.DataFrame, y: Any = None) -> ColumnEncoder:
         """Learn the categories.
@@ -110,8 +120,8 @@ class ColumnEncoder(
         ----------
         X : DataFrame of shape (n_samples, n_features)
             Output of ``TableCleaner``.
-        y : Ignored
-            Present by convention.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets), default=None
+            Targets, by which the single values of numbers are found.
 
         Returns
         -------
@@ -129,15 +139,16 @@ class ColumnEncoder(
         ----------
         X : DataFrame of shape (n_samples, n_features)
             Output of ``TableCleaner``.
-        y : Ignored
-            Present by convention.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets), default=None
+            Targets, by which the single values of numbers are found.
         **params : Ignored
             Present by convention.
 
         Returns
         -------
         DataFrame of shape (n_samples, n_features_out)
-            The columns of numbers, followed by those of few categories and the others.
+            The columns of numbers, followed by those of few categories, the others, and
+            single values.
         """
         X = frame_from_polars(X) if is_polars(X) else X
         self.feature_names_in_ = np.array(X.columns, dtype=object)
@@ -174,7 +185,18 @@ class ColumnEncoder(
             outputs = names if encoder is None else encoder.get_feature_names_out()
             found += map(str, outputs)  # of NumPy in skrub, which pandas 2 keeps
         self._names = distinct(found)
-        return self._joined(X, encoded)
+        self._single_values: list[tuple[int, float]] = []
+        table = self._joined(X, encoded)
+        if self.single_values and numbers and y is not None:
+            pairs = single_values(table.to_numpy(), len(numbers), y)
+            self._single_values = pairs
+            found += [
+                f"{numbers[j]}_{text_of(offsets[j] + value)}" for j, value in pairs
+            ]
+            self._names = distinct(found)
+        if not self._single_values:
+            return table
+        return self._joined(X, [table, self._indicators(table)])
 
     def transform(self, X: pd.DataFrame) -> pd.DataFrame:
         """Encode a table as in ``fit``.
@@ -202,6 +224,8 @@ class ColumnEncoder(
             encoded.append(
                 self._centered(part) if encoder is None else encoder.transform(part)
             )
+        if self._single_values:
+            encoded.append(self._indicators(encoded[0]))
         return self._joined(X, encoded)
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
@@ -224,6 +248,7 @@ class ColumnEncoder(
         found: list[str] = []
         for names, encoder in self._parts:
             found += [names[first] for first, *_ in sources_of(encoder, names).inputs]
+        found += [self._parts[0][0][j] for j, _ in self._single_values]
         return dict(zip(self._names, found, strict=True))
 
     def _has_few(self, column: pd.Series) -> bool:
@@ -234,6 +259,15 @@ class ColumnEncoder(
 
     def _centered(self, numbers: pd.DataFrame) -> pd.DataFrame:
         return numbers if self._offsets is None else numbers - self._offsets
+
+    def _indicators(self, numbers: pd.DataFrame) -> NDArray[np.float32]:
+        """Return a column for each single value of the centered numbers."""
+        columns, values = zip(*self._single_values, strict=True)
+        with np.errstate(over="ignore"):  # beyond float32, no number is a single value
+            cells = numbers.to_numpy()[:, columns].astype(np.float32)
+        is_equal = cells == np.array(values, np.float32)
+        indicators: NDArray[np.float32] = is_equal.astype(np.float32)
+        return indicators
 
     def _joined(self, X: pd.DataFrame, parts: list[Any]) -> pd.DataFrame:
         if len(parts) == 1 and isinstance(parts[0], pd.DataFrame):

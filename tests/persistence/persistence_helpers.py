@@ -186,8 +186,9 @@ def raw_table(n_rows=150):
 def table_pipeline():
     pipeline = tabular_pipeline("classifier", preset="fast", random_state=0)
     pipeline.set_params(net__estimator__max_epochs=1)
-    y = np.random.default_rng(0).choice(["u", "v", "w"], 150)
-    table = raw_table()
+    table = raw_table(600)
+    y = np.random.default_rng(0).choice(["u", "v", "w"], len(table))
+    y[table["age"].isin([34, 41, 47])] = "u"  # values that become columns
     table["income"] = table["income"].map("{:,.3f} €".format, na_action="ignore")
     return pipeline.fit(table, y)
 

@@ -9,6 +9,7 @@ import pytest
 
 from sknan import StableNetClassifier, StableNetRegressor, tabular_pipeline
 from sknan.preprocessing import iter_chunks
+from sknan.preprocessing._sources import sources_of
 
 
 def prepared(X, **options):
@@ -54,6 +55,70 @@ def test_numbers_that_float32_cannot_separate_are_centered_in_float64():
     pd.testing.assert_frame_equal(steps.transform(X[3:4]), encoded[3:4])
     few = pd.DataFrame({"x": np.r_[np.full(90, 1e12), 1e12 + np.arange(1, 11)]})
     np.testing.assert_array_equal(prepared(few)[0]["x"], few["x"] - 1e12)
+
+
+def numbers_with_a_target(effect, n_rows=1500):
+    """Return numbers of 60 values, also on a large offset, and a noisy target."""
+    rng = np.random.default_rng(0)
+    value = rng.integers(0, 60, n_rows).astype(float)
+    X = pd.DataFrame({"n": value, "time": 1.7e9 + 60 * rng.permutation(value)})
+    X["k"] = rng.choice(["u", "v"], n_rows)
+    X.loc[::40, "n"] = np.nan
+    noise = 0.3 * rng.standard_normal(n_rows)
+    return X, np.sin(value / 10) + effect(value) + noise
+
+
+EACH = np.random.default_rng(1).standard_normal(60)
+
+
+@pytest.mark.parametrize(
+    ("effect", "values"),
+    [
+        (lambda value: 0 * value, []),
+        (lambda value: value**2 / 100, []),
+        (lambda value: 2.0 * (value == 7), [7]),
+        (lambda value: EACH[value.astype(int)], range(60)),
+    ],
+)
+def test_values_with_a_target_unlike_that_of_close_ones_become_columns(effect, values):
+    X, y = numbers_with_a_target(effect)
+    steps = tabular_pipeline(StableNetRegressor())[:2]
+    encoded = steps.fit_transform(X, y)
+    names = [f"n_{value}" for value in values]
+    assert list(encoded.columns) == ["n", "time", "k_v", *names]
+    for name, value in zip(names, values, strict=True):
+        np.testing.assert_array_equal(encoded[name], X["n"] == value)
+    pd.testing.assert_frame_equal(steps.transform(X), encoded)
+    later = steps.transform(X.astype({"n": "float32"}))[:9]
+    np.testing.assert_array_equal(later, encoded[:9])
+    rows = [steps.transform(X.iloc[[i]]) for i in range(9)]
+    pd.testing.assert_frame_equal(pd.concat(rows), encoded[:9])
+    sources = sources_of(steps, list(X)).inputs
+    assert sources == [(0,), (1,), (2,), *[(0,)] * len(names)]
+
+
+@pytest.mark.parametrize("target", ["numbers", "two targets", "two texts", "texts"])
+def test_single_values_matter_to_targets_of_any_kind(target):
+    X, y = numbers_with_a_target(lambda value: 2.0 * np.isin(value, [7, 29, 41]))
+    seconds = 1.7e9 + 60 * 20
+    later = y + 4.0 * (X["time"] == seconds)
+    y = {
+        "numbers": pl.Series(later),
+        "two targets": np.stack([y, later], axis=1),
+        "two texts": np.where(later > 1.5, "high", "low"),
+        "texts": np.select([later > 1.5, later > 0.5], ["a", "b"], "c").astype(object),
+    }[target]
+    steps = tabular_pipeline(StableNetRegressor())[:2].fit(X, y)
+    found = steps.get_feature_names_out().tolist()
+    of_n = [f"n_{value}" for value in range(60)]
+    # Too few rows are "high" at other times to test the thirteen of one time.
+    of_time = [] if target == "two texts" else ["time_1700001200"]
+    assert found == ["n", "time", "k_v", *of_time, *of_n]
+    in_chunks = tabular_pipeline(StableNetRegressor())[:2]
+    in_chunks.fit(iter_chunks(X, np.asarray(y), chunk_size=400))
+    assert in_chunks.get_feature_names_out().tolist() == found
+    steps.set_params(encode__single_values=False).fit(X, y)
+    assert steps.get_feature_names_out().tolist() == ["n", "time", "k_v"]
 
 
 @pytest.mark.parametrize("cells", [np.arange(60.0), ["u", "v", "w"] * 20])
