@@ -62,7 +62,7 @@ def divergence_warning(
 
     It carries the report of the first failed step.
     """
-    if not any(result.has_diverged for result in results):
+    if not any(result.has_failed_steps for result in results):
         return None
     params = cv_results["params"]
     n_splits = len(results) // len(params)
@@ -72,15 +72,32 @@ def divergence_warning(
         any(r.has_diverged and r.n_recoveries is None for r in rows[i])
         for i in diverged
     )
-    parts = [
-        f"{len(diverged)} of {len(rows)} candidates diverged, "
-        f"{_describe_diverged(params, diverged)}: "
-        f"{_describe_outcome(len(diverged), n_failed)}. See the columns n_recoveries, "
-        "diverged_at and effective_lr of cv_results_."
+    kept = [
+        i
+        for i, row in enumerate(rows)
+        if i not in diverged and any(r.has_failed_steps for r in row)
     ]
+    parts = []
+    if diverged:
+        parts.append(
+            f"{len(diverged)} of {len(rows)} candidates diverged, "
+            f"{_describe_diverged(params, diverged)}: "
+            f"{_describe_outcome(len(diverged), n_failed)}."
+        )
+    if kept:
+        parts.append(
+            f"{len(kept)} of {len(rows)} candidates had steps that failed and were "
+            "rescued at the same learning rate."
+        )
+    parts.append(
+        "See the columns n_recoveries, diverged_at and effective_lr of cv_results_."
+    )
     if best is not None and best in diverged:
         parts.append(_describe_best(params[best], cv_results, best))
-    report = next(r.report for i in diverged for r in rows[i] if r.has_diverged)
+    if diverged:
+        report = next(r.report for i in diverged for r in rows[i] if r.has_diverged)
+    else:
+        report = next(r.report for r in results if r.has_failed_steps)
     return DivergenceWarning(" ".join(parts), report)
 
 

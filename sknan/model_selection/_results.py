@@ -79,6 +79,8 @@ class FitResult:
     score_seconds : float
         Duration of scoring the test part.
     has_diverged : bool
+        Whether the training failed, or the guard lowered the learning rate.
+    has_failed_steps : bool
         Whether a training step failed.
     n_recoveries : int or None
         Number of failed steps that were rescued, over all networks. None if ``fit``
@@ -99,6 +101,7 @@ class FitResult:
     scores: list[Any] = field(default_factory=list)
     score_seconds: float = 0.0
     has_diverged: bool = False
+    has_failed_steps: bool = False
     n_recoveries: int | None = None
     diverged_at: int | None = None
     effective_lr: float | None = None
@@ -110,10 +113,11 @@ def divergence_fields(net: Any, error: Exception | None) -> dict[str, Any]:
     """Return the fields of :class:`FitResult` that describe divergence."""
     if isinstance(error, NonFiniteTrainingError):
         reports = [error.report] if error.report else []
-        fields: dict[str, Any] = {"has_diverged": True}
+        fields: dict[str, Any] = {"has_diverged": True, "has_failed_steps": True}
     elif error is None and hasattr(net, "nonfinite_reports_"):
         reports = net.nonfinite_reports_
-        fields = {"has_diverged": bool(reports), "n_recoveries": len(reports)}
+        fields = {"has_failed_steps": bool(reports), "n_recoveries": len(reports)}
+        fields["has_diverged"] = bool(reports) and _is_rate_lowered(net)
         fields["effective_lr"] = net.effective_lr_
     else:
         return {}
@@ -123,3 +127,9 @@ def divergence_fields(net: Any, error: Exception | None) -> dict[str, Any]:
         fields["report"] = dataclasses.replace(first, capsule=None)
         fields["diverged_at"] = first.epoch
     return fields
+
+
+def _is_rate_lowered(net: Any) -> bool:
+    """Return whether the guard lowered the rate of a net, or of one of an ensemble."""
+    members = getattr(net, "estimators_", [net])
+    return any(m.effective_lr_ < float(getattr(m, "lr_", m.lr)) for m in members)

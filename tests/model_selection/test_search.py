@@ -1243,6 +1243,35 @@ def test_the_first_diverged_candidate_is_named(table):
     )
 
 
+class LogNet(nn.Module):
+    """Network with a logarithm that is not finite for one row."""
+
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.head = nn.Linear(n_features_in, n_outputs)
+
+    def forward(self, x):
+        return self.head(x) * torch.log(x[:, :1] + 5)
+
+
+def test_candidates_that_only_left_out_a_row_have_not_diverged():
+    X = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
+    y = X[:, 0].copy()
+    X[9, 0] = -6
+    net = StableNetRegressor(LogNet, max_epochs=2, random_state=0)
+    search = BatchedGridSearchCV(net, {"lr": [0.01, 0.02]}, cv=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        search.fit(X, y)
+    messages = [str(w.message) for w in caught if w.category is DivergenceWarning]
+    assert search.cv_results_["effective_lr"].tolist() == [0.01, 0.02]
+    assert (
+        "2 of 2 candidates had steps that failed and were rescued at the same learning "
+        "rate. See the columns n_recoveries, diverged_at and effective_lr of "
+        "cv_results_."
+    ) in messages
+
+
 def test_a_search_without_failed_steps_does_not_warn(table):
     assert searched(RATES, table)[1] == []
 
