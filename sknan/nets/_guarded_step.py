@@ -37,6 +37,7 @@ from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.raw_units import Conditioning
 from sknan.nets.recovery.repair_operations import RepairOperations
 from sknan.nets.recovery.restart import RestartOnStandardizedData
+from sknan.nets.recovery.skip_step import SkipStep
 from sknan.optim._clipping import (
     clip_grad_norm,
     clip_grad_value,
@@ -225,7 +226,8 @@ class GuardedTraining:
         is_repaired = 2 * recoveries[RepairOperations.says] > self.n_steps
         with self._unchanged_buffers():
             trials = self._trials()
-            if guard.n_roll_backs or recoveries[TakeOwnGradient.says]:
+            is_doubtful = recoveries.keys() & {TakeOwnGradient.says, SkipStep.says}
+            if guard.n_roll_backs or is_doubtful:
                 return trials.has_learned(is_new=is_new)
             return not is_new or not trials.is_far_worse_than_constant(
                 is_doubtful=is_repaired

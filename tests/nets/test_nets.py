@@ -390,6 +390,20 @@ def test_skip_skips_the_batch_and_keeps_the_learning_rate():
     assert [(r.epoch, r.batch) for r in net.nonfinite_reports_] == [(1, 2), (2, 2)]
 
 
+@pytest.mark.parametrize("every", [2, 1])
+def test_only_consecutive_skipped_steps_count(every):
+    poison = PoisonGradient(steps=range(2, 90, every))
+    net = built("net", on_nonfinite="skip", callbacks=[poison], max_epochs=30)
+    net.set_params(max_recoveries=4, train_split=None)
+    if every == 2:
+        with pytest.warns(DivergenceWarning, match="Training failed in 44 steps of"):
+            fit_seeded(net, X, VALUES)
+        return
+    refusal = r"Gave up after 4 recoveries \(max_recoveries=4\)"
+    with pytest.raises(NonFiniteTrainingError, match=refusal):
+        fit_seeded(net, X, VALUES)
+
+
 def test_raise_raises_with_the_report_and_leaves_finite_weights():
     net = built("net", on_nonfinite="raise", callbacks=[PoisonGradient()])
     with pytest.raises(NonFiniteTrainingError) as caught:

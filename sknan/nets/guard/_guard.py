@@ -167,7 +167,7 @@ class Guard(StepChecks):
 
     @property
     def n_roll_backs(self) -> int:
-        """Number of roll backs, restarts and skipped steps."""
+        """Number of roll backs and restarts."""
         return self._n_failed
 
     @property
@@ -319,7 +319,7 @@ class Guard(StepChecks):
             self.weights.restore()
         else:
             self.weights.restore_nonfinite()
-        self._n_failed += 1
+        self._n_skipped_batches += 1
         if self.on_nonfinite == "raise":
             self.stop(report)
         self._check_budget(report)

@@ -55,13 +55,22 @@ def amplification_of(net: Any, batch: Any, fit_params: dict[str, Any]) -> str:
         n_uses = _uses_of_a_weight(output.grad_fn)
         upstream = torch.randn_like(output)
         grads = torch.autograd.grad(output, sources, upstream, allow_unused=True)
-    arrived = [g for g in grads if g is not None]
+    arrived = [_of_sound_rows(g) for g in grads if g is not None]
     gain = float(grad_norm(arrived) / grad_norm([upstream])) if arrived else 0.0
     if not gain <= FAR:
         return f"amplifies gradients {gain:.3g} times from output to input"
     if n_uses >= FAR:
         return f"applies one weight {n_uses} times in a row"
     return ""
+
+
+def _of_sound_rows(grad: Tensor) -> Tensor:
+    """Return the gradient without the rows where it is not finite, if they are few.
+
+    A row outside the domain of an operation says nothing about the network.
+    """
+    is_sound = grad.reshape(len(grad), -1).isfinite().all(dim=1)
+    return grad[is_sound] if 2 * int(is_sound.sum()) >= len(grad) else grad
 
 
 def _uses_of_a_weight(root: Any) -> int:

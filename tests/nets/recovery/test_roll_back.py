@@ -10,6 +10,7 @@ from skorch.callbacks import Callback, LRScheduler
 from torch import nn
 
 from sknan import StableNetRegressor
+from sknan.nets.recovery.amplification import amplification_of
 from sknan.optim import QuantileClip
 
 
@@ -149,6 +150,17 @@ def test_a_network_that_amplifies_gradients_is_clipped_at_an_unchanged_rate():
     assert "gradients are now clipped to norm" in first.recovery
     assert net.effective_lr_ == 0.1
     assert r2(net) > 0.5
+
+
+def test_a_row_outside_a_domain_does_not_make_a_network_amplify():
+    net = network_of(MLP).initialize()
+    rows = torch.full((8, X.shape[1]), torch.nan)
+    rows[1:] = 1.0
+    assert amplification_of(net, (rows, torch.zeros(8, 1)), {}) == ""
+    rows[:] = torch.nan
+    assert amplification_of(net, (rows, torch.zeros(8, 1)), {}) == (
+        "amplifies gradients nan times from output to input"
+    )
 
 
 class Growing(Callback):
