@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sknan._utils.thresholds import NARROW, OVERFLOWS_SQUARED
 from sknan._utils.tree import tree_leaves
+from sknan.diagnosis._culprits import nonfinite_rows
 from sknan.diagnosis._evidence import (
     CRITERION,
     FailedOperation,
@@ -95,15 +96,17 @@ def _float_leaves(data: Any) -> list[Tensor]:
     return [leaf.detach() for leaf in tree_leaves(data) if leaf.is_floating_point()]
 
 
-def _nonfinite_places(inputs: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the rows and columns with bad entries in the first table that has any."""
+def _nonfinite_columns(inputs: Any) -> tuple[int, ...]:
+    """Return the columns with bad entries in the first table that has any.
+
+    A tensor of more axes has none: whether its features lie along the second axis or
+    the last one depends on the network.
+    """
     for leaf in _float_leaves(inputs):
         bad = ~torch.isfinite(leaf)
         if leaf.ndim == 2 and bad.any():
-            rows = bad.any(dim=1).nonzero().flatten().tolist()
-            columns = bad.any(dim=0).nonzero().flatten().tolist()
-            return tuple(rows), tuple(columns)
-    return (), ()
+            return tuple(bad.any(dim=0).nonzero().flatten().tolist())
+    return ()
 
 
 def _refined_report(
@@ -183,7 +186,8 @@ def _blame_input(evidence: StepEvidence) -> NonFiniteReport | None:
     n_bad = sum(map(nonfinite_count, _float_leaves(evidence.inputs)))
     if not n_bad:
         return None
-    rows, columns = _nonfinite_places(evidence.inputs)
+    rows = nonfinite_rows(evidence.inputs, evidence.n_rows)
+    columns = _nonfinite_columns(evidence.inputs)
     values = "value" if n_bad == 1 else "values"
     sentence = f"The batch contains {n_bad} non-finite input {values}."
     return NonFiniteReport(

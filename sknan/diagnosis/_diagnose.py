@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,14 +220,31 @@ def _step_of_module(module: nn.Module, criterion: Any, X: Any, y: Any) -> _Step:
     # A copy, because a forward pass may change the module in place.
     module, criterion = copy.deepcopy((original_of(module), original_of(criterion)))
     first = next(iter([*module.parameters(), *module.buffers()]), torch.zeros(()))
+
+    def forward(inputs: Any) -> Any:
+        call: Callable[..., Any] = module  # by the names of the inputs, as in skorch
+        if isinstance(inputs, Mapping) and _accepts(module, **inputs):
+            return call(**inputs)
+        is_several = isinstance(inputs, tuple) and not _accepts(module, inputs)
+        return call(*inputs) if is_several else call(inputs)
+
     return _Step(
         {"module": module},
         [criterion],
-        module,
+        forward,
         lambda outputs, target, inputs: criterion(outputs, target),
         _as_tensors(X, first.device),
         _as_tensors(y, first.device),
     )
+
+
+def _accepts(module: nn.Module, *args: Any, **kwargs: Any) -> bool:
+    """Whether ``forward`` can be called with these arguments."""
+    try:
+        inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def diagnose(*args: Any) -> NonFiniteReport | None:
@@ -241,7 +259,9 @@ def diagnose(*args: Any) -> NonFiniteReport | None:
     *args : module, criterion, X, y, or net, X, y
         Network, loss and data of the step. ``X`` and ``y`` are arrays, DataFrames,
         tensors, or nested tuples or dicts of tensors; float64 arrays are converted to
-        float32. ``criterion`` is called with output and target.
+        float32. A dict is passed by keyword if ``forward`` has these parameters, and a
+        tuple in parts if ``forward`` requires several.
+        ``criterion`` is called with output and target.
 
     Returns
     -------

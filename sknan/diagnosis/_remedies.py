@@ -169,6 +169,8 @@ PATTERNS = (
         used_by=r"(?:^|; )div\(exp\b.*, sum\(exp\b",
     ),
     Pattern("exp", "Use sknan.functional.logsumexp.", used_by=r"; log\(sum\(exp\b"),
+    Pattern("exp", "Use torch.logcumsumexp.", used_by=r"; log\(cumsum\(exp\b"),
+    Pattern("log", "Use torch.logcumsumexp.", r"^cumsum\(exp\b"),
     Pattern(
         "exp",
         "Use sknan.functional.softplus.",

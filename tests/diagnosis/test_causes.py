@@ -11,7 +11,7 @@ from diagnosis_helpers import Net, table
 from torch import nn
 
 from sknan import DivergenceWarning, GuardedNet, NonFiniteTrainingError, losses
-from sknan.diagnosis import StepEvidence, diagnose, examine_step
+from sknan.diagnosis import StepEvidence, diagnose, examine_step, reproduce
 
 LOWER_LR = "Lower lr; for an estimator, sknan.find_learning_rate suggests one."
 
@@ -427,3 +427,53 @@ def test_an_unused_weight_that_is_not_finite_is_to_blame_only_before_a_training(
         "The weight 'unused' is not finite before the first step: 2 of 2 entries."
     )
     assert caught.value.report.cause == "architecture"
+
+
+# -- inputs of any form --------------------------------------------------------------
+
+
+def test_rows_of_nan_in_inputs_with_three_axes_are_named():
+    X = torch.ones(6, 5, 2)
+    X[4, 1, 0] = torch.nan
+    module = nn.Sequential(nn.Flatten(), nn.Linear(10, 1))
+    report = diagnose(module, nn.MSELoss(), X, HALF)
+    assert (report.cause, report.rows, report.columns) == ("data", (4,), ())
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, x, w):
+        return self.linear(torch.log(x)) * w
+
+
+def test_a_dict_or_tuple_of_inputs_is_passed_to_several_parameters():
+    X, w = table(row3=-1.0), torch.ones(6, 1)
+    for inputs in ({"w": w, "x": X}, (X, w)):
+        report = diagnose(TwoInputs(), nn.MSELoss(), inputs, HALF)
+        assert (report.operation, report.rows) == ("aten.log", (3,))
+    net = GuardedNet(TwoInputs, nn.MSELoss, max_epochs=1, train_split=None, verbose=0)
+    with pytest.warns(DivergenceWarning):
+        net.fit({"x": X.numpy(), "w": w.numpy()}, HALF.numpy())
+    again = reproduce(net.nonfinite_reports_[0], TwoInputs(), nn.MSELoss())
+    assert (again.operation, again.rows) == ("aten.log", (3,))
+
+
+@pytest.mark.parametrize("size", [1.0, 200.0])
+def test_the_logarithm_of_a_cumulative_sum_of_exponentials_has_a_stable_form(size):
+    def loss(out, y, function):
+        return (function(out[:, 0] * size - size * 2) - y[:, 0]).square().mean()
+
+    def by_hand(x):
+        return torch.log(torch.cumsum(torch.exp(x), 0))
+
+    module = Net(lambda x: x * 1e2)
+    report = diagnose(module, lambda o, y: loss(o, y, by_hand), table(), HALF)
+    assert report.action == "Use torch.logcumsumexp."
+
+    def stable(out, y):
+        return loss(out, y, lambda x: torch.logcumsumexp(x, 0))
+
+    assert diagnose(module, stable, table(), HALF) is None
