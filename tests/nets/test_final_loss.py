@@ -257,6 +257,28 @@ def test_a_rise_within_chance_or_from_zero_is_not_reported(criterion, offset, st
     assert net.history[-1, "train_loss"] > net.history[0, "train_loss"]
 
 
+class Normalized(nn.MSELoss):
+    """Loss divided by its moving average."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.ones(()))
+
+    def forward(self, output, target):
+        loss = super().forward(output, target)
+        self.mean.mul_(0.9).add_(0.1 * loss.detach())
+        return loss / self.mean
+
+
+def test_a_loss_that_changes_with_the_training_is_not_compared_with_the_first_one():
+    target = (X[:, :2] > 0).astype("float32")
+    module = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+    options = {"lr": 0.03, "max_epochs": 30, "batch_size": 50}
+    net = net_of(module=module, criterion=Normalized, **options).fit(X, target)
+    assert net.nonfinite_reports_ == []
+    assert r2_score(target, net.predict(X)) > 0.6
+
+
 @pytest.mark.parametrize("is_sorted", [False, True])
 @pytest.mark.parametrize("options", [{}, {"has_norm": True}, {"is_zero": True}])
 def test_short_healthy_trainings_are_not_reported(options, is_sorted):

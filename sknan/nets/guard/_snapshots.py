@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -85,6 +85,11 @@ class Snapshot:
     def restore(self) -> None:
         """Restore the copied state."""
         _copy(self._kept, self._live)
+
+    def differs_in(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether any of these tensors of the modules is not as in the copy."""
+        kept = {id(t): k for t, k in zip(self._live, self._kept, strict=True)}
+        return any(not torch.equal(tensor, kept[id(tensor)]) for tensor in tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the copy, for :meth:`load_state_dict`."""
