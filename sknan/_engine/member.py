@@ -20,7 +20,13 @@ from sknan._engine.network_state import (
 )
 from sknan._engine.plan import RestOfTraining, TrainingPlan
 from sknan._engine.table_net import is_best
-from sknan._utils.outside import is_of_signal, is_orderly_stop, unless
+from sknan._utils.outside import (
+    end_other_fits,
+    is_announced_stop,
+    is_of_signal,
+    is_orderly_stop,
+    unless,
+)
 from sknan._utils.random_state import kept_random_states, resumed
 from sknan.nets._records import warn_of_fall, warn_of_interrupt
 from sknan.nets.recovery.raw_units import Conditioning
@@ -58,6 +64,8 @@ class Member:
         Whether a listener has ended the training.
     is_interrupted : bool
         Whether Ctrl-C has ended the training.
+    is_unannounced : bool
+        Whether a callback of the user's has ended it.
     """
 
     def __init__(self, plan: TrainingPlan, offset: int) -> None:
@@ -86,6 +94,7 @@ class Member:
         self.rest: RestOfTraining | None = None
         self.is_stopped = False
         self.is_interrupted = False
+        self.is_unannounced = False
 
     def set_random_state(self, state: Tensor) -> None:
         """Draw from a generator of its own, in this state."""
@@ -153,6 +162,7 @@ class Member:
                 raise
             self.is_stopped = True
             self.is_interrupted = not is_orderly_stop(interrupt)
+            self.is_unannounced = not is_announced_stop(interrupt)
         except unless(is_of_signal, Exception) as error:
             self.error = error
 
@@ -261,6 +271,8 @@ class Member:
         if self.best_weights is not None:
             write_tensors(self.net, self.best_weights)
         if self.is_interrupted:
+            end_other_fits()
+        if self.is_interrupted or self.is_unannounced:
             has_best = self.best_weights is not None
             n_epochs = self.net.max_epochs
             warn_of_interrupt(self.net, 0, n_epochs, has_best=has_best)

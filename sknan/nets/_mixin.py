@@ -8,7 +8,11 @@ import cloudpickle
 import torch
 
 from sknan._utils.compiled import original_of
-from sknan._utils.outside import end_other_fits, is_orderly_stop
+from sknan._utils.outside import (
+    end_other_fits,
+    is_announced_stop,
+    is_orderly_stop,
+)
 from sknan._utils.pickling import (
     VersionedPickleMixin,
     complete_copy,
@@ -138,8 +142,9 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     UserWarning
         If a few targets dominate the loss, or if Ctrl-C interrupted a training that
         is not one of several, such as those of a search or an ensemble; these end with
-        the ``KeyboardInterrupt``. Callbacks that end a training by such an exception in
-        ``on_epoch_end``, such as skorch's ``EarlyStopping``, give no warning.
+        the ``KeyboardInterrupt``. A callback of your own that raises one in
+        ``on_epoch_end`` ends only its training, with the same warning; callbacks of
+        skorch, such as ``EarlyStopping``, give none.
     """
 
     guard_: Guard
@@ -281,6 +286,8 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
                 self._ending_.end(is_interrupted=True)
             if not is_orderly_stop(interrupt):
                 self._has_stopped_ = True
+                end_other_fits()
+            if not is_announced_stop(interrupt):
                 has_best = any(isinstance(c, BestWeights) for _, c in self.callbacks_)
                 warn_of_interrupt(self, n_before, n_epochs, has_best=has_best)
             raise

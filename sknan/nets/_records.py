@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from skorch.dataset import unpack_data
 
-from sknan._utils.outside import end_other_fits
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import MARGIN, N_TRIALS
 from sknan._utils.tree import tree_map
@@ -200,7 +199,6 @@ def warn_of_interrupt(
     ``n_before`` epochs of its history belong to earlier trainings. The net returns to
     the weights of its best epoch, if it has one.
     """
-    end_other_fits()
     n_done = len(net.history) - n_before
     if n_done > 0 and "train_batch_count" not in net.history[-1]:
         n_done -= 1  # in the course of the epoch
