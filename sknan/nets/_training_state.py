@@ -263,6 +263,8 @@ def put_random_states(net: Any, states: dict[str, Any]) -> None:
     torch.set_rng_state(states["cpu"])
     if states["gpu"] is not None and torch.device(net.device).type == "cuda":
         torch.cuda.set_rng_state(states["gpu"].cpu(), net.device)
+    if not isinstance(states["numpy"], list):  # a tensor would be split into its items
+        raise ValueError("the state of numpy's generator is no list")
     name, keys, *rest = states["numpy"]
     if not 0 <= rest[0] <= len(keys):  # numpy would read other memory
         raise ValueError(f"the position {rest[0]} of numpy's generator is invalid")

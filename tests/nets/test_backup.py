@@ -618,6 +618,11 @@ def test_a_file_that_is_not_a_backup_is_refused_and_runs_no_code(tmp_path):
             "ValueError: the position 1000000000 of numpy's generator is invalid",
         ),
         (
+            ["random_states", "numpy"],
+            torch.zeros(4),
+            "ValueError: the state of numpy's generator is no list",
+        ),
+        (
             ["modules", "module", "head.bias"],
             torch.tensor([torch.nan]),
             "ValueError: the weights are not finite",
