@@ -8,6 +8,7 @@ models have been trained and scored before, many at a time.
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -55,8 +56,10 @@ class SearchRun:
         self._given = search.estimator
         self._estimator: Any = None
         self.budget = TimeBudget(search.max_time, bool(search.refit))
+        # Infinity sets no bound, as None.
+        max_memory = None if search.max_memory == math.inf else search.max_memory
         self._trainer = ShareTrainer(
-            self.options, search.n_jobs, search.max_memory, self.budget
+            self.options, search.n_jobs, max_memory, self.budget
         )
         self._evaluation: Evaluation | None = None
         self._contexts = contextlib.ExitStack()

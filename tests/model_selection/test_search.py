@@ -788,7 +788,9 @@ def test_the_fits_that_are_left_share_the_time():
 # -- shares and workers --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("params", [{"max_memory": 1}, {"n_jobs": 2}])
+@pytest.mark.parametrize(
+    "params", [{"max_memory": 1}, {"max_memory": np.inf}, {"n_jobs": 2}]
+)
 def test_the_size_of_shares_does_not_change_the_results(table, params):
     grid = {**RATES, "impute__strategy": ["mean", "zero"]}
     whole = BatchedGridSearchCV(pipeline(), grid, **SCORES).fit(*table)
