@@ -87,9 +87,15 @@ class Snapshot:
         _copy(self._kept, self._live)
 
     def differs_in(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether any of these tensors of the modules is not as in the copy."""
+        """Whether any of these tensors of the modules is not as in the copy.
+
+        A tensor that has been assigned since then is not in it.
+        """
         kept = {id(t): k for t, k in zip(self._live, self._kept, strict=True)}
-        return any(not torch.equal(tensor, kept[id(tensor)]) for tensor in tensors)
+        return any(
+            id(tensor) not in kept or not torch.equal(tensor, kept[id(tensor)])
+            for tensor in tensors
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the copy, for :meth:`load_state_dict`."""

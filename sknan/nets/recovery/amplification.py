@@ -69,6 +69,8 @@ def _of_sound_rows(grad: Tensor) -> Tensor:
 
     A row outside the domain of an operation says nothing about the network.
     """
+    if grad.ndim == 0 or not grad.numel():
+        return grad
     is_sound = grad.reshape(len(grad), -1).isfinite().all(dim=1)
     return grad[is_sound] if 2 * int(is_sound.sum()) >= len(grad) else grad
 
