@@ -145,41 +145,30 @@ def is_orderly_stop(interrupt: BaseException) -> bool:
     -------
     bool
     """
-    frame = _raising_frame(interrupt)
-    return frame is not None and frame.f_code.co_name == "on_epoch_end"
+    return _stopping_frame(interrupt) is not None
 
 
 def is_announced_stop(interrupt: BaseException) -> bool:
-    """Whether a callback of skorch or sknan has ended a training after an epoch.
+    """Whether the callback of an orderly stop belongs to skorch or sknan.
 
-    These say so themselves. A stop by any other callback is told in a warning, since
-    it may be Ctrl-C that the callback passes on.
-
-    Parameters
-    ----------
-    interrupt : BaseException
-        Exception that has ended the training.
-
-    Returns
-    -------
-    bool
+    These say so themselves. A stop by any other callback gives a warning, since it may
+    be Ctrl-C that the callback passes on.
     """
-    frame = _raising_frame(interrupt)
-    if frame is None or not is_orderly_stop(interrupt):
-        return False
-    name = str(frame.f_globals.get("__name__"))
+    frame = _stopping_frame(interrupt)
+    name = "" if frame is None else str(frame.f_globals.get("__name__"))
     return name.partition(".")[0] in ("skorch", "sknan")
 
 
-def _raising_frame(error: BaseException) -> FrameType | None:
-    """Return the frame of the statement that has raised an exception, if one has."""
-    place = error.__traceback__
+def _stopping_frame(interrupt: BaseException) -> FrameType | None:
+    """Return the frame of the callback that has raised an exception, if one has."""
+    place = interrupt.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
     if place is None:
         return None
-    instruction = place.tb_frame.f_code.co_code[place.tb_lasti]
-    return place.tb_frame if opname[instruction] == "RAISE_VARARGS" else None
+    frame = place.tb_frame
+    is_raised = opname[frame.f_code.co_code[place.tb_lasti]] == "RAISE_VARARGS"
+    return frame if is_raised and frame.f_code.co_name == "on_epoch_end" else None
 
 
 def end_other_fits() -> None:
