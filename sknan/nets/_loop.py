@@ -96,15 +96,17 @@ class LoopMixin(_SkorchNet):
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
             was_skipped = step.pop("was_skipped", False)
+            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not was_skipped:
                 loss = step["loss"].item()
-                inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
                 rows = get_len(inputs)
                 self._log_batch(prefix, loss, rows)
                 total_loss += loss * rows
                 total_rows += rows
             self.notify("on_batch_end", batch=batch, training=training, **step)
         self.history.record(f"{prefix}_batch_count", n_batches)
+        if n_batches and not total_rows:  # callbacks read the loss of each epoch
+            self._log_batch(prefix, math.nan, get_len(inputs))
         mean_loss = total_loss / total_rows if total_rows else math.nan
         self._log_epoch(prefix, mean_loss)
         if training:

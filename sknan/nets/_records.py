@@ -211,7 +211,8 @@ def warn_of_interrupt(
 
 def warn_of_fall(net: Any, batch: Any) -> None:
     """Warn if the training loss has fallen as only one without a lower bound does."""
-    losses = [row["train_loss"] for row in net.history or () if "train_loss" in row]
+    losses = [row.get("train_loss", math.nan) for row in net.history or ()]
+    losses = [loss for loss in losses if not math.isnan(loss)]
     if not losses or not losses[-1] < -_DEEP_FALL * max(abs(losses[0]), 1.0):
         return
     if result_of_trial(lambda: _falls_on(net, batch, losses[-1])):

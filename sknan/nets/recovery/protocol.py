@@ -180,8 +180,8 @@ class Failure:
         Parameters of the module's ``forward``.
     n_attempts : int, default=0
         Number of repetitions of the step so far.
-    idle_step : dict or None, default=None
-        Repetition with finite operations whose gradient was exactly 0.
+    is_idle : bool, default=False
+        Whether the gradient was exactly 0 in a repetition with finite operations.
     """
 
     guard: Guard
@@ -192,7 +192,7 @@ class Failure:
     batch: Any
     fit_params: dict[str, Any]
     n_attempts: int = 0
-    idle_step: Step | None = None
+    is_idle: bool = False
 
     @property
     def report(self) -> NonFiniteReport:

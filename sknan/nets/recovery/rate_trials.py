@@ -344,7 +344,8 @@ class RateTrials:
         Unknown if rows that always fail make up the losses of the epochs.
         """
         history = self.net.history or ()
-        losses = [row["train_loss"] for row in history if "train_loss" in row]
+        losses = [row.get("train_loss", math.nan) for row in history]
+        losses = [loss for loss in losses if not math.isnan(loss)]
         lowest = min(losses, default=0.0)
         return (
             not losses

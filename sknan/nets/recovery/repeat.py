@@ -41,8 +41,8 @@ def repeat_step(
         with resumed(training.random_states, training.net.device):
             step = training.attempt(failure.batch, failure.fit_params, mode)
     except StepRefused as refused:
-        if mode == "finite_operations" and refused.norm == 0.0:
-            failure.idle_step = refused.step
+        if mode == "finite_operations":
+            failure.is_idle = refused.norm == 0.0
         if mode in ("plain", "without_rows"):
             failure.latest = explain(
                 training, refused, failure.batch, failure.fit_params

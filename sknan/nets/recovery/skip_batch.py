@@ -26,10 +26,8 @@ class SkipBatch:
 
     def attempt(self, training: Training, failure: Failure, batch: Any) -> Answer:
         """Skip the batch within the budget, or at no cost if it teaches nothing."""
-        if failure.idle_step is None or not failure.is_of_domain:
+        if not (failure.is_idle and failure.is_of_domain):
             training.guard.skip_batch(failure.report)
-            return skipped_step(training, failure)
-        training.guard.pass_batch(failure.report)
-        training.norms.append(0.0)
-        training.coefficients.append(1.0)
-        return {**failure.idle_step, "loss": failure.idle_step["loss"].detach()}
+        else:
+            training.guard.pass_batch(failure.report)
+        return skipped_step(training, failure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from failing_trainings import (
     MLP,
@@ -16,9 +17,10 @@ from failing_trainings import (
     with_bad_rows,
 )
 from skorch import NeuralNet
+from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
-from sknan.nets.guard._guard import BATCH_IDLE, BATCH_SKIPPED
+from sknan.nets.guard._guard import BATCH_IDLE, BATCH_SKIPPED, STEP_SKIPPED
 from sknan.nets.recovery.drop_rows import DropRows
 from sknan.nets.recovery.own_gradient import TakeOwnGradient
 
@@ -59,7 +61,33 @@ def test_a_batch_with_nothing_to_learn_costs_nothing():
     assert {report.recovery for report in net.nonfinite_reports_} == {BATCH_IDLE}
     assert net.effective_lr_ == 0.05
     assert r2(net) > r2(safe) - 0.02
-    assert np.isfinite(net.history[:, "train_loss"]).all()
+    losses = np.array(net.history[:, "train_loss"])
+    assert (losses[np.isfinite(losses)] > 0.0).all()  # of the batches with a step
+
+
+class Undefined(nn.Module):
+    """Squared error, which has no logarithm in the second epoch."""
+
+    def forward(self, output, target):
+        loss = (output - target).square().mean()
+        return torch.log(-loss) if self.is_undefined else loss
+
+
+class InSecondEpoch(Callback):
+    def on_epoch_begin(self, net, **kwargs):
+        net.criterion_.is_undefined = len(net.history) == 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "recovery"), [("recover", BATCH_IDLE), ("skip", STEP_SKIPPED)]
+)
+def test_an_epoch_without_a_step_has_a_loss_of_nan(policy, recovery):
+    callbacks = [InSecondEpoch(), EarlyStopping("train_loss")]
+    options = {"max_epochs": 4, "batch_size": 64, "callbacks": callbacks}
+    net = fitted(network_of(MLP, Undefined, on_nonfinite=policy, **options))
+    assert {report.recovery for report in net.nonfinite_reports_} == {recovery}
+    losses = net.history[:, "train_loss"]
+    assert np.isnan(losses).tolist() == [False, True, False, False]
 
 
 class RootOfOutput(nn.Module):
