@@ -36,7 +36,11 @@ from sknan.nets._guard_parts import guard_parts
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._loop import LoopMixin
 from sknan.nets._output import OutputMixin
-from sknan.nets._own_step import refuse_own_loop
+from sknan.nets._own_step import (
+    refuse_missing_net,
+    refuse_order_of_bases,
+    refuse_own_loop,
+)
 from sknan.nets._records import (
     hide_guard_entries,
     no_step_error,
@@ -75,9 +79,10 @@ class EarlierEpochs(Protocol):
 class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     """Guard, clip and schedule every training step of a skorch net.
 
-    In the list of base classes the mixin must precede the skorch net. By default only
-    the guard is active: it checks loss and gradients of each step, refuses a step that
-    is not finite, and recovers.
+    In the list of base classes the mixin must precede the skorch net: another order
+    raises ``TypeError`` when the class is defined. By default only the guard is active:
+    it checks loss and gradients of each step, refuses a step that is not finite, and
+    recovers.
 
     Parameters
     ----------
@@ -164,6 +169,10 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     # During partial_fit: the batches of its last epoch, once training has ended.
     _batches_done_: list[Any]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_order_of_bases(GuardMixin, cls)
+
     def __init__(
         self,
         *args: Any,
@@ -177,6 +186,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
         ema_decay: float | None = None,
         **kwargs: Any,
     ) -> None:
+        refuse_missing_net(GuardMixin, type(self))
         self.on_nonfinite = on_nonfinite
         self.max_recoveries = max_recoveries
         self.clip_norm = clip_norm

@@ -42,6 +42,31 @@ def owner_behind(mixin: type, cls: type, name: str) -> type:
     return next(base for base in others if name in vars(base))
 
 
+def refuse_order_of_bases(mixin: type, cls: type) -> None:
+    """Raise ``TypeError`` for a class whose skorch net hides the methods of a mixin."""
+    order = cls.__mro__
+    if NeuralNet in order[: order.index(mixin)]:
+        bases = sorted(cls.__bases__, key=lambda base: not issubclass(base, mixin))
+        names = ", ".join(base.__name__ for base in bases)
+        raise TypeError(
+            f"{cls.__name__} would train without guard, because its skorch net "
+            f"precedes {mixin.__name__} in the list of base classes. Write "
+            f"class {cls.__name__}({names})."
+        )
+
+
+def refuse_missing_net(mixin: type, cls: type) -> None:
+    """Raise ``TypeError`` for a class with a mixin, but without a skorch net."""
+    if not issubclass(cls, NeuralNet):
+        name = "Net" if cls is mixin else cls.__name__
+        bases = [base.__name__ for base in cls.__bases__ if issubclass(base, mixin)]
+        raise TypeError(
+            f"{cls.__name__} has no skorch net to guard. Write "
+            f"class {name}({', '.join(bases or [mixin.__name__])}, "
+            "NeuralNetClassifier), or with another net of skorch."
+        )
+
+
 def refuse_own_loop(mixin: type, net: Any) -> None:
     """Raise ``TypeError`` for a class whose own loop over batches is never called."""
     owner = owner_behind(mixin, type(net), "run_single_epoch")

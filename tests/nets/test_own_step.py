@@ -295,6 +295,44 @@ def test_a_loop_that_would_not_be_called_is_refused():
     )
 
 
+ORDERS_OF_BASES = [
+    ((NeuralNetRegressor, GuardMixin), "GuardMixin, NeuralNetRegressor"),
+    ((Plain, GuardMixin), "GuardMixin, Plain"),
+    ((Accumulating, NeuralNet, GuardMixin), "GuardMixin, Accumulating, NeuralNet"),
+]
+
+
+@pytest.mark.parametrize(("bases", "names"), ORDERS_OF_BASES)
+def test_bases_in_an_order_without_guard_are_refused(bases, names):
+    with pytest.raises(TypeError) as caught:
+        type("Wrong", bases, {})
+    assert str(caught.value) == (
+        "Wrong would train without guard, because its skorch net precedes GuardMixin "
+        f"in the list of base classes. Write class Wrong({names})."
+    )
+    right = type("Right", tuple(sorted(bases, key=lambda b: b is not GuardMixin)), {})
+    assert trained(right, max_epochs=1).nonfinite_reports_ == []
+
+
+def test_a_mixin_without_a_net_is_refused():
+    class OwnGuard(GuardMixin):
+        pass
+
+    for cls, name in ((OwnGuard, "OwnGuard"), (GuardMixin, "Net")):
+        with pytest.raises(TypeError) as caught:
+            cls(MLP)
+        assert str(caught.value) == (
+            f"{cls.__name__} has no skorch net to guard. Write "
+            f"class {name}(GuardMixin, NeuralNetClassifier), or with another net of "
+            "skorch."
+        )
+
+    class Net(OwnGuard, NeuralNetRegressor):
+        pass
+
+    assert trained(Net, max_epochs=1).nonfinite_reports_ == []
+
+
 HOOKS = (
     "evaluation_step",
     "get_dataset",
