@@ -9,6 +9,7 @@ from sknan._utils.outside import is_of_signal, unless
 from sknan.diagnosis._remedies import ACTIONS
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
+from sknan.optim._learning_rates import scaled_rates
 
 # A scheduler that computes each rate from the previous one may round a rate of 0 to a
 # negative number, of at most this multiple of the parameter lr.
@@ -41,12 +42,24 @@ def refuse_invalid_rates(net: Any, batch_number: int) -> None:
         _refuse(net, batch_number, f"lr_schedule fails: {lines[0].rstrip('.')}", error)
 
 
+def largest_step_rate(net: Any) -> float:
+    """Return the largest learning rate of any weight at this step."""
+    optimizers, caps = net._all_optimizers(), net.guard_.rate_caps
+    with scaled_rates(optimizers, net._rate_factor(), caps):
+        return _largest_rate(net)
+
+
 def action_on_rate(net: Any) -> str:
     """Return what to do about a learning rate that is too high, wherever it is set."""
-    rate = net._base_rate()
-    if not net._is_rate_raised():
+    rate = _largest_rate(net)
+    if rate <= float(net.lr):
         return ACTIONS["learning_rate"]
     return f"Lower the learning rate of {rate:.3g}{_origin(net, rate)}."
+
+
+def _largest_rate(net: Any) -> float:
+    groups = [g for optimizer in net._all_optimizers() for g in optimizer.param_groups]
+    return max((float(group["lr"]) for group in groups), default=float(net.lr))
 
 
 def _refuse(
@@ -65,6 +78,13 @@ def _origin(net: Any, rate: float) -> str:
     """Return a clause on what has set a learning rate."""
     if str(rate) == str(float(net.lr)):  # NaN is not equal to itself
         return ", which is the parameter lr"
+    for name, value in vars(net).items():
+        if name.endswith("__lr") and str(rate) == str(value):
+            return f", which is the parameter {name}"
+        patterns = value if name.endswith("__param_groups") else ()
+        for pattern, options in patterns or ():
+            if str(rate) == str(float(options.get("lr", net.lr))):
+                return f", set for {pattern!r} in {name}"
     others = []
     for name, callback in net.callbacks_:
         kind = type(callback)

@@ -112,6 +112,32 @@ def test_a_non_finite_parameter_is_named(rate):
     )
 
 
+@pytest.mark.parametrize("rate", [math.nan, math.inf, 1e6])
+@pytest.mark.parametrize(
+    ("params", "origin"),
+    [
+        (
+            lambda rate: {"optimizer__param_groups": [("bias", {"lr": rate})]},
+            "set for 'bias' in optimizer__param_groups",
+        ),
+        (lambda rate: {"optimizer__lr": rate}, "which is the parameter optimizer__lr"),
+    ],
+)
+def test_a_rate_in_the_parameters_of_the_optimizer_is_named(params, origin, rate):
+    net = loop(None, on_nonfinite="raise", **params(rate))
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        net.set_params(optimizer=torch.optim.SGD, max_epochs=20).fit(X, Y)
+    if math.isfinite(rate):
+        report = caught.value.report
+        assert report.evidence.endswith(" since the last good ones at lr=1e+06.")
+        assert report.action == f"Lower the learning rate of 1e+06, {origin}."
+        return
+    assert str(caught.value) == (
+        f"The learning rate of SGD is {rate}, {origin}, at epoch 1, batch 1. Set a "
+        "finite learning rate of at least 0."
+    )
+
+
 def test_a_rate_in_param_groups_of_the_optimizer_is_named():
     net = loop(None).initialize()
     net.optimizer_.param_groups[0]["lr"] = -0.5

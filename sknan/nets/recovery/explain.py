@@ -28,7 +28,7 @@ from sknan.diagnosis._value_trials import (
     harmless_outputs,
     rows_that_raise,
 )
-from sknan.nets._rates import action_on_rate
+from sknan.nets._rates import action_on_rate, largest_step_rate
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
 from sknan.nets.recovery.finite_operations import RepairedOperations
 from sknan.nets.recovery.protocol import Explanation, StepRefused, Training
@@ -82,7 +82,7 @@ def explain(
         gradient_norm=refused.norm,
         named_parameters=list(net.get_all_learnable_params()),
         relative_distance=guard.relative_distance(),
-        lr=net._step_rate(),
+        lr=largest_step_rate(net),
         epoch=len(net.history or ()),
         batch=training.batch_number,
         error=refused.error,
