@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -22,7 +23,7 @@ from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._causes import examine_loss, examine_step
 from sknan.diagnosis._culprits import Trials, places_to_blame
 from sknan.diagnosis._evidence import StepEvidence
-from sknan.diagnosis._raised import ValueErrors
+from sknan.diagnosis._raised import LOSS_IS_DETACHED, ValueErrors
 from sknan.diagnosis._replay import ModuleNames, replay
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._value_trials import (
@@ -67,13 +68,25 @@ class _Step:
         self._random_state = torch.random.get_rng_state()
 
     def run(self) -> tuple[Any, Tensor]:
-        """Return outputs and loss, from the same random state each time."""
+        """Return outputs and loss, from the same random state each time.
+
+        A loss of several values counts as their sum.
+        """
+        outputs, loss = self._losses()
+        return outputs, loss if loss.ndim == 0 else loss.sum()
+
+    def _losses(self) -> tuple[Any, Tensor]:
         torch.random.set_rng_state(self._random_state)
         for _, parameter in self.named_parameters():
             parameter.grad = None
         outputs = self.forward(self.inputs)
         loss = self.loss(outputs, self.target, self.inputs)
-        return outputs, loss if loss.ndim == 0 else loss.sum()
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"The loss is of type {type(loss).__name__}, and has no gradient. "
+                "Return the tensor, without item(), float() or a use of NumPy."
+            )
+        return outputs, loss
 
     def forward_alone(self, inputs: Any) -> Any:
         """Return the output in evaluation mode, in which no row affects the others."""
@@ -108,6 +121,7 @@ class _Step:
             raise evidence.error
         masks_failure = failed is not None and failed.phase == "backward"
         if evidence.is_finite and (failed is None or masks_failure):
+            self._check_backward()
             return None  # a later operation may give such an entry no weight
         of_loss = next(filter(None, map(examine_loss, self.criteria)), None)
         if of_loss is not None:
@@ -127,6 +141,20 @@ class _Step:
             places = places_to_blame(failed, batch, evidence.outputs, trials)
             evidence = dataclasses.replace(evidence, places=places)
         return self._in_data(examine_step(evidence))
+
+    def _check_backward(self) -> None:
+        """Refuse a finite loss that has no gradient."""
+        with torch.enable_grad():
+            _, loss = self._losses()
+        if loss.numel() != 1:
+            raise ValueError(
+                f"The loss has {loss.numel()} values, and only a single number has a "
+                "gradient. Return their mean, as in loss.mean()."
+            )
+        if not loss.requires_grad and any(
+            p.requires_grad for _, p in self.named_parameters()
+        ):
+            raise ValueError(LOSS_IS_DETACHED)
 
     def _run_on(self, batch: tuple[Any, Any]) -> None:
         """Run the step on another batch."""
@@ -174,13 +202,42 @@ class _Step:
         return dataclasses.replace(report, rows_in="data", columns=columns)
 
 
+def _copy_of(parts: Any) -> Any:
+    """Return a deep copy of networks, with the hooks on gradients of their weights."""
+    copies = copy.deepcopy(parts)
+    for part, twin in zip(parts, copies, strict=True):
+        if isinstance(part, nn.Module):
+            for weight, copied in zip(
+                part.parameters(), twin.parameters(), strict=True
+            ):
+                for hook in (weight._backward_hooks or {}).values():
+                    copied.register_hook(hook)
+                for hook in (weight._post_accumulate_grad_hooks or {}).values():
+                    copied.register_post_accumulate_grad_hook(_if_it_can(hook))
+    return copies
+
+
+def _if_it_can(hook: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
+    """Return a hook that calls another one, and leaves out one that needs the original.
+
+    Such a hook steps the optimizer of a weight, and does not know a copy of the weight.
+    """
+
+    def hook_of_copy(weight: Tensor) -> None:
+        with contextlib.suppress(KeyError, AttributeError):
+            hook(weight)
+
+    return hook_of_copy
+
+
 def _copied(net: Any) -> Any:
     """Return a copy of a skorch net with copies of its networks and criteria."""
     # skorch copies a net by pickling, which fails for a class defined in a function.
     twin = object.__new__(type(net))
     vars(twin).update(vars(net))
     for name in [*net._modules, *net._criteria]:
-        vars(twin)[f"{name}_"] = copy.deepcopy(original_of(getattr(net, f"{name}_")))
+        (part,) = _copy_of([original_of(getattr(net, f"{name}_"))])
+        vars(twin)[f"{name}_"] = part
     return twin
 
 
@@ -218,7 +275,7 @@ def _step_of_net(net: Any, X: Any, y: Any) -> _Step:
 
 def _step_of_module(module: nn.Module, criterion: Any, X: Any, y: Any) -> _Step:
     # A copy, because a forward pass may change the module in place.
-    module, criterion = copy.deepcopy((original_of(module), original_of(criterion)))
+    module, criterion = _copy_of((original_of(module), original_of(criterion)))
     first = next(iter([*module.parameters(), *module.buffers()]), torch.zeros(()))
 
     def forward(inputs: Any) -> Any:
@@ -252,7 +309,8 @@ def diagnose(*args: Any) -> NonFiniteReport | None:
 
     Call ``diagnose(module, criterion, X, y)`` for any torch network and loss, or
     ``diagnose(net, X, y)`` for a fitted estimator of sknan or an initialized net of
-    sknan or skorch. Weights, gradients, buffers and random states are left unchanged.
+    sknan or skorch. Weights, gradients, buffers and random states are left unchanged:
+    the step is one of a copy, with the hooks on modules and gradients.
 
     Parameters
     ----------
@@ -272,7 +330,11 @@ def diagnose(*args: Any) -> NonFiniteReport | None:
     Raises
     ------
     TypeError
-        If the arguments have neither form, or the first one is a class.
+        If the arguments have neither form, the first one is a class, or the loss is no
+        tensor.
+    ValueError
+        If the loss is finite and cannot be differentiated, since it has several values
+        or does not depend on any weight.
     NonFiniteDataError
         If ``X`` or ``y`` of an estimator contains NaN or infinity.
 
@@ -342,7 +404,7 @@ def reproduce(
             "report of an error have one, and pickling removes it. Save the report "
             "with report.save(path) to keep the capsule."
         )
-    module, criterion = copy.deepcopy((original_of(module), original_of(criterion)))
+    module, criterion = _copy_of((original_of(module), original_of(criterion)))
     try:
         module.load_state_dict(capsule.weights["module"])
         if isinstance(criterion, nn.Module) and "criterion" in capsule.weights:

@@ -79,6 +79,9 @@ class FailedOperation:
         Class of the innermost module, if it is a layer or a loss of torch.
     has_raised : bool, default=False
         Whether the operation has raised an exception.
+    is_in_hook : bool, default=False
+        Whether a hook has changed a finite gradient by the operation, which is empty if
+        the hook has used no operation of torch.
     """
 
     phase: Phase
@@ -98,6 +101,7 @@ class FailedOperation:
     used_by: tuple[str, ...] = ()
     layer: str = ""
     has_raised: bool = False
+    is_in_hook: bool = False
 
     @property
     def name(self) -> str:

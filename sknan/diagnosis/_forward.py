@@ -339,6 +339,8 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _blame(self, call: _Call, out: Tensor, key: int) -> None:
         """Record the origin of a result that is not finite."""
         has_nan = bool(out.isnan().any())
+        if has_nan and not call.inputs:
+            return  # a constant: what takes it into a result is to blame
         weights = [w for k in call.keys if (w := self._nonfinite_weights.get(k))]
         origin = call.origin
         if origin is not None:

@@ -25,6 +25,12 @@ _FOR_ARGUMENTS = (
     ValueError,
 )
 _NEVER_FOR_VALUES = (NotImplementedError, RecursionError)
+LOSS_IS_DETACHED = (
+    "The loss has no gradient with respect to any weight. Look in forward and in the "
+    "loss for detach(), torch.no_grad(), torch.inference_mode(), argmax or a use of "
+    "NumPy, and leave it out."
+)
+
 _LIBRARIES = ("builtins", "numpy", "torch")
 
 _T = TypeVar("_T")
@@ -176,11 +182,7 @@ def about_graph(error: Exception) -> Exception:
     is_in_module = any(f.f_code.co_name == "_call_impl" for f, _ in frames)
     if is_in_module or "does not require grad" not in str(error):
         return error
-    return ValueError(
-        "The loss has no gradient with respect to any weight. Look in forward and in "
-        "the loss for detach(), torch.no_grad(), torch.inference_mode(), argmax or a "
-        "use of NumPy, and leave it out."
-    )
+    return ValueError(LOSS_IS_DETACHED)
 
 
 def about_dtype(

@@ -264,6 +264,8 @@ def _is_of_prediction(failed: FailedOperation) -> bool:
 
 def _action_for_operation(failed: FailedOperation) -> str:
     """Return what to do about an operation, from the pattern in which it failed."""
+    if failed.is_in_hook:
+        return "Correct this hook, which was given a finite gradient."
     if failed.name in UNWRITTEN:
         return (
             "Write all numbers of the tensor before they are read, or create it with "

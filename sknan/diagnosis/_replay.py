@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from sknan.diagnosis._backward import first_failed_node
 from sknan.diagnosis._evidence import CRITERION, FailedOperation, NonFiniteWeight
@@ -37,6 +38,7 @@ class ModuleNames:
 
     def __init__(self, modules: dict[str, Any], criteria: Iterable[Any]) -> None:
         self.paths: dict[int, str] = {}  # by identity of the module
+        self.owners: dict[int, str] = {}  # path of its module, by identity of a weight
         self.buffers: list[Tensor] = []
         # By key of the storage.
         self.nonfinite_weights: dict[int, NonFiniteWeight] = {}
@@ -47,11 +49,14 @@ class ModuleNames:
             if isinstance(criterion, nn.Module):
                 for part in criterion.modules():
                     self.paths[id(part)] = CRITERION
+                self.owners |= {id(p): CRITERION for p in criterion.parameters()}
                 self._add_weights(criterion, CRITERION)
 
     def _add_network(self, module: nn.Module, prefix: str) -> None:
         for path, part in module.named_modules(prefix=prefix):
             self.paths.setdefault(id(part), path)
+        for path, weight in module.named_parameters(prefix=prefix):
+            self.owners.setdefault(id(weight), path.rpartition(".")[0])
         self.buffers += module.buffers()
         self._add_weights(module, prefix)
 
@@ -74,6 +79,8 @@ class ModuleNames:
 def _tracked_modules(names: ModuleNames, tracer: OperationTracer) -> Iterator[None]:
     """Update the tracer's stack of modules when a forward pass begins or ends.
 
+    The hooks of a module run in the name of the module.
+
     Parameters
     ----------
     names : ModuleNames
@@ -81,8 +88,13 @@ def _tracked_modules(names: ModuleNames, tracer: OperationTracer) -> Iterator[No
     tracer : OperationTracer
         Tracer whose stack of modules is updated.
     """
+    handles: dict[nn.Module, Any] = {}
 
     def enter(module: nn.Module, inputs: Any) -> None:
+        # The global hook runs before those of the module. ScriptModule refuses more.
+        is_hooked = module._forward_hooks and not isinstance(module, ScriptModule)
+        if is_hooked and module not in handles:
+            handles[module] = module.register_forward_hook(leave)
         kind = type(module)
         is_of_torch = kind.__module__.startswith("torch.nn.")
         path = names.paths.get(id(module), tracer.module.path)
@@ -93,13 +105,17 @@ def _tracked_modules(names: ModuleNames, tracer: OperationTracer) -> Iterator[No
         if tracer.module_stack:
             tracer.module_stack.pop()
 
+    def leave_without_hooks(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if module not in handles:
+            leave(module, inputs, outputs)
+
     before = nn.modules.module.register_module_forward_pre_hook(enter)
-    after = nn.modules.module.register_module_forward_hook(leave)
+    after = nn.modules.module.register_module_forward_hook(leave_without_hooks)
     try:
         yield
     finally:
-        before.remove()
-        after.remove()
+        for handle in (before, after, *handles.values()):
+            handle.remove()
 
 
 def replay(
@@ -154,7 +170,7 @@ def _failed_in(
             return dataclasses.replace(
                 failed, is_only_in_buffer=True, weight=was_bad or failed.weight
             )
-    return first_failed_node(loss, tracer)
+    return first_failed_node(loss, tracer, names.owners)
 
 
 def _raised_in(error: Exception, tracer: OperationTracer) -> FailedOperation | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from diagnosis_helpers import (
@@ -13,6 +14,7 @@ from diagnosis_helpers import (
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from sknan import GuardedNet, NonFiniteTrainingError
 from sknan.diagnosis import diagnose
 
 BACKWARD = {
@@ -96,3 +98,101 @@ def test_failed_gradients_of_checkpointed_parts_are_found(reentrant):
     if not reentrant:
         assert report.operation == "aten.sqrt"
         assert report.rows == (1,)
+
+
+# -- hooks on gradients --------------------------------------------------------------
+
+
+def divided(grad):
+    return grad / 0.0
+
+
+def divide_in_place(weight):
+    weight.grad.div_(0.0)
+
+
+def of_weight(net):
+    net.first.weight.register_hook(divided)
+
+
+def after_accumulation(net):
+    net.first.weight.register_post_accumulate_grad_hook(divide_in_place)
+
+
+def of_module(net):
+    net.head.register_full_backward_hook(lambda module, grads, _: (grads[0] / 0.0,))
+
+
+@pytest.mark.parametrize("is_guarded", [False, True])
+@pytest.mark.parametrize(
+    ("hook", "operation", "source"),
+    [
+        (of_weight, "aten.div", line_of(divided, 1)),
+        (after_accumulation, "aten.div_", line_of(divide_in_place, 1)),
+        (of_module, "aten.div", line_of(of_module, 1)),
+    ],
+)
+def test_a_hook_that_ruins_a_gradient_is_named(hook, operation, source, is_guarded):
+    net, X, y = Net(torch.tanh), table(), torch.ones(6, 1)
+    hook(net)
+    if is_guarded:
+        options = {"on_nonfinite": "raise", "train_split": None, "verbose": 0}
+        with pytest.raises(NonFiniteTrainingError) as caught:
+            GuardedNet(net, nn.MSELoss, **options).fit(X.numpy(), y.numpy())
+        report = caught.value.report
+    else:
+        report = diagnose(net, nn.MSELoss(), X, y)
+    assert report.phase == "backward"
+    assert report.module == ("head" if hook is of_module else "first")
+    assert (report.operation, report.source) == (operation, source)
+    assert report.action == "Correct this hook, which was given a finite gradient."
+
+
+def test_a_hook_on_an_activation_is_named_with_its_rows():
+    def function(x):
+        x.register_hook(lambda grad: torch.where(x > 1.9, torch.nan, grad))
+        return torch.tanh(x)
+
+    report = found(function, table(row3=3.0))
+    assert (report.phase, report.operation) == ("backward", "aten.where")
+    assert (report.source, report.rows) == (line_of(function, 1), (3,))
+
+
+def test_a_hook_without_an_operation_of_torch_is_named_by_its_weight():
+    net, nan = Net(torch.tanh), np.full((1, 3), np.nan, dtype="float32")
+    net.head.weight.register_hook(lambda grad: torch.from_numpy(nan))
+    report = diagnose(net, nn.MSELoss(), table(), torch.ones(6, 1))
+    assert str(report) == (
+        "Non-finite gradient in 'head'. The loss is 4.06 but 1 of 4 gradients are "
+        "non-finite, first that of 'head.weight'. Correct this hook, which was given a "
+        "finite gradient."
+    )
+
+
+def test_a_sum_of_finite_gradients_that_overflows_is_found():
+    def function(x):
+        return x * 1e19 + x * 1e19
+
+    net = Net(function)
+    nn.init.ones_(net.head.weight)
+    X, y = table() * 1e-20, torch.ones(6, 1)
+    report = diagnose(net, lambda o, y: (o * 2.5e19).sum(), X, y)
+    assert (report.phase, report.operation) == ("backward", "aten.add")
+    assert (report.cause, report.source) == ("gradient", line_of(function, 1))
+
+
+def test_a_hook_that_steps_an_optimizer_leaves_weights_and_training_alone():
+    net = Net(torch.sqrt)
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in net.parameters()}
+
+    def step(weight):
+        optimizers[weight].step()
+        optimizers[weight].zero_grad()
+
+    for weight in net.parameters():
+        weight.register_post_accumulate_grad_hook(step)
+    before = [p.clone() for p in net.parameters()]
+    assert diagnose(net, nn.MSELoss(), table(), torch.ones(6, 1)) is None
+    report = diagnose(net, nn.MSELoss(), table(row2=0.0), torch.ones(6, 1))
+    assert (report.operation, report.rows) == ("aten.sqrt", (2,))
+    assert all(map(torch.equal, before, net.parameters()))

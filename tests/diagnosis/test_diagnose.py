@@ -50,6 +50,54 @@ def test_objects_that_are_not_nets_are_refused():
     )
 
 
+class Detached(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+def squares(output, target):
+    return (output - target) ** 2
+
+
+LOSSES_WITHOUT_GRADIENT = {
+    "detached": (
+        (Detached(3, 1), nn.MSELoss()),
+        ValueError,
+        "The loss has no gradient with respect to any weight. Look in forward and in "
+        "the loss for detach(), torch.no_grad(), torch.inference_mode(), argmax or a "
+        "use of NumPy, and leave it out.",
+    ),
+    "unreduced": (
+        (nn.Linear(3, 1), squares),
+        ValueError,
+        "The loss has 6 values, and only a single number has a gradient. Return their "
+        "mean, as in loss.mean().",
+    ),
+    "number": (
+        (nn.Linear(3, 1), lambda output, target: squares(output, target).sum().item()),
+        TypeError,
+        "The loss is of type float, and has no gradient. Return the tensor, without "
+        "item(), float() or a use of NumPy.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES_WITHOUT_GRADIENT)
+def test_a_loss_that_has_no_gradient_is_refused(name):
+    (module, criterion), kind, message = LOSSES_WITHOUT_GRADIENT[name]
+    with pytest.raises(kind) as caught:
+        diagnose(module, criterion, table(), torch.ones(6, 1))
+    assert str(caught.value) == message
+
+
+def test_a_failure_is_found_before_a_loss_that_has_no_gradient():
+    y = torch.ones(6, 1)
+    report = diagnose(Detached(3, 1), lambda o, y: torch.log(y - y).mean(), table(), y)
+    assert report.operation == "aten.log"
+    report = diagnose(Net(torch.log), squares, table(row2=-1.0), y)
+    assert (report.operation, report.rows) == ("aten.log", (2,))
+
+
 # -- nets and estimators -------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diagnosis_helpers import (
+    Net,
     Operation,
     found,
     line_of,
@@ -58,6 +59,19 @@ def test_any_code_can_be_traced():
     assert failed.dtype is torch.float16
     weight.grad.fill_(1.0)
     assert trace_operations(lambda: weight.detach() * 2) is None
+
+
+@pytest.mark.parametrize("is_inner", [False, True])
+def test_a_forward_hook_runs_in_the_name_of_its_module(is_inner):
+    def logarithm(module, inputs, output):
+        return torch.log(output - 3.0)
+
+    module = Net(torch.tanh)
+    (module.first if is_inner else module).register_forward_hook(logarithm)
+    report = diagnose(module, nn.MSELoss(), table(), torch.ones(6, 1))
+    assert (report.phase, report.operation) == ("forward", "aten.log")
+    assert report.module == ("first" if is_inner else "")
+    assert report.source == line_of(logarithm, 1)
 
 
 # -- modules that do not run as plain Python -----------------------------------------
