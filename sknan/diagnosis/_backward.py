@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from sknan.diagnosis._evidence import CRITERION, FailedOperation
 from sknan.diagnosis._forward import ActiveModule, GraphNode, OperationTracer
-from sknan.diagnosis._operations import operation_of
 from sknan.diagnosis._values import all_finite, are_all_finite, bad_rows, largest
 
 
@@ -182,7 +181,7 @@ def first_failed_node(
         return FailedOperation(
             phase="backward",
             module=traced.module.path,
-            operation=operation_of(node, traced.operation),
+            operation=traced.operation_of(node),
             source=traced.source,
             rows=bad_rows(~torch.isfinite(bad), tracer.n_rows),
             largest=largest(g for g in given if g is not None),

@@ -119,8 +119,8 @@ class _Step:
             failed is None or (failed.has_raised and not self._depends_on_values())
         ):
             raise evidence.error
-        masks_failure = failed is not None and failed.phase == "backward"
-        if evidence.is_finite and (failed is None or masks_failure):
+        is_masked = failed is None or failed.phase == "backward" or failed.has_raised
+        if evidence.is_finite and is_masked:
             self._check_backward()
             return None  # a later operation may give such an entry no weight
         of_loss = next(filter(None, map(examine_loss, self.criteria)), None)

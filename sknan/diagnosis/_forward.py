@@ -25,7 +25,13 @@ from sknan.diagnosis._evidence import (
     FailedOperation,
     NonFiniteWeight,
 )
-from sknan.diagnosis._operations import OF_LOGARITHMS, SPREADS, Kind, kind_of
+from sknan.diagnosis._operations import (
+    OF_LOGARITHMS,
+    SPREADS,
+    Kind,
+    kind_of,
+    operation_of,
+)
 from sknan.diagnosis._user_code import line_of_user
 from sknan.diagnosis._values import (
     all_finite,
@@ -77,6 +83,13 @@ class GraphNode(NamedTuple):
     source: str | None
     argument_origin: _Origin | None  # why an argument was not finite
     arguments: tuple[Made, ...]
+    is_derivative: bool = False  # the node differentiates the gradient of the operation
+
+    def operation_of(self, node: Any) -> str:
+        """Return the name of the operation that a node differentiates."""
+        return (
+            self.operation if self.is_derivative else operation_of(node, self.operation)
+        )
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,14 @@ def _is_by_design(call: _Call, out: Tensor) -> bool:
     return call.kind.is_move and all(
         x.dtype == out.dtype for x in nonempty_floats(call.inputs)
     )
+
+
+def _is_without_memory(data: Any) -> bool:
+    """Whether a tensor is only a shape, or zeros such as a derivative that vanishes.
+
+    To read its numbers would raise an exception, or end the process.
+    """
+    return any(x.is_meta or x._is_zerotensor() for x in tree_leaves(data))
 
 
 class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -222,6 +243,8 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if _is_without_memory((args, kwargs)):
+            return func(*args, **kwargs)
         call = self._call(func, args, kwargs)
         try:
             output = func(*args, **kwargs)
@@ -293,17 +316,27 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # torch has created the node just before.
         number = torch._C._autograd._get_sequence_nr() - 1
         if number not in self.nodes:
-            line = line_of_user(self._stop, is_of_node=True)
             origin = None if call.takes_zeros_as_logarithms else call.origin
-            self.nodes[number] = GraphNode(
-                call.kind.name, self.module, line, origin, call.arguments
-            )
+            node = self._differentiated()
+            if node is not None:
+                node = node._replace(argument_origin=origin, is_derivative=True)
+            else:
+                line = line_of_user(self._stop, is_of_node=True)
+                node = GraphNode(
+                    call.kind.name, self.module, line, origin, call.arguments
+                )
+            self.nodes[number] = node
         return number
+
+    def _differentiated(self) -> GraphNode | None:
+        """Return the node whose gradient the user's code computes at the moment."""
+        node = torch._C._current_autograd_node()
+        return None if node is None else self.nodes.get(int(node._sequence_nr()))
 
     def _follow(self, call: _Call, out: Tensor, number: int) -> None:
         """Record whether a result is finite, and what is to blame if it is not."""
-        if out.layout is not torch.strided:  # sparse tensors have no storage
-            return
+        if out.layout is not torch.strided or _is_without_memory(out):
+            return  # sparse tensors have no storage either
         key = storage_key(out)
         if call.depends_on_batch:
             self._of_batch.add(key)
@@ -389,7 +422,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> FailedOperation:
         floats = nonempty_floats(call.inputs)
         path, layer = self.module
-        return FailedOperation(
+        failed = FailedOperation(
             phase="loss" if path == CRITERION else "forward",
             module=path,
             operation=call.kind.name,
@@ -403,6 +436,19 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             weight=weight,
             arguments=tuple(made.describe() for made in call.arguments),
             layer=layer,
+        )
+        node = self._differentiated()
+        if node is None:
+            return failed
+        return dataclasses.replace(
+            failed,
+            phase="backward",
+            module=node.module.path,
+            operation=node.operation_of(torch._C._current_autograd_node()),
+            source=node.source,
+            domain=None,
+            arguments=tuple(made.describe() for made in node.arguments),
+            layer=node.module.layer,
         )
 
 

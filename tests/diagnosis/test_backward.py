@@ -7,6 +7,7 @@ import pytest
 import torch
 from diagnosis_helpers import (
     Net,
+    Operation,
     found,
     line_of,
     table,
@@ -196,3 +197,67 @@ def test_a_hook_that_steps_an_optimizer_leaves_weights_and_training_alone():
     report = diagnose(net, nn.MSELoss(), table(row2=0.0), torch.ones(6, 1))
     assert (report.operation, report.rows) == ("aten.sqrt", (2,))
     assert all(map(torch.equal, before, net.parameters()))
+
+
+# -- gradients inside a forward pass or a loss ---------------------------------------
+
+
+class Derivative(nn.Module):
+    """A network that returns a function of its inputs plus its n-th derivative."""
+
+    def __init__(self, function, n):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.ModuleDict({"part": Operation(function)})
+        self.scale = nn.Parameter(torch.ones(()))
+        self.n = n
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        value = derivative = self.inner["part"](x) * self.scale
+        for _ in range(self.n):
+            total = derivative.sum()
+            (derivative,) = torch.autograd.grad(total, x, create_graph=True)
+        return (value + derivative).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "n", "operation"),
+    [
+        (lambda x: torch.sqrt(x), 1, "aten.sqrt"),
+        (lambda x: x.abs() ** 1.5, 2, "aten.pow"),  # its derivatives contain zeros
+        (lambda x: torch.where(x > 0, torch.log(x), x), 1, "aten.log"),
+    ],
+)
+def test_a_gradient_inside_a_forward_pass_is_blamed_on_its_operation(
+    function, n, operation
+):
+    module, y = Derivative(function, n), torch.ones(6, 1)
+    assert diagnose(module, nn.MSELoss(), table(), y) is None
+    report = diagnose(module, nn.MSELoss(), table(row1=0.0), y)
+    assert (report.phase, report.module) == ("backward", "inner.part")
+    assert (report.operation, report.source) == (operation, line_of(function))
+    assert report.rows == (1,)
+
+
+def test_a_gradient_penalty_is_blamed_on_the_root_in_it():
+    class Penalty(nn.Module):
+        def __init__(self, critic):
+            super().__init__()
+            self.critic = critic
+
+        def forward(self, output, target):
+            x = torch.zeros(4, 3, requires_grad=True)
+            total = self.critic(x).sum()
+            (slope,) = torch.autograd.grad(total, x, create_graph=True)
+            return squared_root(slope) + ((output - target) ** 2).mean()
+
+    def squared_root(slope):
+        return (slope.square().sum(1).sqrt() - 1).square().mean()
+
+    critic = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    nn.init.constant_(critic[0].bias, -1.0)
+    report = diagnose(critic, Penalty(critic), table(), torch.ones(6, 1))
+    assert (report.phase, report.module) == ("backward", "criterion")
+    assert (report.operation, report.source) == ("aten.sqrt", line_of(squared_root, 1))
+    assert report.action == "Use sknan.functional.norm."
