@@ -321,7 +321,7 @@ def test_predictions_far_outside_the_training_data_are_finite(criterion):
     assert predicted.dtype == np.float64
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     st.lists(
         st.tuples(
@@ -351,7 +351,7 @@ def test_any_table_gives_finite_predictions_or_an_error_of_sknan(cells):
         assert np.isfinite(predicted).all()
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(st.lists(st.floats(width=64), min_size=24, max_size=24))
 def test_any_target_gives_finite_predictions_or_an_error_of_sknan(values):
     model = StableNetRegressor(max_epochs=2, random_state=0, module__width=8)

@@ -113,7 +113,7 @@ VALUE = st.one_of(
 
 
 @given(rows=st.lists(st.lists(VALUE, min_size=4, max_size=4), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_predicted_quantiles_never_cross(fitted, rows):
     table = np.array(rows)

@@ -159,7 +159,7 @@ def check_predictions_are_finite(train, *others):
             assert np.isfinite(output).all()
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(TABLES)
 def test_random_pandas_tables_give_finite_predictions_or_an_error_of_sknan(drawn):
     train, *others = map(frame_of, drawn)
@@ -168,9 +168,8 @@ def test_random_pandas_tables_give_finite_predictions_or_an_error_of_sknan(drawn
 
 @settings(
     max_examples=25,
-    deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[HealthCheck.data_too_large],
 )
 @given(
     dataframes(

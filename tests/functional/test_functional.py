@@ -91,7 +91,7 @@ def floats_of(bits, n_columns):
 @pytest.mark.parametrize("bits", [32, 64])
 @one_argument
 def test_any_bit_pattern_gives_finite_value_and_gradient_and_nan_gives_nan(name, bits):
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(floats_of(bits, 4))
     def holds(x):
         is_nan = x.isnan()
@@ -111,7 +111,7 @@ def test_any_bit_pattern_gives_finite_value_and_gradient_and_nan_gives_nan(name,
 @pytest.mark.parametrize("bits", [32, 64])
 @two_arguments
 def test_any_two_bit_patterns_give_finite_value_and_gradients(name, bits):
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(floats_of(bits, 3), floats_of(bits, 3))
     def holds(x, y):
         is_nan = x.isnan() | y.isnan()

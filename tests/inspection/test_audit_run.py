@@ -239,7 +239,7 @@ def check(frame, y, n_columns):
 
 
 @given(columns(), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_frame_of_pandas_can_be_audited(made, target):
     n_rows, cells = made
     frame = pd.DataFrame(index=range(n_rows))
@@ -252,7 +252,7 @@ def test_any_frame_of_pandas_can_be_audited(made, target):
 
 
 @given(columns(POLARS), st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_frame_of_polars_can_be_audited(made, target):
     pl = pytest.importorskip("polars")
     _, cells = made

@@ -163,7 +163,7 @@ def test_any_bit_pattern_gives_a_finite_value_and_gradient(name):
         max_size=4,
     )
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(rows)
     def holds(rows):
         z = torch.from_numpy(np.array(rows, dtype=np.uint32).view(np.float32))

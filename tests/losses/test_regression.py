@@ -196,7 +196,7 @@ def test_several_quantiles_are_the_losses_of_each():
     scale=st.sampled_from([0.0, 1e-30, 1.0, 100.0, 1e20, 3e38]),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_output_makes_quantiles_cross(levels, scale, seed):
     loss = sl.QuantileLoss(sorted(levels))
     assert loss.traits.outputs_per_target == len(levels)

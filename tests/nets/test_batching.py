@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sknan._utils.tree import tree_map
@@ -29,7 +29,6 @@ def rows_of(batches):
     return rows
 
 
-@settings(deadline=None)
 @given(lengths, sizes, st.booleans(), st.integers(0, 5))
 def test_every_row_comes_exactly_once_in_a_pass(n, size, shuffle, seed):
     torch.manual_seed(seed)
@@ -41,7 +40,6 @@ def test_every_row_comes_exactly_once_in_a_pass(n, size, shuffle, seed):
             assert list(chain.from_iterable(rows)) == list(range(n))
 
 
-@settings(deadline=None)
 @given(lengths, sizes, st.booleans(), st.booleans(), st.booleans())
 def test_batches_have_the_sizes_that_were_asked_for(n, size, shuffle, drop, merge):
     torch.manual_seed(0)
@@ -55,7 +53,6 @@ def test_batches_have_the_sizes_that_were_asked_for(n, size, shuffle, drop, merg
     assert len(batches) == len(expected)
 
 
-@settings(deadline=None)
 @given(lengths, sizes, st.booleans())
 def test_unshuffled_batches_are_those_of_a_data_loader(n, size, drop):
     X, y = torch.randn(n, 2), torch.arange(n)

@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sknan.optim import (
@@ -143,7 +143,6 @@ HISTORY_CLIPS = [
 
 
 @pytest.mark.parametrize("prototype", HISTORY_CLIPS)
-@settings(deadline=None)
 @given(norms=st.lists(st.floats(min_value=0.0), max_size=40), after=st.floats(0.0, 1e3))
 def test_non_finite_norms_are_ignored(prototype, norms, after):
     with_faults, without = copy.deepcopy(prototype), copy.deepcopy(prototype)

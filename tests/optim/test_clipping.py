@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sknan.optim import (
@@ -46,7 +46,6 @@ def sparse_gradient(rows=(0, 0, 2), scale=1.0):
     return embedding.weight, embedding.weight.grad
 
 
-@settings(deadline=None)
 @given(lists_of(ordinary))
 def test_the_norm_agrees_with_the_definition(rows):
     grads = tensors(rows)
@@ -54,14 +53,12 @@ def test_the_norm_agrees_with_the_definition(rows):
     assert grad_norm(grads).item() == pytest.approx(exact_norm(grads), rel=1e-6)
 
 
-@settings(deadline=None)
 @given(lists_of(finite | st.sampled_from(EXTREMES)))
 def test_the_stable_norm_agrees_with_the_definition_for_all_finite_entries(rows):
     grads = tensors(rows)
     assert stable_grad_norm(grads) == pytest.approx(exact_norm(grads), rel=1e-14)
 
 
-@settings(deadline=None)
 @given(lists_of(st.floats(allow_nan=False, allow_infinity=False)))
 def test_the_stable_norm_of_finite_float64_entries_is_finite(rows):
     grads = tensors(rows, torch.float64)
@@ -146,7 +143,6 @@ def test_repeated_rows_of_a_sparse_gradient_are_added_up(norm):
     assert not grad.is_coalesced()  # else the optimizer rounds in another way
 
 
-@settings(deadline=None)
 @given(lists_of(ordinary), st.floats(1e-2, 1e3))
 def test_clipping_agrees_with_torch_in_the_ordinary_range(rows, max_norm):
     grads = tensors(rows)
@@ -161,7 +157,6 @@ def test_clipping_agrees_with_torch_in_the_ordinary_range(rows, max_norm):
         torch.testing.assert_close(grad, parameter.grad, rtol=tolerance, atol=0)
 
 
-@settings(deadline=None)
 @given(lists_of(finite | st.sampled_from(EXTREMES)), st.floats(1e-3, 1e6))
 def test_clipping_is_exact_for_all_finite_entries(rows, max_norm):
     grads = tensors(rows)
@@ -247,7 +242,6 @@ def test_a_bound_below_zero_is_refused(bound):
     assert str(caught.value) == f"clip_value must be 0 or more, got {bound}."
 
 
-@settings(deadline=None)
 @given(lists_of(st.floats(width=32)), st.floats(0, 1e6, width=32))
 def test_clipping_by_value_agrees_with_numpy(rows, clip_value):
     grads = tensors(rows)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sknan.optim import SCHEDULES, LearningRateSchedule, Plateau, cosine, one_cycle
@@ -33,7 +33,6 @@ def factors(schedule, total_steps, n_asked=None):
     return [schedule.factor(i) for i in range(n_asked or total_steps)]
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(sorted(SCHEDULES)),
     st.integers(1, 200),

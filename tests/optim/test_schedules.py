@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sknan.optim import (
@@ -33,7 +33,6 @@ def learning_rates_of_torch(build, n_steps):
     return rates
 
 
-@settings(deadline=None)
 @given(st.floats(0.0, 1.0))
 def test_every_schedule_stays_between_zero_and_one(progress):
     for function in FUNCTIONS:

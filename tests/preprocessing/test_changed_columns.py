@@ -155,7 +155,7 @@ def read_in_another_type(cells, first, later):
     return cleaner.kinds_["x"], fitted, read, [str(w.message) for w in caught]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.lists(instants, min_size=3, max_size=6, unique=True),
     st.sampled_from(list(INSTANTS)),
@@ -171,7 +171,7 @@ def test_dates_are_the_same_instants_in_every_type(cells, first, later):
     assert all("zone" in text and "'x'" in text for text in warned)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(-(10**9), 10**9), min_size=3, max_size=6),
     st.sampled_from(list(NUMBERS)),

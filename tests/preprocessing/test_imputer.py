@@ -74,7 +74,6 @@ def exact_median(values):
     return (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
 
 
-@settings(deadline=None)
 @given(tables, st.sampled_from(["C", "F"]))
 def test_statistics_agree_with_exact_fractions(table, order):
     table = np.asarray(table, order=order)
@@ -94,7 +93,6 @@ def test_statistics_agree_with_exact_fractions(table, order):
             )
 
 
-@settings(deadline=None)
 @given(tables, st.sampled_from(["mean", "median", "zero"]), st.booleans())
 def test_only_missing_cells_are_filled_and_all_of_them(table, strategy, keep):
     imputer = NaNImputer(strategy=strategy, keep_empty_features=keep)
@@ -169,7 +167,6 @@ def test_auto_is_the_median_of_dense_and_the_mean_of_sparse_columns():
 # -- sparse --------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(tables, st.sampled_from(["mean", "median", "zero"]))
 def test_sparse_input_gives_the_result_of_the_dense_table(table, strategy):
     rows = sparse.csc_array(table)
@@ -369,7 +366,6 @@ def test_read_only_tables_are_filled():
 # -- inverse_transform ---------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(tables)
 def test_inverse_transform_restores_the_missing_values(table):
     imputer = NaNImputer(add_indicator=True, keep_empty_features=True).fit(table)
@@ -634,7 +630,7 @@ def test_the_mean_of_float32_is_summed_in_float64(order):
     np.testing.assert_allclose(found, expected, rtol=1e-14)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["mean", "median", "zero"]),
@@ -716,7 +712,6 @@ def test_a_single_row_is_filled_as_within_a_table():
 # -- partial_fit ---------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     tables,
     st.lists(st.integers(1, 8), max_size=4),

@@ -185,7 +185,7 @@ def test_none_and_na_as_missing_values_are_the_same_as_nan(strategy, marker):
     np.testing.assert_array_equal(imputer.fit_transform(numbers), expected)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_masked_cells_are_missing_and_their_values_unread(data):
     kind = data.draw(st.sampled_from(["f8", "f4", "i8", "i2", "u1", "?", "O"]))

@@ -59,7 +59,7 @@ def test_the_values_agree_with_a_sorted_table(order, dtype, share_missing):
     check(table, [0.0, 0.25, 0.5, 0.75, 1.0])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.integers(0, 2**32 - 1),
     st.lists(st.floats(0, 1), min_size=1, max_size=3),

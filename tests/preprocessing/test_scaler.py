@@ -11,7 +11,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from mpmath import mp, mpf
@@ -49,7 +49,6 @@ def exact(x, center, scale, bound):
 # -- all numbers ---------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(tables, bounds, st.sampled_from([np.float32, np.float64]))
 def test_every_result_is_finite_and_bounded(table, bound, dtype):
     with np.errstate(over="ignore"):
@@ -63,7 +62,6 @@ def test_every_result_is_finite_and_bounded(table, bound, dtype):
         assert (np.abs(known.astype(np.float64)) <= bound).all()
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(np.float64, st.integers(1, 12), elements=anything),
     bounds,
@@ -77,7 +75,6 @@ def test_a_larger_value_never_gives_a_smaller_result(column, bound, dtype):
     assert (np.diff(scaled.astype(np.float64)) >= 0).all()
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.float64, st.integers(2, 9), elements=finite), bounds)
 def test_the_result_agrees_with_the_definition(column, bound):
     scaler = SafeScaler(bound=bound).fit(column[:, None])
@@ -105,7 +102,6 @@ def quantile(known, q):
     return below + (known[math.ceil(rank)] - below) * (rank - math.floor(rank))
 
 
-@settings(deadline=None)
 @given(tables)
 def test_center_and_scale_are_median_and_quartiles(table):
     scaler = SafeScaler().fit(table)
@@ -230,7 +226,6 @@ def test_inverse_transform_restores_values_within_the_bound():
     np.testing.assert_allclose(back, table, rtol=1e-9)
 
 
-@settings(deadline=None)
 @given(tables, bounds)
 def test_inverse_transform_is_finite_where_the_table_was(table, bound):
     scaler = SafeScaler(bound=bound).fit(table)
@@ -357,7 +352,6 @@ def test_deviations_too_small_to_be_squared_are_scaled(dtype):
     assert scaled.tolist() == (-scaled[::-1]).tolist()
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(
         np.float32,
@@ -391,7 +385,6 @@ def test_tiny_deviations_are_scaled_in_tables_of_any_length(dtype):
     np.testing.assert_array_equal(many, np.tile(once, (n_times, 1)))
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([np.float32, np.float64]),
     st.lists(finite, min_size=1, max_size=30),

@@ -136,7 +136,7 @@ def test_a_long_column_is_sampled_but_counted_exactly():
     st.sampled_from(["f8", "f4", "f2"]),
     st.integers(1, 30),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_suspected_value_repeats_in_the_column(values, dtype, n_times):
     with np.errstate(over="ignore"):
         column = np.repeat(np.array(values, dtype=dtype), n_times)

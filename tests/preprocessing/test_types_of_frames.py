@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sknan.exceptions import ChangedColumnWarning
@@ -225,11 +225,7 @@ def tables(draw):
     ]
 
 
-@settings(
-    deadline=None,
-    max_examples=300,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@settings(max_examples=300)
 @given(tables())
 @example(
     [frame("pandas", [of(LARGE)]) for _, of in (category(dtype=float), category(repr))]

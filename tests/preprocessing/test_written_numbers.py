@@ -131,7 +131,7 @@ STYLES = [
 SEPARATORS = [".,", ". ", ".'", ".", ",.", ", ", ",\u202f", ",\u2019", ","]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=8),
     st.sampled_from(SEPARATORS),
@@ -174,7 +174,7 @@ CODES = [
 ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from(CODES),
     st.lists(

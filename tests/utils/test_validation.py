@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -37,7 +37,6 @@ def message_of(values, **options):
     return str(caught.value)
 
 
-@settings(deadline=None)
 @given(tables, limits)
 def test_counts_agree_with_numpy(values, limit):
     counts, bad = count_nonfinite(values, limit)
@@ -50,7 +49,6 @@ def test_counts_agree_with_numpy(values, limit):
     np.testing.assert_array_equal(bad, ~(np.abs(values) <= limit))
 
 
-@settings(deadline=None)
 @given(tables, limits)
 @example(np.array([math.nan]), FLOAT32_MAX)
 @example(np.array([[FLOAT32_MAX, -FLOAT32_MAX]]), FLOAT32_MAX)
@@ -66,7 +64,6 @@ def test_a_table_is_refused_if_and_only_if_a_cell_is_not_finite_or_too_large(
         assert message.endswith(REMEDY)
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(
         np.float64,

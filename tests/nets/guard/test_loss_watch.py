@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -207,7 +207,6 @@ def test_a_saved_watch_continues_in_the_same_way(before, after):
         )
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_joint_watches_suspect_the_same_steps_as_a_single_one(data):
     n_steps = data.draw(st.integers(1, 200))
