@@ -284,7 +284,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         origin = _earliest(origins)
         arguments = self._arguments(args)
         if origin is not None and not (kind.is_move or kind.is_view):
-            user = Made(kind.stem, arguments).describe(3)
+            user = Made(kind.stem, arguments).describe()
             self._users.setdefault(origin.order, []).append(user)
         return _Call(
             kind,

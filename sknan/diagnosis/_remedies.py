@@ -13,6 +13,7 @@ from sknan.diagnosis._evidence import (
     Places,
 )
 from sknan.diagnosis._report import Cause
+from sknan.diagnosis._sources import sources_of
 
 ACTIONS: dict[Cause, str] = {
     "data": (
@@ -63,11 +64,15 @@ FUNCTIONS = {
 }
 
 
+_LOGARITHMS = ("log", "log10", "log2", "xlogy")
+
+
 class Pattern(NamedTuple):
     """An operation with its surroundings, and what replaces all of them.
 
     ``arguments`` is searched for in the origins of the arguments, ``used_by`` in the
-    operations that followed. Empty expressions match everything.
+    operations that followed, and ``log_of`` in the sources of the argument of a
+    logarithm, which failed or followed. Empty expressions match everything.
     """
 
     operations: str
@@ -75,6 +80,7 @@ class Pattern(NamedTuple):
     arguments: str = ""
     used_by: str = ""
     is_in_criterion: bool | None = None
+    log_of: str = ""
 
     def fits(self, failed: FailedOperation) -> bool:
         """Whether an operation has failed in this pattern."""
@@ -84,12 +90,24 @@ class Pattern(NamedTuple):
             and self.is_in_criterion in (None, in_criterion)
             and bool(re.search(self.arguments, "; ".join(failed.arguments)))
             and bool(re.search(self.used_by, "; ".join(failed.used_by)))
+            and bool(re.search(self.log_of, _sources_of_logarithm(failed)))
         )
+
+
+def _sources_of_logarithm(failed: FailedOperation) -> str:
+    """Return the sources of the argument of a logarithm, which failed or followed."""
+    if failed.name in _LOGARITHMS:
+        argument = (failed.arguments or ("",))[-1]
+    else:
+        users = (user for user in failed.used_by if user.startswith("log("))
+        argument = next(users, "")[len("log(") : -1]
+    return " ".join(sources_of(argument))
 
 
 _EPS = r"(?:(?:add|clamp|clamp_min|maximum)\()*"  # around a denominator
 _LAST = rf"(?:^|; ){_EPS}"  # beginning of the last argument of an operation
 _SQUARES = r"(?:pow|mul|square)\b"
+_OF_SIGMOID = r"^(?:\+ )?(?:1-sigmoid|sigmoid)(?: sigmoid)?$"
 _LENGTH = rf"(?:(?:linalg_vector_)?norm\b|sqrt\(sum\({_SQUARES})"
 _SPREAD = r"(?:std\b|sqrt\(var\b)"
 
@@ -131,26 +149,28 @@ PATTERNS = (
         is_in_criterion=True,
     ),
     Pattern(
-        "log",
-        "Use sknan.losses.BCEWithLogitsLoss on the logits, in place of sigmoid and "
-        "logarithm.",
-        r"^(?:add\(|clamp\w*\(|(?:r?sub\((?:constant, )?))*sigmoid\b",
+        " ".join(_LOGARITHMS),
+        "Use sknan.losses.BCEWithLogitsLoss on the logits, or "
+        "sknan.functional.log_sigmoid in place of sigmoid and logarithm.",
+        r"^(?!.*\b(?:gather|index_select|take)\()",
         is_in_criterion=True,
+        log_of=_OF_SIGMOID,
     ),
     Pattern(
-        "log",
-        "Use sknan.functional.log_sigmoid in place of sigmoid and logarithm.",
-        r"^sigmoid\b",
-    ),
-    Pattern(
-        "log log1p",
+        "log1p",
         "Use sknan.functional.log_sigmoid(-x) in place of log(1 - sigmoid(x)).",
-        r"^(?:r?sub|neg)\((?:constant, )?sigmoid\b",
+        r"^neg\(sigmoid\b",
     ),
     Pattern(
-        "log",
+        " ".join(_LOGARITHMS),
+        "Use sknan.functional.log_sigmoid(x) in place of log(sigmoid(x)), and "
+        "log_sigmoid(-x) in place of log(1 - sigmoid(x)).",
+        log_of=_OF_SIGMOID,
+    ),
+    Pattern(
+        " ".join(_LOGARITHMS),
         "Use sknan.functional.log_softmax in place of softmax and logarithm.",
-        r"^_softmax\b",
+        log_of=r"^(?:\+ )?_softmax$",
     ),
     Pattern(
         "cosh",
@@ -168,15 +188,25 @@ PATTERNS = (
         "Use sknan.functional.softmax.",
         used_by=r"(?:^|; )div\(exp\b.*, sum\(exp\b",
     ),
-    Pattern("exp", "Use sknan.functional.logsumexp.", used_by=r"; log\(sum\(exp\b"),
     Pattern("exp", "Use torch.logcumsumexp.", used_by=r"; log\(cumsum\(exp\b"),
     Pattern("log", "Use torch.logcumsumexp.", r"^cumsum\(exp\b"),
     Pattern(
         "exp",
         "Use sknan.functional.softplus.",
-        used_by=r"log\(add\(exp\b|^log1p\(exp\b",
+        used_by=r"log\(add\(exp\b(?!.*\bexp\b)|^log1p\(exp\b",
     ),
-    Pattern("log", "Use sknan.functional.logsumexp.", r"^sum\(exp\b"),
+    Pattern(
+        f"exp {' '.join(_LOGARITHMS)}",
+        "Use sknan.functional.logsumexp of the logarithms of the terms, in place of "
+        "exp, sum and log.",
+        log_of=r"^\+ (?:.* )?exp\b",
+    ),
+    Pattern(
+        f"exp {' '.join(_LOGARITHMS)}",
+        "Write log(exp(x)) as x, and the logarithm of a product as the sum of the "
+        "logarithms of its factors.",
+        log_of=r"(?:^| )exp\b",
+    ),
     Pattern(
         "exp expm1",
         "Bound the exponent, as in exp(sknan.functional.soft_clamp(x, high=10.0)).",
@@ -257,9 +287,16 @@ def action_for(cause: Cause, failed: FailedOperation | None, places: Places) -> 
 
 
 def _is_of_prediction(failed: FailedOperation) -> bool:
-    """Whether a loss gave an operation numbers outside its domain from the network."""
+    """Whether a loss gave an operation numbers outside its domain from the network.
+
+    Probabilities, exponentials and numbers that are all at least 0 are positive by
+    construction, apart from rounding: they are no predictions of any size.
+    """
     is_target = any(re.match(r"target\b", made) for made in failed.arguments)
-    return failed.phase == "loss" and not is_target
+    is_negative = failed.domain is not None and failed.domain[0] < 0.0
+    sources = {s.removeprefix("1-") for s in sources_of(", ".join(failed.arguments))}
+    is_bounded = not sources.isdisjoint(("_softmax", "exp", "sigmoid"))
+    return failed.phase == "loss" and is_negative and not (is_target or is_bounded)
 
 
 def _action_for_operation(failed: FailedOperation) -> str:

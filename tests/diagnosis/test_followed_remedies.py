@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -304,9 +305,25 @@ def cross_entropy_by_hand(log_softmax, p, y):
     return -log_softmax(200 * p).gather(1, y[:, None]).mean()
 
 
+def probability_of_class(p, y):
+    return torch.softmax(200 * p, 1).gather(1, y[:, None])
+
+
 def bce_by_hand(p, y):
     q = torch.sigmoid(40 * p)
     return -(y * torch.log(q) + (1 - y) * torch.log(1 - q)).mean()
+
+
+def sigmoids_of_class(p, y):
+    q = torch.sigmoid(40 * p)
+    return torch.cat([1 - q, q], 1).gather(1, y.long())
+
+
+WEIGHTS = torch.tensor([0.9, 0.1])  # of the components of a mixture
+
+
+def exponents(p, y):
+    return -((y - p) ** 2) * torch.tensor([40.0, 80.0])
 
 
 def negative_log_likelihood(log_rate, y):
@@ -350,6 +367,52 @@ IN_LOSS = {
         accuracy,
         2,
         offset=3.0,
+    ),
+    **{
+        f"logarithm of {name}": InLoss(
+            lambda p, y, of=of: -torch.log(of(p, y)).mean(),
+            "log_softmax",
+            lambda f: lambda p, y: cross_entropy_by_hand(lambda z: f(z, 1), p, y),
+            CODES,
+            accuracy,
+            2,
+            offset=3.0,
+        )
+        for name, of in {
+            "gathered probabilities": probability_of_class,
+            "indexed probabilities plus zero": lambda p, y: (
+                torch.softmax(200 * p, 1)[torch.arange(len(y)), y] + 0.0
+            ),
+            "a sum of products": lambda p, y: (
+                torch.softmax(200 * p, 1) * F.one_hot(y, 2)
+            ).sum(1),
+        }.items()
+    },
+    "logarithm of gathered sigmoids": InLoss(
+        lambda p, y: -torch.log(sigmoids_of_class(p, y)).mean(),
+        "log_sigmoid",
+        lambda f: lambda p, y: -torch.where(y == 1, f(40 * p), f(-40 * p)).mean(),
+        LABELS,
+        accuracy,
+        offset=9,
+    ),
+    "logarithm of a choice of sigmoids": InLoss(
+        lambda p, y: (
+            -torch.log(
+                torch.where(y == 1, torch.sigmoid(40 * p), 1 - torch.sigmoid(40 * p))
+            ).mean()
+        ),
+        "BCEWithLogitsLoss",
+        lambda loss: loss(),
+        LABELS,
+        accuracy,
+        offset=9,
+    ),
+    "likelihood of a mixture": InLoss(
+        lambda p, y: -torch.log((WEIGHTS * exponents(p, y).exp()).sum(1)).mean(),
+        "logsumexp",
+        lambda f: lambda p, y: -f(WEIGHTS.log() + exponents(p, y), 1).mean(),
+        offset=3,
     ),
     "binary cross-entropy by hand": InLoss(
         bce_by_hand,
@@ -433,6 +496,24 @@ def test_the_loss_or_function_that_is_advised_trains(name):
     assert remedy.score(followed, remedy.inputs, remedy.target) > 0.8
 
 
+def test_the_exponent_of_a_likelihood_trains():
+    def exponent(p, y):
+        return -(((y - p) / 0.05) ** 2) / 2
+
+    def module():
+        return Net(lambda x: x)
+
+    scale = 0.05 * math.sqrt(2 * math.pi)
+    loss = Loss(lambda p, y: -torch.log(exponent(p, y).exp() / scale).mean())
+    report = report_on(module(), loss, BASE, SIGNAL)
+    assert report.action == (
+        "Write log(exp(x)) as x, and the logarithm of a product as the sum of the "
+        "logarithms of its factors."
+    )
+    followed = Loss(lambda p, y: math.log(scale) - exponent(p, y).mean())
+    assert r2(trained(module(), followed, BASE, SIGNAL), BASE, SIGNAL) > 0.8
+
+
 # -- options, layers, weights and data -----------------------------------------------
 
 
@@ -454,6 +535,7 @@ def test_a_label_longer_than_its_signal_is_ignored_or_left_out():
     X[:, :, 0] = 3.0 * (2 * symbols - 3)[:, None]
     y = np.c_[np.ones(64, "int64"), np.tile(symbols[:, None], (1, 6))]
     y[[11, 40], 0] = 6
+    torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3))
     report = report_on(module, CTC, X, y)
     assert report.action == (
