@@ -10,7 +10,7 @@ import difflib
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -27,6 +27,9 @@ _FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
 # Number of values, such as those of a row, for which the calls take most of the time.
 _FEW = 2**10
+
+# A test of a parameter, and the same in words for the message.
+Rule = tuple[Callable[[Any], bool], str]
 
 # Largest number of columns or rows that a message lists.
 _MAX_LISTED = 8
@@ -79,6 +82,51 @@ def is_integer(value: Any) -> bool:
     """
     is_plain = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return is_plain and -(2**63) <= value < 2**64
+
+
+def is_one_of(value: Any, names: Iterable[str]) -> bool:
+    """Whether a value is one of some strings.
+
+    An array has no truth value to compare, and a list no hash.
+
+    Parameters
+    ----------
+    value : object
+        Any value.
+    names : iterable of str
+        Strings.
+
+    Returns
+    -------
+    bool
+    """
+    return isinstance(value, str) and value in names
+
+
+def check_parameter(owner: str, name: str, value: Any, rule: Rule) -> None:
+    """Raise an error if a parameter breaks its rule.
+
+    Parameters
+    ----------
+    owner : str
+        Name of the class or function that has the parameter.
+    name : str
+        Name of the parameter.
+    value : object
+        Its value.
+    rule : tuple of callable and str
+        Test of the value, and the same in words.
+
+    Raises
+    ------
+    ValueError
+        If the test fails. The message contains owner, name, rule and value.
+    """
+    is_valid, words = rule
+    if not is_valid(value):
+        raise ValueError(
+            f"The {name!r} parameter of {owner} must be {words}, got {value!r}."
+        )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -218,6 +266,16 @@ def places(bad: np.ndarray, names: Sequence[Any] | None) -> str:
     return f" in {len(columns)} of {_plural(bad.shape[1], 'column')}: {listed}{tail}"
 
 
+def check_dense(tensor: torch.Tensor, name: str) -> None:
+    """Raise ``TypeError`` for a nested or sparse tensor, and for one of float8."""
+    is_float8 = tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    if is_float8 or tensor.is_nested or tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{name} is a nested or sparse tensor, or of type float8. Pass "
+            "to_padded_tensor(0.0), to_dense() or float() of it."
+        )
+
+
 def array_of(tensor: torch.Tensor, name: str) -> np.ndarray:
     """Return a tensor as an array, or raise an error that names it.
 
@@ -228,12 +286,7 @@ def array_of(tensor: torch.Tensor, name: str) -> np.ndarray:
     name : str
         Name of the tensor in the message, such as ``"X"``.
     """
-    is_float8 = tensor.is_floating_point() and tensor.dtype.itemsize == 1
-    if is_float8 or tensor.is_nested or tensor.layout is not torch.strided:
-        raise TypeError(
-            f"{name} is a nested or sparse tensor, or of type float8. Pass "
-            "to_padded_tensor(0.0), to_dense() or float() of it."
-        )
+    check_dense(tensor, name)
     is_known = not tensor.is_floating_point() or tensor.dtype in _NUMPY_FLOATS
     array: np.ndarray = (tensor if is_known else tensor.float()).numpy(force=True)
     return array
@@ -269,6 +322,7 @@ def check_finite(
         first row of each, and the remedy.
     """
     if isinstance(values, torch.Tensor):
+        check_dense(values, name)
         if not values.is_floating_point():
             return
         values = array_of(values, name)

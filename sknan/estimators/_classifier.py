@@ -16,8 +16,8 @@ from sknan.estimators._class_outputs import (
     LabelPredictionMixin,
 )
 from sknan.estimators._class_targets import ClassTargetMixin
-from sknan.estimators._components import name_of
 from sknan.losses._per_label import PerLabelLoss, loss_per_label
+from sknan.nets._parameters import name_of
 
 
 class StableNetClassifier(LabelPredictionMixin, ClassTargetMixin):

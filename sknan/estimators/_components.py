@@ -7,15 +7,13 @@ class name of the estimator (``owner``) for messages.
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sknan._utils.outside import is_of_environment, is_of_signal, unless
+from sknan._utils.outside import is_of_environment, unless
 from sknan._utils.pickling import copy_of_module
 from sknan._utils.validation import did_you_mean
 from sknan.losses._registry import (
@@ -24,6 +22,13 @@ from sknan.losses._registry import (
     get_criterion,
 )
 from sknan.losses._traits import traits_of
+from sknan.nets._parameters import (
+    accepted_by,
+    check_accepted,
+    check_complete,
+    check_device,
+    name_of,
+)
 from sknan.nets._tabular_mlp import TabularMLP
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -62,53 +67,6 @@ class CallableLoss(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the loss of ``output`` for ``target``."""
         return self.function(output, target, **self.options)
-
-
-def name_of(component: Any) -> str:
-    """Return the name of a component in messages.
-
-    This is a string in quotes, the name of a class or function, or else the name of the
-    class of the object.
-    """
-    if isinstance(component, str):
-        return repr(component)
-    return getattr(component, "__name__", None) or type(component).__name__
-
-
-def _accepted(factory: Any) -> tuple[str, ...] | None:
-    """Return the names of the factory's parameters, or None if it accepts any name."""
-    try:
-        return _cached_signature(factory)
-    except unless(is_of_signal, TypeError):  # the factory is not hashable
-        return _read_signature(factory)
-
-
-def _read_signature(factory: Any) -> tuple[str, ...] | None:
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except unless(is_of_signal, TypeError, ValueError):
-        return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return tuple(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
-
-
-# Reading a signature takes 0.1 ms, and a search does so for each candidate.
-_cached_signature = functools.lru_cache(maxsize=64)(_read_signature)
-
-
-def _check_accepted(
-    prefix: str, factory: Any, given: dict[str, Any], owner: str
-) -> None:
-    """Refuse a prefixed parameter that the factory does not have."""
-    accepted = _accepted(factory)
-    for name in given:
-        if accepted is not None and name not in accepted:
-            raise ValueError(
-                f"{owner} got {prefix}__{name}, but {name_of(factory)} has no "
-                f"parameter {name!r}.{did_you_mean(name, accepted)} It has: "
-                f"{', '.join(repr(known) for known in accepted)}."
-            )
 
 
 def _check_nothing_given(prefix: str, part: nn.Module, given: dict[str, Any]) -> None:
@@ -163,10 +121,12 @@ def resolve_module(
             "module must be a torch.nn.Module class or instance, a function that "
             f"returns one, or None, got {module!r}."
         )
-    _check_accepted("module", module, given, owner)
-    accepted = _accepted(module) or ()
+    check_accepted("module", module, given, owner)
+    accepted = accepted_by(module) or ()
     filled = {name: size for name, size in sizes.items() if name in accepted}
-    return module, {**filled, **given}
+    filled |= given
+    check_complete("module", module, filled, owner)
+    return module, filled
 
 
 def resolve_criterion(
@@ -213,7 +173,7 @@ def resolve_criterion(
         _check_nothing_given("criterion", criterion, given)
         built = copy.deepcopy(criterion)
     elif callable(criterion):
-        _check_accepted("criterion", criterion, given, owner)
+        check_accepted("criterion", criterion, given, owner)
         is_class = isinstance(criterion, type)
         built = criterion(**given) if is_class else CallableLoss(criterion, **given)
     else:
@@ -278,9 +238,9 @@ def resolve_optimizer(
         )
     # skorch accepts param_groups for any optimizer.
     named = {name: v for name, v in given.items() if name != "param_groups"}
-    _check_accepted("optimizer", optimizer, named, owner)
+    check_accepted("optimizer", optimizer, named, owner)
     parameters = dict(given)
-    if "weight_decay" in (_accepted(optimizer) or ()):
+    if "weight_decay" in (accepted_by(optimizer) or ()):
         parameters.setdefault("weight_decay", weight_decay)
     if optimizer in _FUSED and not _KERNEL_CHOICES & set(given):
         parameters["fused"] = True
@@ -295,18 +255,7 @@ def resolve_device(device: str) -> str:
     ValueError
         If the name is invalid, or this machine does not have the device.
     """
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except unless(is_of_signal, RuntimeError, TypeError):
-        raise ValueError(
-            "device must be a torch device such as 'cpu' or 'cuda', or 'auto', got "
-            f"{device!r}."
-        ) from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={device!r} is not available here. Use device='cpu', or "
-            "device='auto' for the GPU if there is one."
-        )
+    check_device(device, "'auto'", ", or device='auto' for the GPU if there is one")
     return device

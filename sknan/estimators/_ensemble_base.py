@@ -24,7 +24,7 @@ from sknan.estimators._base import StableNetBase
 from sknan.estimators._classifier import StableNetClassifier
 from sknan.estimators._held_out import HeldOutPredictions
 from sknan.estimators._input import CheckedRows, check_sample_weight, network_input
-from sknan.estimators._parameters import check_parameter
+from sknan.estimators._parameters import check_own_parameter
 from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._validation_split import ValidationFold
 from sknan.exceptions import DivergenceWarning
@@ -328,7 +328,7 @@ class Ensemble(VersionedPickleMixin, EncodedStateMixin, BaseEstimator):
                 f"least 1, got {n!r}."
             )
         for parameter in ("max_time", "validation_split", "scoring"):
-            check_parameter(self, parameter)
+            check_own_parameter(self, parameter)
         if self.estimator is None:
             return self._network(**_DEFAULT_PARAMS)
         if not isinstance(self.estimator, self._network):

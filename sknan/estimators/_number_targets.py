@@ -15,7 +15,6 @@ from sknan._utils.outliers import without_outliers
 from sknan._utils.validation import FLOAT32_MAX, FLOAT64_MAX, check_finite, drop_rows
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._column_scaling import check_targets
-from sknan.estimators._components import name_of
 from sknan.estimators._target_scaling import (
     NumberCoding,
     joint_moments,
@@ -28,6 +27,7 @@ from sknan.losses._target_domain import refuse_outside_domain
 from sknan.losses._traits import is_own_loss
 from sknan.nets._batching import TensorTable
 from sknan.nets._data import LEAVE_OUT, is_loss_finite
+from sknan.nets._parameters import name_of
 from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
 # Rows of ``partial_fit`` whose targets together give mean and scale. The standard error

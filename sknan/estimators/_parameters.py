@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import get_scorer_names
-from skorch.callbacks import Callback
 
-from sknan._utils.validation import is_integer, is_number, nearest_name
+from sknan._utils.validation import (
+    Rule,
+    check_parameter,
+    is_integer,
+    is_number,
+    nearest_name,
+)
 from sknan.estimators._validation_split import is_chunks, is_splitter
 from sknan.nets._guard_parts import guard_parts
+from sknan.nets._parameters import is_callback
 
 _PARTS = ("module", "criterion", "optimizer")
 _PREFIXES = (*_PARTS, "compile")
@@ -80,20 +85,10 @@ def _is_positive_integer_or_auto(value: Any) -> bool:
     return _is_positive_integer(value) or is_auto(value)
 
 
-def _is_callback(value: Any) -> bool:
-    """Whether skorch accepts ``value``: an instance, a class, or a pair with a name."""
-    if isinstance(value, tuple):
-        return len(value) == 2 and isinstance(value[0], str) and _is_callback(value[1])
-    return isinstance(value, Callback) or (
-        isinstance(value, type) and issubclass(value, Callback)
-    )
-
-
-# A test of each parameter, and the same in words for the message. `guard_parts` checks
-# the parameters of the guard, of clipping and of the schedule.
+# `guard_parts` checks the parameters of the guard, of clipping and of the schedule.
 _COUNT = (_is_positive_integer, "an integer of at least 1")
 _COUNT_OR_AUTO = (_is_positive_integer_or_auto, "an integer of at least 1 or 'auto'")
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+_RULES: dict[str, Rule] = {
     "lr": (
         lambda v: (is_number(v) and 0 < v < math.inf) or is_auto(v),
         "a finite number above 0 or 'auto'",
@@ -135,7 +130,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "callbacks": (
         lambda v: (
-            v is None or (isinstance(v, (list, tuple)) and all(map(_is_callback, v)))
+            v is None or (isinstance(v, (list, tuple)) and all(map(is_callback, v)))
         ),
         "a list of skorch callbacks or None",
     ),
@@ -153,19 +148,14 @@ def check_parameters(estimator: PrefixedParamsMixin) -> None:
     if hasattr(estimator, _VAR_KEYWORD):
         raise ValueError(estimator._unknown_parameter(_VAR_KEYWORD))
     for name in _RULES:
-        check_parameter(estimator, name)
+        check_own_parameter(estimator, name)
     guard_parts(estimator)
 
 
-def check_parameter(estimator: BaseEstimator, name: str) -> None:
-    """Raise an error if a parameter breaks its rule."""
-    is_valid, rule = _RULES[name]
-    value = getattr(estimator, name)
-    if not is_valid(value):
-        raise ValueError(
-            f"The {name!r} parameter of {type(estimator).__name__} must be {rule}, "
-            f"got {value!r}."
-        )
+def check_own_parameter(estimator: BaseEstimator, name: str) -> None:
+    """Raise an error if a parameter of an estimator breaks its rule."""
+    owner = type(estimator).__name__
+    check_parameter(owner, name, getattr(estimator, name), _RULES[name])
 
 
 class PrefixedParamsMixin(BaseEstimator):

@@ -8,10 +8,10 @@ import numpy as np
 from torch import nn
 
 from sknan._utils.settings import usual_settings
-from sknan.estimators._components import name_of
 from sknan.estimators._number_targets import NumberTargetMixin
 from sknan.estimators._quantiles import QuantilePredictionMixin
 from sknan.losses._bounded import unbounded
+from sknan.nets._parameters import name_of
 
 
 class StableNetRegressor(QuantilePredictionMixin, NumberTargetMixin):

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.base import is_classifier
-from skorch.dataset import Dataset, unpack_data
+from skorch.dataset import Dataset, get_len, unpack_data
 from skorch.utils import is_pandas_ndframe
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
@@ -23,12 +23,13 @@ from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import N_TRIAL_ROWS
 from sknan._utils.tree import tree_leaves, tree_map
-from sknan._utils.validation import FLOAT64_MAX, check_finite, drop_rows
+from sknan._utils.validation import FLOAT64_MAX, check_dense, check_finite, drop_rows
 from sknan.diagnosis._raised import result_of_trial
 from sknan.exceptions import NonFiniteDataError
 from sknan.losses._target_domain import refuse_outside_domain
 from sknan.losses._traits import is_own_loss, traits_of
 from sknan.nets._batching import TensorTable
+from sknan.nets._own_step import has_own_method
 from sknan.preprocessing._tables.plain_cells import kind_of, plain_cells
 
 _IMPUTE = (
@@ -41,6 +42,9 @@ _IMPUTE = (
 LEAVE_OUT = (
     "Or let the criterion leave missing targets out: its loss is not finite for them."
 )
+
+# Number of inputs whose rows a message lists.
+_MOST_INPUTS = 8
 
 # What outliers among the targets do to a training, and the remedy.
 _OUTWEIGH = "They dominate the loss, so that the network learns little from the others."
@@ -187,6 +191,60 @@ def refuse_unusable_targets(net: Any, X: Any, y: Any) -> None:
             refuse_outside_domain(criterion, array, type(criterion).__name__)
 
 
+def check_rows(net: Any, X: Any, y: Any) -> None:
+    """Raise an error for inputs whose rows skorch cannot read.
+
+    Whatever reads the rows of a net in a way of the user may read others.
+
+    Raises
+    ------
+    TypeError
+        If a tensor is nested or sparse.
+    ValueError
+        If the numbers of rows differ, or if there are none.
+    """
+    is_own = isinstance(X, torch.utils.data.Dataset) or net.get_params_for("dataset")
+    if is_own or not reads_as_skorch(net):
+        return
+    leaves = [*_leaves("X", X), *_leaves("y", y)]
+    for label, leaf in leaves:
+        if isinstance(leaf, Tensor):
+            check_dense(leaf, label)
+    with contextlib.suppress(TypeError, ValueError):  # no length, or several
+        n_rows = get_len(X)
+        if y is None or get_len(y) == n_rows:
+            return
+    found = [
+        f"{n} {_length_of(v)}" for d in (("X", X), ("y", y)) for n, v in _leaves(*d)
+    ]
+    if len(found) > _MOST_INPUTS:
+        found[_MOST_INPUTS:] = ["and so on"]
+    several = any(isinstance(data, (list, tuple)) for data in (X, y))
+    hint = " A list holds the inputs of a network, not its rows: stack them." * several
+    raise ValueError(
+        f"X and y must have one row per sample, but {', '.join(found)}.{hint}"
+    )
+
+
+def _leaves(name: str, data: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the inputs or targets that skorch finds in ``X`` or ``y``, with names."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _leaves(f"{name}[{key!r}]", value)
+    elif isinstance(data, (list, tuple)) and any(hasattr(v, "__len__") for v in data):
+        for i, value in enumerate(data):
+            yield from _leaves(f"{name}[{i}]", value)
+    elif name != "y" or data is not None:
+        yield name, data
+
+
+def _length_of(value: Any) -> str:
+    try:
+        return f"has length {get_len(value)}"
+    except (TypeError, ValueError):
+        return f"is of type {type(value).__name__}"
+
+
 def readable_target(net: Any, X: Any, y: Any) -> Any:
     """Return a target in a type that skorch reads; refuse text and dates.
 
@@ -199,7 +257,7 @@ def readable_target(net: Any, X: Any, y: Any) -> Any:
     ValueError
         If ``y`` contains text, dates or durations, or lists of polars or Arrow.
     """
-    if isinstance(X, Dataset) or not _reads_as_skorch(net):
+    if isinstance(X, Dataset) or not reads_as_skorch(net):
         return y
     is_foreign = (
         type(y).__module__.partition(".")[0] in ("polars", "pyarrow")
@@ -222,13 +280,10 @@ def readable_target(net: Any, X: Any, y: Any) -> Any:
     return cells[:, 0] if is_one_column and is_classifier(net) else cells
 
 
-def _reads_as_skorch(net: Any) -> bool:
+def reads_as_skorch(net: Any) -> bool:
     """Return whether no code of the user comes between targets and criterion."""
     methods = ("get_dataset", "get_iterator", "get_loss", "train_step_single")
-    owners = (
-        next(cls for cls in type(net).__mro__ if name in vars(cls)) for name in methods
-    )
-    has_own = {cls.__module__.partition(".")[0] for cls in owners} - {"skorch", "sknan"}
+    has_own = any(has_own_method(type(net), name) for name in methods)
     options = net.get_params_for("iterator_train")
     is_plain = net.dataset is Dataset and net.iterator_train is DataLoader
     return is_plain and "collate_fn" not in options and not has_own

@@ -14,14 +14,16 @@ from skorch.dataset import get_len, unpack_data
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
+from sknan._utils.outside import is_of_environment, unless
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_map
 from sknan.diagnosis._raised import result_of_trial
 from sknan.losses._base import refuse_other_output
 from sknan.nets._batching import TensorBatches, TensorTable
-from sknan.nets._data import as_table
+from sknan.nets._data import as_table, check_rows
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._own_step import owner_behind
+from sknan.nets._parameters import name_of, noted_options, optimizer_error
 from sknan.nets._records import epoch_report, record_epoch
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery.collapse import has_collapsed, is_collapsed
@@ -48,6 +50,11 @@ class LoopMixin(_SkorchNet):
     _epoch_loss_: float
     _is_in_own_step_ = False
 
+    def get_dataset(self, X: Any, y: Any = None) -> Any:
+        """Return the data set of inputs and targets; parameters as in skorch."""
+        check_rows(self, X, y)
+        return super().get_dataset(X, y)
+
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
         """Return the batches of a data set; parameters as in skorch.
 
@@ -63,9 +70,11 @@ class LoopMixin(_SkorchNet):
         }
         owner = owner_behind(LoopMixin, type(self), "get_iterator")
         table = as_table(dataset) if is_plain and owner is NeuralNet else None
-        if table is None:
-            return super().get_iterator(dataset, training=training)
-        batch_size = options.pop("batch_size", self.batch_size)
+        batch_size = options.get("batch_size", self.batch_size)
+        if table is None or batch_size is None:
+            with noted_options(prefix, getattr(self, prefix), options):
+                return super().get_iterator(dataset, training=training)
+        options.pop("batch_size", None)
         return TensorBatches(
             table,
             len(table) if batch_size == -1 else batch_size,
@@ -252,7 +261,16 @@ class LoopMixin(_SkorchNet):
 
     def initialized_instance(self, instance_or_cls: Any, kwargs: Any) -> Any:
         """Create a module or criterion that can be trained; parameters as in skorch."""
-        part = super().initialized_instance(instance_or_cls, kwargs)
+        parts = (name for name, value in vars(self).items() if value is instance_or_cls)
+        prefix = next(parts, "module")
+        with noted_options(prefix, instance_or_cls, kwargs):
+            part = super().initialized_instance(instance_or_cls, kwargs)
+        if not callable(part):
+            raise ValueError(
+                f"The {prefix!r} parameter of {type(self).__name__} must return a "
+                f"torch.nn.Module or a function, but {name_of(instance_or_cls)} "
+                f"returned {part!r}."
+            )
         if isinstance(part, torch.nn.Module):
             _prepare_memory(part)
         return part
@@ -271,14 +289,14 @@ class LoopMixin(_SkorchNet):
         """Create the optimizers; parameters as in skorch."""
         try:
             return super().initialize_optimizer(*args, **kwargs)
-        except ValueError as error:
+        except unless(is_of_environment, TypeError, ValueError, RuntimeError) as error:
             if self._has_lazy_layers():  # Adagrad needs the shapes of the weights
                 raise ValueError(_LAZY) from error
             if not any(True for m in self._all_modules() for _ in m.parameters()):
                 raise ValueError(
                     "The network has nothing to train: it has no parameters."
                 ) from error
-            raise
+            raise optimizer_error(self, error) from error
 
     def _initialize_lazy_layers(self, table: Any) -> None:
         """Give layers such as LazyLinear the shapes that the training data need."""

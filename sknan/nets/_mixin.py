@@ -41,6 +41,7 @@ from sknan.nets._own_step import (
     refuse_order_of_bases,
     refuse_own_loop,
 )
+from sknan.nets._parameters import check_net_parameters
 from sknan.nets._records import (
     hide_guard_entries,
     no_step_error,
@@ -130,6 +131,11 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
 
     Raises
     ------
+    ValueError
+        If a parameter of skorch or of the guard is invalid, or unknown to the class
+        that it is for, such as ``optimizer__betas`` to ``SGD``, or if ``X`` and ``y``
+        differ in their number of rows. Parameters that a method of your own reads are
+        not checked.
     NonFiniteDataError
         If ``X`` or ``y`` contains NaN or infinities, or ``y`` a few values that are too
         large for the loss to distinguish the others. User-defined data sets and
@@ -225,6 +231,8 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
     def initialize(self) -> Any:
         """Create module, criterion, optimizer and callbacks, as in skorch."""
         refuse_own_loop(LoopMixin, self)
+        check_net_parameters(self)
+        guard_parts(self)  # checks its parameters
         known = {name: getattr(self, name) for name in _REGISTRIES}
         try:
             super().initialize()
@@ -317,7 +325,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
             self._versions_of_weights() == self._first_versions_
         )
         n_reports = len(self.guard_.reports)
-        self._epochs_ahead_ = n_epochs
+        self._epochs_ahead_ = n_epochs = int(n_epochs)  # which may be one of NumPy
         self._has_stopped_ = is_interrupted = False
         try:
             super().fit_loop(X, y, n_epochs - n_done, **fit_params)
@@ -393,6 +401,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
 
     def _prepare_guard(self, *, is_new: bool) -> None:
         """Check the parameters, and create guard, clipper and schedule."""
+        check_net_parameters(self)
         guard, clipper, self.schedule_ = guard_parts(self)
         if is_new or not hasattr(self, "guard_"):
             self.guard_ = guard

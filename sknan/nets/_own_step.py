@@ -67,6 +67,13 @@ def refuse_missing_net(mixin: type, cls: type) -> None:
         )
 
 
+def has_own_method(cls: type, name: str) -> bool:
+    """Whether a class of the user's own defines a method of a skorch net."""
+    owners = (base for base in cls.__mro__ if name in vars(base))
+    known = ("skorch", "sknan")
+    return any(base.__module__.partition(".")[0] not in known for base in owners)
+
+
 def refuse_own_loop(mixin: type, net: Any) -> None:
     """Raise ``TypeError`` for a class whose own loop over batches is never called."""
     owner = owner_behind(mixin, type(net), "run_single_epoch")

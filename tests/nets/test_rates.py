@@ -102,25 +102,42 @@ def test_a_learning_rate_that_is_none_is_refused_with_its_origin(
         assert all(torch.isfinite(w).all() for w in net.module_.parameters())
 
 
+class SetParameter(SetRate):
+    """Set the parameter ``lr`` at the beginning of an epoch."""
+
+    def on_epoch_begin(self, net, **kwargs):
+        if len(net.history) == 2:
+            net.set_params(lr=self.rate)
+
+
 @pytest.mark.parametrize("rate", [math.inf, math.nan])
 def test_a_non_finite_parameter_is_named(rate):
     with pytest.raises(NonFiniteTrainingError) as caught:
-        loop(None).set_params(lr=rate, optimizer=torch.optim.SGD).fit(X, Y)
+        loop(SetParameter(rate)).set_params(optimizer=torch.optim.SGD).fit(X, Y)
     assert str(caught.value) == (
-        f"The learning rate of SGD is {rate}, which is the parameter lr, at epoch 1, "
+        f"The learning rate of SGD is {rate}, which is the parameter lr, at epoch 2, "
         "batch 1. Set a finite learning rate of at least 0."
     )
 
 
-@pytest.mark.parametrize("rate", [math.nan, math.inf, 1e6])
+def group_with(rate):
+    return {"optimizer__param_groups": [("bias", {"lr": rate})]}
+
+
+GROUP = "set for 'bias' in optimizer__param_groups"
+
+
 @pytest.mark.parametrize(
-    ("params", "origin"),
+    ("params", "origin", "rate"),
     [
+        (group_with, GROUP, math.nan),
+        (group_with, GROUP, math.inf),
+        (group_with, GROUP, 1e6),
         (
-            lambda rate: {"optimizer__param_groups": [("bias", {"lr": rate})]},
-            "set for 'bias' in optimizer__param_groups",
+            lambda rate: {"optimizer__lr": rate},
+            "which is the parameter optimizer__lr",
+            1e6,
         ),
-        (lambda rate: {"optimizer__lr": rate}, "which is the parameter optimizer__lr"),
     ],
 )
 def test_a_rate_in_the_parameters_of_the_optimizer_is_named(params, origin, rate):

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from sknan._utils.thresholds import N_TRIALS, SMALL, is_runaway
-from sknan._utils.validation import is_integer
+from sknan._utils.validation import is_integer, is_one_of
 from sknan.diagnosis._report import Capsule, NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.nets.guard._step_checks import StepChecks
@@ -101,7 +101,7 @@ class Guard(StepChecks):
     """
 
     def __init__(self, on_nonfinite: str = "recover", max_recoveries: int = 10) -> None:
-        if on_nonfinite not in POLICIES:
+        if not is_one_of(on_nonfinite, POLICIES):
             raise ValueError(
                 f"on_nonfinite must be one of {', '.join(map(repr, POLICIES))}, got "
                 f"{on_nonfinite!r}."
