@@ -205,10 +205,15 @@ class OutputRepair:
         return tree_map(put, outputs), at[is_kept].tolist()
 
     def _limits(self, outputs: Any, rows: list[int], n_rows: int) -> OutputRange | None:
-        """Return the range of outputs in training; for the time being, of the batch."""
+        """Return the range of outputs in training; for the time being, of the batch.
+
+        Outputs that are repaired for most training rows have a range of their own.
+        """
         if self.learns_range:
             return None
         if self.net._is_in_training():
+            if len(rows) > n_rows // 2:
+                return None
             return _range_of(self._rows_of(outputs, n_rows), rows)
         known: OutputRange | None = self.net._output_range_
         return known

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from skorch.dataset import get_len, unpack_data
 from torch import Tensor
 
+from sknan._utils.compiled import uncompiled
 from sknan._utils.random_state import kept_random_states, resumed
 from sknan._utils.thresholds import (
     MARGIN,
@@ -290,9 +291,10 @@ class RateTrials:
     def compare_with_constant(self, *, has_risen: bool = False) -> Comparison | None:
         """Return the loss of training rows, and that of a constant output.
 
-        The rows are training rows that seldom failed and whose loss is finite. There is
-        no comparison if there are none, if all have the same target, or if the loss
-        relates rows, such as a triplet loss: equal outputs are no baseline for it.
+        The rows are training rows that seldom failed and whose loss is finite, with
+        repaired operations if it is not for most of them. There is no comparison if
+        there are none, if all have the same target, or if the loss relates rows, such
+        as a triplet loss: equal outputs are no baseline for it.
 
         Parameters
         ----------
@@ -304,6 +306,23 @@ class RateTrials:
         if self.net._own_step() is not None:
             return None
         batches = self.training.rows_of_data(N_TRIAL_ROWS) or self.batches[-1:]
+        if not has_risen and self._fail_mostly(batches):
+            with uncompiled(self.net), RepairedOperations():  # as in predictions
+                return self._compare(batches, has_risen=False)
+        return self._compare(batches, has_risen=has_risen)
+
+    def _fail_mostly(self, batches: list[Any]) -> bool:
+        """Whether the output or loss of most rows is not finite."""
+        try:
+            with kept_random_states(self.net.device), torch.no_grad():
+                sound = map(self._sound_rows, batches)
+                n_sound: int = sum(get_len(inputs) for inputs, _ in sound)
+        except StepRefused:  # for some rows, the network raises
+            return False
+        n_rows: int = sum(get_len(inputs) for inputs, _ in batches)
+        return 2 * n_sound < n_rows
+
+    def _compare(self, batches: list[Any], *, has_risen: bool) -> Comparison | None:
         try:
             with kept_random_states(self.net.device), torch.no_grad():
                 if has_risen:

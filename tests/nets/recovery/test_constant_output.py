@@ -19,9 +19,10 @@ from failing_trainings import (
     with_bad_rows,
 )
 from skorch.callbacks import Callback
+from skorch.dataset import ValidSplit
 from torch import nn
 
-from sknan import DivergenceWarning, StableNetClassifier
+from sknan import DivergenceWarning, StableNetClassifier, functional
 from sknan.losses._registry import closed_form_of
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.drop_rows import DropRows
@@ -190,6 +191,54 @@ def test_a_rescue_that_chance_would_explain_is_no_success(module, says):
     net = network_of(module, lr=1e-9, max_epochs=3, callbacks=[Drift()])
     assert "has learned nothing" in str(refused(net, data, Y - Y.mean()))
     assert {report.recovery for report in net.nonfinite_reports_} == {says}
+
+
+class LogOfCodes(nn.Module):
+    """Network with a logarithm that is undefined for most rows."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log = log
+        self.codes = nn.Embedding(50, 8)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(self.log(self.codes(x).exp().mean(1) - 0.999))
+
+
+class PredictRows(Callback):
+    """Loss of predictions for some rows at the end of each epoch."""
+
+    def __init__(self, inputs, targets):
+        self.inputs, self.targets = inputs, targets
+
+    def on_epoch_end(self, net, **_):
+        loss = float(np.square(net.predict(self.inputs) - self.targets).mean())
+        net.history.record("loss_of_predictions", loss)
+
+
+def test_the_repaired_outputs_count_where_most_rows_need_repair():
+    """The network is good for the few other rows, and far off for these."""
+    rng = np.random.default_rng(0)
+    inputs, effects = rng.integers(0, 50, (400, 4)), rng.normal(size=50)
+    targets = effects[inputs].mean(1)[:, None].astype("float32")
+    options = {
+        "lr": 0.1,
+        "batch_size": 128,
+        "train_split": ValidSplit(5),
+        "callbacks": [PredictRows(inputs[:80], targets[:80])],
+    }
+    net = network_of(LogOfCodes, module__log=torch.log, **options)
+    error = refused(net, inputs, targets)
+    assert "has learned nothing" in str(error)
+    assert {r.recovery for r in net.nonfinite_reports_} == {RepairOperations.says}
+    assert net.history[:, "valid_loss"] == pytest.approx(
+        net.history[:, "loss_of_predictions"], rel=1e-5
+    )
+    # The advice of the error.
+    assert "Use sknan.functional.log," in str(error)
+    net = network_of(LogOfCodes, module__log=functional.log, max_epochs=20, **options)
+    assert r2(fitted(net, inputs, targets), inputs, targets) > 0.0
 
 
 def test_a_rescue_whose_loss_is_still_high_is_remarked_on():
