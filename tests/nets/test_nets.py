@@ -175,6 +175,8 @@ def test_a_shuffled_training_sees_every_row_once_an_epoch():
         assert sorted(epoch.tolist()) == sorted(X[:, 0].tolist())
 
 
+# LBFGS of torch 2.8 warns of the loss that a step of skorch returns.
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 def test_an_optimizer_that_calls_the_loss_many_times_is_guarded():
     options = {"optimizer": torch.optim.LBFGS, "lr": 0.1, "train_split": None}
     nets = [built("net", guarded, **options) for guarded in (True, False)]
