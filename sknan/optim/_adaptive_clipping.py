@@ -300,7 +300,9 @@ class ZScoreClip(_HistoryClip):
         if len(self._first) < self.n_warmup:
             self._first.append(norm)
             n = len(self._first)
-            self._mean = math.fsum(first / n for first in self._first)
+            # Halves: a sum that rounds to the largest float would overflow in between.
+            mean = 2.0 * math.fsum(first / n / 2.0 for first in self._first)
+            self._mean = min(mean, max(self._first))
             deviations = (first - self._mean for first in self._first)
             self._std = math.hypot(*deviations) / math.sqrt(n)
             return

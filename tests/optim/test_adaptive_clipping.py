@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import sys
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sknan.optim import (
@@ -144,6 +145,7 @@ HISTORY_CLIPS = [
 
 @pytest.mark.parametrize("prototype", HISTORY_CLIPS)
 @given(norms=st.lists(st.floats(min_value=0.0), max_size=40), after=st.floats(0.0, 1e3))
+@example(norms=[sys.float_info.max] * 3, after=0.0)
 def test_non_finite_norms_are_ignored(prototype, norms, after):
     with_faults, without = copy.deepcopy(prototype), copy.deepcopy(prototype)
     for norm in norms:
