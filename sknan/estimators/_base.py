@@ -245,8 +245,7 @@ class StableNetBase(
             if continues:
                 net = self._continued_net(per_row=per_row)
             else:
-                X_train = rows.X[: rows.n_train]
-                net = self._build_net(X_train, rows.n_outputs, per_row=per_row)
+                net = self._build_net(rows, per_row=per_row)
             net.max_epochs = self.most_epochs(rows.n_train)
             if not self._needs_network:
                 net.set_params(lr=0.0)

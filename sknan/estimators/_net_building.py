@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sknan._engine.fitted_network import FittedNetwork
+from sknan._engine.plan import TrainingRows
 from sknan._engine.table_net import TableNet
 from sknan._utils.compiled import original_of
 from sknan.estimators._column_scaling import numeric_columns
@@ -128,10 +129,11 @@ class NetBuildingMixin(PrefixedParamsMixin):
             **{f"compile__{k}": v for k, v in self._params_for("compile").items()},
         )
 
-    def _build_net(self, X: np.ndarray, n_outputs: int, *, per_row: bool) -> TableNet:
-        """Return a new, initialized net for these features."""
+    def _build_net(self, rows: TrainingRows, *, per_row: bool) -> TableNet:
+        """Return a new, initialized net for these rows."""
+        X = rows.X[: rows.n_train]
         net = self._new_net(
-            *self._module_for(X, n_outputs),
+            *self._module_for(X, rows.n_outputs),
             self._build_criterion(per_row=per_row),
             self.rows_per_batch(len(X)),
             resolve_device(self.device),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sknan._engine.plan import TrainingRows
 from sknan._engine.table_net import TableNet
+from sknan._utils.compiled import original_of
 from sknan._utils.outliers import without_outliers
 from sknan._utils.validation import FLOAT32_MAX, FLOAT64_MAX, check_finite, drop_rows
 from sknan.estimators._base import StableNetBase
@@ -22,12 +23,14 @@ from sknan.estimators._target_scaling import (
     prediction_dtype,
     standardize,
 )
-from sknan.losses._bounded import BoundedLoss
+from sknan.losses._bounded import BoundedLoss, unbounded
+from sknan.losses._multiplicative import UnitLoss
 from sknan.losses._target_domain import refuse_outside_domain
 from sknan.losses._traits import is_own_loss
 from sknan.nets._batching import TensorTable
 from sknan.nets._data import LEAVE_OUT, is_loss_finite
 from sknan.nets._parameters import name_of
+from sknan.nets._tabular_mlp import TabularMLP
 from sknan.preprocessing._tables.plain_cells import name_unfit_cell, plain_cells
 
 # Rows of ``partial_fit`` whose targets together give mean and scale. The standard error
@@ -36,7 +39,10 @@ _ROWS_OF_UNITS = 100
 
 
 class NumberTargetMixin(StableNetBase):
-    """Network whose targets are numbers, which are standardized where possible."""
+    """Network whose targets are numbers.
+
+    Where the loss allows it, they are standardized, or else scaled, for training.
+    """
 
     _task: ClassVar[str] = "regression"
     target_mean_: np.ndarray
@@ -63,7 +69,7 @@ class NumberTargetMixin(StableNetBase):
             known = np.where(np.isnan(values), 0.0, values)
         check_finite(known, name=name, remedy=drop_rows(name), limit=FLOAT64_MAX)
         if not self._loss_traits.standardizes_target:
-            # The network computes with the values themselves, in float32.
+            # The loss may compute with the values themselves, in float32.
             check_finite(
                 known,
                 name=name,
@@ -103,14 +109,14 @@ class NumberTargetMixin(StableNetBase):
             if is_open.any():
                 before = mean, scale, self._n_targets_seen
                 found = *self._moments_of(target, weights), len(target)
-                joint = joint_moments(before, found)
+                joint = joint_moments(before, found, scaled=traits.scales_target)
                 mean = np.where(is_open, joint[0], mean)
                 scale = np.where(is_open, joint[1], scale)
         else:
             self._target_dtype = prediction_dtype(y)
             self._n_targets_seen = 0
             mean, scale = np.zeros(shape), np.ones(shape)
-            if traits.standardizes_target:
+            if self._has_unit:
                 mean, scale = self._moments_of(target, weights)
         # A whole fit has learned in the units of its targets.
         n_seen = len(target) if is_partial else max(len(target), _ROWS_OF_UNITS)
@@ -123,19 +129,57 @@ class NumberTargetMixin(StableNetBase):
     def _moments_of(
         self, target: np.ndarray, weights: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation of targets that are standardized."""
+        """Return the numbers to subtract from the targets and to divide them by."""
         # A bounded loss is chosen because there are outliers.
-        is_bounded = isinstance(self.criterion, BoundedLoss)
-        return mean_and_scale(
-            without_outliers(target) if is_bounded else target, weights
-        )
+        if isinstance(self.criterion, BoundedLoss):
+            target = without_outliers(target)
+        if not self._loss_traits.scales_target:
+            return mean_and_scale(target, weights)
+        size, _ = mean_and_scale(np.abs(target), weights)
+        return np.zeros_like(size), size
+
+    def _build_net(self, rows: TrainingRows, *, per_row: bool) -> TableNet:
+        net = super()._build_net(rows, per_row=per_row)
+        module = original_of(net.module_)
+        is_new = type(module) is TabularMLP and not isinstance(self.module, nn.Module)
+        if self._set_unit(net) and is_new:
+            # Outputs of the wrong sign, or near 0, have little gradient or none.
+            median = np.quantile(
+                rows.y[: rows.n_train],
+                0.5,
+                axis=0,
+                method="inverted_cdf",
+                weights=None if rows.weights is None else rows.weights[: rows.n_train],
+            )
+            with torch.no_grad():
+                module.head.bias.copy_(torch.as_tensor(median))
+        return net
+
+    def _continued_net(self, *, per_row: bool) -> TableNet:
+        net = super()._continued_net(per_row=per_row)
+        self._set_unit(net)
+        return net
+
+    def _set_unit(self, net: TableNet) -> bool:
+        """Tell the unit of the target to a loss that has a constant in it."""
+        loss = unbounded(original_of(net.criterion_))
+        if not (isinstance(loss, UnitLoss) and self._loss_traits.scales_target):
+            return False
+        unit = np.where(self.target_scale_ > 0, self.target_scale_, 1.0)
+        loss.unit = torch.from_numpy(unit).to(net.device, torch.float32)
+        return True
+
+    @property
+    def _has_unit(self) -> bool:
+        """Whether the targets are standardized or scaled for training."""
+        traits = self._loss_traits
+        return traits.standardizes_target or traits.scales_target
 
     @property
     def _is_unit_open(self) -> np.ndarray:
         """Whether later calls of ``partial_fit`` change mean and scale of a target."""
         is_open: np.ndarray = (self.target_scale_ == 0) | (
-            self._loss_traits.standardizes_target
-            & (self._n_targets_seen < _ROWS_OF_UNITS)
+            self._has_unit & (self._n_targets_seen < _ROWS_OF_UNITS)
         )
         return is_open
 
@@ -145,11 +189,7 @@ class NumberTargetMixin(StableNetBase):
         if isinstance(self.criterion, BoundedLoss):
             return
         kept, shape = None, target.shape[1:]
-        is_kept = (
-            not is_new
-            and self._loss_traits.standardizes_target
-            and not self._is_unit_open.any()
-        )
+        is_kept = not is_new and self._has_unit and not self._is_unit_open.any()
         if is_kept and _n_targets(shape) == _n_targets(self._target_shape):
             kept = self.target_mean_.reshape(shape), self.target_scale_.reshape(shape)
         check_targets(target, numbers, kept, is_new=is_new)

@@ -41,8 +41,9 @@ class StableNetRegressor(QuantilePredictionMixin, NumberTargetMixin):
         or a function of output and target. Several quantiles, as in
         ``criterion__quantile=[0.05, 0.5, 0.95]``, cannot cross. For the losses from
         ``"mse"`` to ``"gaussian_nll"``, whose optimum shifts and scales with the
-        target, the target is standardized for training. Predictions are in the units of
-        ``y``.
+        target, the target is standardized for training. For those from ``"poisson"`` to
+        ``"msle"``, whose zero has a meaning, it is divided by the mean of its absolute
+        values. Predictions are in the units of ``y``.
     optimizer : str or type, default="adamw"
         Optimizer: ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``,
         ``"rmsprop"``, ``"adagrad"`` or a class of ``torch.optim``.
@@ -154,7 +155,8 @@ class StableNetRegressor(QuantilePredictionMixin, NumberTargetMixin):
         each epoch; ``net_.module_`` is the network.
     target_mean_, target_scale_ : ndarray of shape () or (n_targets,)
         Mean and standard deviation by which ``y`` was standardized for training; 0 and
-        1 if the criterion does not allow it. A constant target has the scale 0, and is
+        the mean absolute value if ``y`` was only scaled, and 0 and 1 if the criterion
+        allows neither. A constant target has the scale 0, and is
         predicted exactly. If all are, the weights keep their initial values.
     n_iter_ : int
         Number of epochs run.
@@ -277,9 +279,10 @@ class StableNetRegressor(QuantilePredictionMixin, NumberTargetMixin):
     ) -> StableNetRegressor:
         """Train for one more epoch on these rows, at a constant learning rate.
 
-        ``y`` is standardized by the mean and standard deviation of the first 100 rows:
-        until these have been seen, or while all targets are equal, each call computes
-        both anew from all rows so far. After ``fit`` those of ``fit`` are kept.
+        ``y`` is standardized or scaled by ``target_mean_`` and ``target_scale_`` of the
+        first 100 rows: until these have been seen, or while all targets are equal, each
+        call computes both anew from all rows so far. After ``fit`` those of ``fit`` are
+        kept.
 
         Parameters
         ----------

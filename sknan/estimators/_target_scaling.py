@@ -96,6 +96,8 @@ def _moments(
 def joint_moments(
     first: tuple[np.ndarray, np.ndarray, int],
     second: tuple[np.ndarray, np.ndarray, int],
+    *,
+    scaled: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of two groups of rows together.
 
@@ -103,6 +105,9 @@ def joint_moments(
     ----------
     first, second : tuple of (ndarray, ndarray, int)
         Mean, standard deviation and number of rows of each group.
+    scaled : bool, default=False
+        Whether the targets are only scaled: the scale is then a mean, that of their
+        absolute values.
 
     References
     ----------
@@ -111,6 +116,8 @@ def joint_moments(
     """
     (mean, scale, n), (other_mean, other_scale, n_others) = first, second
     share, rest = n_others / (n + n_others), n / (n + n_others)
+    if scaled:
+        return mean, rest * scale + share * other_scale
     # Differences of halves, and hypot instead of squares, do not overflow.
     half = other_mean / 2 - mean / 2
     within = np.hypot(math.sqrt(rest) * scale, math.sqrt(share) * other_scale)

@@ -19,7 +19,8 @@ from sknan.losses._base import (
     residual,
 )
 
-_POSITIVE_MEAN = replace(RegressionLoss.traits, target_domain="non-negative")
+_SCALED = replace(RegressionLoss.traits, scales_target=True)
+_POSITIVE_MEAN = replace(_SCALED, target_domain="non-negative")
 
 
 def _limited_exp(x: Tensor, knee: float | None = None) -> Tensor:
@@ -36,7 +37,18 @@ def _limited_exp(x: Tensor, knee: float | None = None) -> Tensor:
     return torch.exp(within(x, -math.inf, knee)) * factor
 
 
-class _PositiveMeanLoss(RegressionLoss):
+class _ScaledLoss(RegressionLoss):
+    """Base class of losses whose target is scaled for training."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        has_formula = {"forward", "_losses"} & vars(cls).keys()
+        if has_formula and "traits" not in vars(cls):
+            # A formula of the user may hold for the target in its own unit only.
+            cls.traits = replace(cls.traits, scales_target=False)
+
+
+class _PositiveMeanLoss(_ScaledLoss):
     """Base class of losses whose output is the logarithm of the predicted mean."""
 
     def predict(self, output: Tensor) -> Tensor:
@@ -163,7 +175,31 @@ class TweedieLoss(_PositiveMeanLoss, StandaloneRegressionLoss):
         return constant + target * _limited_exp((1 - p) * input) / (p - 1) + at_mean
 
 
-class _FlooredLoss(StandaloneRegressionLoss):
+class UnitLoss(_ScaledLoss, StandaloneRegressionLoss):
+    """Base class of losses with a constant in the unit of the target.
+
+    Attributes
+    ----------
+    unit : Tensor of shape () or (n_targets,), or None
+        Number by which the target was divided for training. The loss is computed from
+        output and target times ``unit``, so that its constant keeps its meaning.
+    """
+
+    unit: Tensor | None
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+        self.register_buffer("unit", None)
+
+    def _prepared(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        input, target = super()._prepared(input, target)
+        if self.unit is None:
+            return input, target
+        unit = self.unit.to(input.dtype)
+        return input * unit, target * unit
+
+
+class _FlooredLoss(UnitLoss):
     """Base class of losses whose denominator has a lower bound."""
 
     def __init__(self, floor: float = 1.0, *, reduction: str = "mean") -> None:
@@ -194,7 +230,7 @@ class MAPELoss(_FlooredLoss):
     Output and target (n_samples, *). Unreduced: the same.
     """
 
-    traits = replace(StandaloneRegressionLoss.traits, names=("mape",))
+    traits = replace(_SCALED, names=("mape",))
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         errors = residual(input, target, self._sum_bound(input, 1 / self.floor))
@@ -221,7 +257,7 @@ class SMAPELoss(_FlooredLoss):
     Output and target (n_samples, *). Unreduced: the same.
     """
 
-    traits = replace(StandaloneRegressionLoss.traits, names=("smape",))
+    traits = replace(_SCALED, names=("smape",))
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         most = largest_of(input) / 4
@@ -230,7 +266,7 @@ class SMAPELoss(_FlooredLoss):
         return 2.0 * ((input - target).abs() / size)
 
 
-class MSLELoss(StandaloneRegressionLoss):
+class MSLELoss(UnitLoss):
     r"""Squared error of logarithms, :math:`(l(\hat y) - l(y))^2`.
 
     :math:`l(x) = \mathrm{sign}(x) \log(1 + |x|)`, which is ``log1p`` for numbers of at
@@ -247,7 +283,7 @@ class MSLELoss(StandaloneRegressionLoss):
     Output and target (n_samples, *). Unreduced: the same.
     """
 
-    traits = replace(StandaloneRegressionLoss.traits, names=("msle",))
+    traits = replace(_SCALED, names=("msle",))
 
     def _losses(self, input: Tensor, target: Tensor) -> Tensor:
         return (_signed_log1p(input) - _signed_log1p(target)).square()

@@ -35,6 +35,9 @@ class LossTraits:
     standardizes_target : bool, default=False
         Whether the target may be standardized for training: the optimum is shifted and
         scaled with the target.
+    scales_target : bool, default=False
+        Whether the target is divided by a positive number for training, the mean of its
+        absolute values: the optimum is scaled with the target.
     unit_power : int or None, default=None
         Power of the target's unit in the value of the loss, for a loss that compares
         output and target directly: 2 for the squared error.
@@ -55,6 +58,7 @@ class LossTraits:
     output_kind: Literal["logits", "log-probabilities", "probabilities"] | None = None
     is_binary: bool = False
     standardizes_target: bool = False
+    scales_target: bool = False
     unit_power: int | None = None
     target_domain: TargetDomain = "all"
     outputs_per_target: int = 1
@@ -86,7 +90,9 @@ _TRAITS_OF_TORCH: dict[type[Any], LossTraits] = {
     nn.L1Loss: _DISTANCE,
     nn.SmoothL1Loss: replace(_DISTANCE, infimum=-math.inf),
     nn.HuberLoss: _DISTANCE,
-    nn.PoissonNLLLoss: replace(_VALUES, target_domain="non-negative"),
+    nn.PoissonNLLLoss: replace(
+        _VALUES, scales_target=True, target_domain="non-negative"
+    ),
     nn.GaussianNLLLoss: _VALUES,
 }
 
@@ -122,7 +128,13 @@ def traits_of(criterion: Any) -> LossTraits:
         return _TRAITS_OF_TORCH[kind]
     known = (_TRAITS_OF_TORCH[b] for b in kind.__mro__ if b in _TRAITS_OF_TORCH)
     inherited = next(known, LossTraits())
-    return replace(inherited, task=None, target_domain="all", infimum=-math.inf)
+    return replace(
+        inherited,
+        task=None,
+        scales_target=False,
+        target_domain="all",
+        infimum=-math.inf,
+    )
 
 
 def is_own_loss(criterion: Any) -> bool:

@@ -189,7 +189,7 @@ def test_poisson_predictions_are_positive_and_in_units_of_counts():
     predicted = model.predict(X)
     assert (predicted > 0).all()
     assert model.target_mean_ == 0
-    assert model.target_scale_ == 1
+    assert model.target_scale_ == pytest.approx(counts.mean())
     assert 0.8 < predicted.mean() / counts.mean() < 1.2
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from sknan import GuardedNetClassifier, StableNetClassifier, StableNetRegressor
+from sknan import (
+    GuardedNetClassifier,
+    StableNetClassifier,
+    StableNetRegressor,
+    TabularMLP,
+)
 from sknan import losses as sl
 from sknan.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES
 
@@ -88,6 +95,84 @@ def test_targets_outside_the_domain_of_a_loss_raise(criterion, found, message):
     with pytest.raises(ValueError, match="needs y") as caught:
         StableNetRegressor(criterion=criterion).fit(X, y)
     assert str(caught.value) == message
+
+
+SCALED = ["mape", "smape", "msle", "poisson", "gamma", "tweedie"]
+
+
+def amounts(n=100):
+    generator = np.random.default_rng(1)
+    X = generator.normal(size=(n, 1)).astype(np.float32)
+    return X, 3.0 + 0.5 * X[:, 0] + 0.1 * generator.normal(size=n)
+
+
+@pytest.mark.parametrize("name", [*SCALED, nn.PoissonNLLLoss])
+def test_a_loss_of_positive_targets_learns_in_any_unit(name):
+    X, y = amounts()
+    # With other initial biases, smape stays at 2 for seed 3.
+    for unit, seed in ((1e7, 3), (1e-3, 0)):
+        model = StableNetRegressor(
+            criterion=name, lr=2e-3, max_epochs=60, random_state=seed
+        )
+        assert model.fit(X, y * unit).score(X, y * unit) > 0.85, (unit, seed)
+
+
+@pytest.mark.parametrize("name", [name for name in SCALED if name != "msle"])
+def test_a_relative_loss_gives_the_same_model_in_any_unit(name):
+    X, y = amounts()
+    weight = np.linspace(1.0, 2.0, len(y))
+    models = [
+        StableNetRegressor(criterion=name, max_epochs=5, random_state=0).fit(
+            X, y * unit, sample_weight=weight
+        )
+        for unit in (2.0, 2.0**20)
+    ]
+    small, large = (model.predict(X) for model in models)
+    np.testing.assert_array_equal(small * 2.0**19, large)
+    assert models[0].loss_curve_ == models[1].loss_curve_
+
+
+def test_targets_of_different_units_are_learned_together():
+    X, y = amounts()
+    both = np.column_stack([y, 1e6 * y])
+    for name in ("msle", "poisson"):
+        model = StableNetRegressor(criterion=name, lr=2e-3, random_state=0)
+        predicted = model.fit(X, both).predict(X)
+        for j in range(2):
+            assert np.corrcoef(predicted[:, j], both[:, j])[0, 1] > 0.95
+            assert predicted[:, j].mean() == pytest.approx(both[:, j].mean(), rel=0.05)
+
+
+def test_a_stream_keeps_the_unit_of_its_loss_up_to_date():
+    X, y = amounts(150)
+    y *= 1e4
+    model = StableNetRegressor(criterion="smape", random_state=0)
+    for start in range(0, 150, 50):
+        rows = slice(start, start + 50)
+        model.partial_fit(X[rows], y[rows])
+        # The first 100 rows decide.
+        assert model.target_scale_ == pytest.approx(y[: min(start + 50, 100)].mean())
+        assert model.net_.criterion_.unit == np.float32(model.target_scale_)
+    restored = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(restored.predict(X), model.predict(X))
+    model.set_params(warm_start=True, max_epochs=30).fit(X, y)
+    assert np.mean(np.abs(model.predict(X) / y - 1)) < 0.1
+
+
+def test_weights_that_were_passed_and_formulas_of_a_user_are_kept():
+    X, y = amounts()
+    module = TabularMLP(1, 1, depth=0)
+    model = StableNetRegressor(module, criterion="mape", lr=1e-12, max_epochs=1)
+    model.fit(X, 1e4 * y)
+    torch.testing.assert_close(model.net_.module_.head.bias, module.head.bias)
+    assert model.target_scale_ == pytest.approx(1e4 * y.mean())
+
+    class Own(sl.MAPELoss):
+        def forward(self, output, target):
+            return (output - target).abs().mean()
+
+    model = StableNetRegressor(criterion=Own, max_epochs=1).fit(X, 1e4 * y)
+    assert model.target_scale_ == 1
 
 
 def test_logits_for_a_loss_of_probabilities_raise():
