@@ -26,7 +26,7 @@ from sknan.estimators._target_scaling import (
 from sknan.losses._bounded import BoundedLoss, unbounded
 from sknan.losses._multiplicative import UnitLoss
 from sknan.losses._target_domain import refuse_outside_domain
-from sknan.losses._traits import is_own_loss
+from sknan.losses._traits import is_own_loss, predictions
 from sknan.nets._batching import TensorTable
 from sknan.nets._data import LEAVE_OUT, is_loss_finite
 from sknan.nets._parameters import name_of
@@ -142,7 +142,10 @@ class NumberTargetMixin(StableNetBase):
         net = super()._build_net(rows, per_row=per_row)
         module = original_of(net.module_)
         is_new = type(module) is TabularMLP and not isinstance(self.module, nn.Module)
-        if self._set_unit(net) and is_new:
+        self._set_unit(net)
+        loss, zero = unbounded(original_of(net.criterion_)), torch.zeros(1)
+        is_value = self._loss_traits.scales_target and predictions(loss, zero) is zero
+        if is_value and is_new:
             # Outputs of the wrong sign, or near 0, have little gradient or none.
             median = np.quantile(
                 rows.y[: rows.n_train],
@@ -160,14 +163,12 @@ class NumberTargetMixin(StableNetBase):
         self._set_unit(net)
         return net
 
-    def _set_unit(self, net: TableNet) -> bool:
+    def _set_unit(self, net: TableNet) -> None:
         """Tell the unit of the target to a loss that has a constant in it."""
         loss = unbounded(original_of(net.criterion_))
-        if not (isinstance(loss, UnitLoss) and self._loss_traits.scales_target):
-            return False
-        unit = np.where(self.target_scale_ > 0, self.target_scale_, 1.0)
-        loss.unit = torch.from_numpy(unit).to(net.device, torch.float32)
-        return True
+        if isinstance(loss, UnitLoss) and self._loss_traits.scales_target:
+            unit = np.where(self.target_scale_ > 0, self.target_scale_, 1.0)
+            loss.unit = torch.from_numpy(unit).to(net.device, torch.float32)
 
     @property
     def _has_unit(self) -> bool:
