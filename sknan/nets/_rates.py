@@ -43,18 +43,22 @@ def refuse_invalid_rates(net: Any, batch_number: int) -> None:
 
 
 def largest_step_rate(net: Any) -> float:
-    """Return the largest learning rate of any weight at this step."""
+    """Return the largest rate of any weight since the weights were verified."""
     optimizers, caps = net._all_optimizers(), net.guard_.rate_caps
     with scaled_rates(optimizers, net._rate_factor(), caps):
-        return _largest_rate(net)
+        rate = _largest_rate(net)
+    peak: float = net.guard_.rate_peak()
+    return rate * peak
 
 
 def action_on_rate(net: Any) -> str:
     """Return what to do about a learning rate that is too high, wherever it is set."""
-    rate = _largest_rate(net)
+    peak = net.guard_.rate_peak()
+    rate = _largest_rate(net) * peak
     if rate <= float(net.lr):
         return ACTIONS["learning_rate"]
-    return f"Lower the learning rate of {rate:.3g}{_origin(net, rate)}."
+    origin = _origin(net, rate, is_present=peak == 1.0)
+    return f"Lower the learning rate of {rate:.3g}{origin}."
 
 
 def _largest_rate(net: Any) -> float:
@@ -74,8 +78,8 @@ def _refuse(
     raise NonFiniteTrainingError(message, report) from error
 
 
-def _origin(net: Any, rate: float) -> str:
-    """Return a clause on what has set a learning rate."""
+def _origin(net: Any, rate: float, *, is_present: bool = True) -> str:
+    """Return a clause on what has set a learning rate, now or some steps ago."""
     if str(rate) == str(float(net.lr)):  # NaN is not equal to itself
         return ", which is the parameter lr"
     for name, value in vars(net).items():
@@ -90,14 +94,18 @@ def _origin(net: Any, rate: float) -> str:
         kind = type(callback)
         scheduler = getattr(callback, "lr_scheduler_", None)
         if scheduler is not None:
+            policy = type(scheduler).__name__
+            if not is_present:
+                others.append(f"{name!r} ({policy})")
+                continue
             try:
                 if any(str(rate) == str(float(r)) for r in scheduler.get_last_lr()):
-                    policy = type(scheduler).__name__
                     return f", set by {policy} in the callback {name!r}"
             except unless(is_of_signal, Exception):  # a scheduler of the user's own
                 pass
         if not kind.__module__.startswith(("skorch.", "sknan.")):
             others.append(f"{name!r} ({kind.__name__})")
     if others:
-        return f", set by one of the callbacks {', '.join(others)}"
+        which = "the callback" if len(others) == 1 else "one of the callbacks"
+        return f", set by {which} {', '.join(others)}"
     return ", set in optimizer.param_groups by a scheduler or by your own code"

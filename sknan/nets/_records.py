@@ -94,7 +94,7 @@ def epoch_report(net: Any, fault: str, batch_number: int) -> NonFiniteReport:
     return NonFiniteReport(
         phase="step",
         cause="learning_rate",
-        evidence=f"{fault} at lr={net._limited_rate():.3g}.",
+        evidence=f"{fault} at lr={net._limited_rate() * net.guard_.rate_peak():.3g}.",
         action=action_on_rate(net),
         epoch=len(net.history),
         batch=batch_number,

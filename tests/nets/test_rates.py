@@ -48,16 +48,14 @@ def scheduler(rate):
 
 def loop(callback, **params):
     torch.manual_seed(0)
+    defaults = {"optimizer": torch.optim.Adam, "lr": 0.01, "max_epochs": 3}
     return GuardedNetRegressor(
         nn.Linear(3, 1),
-        optimizer=torch.optim.Adam,
-        lr=0.01,
         batch_size=20,
-        max_epochs=3,
         train_split=None,
         verbose=0,
         callbacks=None if callback is None else [("rate", callback)],
-        **params,
+        **{**defaults, **params},
     )
 
 
@@ -80,8 +78,8 @@ def estimator(callback, **params):
 @pytest.mark.parametrize(
     ("make", "origin"),
     [
-        (SetRate, "one of the callbacks 'rate' (SetRate)"),
-        (SetRateOfBatch, "one of the callbacks 'rate' (SetRateOfBatch)"),
+        (SetRate, "the callback 'rate' (SetRate)"),
+        (SetRateOfBatch, "the callback 'rate' (SetRateOfBatch)"),
         (scheduler, "LambdaLR in the callback 'rate'"),
     ],
 )
@@ -222,7 +220,27 @@ def test_a_rate_that_a_callback_raises_for_an_epoch_is_lowered_in_it_alone(build
         f"{history[2, 'lr']:.3g}. First failure: "
     )
     assert message.endswith(
-        " Lower the learning rate of 1e+30, set by one of the callbacks 'rate' (Spike)."
+        " Lower the learning rate of 1e+30, set by the callback 'rate' (Spike)."
+    )
+
+
+def test_a_rate_is_not_lowered_for_an_earlier_one_that_was_too_high():
+    rate = LRScheduler(
+        torch.optim.lr_scheduler.LambdaLR,
+        lr_lambda=lambda step: 1e25 if step == 39 else 1.0,
+        step_every="batch",
+    )
+    net = loop(rate, optimizer=torch.optim.SGD, lr=0.1, max_epochs=30)
+    with pytest.warns(DivergenceWarning):
+        net.fit(X, Y)
+    assert net.history[:, "lr"] == 19 * [0.1] + [0.1 * 1e25] + 10 * [0.1]
+    assert net.effective_lr_ == 0.1
+    assert net.guard_.rate_caps[0] >= 0.1
+    (report,) = net.nonfinite_reports_
+    assert (report.epoch, report.cause) == (21, "learning_rate")
+    assert report.evidence.endswith(" since the last good ones at lr=1e+24.")
+    assert report.action == (
+        "Lower the learning rate of 1e+24, set by the callback 'rate' (LambdaLR)."
     )
 
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import nn
 
-from sknan._utils.thresholds import N_TRIALS, SMALL, is_runaway
+from sknan._utils.thresholds import MARGIN, N_TRIALS, SMALL, is_runaway
 from sknan._utils.validation import is_integer, is_one_of
 from sknan.diagnosis._report import Capsule, NonFiniteReport
 from sknan.exceptions import NonFiniteTrainingError
@@ -388,6 +388,7 @@ class Guard(StepChecks):
             self.stop(dataclasses.replace(report, evidence=evidence, action=action))
         self._n_failed += 1
         growth = max(self.weights.growth_per_step(), self._first_step_ratio)
+        peak = self.rate_peak()
         self._first_step_ratio = 0.0
         has_failed_often = self._n_failed > self.max_recoveries // 2
         is_trusted = is_last_useful and not has_failed_often
@@ -396,7 +397,7 @@ class Guard(StepChecks):
         self._clear_moments()
         self._check_budget(report)
         weights = "last verified" if is_trusted else "first"
-        self._rolled_back = report, growth, weights
+        self._rolled_back = report, growth, peak, weights
 
     def shorten_steps(
         self, trials: Trials
@@ -413,7 +414,7 @@ class Guard(StepChecks):
         list of float
             Factors of the learning rate to try; see :func:`run_search`.
         """
-        report, growth, weights = self._rolled_back
+        report, growth, peak, weights = self._rolled_back
         factor = self._factor_in_force(trials)
         reach = longest_reach(self._optimizers) * factor
         if self.needs_clip(report):
@@ -426,13 +427,31 @@ class Guard(StepChecks):
         elif reach < torch.finfo(torch.float32).tiny:
             change = "no learning rate is low enough"
         else:
-            scale = yield from lower_scale(factor, growth)
+            scale = yield from lower_scale(factor * peak, growth)
             scale /= unseen_reach(self._optimizers, N_TRIALS, self._n_steps)
-            change = f"the learning rate was divided by {factor / scale:.3g}"
-            if not trials.is_rate_raised():  # else lower rates may follow by themselves
+            is_over = peak >= MARGIN
+            if is_over:  # the present rate has not failed
+                scale = max(scale, factor)
+            change = f"the learning rate was divided by {factor * peak / scale:.3g}"
+            # Lower rates may follow a raised one by themselves.
+            if not (is_over or trials.is_rate_raised()):
                 self.lr_scale = scale
             self.rate_caps = trials.rates_at(scale)
         self.record(report, ROLLED_BACK.format(weights=weights, change=change))
+
+    def rate_peak(self) -> float:
+        """Return the largest learning rate since the last snapshot, over the present.
+
+        A failure is found some steps after the rate that has caused it. The result is
+        at least 1.0.
+        """
+        groups = [group for o in self._optimizers for group in o.param_groups]
+        rates, peaks = [float(g["lr"]) for g in groups], self.weights.largest_rates
+        if len(self.rate_caps) == len(rates) and self.lr_scale > 0.0:
+            limits = [cap / self.lr_scale for cap in self.rate_caps]
+            rates, peaks = [*map(min, rates, limits)], [*map(min, peaks, limits)]
+        rate, peak = max(rates, default=0.0), max(peaks, default=0.0)
+        return peak / rate if 0.0 < rate < peak else 1.0
 
     def _factor_in_force(self, trials: Trials) -> float:
         """Return the factor of the learning rates, with regard to their limits."""

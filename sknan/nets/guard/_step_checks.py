@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -226,7 +227,8 @@ class StepChecks:
 
     def step_taken(self) -> None:
         """Record that the optimizer has changed the weights."""
-        self.weights.n_steps += 1
+        groups = chain.from_iterable(o.param_groups for o in self._optimizers)
+        self.weights.count_step([float(group["lr"]) for group in groups])
         self._n_skipped_batches = 0
 
     def may_overflow(self, factor: float, norm: float) -> bool:

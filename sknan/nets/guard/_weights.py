@@ -12,7 +12,7 @@ from sknan._utils.thresholds import MARGIN, is_runaway
 from sknan.nets.guard._snapshots import OptimizerSnapshot, Snapshot
 
 # Numbers that change during training and that the weights do not determine.
-_SAVED = ("n_steps", "first_norm", "is_proposed", "_has_improved")
+_SAVED = ("n_steps", "largest_rates", "first_norm", "is_proposed", "_has_improved")
 
 
 class VerifiedWeights:
@@ -34,6 +34,8 @@ class VerifiedWeights:
         Weights from the start of training, and the last verified ones.
     n_steps : int
         Number of steps since the last snapshot.
+    largest_rates : list of float
+        Largest learning rate of each parameter group in these steps.
     first_norm : float
         Norm of the first weights; 1.0 if there are none.
     is_proposed : bool
@@ -49,10 +51,22 @@ class VerifiedWeights:
         self.last = Snapshot(modules)
         self.last.take_buffers()
         self._moments = OptimizerSnapshot(optimizers)
-        self.n_steps = 0
+        self._count_from_here()
         self.first_norm = self.last.size() or 1.0
         self.is_proposed = False
         self._has_improved = True
+
+    def _count_from_here(self) -> None:
+        self.n_steps = 0
+        self.largest_rates: list[float] = []
+
+    def count_step(self, rates: list[float]) -> None:
+        """Count a step with these learning rates of the parameter groups."""
+        self.n_steps += 1
+        if len(rates) != len(self.largest_rates):
+            self.largest_rates = rates
+        elif rates != self.largest_rates:
+            self.largest_rates = [*map(max, rates, self.largest_rates)]
 
     def growth_per_step(self) -> float:
         """Return the relative movement of one step, assuming that it compounds."""
@@ -75,7 +89,7 @@ class VerifiedWeights:
         """Take a snapshot of the present weights and moments, which are verified."""
         self.last.take()
         self._moments.take()
-        self.n_steps = 0
+        self._count_from_here()
         self._has_improved = True
 
     def restore(self) -> None:
@@ -94,14 +108,14 @@ class VerifiedWeights:
             self.first.restore()
             self.last.take()
         self.last.restore()
-        self.n_steps = 0
+        self._count_from_here()
         self._has_improved = False
 
     def start_here(self) -> None:
         """Make the present weights the first ones of the training."""
         self.first.take()
         self.last.take()
-        self.n_steps = 0
+        self._count_from_here()
         self.is_proposed = False
 
     def state_dict(self) -> dict[str, Any]:
