@@ -81,6 +81,10 @@ class GuardedTraining:
         Largest learning rate of any step, before the factors of schedule and guard.
     batch_number : int
         Number of the present batch in its epoch, counted from 1.
+    valid_batches : iterable of tuple or None
+        Batches of the latest validation.
+    has_warned_of_validation : bool
+        Whether a warning has named validation rows whose output is not finite.
     random_states : tuple or None
         States of the random generators before the latest forward pass.
     latest_batches : deque
@@ -112,6 +116,8 @@ class GuardedTraining:
         self.rate: float | None = None
         self.largest_rate = 0.0
         self.batch_number = 1
+        self.valid_batches: Any = None
+        self.has_warned_of_validation = False
         self.random_states: Any = None
         self.latest_batches: deque[Any] = deque(maxlen=_N_LATEST)
         self.left_out: Counter[int] = Counter()

@@ -98,6 +98,8 @@ class LoopMixin(_SkorchNet):
             self._start_training(iterator)
             if step_fn == self.train_step:
                 step_fn = self._guarded_step
+        elif (guarded := getattr(self, "_training_", None)) is not None:
+            guarded.valid_batches = iterator
         n_batches, total_loss, total_rows = 0, 0.0, 0
         for n_batches, batch in enumerate(iterator, start=1):
             if training and self._training_ is not None:

@@ -24,13 +24,14 @@ from sknan._utils.random_state import (
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_leaves
 from sknan._utils.warn import warn
-from sknan.diagnosis._culprits import sliced
+from sknan.diagnosis._culprits import sliced, without_rows
 from sknan.diagnosis._raised import ValueErrors
-from sknan.exceptions import NonFiniteTrainingError
+from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.losses._traits import is_own_loss
 from sknan.nets._batching import TensorBatches
 from sknan.nets._chain import FAR_FROM_OVERFLOW, output_bound
 from sknan.nets._data import refuse_nonfinite_data
+from sknan.nets.recovery.explain_output import explain_output, in_data
 from sknan.nets.recovery.output_repair import (
     OutputRange,
     OutputRepair,
@@ -73,7 +74,8 @@ class OutputMixin(_SkorchNet):
         """Compute the loss of a validation batch; parameters as in skorch.
 
         Under ``on_nonfinite="recover"`` rows are repaired as in a prediction. Rows that
-        a check in the loss refuses are left out.
+        a check in the loss refuses are left out, and those that cannot be repaired,
+        with one warning.
         """
         inputs, target = unpack_data(batch)
         step: dict[str, Any] = {}
@@ -82,13 +84,35 @@ class OutputMixin(_SkorchNet):
             outputs = step["y_pred"]
         if caught.error is not None:
             outputs = self._outputs_without_error(inputs, **fit_params)
-        repaired = outputs
+        repaired, refused = outputs, []
         if self.on_nonfinite == "recover":
-            repaired = OutputRepair(self).add(inputs, outputs)
-        if repaired is outputs and step:
+            repair = OutputRepair(self)
+            repaired, refused = repair.add(inputs, outputs), repair.refused
+        is_accepted = step and not (refused and not torch.isfinite(step["loss"]).all())
+        if repaired is outputs and is_accepted:
             return step
-        loss = loss_of_sound_rows(self, inputs, repaired, target)
+        data, n_rows = ((inputs, repaired), target), get_len(inputs)
+        if 0 < len(refused) < n_rows:
+            self._warn_of_validation(inputs, len(refused))
+            data = without_rows(data, tuple(refused), n_rows)
+        (inputs, rest), target = data
+        loss = loss_of_sound_rows(self, inputs, rest, target)
         return {"loss": loss, "y_pred": repaired}
+
+    def _warn_of_validation(self, inputs: Any, n_bad: int) -> None:
+        """Warn once in a training of validation rows whose output is not finite."""
+        training = getattr(self, "_training_", None)
+        if training is None or training.has_warned_of_validation:
+            return
+        training.has_warned_of_validation = True
+        of = f"{n_bad} of {get_len(inputs)} rows of a validation batch"
+        report = explain_output(self, inputs, f"The output is not finite for {of}")
+        batches = training.valid_batches
+        if isinstance(batches, TensorBatches) and batches.latest is not None:
+            report = in_data(report, batches.latest, batches.dataset.columns)
+        these = "this row" if n_bad == 1 else "these rows"
+        message = f"{report} The validation loss leaves out {these}."
+        warn(DivergenceWarning(message, report))
 
     def _outputs_without_error(self, inputs: Any, **fit_params: Any) -> Any:
         """Return the outputs of a batch, NaN for the rows for which the net raises."""

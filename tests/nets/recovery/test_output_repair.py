@@ -18,6 +18,7 @@ from failing_trainings import (
 )
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EpochScoring
+from skorch.dataset import ValidSplit
 from torch import nn
 
 from sknan import (
@@ -137,6 +138,35 @@ def test_a_single_row_is_predicted_as_among_others(kind):
         alone = model.predict(inputs[7:8])
     with pytest.warns(UserWarning, match="2 of 128 rows"):
         assert model.predict(inputs)[7] == pytest.approx(alone[0], rel=1e-5)
+
+
+class MeanOfParts(nn.Module):
+    """Sum of columns over a number that has its own input."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(1, 1)
+
+    def forward(self, first, second=None, n=None):
+        if second is None:
+            first, second, n = first
+        return self.head((first + second).sum(1, keepdim=True) / n)
+
+
+@pytest.mark.parametrize("kind", [dict, tuple])
+def test_a_number_of_any_input_depends_on_the_data(kind):
+    count = np.ones((128, 1), dtype="float32")
+    count[90] = 0.0
+    parts = {"first": X[:, :1], "second": X[:, 1:3], "n": count}
+    inputs = parts if kind is dict else tuple(parts.values())
+    net = network_of(MeanOfParts, max_epochs=1)
+    _, said = recorded(lambda: net.fit(inputs, Y))
+    assert without_line(said[1]) == (
+        "Non-finite output of aten.div (line). The module alone is not finite for 1 of "
+        "128 training rows; aten.div was given 0 to 1. To blame: row 90. Use "
+        "sknan.functional.divide, whose value and gradient stay finite. Predictions "
+        "for this row keep each operation inside its domain and range."
+    )
 
 
 class FactoredZeros(nn.Module):
@@ -627,6 +657,51 @@ def test_an_estimator_scores_epochs_with_repaired_outputs():
     _, said = recorded(lambda: model.fit(inputs, targets.ravel() > 0))
     assert np.isfinite(model.net_.history[:, ("valid_loss", "accuracy")]).all()
     assert len(said) == 2
+
+
+class Packed(nn.Module):
+    """Recurrent network that raises for a sequence of length 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.GRU(1, 4, batch_first=True)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x, length):
+        sequences = nn.utils.rnn.pack_padded_sequence(
+            x[:, :, None], length, batch_first=True, enforce_sorted=False
+        )
+        return self.head(self.cells(sequences)[1][0])
+
+
+def test_a_row_for_which_the_network_raises_is_named_and_left_out_of_validation():
+    length = np.full(128, 4)
+    length[5] = 0
+    inputs = {"x": X, "length": length}
+    net = network_of(Packed, max_epochs=2, train_split=ValidSplit(4), batch_size=32)
+    _, said = recorded(lambda: net.fit(inputs, Y))
+    what = (
+        "RuntimeError: Length of all samples has to be greater than 0, but found an "
+        "element in 'lengths' that is <= 0. To blame: row 5{}. Keep the arguments "
+        "inside the domain that this call checks."
+    )
+    assert [*map(without_line, said)] == [
+        "RuntimeError of aten._pack_padded_sequence (line). The output is not finite "
+        "for 1 of 32 rows of a validation batch: the network raised "
+        f"{what.format(' of the batch')} The validation loss leaves out this row."
+    ]
+    assert net.nonfinite_reports_ == []
+    rest = {name: np.delete(part[:32], 5, 0) for name, part in inputs.items()}
+    loss = np.square(net.predict(rest) - np.delete(Y[:32], 5, 0)).mean()
+    assert net.history[-1, "valid_loss"] == pytest.approx(loss, rel=1e-5)
+    with pytest.raises(NonFiniteTrainingError) as caught:
+        net.predict(inputs)
+    assert without_line(caught.value) == (
+        "RuntimeError of aten._pack_padded_sequence (line). The network's output is "
+        "not finite for 1 of 128 rows, although X is finite: the network raised "
+        f"{what.format('')}"
+    )
+    assert caught.value.report.rows == (5,)
 
 
 def test_a_network_that_cannot_be_repaired_is_refused():
