@@ -252,9 +252,14 @@ class OutputRepair:
             action = "Look at the argument predict_nonlinearity of the net."
             return NonFiniteReport("forward", "activation", f"{clause}.", action)
         report = explain_output(self.net, _joined(self._samples), clause)
-        numbers = torch.tensor(self._sampled)
+        found = {self._sampled[row] for row in report.rows}
+        bad = {*self.repaired, *self.refused}
+        if found == bad.intersection(self._sampled):  # of more rows than the sample has
+            found = bad
+        numbers = torch.tensor(sorted(found))
         if self._numbers is not None:
             numbers = self._numbers[numbers]
+        report = dataclasses.replace(report, rows=tuple(range(len(found))))
         return in_data(report, numbers, getattr(self.net, "column_names_", None))
 
     def warn(self) -> None:

@@ -525,6 +525,16 @@ def test_a_prediction_in_many_batches_warns_once():
         assert "To blame: rows 300, 1000, column 0." in message
 
 
+def test_all_bad_rows_are_named_although_only_some_are_replayed():
+    net = network_of(LogOfFirst).fit(np.abs(X) + 0.5, Y)
+    far = np.abs(np.tile(X, (8, 1))) + 0.5
+    far[::2, 0] = -3.0
+    _, (message,) = recorded(lambda: net.predict(far))
+    assert "for 512 of 1024 rows" in message
+    first = ", ".join(map(str, range(0, 20, 2)))
+    assert f"To blame: rows {first} and 502 more" in message
+
+
 def test_the_rows_of_a_single_step_are_those_of_the_batch():
     net = network_of(LogOfFirst).fit(np.abs(X) + 0.5, Y)
     batch = torch.from_numpy(ROWS[:16])
