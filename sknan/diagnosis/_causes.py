@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from math import isfinite, nan
 from typing import Any
@@ -159,11 +160,24 @@ def _domain_clause(failed: FailedOperation) -> str:
     return f"; {failed.operation} was given {numbers}"
 
 
+def _needs_float32(failed: FailedOperation) -> bool:
+    """Whether an operation has failed because of half precision.
+
+    So has one that fails in float32 too where a constant, such as the 1e-8 that is
+    added to a denominator, is 0 in its dtype.
+    """
+    if failed.dtype is None or failed.dtype not in NARROW:
+        return False
+    small = re.findall(r"\b\d[\d.]*e-\d+", "; ".join(failed.arguments))
+    is_zero = torch.tensor([float(x) for x in small], dtype=failed.dtype) == 0.0
+    return not failed.fails_in_float32 or bool(is_zero.any())
+
+
 def _cause_of(failed: FailedOperation, *, amplifies: bool) -> Cause:
     """Return the cause to blame for an operation that failed with finite weights."""
     is_huge = failed.largest >= OVERFLOWS_SQUARED
     has_infinity = failed.domain is not None and not all(map(isfinite, failed.domain))
-    if failed.dtype in NARROW and not is_huge and not has_infinity:
+    if _needs_float32(failed) and not is_huge and not has_infinity:
         return "precision"
     if is_huge:
         # The operation is not at fault: its argument was too large.

@@ -36,15 +36,19 @@ from sknan.optim._clipping import stable_grad_norm
 
 
 def _as_tensors(data: Any, device: torch.device) -> Any:
-    """Return arrays and DataFrames as tensors, and tensors on the device."""
-    if hasattr(data, "to_numpy"):
-        data = data.to_numpy()
-    if isinstance(data, np.ndarray):
-        if data.dtype == np.float64:
-            with np.errstate(over="ignore"):
-                data = data.astype(np.float32)
-        data = torch.from_numpy(np.ascontiguousarray(data))
-    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, data)
+    """Return arrays and DataFrames, which may be nested, as tensors on the device."""
+
+    def converted(leaf: Any) -> Any:
+        if hasattr(leaf, "to_numpy"):
+            leaf = leaf.to_numpy()
+        if isinstance(leaf, np.ndarray):
+            if leaf.dtype == np.float64:
+                with np.errstate(over="ignore"):
+                    leaf = leaf.astype(np.float32)
+            leaf = torch.from_numpy(np.ascontiguousarray(leaf))
+        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(converted, data)
 
 
 @dataclass
@@ -316,7 +320,7 @@ def diagnose(*args: Any) -> NonFiniteReport | None:
     ----------
     *args : module, criterion, X, y, or net, X, y
         Network, loss and data of the step. ``X`` and ``y`` are arrays, DataFrames,
-        tensors, or nested tuples or dicts of tensors; float64 arrays are converted to
+        tensors, or nested tuples or dicts of them; float64 arrays are converted to
         float32. A dict is passed by keyword if ``forward`` has these parameters, and a
         tuple in parts if ``forward`` requires several.
         ``criterion`` is called with output and target.

@@ -60,6 +60,8 @@ class FailedOperation:
         Least and largest number of the last argument, such as a denominator.
     dtype : torch.dtype or None, default=None
         Dtype of the result.
+    fails_in_float32 : bool, default=False
+        Whether the operation fails in float32 as it does in half precision.
     depends_on_batch : bool, default=True
         Whether the arguments depend on the batch.
     has_too_few_elements : bool, default=False
@@ -92,6 +94,7 @@ class FailedOperation:
     largest: float = 0.0
     domain: tuple[float, float] | None = None
     dtype: torch.dtype | None = None
+    fails_in_float32: bool = False
     depends_on_batch: bool = True
     has_too_few_elements: bool = False
     is_only_in_buffer: bool = False
@@ -114,7 +117,7 @@ class FailedOperation:
 
         Other operations that fail were given a number outside their domain.
         """
-        is_narrow = self.dtype in NARROW
+        is_narrow = self.dtype in NARROW and not self.fails_in_float32
         is_huge = self.largest >= OVERFLOWS_SQUARED
         return is_huge or is_narrow or self.name in _GROWING
 

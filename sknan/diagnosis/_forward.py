@@ -29,6 +29,7 @@ from sknan.diagnosis._operations import (
     OF_LOGARITHMS,
     SPREADS,
     Kind,
+    fails_in_float32,
     kind_of,
     operation_of,
 )
@@ -96,8 +97,10 @@ class GraphNode(NamedTuple):
 class _Call:
     """One call of an operation, as it was before the operation ran."""
 
+    func: Any
     kind: Kind
     args: Any
+    kwargs: Any
     inputs: list[Tensor]
     keys: list[int]  # of the storages of the inputs
     arguments: tuple[Made, ...]
@@ -287,8 +290,10 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             user = Made(kind.stem, arguments).describe()
             self._users.setdefault(origin.order, []).append(user)
         return _Call(
+            func,
             kind,
             args,
+            kwargs,
             inputs,
             keys,
             arguments=arguments,
@@ -431,6 +436,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             largest=largest(floats),
             domain=value_range(floats[-1]) if floats else None,
             dtype=out.dtype,
+            fails_in_float32=fails_in_float32(call.func, call.args, call.kwargs, out),
             depends_on_batch=call.depends_on_batch,
             has_too_few_elements=_has_too_few_elements(call, out),
             weight=weight,

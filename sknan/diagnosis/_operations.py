@@ -7,6 +7,11 @@ import re
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from sknan._utils.thresholds import NARROW
+from sknan._utils.tree import tree_leaves, tree_map
+from sknan.diagnosis._values import are_all_finite
 
 # Statistics that need at least two elements.
 SPREADS = ("std", "var", "std_mean", "var_mean")
@@ -58,6 +63,38 @@ def kind_of(func: Any) -> Kind:
         func.overloadpacket in _MOVES,
         frozenset(a.name for a in func._schema.arguments if a.is_out),
     )
+
+
+def fails_in_float32(func: Any, args: Any, kwargs: Any, out: Tensor) -> bool:
+    """Whether an operation that has failed in half precision fails in float32 too.
+
+    Parameters
+    ----------
+    func : OpOverload
+        The operation.
+    args, kwargs : object
+        Its arguments.
+    out : Tensor
+        Its result, which is not finite.
+
+    Returns
+    -------
+    bool
+        False for an operation in place, which has overwritten its arguments.
+    """
+
+    def widened(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return x.float() if x.dtype in NARROW else x
+        return torch.float32 if x in NARROW else x
+
+    if out.dtype not in NARROW or kind_of(func).is_in_place:
+        return False
+    try:
+        wide = func(*tree_map(widened, args), **tree_map(widened, kwargs))
+    except RuntimeError:
+        return False  # such as flash attention, which has no kernel for float32
+    return not are_all_finite(tree_leaves(wide))
 
 
 def operation_of(node: Any, traced: str) -> str:

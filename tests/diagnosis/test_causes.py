@@ -451,7 +451,8 @@ class TwoInputs(nn.Module):
 
 def test_a_dict_or_tuple_of_inputs_is_passed_to_several_parameters():
     X, w = table(row3=-1.0), torch.ones(6, 1)
-    for inputs in ({"w": w, "x": X}, (X, w)):
+    arrays = X.numpy().astype("float64"), w.numpy()
+    for inputs in ({"w": w, "x": X}, (X, w), arrays, {"w": arrays[1], "x": X}):
         report = diagnose(TwoInputs(), nn.MSELoss(), inputs, HALF)
         assert (report.operation, report.rows) == ("aten.log", (3,))
     net = GuardedNet(TwoInputs, nn.MSELoss, max_epochs=1, train_split=None, verbose=0)

@@ -129,6 +129,18 @@ IN_FORWARD = {
     ),
     "log": InForward(torch.log, -1.0, "log", alone),
     "log of zero": InForward(torch.log, 0.0, "log", alone),
+    "log of zero in bfloat16": InForward(
+        lambda x: torch.log(x.bfloat16()).float(),
+        0.0,
+        "log",
+        lambda f, x: f(x.bfloat16()).float(),
+    ),
+    "division by zero in float16": InForward(
+        lambda x: (x.half() / x.half().sum(1, keepdim=True)).float(),
+        0.0,
+        "divide",
+        lambda f, x: f(x.half(), x.half().sum(1, keepdim=True)).float(),
+    ),
     "log1p": InForward(torch.log1p, -2.0, "log1p", alone),
     "log2": InForward(torch.log2, -1.0, "log", alone),
     "log10": InForward(torch.log10, -1.0, "log", alone),
@@ -702,15 +714,21 @@ def test_a_term_that_is_left_out_trains():
     assert r2(trained(followed, nn.MSELoss, BASE, SIGNAL), BASE, SIGNAL) > 0.8
 
 
-def test_a_wider_dtype_trains():
-    def squares(x):
-        return x**2
-
-    X = table(300.0)
-    report = report_on(Net(lambda x: squares(x.half()).float()), nn.MSELoss, X, SIGNAL)
+@pytest.mark.parametrize(
+    ("function", "value"),
+    [
+        (torch.square, 300.0),
+        (lambda x: torch.log(x + 1e-8), 0.0),  # 1e-8 is 0 in float16
+        (lambda x: x / (x.sum(1, keepdim=True) + 1e-8), 0.0),
+    ],
+)
+def test_a_wider_dtype_trains(function, value):
+    X = table(value)
+    net = Net(lambda x: function(x.half()).float())
+    report = report_on(net, nn.MSELoss, X, SIGNAL)
     assert report.action == "Use a wider dtype, such as float32."
     X = np.delete(X, BAD, 0), np.delete(SIGNAL, BAD, 0)
-    assert r2(trained(Net(squares), nn.MSELoss, *X), *X) > 0.8
+    assert r2(trained(Net(function), nn.MSELoss, *X), *X) > 0.8
 
 
 def test_a_cleaned_table_trains():
