@@ -195,8 +195,17 @@ def places_to_blame(
         return Places()
     n_rows = len(tree_leaves(batch[0])[0])
     rows = () if failed is None else _rows_to_blame(failed, batch, outputs, trials)
+    # A trial does not compute running statistics, in which huge numbers overflow.
+    is_of_buffer = (
+        failed is not None
+        and failed.is_only_in_buffer
+        and failed.largest >= OVERFLOWS_SQUARED
+    )
     for part in ("inputs", "targets"):
-        places = _unusable_numbers(part, rows or tuple(range(n_rows)), batch, trials)
+        is_unsound = is_of_buffer and part == "inputs"
+        places = _unusable_numbers(
+            part, rows or tuple(range(n_rows)), batch, trials, is_unsound
+        )
         if places is not None:
             return places
     return Places(rows, _columns_to_blame(rows, batch, trials))
@@ -229,8 +238,12 @@ def _unusable_numbers(
     rows: tuple[int, ...],
     batch: tuple[Any, Any],
     trials: Trials,
+    is_unsound: bool,
 ) -> Places | None:
-    """Return where NaN or huge numbers are, if usual ones make the step finite."""
+    """Return where NaN or huge numbers are, if usual ones make the step finite.
+
+    ``is_unsound`` says that the step is not finite with them, without a trial.
+    """
     n_rows = len(tree_leaves(batch[0])[0])
     inputs, target = (sliced(data, torch.tensor(rows), n_rows) for data in batch)
 
@@ -242,7 +255,7 @@ def _unusable_numbers(
     if not any(bool(_is_unusable(leaf).any()) for leaf in tree_leaves(data)):
         return None
     tame = tree_map(_with_usual_numbers, data)
-    if is_sound(data) or not is_sound(tame):
+    if (is_sound(data) and not is_unsound) or not is_sound(tame):
         return None
     columns: tuple[int, ...] = ()
     whole = batch[0 if is_input else 1]
@@ -256,6 +269,8 @@ def _unusable_numbers(
             return is_sound(mixed)
 
         columns = by_bisection(is_sound_with, inputs.shape[1])
+        if is_unsound and not columns:
+            columns = tuple(bad[0].any(0).nonzero().flatten().tolist())
         bad = [bad[0][:, list(columns)]] if columns else bad
     found = {row for mask in bad for row in bad_rows(mask, n_rows)}
     has_nan = any(bool(leaf.isnan().any()) for leaf in leaves)

@@ -429,6 +429,20 @@ def test_an_unused_weight_that_is_not_finite_is_to_blame_only_before_a_training(
     assert caught.value.report.cause == "architecture"
 
 
+@pytest.mark.parametrize("value", [3e19, -3e19, -1e25])
+def test_a_huge_number_is_to_blame_for_running_statistics_that_overflow(value):
+    X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    X[4, 1] = value
+    # The output is of moderate size, since ReLU turns a large negative number into 0.
+    module = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 1))
+    report = diagnose(module, nn.MSELoss(), X, HALF)
+    assert (report.cause, report.rows, report.columns) == ("data", (4,), (1,))
+    assert report.evidence.endswith(
+        "but a running statistic is not finite; the batch has inputs of size 1e18 and "
+        "more."
+    )
+
+
 # -- inputs of any form --------------------------------------------------------------
 
 
