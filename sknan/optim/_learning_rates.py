@@ -251,3 +251,28 @@ def ascends(optimizers: Optimizers) -> str | None:
         if any(group.get("maximize") for group in optimizer.param_groups):
             return f"{type(optimizer).__name__} climbs the loss: maximize=True."
     return None
+
+
+def growing_momentum(optimizers: Optimizers) -> str | None:
+    """Return a message if the momentum of an optimizer makes every step grow.
+
+    Parameters
+    ----------
+    optimizers : sequence of Optimizer
+        Optimizers of a network.
+
+    Returns
+    -------
+    str or None
+        Sentence with the momentum; None if none is above 1.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            momentum = group.get("momentum", 0.0)
+            if momentum > 1.0:
+                return (
+                    f"{type(optimizer).__name__} adds {momentum:.3g} times the last "
+                    "step to each step, whatever the learning rate: "
+                    f"momentum={momentum:.3g}."
+                )
+    return None

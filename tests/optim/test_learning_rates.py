@@ -13,6 +13,7 @@ from torch import nn
 
 from sknan.optim._learning_rates import (
     ascends,
+    growing_momentum,
     hopeless_decay,
     longest_reach,
     lower_scale,
@@ -244,3 +245,12 @@ def test_an_optimizer_that_maximizes_is_reported_by_name():
     climbing = optimizer(torch.optim.Adam, maximize=True)
     assert ascends([optimizer(), climbing]) == "Adam climbs the loss: maximize=True."
     assert ascends([optimizer(torch.optim.LBFGS)]) is None
+
+
+def test_a_momentum_above_one_is_reported():
+    fitting = [optimizer(), optimizer(momentum=1.0), optimizer(torch.optim.Adam)]
+    assert growing_momentum(fitting) is None
+    assert growing_momentum([*fitting, optimizer(torch.optim.RMSprop, momentum=2)]) == (
+        "RMSprop adds 2 times the last step to each step, whatever the learning rate: "
+        "momentum=2."
+    )

@@ -34,6 +34,7 @@ from sknan.nets.guard._step_checks import StepChecks
 from sknan.nets.guard._trials import Trials
 from sknan.optim._learning_rates import (
     ascends,
+    growing_momentum,
     longest_reach,
     lower_scale,
     run_search,
@@ -381,10 +382,15 @@ class Guard(StepChecks):
         """
         self._withdraw_step()
         ascending = ascends(self._optimizers)
-        if ascending is not None:
+        fault = ascending or growing_momentum(self._optimizers)
+        if fault is not None:  # at a lower rate it ruins the weights some steps later
             self.weights.first.restore()
-            evidence = f"{report.evidence} {ascending}"
-            action = "Leave out maximize, or return the score with its sign changed."
+            evidence = f"{report.evidence} {fault}"
+            action = (
+                "Leave out maximize, or return the score with its sign changed."
+                if ascending
+                else "Lower momentum to below 1, such as 0.9."
+            )
             self.stop(dataclasses.replace(report, evidence=evidence, action=action))
         self._n_failed += 1
         growth = max(self.weights.growth_per_step(), self._first_step_ratio)

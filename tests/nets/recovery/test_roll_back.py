@@ -211,6 +211,17 @@ def test_an_optimizer_that_maximizes_the_loss_is_reported():
     )
 
 
+def test_a_momentum_above_one_is_reported_and_a_lower_one_trains():
+    error = refused(network_of(MLP, lr=1e-5, optimizer__momentum=1.5, max_epochs=60))
+    assert (
+        "SGD adds 1.5 times the last step to each step, whatever the learning rate: "
+        "momentum=1.5."
+    ) in str(error)
+    assert error.report.action == "Lower momentum to below 1, such as 0.9."
+    followed = network_of(MLP, lr=0.01, optimizer__momentum=0.9, max_epochs=20)
+    assert r2(fitted(followed)) > 0.5
+
+
 class Undone(Callback):
     """Callback that undoes learning after each epoch."""
 
