@@ -189,7 +189,7 @@ def _cause_of(failed: FailedOperation, *, amplifies: bool) -> Cause:
         or failed.is_in_unused_branch
         or failed.has_too_few_elements
         or failed.is_only_in_buffer
-        or not failed.depends_on_batch
+        or failed.is_of_weights
         or (failed.phase == "backward" and failed.name not in _WITH_A_DOMAIN)
     )
     return "architecture" if is_of_architecture else "activation"

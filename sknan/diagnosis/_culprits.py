@@ -191,7 +191,7 @@ def places_to_blame(
     -------
     Places
     """
-    if failed is not None and not failed.depends_on_batch:
+    if failed is not None and failed.is_of_weights:
         return Places()
     n_rows = len(tree_leaves(batch[0])[0])
     rows = () if failed is None else _rows_to_blame(failed, batch, outputs, trials)

@@ -64,6 +64,8 @@ class FailedOperation:
         Whether the operation fails in float32 as it does in half precision.
     depends_on_batch : bool, default=True
         Whether the arguments depend on the batch.
+    divides_by_zero_weight : bool, default=False
+        Whether a denominator that is 0 depends on trained weights alone.
     has_too_few_elements : bool, default=False
         Whether the operation is a statistic of fewer elements than it needs.
     is_only_in_buffer : bool, default=False
@@ -96,6 +98,7 @@ class FailedOperation:
     dtype: torch.dtype | None = None
     fails_in_float32: bool = False
     depends_on_batch: bool = True
+    divides_by_zero_weight: bool = False
     has_too_few_elements: bool = False
     is_only_in_buffer: bool = False
     is_in_unused_branch: bool = False
@@ -110,6 +113,11 @@ class FailedOperation:
     def name(self) -> str:
         """Name of the operation without namespace and mark of an in-place one."""
         return self.operation.removeprefix("aten.").rstrip("_")
+
+    @property
+    def is_of_weights(self) -> bool:
+        """Whether the operation fails for all rows, because of the weights."""
+        return self.divides_by_zero_weight or not self.depends_on_batch
 
     @property
     def has_overflowed(self) -> bool:

@@ -408,6 +408,12 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rows = bad_rows(~torch.isfinite(out), self.n_rows)
         return _Origin(len(self._alive), self._failed(call, out, rows, weight))
 
+    def _divides_by_zero_weight(self, call: _Call) -> bool:
+        if call.kind.stem != "div" or not call.inputs[-1].requires_grad:
+            return False
+        is_zero = bool((call.inputs[-1] == 0.0).any())
+        return is_zero and call.keys[-1] not in self._of_batch
+
     def _raised(self, call: _Call) -> FailedOperation:
         """Return the operation that has raised, or whose result a check refuses."""
         out = call.inputs[0] if call.inputs else torch.empty(0)
@@ -438,6 +444,7 @@ class OperationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             dtype=out.dtype,
             fails_in_float32=fails_in_float32(call.func, call.args, call.kwargs, out),
             depends_on_batch=call.depends_on_batch,
+            divides_by_zero_weight=self._divides_by_zero_weight(call),
             has_too_few_elements=_has_too_few_elements(call, out),
             weight=weight,
             arguments=tuple(made.describe() for made in call.arguments),

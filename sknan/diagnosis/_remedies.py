@@ -313,6 +313,11 @@ def _action_for_operation(failed: FailedOperation) -> str:
             "Choose another initialization: the operation depends on weights and "
             "constants alone, not on the data."
         )
+    if failed.divides_by_zero_weight:
+        return (
+            "Choose another initialization: the denominator depends on weights alone, "
+            "and is 0 for all rows."
+        )
     if failed.layer in SAME_LOSSES:
         return f"Use sknan.losses.{failed.layer}."
     pattern = next((p for p in PATTERNS if p.fits(failed)), None)

@@ -583,6 +583,29 @@ def test_another_initialization_trains_where_only_weights_are_concerned():
     assert r2(trained(module(0.1), nn.MSELoss, BASE, SIGNAL), BASE, SIGNAL) > 0.8
 
 
+class BoxCox(nn.Module):
+    def __init__(self, exponent):
+        super().__init__()
+        torch.manual_seed(0)
+        self.exponent = nn.Parameter(torch.full((5,), exponent))
+        self.head = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1))
+
+    def forward(self, x):
+        return self.head((x**self.exponent - 1) / self.exponent)
+
+
+def test_another_initialization_trains_where_a_weight_is_a_denominator_of_zero():
+    report = report_on(BoxCox(0.0), nn.MSELoss, BASE, SIGNAL)
+    assert (report.cause, report.operation) == ("architecture", "aten.div")
+    assert report.rows == ()
+    assert report.action == (
+        "Choose another initialization: the denominator depends on weights alone, and "
+        "is 0 for all rows."
+    )
+    net = trained(BoxCox(0.5), nn.MSELoss, BASE, SIGNAL, max_epochs=60)
+    assert r2(net, BASE, SIGNAL) > 0.8
+
+
 @pytest.mark.parametrize("name", ["weight", "pos_weight"])
 def test_infinite_class_weights_are_refused_and_finite_ones_train(name):
     y = np.c_[LABELS, np.zeros_like(LABELS)]
