@@ -25,7 +25,7 @@ from sknan._engine.fitted_network import FittedNetwork
 from sknan._engine.listeners import EpochTasks
 from sknan._engine.plan import TrainingPlan, TrainingRows
 from sknan._engine.prediction import TargetCoding
-from sknan._engine.range_test import range_test
+from sknan._engine.range_test import USUAL_RATE, TimeIsUp, range_test
 from sknan._engine.scoring import ValidationScore
 from sknan._engine.table_net import TableNet
 from sknan._utils.encoding import EncodedStateMixin
@@ -133,9 +133,14 @@ class StableNetBase(
             self.lr_ = float(self.lr)
             self.learning_rate_range_ = None
         elif not continues:  # a range test applies to an untrained network
-            found = range_test(self, rows, seed, verbose=self.verbose == 1)
-            self.learning_rate_range_ = found
-            self.lr_ = found.suggestion
+            max_time = None if rows.is_partial else self.max_time
+            verbose = self.verbose == 1
+            try:
+                found = range_test(self, rows, seed, verbose=verbose, max_time=max_time)
+            except TimeIsUp:
+                self.learning_rate_range_, self.lr_ = None, USUAL_RATE
+            else:
+                self.learning_rate_range_, self.lr_ = found, found.suggestion
 
     @usual_settings()
     def fit(
@@ -345,20 +350,36 @@ class StableNetBase(
         self.effective_lr_ = self.lr_ * net.guard_.lr_scale
 
     def _warn_of_cut(self, plan: TrainingPlan) -> None:
-        """Warn if the time limit ended the training before its last epoch.
+        """Warn if the time limit left no range test, or ended the training early.
 
         The text is the same for all networks of an ensemble or a search, which show it
         once.
         """
         limit, n_epochs = plan.time_limit, plan.net.max_epochs
-        if limit is None or not limit.is_reached_ or limit.n_epochs_ >= n_epochs:
+        if limit is None:
+            return
+        advice = "Raise max_time to train for more epochs."
+        if is_auto(self.lr) and self.learning_rate_range_ is None:
+            warn(
+                ConvergenceWarning(
+                    f"max_time={self.max_time:g} is too short for the range test of "
+                    f"lr='auto', so that lr_ is the default, {USUAL_RATE:g}. Raise "
+                    "max_time, or pass a number for lr."
+                )
+            )
+        elif is_auto(self.lr):
+            advice = (
+                "Up to half of the time went to the range test of lr='auto': raise "
+                "max_time, or pass a number for lr, to train for more epochs."
+            )
+        if not limit.is_reached_ or limit.n_epochs_ >= n_epochs:
             return
         kept = "of the last epoch" if plan.best is None else "of the best epoch so far"
         warn(
             TimeLimitWarning(
                 f"max_time={self.max_time:g} ended the training before "
                 f"max_epochs={n_epochs}; n_iter_ is the number of epochs. The weights "
-                f"are those {kept}. Raise max_time to train for more epochs."
+                f"are those {kept}. {advice}"
             )
         )
 

@@ -72,11 +72,12 @@ class StableNetClassifier(LabelPredictionMixin, ClassTargetMixin):
         Maximum number of passes over the training rows. ``"auto"`` depends on the
         number of rows of the table: 20 below 30 000, 12 below 100 000, else 8.
     max_time : float or None, default=None
-        Time limit of each training in seconds, including that of ``lr="auto"``. No
-        epoch begins that is expected to end later, but the first one is always
-        completed. From the second epoch on, ``lr_schedule`` follows the time if that
-        allows fewer epochs than ``max_epochs``, and reaches its end within it. None
-        means no limit.
+        Time limit of each training in seconds. No epoch begins that is expected to end
+        later, but the first one is always completed. The range test of ``lr="auto"``
+        takes at most about half of the time, in fewer steps if necessary; where that
+        does not suffice, the learning rate is 1e-3, and ``fit`` warns. From the second
+        epoch on, ``lr_schedule`` follows the time if that allows fewer epochs than
+        ``max_epochs``, and reaches its end within it. None means no limit.
     batch_size : int or "auto", default=128
         Number of rows in a batch. A last batch of a single row is merged with the batch
         before it. ``"auto"`` depends on the number of rows of the table: 32 below 700,
@@ -181,7 +182,7 @@ class StableNetClassifier(LabelPredictionMixin, ClassTargetMixin):
         Learning rate: ``lr``, or the one found for ``lr="auto"``.
     learning_rate_range_ : LearningRateRange or None
         Curves, range and reason of the learning rate found for ``lr="auto"``. None if
-        ``lr`` is a number.
+        ``lr`` is a number, or if ``max_time`` was too short for the test.
     effective_lr_ : float
         ``lr_`` times all reductions by the guard; equal to ``lr_`` if no step failed.
     n_features_in_ : int
@@ -210,7 +211,8 @@ class StableNetClassifier(LabelPredictionMixin, ClassTargetMixin):
         one of several, such as those of a search or an ensemble, the training ends with
         the ``KeyboardInterrupt`` instead.
     ConvergenceWarning
-        If ``max_time`` ended the training before ``max_epochs``.
+        If ``max_time`` ended the training before ``max_epochs``, or was too short for
+        the range test of ``lr="auto"``.
 
     See Also
     --------

@@ -9,6 +9,7 @@ import math
 import pickle
 import re
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,10 @@ from sknan import (
     StableNetRegressor,
     TabularMLP,
 )
+from sknan._engine.range_test import TimeIsUp, range_test
+from sknan._engine.range_test.curves import curves_at_rates
+from sknan._engine.range_test.trial import compared_with_usual
+from sknan.nets._time_limit import TimeLimit
 
 # -- sample and class weights ------------------------------------------------------
 
@@ -483,11 +488,55 @@ def test_a_training_ends_after_its_time(Estimator, y, early_stopping):
 
 
 def test_the_search_for_a_learning_rate_counts_as_training():
-    with pytest.warns(ConvergenceWarning, match="max_time"):
+    with pytest.warns(ConvergenceWarning) as caught:
         fast = StableNetClassifier(lr="auto", max_time=1e-9, **FAST).fit(X, LABELS)
-    unlimited = StableNetClassifier(lr="auto", **FAST).fit(X, LABELS)
+    assert str(caught[0].message) == (
+        "max_time=1e-09 is too short for the range test of lr='auto', so that lr_ is "
+        "the default, 0.001. Raise max_time, or pass a number for lr."
+    )
     assert fast.n_iter_ == 1
-    assert fast.lr_ == unlimited.lr_
+    assert fast.lr_ == 1e-3
+    assert fast.learning_rate_range_ is None
+    unlimited = StableNetClassifier(lr="auto", **FAST).fit(X, LABELS)
+    enough = StableNetClassifier(lr="auto", max_time=1e6, **FAST).fit(X, LABELS)
+    expected, found = (m.learning_rate_range_ for m in (unlimited, enough))
+    assert str(found) == str(expected)
+    np.testing.assert_array_equal(found.losses, expected.losses)
+
+
+class EndOfTime(Callback):
+    def on_batch_end(self, net, **kwargs):
+        (limit,) = (c for _, c in net.callbacks_ if isinstance(c, TimeLimit))
+        limit.max_time = 0.0
+
+
+def test_the_warning_names_the_range_test_as_what_took_time():
+    settings = {**FAST, "max_time": 1e6, "callbacks": [EndOfTime()]}
+    with pytest.warns(ConvergenceWarning) as caught:
+        model = StableNetClassifier(lr="auto", **settings).fit(X, LABELS)
+    assert [str(warning.message) for warning in caught] == [
+        "max_time=1e+06 ended the training before max_epochs=3; n_iter_ is the number "
+        "of epochs. The weights are those of the last epoch. Up to half of the time "
+        "went to the range test of lr='auto': raise max_time, or pass a number for "
+        "lr, to train for more epochs."
+    ]
+    assert model.n_iter_ == 1
+
+
+def test_learning_rates_need_time_to_be_confirmed():
+    model = StableNetClassifier(lr="auto", **FAST)
+    rows = model._training_rows(np.tile(X, (4, 1)), np.tile(LABELS, 4), None)
+    found = replace(range_test(model, rows, 0), suggestion=0.01)
+    kept = compared_with_usual(model, rows, found, [0, 1], has_time=False)
+    assert (kept.suggestion, kept.confidence) == (1e-3, "low")
+    assert kept.reason == (
+        "max_time is too short for trainings that confirm another learning rate. The "
+        "suggestion is the default."
+    )
+    for clip_value in (None, 1e6):  # in a stack, and separately
+        model.set_params(clip_value=clip_value)
+        with pytest.raises(TimeIsUp):
+            curves_at_rates(model, rows, np.array([1e-3]), [0], 10, deadline=0.0)
 
 
 def test_a_part_of_the_data_is_one_epoch_whatever_the_time():

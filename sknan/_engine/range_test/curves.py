@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +35,10 @@ from sknan.nets._batching import TensorTable
 # Share of the rows that is held out, and of a curve that is its end.
 SHARE = 0.2
 
+# Share of max_time for the curves, and as much for the trainings that confirm them. At
+# least half of the time is left for the training itself.
+SHARE_OF_TIME = 0.25
+
 # Largest number of held-out rows. It bounds the time.
 _MAX_HELD_OUT = 1000
 
@@ -49,6 +54,10 @@ MAX_FLOPS = 3e11
 
 # Bytes of weights, gradients and moments in one stack. It changes no result.
 _MAX_BYTES = 2**29
+
+
+class TimeIsUp(Exception):
+    """The time does not suffice for the curves of a range test."""
 
 
 class RateCurves(NamedTuple):
@@ -75,6 +84,7 @@ def curves_at_rates(
     rates: np.ndarray,
     seeds: list[int],
     n_steps: int,
+    deadline: float = math.inf,
 ) -> RateCurves:
     """Train at each learning rate, from each of several starts.
 
@@ -90,10 +100,17 @@ def curves_at_rates(
         Seeds of initial weights, rows and batches, which all learning rates share.
     n_steps : int
         Number of steps of each training.
+    deadline : float
+        Time by the monotonic clock at which the curves must be complete.
 
     Returns
     -------
     RateCurves
+
+    Raises
+    ------
+    TimeIsUp
+        If the curves are not complete by then.
     """
     batch_size = _batch_size(estimator, rows)
     curves = []
@@ -106,7 +123,9 @@ def curves_at_rates(
         held_out = None
         if valid is not None:
             held_out = held_out_table(estimator, valid, seed)
-        trainings = _ConstantRateTrainings(plan, create, held_out, n_steps, seed)
+        trainings = _ConstantRateTrainings(
+            plan, create, held_out, n_steps, seed, deadline
+        )
         curves.append(trainings.run(rates))
         advance_to(n_steps * len(curves))
         checks = trainings.checks
@@ -215,6 +234,8 @@ class _ConstantRateTrainings:
         Number of steps of each training.
     seed : int
         Seed of the batches.
+    deadline : float
+        Time by the monotonic clock after which no step begins.
     """
 
     plan: TrainingPlan
@@ -222,6 +243,7 @@ class _ConstantRateTrainings:
     held_out: TensorTable | None
     n_steps: int
     seed: int
+    deadline: float
 
     def __post_init__(self) -> None:
         self.checks: list[int] = []
@@ -242,6 +264,11 @@ class _ConstantRateTrainings:
                 self._run_separately(int(number), float(rates[number]))
                 advance(self.n_steps / n_rates)
         return self.losses, self.valid_losses
+
+    def require_time(self) -> None:
+        """Raise :class:`TimeIsUp` if no time is left for another step."""
+        if time.monotonic() > self.deadline:
+            raise TimeIsUp
 
     def _members_per_stack(self) -> int:
         """Return the number of networks in a stack; 1 if they cannot be stacked."""
@@ -276,6 +303,7 @@ class _ConstantRateTrainings:
         training.orders = self._row_order().expand(n_members, -1)
         self._check(training.stack, numbers, 0)
         for i in range(self.n_steps):
+            self.require_time()
             step = training.run_span([(i * size, (i + 1) * size)])
             is_good = ~are_refused(step.losses, step.norms)[0]
             numbers = numbers[is_good]
@@ -346,6 +374,7 @@ class _LossRecorder(Callback):
         **kwargs: Any,
     ) -> None:
         """Record the loss of a step."""
+        self.trainings.require_time()
         if not training or self.n_recorded == len(self.losses):
             return
         self.losses[self.n_recorded] = float(loss.detach())

@@ -8,6 +8,11 @@ learning rate alone, and where it ends early, the others continue.
 
 from __future__ import annotations
 
+import math
+import time
+from functools import partial
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -15,7 +20,9 @@ from sknan._engine.plan import Trainable, TrainingRows
 from sknan._engine.range_test.curves import (
     MAX_FLOPS,
     MIN_STEPS,
+    SHARE_OF_TIME,
     RateCurves,
+    TimeIsUp,
     curves_at_rates,
     flops_per_step,
 )
@@ -45,6 +52,7 @@ def range_test(
     n_seeds: int = 2,
     n_steps: int | str = "auto",
     verbose: int | bool = 0,
+    max_time: float | None = None,
 ) -> LearningRateRange:
     """Train for a short time at each learning rate, and suggest one.
 
@@ -67,23 +75,57 @@ def range_test(
         Number of steps of each training.
     verbose : int or bool, default=0
         Whether to show a progress bar.
+    max_time : float or None, default=None
+        Number of seconds for the training with the learning rate and for the test,
+        which takes fewer steps where its half of the time does not suffice. None means
+        no limit.
 
     Returns
     -------
     LearningRateRange
+
+    Raises
+    ------
+    TimeIsUp
+        If the time does not even suffice for the fewest steps.
     """
+    seconds = math.inf if max_time is None else SHARE_OF_TIME * max_time
+    start, has_time = time.monotonic(), True
+    deadline = start + 2.0 * seconds
     tested = np.asarray(DEFAULT_RATES if rates is None else rates, dtype=np.float64)
     rng = np.random.RandomState(seed)
     seeds = [int(s) for s in rng.randint(np.iinfo(np.int32).max, size=n_seeds)]
     with recorded_warnings():  # dropped: the real training issues its own
         if n_steps == "auto":
             n_steps = _n_steps(estimator, rows, len(tested) * n_seeds)
+        curves_of = partial(curves_at_rates, estimator, rows, tested, deadline=deadline)
+        if max_time is not None:
+            step_seconds = _step_seconds(curves_of, seeds[0])
+            left = deadline - time.monotonic()
+            if left < n_seeds * MIN_STEPS * step_seconds:
+                raise TimeIsUp
+            n_in_time = max(MIN_STEPS, (left - seconds) / (n_seeds * step_seconds))
+            n_steps = int(min(int(n_steps), n_in_time))
         total = int(n_steps) * n_seeds
         with progress("Range test", total, "steps", verbose=verbose):
-            curves = curves_at_rates(estimator, rows, tested, seeds, int(n_steps))
+            curves = curves_of(seeds, int(n_steps))
+        if max_time is not None:
+            n_batches = -(-len(rows.X) // estimator.rows_per_batch(len(rows.X)))
+            # A training takes one epoch or more.
+            left = deadline - time.monotonic()
+            has_time = n_seeds * n_batches * step_seconds <= left
         found = _result(tested, curves, len(rows.X))
         with progress("", 0, "", verbose=False):  # the fits count in no bar
-            return compared_with_usual(estimator, rows, found, seeds)
+            return compared_with_usual(estimator, rows, found, seeds, has_time=has_time)
+
+
+def _step_seconds(curves_of: Any, seed: int) -> float:
+    """Return the time of a step at all learning rates, with its share of the start."""
+    start = time.monotonic()
+    with progress("", 0, "", verbose=False):
+        curves_of([seed], MIN_STEPS)
+    # A step may be shorter than the clock's resolution.
+    return max(time.monotonic() - start, 1e-9) / MIN_STEPS
 
 
 def _n_steps(estimator: Trainable, rows: TrainingRows, n_trainings: int) -> int:

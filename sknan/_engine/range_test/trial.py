@@ -21,6 +21,7 @@ from sknan._engine.plan import Trainable, TrainingPlan, TrainingRows
 from sknan._engine.range_test.curves import (
     MAX_FLOPS,
     MIN_ROWS,
+    SHARE_OF_TIME,
     drawn_rows,
     evaluated_loss,
     flops_per_step,
@@ -37,8 +38,19 @@ from sknan.diagnosis._raised import may_be_transient
 _FAILED = float(np.finfo(np.float32).max)
 
 
+_NO_TIME = (
+    "max_time is too short for trainings that confirm another learning rate. The "
+    "suggestion is the default."
+)
+
+
 def compared_with_usual(
-    estimator: Trainable, rows: TrainingRows, found: LearningRateRange, seeds: list[int]
+    estimator: Trainable,
+    rows: TrainingRows,
+    found: LearningRateRange,
+    seeds: list[int],
+    *,
+    has_time: bool = True,
 ) -> LearningRateRange:
     """Return the result with the default rate, unless the suggestion is clearly better.
 
@@ -55,6 +67,8 @@ def compared_with_usual(
         Result of a range test.
     seeds : list of int
         Seeds of initial weights, rows and batches.
+    has_time : bool, default=True
+        Whether there is time for the trainings.
 
     Returns
     -------
@@ -72,6 +86,8 @@ def compared_with_usual(
             return found
         reason = f"{counted(len(rows.X), 'row')} {TOO_FEW}"
         return replace(found, suggestion=USUAL_RATE, confidence="low", reason=reason)
+    if not has_time:
+        return replace(found, suggestion=USUAL_RATE, confidence="low", reason=_NO_TIME)
     # The best learning rate of a whole training is often below that of its first steps:
     # on 90 synthetic tasks, R2 or accuracy is 0.022 below that of the best of 13
     # learning rates, and 0.021 below it with the second one.
@@ -116,8 +132,8 @@ def _losses(
         seed,
         batch_size=estimator.rows_per_batch(n_rows),
         max_epochs=max(1, n_epochs),
-        # All trainings, with two starts, take at most half of the time.
-        max_time=max_time and max_time / (4 * len(rates)),
+        # The trainings with all learning rates, from two starts, share the time.
+        max_time=max_time and SHARE_OF_TIME * max_time / (2 * len(rates)),
     )
     plans: list[TrainingPlan] = []
     for rate in rates:
