@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, norm, rankdata
 from sklearn.linear_model import Ridge
+from torch import Tensor
 
 from sknan.preprocessing._scaler import SafeScaler
 from sknan.preprocessing._tables.numeric_sentinels import SAMPLE_SIZE, sample_rows
+from sknan.preprocessing._tables.plain_cells import plain_cells
 
 # Distance of close values, in units of `SafeScaler`. The network has up to some three
 # waves in such a unit. With 0.17, fewer values of `adult` and `project_star` are found.
@@ -71,7 +73,7 @@ def single_values(
         Number of the column, and value, which is compared in float32. The list is empty
         if ``y`` has another number of rows.
     """
-    y = np.asarray(y)
+    y = np.asarray(plain_cells(y) if isinstance(y, Tensor) else y)
     if y.ndim not in (1, 2) or len(y) != len(encoded):
         return []  # the estimator refuses it
     most = min(SAMPLE_SIZE, max(_MIN_SAMPLE, _MOST_CELLS // encoded.shape[1]))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
 
 from sknan import (
     BatchedGridSearchCV,
@@ -21,9 +22,13 @@ from sknan import (
     SafeScaler,
     StableNetClassifier,
     StableNetRegressor,
+    audit,
+    tabular_pipeline,
 )
 from sknan.exceptions import NonFiniteDataError
 from sknan.preprocessing import TableCleaner, iter_chunks
+from sknan.preprocessing._tables.lazy_table import read_table
+from sknan.preprocessing._tables.typed_column import read_column
 
 ENCODE = "Encode the table first, for example with skrub.TableVectorizer()"
 
@@ -464,3 +469,27 @@ def test_dates_as_a_numeric_target_are_refused(kind):
         "y contains dates, first 2020-01-01 00:00:00 at row 0, but StableNetRegressor "
         "needs numbers. Pass numbers, or labels to StableNetClassifier."
     )
+
+
+NUMBERS = [[1.0, 2.0], [3.0, 4.5], [-1.0, 0.5], [2.0, 8.0]]
+READERS = {
+    "table": read_table,
+    "rows": lambda t: read_table(list(t)),
+    "columns": lambda t: read_table({"a": t[:, 0], "b": t[:, 1]}),
+}
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "gradient"])
+def test_any_tensor_is_read_as_the_array_of_its_numbers(kind):
+    tensor = torch.tensor(NUMBERS, requires_grad=kind == "gradient")
+    tensor = tensor if kind == "gradient" else tensor.bfloat16()
+    for read in READERS.values():
+        columns = [column.cells for column in read(tensor).columns()]
+        np.testing.assert_array_equal(np.column_stack(columns), NUMBERS)
+    np.testing.assert_array_equal(read_column(tensor[:, 0]).cells, [1, 3, -1, 2])
+    table = np.array(NUMBERS, np.float32)
+    assert str(audit(tensor, tensor[:, 0])) == str(audit(table, table[:, 0]))
+    model = tabular_pipeline(StableNetRegressor(max_epochs=1, random_state=0))
+    expected = clone(model).fit(table, table[:, 0]).predict(table)
+    found = model.fit(tensor, tensor[:, 0]).predict(tensor)
+    np.testing.assert_array_equal(found, expected)

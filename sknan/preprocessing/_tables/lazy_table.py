@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import Tensor
 
 from sknan._utils.validation import column_name
 from sknan.preprocessing._kernels.column_means import columns_of
@@ -119,7 +120,7 @@ def read_table(X: Any, reader: str = "audit") -> LazyTable:
     TypeError
         If ``X`` is no table.
     """
-    if isinstance(X, np.ma.MaskedArray) or _is_structured(X):
+    if isinstance(X, (np.ma.MaskedArray, Tensor)) or _is_structured(X):
         X = plain_cells(X)
     if isinstance(X, pd.DataFrame):
         return _of_frame(X)
@@ -156,10 +157,18 @@ def read_table(X: Any, reader: str = "audit") -> LazyTable:
 
 def _frame_of(X: Any) -> pd.DataFrame:
     """Return a DataFrame of an array, a dict or a list of rows."""
+    if isinstance(X, dict):
+        X = {name: _without_tensor(cells) for name, cells in X.items()}
+    elif isinstance(X, list):
+        X = [_without_tensor(cells) for cells in X]
     try:
         return pd.DataFrame(X)
     except OverflowError:  # pandas 2 tries to convert integers beyond float64
         return pd.DataFrame(X, dtype=object)
+
+
+def _without_tensor(cells: Any) -> Any:
+    return plain_cells(cells) if isinstance(cells, Tensor) else cells
 
 
 def _is_structured(X: Any) -> bool:

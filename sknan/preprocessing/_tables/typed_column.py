@@ -14,8 +14,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sknan._utils.outside import is_of_signal, unless
+from sknan._utils.validation import array_of
 
 ColumnContent = Literal[
     "numbers",
@@ -154,6 +156,8 @@ def read_column(
 
 
 def _as_series(values: Any) -> pd.Series:
+    if isinstance(values, Tensor):
+        values = array_of(values, "The table or target")
     if isinstance(values, np.ma.MaskedArray):
         mask, values = np.ma.getmaskarray(values), values.data.astype(object)
         values[mask] = None
