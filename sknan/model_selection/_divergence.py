@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,19 @@ def divergence_columns(results: Sequence[FitResult], n_splits: int) -> dict[str,
 
 
 def candidate_facts(
-    cv_results: Mapping[str, Any], best: int | None
+    cv_results: Mapping[str, Any], best: int | None, resource: str | None = None
 ) -> list[tuple[str, str]]:
     """Return names and descriptions of the main facts about the candidates."""
     recoveries = cv_results["n_recoveries"]  # masked where a training has failed
-    n_failed = int(np.sum(np.ma.getmaskarray(recoveries)))
-    n_rescued = int((recoveries > 0).filled(False).sum())
-    states = f"{len(recoveries)}, {n_rescued} rescued, {n_failed} failed"
+    groups = {
+        "": np.full(len(recoveries), True),
+        " rescued": (recoveries > 0).filled(False),
+        " failed": np.ma.getmaskarray(recoveries),
+    }
+    states = ", ".join(
+        f"{_n_distinct(cv_results['params'], np.flatnonzero(rows), resource)}{state}"
+        for state, rows in groups.items()
+    )
     facts = [("candidates", states)]
     if best is not None:
         settings = ", ".join(f"{k}={v}" for k, v in cv_results["params"][best].items())
@@ -56,11 +63,15 @@ def candidate_facts(
 
 
 def divergence_warning(
-    results: Sequence[FitResult], cv_results: Mapping[str, Any], best: int | None
+    results: Sequence[FitResult],
+    cv_results: Mapping[str, Any],
+    best: int | None,
+    resource: str | None = None,
 ) -> DivergenceWarning | None:
     """Return one warning for the whole search, or None if no step has failed.
 
-    It carries the report of the first failed step.
+    It carries the report of the first failed step. ``resource`` is that of a search
+    with successive halving, which trains a candidate in several rounds.
     """
     if not any(result.has_failed_steps for result in results):
         return None
@@ -68,26 +79,30 @@ def divergence_warning(
     n_splits = len(results) // len(params)
     rows = [results[i : i + n_splits] for i in range(0, len(results), n_splits)]
     diverged = [i for i, row in enumerate(rows) if any(r.has_diverged for r in row)]
-    n_failed = sum(
-        any(r.has_diverged and r.n_recoveries is None for r in rows[i])
+    failed = [
+        i
         for i in diverged
-    )
+        if any(r.has_diverged and r.n_recoveries is None for r in rows[i])
+    ]
     kept = [
         i
         for i, row in enumerate(rows)
         if i not in diverged and any(r.has_failed_steps for r in row)
     ]
     parts = []
+    count = partial(_n_distinct, params, resource=resource)
+    n_candidates = count(range(len(rows)))
     if diverged:
+        n_diverged, n_failed = count(diverged), count(failed)
         parts.append(
-            f"{len(diverged)} of {len(rows)} candidates diverged, "
+            f"{n_diverged} of {n_candidates} candidates diverged, "
             f"{_describe_diverged(params, diverged)}: "
-            f"{_describe_outcome(len(diverged), n_failed)}."
+            f"{_describe_outcome(n_diverged, n_failed)}."
         )
     if kept:
         parts.append(
-            f"{len(kept)} of {len(rows)} candidates had steps that failed and were "
-            "rescued at the same learning rate."
+            f"{count(kept)} of {n_candidates} candidates had steps that failed and "
+            "were rescued at the same learning rate."
         )
     parts.append(
         "See the columns n_recoveries, diverged_at and effective_lr of cv_results_."
@@ -99,6 +114,23 @@ def divergence_warning(
     else:
         report = next(r.report for r in results if r.has_failed_steps)
     return DivergenceWarning(" ".join(parts), report)
+
+
+def _n_distinct(
+    params: Sequence[Mapping[str, Any]], rows: Iterable[int], resource: str | None
+) -> int:
+    """Return the number of candidates in rows of which each belongs to one round."""
+    name = "max_epochs" if resource == "epochs" else resource
+    # Values may not be hashable. The rounds of a search share them.
+    keys = (
+        frozenset(
+            (key, id(value))
+            for key, value in params[row].items()
+            if name not in (key, key.rpartition("__")[2])
+        )
+        for row in rows
+    )
+    return len(set(keys))
 
 
 def _describe_best(

@@ -42,7 +42,11 @@ class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
         if "n_recoveries" not in results:
             return diagram
         return diagram + table(
-            candidate_facts(results, getattr(self, "best_index_", None))
+            candidate_facts(
+                results,
+                getattr(self, "best_index_", None),
+                getattr(self, "resource", None),
+            )
         )
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
@@ -98,7 +102,8 @@ class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
         self.scorer_ = getattr(self.scorer_, "__wrapped__", self.scorer_)
         has_best = self.refit or not self.multimetric_
         best = self.best_index_ if has_best else None
-        warning = divergence_warning(run.results, self.cv_results_, best)
+        resource = getattr(self, "resource", None)
+        warning = divergence_warning(run.results, self.cv_results_, best, resource)
         if warning is not None:
             warn(warning)
         n_cut = sum(result.is_cut for result in run.results)

@@ -300,6 +300,26 @@ def test_epochs_of_an_ensemble_can_be_the_resource(table):
     assert search.cv_results_["stacked"].all()
 
 
+@pytest.mark.parametrize("resource", ["epochs", "net__max_epochs", "n_samples"])
+def test_a_candidate_counts_once_however_many_rounds_it_is_trained_in(table, resource):
+    size = 40 if resource == "n_samples" else 1
+    search = BatchedHalvingSearchCV(
+        pipeline(max_epochs=3),
+        {"net__lr": [1e-3, 1e30, 1e-2]},
+        resource=resource,
+        min_resources=size,
+        max_resources=3 * size,
+        scoring=lambda model, X, y: model[-1].lr,  # keeps the one that diverges
+        refit=False,
+        cv=2,
+        random_state=0,
+    )
+    with pytest.warns(DivergenceWarning, match="1 of 3 candidates diverged, .*: it"):
+        search.fit(*table)
+    assert search.n_candidates_ == [3, 1]
+    assert "3, 1 rescued, 0 failed" in search._repr_html_()
+
+
 def test_other_estimators_are_searched_by_scikit_learn(table):
     X, y = table[0].fillna(0), table[1]
     model, grid = LogisticRegression(max_iter=5000), {"C": [0.1, 1.0]}
