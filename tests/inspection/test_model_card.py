@@ -324,6 +324,30 @@ def test_labels_that_fit_has_not_seen_are_named():
     ) in found
 
 
+@pytest.mark.parametrize(
+    ("labels", "given", "message"),
+    [
+        (
+            LINEAR > 0,
+            np.where(LINEAR > 0, "1", "0"),
+            f"y contains text, first {int(LINEAR[0] > 0)} at row 0, but the labels of "
+            "fit are numbers, first False. Pass labels of the type of fit.",
+        ),
+        (
+            np.where(LINEAR > 0, "b", "a").astype(object),
+            np.arange(120) % 2,
+            "y contains numbers, first 0 at row 0, but the labels of fit are text, "
+            "first a. Pass labels of the type of fit.",
+        ),
+    ],
+)
+def test_labels_of_another_type_than_those_of_fit_are_refused(labels, given, message):
+    net = StableNetClassifier(max_epochs=1, random_state=0).fit(ROWS, labels)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        report(net, ROWS, given)
+    assert "Result" in report(net, ROWS, labels).to_markdown()
+
+
 def test_limits_of_drift_contain_usual_batches_and_exclude_shifted_ones():
     frame = pd.DataFrame({"x": RNG.normal(size=500), "c": RNG.choice(["a", "b"], 500)})
     frame["flag"] = (frame.c == "a") * 1.0

@@ -84,6 +84,10 @@ def names_of_columns(y: Any, n: int, kind: str) -> list[str]:
     return list(map(str, columns)) or [f"{kind} {i}" for i in range(n)]
 
 
+# Names that pandas gives to cells that are numbers.
+_NUMBERS = ("boolean", "integer", "floating", "mixed-integer-float")
+
+
 def target_of(estimator: Any, X: Any, y: Any) -> NDArray[Any]:
     """Return the target as an array with a column for each target or label.
 
@@ -108,6 +112,8 @@ def target_of(estimator: Any, X: Any, y: Any) -> NDArray[Any]:
                 f"row {row}. {remedy}"
             )
         is_multilabel = getattr(network, "_is_multilabel", False)
+        if not is_multilabel:
+            _refuse_other_types(found, last.classes_)
         n_columns = len(last.classes_) if is_multilabel else 1
     else:
         found = np.asarray(plain_cells(y)).astype(np.float64)
@@ -128,6 +134,25 @@ def target_of(estimator: Any, X: Any, y: Any) -> NDArray[Any]:
             f"{n_columns}. Pass the target of fit for the rows of X."
         )
     return found
+
+
+def _refuse_other_types(labels: NDArray[Any], classes: NDArray[Any]) -> None:
+    """Raise ``ValueError`` if one of labels and classes are numbers, the other text."""
+    kinds = _kind_of(labels), _kind_of(classes)
+    if kinds in (("numbers", "text"), ("text", "numbers")):
+        raise ValueError(
+            f"y contains {kinds[0]}, first {labels.flat[0]} at row 0, but the labels "
+            f"of fit are {kinds[1]}, first {classes[0]}. Pass labels of the type of "
+            "fit."
+        )
+
+
+def _kind_of(labels: NDArray[Any]) -> str:
+    """Return ``"numbers"``, ``"text"`` or pandas' name for other labels."""
+    kind: str = pd.api.types.infer_dtype(labels.ravel())
+    if kind in _NUMBERS:
+        return "numbers"
+    return "text" if kind == "string" else kind
 
 
 def evaluate(estimator: Any, X: Any, y: Any) -> Evaluation:
