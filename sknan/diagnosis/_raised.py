@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterable
 from dis import opname
@@ -32,6 +33,22 @@ LOSS_IS_DETACHED = (
 )
 
 _LIBRARIES = ("builtins", "numpy", "torch")
+
+# Names of dtypes in torch's messages, and what a criterion says of other targets than
+# the numbers of the classes.
+_NAMES = {
+    torch.float64: "[Dd]ouble",
+    torch.float32: "[Ff]loat",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+    torch.int64: "Long",
+    torch.int32: "Int",
+    torch.int16: "Short",
+    torch.int8: "Char",
+    torch.uint8: "Byte",
+    torch.bool: "Bool",
+}
+_EXPECTS_LABELS = re.compile("expected (target dtype to be|scalar type) Long")
 
 _T = TypeVar("_T")
 
@@ -188,7 +205,7 @@ def about_graph(error: Exception) -> Exception:
 def about_dtype(
     error: Exception, inputs: Any, parameters: Iterable[Tensor]
 ) -> Exception:
-    """Return an exception that asks for float32, if that is what has failed.
+    """Return an exception that asks for another dtype, if that is what has failed.
 
     Parameters
     ----------
@@ -205,19 +222,47 @@ def about_dtype(
         ``error`` itself if it has another reason.
     """
     message = (str(error).splitlines() or [""])[0].rstrip(".")
-    is_double = any(leaf.dtype is torch.float64 for leaf in tree_leaves(inputs))
-    is_mixed = is_double != any(p.dtype is torch.float64 for p in parameters)
-    if not (is_mixed and isinstance(error, RuntimeError) and "Double" in message):
+    if not isinstance(error, RuntimeError):
         return error
-    if not is_double:
+    if _EXPECTS_LABELS.search(message):
         return RuntimeError(
-            f"{message}. X is float32, and weights of the network are float64: call "
+            f"{message}. The criterion takes the numbers of the classes as int64: pass "
+            "y.astype('int64')."
+        )
+    weights = {p.dtype for p in parameters if p.is_floating_point()}
+    types = dict.fromkeys(leaf.dtype for leaf in tree_leaves(inputs))
+    pairs = ((of_X, own) for of_X in types for own in weights if of_X is not own)
+    found = next((pair for pair in pairs if _is_about(message, *pair)), None)
+    if found is None:
+        return error
+    of_X, own = (str(dtype).removeprefix("torch.") for dtype in found)
+    if of_X == "float32" or own in ("float16", "bfloat16"):
+        return RuntimeError(
+            f"{message}. X is {of_X}, and weights of the network are {own}: call "
             "float() on the module."
         )
+    # NumPy has no bfloat16: such an X is a tensor.
+    cast = f"to(torch.{own})" if of_X == "bfloat16" else f"astype('{own}')"
     return RuntimeError(
-        f"{message}. X is float64, and the weights of the network are float32: pass "
-        "X.astype('float32'), or set dtype='float32' in NaNImputer."
+        f"{message}. X is {of_X}, and the weights of the network are {own}: pass "
+        f"X.{cast}, or set dtype='{own}' in NaNImputer."
     )
+
+
+def _is_about(message: str, of_X: torch.dtype, own: torch.dtype) -> bool:
+    """Whether a message names the dtypes of inputs and weights.
+
+    Integers are inputs of an embedding, too. One that fails is named beside another.
+    """
+    x, weights = (
+        re.search(rf"\b{_NAMES[dtype]}(Tensor)?\b", message)
+        if dtype in _NAMES
+        else None
+        for dtype in (of_X, own)
+    )
+    if of_X is torch.float32:
+        return weights is not None
+    return x is not None and (of_X.is_floating_point or weights is not None)
 
 
 def failed_check(error: Exception, module: str) -> FailedOperation:

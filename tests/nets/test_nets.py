@@ -575,6 +575,51 @@ def test_the_advice_to_impute_trains_a_net_on_a_table_of_float64():
     assert refusal(RuntimeError, steps[-1].predict, inputs) == message
 
 
+@pytest.mark.parametrize(
+    ("dtype", "name", "cast"),
+    [
+        (torch.float16, "Half", "astype('float32')"),
+        (torch.bfloat16, "BFloat16", "to(torch.float32)"),
+        (torch.int64, "Long", "astype('float32')"),
+        (torch.bool, "Bool", "astype('float32')"),
+    ],
+)
+def test_the_advice_on_the_dtype_of_X_is_for_every_dtype(dtype, name, cast):
+    tensor = torch.tensor(X).to(dtype)
+    kind = str(dtype).removeprefix("torch.")
+    message = (
+        f"mat1 and mat2 must have the same dtype, but got {name} and Float. X is "
+        f"{kind}, and the weights of the network are float32: pass X.{cast}, or set "
+        "dtype='float32' in NaNImputer."
+    )
+    inputs = tensor if kind == "bfloat16" else tensor.numpy()
+    assert refusal(RuntimeError, built("net").fit, inputs, VALUES) == message
+    advised = {"X": inputs, "torch": torch}
+    net = built("net").fit(eval(f"X.{cast}", advised), VALUES)
+    assert refusal(RuntimeError, net.predict, inputs) == message
+    numbers = tensor.float().numpy() if kind == "bfloat16" else inputs
+    steps = NaNImputer(dtype="float32"), built("net")
+    make_pipeline(*steps).fit(numbers, VALUES).predict(numbers)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int8", "bool", "float32"])
+def test_the_dtype_of_labels_is_named(dtype):
+    labels = (VALUES[:, 0] > 0).astype(dtype)
+    net = GuardedNetClassifier(
+        nn.Linear,
+        module__in_features=4,
+        module__out_features=2,
+        criterion=nn.CrossEntropyLoss,
+        max_epochs=1,
+        verbose=0,
+    )
+    assert refusal(RuntimeError, net.fit, X, labels).endswith(
+        ". The criterion takes the numbers of the classes as int64: pass "
+        "y.astype('int64')."
+    )
+    net.fit(X, labels.astype("int64"))
+
+
 class HalfPrecision(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Linear(4, 2))
