@@ -123,6 +123,8 @@ def replay(
     names: ModuleNames,
     batch: tuple[Any, ...],
     n_rows: int,
+    *,
+    has_grad: bool = True,
 ) -> FailedOperation | None:
     """Run a step again, and return the first operation that failed in it.
 
@@ -137,6 +139,9 @@ def replay(
         Inputs and target that ``run`` reads; each may be nested.
     n_rows : int
         Number of rows in the batch.
+    has_grad : bool, default=True
+        Whether gradients are recorded. Without them layers of torch in evaluation mode
+        may take a faster path of other operations.
 
     Returns
     -------
@@ -145,7 +150,7 @@ def replay(
         code raises an exception on purpose.
     """
     tracer = OperationTracer(n_rows, batch, sys._getframe(), names.nonfinite_weights)
-    with torch.enable_grad(), _tracked_modules(names, tracer):
+    with torch.set_grad_enabled(has_grad), _tracked_modules(names, tracer):
         with ValueErrors() as caught:
             with tracer:
                 outputs, loss = run()

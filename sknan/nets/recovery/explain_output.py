@@ -57,7 +57,11 @@ def explain_output(net: Any, inputs: Any, clause: str) -> NonFiniteReport:
     with uncompiled(net), kept_random_states(net.device):
         net._set_training(False)
         n_rows = get_len(inputs)
-        failed = replay(run, ModuleNames(modules, ()), (inputs,), n_rows)
+        names = ModuleNames(modules, ())
+        replays = (
+            replay(run, names, (inputs,), n_rows, has_grad=g) for g in (True, False)
+        )
+        failed = next(filter(None, replays), None)
         if failed is not None:
             # An operation outside all modules belongs to the net's own infer.
             module = "" if failed.module == CRITERION else failed.module

@@ -260,6 +260,46 @@ def test_a_failure_in_evaluation_mode_alone_is_reported():
     assert (report.operation, report.rows) == ("aten.log", (7, 90))
 
 
+class Encoder(nn.Module):
+    """An encoder whose fast path without gradients is NaN where all keys are masked."""
+
+    def __init__(self, keeps_first):
+        super().__init__()
+        self.keeps_first = keeps_first
+        self.embed = nn.Linear(1, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        is_masked = x < -9.0
+        if self.keeps_first:
+            is_masked = is_masked & (torch.arange(x.shape[1]) > 0)
+        hidden = self.embed(x.unsqueeze(-1))
+        return self.head(self.encoder(hidden, src_key_padding_mask=is_masked)[:, 0])
+
+
+def test_a_failure_without_gradients_alone_is_explained():
+    inputs, targets = table(0.5)
+    inputs[7] = -10.0
+
+    def trained(keeps_first):
+        net = network_of(Encoder, module__keeps_first=keeps_first, max_epochs=1)
+        return net.fit(inputs, targets)
+
+    with pytest.warns(DivergenceWarning, match="The module alone") as caught:
+        trained(keeps_first=False)
+    assert without_line(caught[0].message).startswith(
+        "Non-finite output of aten._transformer_encoder_layer_fwd in "
+        "'encoder.layers.0' (line). The module alone is not finite for 1 of 128 "
+        "training rows. To blame: row 7. Leave at least one key of each row unmasked, "
+        "such as the first."
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert trained(keeps_first=True).nonfinite_reports_ == []
+
+
 def test_a_report_has_the_names_of_columns():
     import pandas as pd
 
