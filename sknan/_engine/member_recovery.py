@@ -17,9 +17,9 @@ from sknan._engine.network_state import NetworkState, read_state, write_state
 from sknan._engine.rate_trials import RecoverySearch
 from sknan._engine.table_net import TableNet
 from sknan._utils.random_state import random_states, resumed
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._guarded_step import GuardedTraining
-from sknan.nets._records import epoch_report
 from sknan.nets.guard._loss_watch import LossWatch
 from sknan.nets.recovery.rate_trials import RateTrials
 
@@ -171,14 +171,13 @@ class MemberRecovery:
         """
         net = self.net
 
-        def find_fault() -> str | None:
+        def find_fault() -> NonFiniteReport | None:
             output = net.evaluation_step((failed.batch[0], None))
             return net._find_fault_of_epoch(failed.batch, {"y_pred": output})
 
-        fault = self.run(find_fault)
-        if fault is None:
+        report = self.run(find_fault)
+        if report is None:
             return None
-        report = epoch_report(net, fault, failed.batch_number)
         trials = RateTrials(self.training, failed.batch, {})
         answer = self.training.search_answer(report, failed.batch)
         return RecoverySearch(self, trials, answer)

@@ -195,6 +195,11 @@ def _cause_of(failed: FailedOperation, *, amplifies: bool) -> Cause:
     return "architecture" if is_of_architecture else "activation"
 
 
+def _blame_other_code(evidence: StepEvidence) -> NonFiniteReport | None:
+    """Apply if a weight became non-finite between the steps of the optimizer."""
+    return None if evidence.damaged is None else examine_damage(evidence.damaged)
+
+
 def _blame_input(evidence: StepEvidence) -> NonFiniteReport | None:
     """Apply if the batch contains NaN or infinity."""
     n_bad = sum(map(nonfinite_count, _float_leaves(evidence.inputs)))
@@ -232,6 +237,32 @@ def _report_on_weight(
         f"{weight.n_bad} of {weight.n_entries} entries.",
         f"{verb}, or check the {weight.kind}s that were loaded.",
         **place,
+    )
+
+
+def examine_damage(weight: NonFiniteWeight) -> NonFiniteReport:
+    """Return a report on a weight or buffer that other code has made non-finite.
+
+    Parameters
+    ----------
+    weight : NonFiniteWeight
+        Weight or buffer that the latest step of the optimizer had left finite.
+
+    Returns
+    -------
+    NonFiniteReport
+    """
+    module = weight.name.rpartition(".")[0]
+    is_of_loss = weight.name.startswith(f"{CRITERION}.")
+    return NonFiniteReport(
+        "loss" if is_of_loss else "forward",
+        "loss" if is_of_loss else "architecture",
+        f"The {weight.kind} {weight.name!r} is not finite: {weight.n_bad} of "
+        f"{weight.n_entries} entries. The optimizer had left it finite, so that other "
+        "code has changed it since.",
+        f"Find the code that changes this {weight.kind} outside the optimizer: a "
+        "callback, a hook, or the module or the criterion in a validation pass.",
+        CRITERION if is_of_loss else module,
     )
 
 
@@ -407,6 +438,7 @@ def _blame_explosion(evidence: StepEvidence) -> NonFiniteReport:
 
 # In order: the first rule that applies gives the report.
 _RULES: tuple[Callable[[StepEvidence], NonFiniteReport | None], ...] = (
+    _blame_other_code,
     _blame_input,
     _blame_initial_weight,
     _blame_weights,

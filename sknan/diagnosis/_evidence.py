@@ -191,6 +191,8 @@ class StepEvidence:
         empty if it does not.
     places : Places or None, default=None
         Rows and columns of the batch that are to blame.
+    damaged : NonFiniteWeight or None, default=None
+        First weight or buffer that is not finite although the optimizer has left it so.
     """
 
     inputs: Any
@@ -208,6 +210,7 @@ class StepEvidence:
     is_eps_zero: bool = False
     amplification: str = ""
     places: Places | None = None
+    damaged: NonFiniteWeight | None = None
 
     @property
     def n_rows(self) -> int:

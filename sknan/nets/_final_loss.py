@@ -39,10 +39,8 @@ def find_fault_of_result(
         return None
     if ascends(net._all_optimizers()):
         return None  # it raises a score
-    criteria = [getattr(net, f"{name}_") for name in net._criteria]
-    states = [b for criterion in criteria for b in criterion.buffers()]
-    if guard.weights.first.differs_in(states):
-        return None  # such as a running mean: the first loss was another function
+    if training.has_changed_loss:
+        return None
     trials = RateTrials(training, training.latest_batches[-1], {})
     with unchanged_states(net, training.batches), guard.weights.last.kept_numbers():
         guard.begin_step()

@@ -227,6 +227,8 @@ class GuardedTraining:
         is_adversarial = own_step is not None and own_step.is_adversarial
         if is_adversarial or not (guard.reports and self.latest_batches):
             return True
+        if self.has_changed_loss:
+            return True
         is_new &= guard.on_nonfinite == "recover"
         recoveries = Counter(report.recovery for report in guard.reports)
         is_repaired = 2 * recoveries[RepairOperations.says] > self.n_steps
@@ -238,6 +240,16 @@ class GuardedTraining:
             return not is_new or not trials.is_far_worse_than_constant(
                 is_doubtful=is_repaired
             )
+
+    @property
+    def has_changed_loss(self) -> bool:
+        """Whether buffers of the loss, such as a running mean, make it another one.
+
+        Its values cannot be compared with those of the first weights then.
+        """
+        criteria = [getattr(self.net, f"{name}_") for name in self.net._criteria]
+        states = [b for criterion in criteria for b in criterion.buffers()]
+        return self.guard.weights.first.differs_in(states)
 
     def returns_to_verified(self) -> bool:
         """Restore the last verified weights; return whether they have learned."""
@@ -354,6 +366,9 @@ class GuardedTraining:
 
         It yields factors of the learning rate to try after a roll back.
         """
+        if self.guard.on_nonfinite == "recover" and not self.guard.has_finite_weights():
+            self.guard.restore_weights(report)
+            return
         may_restart = self.guard.may_restart(report)
         restart = RestartOnStandardizedData().restart
         if not may_restart or restart(self, report, batch, {}) is None:

@@ -18,13 +18,14 @@ from sknan._utils.outside import is_of_environment, unless
 from sknan._utils.settings import usual_settings
 from sknan._utils.tree import tree_map
 from sknan.diagnosis._raised import result_of_trial
+from sknan.diagnosis._report import NonFiniteReport
 from sknan.losses._base import refuse_other_output
 from sknan.nets._batching import TensorBatches, TensorTable
 from sknan.nets._data import as_table, check_rows
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._own_step import owner_behind
 from sknan.nets._parameters import name_of, noted_options, optimizer_error
-from sknan.nets._records import epoch_report, record_epoch
+from sknan.nets._records import collapse_report, damage_report, record_epoch
 from sknan.nets.guard._guard import Guard
 from sknan.nets.recovery.collapse import has_collapsed, is_collapsed
 from sknan.nets.recovery.rate_trials import RateTrials
@@ -100,6 +101,7 @@ class LoopMixin(_SkorchNet):
                 step_fn = self._guarded_step
         elif (guarded := getattr(self, "_training_", None)) is not None:
             guarded.valid_batches = iterator
+            self.guard_.begin_step()
         n_batches, total_loss, total_rows = 0, 0.0, 0
         for n_batches, batch in enumerate(iterator, start=1):
             if training and self._training_ is not None:
@@ -125,7 +127,15 @@ class LoopMixin(_SkorchNet):
             if n_batches:
                 self._end_training_epoch(batch, step)
         else:
+            self._end_validation_pass()
             self._follow_loss(mean_loss)
+
+    def _end_validation_pass(self) -> None:
+        """Restore buffers, such as a running mean, that the pass made non-finite."""
+        if getattr(self, "_training_", None) is None:
+            return
+        if not self.guard_.has_finite_weights():
+            self.guard_.restore_buffers(damage_report(self))
 
     def _log_batch(self, prefix: str, loss: float, rows: int) -> None:
         self.history.record_batch(f"{prefix}_loss", loss)
@@ -321,31 +331,29 @@ class LoopMixin(_SkorchNet):
         training = self._training_
         if training is None:
             return
-        fault = self._find_fault_of_epoch(batch, step)
-        if fault is None:
+        report = self._find_fault_of_epoch(batch, step)
+        if report is None:
             self.guard_.propose_weights()
         else:
-            report = epoch_report(self, fault, training.batch_number)
             trials = RateTrials(training, batch, {})
             run_search(training.search_answer(report, batch), trials.losses_after)
         record_epoch(self, training)
         training.show_average()
 
-    def _find_fault_of_epoch(self, batch: Any, step: dict[str, Any]) -> str | None:
-        """Describe what is wrong with the weights at the end of an epoch, if it is."""
+    def _find_fault_of_epoch(
+        self, batch: Any, step: dict[str, Any]
+    ) -> NonFiniteReport | None:
+        """Report what is wrong with the weights at the end of an epoch, if it is."""
         guard, training = self.guard_, self._training_
         if not guard.has_finite_weights():
-            return "The last step of the epoch left non-finite weights"
+            return damage_report(self)
         output = step.get("y_pred")
         if training is None or not is_collapsed(unpack_data(batch)[0], output):
             return None
         sample = RateTrials(training, batch, {}).sample
         if not guard.may_go_back or not has_collapsed(self, sample):
             return None
-        return (
-            "The network has collapsed: it gives the same output for each of the "
-            f"{get_len(output)} different rows of a batch,"
-        )
+        return collapse_report(self, get_len(output))
 
 
 def _prepare_memory(module: torch.nn.Module) -> None:

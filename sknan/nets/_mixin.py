@@ -52,7 +52,7 @@ from sknan.nets._records import (
     warn_of_rescue,
 )
 from sknan.nets._weight_average import WeightAverage
-from sknan.nets.guard._guard import Guard
+from sknan.nets.guard._guard import RESTORED, Guard
 from sknan.nets.recovery import RECOVERIES, Recovery
 
 # Lists in which skorch registers modules, criteria and optimizers.
@@ -63,7 +63,6 @@ _REGISTRIES = (
 
 # Sentences that the report on a useless training records.
 _WENT_BACK = "The weights from before the training were restored."
-_WENT_TO_VERIFIED = "The last verified weights were restored."
 
 
 class EarlierEpochs(Protocol):
@@ -369,7 +368,7 @@ class GuardMixin(VersionedPickleMixin, LoopMixin, OutputMixin):
                 self.guard_.withdraw_training()  # trained before, and better
                 has_learned = True
             elif fault is not None and training.returns_to_verified():
-                self.guard_.record(fault, _WENT_TO_VERIFIED)
+                self.guard_.record(fault, RESTORED)
                 fault = None
         reports = self.guard_.reports[n_reports:]
         is_rescued = is_complete and has_learned and bool(reports)

@@ -142,7 +142,7 @@ class OwnStep:
             self._restore()
             raise
         if not self.training.guard.has_finite_weights():
-            raise StepRefused(step, loss, norm)
+            raise StepRefused(step, loss, norm, has_stepped=True)
         self.training.guard.pass_step(loss)
         self._grads = None
         return step

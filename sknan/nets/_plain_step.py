@@ -48,8 +48,11 @@ class PlainStep:
         net, guard, conditioning = training.net, training.guard, training.conditioning
         accumulator = net.get_train_step_accumulator()
         single = _STEPS.get(mode, type(net).train_step_single)
+        n_evaluations = 0
 
         def step_fn() -> Tensor:
+            nonlocal n_evaluations
+            n_evaluations += 1
             if conditioning is not None:
                 conditioning.to_raw()  # an optimizer may call this repeatedly
             with RefuseErrors():
@@ -71,6 +74,9 @@ class PlainStep:
         try:
             with scaled_rates(net._all_optimizers(), factor, guard.rate_caps):
                 net._step_optimizer(step_fn)
+        except StepRefused as refused:
+            refused.has_stepped = n_evaluations > 1
+            raise
         except RuntimeError as error:
             if "not support sparse" in str(error):
                 raise _sparse_error(net) from error
@@ -79,14 +85,18 @@ class PlainStep:
             # The rate times its bias correction exceeds float32.
             guard.may_overflow(factor, self._step_norm)
             raise StepRefused(
-                accumulator.get_step(), self._step_loss, self._step_norm
+                accumulator.get_step(),
+                self._step_loss,
+                self._step_norm,
+                has_stepped=True,
             ) from error
         if conditioning is not None:
             conditioning.to_raw()
         taken: Step = accumulator.get_step()
         may_overflow = guard.may_overflow(factor, self._step_norm)
         if may_overflow and not guard.has_finite_weights():
-            raise StepRefused(taken, float(taken["loss"].detach()), self._step_norm)
+            loss = float(taken["loss"].detach())
+            raise StepRefused(taken, loss, self._step_norm, has_stepped=True)
         return taken
 
     def _check_and_clip(

@@ -19,12 +19,14 @@ from sknan._utils.random_state import kept_random_states
 from sknan._utils.thresholds import MARGIN, N_TRIALS
 from sknan._utils.tree import tree_map
 from sknan._utils.warn import warn
+from sknan.diagnosis._causes import examine_damage
 from sknan.diagnosis._raised import result_of_trial
 from sknan.diagnosis._report import NonFiniteReport, listed
 from sknan.exceptions import DivergenceWarning, NonFiniteTrainingError
 from sknan.nets._guarded_step import GuardedTraining
 from sknan.nets._rates import action_on_rate
 from sknan.nets.recovery.drop_rows import DropRows
+from sknan.nets.recovery.explain import find_damage
 from sknan.nets.recovery.own_gradient import TakeOwnGradient
 from sknan.nets.recovery.repeat import MOST_REPETITIONS
 
@@ -86,19 +88,28 @@ def hide_guard_entries(callback: Any) -> None:
         ignored.update(GUARD_ENTRIES)
 
 
-def epoch_report(net: Any, fault: str, batch_number: int) -> NonFiniteReport:
-    """Return the report on weights that are unusable at the end of an epoch.
-
-    ``fault`` is a sentence without its end that says what is wrong.
-    """
+def collapse_report(net: Any, n_rows: int) -> NonFiniteReport:
+    """Return the report on a network with one output for all rows, after an epoch."""
+    rate = net._limited_rate() * net.guard_.rate_peak()
     return NonFiniteReport(
         phase="step",
         cause="learning_rate",
-        evidence=f"{fault} at lr={net._limited_rate() * net.guard_.rate_peak():.3g}.",
+        evidence="The network has collapsed: it gives the same output for each of the "
+        f"{n_rows} different rows of a batch, at lr={rate:.3g}.",
         action=action_on_rate(net),
         epoch=len(net.history),
-        batch=batch_number,
+        batch=net._training_.batch_number,
     )
+
+
+def damage_report(net: Any) -> NonFiniteReport:
+    """Return the report on weights or buffers that other code than the optimizer set.
+
+    It is of the end of an epoch or of a validation pass.
+    """
+    damaged = find_damage(net)
+    assert damaged is not None
+    return dataclasses.replace(examine_damage(damaged), epoch=len(net.history))
 
 
 def _reason(report: NonFiniteReport) -> tuple[Any, ...]:

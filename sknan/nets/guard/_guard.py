@@ -46,6 +46,8 @@ POLICIES = ("recover", "skip", "raise")
 # Sentences that the report records.
 STEP_SKIPPED = "The step was left out."
 BATCH_SKIPPED = "The batch was left out."
+RESTORED = "The last verified weights were restored."
+BUFFERS_RESTORED = "The buffers from before the validation pass were restored."
 BATCH_IDLE = "The batch was left out, since there is nothing left to learn from it."
 ROLLED_BACK = "The {weights} weights were restored, and {change}."
 
@@ -162,7 +164,11 @@ class Guard(StepChecks):
         is_repeated : bool
             Whether the step is repeated without the rows or operations that failed.
         """
-        return _REPEATED_NORM if is_repeated else self._rescue_norm
+        if not is_repeated:
+            return self._rescue_norm
+        # L-BFGS learns curvature from differences of gradients, and bounds its steps.
+        has_lbfgs = any(isinstance(o, torch.optim.LBFGS) for o in self._optimizers)
+        return None if has_lbfgs else _REPEATED_NORM
 
     # -- policy and budget -----------------------------------------------------------
 
@@ -339,6 +345,22 @@ class Guard(StepChecks):
         self._withdraw_step()
         self.weights.last.restore_buffers()
         self.record(report, BATCH_IDLE)
+
+    def restore_weights(self, report: NonFiniteReport) -> None:
+        """Restore the last verified weights, and change nothing else."""
+        self._withdraw_step()
+        self._n_failed += 1
+        self.weights.restore()
+        self._check_budget(report)
+        self.record(report, RESTORED)
+
+    def restore_buffers(self, report: NonFiniteReport) -> None:
+        """Restore buffers that a validation pass has made non-finite."""
+        self.weights.last.restore_buffers()
+        if self.has_finite_weights():  # else the next step restores the weights
+            if self.on_nonfinite == "raise":
+                self.stop(report)
+            self.record(report, BUFFERS_RESTORED)
 
     @contextlib.contextmanager
     def restart(self, report: NonFiniteReport, recovery: str) -> Iterator[None]:

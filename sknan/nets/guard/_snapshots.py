@@ -163,6 +163,10 @@ class Snapshot:
         """Whether the present weights, and the buffers that were finite, are finite."""
         return _is_finite(self._watched)
 
+    def nonfinite_tensors(self) -> list[Tensor]:
+        """Return the weights, and the buffers that were finite, that are not finite."""
+        return [t for t in self._watched if not bool(torch.isfinite(t).all())]
+
     def _trained(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the tensors in the places of trained weights."""
         pairs = zip(self._live, tensors, strict=True)

@@ -99,7 +99,11 @@ class StepChecks:
         self._is_step_fragile = (
             any(p.dtype in NARROW for p in self.parameters)
             or any(not type(o).__module__.startswith("torch.") for o in optimizers)
-            or any(g.get("eps") == 0.0 for o in optimizers for g in o.param_groups)
+            or any(
+                g.get("eps") == 0.0 or g.get("centered")  # a variance may round below 0
+                for o in optimizers
+                for g in o.param_groups
+            )
         )
 
     @property
@@ -273,6 +277,10 @@ class StepChecks:
     def has_finite_weights(self) -> bool:
         """Whether weights, and the buffers that were finite at first, are finite."""
         return self.weights.last.is_live_finite()
+
+    def nonfinite_tensors(self) -> list[Tensor]:
+        """Return the weights, and buffers that were finite at first, that are not."""
+        return self.weights.last.nonfinite_tensors()
 
     def relative_distance(self) -> float:
         """Return the distance from the last snapshot, in multiples of its norm."""

@@ -96,6 +96,7 @@ class VerifiedWeights:
         """Restore the last verified weights and moments."""
         self.last.restore()
         self._moments.restore()
+        self.n_steps = 0
 
     def restore_nonfinite(self) -> None:
         """Restore tensors that are not finite, and the buffers of the forward pass."""

@@ -10,6 +10,7 @@ from sknan.nets.recovery.protocol import Answer, Failure, Recovery, StepRefused
 from sknan.nets.recovery.refuse_labels import RefuseLabels
 from sknan.nets.recovery.repair_operations import RepairOperations
 from sknan.nets.recovery.restart import RestartOnStandardizedData
+from sknan.nets.recovery.restore_weights import RestoreWeights
 from sknan.nets.recovery.retry import Retry
 from sknan.nets.recovery.roll_back import RollBack
 from sknan.nets.recovery.skip_batch import SkipBatch
@@ -26,6 +27,7 @@ RECOVERIES: tuple[Recovery, ...] = (
     DropRows(),
     RepairOperations(),
     SkipStep(),
+    RestoreWeights(),
     SkipBatch(),
     RollBack(),
 )

@@ -20,7 +20,7 @@ _FEWEST_ROWS = 2
 class DropRows:
     """Repeat a step without the rows to blame, if they are a minority of the batch."""
 
-    says = "The step was taken without the rows to blame, clipped to norm 1."
+    says = "The step was taken without the rows to blame."
 
     def applies(self, failure: Failure) -> bool:
         """Whether a minority of the rows made the step fail.

@@ -18,7 +18,12 @@ from sknan._utils.thresholds import NARROW, OVERFLOWS_SQUARED
 from sknan._utils.tree import tree_leaves
 from sknan.diagnosis._causes import examine_step
 from sknan.diagnosis._culprits import Trials, places_to_blame
-from sknan.diagnosis._evidence import FailedOperation, Places, StepEvidence
+from sknan.diagnosis._evidence import (
+    FailedOperation,
+    NonFiniteWeight,
+    Places,
+    StepEvidence,
+)
 from sknan.diagnosis._raised import about_dtype, about_graph
 from sknan.diagnosis._replay import ModuleNames, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport, capture
@@ -28,6 +33,7 @@ from sknan.diagnosis._value_trials import (
     harmless_outputs,
     rows_that_raise,
 )
+from sknan.diagnosis._values import nonfinite_count, storage_key
 from sknan.nets._rates import action_on_rate, largest_step_rate
 from sknan.nets.recovery.amplification import amplification_of, is_rate_absurd
 from sknan.nets.recovery.finite_operations import RepairedOperations
@@ -75,26 +81,28 @@ def explain(
     """
     net, guard = training.net, training.guard
     guard.weights.last.restore_buffers()
+    damaged = None if refused.has_stepped else find_damage(net)
     evidence = StepEvidence(
         inputs=unpack_data(batch)[0],
         outputs=refused.step.get("y_pred"),
         loss=refused.loss,
         gradient_norm=refused.norm,
         named_parameters=list(net.get_all_learnable_params()),
-        relative_distance=guard.relative_distance(),
+        relative_distance=0.0 if damaged else guard.relative_distance(),
         lr=largest_step_rate(net),
         epoch=len(net.history or ()),
         batch=training.batch_number,
         error=refused.error,
         is_gradient_absurd=refused.is_gradient_absurd,
+        damaged=damaged,
     )
     # The replay overwrites the gradients, which the report needs.
     grads = [p.grad for _, p in evidence.named_parameters]
     failed: FailedOperation | None = None
     amplification = ""
-    is_eps_zero = not guard.has_finite_weights() and _is_eps_zero(net)
+    is_eps_zero = refused.has_stepped and _is_eps_zero(net)
     if not guard.has_finite_weights():
-        if any(p.dtype in NARROW for p in guard.parameters):
+        if refused.has_stepped and any(p.dtype in NARROW for p in guard.parameters):
             with guard.last_weights():
                 failed = _find_in_optimizer(net, batch, fit_params)
     elif not evidence.is_finite:
@@ -142,6 +150,31 @@ def explain(
         )
         report = dataclasses.replace(report, capsule=capsule)
     return Explanation(evidence, report, rows)
+
+
+def find_damage(net: Any) -> NonFiniteWeight | None:
+    """Return the first weight or buffer that is not finite between two steps.
+
+    The optimizer is not to blame: it is checked after each step that may overflow.
+
+    Parameters
+    ----------
+    net : skorch net with GuardMixin
+        Net in training.
+
+    Returns
+    -------
+    NonFiniteWeight or None
+    """
+    tensors = net.guard_.nonfinite_tensors()
+    if not tensors:
+        return None
+    modules = {name: getattr(net, f"{name}_") for name in net._modules}
+    names = ModuleNames(modules, [getattr(net, f"{name}_") for name in net._criteria])
+    # The average of the weights is no part of a module.
+    known = map(names.nonfinite_weights.get, map(storage_key, tensors))
+    n_bad, n_entries = nonfinite_count(tensors[0]), tensors[0].numel()
+    return next(filter(None, known), NonFiniteWeight("average", n_bad, n_entries))
 
 
 def explain_weights(training: Training, batch: Any) -> NonFiniteReport:

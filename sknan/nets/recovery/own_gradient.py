@@ -22,7 +22,7 @@ class TakeOwnGradient:
 
     says = (
         "The step was taken with torch's gradient, which is finite, since the same "
-        "rows have failed before; it was clipped to norm 1."
+        "rows have failed before."
     )
 
     def applies(self, failure: Failure) -> bool:

@@ -47,6 +47,7 @@ class StepRefused(Exception):
         error: Exception | None = None,
         *,
         is_gradient_absurd: bool = False,
+        has_stepped: bool = False,
     ) -> None:
         super().__init__(f"loss {loss}, norm of the gradients {norm}")
         self.step = step
@@ -54,6 +55,7 @@ class StepRefused(Exception):
         self.norm = norm
         self.error = error
         self.is_gradient_absurd = is_gradient_absurd
+        self.has_stepped = has_stepped  # the optimizer has changed weights
 
 
 class RefuseErrors(ValueErrors):

@@ -11,7 +11,7 @@ from sknan.nets.recovery.repeat import MOST_REPETITIONS, repeat_step
 class RepairOperations:
     """Repeat a step with operations and gradients that are finite."""
 
-    says = "The step was taken with its operations repaired, clipped to norm 1."
+    says = "The step was taken with its operations repaired."
 
     def applies(self, failure: Failure) -> bool:
         """Whether the step may succeed and has not been repeated too often."""

@@ -149,6 +149,29 @@ def test_a_step_without_rows_is_clipped_to_norm_one():
     assert float((after - before).norm()) == pytest.approx(0.05, rel=1e-3)
 
 
+class LinearInLogs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(torch.log(torch.abs(x * self.scale)))
+
+
+@pytest.mark.parametrize("lr", [0.1, 1.0])
+def test_lbfgs_learns_as_well_as_without_the_row(lr):
+    options = {"optimizer": torch.optim.LBFGS, "lr": lr, "batch_size": -1}
+    kept, data = np.delete(np.arange(len(X)), 7), X.copy()
+    data[7, 2] = 0.0
+    net = fitted(network_of(LinearInLogs, **options), data)
+    assert {report.rows for report in net.nonfinite_reports_} == {(7,)}
+    twin = fitted(network_of(LinearInLogs, **options), data[kept], Y[kept])
+    assert twin.nonfinite_reports_ == []
+    best = twin.history[-1, "train_loss"]
+    assert net.history[-1, "train_loss"] == pytest.approx(best, rel=1e-3)
+
+
 def test_a_majority_of_rows_is_repaired_instead():
     data = with_bad_rows()
     data[:10, 0] = -1.0
