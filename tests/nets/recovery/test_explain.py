@@ -165,7 +165,7 @@ def test_rows_that_a_check_refuses_are_left_out_of_each_step():
     assert {row for r in net.nonfinite_reports_ for row in r.rows} == {7, 90}
     first = net.nonfinite_reports_[0]
     assert (first.operation, first.error) == ("Normal", "ValueError")
-    assert first.recovery == ("The step was taken without the rows to blame.")
+    assert first.recovery == "The step was taken without the rows to blame."
 
 
 def test_a_lone_row_under_batch_normalization_is_skipped():

@@ -29,4 +29,4 @@ def test_an_operation_that_fails_in_every_row_is_repaired():
         "architecture",
         "aten.sqrt",
     )
-    assert first.recovery == ("The step was taken with its operations repaired.")
+    assert first.recovery == "The step was taken with its operations repaired."
