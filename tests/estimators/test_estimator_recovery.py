@@ -18,6 +18,7 @@ from estimator_helpers import (
 from torch import nn
 
 from sknan import (
+    BatchedGridSearchCV,
     DivergenceWarning,
     NonFiniteTrainingError,
     StableNetClassifier,
@@ -162,3 +163,39 @@ def test_a_rare_bad_row_is_skipped_and_reported():
         "gradient stay finite. Predictions for this row keep each operation inside its "
         "domain and range."
     )
+
+
+class FailsInTraining(nn.Module):
+    """A network with a logarithm that some rows leave in training alone."""
+
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.linear = nn.Linear(n_features_in, n_outputs)
+
+    def forward(self, x):
+        least = -torch.inf if self.training else 1.0
+        return self.linear(torch.log((x + 6.0).clamp(min=least)))
+
+
+@pytest.mark.parametrize("n_bad", [1, 96])
+@pytest.mark.parametrize("is_search", [False, True])
+def test_only_consecutive_skipped_steps_count(is_search, n_bad):
+    table = np.random.default_rng(0).normal(size=(96, 3)).astype("float32")
+    y = table[:, 0].copy()
+    table[:n_bad, 1] = -9.0
+    options = {"max_epochs": 12, "batch_size": 32, "early_stopping": False}
+    model = StableNetRegressor(FailsInTraining, lr=0.02, random_state=0, **options)
+    model.set_params(on_nonfinite="skip", max_recoveries=4)
+    if is_search:
+        model = BatchedGridSearchCV(model, {"lr": [0.01, 0.02]}, cv=2)
+    if n_bad == 96:
+        with pytest.raises(ValueError if is_search else NonFiniteTrainingError) as e:
+            model.fit(table, y)
+        assert "Gave up after 4 recoveries (max_recoveries=4)." in str(e.value)
+        return
+    with pytest.warns(DivergenceWarning):
+        model.fit(table, y)
+    best = model.best_estimator_ if is_search else model
+    assert [report.epoch for report in best.nonfinite_reports_] == [*range(1, 13)]
+    if is_search:  # the row is in the training rows of one of two folds
+        assert list(model.cv_results_["n_recoveries"]) == [12, 12]
