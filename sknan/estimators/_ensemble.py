@@ -42,7 +42,7 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
         on tables of many kinds: ``StableNetClassifier(
         module__n_frequencies=16, module__dropout=0.2, lr=3e-3, lr_schedule="cosine",
         max_epochs="auto", batch_size="auto", early_stopping=True,
-        n_iter_no_change=7)``.
+        n_iter_no_change=10)``.
     n_estimators : int, default=5
         Number of networks.
     n_jobs : int or None, default=None
@@ -248,7 +248,7 @@ class StableNetEnsembleRegressor(QuantilePredictionMixin, IntervalMixin, Ensembl
         on tables of many kinds: ``StableNetRegressor(
         module__n_frequencies=16, module__dropout=0.2, lr=3e-3, lr_schedule="cosine",
         max_epochs="auto", batch_size="auto", early_stopping=True,
-        n_iter_no_change=7)``.
+        n_iter_no_change=10)``.
     n_estimators : int, default=5
         Number of networks.
     n_jobs : int or None, default=None

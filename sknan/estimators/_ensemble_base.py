@@ -51,7 +51,7 @@ _DEFAULT_PARAMS: dict[str, Any] = {
     "max_epochs": "auto",
     "batch_size": "auto",
     "early_stopping": True,
-    "n_iter_no_change": 7,
+    "n_iter_no_change": 10,
 }
 
 

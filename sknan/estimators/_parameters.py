@@ -55,7 +55,7 @@ _AUTO_BATCH_SIZES = (
 
 # Automatic numbers of epochs for tables of fewer rows than the first number; 8 for
 # larger tables, of which an epoch has more steps.
-_AUTO_EPOCHS = ((30_000, 20), (100_000, 12))
+_AUTO_EPOCHS = ((30_000, 30), (100_000, 12))
 
 
 def is_auto(value: Any) -> bool:

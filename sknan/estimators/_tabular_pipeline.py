@@ -31,7 +31,7 @@ _PRESETS: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
     "balanced": (5, {}),
-    "best": (10, {"max_epochs": 30, "n_iter_no_change": 10}),
+    "best": (10, {"max_epochs": 40, "n_iter_no_change": 14}),
 }
 
 _ENSEMBLES: dict[str, type[Any]] = {

@@ -270,7 +270,7 @@ def test_an_automatic_batch_size_equals_the_same_size_given(numbers):
 
 
 @pytest.mark.parametrize(
-    ("n_rows", "expected"), [(2, 20), (29_999, 20), (30_000, 12), (100_000, 8)]
+    ("n_rows", "expected"), [(2, 30), (29_999, 30), (30_000, 12), (100_000, 8)]
 )
 def test_the_automatic_epochs_depend_on_the_number_of_rows(n_rows, expected):
     assert default_network("regressor").most_epochs(n_rows) == expected
@@ -284,18 +284,18 @@ def test_automatic_epochs_equal_the_same_number_given(numbers, estimator):
     made = estimator(random_state=0) if is_single else small_regressor()
     name = "max_epochs" if is_single else "estimator__max_epochs"
     auto = made.set_params(**{name: "auto"}).fit(X, y)
-    given = clone(made).set_params(**{name: 20}).fit(X, y)
+    given = clone(made).set_params(**{name: 30}).fit(X, y)
     np.testing.assert_array_equal(auto.predict(X), given.predict(X))
 
 
 def test_searches_take_automatic_epochs(numbers):
     X, y = numbers
     network = StableNetRegressor(max_epochs="auto", random_state=0, module__width=8)
-    search = BatchedGridSearchCV(network, {"max_epochs": ["auto", 20]}, cv=2).fit(X, y)
+    search = BatchedGridSearchCV(network, {"max_epochs": ["auto", 30]}, cv=2).fit(X, y)
     assert np.ptp(search.cv_results_["mean_test_score"]) == 0
     lrs = {"lr": [1e-3, 1e-2, 1e-4]}
     halving = BatchedHalvingSearchCV(network, lrs, resource="epochs", cv=2).fit(X, y)
-    assert halving.n_resources_ == [6, 18]
+    assert halving.n_resources_ == [10, 30]
 
 
 def test_automatic_epochs_of_a_large_table_and_of_a_continued_training():
@@ -303,7 +303,7 @@ def test_automatic_epochs_of_a_large_table_and_of_a_continued_training():
     options = {"module__width": 4, "module__depth": 1, "batch_size": 3000}
     model = StableNetRegressor(max_epochs="auto", warm_start=True, **options)
     assert model.fit(X, X[:, 0]).n_iter_ == 12
-    assert model.fit(X[:400], X[:400, 0]).n_iter_ == 12 + 20
+    assert model.fit(X[:400], X[:400, 0]).n_iter_ == 12 + 30
 
 
 # -- scikit-learn's conventions --------------------------------------------------------

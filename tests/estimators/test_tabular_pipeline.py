@@ -250,7 +250,7 @@ def test_invalid_parameters_are_refused_at_construction(parameters, error, messa
 def test_a_preset_sets_the_number_of_networks_and_their_epochs():
     nets = [tabular_pipeline(preset=p)["net"] for p in ("fast", "balanced", "best")]
     sizes = [(net.n_estimators, net.estimator.max_epochs) for net in nets]
-    assert sizes == [(2, 15), (5, "auto"), (10, 30)]
+    assert sizes == [(2, 15), (5, "auto"), (10, 40)]
     default = tabular_pipeline()["net"].get_params()
     balanced = nets[1].get_params()
     del default["estimator"], balanced["estimator"]
