@@ -111,8 +111,25 @@ _OF_SIGMOID = r"^(?:\+ )?(?:1-sigmoid|sigmoid)(?: sigmoid)?$"
 _LENGTH = rf"(?:(?:linalg_vector_)?norm\b|sqrt\(sum\({_SQUARES})"
 _SPREAD = r"(?:std\b|sqrt\(var\b)"
 
+_ONTO = r"^(?:(?:add|clamp|clamp_min|maximum)\([^;]*; )*"  # around what follows
+_DIFFERENCE = (
+    "Use the difference of two sknan.functional.log in place of the logarithm of a "
+    "quotient."
+)
+
 # The first pattern that fits gives the advice.
 PATTERNS = (
+    Pattern("div reciprocal", _DIFFERENCE, used_by=rf"{_ONTO}log(?:2|10)?\("),
+    Pattern(
+        "exp",
+        "Use torch.tanh.",
+        used_by=r"(?:^|; )div\(sub\(exp\b[^;]*exp\b[^;]*, add\(exp\b",
+    ),
+    Pattern(
+        "exp",
+        "Use torch.sigmoid.",
+        used_by=r"^add\(exp\b[^;]*; div\(exp\b",
+    ),
     Pattern(
         "div reciprocal",
         "Use sknan.functional.cosine_similarity.",
@@ -206,6 +223,12 @@ PATTERNS = (
         "Write log(exp(x)) as x, and the logarithm of a product as the sum of the "
         "logarithms of its factors.",
         log_of=r"(?:^| )exp\b",
+    ),
+    Pattern("log log10 log2", _DIFFERENCE, rf"^{_EPS}div\("),
+    Pattern(
+        "log log10 log2",
+        "Use the sum of sknan.functional.log in place of the logarithm of a product.",
+        r"^prod\(",
     ),
     Pattern(
         "exp expm1",
