@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 _turn = threading.RLock()
@@ -29,6 +30,31 @@ def _forget_turn() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_turn)
+
+
+def random_generator(owner: str, random_state: Any) -> np.random.RandomState:
+    """Return the generator of a parameter ``random_state``, or refuse its value.
+
+    Parameters
+    ----------
+    owner : str
+        Name of the class or function that has the parameter.
+    random_state : object
+        Value of the parameter.
+
+    Raises
+    ------
+    ValueError
+        If scikit-learn cannot make a generator of the value.
+    """
+    try:
+        generator: np.random.RandomState = check_random_state(random_state)
+    except ValueError:
+        raise ValueError(
+            f"The 'random_state' parameter of {owner} must be an integer from 0 to "
+            f"2**32 - 1, a numpy.random.RandomState or None, got {random_state!r}."
+        ) from None
+    return generator
 
 
 def random_states(device: Any) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
@@ -84,6 +85,11 @@ def is_integer(value: Any) -> bool:
     return is_plain and -(2**63) <= value < 2**64
 
 
+def is_flag(value: Any) -> bool:
+    """Whether a value is True or False, also those of NumPy."""
+    return isinstance(value, (bool, np.bool_))
+
+
 def is_one_of(value: Any, names: Iterable[str]) -> bool:
     """Whether a value is one of some strings.
 
@@ -101,6 +107,15 @@ def is_one_of(value: Any, names: Iterable[str]) -> bool:
     bool
     """
     return isinstance(value, str) and value in names
+
+
+FLAG: Rule = is_flag, "True or False"
+COUNT: Rule = lambda v: is_integer(v) and v >= 1, "an integer of at least 1"
+VERBOSE: Rule = (
+    lambda v: is_flag(v) or (is_integer(v) and v >= 0),
+    "an integer of at least 0",
+)
+PATH: Rule = lambda v: isinstance(v, (str, os.PathLike)), "a path"
 
 
 def check_parameter(owner: str, name: str, value: Any, rule: Rule) -> None:

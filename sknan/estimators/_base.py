@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state, estimator_html_repr
+from sklearn.utils import estimator_html_repr
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ from sknan._engine.scoring import ValidationScore
 from sknan._engine.table_net import TableNet
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan._utils.random_state import random_states, seeded
+from sknan._utils.random_state import random_generator, random_states, seeded
 from sknan._utils.settings import usual_settings
 from sknan._utils.threads import keeps_threads, threads_for
 from sknan._utils.warn import warn
@@ -234,7 +234,8 @@ class StableNetBase(
         ``fold`` is used if there are enough rows for one fold.
         """
         continues = self._continues(rows.is_partial)
-        rng = check_random_state(self._next_seed if continues else self.random_state)
+        state = self._next_seed if continues else self.random_state
+        rng = random_generator(type(self).__name__, state)
         seed, split_seed, self._next_seed = (
             int(rng.randint(np.iinfo(np.int32).max)) for _ in range(3)
         )

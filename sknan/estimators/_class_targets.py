@@ -141,7 +141,10 @@ class ClassTargetMixin(StableNetBase):
                     "labels that may occur in any call."
                 )
             return self.classes_
-        given = column_or_1d(label_array(classes))
+        labels = label_array(classes)
+        if np.ndim(labels) == 0 or np.size(labels) != len(labels):
+            raise ValueError(f"classes must be a list of labels, got {classes!r}.")
+        given = column_or_1d(labels)
         refuse_unusable_labels(given, "classes", "A label must be finite.")
         known: np.ndarray = np.unique(given)
         if continues and not np.array_equal(known, self.classes_):

@@ -12,6 +12,7 @@ from torch import nn
 
 from sknan._engine.jobs import JobOutcome
 from sknan._engine.prediction import regression_score
+from sknan._utils.validation import is_one_of
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import ClassCoding, LabelPredictionMixin
 from sknan.estimators._classifier import StableNetClassifier
@@ -216,7 +217,9 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
 
     def _checked_network(self) -> StableNetBase:
         network = super()._checked_network()
-        if self.calibration not in (None, "temperature"):
+        if not (
+            self.calibration is None or is_one_of(self.calibration, ("temperature",))
+        ):
             raise ValueError(
                 f"The 'calibration' parameter of {type(self).__name__} must be "
                 f"'temperature' or None, got {self.calibration!r}."

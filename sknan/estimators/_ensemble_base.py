@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, clone
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sknan._engine.jobs import Job, JobOutcome, train_together
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.progress import call_in_workers, progress
-from sknan._utils.validation import did_you_mean, is_integer
+from sknan._utils.random_state import random_generator
+from sknan._utils.validation import COUNT, check_parameter, did_you_mean, is_integer
 from sknan._utils.warn import recorded_warnings, warn
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.estimators._base import StableNetBase
@@ -41,6 +41,12 @@ _HELD_OUT_RESULTS = {
 
 # With early stopping, each network holds out one of this many folds.
 _N_FOLDS = 5
+
+# A test of ``n_jobs`` of joblib, and the same in words.
+_N_JOBS = (
+    lambda v: v is None or (is_integer(v) and v != 0),
+    "an integer other than 0 or None",
+)
 
 # docs/details/quality.md measures the effect of each setting.
 _DEFAULT_PARAMS: dict[str, Any] = {
@@ -306,7 +312,7 @@ class Ensemble(VersionedPickleMixin, EncodedStateMixin, BaseEstimator):
             splitter = self.validation_split
         if self.scoring is not None:
             network = clone(network).set_params(scoring=self.scoring)
-        rng = check_random_state(self.random_state)
+        rng = random_generator(type(self).__name__, self.random_state)
         seeds = rng.randint(np.iinfo(np.int32).max, size=(2, self.n_estimators))
         jobs = []
         for i in range(self.n_estimators):
@@ -321,13 +327,9 @@ class Ensemble(VersionedPickleMixin, EncodedStateMixin, BaseEstimator):
 
     def _checked_network(self) -> StableNetBase:
         name = type(self).__name__
-        n = self.n_estimators
-        if not is_integer(n) or n < 1:
-            raise ValueError(
-                f"The 'n_estimators' parameter of {name} must be an integer of at "
-                f"least 1, got {n!r}."
-            )
-        for parameter in ("max_time", "validation_split", "scoring"):
+        check_parameter(name, "n_estimators", self.n_estimators, COUNT)
+        check_parameter(name, "n_jobs", self.n_jobs, _N_JOBS)
+        for parameter in ("max_time", "validation_split", "scoring", "verbose"):
             check_own_parameter(self, parameter)
         if self.estimator is None:
             return self._network(**_DEFAULT_PARAMS)

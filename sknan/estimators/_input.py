@@ -197,7 +197,10 @@ def check_sample_weight(
         return None
     if isinstance(sample_weight, numbers.Number):
         sample_weight = np.full(n_samples, sample_weight)
-    weights = np.asarray(plain_cells(sample_weight), dtype=np.float64)
+    if np.ndim(sample_weight) == 0:
+        raise TypeError(f"{name} must be one number per row, got {sample_weight!r}.")
+    with name_unfit_cell(name, sample_weight, "a weight", "Pass one number per row."):
+        weights = np.asarray(plain_cells(sample_weight), dtype=np.float64)
     if weights.shape != (n_samples,):
         raise ValueError(
             f"{name} must have shape ({n_samples},), one weight per row, got "

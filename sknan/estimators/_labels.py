@@ -10,7 +10,14 @@ import pandas as pd
 from scipy.sparse import issparse
 from sklearn.utils.class_weight import compute_class_weight
 
-from sknan._utils.validation import FLOAT64_MAX, check_finite, column_name, drop_rows
+from sknan._utils.validation import (
+    FLOAT64_MAX,
+    check_finite,
+    column_name,
+    drop_rows,
+    is_number,
+    is_one_of,
+)
 from sknan.exceptions import NonFiniteDataError
 from sknan.preprocessing._tables.plain_cells import plain_cells
 from sknan.preprocessing._tables.typed_column import is_polars
@@ -212,8 +219,9 @@ def apply_class_weight(
     ValueError
         If ``class_weight`` is invalid, or all products are zero.
     """
-    if class_weight != "balanced" and not isinstance(class_weight, dict):
-        _refuse_class_weight(class_weight, owner, "a dict, 'balanced' or None")
+    if not _is_by_class(class_weight):
+        rule = "a dict of numbers, 'balanced' or None"
+        _refuse_class_weight(class_weight, owner, rule)
     _refuse_partly_balanced(class_weight, is_partial)
     by_class, codes = _class_weights(class_weight, labels, weights)
     combined: np.ndarray = by_class[codes]
@@ -257,9 +265,8 @@ def label_weights(
     """
     n_labels = labels.shape[1]
     each = class_weight if isinstance(class_weight, list) else [class_weight] * n_labels
-    are_valid = all(isinstance(w, dict) or w == "balanced" for w in each)
-    if not are_valid or len(each) != n_labels:
-        rule = f"a dict, a list of {n_labels} dicts, 'balanced' or None"
+    if not all(map(_is_by_class, each)) or len(each) != n_labels:
+        rule = f"a dict of numbers, a list of {n_labels} dicts, 'balanced' or None"
         _refuse_class_weight(class_weight, owner, rule)
     for of_label in each:
         _refuse_partly_balanced(of_label, is_partial)
@@ -280,9 +287,19 @@ def label_weights(
     return scaled
 
 
+def _is_balanced(class_weight: Any) -> bool:
+    return is_one_of(class_weight, ("balanced",))
+
+
+def _is_by_class(class_weight: Any) -> bool:
+    if isinstance(class_weight, dict):
+        return all(map(is_number, class_weight.values()))
+    return _is_balanced(class_weight)
+
+
 def _label_weight(class_weight: Any, present: float) -> list[float]:
     """Return the weights of 0 and 1 for a label with this mean."""
-    if class_weight == "balanced":
+    if _is_balanced(class_weight):
         shares = [1.0 - present, present]
         n_classes = sum(share > 0.0 for share in shares)
         return [1.0 / (n_classes * share) if share else 1.0 for share in shares]
@@ -323,7 +340,7 @@ def _refuse_class_weight(class_weight: Any, owner: str, rule: str) -> None:
 
 
 def _refuse_partly_balanced(class_weight: Any, is_partial: bool) -> None:
-    if is_partial and class_weight == "balanced":
+    if is_partial and _is_balanced(class_weight):
         raise ValueError(
             "class_weight='balanced' needs all labels at once, but partial_fit gets "
             "them in parts. Pass the weights as a dict."

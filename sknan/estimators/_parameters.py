@@ -6,15 +6,18 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import get_scorer_names
 
 from sknan._utils.validation import (
+    COUNT,
+    FLAG,
+    VERBOSE,
     Rule,
     check_parameter,
-    is_integer,
+    is_flag,
     is_number,
+    is_one_of,
     nearest_name,
 )
 from sknan.estimators._validation_split import is_chunks, is_splitter
@@ -73,21 +76,15 @@ def automatic_epochs(n_rows: int) -> int:
     return next((epochs for below, epochs in _AUTO_EPOCHS if n_rows < below), 8)
 
 
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, (bool, np.bool_))
-
-
-def _is_positive_integer(value: Any) -> bool:
-    return is_integer(value) and value >= 1
-
-
-def _is_positive_integer_or_auto(value: Any) -> bool:
-    return _is_positive_integer(value) or is_auto(value)
+def _metrics() -> tuple[str, ...]:
+    return ("loss", *get_scorer_names())
 
 
 # `guard_parts` checks the parameters of the guard, of clipping and of the schedule.
-_COUNT = (_is_positive_integer, "an integer of at least 1")
-_COUNT_OR_AUTO = (_is_positive_integer_or_auto, "an integer of at least 1 or 'auto'")
+_COUNT_OR_AUTO = (
+    lambda v: COUNT[0](v) or is_auto(v),
+    "an integer of at least 1 or 'auto'",
+)
 _RULES: dict[str, Rule] = {
     "lr": (
         lambda v: (is_number(v) and 0 < v < math.inf) or is_auto(v),
@@ -104,7 +101,7 @@ _RULES: dict[str, Rule] = {
         "a finite number of at least 0",
     ),
     "early_stopping": (
-        lambda v: _is_flag(v) or v == "auto",
+        lambda v: is_flag(v) or is_auto(v),
         "True, False or 'auto'",
     ),
     "validation_fraction": (
@@ -117,17 +114,14 @@ _RULES: dict[str, Rule] = {
         "numbers, 'chunks' or None",
     ),
     "scoring": (
-        lambda v: v is None or callable(v) or v == "loss" or v in get_scorer_names(),
+        lambda v: v is None or callable(v) or is_one_of(v, _metrics()),
         "'loss', a name from sklearn.metrics.get_scorer_names(), a callable or None",
     ),
-    "n_iter_no_change": _COUNT,
-    "warm_start": (_is_flag, "True or False"),
+    "n_iter_no_change": COUNT,
+    "warm_start": FLAG,
     "num_threads": _COUNT_OR_AUTO,
-    "compile": (_is_flag, "True or False"),
-    "verbose": (
-        lambda v: _is_flag(v) or (is_integer(v) and v >= 0),
-        "an integer of at least 0",
-    ),
+    "compile": FLAG,
+    "verbose": VERBOSE,
     "callbacks": (
         lambda v: (
             v is None or (isinstance(v, (list, tuple)) and all(map(is_callback, v)))

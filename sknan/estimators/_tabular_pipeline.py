@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sklearn.pipeline import Pipeline
-from sklearn.utils import check_random_state
 
-from sknan._utils.validation import did_you_mean, is_integer
+from sknan._utils.random_state import random_generator
+from sknan._utils.validation import did_you_mean, is_integer, is_one_of
 from sknan.estimators._ensemble import (
     StableNetEnsembleClassifier,
     StableNetEnsembleRegressor,
@@ -114,7 +114,7 @@ def tabular_pipeline(
                 f"'regressor' or an estimator. Got {estimator!r} instead."
                 f"{did_you_mean(estimator, _ENSEMBLES)}"
             )
-        if preset not in _PRESETS:
+        if not is_one_of(preset, _PRESETS):
             raise ValueError(
                 "The 'preset' parameter of tabular_pipeline must be one of "
                 f"{', '.join(map(repr, _PRESETS))}. Got {preset!r} instead."
@@ -132,13 +132,13 @@ def tabular_pipeline(
             "The 'estimator' parameter of tabular_pipeline must be 'classifier', "
             f"'regressor' or an estimator. Got {estimator!r} instead.{hint}"
         )
-    elif preset != "balanced":
+    elif not is_one_of(preset, ("balanced",)):
         raise ValueError(
             f"tabular_pipeline got preset={preset!r} and an estimator. A preset "
             "chooses the settings of 'classifier' or 'regressor': set those of your "
             "estimator."
         )
-    if not (callable(impute) or (isinstance(impute, str) and impute in STRATEGIES)):
+    if not (callable(impute) or is_one_of(impute, STRATEGIES)):
         known = ", ".join(map(repr, STRATEGIES))
         raise ValueError(
             f"The 'impute' parameter of tabular_pipeline must be one of {known} or a "
@@ -150,7 +150,7 @@ def tabular_pipeline(
             f"least 1. Got {max_levels!r} instead."
         )
     check_sentinels(sentinels, "tabular_pipeline")
-    check_random_state(random_state)
+    random_generator("tabular_pipeline", random_state)
     # Importing skrub takes three times as long as importing all of sknan.
     from skrub import DatetimeEncoder, TableVectorizer
 

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.pipeline import Pipeline
-from sklearn.utils import check_random_state
 from torch import Tensor
 
+from sknan._utils.random_state import random_generator
 from sknan._utils.settings import usual_settings
 from sknan._utils.threads import threads_for
 from sknan._utils.tree import first_of
-from sknan._utils.validation import is_integer
+from sknan._utils.validation import is_flag, is_integer, is_one_of
 from sknan._utils.warn import warn
 from sknan.exceptions import NonFiniteTrainingError
 from sknan.inspection._expected_gradients import (
@@ -212,7 +212,7 @@ def attributions(
         raise ValueError(
             f"n_samples must be an integer of at least 1, got {n_samples}."
         )
-    if response not in ("prediction", "logit"):
+    if not is_one_of(response, ("prediction", "logit")):
         raise ValueError(f"response must be 'prediction' or 'logit', got {response!r}.")
     X = _as_table(X)
     background = X if background is None else _as_table(background)
@@ -231,7 +231,7 @@ def attributions(
         shares = shares_of(sources_of(steps, names), len(names))
         rows, others = (_inputs_of(networks[0], steps, T) for T in (X, background))
         found, output_names = _choose(networks, others[:1], target)
-        rng = check_random_state(random_state)
+        rng = random_generator("attributions", random_state)
         path = list(places_between(len(networks), len(others), n_samples, rng))
         explained = _explain(networks, rows, others, path, found, shares)
     values, base, error = explained
@@ -344,7 +344,8 @@ def _choose(
 
 def _number_of(wanted: Any, names: Sequence[Any], parameter: str) -> int:
     for number, name in enumerate(names):
-        if name == wanted:
+        # The comparison with an array or NA has no truth value.
+        if is_flag(is_same := name == wanted) and is_same:
             return number
     listed = ", ".join(map(str, names))
     raise ValueError(f"{parameter} must be one of {listed}, got {wanted!r}.")

@@ -7,16 +7,46 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
-from sklearn.utils import check_random_state
 
 from sknan._engine.range_test import LearningRateRange, range_test
+from sknan._utils.outside import is_of_signal, unless
+from sknan._utils.random_state import random_generator
 from sknan._utils.settings import usual_settings
-from sknan._utils.validation import is_integer
+from sknan._utils.validation import (
+    COUNT,
+    VERBOSE,
+    Rule,
+    check_parameter,
+    is_integer,
+    is_one_of,
+)
 from sknan.estimators._base import StableNetBase
 from sknan.preprocessing._stored_table import stored_chunks
 
 # With fewer steps a curve has too few points to compare its end with its beginning.
 _MIN_STEPS = 10
+
+
+def _are_rates(rates: Any) -> bool:
+    try:
+        values = np.unique(np.asarray(rates, dtype=np.float64))
+    except unless(is_of_signal, TypeError, ValueError, OverflowError):
+        return False
+    return len(values) >= 3 and bool((values > 0).all() and np.isfinite(values).all())
+
+
+_RULES: dict[str, Rule] = {
+    "rates": (
+        lambda v: v is None or _are_rates(v),
+        "at least 3 different finite numbers above 0 or None",
+    ),
+    "n_seeds": COUNT,
+    "n_steps": (
+        lambda v: (is_integer(v) and v >= _MIN_STEPS) or is_one_of(v, ("auto",)),
+        f"an integer of at least {_MIN_STEPS} or 'auto'",
+    ),
+    "verbose": VERBOSE,
+}
 
 
 @usual_settings()
@@ -114,42 +144,21 @@ def find_learning_rate(
             "estimator must be a StableNetClassifier, a StableNetRegressor or a "
             f"Pipeline that ends in one, got {type(net).__name__}."
         )
-    valid_rates = _validated_rates(rates)
-    _check_at_least("n_seeds", n_seeds, 1)
-    if n_steps != "auto":
-        _check_at_least("n_steps", n_steps, _MIN_STEPS, " or 'auto'")
+    for name, value in zip(_RULES, (rates, n_seeds, n_steps, verbose), strict=True):
+        check_parameter("find_learning_rate", name, value, _RULES[name])
     if isinstance(estimator, Pipeline) and len(estimator.steps) > 1:
         X = clone(estimator[:-1]).fit_transform(X, y)
     trial = clone(net)
     X, y, chunk = stored_chunks(X, y)
     rows = trial._training_rows(X, y, sample_weight, chunk=chunk)
-    seed = int(check_random_state(trial.random_state).randint(np.iinfo(np.int32).max))
+    rng = random_generator(type(trial).__name__, trial.random_state)
+    seed = int(rng.randint(np.iinfo(np.int32).max))
     return range_test(
         trial,
         rows,
         seed,
-        rates=valid_rates,
+        rates=None if rates is None else np.unique(np.asarray(rates, float)),
         n_seeds=n_seeds,
         n_steps=n_steps,
         verbose=verbose,
     )
-
-
-def _validated_rates(rates: Any) -> np.ndarray | None:
-    if rates is None:
-        return None
-    values = np.unique(np.asarray(rates, dtype=np.float64))
-    if len(values) < 3 or not (values > 0).all() or not np.isfinite(values).all():
-        raise ValueError(
-            "The 'rates' parameter of find_learning_rate must be at least 3 different "
-            f"finite numbers above 0 or None, got {rates!r}."
-        )
-    return values
-
-
-def _check_at_least(name: str, value: Any, minimum: int, alternative: str = "") -> None:
-    if not is_integer(value) or value < minimum:
-        raise ValueError(
-            f"The {name!r} parameter of find_learning_rate must be an integer of at "
-            f"least {minimum}{alternative}, got {value!r}."
-        )

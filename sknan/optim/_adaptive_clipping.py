@@ -361,6 +361,7 @@ def resolve_adaptive_clip(
             f"Unknown adaptive_clip {adaptive_clip!r}.{hint} Known names: {known}."
         )
     if is_number(adaptive_clip):
+        check_range("adaptive_clip", adaptive_clip)
         return AGC(clipping=float(adaptive_clip))
     is_class = isinstance(adaptive_clip, type)
     if is_class or not (callable(adaptive_clip) and hasattr(adaptive_clip, "reset")):

@@ -220,8 +220,9 @@ def clip_grad_value(grads: Sequence[Tensor], clip_value: float) -> None:
     if not grads:
         return
     values = coalesced_values(grads)
-    torch._foreach_clamp_min_(values, -clip_value)
-    torch._foreach_clamp_max_(values, clip_value)
+    bound = float(clip_value)  # torch converts no integer of more than 64 bits
+    torch._foreach_clamp_min_(values, -bound)
+    torch._foreach_clamp_max_(values, bound)
 
 
 def coalesced_values(grads: Sequence[Tensor]) -> list[Tensor]:

@@ -472,6 +472,26 @@ def test_recoveries_give_one_warning_and_all_reports(numbers):
             "integer of at least 1, got True.",
         ),
         (
+            StableNetEnsembleRegressor(n_jobs="all"),
+            "The 'n_jobs' parameter of StableNetEnsembleRegressor must be an integer "
+            "other than 0 or None, got 'all'.",
+        ),
+        (
+            StableNetEnsembleRegressor(verbose="yes"),
+            "The 'verbose' parameter of StableNetEnsembleRegressor must be an integer "
+            "of at least 0, got 'yes'.",
+        ),
+        (
+            StableNetEnsembleRegressor(random_state=-1),
+            "The 'random_state' parameter of StableNetEnsembleRegressor must be an "
+            "integer from 0 to 2**32 - 1, a numpy.random.RandomState or None, got -1.",
+        ),
+        (
+            StableNetEnsembleClassifier(calibration=np.ones(2)),
+            "The 'calibration' parameter of StableNetEnsembleClassifier must be "
+            "'temperature' or None, got array([1., 1.]).",
+        ),
+        (
             StableNetEnsembleRegressor(StableNetClassifier()),
             "The 'estimator' parameter of StableNetEnsembleRegressor must be a "
             "StableNetRegressor or None, got StableNetClassifier().",

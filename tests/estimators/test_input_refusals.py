@@ -379,9 +379,32 @@ def test_weights_that_leave_one_class_are_refused():
 
 
 def test_invalid_class_weights_are_refused():
-    assert refusal(ValueError, classifier(class_weight="balance").fit, X, LABELS) == (
-        "The 'class_weight' parameter of StableNetClassifier must be a dict, "
-        "'balanced' or None, got 'balance'."
+    for wrong in ("balance", np.ones(2), pd.NA, {0: "1"}):
+        assert refusal(ValueError, classifier(class_weight=wrong).fit, X, LABELS) == (
+            "The 'class_weight' parameter of StableNetClassifier must be a dict of "
+            f"numbers, 'balanced' or None, got {wrong!r}."
+        )
+
+
+@pytest.mark.parametrize("weight", [pd.NA, "x", {0: 1.0}, {1}])
+def test_objects_that_are_no_sample_weights_are_refused(weight):
+    assert refusal(TypeError, classifier().fit, X, LABELS, weight) == (
+        f"sample_weight must be one number per row, got {weight!r}."
+    )
+
+
+def test_a_sample_weight_that_is_no_number_is_named():
+    weights = ["a", *range(1, 12)]
+    assert refusal(ValueError, classifier().fit, X, LABELS, weights) == (
+        "sample_weight contains text, first 'a' at row 0, but a weight needs numbers. "
+        "Pass one number per row."
+    )
+
+
+@pytest.mark.parametrize("classes", [pd.NA, 2, {0, 1}, [[0, 1], [1, 0]]])
+def test_classes_that_are_no_list_of_labels_are_refused(classes):
+    assert refusal(ValueError, classifier().partial_fit, X, LABELS, classes) == (
+        f"classes must be a list of labels, got {classes!r}."
     )
 
 

@@ -284,8 +284,8 @@ def test_balanced_labels_weigh_the_same_absent_and_present(rows):
     [
         (
             [{1: 2.0}],
-            "The 'class_weight' parameter of StableNetClassifier must be a dict, a "
-            "list of 3 dicts, 'balanced' or None, got [{1: 2.0}].",
+            "The 'class_weight' parameter of StableNetClassifier must be a dict of "
+            "numbers, a list of 3 dicts, 'balanced' or None, got [{1: 2.0}].",
         ),
         (
             {2: 3.0},

@@ -8,6 +8,7 @@ import pickle
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -442,6 +443,24 @@ WRONG_VALUES = [
         for v in (-0.1, np.nan, np.inf, True, "0.1", None)
     ],
     *[("early_stopping", v, "True, False or 'auto'") for v in ("yes", 1, 0, None, 0.5)],
+    *[("early_stopping", v, "True, False or 'auto'") for v in (np.ones(2), pd.NA)],
+    *[
+        (
+            "scoring",
+            v,
+            "'loss', a name from sklearn.metrics.get_scorer_names(), a callable or "
+            "None",
+        )
+        for v in (np.ones(2), pd.NA, ["r2"], {"r2"})
+    ],
+    *[
+        (
+            "random_state",
+            v,
+            "an integer from 0 to 2**32 - 1, a numpy.random.RandomState or None",
+        )
+        for v in (-1, 2**70, 1.5, "0", np.arange(2), pd.NA)
+    ],
     *[
         ("validation_fraction", v, "a number between 0 and 1, both excluded")
         for v in (0, 1, 1.5, -0.1, np.nan, True, "0.1", None)
@@ -478,6 +497,7 @@ def test_invalid_values_of_parameters_are_refused_in_fit(name, value, rule):
         ("verbose", False),
         ("callbacks", ()),
         ("clip_norm", 1),
+        ("clip_value", 2**70),
     ],
 )
 def test_numbers_and_booleans_of_numpy_are_accepted(name, value):
@@ -487,6 +507,10 @@ def test_numbers_and_booleans_of_numpy_are_accepted(name, value):
 GUARD_MESSAGES = {
     "clip_norm": (0, "clip_norm must be a number above 0 or None, got 0."),
     "clip_value": (-1, "clip_value must be a number above 0 or None, got -1."),
+    "adaptive_clip of a number": (
+        -1,
+        "adaptive_clip must be above 0 and finite, got -1.",
+    ),
     "adaptive_clip": (
         "agg",
         "Unknown adaptive_clip 'agg'. Did you mean 'agc'? Known names: 'agc', "
@@ -509,7 +533,10 @@ GUARD_MESSAGES = {
 @pytest.mark.parametrize("name", GUARD_MESSAGES)
 def test_parameters_of_the_guard_are_checked_in_fit(Estimator, y, name):
     value, message = GUARD_MESSAGES[name]
-    assert refusal(ValueError, Estimator(**{name: value}).fit, X, y) == message
+    assert (
+        refusal(ValueError, Estimator(**{name.partition(" ")[0]: value}).fit, X, y)
+        == message
+    )
 
 
 def test_an_unknown_parameter_is_refused_by_the_constructor():

@@ -237,7 +237,14 @@ LEVELS = (
         (
             {"random_state": "x"},
             ValueError,
-            "'x' cannot be used to seed a numpy.random.RandomState instance",
+            "The 'random_state' parameter of tabular_pipeline must be an integer from "
+            "0 to 2**32 - 1, a numpy.random.RandomState or None, got 'x'.",
+        ),
+        (
+            {"preset": ["fast"]},
+            ValueError,
+            "The 'preset' parameter of tabular_pipeline must be one of 'fast', "
+            "'balanced', 'best'. Got ['fast'] instead. Did you mean 'fast'?",
         ),
     ],
 )

@@ -348,6 +348,24 @@ REFUSALS = {
         "The 'n_steps' parameter of find_learning_rate must be an integer of at least "
         "10 or 'auto', got 'many'.",
     ),
+    "n_steps_array": (
+        {"n_steps": np.array([10, 20])},
+        ValueError,
+        "The 'n_steps' parameter of find_learning_rate must be an integer of at least "
+        "10 or 'auto', got array([10, 20]).",
+    ),
+    "rates_text": (
+        {"rates": "fast"},
+        ValueError,
+        "The 'rates' parameter of find_learning_rate must be at least 3 different "
+        "finite numbers above 0 or None, got 'fast'.",
+    ),
+    "verbose": (
+        {"verbose": "yes"},
+        ValueError,
+        "The 'verbose' parameter of find_learning_rate must be an integer of at least "
+        "0, got 'yes'.",
+    ),
 }
 
 
