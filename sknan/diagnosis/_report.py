@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sknan._utils.archive import load, require_like, save
 from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.tree import tree_map
+from sknan._utils.validation import PATH, check_parameter
 
 Phase = Literal["input", "forward", "loss", "backward", "step"]
 Cause = Literal[
@@ -232,6 +233,7 @@ class NonFiniteReport:
         ValueError
             If the report has no capsule.
         """
+        check_parameter("NonFiniteReport.save", "path", path, PATH)
         if self.capsule is None:
             raise ValueError(
                 "The report has no capsule to save. Only the first report of a "
@@ -259,6 +261,7 @@ class NonFiniteReport:
         ValueError
             If the file is damaged, or is something else.
         """
+        check_parameter("NonFiniteReport.load", "path", path, PATH)
         contents = load(path)
         blank = cls("loss", "loss", "", "").to_dict()
         capsule = Capsule(None, None, {}, torch.get_rng_state(), True, {}, {})

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sknan._utils.validation import COUNT, check_parameter, is_integer, is_one_of
 from sknan.inspection._attributions import Attributions, attributions
 from sknan.inspection._plotting import COLORS, INK, as_text, axes_of, legend_above
 
@@ -108,6 +109,7 @@ class AttributionDisplay:
         -------
         AttributionDisplay
         """
+        _check_options(kind, row, max_columns)
         found = attributions(estimator, X, **options)
         return cls(found).plot(ax, kind=kind, row=row, max_columns=max_columns)
 
@@ -149,9 +151,7 @@ class AttributionDisplay:
         ValueError
             If ``kind`` or ``output`` is unknown, or one output must be chosen.
         """
-        if kind not in _KINDS:
-            known = ", ".join(map(repr, _KINDS))
-            raise ValueError(f"kind must be one of {known}, got {kind!r}.")
+        _check_options(kind, row, max_columns)
         found = self.found
         names = found.output_names
         if kind != "bar" and output is None and len(names) > 1:
@@ -255,6 +255,14 @@ class AttributionDisplay:
 def _cell(cell: Any) -> str:
     is_number = isinstance(cell, (float, np.floating))
     return as_text(f"{cell:.4g}" if is_number else cell, 14)
+
+
+def _check_options(kind: Any, row: Any, max_columns: Any) -> None:
+    if not is_one_of(kind, _KINDS):
+        known = ", ".join(map(repr, _KINDS))
+        raise ValueError(f"kind must be one of {known}, got {kind!r}.")
+    check_parameter("AttributionDisplay", "row", row, (is_integer, "an integer"))
+    check_parameter("AttributionDisplay", "max_columns", max_columns, COUNT)
 
 
 def _scatter(ax: Any, x: np.ndarray, y: np.ndarray, color: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sknan._utils.validation import COUNT, check_parameter
 from sknan.inspection._audit._run import audit
 from sknan.inspection._audit._table_audit import TableAudit
 from sknan.inspection._plotting import (
@@ -92,6 +93,7 @@ class AuditDisplay:
         -------
         AuditDisplay
         """
+        check_parameter("AuditDisplay", "max_columns", max_columns, COUNT)
         return cls(audit(X, y)).plot(ax, max_columns=max_columns)
 
     @classmethod
@@ -138,6 +140,7 @@ class AuditDisplay:
         ValueError
             If the table has no column, or the number of axes is wrong.
         """
+        check_parameter("AuditDisplay", "max_columns", max_columns, COUNT)
         columns = self._columns(max_columns)
         height = 0.5 + 0.21 * len(columns)
         shown = [*_SHARES, "sentinels"]

@@ -44,11 +44,19 @@ def axes_of(ax: Any, heights: Sequence[float], width: float, what: str) -> list[
     ------
     ImportError
         If matplotlib is not installed.
+    TypeError
+        If ``ax`` is something else.
     ValueError
         If the number of axes differs from the number of panels.
     """
     plt = pyplot(what)
     n_panels = len(heights)
+    given = list(np.ravel(np.asarray(ax, dtype=object)))
+    if ax is not None and not all(isinstance(one, plt.Axes) for one in given):
+        raise TypeError(
+            f"The 'ax' parameter of {what} must be an Axes of matplotlib, a list of "
+            f"them or None, got {ax!r}."
+        )
     if ax is None:
         _, axes = plt.subplots(
             n_panels,
@@ -59,7 +67,6 @@ def axes_of(ax: Any, heights: Sequence[float], width: float, what: str) -> list[
             layout="constrained",
         )
         return list(axes[:, 0])
-    given = list(np.ravel(np.asarray(ax, dtype=object)))
     if len(given) == n_panels:
         return given
     if len(given) == 1:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
+from sknan._utils.validation import Rule, check_parameter, is_one_of
 from sknan.inspection._plotting import (
     COLORS,
     INK,
@@ -23,6 +24,11 @@ from sknan.nets._curves import TrainingCurves, networks_of
 
 # Panels from top to bottom, with their heights in inches.
 _HEIGHTS = {"loss": 2.3, "score": 1.5, "rate": 1.3, "gradient norm": 1.3}
+
+_PANELS: Rule = (
+    lambda v: isinstance(v, Collection) and not isinstance(v, str) and len(v) > 0,
+    "a list of at least one panel, or None",
+)
 
 # More trainings are drawn in gray with their median.
 _MAX_STYLED = 6
@@ -204,8 +210,9 @@ default=None
         known = [panel for panel in _HEIGHTS if any(self._lines(panel))]
         if panels is None:
             return known
+        check_parameter("TrainingDisplay", "panels", panels, _PANELS)
         for panel in panels:
-            if panel not in known:
+            if not is_one_of(panel, known):
                 raise ValueError(
                     f"panels must be among {', '.join(map(repr, known))}, the panels "
                     f"with values for these trainings, got {panel!r}."

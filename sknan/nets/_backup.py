@@ -12,6 +12,7 @@ from skorch.callbacks import Callback
 
 from sknan._utils.archive import load, save
 from sknan._utils.outside import is_of_signal, unless
+from sknan._utils.validation import FLAG, PATH, check_parameter
 from sknan.nets._training_state import (
     begin_epoch_as,
     data_of,
@@ -88,6 +89,9 @@ class BackupAndRestore(Callback):
 
     def initialize(self) -> BackupAndRestore:
         """Reset the state of earlier trainings."""
+        check_parameter("BackupAndRestore", "path", self.path, PATH)
+        keeps = self.delete_checkpoint
+        check_parameter("BackupAndRestore", "delete_checkpoint", keeps, FLAG)
         self.n_restored_epochs_ = 0
         self._found_: dict[str, Any] | None = None
         return self

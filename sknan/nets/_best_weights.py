@@ -7,6 +7,7 @@ from typing import Any
 
 from skorch.callbacks import Callback
 
+from sknan._utils.validation import COUNT, FLAG, check_parameter
 from sknan.nets.guard._snapshots import Snapshot
 
 _STATE = ("best_epoch_", "best_score_", "_last_gain_")
@@ -50,8 +51,11 @@ class BestWeights(Callback):
 
     def initialize(self) -> BestWeights:
         """Reset the state of earlier trainings."""
+        check_parameter("BestWeights", "patience", self.patience, COUNT)
+        greater = self.greater_is_better
+        check_parameter("BestWeights", "greater_is_better", greater, FLAG)
         self.best_epoch_: int | None = None
-        self.best_score_ = -math.inf if self.greater_is_better else math.inf
+        self.best_score_ = -math.inf if greater else math.inf
         self._last_gain_ = 0
         self._snapshot_: Snapshot | None = None
         return self

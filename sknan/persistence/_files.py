@@ -24,6 +24,7 @@ from sknan._utils.archive import sealed, verified, write_file
 from sknan._utils.outside import is_of_signal, unless
 from sknan._utils.pickling import versions
 from sknan._utils.trusted_types import METRICS, OPTIMIZERS, TRUSTED_TYPES
+from sknan._utils.validation import PATH, check_parameter
 
 _FORMAT = "sknan model 1"
 _ABOUT = "about.json"
@@ -88,6 +89,7 @@ def save(
     >>> save(model, "model.skops")  # doctest: +SKIP
     >>> load("model.skops").predict(X[:1])  # doctest: +SKIP
     """
+    check_parameter("save", "path", path, PATH)
     kind = type(model).__name__
     if isinstance(model, NeuralNet) or not isinstance(model, BaseEstimator):
         raise ValueError(
@@ -163,6 +165,7 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
     InconsistentVersionWarning
         Once for each package whose version differs.
     """
+    check_parameter("load", "path", path, PATH)
     name = repr(os.fspath(path))
     own = _checked_names(trusted)
     with open(path, "rb") as file:

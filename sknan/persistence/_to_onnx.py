@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sknan._utils.validation import PATH, check_parameter, is_one_of
 from sknan.persistence._to_torch import exported
 
 # Code of a text that is no category of ``fit``.
@@ -67,7 +68,8 @@ def to_onnx(
     The output is ``probabilities``, with the labels as JSON in ``classes`` of the
     metadata, or ``predictions``. If a column has this name, an underscore follows it.
     """
-    if dtype not in ("float64", "float32"):
+    check_parameter("to_onnx", "path", path, PATH)
+    if not is_one_of(dtype, ("float64", "float32")):
         raise ValueError(f"dtype must be 'float64' or 'float32', got {dtype!r}.")
     module = exported(model, "to_onnx({}, path)")
     names = module.feature_names_in_

@@ -245,6 +245,10 @@ def test_wrong_calls_say_what_to_pass(pipeline):
         attributions(pipeline, X, n_samples=0)
     with pytest.raises(ValueError, match=r"^response must be 'prediction' or 'logit'"):
         attributions(pipeline, X, response="probability")
+    with pytest.raises(ValueError, match=r"^response must be .*, got \['logit'\]\.$"):
+        attributions(pipeline, X, response=["logit"])
+    with pytest.raises(ValueError, match=r"^target must be .*, got array\(\[1, 2\]\)"):
+        attributions(pipeline, X, target=np.array([1, 2]))
     data, target = load_iris(return_X_y=True)
     with pytest.raises(TypeError, match=r"^Expected a StableNet or GuardedNet"):
         attributions(DummyClassifier().fit(data, target), data)

@@ -67,3 +67,14 @@ def test_the_worst_columns_of_a_wide_table_are_drawn():
 def test_a_table_without_columns_is_refused():
     with pytest.raises(ValueError, match="no columns"):
         AuditDisplay.from_data(pd.DataFrame(index=range(3)))
+
+
+@pytest.mark.parametrize("number", [0, 2.5, np.ones(2), "all"])
+def test_a_number_of_columns_below_1_is_refused(number):
+    table = pd.DataFrame({"a": [1.0, 2.0, 3.0]})
+    with pytest.raises(ValueError, match="max_columns") as caught:
+        AuditDisplay.from_data(table, max_columns=number)
+    assert str(caught.value) == (
+        "The 'max_columns' parameter of AuditDisplay must be an integer of at least 1, "
+        f"got {number!r}."
+    )

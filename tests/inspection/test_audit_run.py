@@ -332,3 +332,17 @@ def test_every_dtype_of_polars_can_be_audited():
         **{"array": "nested", "time": "objects", "object": "opaque", "zoned": "dates"},
         "int128": "numbers",
     }
+
+
+def test_invalid_options_are_refused():
+    with pytest.raises(ValueError, match="task") as caught:
+        audit(np.ones((3, 1)), task=["auto"])
+    assert str(caught.value) == (
+        "task must be one of 'auto', 'classification', 'regression', got ['auto']. Did "
+        "you mean 'auto'?"
+    )
+    with pytest.raises(ValueError, match="verbose") as caught:
+        audit(np.ones((3, 1)), verbose="yes")
+    assert str(caught.value) == (
+        "The 'verbose' parameter of audit must be an integer of at least 0, got 'yes'."
+    )

@@ -406,3 +406,23 @@ def test_a_missing_folder_is_refused_before_any_work(tmp_path):
         f"report cannot write {str(path)!r}: there is no folder "
         f"{str(path.parent)!r}. Create it first."
     )
+
+
+@pytest.mark.parametrize(
+    ("params", "rule"),
+    [({"path": 1}, "a path"), ({"license": 3}, "text or None")],
+)
+def test_invalid_parameters_are_refused_before_any_work(params, rule):
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    net = StableNetClassifier(max_epochs=1, random_state=0).fit(X, X[:, 0] > 0)
+    ((name, value),) = params.items()
+    with pytest.raises(ValueError, match=name) as refused:
+        report(net, X, "no target", **params)
+    assert str(refused.value) == (
+        f"The {name!r} parameter of report must be {rule}, got {value!r}."
+    )
+    with pytest.raises(ValueError, match="path") as refused:
+        report(net).save(None)
+    assert str(refused.value) == (
+        "The 'path' parameter of HTMLReport.save must be a path, got None."
+    )

@@ -186,3 +186,23 @@ def test_without_matplotlib_the_error_says_how_to_install_it(monkeypatch):
         "TrainingDisplay.plot draws with matplotlib, which is not installed. Install "
         "it: pip install 'sknan[plot]'."
     )
+
+
+@pytest.mark.parametrize("panels", ["loss", [], 3])
+def test_panels_that_are_no_list_are_refused(panels):
+    with pytest.raises(ValueError, match="panels") as error:
+        TrainingDisplay([made(0)]).plot(panels=panels)
+    assert str(error.value) == (
+        "The 'panels' parameter of TrainingDisplay must be a list of at least one "
+        f"panel, or None, got {panels!r}."
+    )
+
+
+@pytest.mark.parametrize("ax", ["left", 3, [1, 2]])
+def test_objects_that_are_no_axes_are_refused(ax):
+    with pytest.raises(TypeError) as error:
+        TrainingDisplay([made(0)]).plot(ax)
+    assert str(error.value) == (
+        "The 'ax' parameter of TrainingDisplay.plot must be an Axes of matplotlib, a "
+        f"list of them or None, got {ax!r}."
+    )

@@ -1088,3 +1088,20 @@ def main(training, path, result):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+
+
+@pytest.mark.parametrize(
+    ("params", "rule"),
+    [
+        ({"path": 1}, "a path"),
+        ({"path": b"backup"}, "a path"),
+        ({"path": "backup", "delete_checkpoint": "no"}, "True or False"),
+    ],
+)
+def test_invalid_parameters_are_refused_before_the_training(params, rule):
+    *_, (name, value) = params.items()
+    with pytest.raises(ValueError, match=name) as caught:
+        BackupAndRestore(**params).initialize()
+    assert str(caught.value) == (
+        f"The {name!r} parameter of BackupAndRestore must be {rule}, got {value!r}."
+    )

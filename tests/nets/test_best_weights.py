@@ -236,3 +236,20 @@ def test_the_callback_can_be_cloned():
         "monitor": "train_loss",
         "greater_is_better": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("params", "rule"),
+    [
+        ({"patience": np.ones(2)}, "an integer of at least 1"),
+        ({"patience": 0}, "an integer of at least 1"),
+        ({"patience": 1, "greater_is_better": "yes"}, "True or False"),
+    ],
+)
+def test_invalid_parameters_are_refused_before_the_training(params, rule):
+    *_, (name, value) = params.items()
+    with pytest.raises(ValueError, match=name) as caught:
+        BestWeights(**params).initialize()
+    assert str(caught.value) == (
+        f"The {name!r} parameter of BestWeights must be {rule}, got {value!r}."
+    )

@@ -613,3 +613,13 @@ def test_trusted_types_are_of_sknan_skrub_and_scikit_learn():
         "sklearn",
     }
     assert sorted(TRUSTED_TYPES) == TRUSTED_TYPES
+
+
+@pytest.mark.parametrize("path", [1, b"model", None])
+def test_objects_that_are_no_paths_are_refused(path):
+    for call, arguments in ((save, (None, path)), (load, (path,))):
+        with pytest.raises(ValueError, match="path") as refused:
+            call(*arguments)
+        assert str(refused.value) == (
+            f"The 'path' parameter of {call.__name__} must be a path, got {path!r}."
+        )

@@ -114,7 +114,17 @@ def test_the_number_of_columns_must_be_known(tmp_path):
         to_onnx(net, tmp_path / "model.onnx")
 
 
+def test_an_object_that_is_no_path_is_refused():
+    with pytest.raises(ValueError, match="path") as refused:
+        to_onnx(model_of("classes"), 1)
+    assert str(refused.value) == (
+        "The 'path' parameter of to_onnx must be a path, got 1."
+    )
+
+
 def test_another_dtype_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'float32', got \['float32'\]\.$"):
+        to_onnx(model_of("classes"), tmp_path / "model.onnx", dtype=["float32"])
     with pytest.raises(ValueError, match="'float64' or 'float32', got 'float16'"):
         to_onnx(model_of("classes"), tmp_path / "model.onnx", dtype="float16")
 

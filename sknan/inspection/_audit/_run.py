@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sknan._utils.progress import advance, progress
-from sknan._utils.validation import did_you_mean
+from sknan._utils.validation import VERBOSE, check_parameter, did_you_mean, is_one_of
 from sknan.inspection._audit._column_profile import ColumnProfile
 from sknan.inspection._audit._columns import profile_column
 from sknan.inspection._audit._finding import Finding, Observation, group_by_kind
@@ -117,10 +117,11 @@ def audit(
           -> Nothing can be learned from them; tabular_pipeline sets numeric ones to
              0.
     """
-    if task not in _TASKS:
+    if not is_one_of(task, _TASKS):
         known = ", ".join(map(repr, _TASKS))
         hint = did_you_mean(str(task), _TASKS)
         raise ValueError(f"task must be one of {known}, got {task!r}.{hint}")
+    check_parameter("audit", "verbose", verbose, VERBOSE)
     origin = ""
     if (chunks := as_chunks(X)) is not None:
         X, y = chunks.with_target(y).sampled_rows()

@@ -10,11 +10,14 @@ from typing import Any
 from sklearn.pipeline import Pipeline
 
 from sknan._utils.html import element
+from sknan._utils.validation import PATH, Rule, check_parameter
 from sknan.inspection._report._html import STYLE, page
 from sknan.inspection._report._markdown import as_markdown
 from sknan.inspection._report._sections import sections_of
 from sknan.nets._curves import last_of, networks_of
 from sknan.nets._training_facts import training_caption
+
+_LICENSE: Rule = lambda v: v is None or isinstance(v, str), "text or None"
 
 
 class HTMLReport:
@@ -87,6 +90,7 @@ class HTMLReport:
             Path of the file, such as ``"report.html"``. A name that ends in ``.md``
             gives Markdown.
         """
+        check_parameter("HTMLReport.save", "path", path, PATH)
         is_markdown = Path(path).suffix == ".md"
         text = self.to_markdown() if is_markdown else self.to_html()
         Path(path).write_text(text, encoding="utf-8")
@@ -169,11 +173,14 @@ def report(
     StableNetClassifier: 5 epochs, no step failed.
     """
     networks_of(estimator)  # raises for another model
-    if path is not None and not Path(path).parent.is_dir():
-        raise FileNotFoundError(
-            f"report cannot write {str(path)!r}: there is no folder "
-            f"{str(Path(path).parent)!r}. Create it first."
-        )
+    if path is not None:
+        check_parameter("report", "path", path, PATH)
+        if not Path(path).parent.is_dir():
+            raise FileNotFoundError(
+                f"report cannot write {str(path)!r}: there is no folder "
+                f"{str(Path(path).parent)!r}. Create it first."
+            )
+    check_parameter("report", "license", license, _LICENSE)
     if X is None and y is not None:
         raise ValueError(
             "report was given y without X. Pass the rows of this target as X, or "
