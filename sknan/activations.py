@@ -7,12 +7,11 @@ tensor returns a tensor of the same shape and dtype.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from sknan import functional as sf
+from sknan._utils.validation import check_bounds
 from sknan.functional._domain import narrow, widen, within
 
 __all__ = [
@@ -325,10 +324,7 @@ class _Bounded(_Activation):
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
-        if not -math.inf < low < high < math.inf:
-            raise ValueError(
-                f"low must be less than high and both finite, got {low!r} and {high!r}."
-            )
+        check_bounds(low, high)
         self.low = low
         self.high = high
 

@@ -166,7 +166,9 @@ def test_attention_over_padding_only_has_a_finite_gradient():
 
 
 @pytest.mark.parametrize("cls", [activations.BoundedSigmoid, activations.BoundedTanh])
-@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, -1.0), (0.0, math.inf)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(1.0, 1.0), (2.0, -1.0), (0.0, math.inf), ("0", 1.0), (0.0, None)]
+)
 def test_bounds_out_of_order_raise(cls, low, high):
     with pytest.raises(ValueError, match="low") as caught:
         cls(low, high)

@@ -194,11 +194,19 @@ def column_name(index: int, names: Sequence[Any] | None) -> str:
     return f"{index}" if names is None else f"{str(names[index])!r}"
 
 
-def check_range(name: str, value: float, high: float = math.inf) -> None:
-    """Raise ``ValueError`` unless ``0 < value < high``."""
-    if not 0.0 < value < high:
+def check_range(name: str, value: Any, high: float = math.inf) -> None:
+    """Raise ``ValueError`` unless a value is a number with ``0 < value < high``."""
+    if not (is_number(value) and 0.0 < value < high):
         rule = "above 0 and finite" if high == math.inf else f"between 0 and {high:g}"
         raise ValueError(f"{name} must be {rule}, got {value!r}.")
+
+
+def check_bounds(low: Any, high: Any) -> None:
+    """Raise ``ValueError`` unless two numbers are finite and the first one is less."""
+    if not (is_number(low) and is_number(high) and -math.inf < low < high < math.inf):
+        raise ValueError(
+            f"low must be less than high and both finite, got {low!r} and {high!r}."
+        )
 
 
 def _plural(count: int, noun: str) -> str:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sknan._utils.validation import is_number
+from sknan._utils.validation import is_number, is_one_of
 from sknan.functional._domain import EDGES, can_read_values, is_finite, widen, within
 from sknan.losses._traits import LossTraits
 
@@ -21,7 +21,7 @@ def largest_of(x: Tensor) -> float:
 
 def check_reduction(reduction: str) -> None:
     """Raise ValueError for an unknown reduction."""
-    if reduction not in ("mean", "sum", "none"):
+    if not is_one_of(reduction, ("mean", "sum", "none")):
         raise ValueError(
             f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}."
         )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from sknan import functional as sf
-from sknan._utils.validation import is_number
+from sknan._utils.validation import check_bounds
 from sknan.losses._base import check_reduction, reduced
 from sknan.losses._per_label import PerLabelLoss
 from sknan.losses._traits import traits_of
@@ -63,12 +62,7 @@ class BoundedLoss(nn.Module):
         self, loss: Any, low: float, high: float, *, reduction: str | None = None
     ) -> None:
         super().__init__()
-        if not (is_number(low) and is_number(high)) or not (
-            -math.inf < low < high < math.inf
-        ):
-            raise ValueError(
-                f"low must be less than high and both finite, got {low!r} and {high!r}."
-            )
+        check_bounds(low, high)
         self.loss = copy.deepcopy(loss)
         self.low = low
         self.high = high

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 import torch
 from torch import Tensor, nn
 
-from sknan._utils.validation import is_integer, is_number
+from sknan._utils.validation import is_integer, is_number, is_one_of
 from sknan.nets._dropout import Dropout
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -102,6 +102,7 @@ class PeriodicEmbedding(nn.Module):
         frequency_range: tuple[float, float] = (0.1, 3.0),
     ) -> None:
         super().__init__()
+        _check_count("n_features_in", n_features_in, 1)
         _check_count("n_frequencies", n_frequencies, 1)
         _check_count("d_embedding", d_embedding, 1)
         is_pair = isinstance(frequency_range, Sequence) and len(frequency_range) == 2
@@ -112,11 +113,12 @@ class PeriodicEmbedding(nn.Module):
                 "frequency_range must be two finite numbers above 0, the lower one "
                 f"first, got {frequency_range!r}."
             )
-        chosen = list(range(n_features_in) if columns is None else columns)
+        given = range(n_features_in) if columns is None else columns
+        chosen = list(given) if isinstance(given, Iterable) else []
         is_distinct = all(map(is_integer, chosen)) and len(set(chosen)) == len(chosen)
         if not (chosen and is_distinct):
             raise ValueError(
-                f"columns must be distinct integers, at least one, got {chosen}."
+                f"columns must be distinct integers, at least one, got {columns!r}."
             )
         if min(chosen) < 0 or max(chosen) >= n_features_in:
             raise ValueError(
@@ -211,9 +213,11 @@ class TabularMLP(nn.Module):
         numeric_columns: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if activation not in list(_ACTIVATIONS):  # it may have no hash
+        if not is_one_of(activation, _ACTIVATIONS):
             known = ", ".join(repr(name) for name in _ACTIVATIONS)
             raise ValueError(f"activation must be one of {known}, got {activation!r}.")
+        _check_count("n_features_in", n_features_in, 1)
+        _check_count("n_outputs", n_outputs, 1)
         _check_count("width", width, 1)
         _check_count("depth", depth, 0)
         _check_count("n_frequencies", n_frequencies, 0)
@@ -221,7 +225,8 @@ class TabularMLP(nn.Module):
             raise ValueError(f"dropout must be a number in [0, 1), got {dropout!r}.")
         layers: list[nn.Module] = []
         n_in = n_features_in
-        if n_frequencies and (numeric_columns is None or len(numeric_columns)):
+        has_none = isinstance(numeric_columns, Sized) and not len(numeric_columns)
+        if n_frequencies and not has_none:
             embedding = PeriodicEmbedding(
                 n_features_in,
                 numeric_columns,

@@ -196,7 +196,7 @@ class QuantileClip(_HistoryClip):
     def __post_init__(self) -> None:
         check_range("quantile", self.quantile, 1.0)
         check_range("min_history", self.min_history)
-        if not self.window >= self.min_history:
+        if not (is_number(self.window) and self.window >= self.min_history):
             raise ValueError(
                 f"window must be at least min_history={self.min_history!r}, "
                 f"got {self.window!r}."

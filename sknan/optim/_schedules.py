@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sknan._utils.validation import is_number
+
 
 def constant(progress: float) -> float:
     """Keep the learning rate constant.
@@ -249,6 +251,9 @@ class Plateau:
     min_factor: float = 1e-3
 
     def __post_init__(self) -> None:
+        for name in ("factor", "patience", "threshold", "min_factor"):
+            if not is_number(value := getattr(self, name)):
+                raise ValueError(f"{name} must be a number, got {value!r}.")
         if not 0.0 < self.factor < 1.0:
             raise ValueError(f"factor must be between 0 and 1, got {self.factor!r}.")
         if not self.patience >= 0:

@@ -330,6 +330,10 @@ def test_losses_can_be_copied_and_pickled(name):
             "but the output has shape (3, 3).",
         ),
         (
+            lambda: sl.RMSELoss(reduction=np.ones(2)),
+            "reduction must be 'mean', 'sum' or 'none', got array([1., 1.]).",
+        ),
+        (
             lambda: sl.BoundedLoss(sl.MSELoss(), 1.0, 0.0),
             "low must be less than high and both finite, got 1.0 and 0.0.",
         ),

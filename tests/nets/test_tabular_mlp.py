@@ -247,3 +247,25 @@ def test_no_embedding_without_frequencies_or_columns():
 def test_an_impossible_embedding_is_refused(options, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         PeriodicEmbedding(3, **options)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((0, 1), "n_features_in must be an integer of at least 1, got 0."),
+        ((3, "1"), "n_outputs must be an integer of at least 1, got '1'."),
+    ],
+)
+def test_impossible_sizes_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        TabularMLP(*sizes)
+
+
+def test_columns_that_are_no_list_are_refused():
+    message = "columns must be distinct integers, at least one, got 1."
+    for make in (
+        lambda: PeriodicEmbedding(3, columns=1),
+        lambda: TabularMLP(3, 1, n_frequencies=2, numeric_columns=1),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            make()

@@ -271,6 +271,12 @@ def test_an_object_that_is_no_clipper_is_refused(unfit):
             {"min_history": 0},
             "min_history must be above 0 and finite, got 0.",
         ),
+        (
+            QuantileClip,
+            {"window": "all"},
+            "window must be at least min_history=20, got 'all'.",
+        ),
+        (AGC, {"clipping": "1"}, "clipping must be above 0 and finite, got '1'."),
         (ZScoreClip, {"alpha": 1.5}, "alpha must be between 0 and 1, got 1.5."),
         (ZScoreClip, {"n_warmup": 0}, "n_warmup must be above 0 and finite, got 0."),
         (

@@ -129,6 +129,8 @@ def test_plateau_continues_after_a_first_loss_of_nan():
     [
         ({"factor": 1.0}, "factor must be between 0 and 1, got 1.0."),
         ({"factor": math.nan}, "factor must be between 0 and 1, got nan."),
+        ({"factor": "half"}, "factor must be a number, got 'half'."),
+        ({"min_factor": None}, "min_factor must be a number, got None."),
         ({"patience": -1}, "patience must be 0 or more, got -1."),
         ({"threshold": -1}, "threshold must be 0 or more and finite, got -1."),
         ({"min_factor": 2}, "min_factor must be in [0, 1], got 2."),
