@@ -76,6 +76,7 @@ class BatchedSearchMixin(EncodedStateMixin, BaseEstimator):
                     f"The {name!r} parameter of {type(self).__name__} must be a number "
                     f"of {unit} above 0 or None, got {value!r}."
                 )
+        self._validate_params()  # those of scikit-learn, before one of them is used
         limit = self.max_time
         if final_network(self.estimator) is None:
             if limit is not None:

@@ -19,7 +19,7 @@ from sklearn.model_selection import (
     RandomizedSearchCV,
 )
 
-from sknan._utils.validation import is_number
+from sknan._utils.validation import is_number, is_one_of
 from sknan.model_selection._mixin import BatchedSearchMixin
 from sknan.model_selection._pipelines import final_network, path_of_last
 
@@ -389,13 +389,13 @@ class BatchedHalvingSearchCV(BatchedSearchMixin, HalvingGridSearchCV):
         given = search.resource, search.max_resources
         net = final_network(search.estimator)
         try:
-            if search.resource == "epochs" and net is not None:
+            if is_one_of(search.resource, ("epochs",)) and net is not None:
                 path = path_of_last(search.estimator)
                 if hasattr(net, "n_estimators"):
                     path = f"{path}estimator__"
                     net = net._checked_network()
                 search.resource = f"{path}max_epochs"
-                if search.max_resources == "auto":
+                if is_one_of(search.max_resources, ("auto",)):
                     search.max_resources = net.most_epochs(0)
             return super().fit(X, y, **params)
         finally:

@@ -279,7 +279,7 @@ class TableCleaner(
         if isinstance(sentinels, str):
             return None
         if not isinstance(sentinels, Mapping):
-            return [list(sentinels or ()) for _ in self._names]
+            return [[] if sentinels is None else [*sentinels] for _ in self._names]
         named = {str(name): list(values) for name, values in sentinels.items()}
         unknown = [repr(name) for name in named if name not in self._names]
         if unknown:

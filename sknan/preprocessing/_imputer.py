@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sknan._utils.callbacks import fit_as_task
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
-from sknan._utils.validation import did_you_mean
+from sknan._utils.validation import did_you_mean, is_one_of
 from sknan.preprocessing._chunks import ChunkwiseMixin
 from sknan.preprocessing._imputer_base import (
     ImputerBase,
@@ -60,7 +60,7 @@ class _StreamedOnly:
         """Return the method of an imputer, or the function of the class."""
         if imputer is None:
             return self.__func__
-        if callable(imputer.strategy) or imputer.strategy in _NOT_STREAMED:
+        if callable(imputer.strategy) or is_one_of(imputer.strategy, _NOT_STREAMED):
             raise UnavailableMethodError(
                 f"partial_fit cannot learn strategy={imputer.strategy!r}: the values "
                 "of all chunks would have to be kept. Pass strategy='mean', 'median', "
@@ -252,7 +252,7 @@ class NaNImputer(
             output.
         """
         strategy = self.strategy
-        if not (callable(strategy) or strategy in STRATEGIES):
+        if not (callable(strategy) or is_one_of(strategy, STRATEGIES)):
             known = ", ".join(repr(name) for name in STRATEGIES)
             is_name = isinstance(strategy, str)
             hint = did_you_mean(strategy, STRATEGIES) if is_name else ""

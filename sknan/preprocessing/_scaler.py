@@ -18,7 +18,12 @@ from sknan._utils.callbacks import fit_as_task
 from sknan._utils.encoding import EncodedStateMixin
 from sknan._utils.pickling import VersionedPickleMixin
 from sknan._utils.tags import tags_of, transformer_tags
-from sknan._utils.validation import already_valid_array, is_number
+from sknan._utils.validation import (
+    FLAG,
+    already_valid_array,
+    check_parameter,
+    is_number,
+)
 from sknan.preprocessing._chunks import ChunkwiseMixin
 from sknan.preprocessing._kernels.blocks import KnownMask, PerColumn, blocks
 from sknan.preprocessing._kernels.column_means import midpoint
@@ -382,6 +387,7 @@ class SafeScaler(
             self.scale_[j] = min(third - first, _MAX)
 
     def _check_parameters(self) -> None:
+        check_parameter("SafeScaler", "copy", self.copy, FLAG)
         bound, pair = self.bound, self.quantile_range
         low, high = _BOUND_RANGE
         if bound is not None and not (is_number(bound) and low <= bound <= high):
@@ -389,12 +395,8 @@ class SafeScaler(
                 "The 'bound' parameter of SafeScaler must be None or a number from "
                 f"{low} to {high}. Got {bound!r} instead."
             )
-        if not (
-            isinstance(pair, (tuple, list))
-            and len(pair) == 2
-            and all(map(is_number, pair))
-            and 0 <= pair[0] < pair[1] <= 100
-        ):
+        are_numbers = isinstance(pair, (tuple, list)) and all(map(is_number, pair))
+        if not (are_numbers and len(pair) == 2 and 0 <= pair[0] < pair[1] <= 100):
             raise ValueError(
                 "The 'quantile_range' parameter of SafeScaler must be two numbers with "
                 f"0 <= low < high <= 100. Got {pair!r} instead."

@@ -312,6 +312,12 @@ def test_an_input_that_is_not_a_table_is_refused(X, error, message):
     assert str(caught.value) == message
 
 
+def test_sentinels_can_be_an_array():
+    table = pd.DataFrame({"a": [1.0, -9.0, 3.0, -8.0]})
+    pipeline = tabular_pipeline("regressor", sentinels=np.array([-9.0, -8.0]))
+    assert pipeline["clean"].fit(table).sentinels_ == {"a": [-9.0, -8.0]}
+
+
 def test_sentinels_of_an_unknown_column_are_refused():
     X, y = messy()
     with pytest.raises(ValueError, match="Name columns of X") as caught:

@@ -520,3 +520,11 @@ def test_without_copy_a_strided_table_is_overwritten():
     assert scaled is table
     np.testing.assert_array_equal(table, expected)
     np.testing.assert_array_equal(wide[:, 1::2], before[:, 1::2])
+
+
+def test_a_copy_that_is_no_flag_is_refused():
+    with pytest.raises(ValueError, match="copy") as caught:
+        SafeScaler(copy="no").fit([[1.0], [2.0]])
+    assert str(caught.value) == (
+        "The 'copy' parameter of SafeScaler must be True or False, got 'no'."
+    )
