@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -197,10 +197,12 @@ def check_sample_weight(
         return None
     if isinstance(sample_weight, numbers.Number):
         sample_weight = np.full(n_samples, sample_weight)
-    if np.ndim(sample_weight) == 0:
+    cells = plain_cells(sample_weight)
+    is_list = isinstance(cells, Sequence) and not isinstance(cells, (str, bytes))
+    if not is_list and not hasattr(cells, "__array__"):
         raise TypeError(f"{name} must be one number per row, got {sample_weight!r}.")
-    with name_unfit_cell(name, sample_weight, "a weight", "Pass one number per row."):
-        weights = np.asarray(plain_cells(sample_weight), dtype=np.float64)
+    with name_unfit_cell(name, cells, "a weight", "Pass one number per row."):
+        weights = np.asarray(cells, dtype=np.float64)
     if weights.shape != (n_samples,):
         raise ValueError(
             f"{name} must have shape ({n_samples},), one weight per row, got "
