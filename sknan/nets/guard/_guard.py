@@ -1,4 +1,4 @@
-"""Policy for the steps of a training: check, refuse, roll back, stop.
+"""Guard of the steps of a training: check, refuse, roll back, stop.
 
 The guard works with modules and optimizers and does not depend on a training loop, so
 that every engine and any loop in plain torch can use it. It checks a step before
@@ -21,16 +21,14 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from sknan._utils.thresholds import MARGIN, N_TRIALS, SMALL, is_runaway
-from sknan._utils.validation import is_integer, is_one_of
+from sknan._utils.thresholds import MARGIN, N_TRIALS, SMALL
 from sknan.diagnosis._report import Capsule, NonFiniteReport
-from sknan.exceptions import NonFiniteTrainingError
-from sknan.nets.guard._step_checks import StepChecks
+from sknan.nets.guard._policy import Policy
 from sknan.nets.guard._trials import Trials
 from sknan.optim._learning_rates import (
     ascends,
@@ -41,8 +39,6 @@ from sknan.optim._learning_rates import (
     unseen_reach,
 )
 
-POLICIES = ("recover", "skip", "raise")
-
 # Sentences that the report records.
 STEP_SKIPPED = "The step was left out."
 BATCH_SKIPPED = "The batch was left out."
@@ -50,9 +46,6 @@ RESTORED = "The last verified weights were restored."
 BUFFERS_RESTORED = "The buffers from before the validation pass were restored."
 BATCH_IDLE = "The batch was left out, since there is nothing left to learn from it."
 ROLLED_BACK = "The {weights} weights were restored, and {change}."
-
-# Causes of a failure that inputs in raw units may have.
-_CAUSES_OF_RAW_INPUTS = ("learning_rate", "gradient", "activation", "loss")
 
 # Largest gradient norm of a step that is repeated without the rows or operations that
 # failed: the usual choice for a network whose inputs and outputs have size 1. With 0.1,
@@ -72,7 +65,7 @@ _SAVED = (
 )
 
 
-class Guard(StepChecks):
+class Guard(Policy):
     """Policy that decides whether a step is taken and how a failed one is answered.
 
     Parameters
@@ -104,20 +97,7 @@ class Guard(StepChecks):
     """
 
     def __init__(self, on_nonfinite: str = "recover", max_recoveries: int = 10) -> None:
-        if not is_one_of(on_nonfinite, POLICIES):
-            raise ValueError(
-                f"on_nonfinite must be one of {', '.join(map(repr, POLICIES))}, got "
-                f"{on_nonfinite!r}."
-            )
-        if not is_integer(max_recoveries) or max_recoveries < 0:
-            raise ValueError(
-                f"max_recoveries must be an integer of at least 0, got "
-                f"{max_recoveries!r}."
-            )
-        super().__init__()
-        self.on_nonfinite = on_nonfinite
-        self.max_recoveries = max_recoveries
-        self.reports: list[NonFiniteReport] = []
+        super().__init__(on_nonfinite, max_recoveries)
         self.lr_scale = 1.0
         self.rate_caps: list[float] = []
 
@@ -151,8 +131,6 @@ class Guard(StepChecks):
         if _LARGEST_RATE < rate < math.inf:
             self.lr_scale = min(self.lr_scale, _LARGEST_RATE / rate)
         self._n_steps = n_steps
-        self._n_failed = 0
-        self._n_skipped_batches = 0  # consecutive ones
         self._rescue_norm: float | None = None
         self.rate_caps = []
 
@@ -170,54 +148,6 @@ class Guard(StepChecks):
         has_lbfgs = any(isinstance(o, torch.optim.LBFGS) for o in self._optimizers)
         return None if has_lbfgs else _REPEATED_NORM
 
-    # -- policy and budget -----------------------------------------------------------
-
-    @property
-    def n_roll_backs(self) -> int:
-        """Number of roll backs and restarts."""
-        return self._n_failed
-
-    @property
-    def has_budget(self) -> bool:
-        """Whether the budget allows one more failure."""
-        return self._n_failed + self._n_skipped_batches < self.max_recoveries
-
-    @property
-    def may_go_back(self) -> bool:
-        """Whether a roll back is a fair answer to a network that has collapsed.
-
-        Weights that shrink to zero, by weight decay, have not diverged.
-        """
-        may_recover = self.on_nonfinite == "recover" and self.has_budget
-        return may_recover and not self.weights.has_shrunk
-
-    @property
-    def is_last(self) -> bool:
-        """Whether a failure now may end the training."""
-        return self.on_nonfinite == "raise" or not self.has_budget
-
-    @property
-    def may_repeat(self) -> bool:
-        """Whether a failed step may be repeated with the present weights.
-
-        This is not so if the weights have diverged: every batch would fail.
-        """
-        has_diverged = self.weights.n_steps > 0 and is_runaway(self.relative_distance())
-        return (
-            self.on_nonfinite == "recover"
-            and self.max_recoveries > 0
-            and not has_diverged
-            and self.has_finite_weights()
-        )
-
-    def may_restart(self, report: NonFiniteReport) -> bool:
-        """Whether a restart of the training may answer a failed step."""
-        return (
-            self.on_nonfinite == "recover"
-            and self.has_budget
-            and report.cause in _CAUSES_OF_RAW_INPUTS
-        )
-
     def needs_clip(self, report: NonFiniteReport) -> bool:
         """Whether the answer to a failed step is to clip from now on."""
         return report.cause == "gradient" and self._rescue_norm is None
@@ -230,49 +160,6 @@ class Guard(StepChecks):
         return not has_moved or (
             is_sound and (report.cause == "data" or trials.fails_on_last_weights())
         )
-
-    def record(self, report: NonFiniteReport, recovery: str) -> None:
-        """Append a report on a failed step, with the recovery from it.
-
-        Parameters
-        ----------
-        report : NonFiniteReport
-            Report on the failed step.
-        recovery : str
-            Sentence that describes the recovery.
-        """
-        report = dataclasses.replace(report, recovery=recovery)
-        if self.reports:  # one capsule is enough to reproduce a failure
-            report = dataclasses.replace(report, capsule=None)
-        self.reports.append(report)
-        self._watch.forget()
-
-    def stop(self, report: NonFiniteReport, gave_up: str = "") -> NoReturn:
-        """Append a report and raise it.
-
-        Parameters
-        ----------
-        report : NonFiniteReport
-            Report on the failed step.
-        gave_up : str, default=""
-            Sentence that follows the report in the message.
-
-        Raises
-        ------
-        NonFiniteTrainingError
-            Always.
-        """
-        self.reports.append(report)
-        raise NonFiniteTrainingError(f"{report}{gave_up}", report)
-
-    def _check_budget(self, report: NonFiniteReport) -> None:
-        n_failed = self._n_failed + self._n_skipped_batches
-        if n_failed > self.max_recoveries:
-            self.stop(
-                report,
-                f" Gave up after {n_failed - 1} recoveries "
-                f"(max_recoveries={self.max_recoveries}).",
-            )
 
     # -- answers to a failed step ----------------------------------------------------
 

@@ -233,7 +233,6 @@ class StepChecks:
         """Record that the optimizer has changed the weights."""
         groups = chain.from_iterable(o.param_groups for o in self._optimizers)
         self.weights.count_step([float(group["lr"]) for group in groups])
-        self._n_skipped_batches = 0
 
     def may_overflow(self, factor: float, norm: float) -> bool:
         """Whether the step just taken may have left weights that are not finite.

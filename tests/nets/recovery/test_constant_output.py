@@ -26,8 +26,9 @@ from sknan import DivergenceWarning, StableNetClassifier, functional
 from sknan.losses._registry import closed_form_of
 from sknan.nets.recovery.constant_output import lowest_constant_loss
 from sknan.nets.recovery.drop_rows import DropRows
-from sknan.nets.recovery.rate_trials import RateTrials, _Rows
+from sknan.nets.recovery.rate_trials import RateTrials
 from sknan.nets.recovery.repair_operations import RepairOperations
+from sknan.nets.recovery.sample_losses import _Rows
 
 LABELS = (Y[:, 0] > 0.5).astype("int64")
 
