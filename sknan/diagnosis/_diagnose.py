@@ -23,7 +23,12 @@ from sknan._utils.tree import tree_leaves, tree_map
 from sknan.diagnosis._causes import examine_loss, examine_step
 from sknan.diagnosis._culprits import Trials, places_to_blame
 from sknan.diagnosis._evidence import StepEvidence
-from sknan.diagnosis._raised import LOSS_IS_DETACHED, ValueErrors
+from sknan.diagnosis._raised import (
+    LOSS_IS_DETACHED,
+    LOSS_IS_NO_NUMBER,
+    ValueErrors,
+    loss_of_type,
+)
 from sknan.diagnosis._replay import ModuleNames, replay
 from sknan.diagnosis._report import NonFiniteReport
 from sknan.diagnosis._value_trials import (
@@ -86,10 +91,9 @@ class _Step:
         outputs = self.forward(self.inputs)
         loss = self.loss(outputs, self.target, self.inputs)
         if not isinstance(loss, Tensor):
-            raise TypeError(
-                f"The loss is of type {type(loss).__name__}, and has no gradient. "
-                "Return the tensor, without item(), float() or a use of NumPy."
-            )
+            raise TypeError(loss_of_type(type(loss).__name__))
+        if loss.is_complex():
+            raise ValueError(LOSS_IS_NO_NUMBER)
         return outputs, loss
 
     def forward_alone(self, inputs: Any) -> Any:
@@ -151,10 +155,7 @@ class _Step:
         with torch.enable_grad():
             _, loss = self._losses()
         if loss.numel() != 1:
-            raise ValueError(
-                f"The loss has {loss.numel()} values, and only a single number has a "
-                "gradient. Return their mean, as in loss.mean()."
-            )
+            raise ValueError(LOSS_IS_NO_NUMBER)
         if not loss.requires_grad and any(
             p.requires_grad for _, p in self.named_parameters()
         ):

@@ -31,6 +31,11 @@ LOSS_IS_DETACHED = (
     "loss for detach(), torch.no_grad(), torch.inference_mode(), argmax or a use of "
     "NumPy, and leave it out."
 )
+LOSS_IS_NO_NUMBER = (
+    "The loss is not one real number, and only such a number has a gradient. Return "
+    "its mean, as in loss.mean(), or set reduction='mean' in the criterion."
+)
+_HAS_NO_BACKWARD = re.compile(r"'([\w.]+)' object has no attribute 'backward'")
 
 _LIBRARIES = ("builtins", "numpy", "torch")
 
@@ -182,8 +187,8 @@ def is_raised_by_user(error: BaseException) -> bool:
     return is_raise and is_users(code.co_filename) and not is_package
 
 
-def about_graph(error: Exception) -> Exception:
-    """Return an exception that names what detaches a loss, if that is what has failed.
+def about_loss(error: Exception) -> Exception:
+    """Return an exception that says what is wrong with a loss, if that has failed.
 
     Parameters
     ----------
@@ -195,11 +200,25 @@ def about_graph(error: Exception) -> Exception:
     Exception
         ``error`` itself if it has another reason.
     """
+    message = str(error)
     frames = traceback.walk_tb(error.__traceback__)
-    is_in_module = any(f.f_code.co_name == "_call_impl" for f, _ in frames)
-    if is_in_module or "does not require grad" not in str(error):
-        return error
-    return ValueError(LOSS_IS_DETACHED)
+    if any(f.f_code.co_name == "_call_impl" for f, _ in frames):
+        return error  # of a module
+    if "does not require grad" in message:
+        return ValueError(LOSS_IS_DETACHED)
+    if "grad can be implicitly created only for" in message:
+        return ValueError(LOSS_IS_NO_NUMBER)
+    if (found := re.fullmatch(_HAS_NO_BACKWARD, message)) is not None:
+        return TypeError(loss_of_type(found[1]))
+    return error
+
+
+def loss_of_type(name: str) -> str:
+    """Return the message about a loss of another type than a tensor."""
+    return (
+        f"The loss is of type {name}, but must be a tensor with one real number. "
+        "Return the tensor itself, without item(), float() or NumPy."
+    )
 
 
 def about_dtype(

@@ -9,6 +9,7 @@ from skorch.utils import TeeGenerator
 from torch import Tensor
 
 from sknan._utils.thresholds import OVERFLOWS_SQUARED
+from sknan.diagnosis._raised import about_loss
 from sknan.nets.recovery.finite_operations import finite_step
 from sknan.nets.recovery.own_gradient import own_gradient_step
 from sknan.nets.recovery.protocol import (
@@ -77,6 +78,10 @@ class PlainStep:
         except StepRefused as refused:
             refused.has_stepped = n_evaluations > 1
             raise
+        except AttributeError as error:
+            if (about := about_loss(error)) is error:
+                raise
+            raise about from None
         except RuntimeError as error:
             if "not support sparse" in str(error):
                 raise _sparse_error(net) from error

@@ -70,14 +70,20 @@ LOSSES_WITHOUT_GRADIENT = {
     "unreduced": (
         (nn.Linear(3, 1), squares),
         ValueError,
-        "The loss has 6 values, and only a single number has a gradient. Return their "
-        "mean, as in loss.mean().",
+        "The loss is not one real number, and only such a number has a gradient. "
+        "Return its mean, as in loss.mean(), or set reduction='mean' in the criterion.",
+    ),
+    "complex": (
+        (nn.Linear(3, 1), lambda output, target: squares(output, target).mean() + 0j),
+        ValueError,
+        "The loss is not one real number, and only such a number has a gradient. "
+        "Return its mean, as in loss.mean(), or set reduction='mean' in the criterion.",
     ),
     "number": (
         (nn.Linear(3, 1), lambda output, target: squares(output, target).sum().item()),
         TypeError,
-        "The loss is of type float, and has no gradient. Return the tensor, without "
-        "item(), float() or a use of NumPy.",
+        "The loss is of type float, but must be a tensor with one real number. Return "
+        "the tensor itself, without item(), float() or NumPy.",
     ),
 }
 
@@ -87,6 +93,11 @@ def test_a_loss_that_has_no_gradient_is_refused(name):
     (module, criterion), kind, message = LOSSES_WITHOUT_GRADIENT[name]
     with pytest.raises(kind) as caught:
         diagnose(module, criterion, table(), torch.ones(6, 1))
+    assert str(caught.value) == message
+    options = {"train_split": None, "max_epochs": 1, "verbose": 0}
+    net = GuardedNet(module, lambda: criterion, **options)
+    with pytest.raises(kind) as caught:
+        net.fit(table().numpy(), torch.ones(6, 1).numpy())
     assert str(caught.value) == message
 
 

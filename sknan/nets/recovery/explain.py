@@ -24,7 +24,7 @@ from sknan.diagnosis._evidence import (
     Places,
     StepEvidence,
 )
-from sknan.diagnosis._raised import about_dtype, about_graph
+from sknan.diagnosis._raised import about_dtype, about_loss
 from sknan.diagnosis._replay import ModuleNames, replay, trace_operations
 from sknan.diagnosis._report import NonFiniteReport, capture
 from sknan.diagnosis._value_trials import (
@@ -112,7 +112,7 @@ def explain(
         )
         if refused.error is not None and is_of_program:
             inputs = evidence.inputs
-            error = about_graph(refused.error)
+            error = about_loss(refused.error)
             raise about_dtype(error, inputs, guard.parameters) from None
     is_huge = failed is not None and failed.largest >= OVERFLOWS_SQUARED
     if (evidence.is_runaway or is_huge) and not is_rate_absurd(net):
