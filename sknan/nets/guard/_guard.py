@@ -222,7 +222,7 @@ class Guard(Policy):
     def skip_batch(self, report: NonFiniteReport) -> None:
         """Skip a batch that is to blame, and change nothing else."""
         self._withdraw_step()
-        self.weights.last.restore_buffers()
+        self._undo_repetition()
         self._n_skipped_batches += 1
         self._check_budget(report)
         self.record(report, BATCH_SKIPPED)
@@ -230,8 +230,15 @@ class Guard(Policy):
     def pass_batch(self, report: NonFiniteReport) -> None:
         """Take no step for a batch whose gradient is 0 where it is defined."""
         self._withdraw_step()
-        self.weights.last.restore_buffers()
+        self._undo_repetition()
         self.record(report, BATCH_IDLE)
+
+    def _undo_repetition(self) -> None:
+        """Restore buffers, and weights that a repetition of the step has ruined."""
+        if self.has_finite_weights():
+            self.weights.last.restore_buffers()
+        else:
+            self.weights.restore()
 
     def restore_weights(self, report: NonFiniteReport) -> None:
         """Restore the last verified weights, and change nothing else."""
@@ -340,7 +347,7 @@ class Guard(Policy):
             self._rescue_norm = SMALL * size / (reach or 1.0)
             change = f"gradients are now clipped to norm {self._rescue_norm:.3g}"
         elif reach < torch.finfo(torch.float32).tiny:
-            change = "no learning rate is low enough"
+            self.stop(report, " No learning rate is low enough.")
         else:
             scale = yield from lower_scale(factor * peak, growth)
             scale /= unseen_reach(self._optimizers, N_TRIALS, self._n_steps)

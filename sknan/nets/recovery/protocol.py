@@ -184,6 +184,8 @@ class Failure:
         Number of repetitions of the step so far.
     is_idle : bool, default=False
         Whether the gradient was exactly 0 in a repetition with finite operations.
+    has_ruined : bool, default=False
+        Whether the step of the optimizer in a repetition made weights non-finite.
     """
 
     guard: Guard
@@ -195,6 +197,7 @@ class Failure:
     fit_params: dict[str, Any]
     n_attempts: int = 0
     is_idle: bool = False
+    has_ruined: bool = False
 
     @property
     def report(self) -> NonFiniteReport:
@@ -218,11 +221,12 @@ class Failure:
     def is_repeatable(self) -> bool:
         """Whether the step may succeed with the same weights.
 
-        It cannot if the weights or the learning rate caused the failure, or if an
-        operation failed that would fail for any batch.
+        It cannot if the weights or the learning rate caused the failure, if an
+        operation failed that would fail for any batch, or if a repetition has ruined
+        the weights.
         """
         depends_on_batch = self.operation is None or self.operation.depends_on_batch
-        return self._has_repeatable_cause and depends_on_batch
+        return self._has_repeatable_cause and depends_on_batch and not self.has_ruined
 
     @property
     def is_of_domain(self) -> bool:

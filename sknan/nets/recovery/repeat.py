@@ -41,6 +41,7 @@ def repeat_step(
         with resumed(training.random_states, training.net.device):
             step = training.attempt(failure.batch, failure.fit_params, mode)
     except StepRefused as refused:
+        failure.has_ruined = not training.guard.has_finite_weights()
         if mode == "finite_operations":
             failure.is_idle = refused.norm == 0.0
         if mode in ("plain", "without_rows"):

@@ -59,6 +59,32 @@ def test_a_variance_below_zero_is_of_the_optimizer():
     assert error.report.phase == "step"
 
 
+class RuinsFirstStep(torch.optim.Adam):
+    """Optimizer whose first step makes the weights NaN, as an overflow does."""
+
+    n_steps = 0
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.n_steps += 1
+        if self.n_steps == 1:
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    weight.data.fill_(np.nan)
+        return loss
+
+
+def test_a_repetition_that_ruins_the_weights_is_undone():
+    data = X.copy()
+    data[3] = -9.0  # outside the domain, in the first batch
+    options = {"optimizer": RuinsFirstStep, "iterator_train__shuffle": False}
+    net = fitted(network_of(LogOf, **options), data)
+    assert net.nonfinite_reports_[0].recovery == "The batch was left out."
+    assert {r.operation for r in net.nonfinite_reports_} == {"aten.log"}
+    assert {r.rows for r in net.nonfinite_reports_} == {(3,)}
+    assert r2(net) > 0.8
+
+
 class Normalized(nn.MSELoss):
     """Loss divided by its moving average."""
 

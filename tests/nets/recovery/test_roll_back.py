@@ -26,6 +26,22 @@ def test_the_learning_rate_is_lowered_until_the_network_learns():
 
 
 @pytest.mark.parametrize("kind", ["loop", "stack"])
+def test_a_step_that_fails_at_any_rate_ends_the_training_at_any_budget(kind):
+    options = {"optimizer": torch.optim.AdamW, "optimizer__eps": 0.0}
+    options["max_recoveries"] = 10**9
+    data = X.copy()
+    data[:, 0] = 0.0  # whose weights have a gradient of 0
+    if kind == "loop":
+        net, target = network_of(MLP, **options), Y
+    else:
+        net, target = StableNetRegressor(MLP, **options), Y[:, 0]
+    error = refused(net, data, target)
+    assert str(error).endswith(
+        "such as optimizer__eps=1e-8. No learning rate is low enough."
+    )
+
+
+@pytest.mark.parametrize("kind", ["loop", "stack"])
 def test_a_new_learning_rate_ends_the_reduction_of_the_earlier_one(kind):
     if kind == "loop":
         net, target = network_of(MLP, lr=1e4, max_epochs=2), Y
