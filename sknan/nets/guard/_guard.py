@@ -235,9 +235,8 @@ class Guard(Policy):
 
     def _undo_repetition(self) -> None:
         """Restore buffers, and weights that a repetition of the step has ruined."""
-        if self.has_finite_weights():
-            self.weights.last.restore_buffers()
-        else:
+        self.weights.last.restore_buffers()
+        if not self.has_finite_weights():
             self.weights.restore()
 
     def restore_weights(self, report: NonFiniteReport) -> None:

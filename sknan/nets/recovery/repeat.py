@@ -41,7 +41,9 @@ def repeat_step(
         with resumed(training.random_states, training.net.device):
             step = training.attempt(failure.batch, failure.fit_params, mode)
     except StepRefused as refused:
-        failure.has_ruined = not training.guard.has_finite_weights()
+        training.guard.weights.last.restore_buffers()  # which forward passes change
+        is_finite = training.guard.has_finite_weights()
+        failure.has_ruined = refused.has_stepped and not is_finite
         if mode == "finite_operations":
             failure.is_idle = refused.norm == 0.0
         if mode in ("plain", "without_rows"):
