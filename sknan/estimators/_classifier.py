@@ -70,7 +70,7 @@ class StableNetClassifier(LabelPredictionMixin, ClassTargetMixin):
         ``partial_fit`` and ``warm_start`` continue the average. None: no average.
     max_epochs : int or "auto", default=100
         Maximum number of passes over the training rows. ``"auto"`` depends on the
-        number of rows of the table: 20 below 30 000, 12 below 100 000, else 8.
+        number of rows of the table: 30 below 30 000, 12 below 100 000, else 8.
     max_time : float or None, default=None
         Time limit of each training in seconds. No epoch begins that is expected to end
         later, but the first one is always completed. The range test of ``lr="auto"``

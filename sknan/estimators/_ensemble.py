@@ -12,7 +12,7 @@ from torch import nn
 
 from sknan._engine.jobs import JobOutcome
 from sknan._engine.prediction import regression_score
-from sknan._utils.validation import is_one_of
+from sknan._utils.validation import Rule, check_parameter, is_one_of
 from sknan.estimators._base import StableNetBase
 from sknan.estimators._class_outputs import ClassCoding, LabelPredictionMixin
 from sknan.estimators._classifier import StableNetClassifier
@@ -27,6 +27,11 @@ from sknan.estimators._intervals import (
 from sknan.estimators._quantiles import QuantilePredictionMixin
 from sknan.estimators._regressor import StableNetRegressor
 from sknan.estimators._temperature import log_mean, temperature_of
+
+_CALIBRATION: Rule = (
+    lambda v: v is None or is_one_of(v, ("temperature",)),
+    "'temperature' or None",
+)
 
 
 class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
@@ -217,13 +222,8 @@ class StableNetEnsembleClassifier(LabelPredictionMixin, Ensemble):
 
     def _checked_network(self) -> StableNetBase:
         network = super()._checked_network()
-        if not (
-            self.calibration is None or is_one_of(self.calibration, ("temperature",))
-        ):
-            raise ValueError(
-                f"The 'calibration' parameter of {type(self).__name__} must be "
-                f"'temperature' or None, got {self.calibration!r}."
-            )
+        owner = type(self).__name__
+        check_parameter(owner, "calibration", self.calibration, _CALIBRATION)
         if network.early_stopping is False:
             self._do_without_held_out()
         return network

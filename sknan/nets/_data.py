@@ -214,9 +214,7 @@ def check_rows(net: Any, X: Any, y: Any) -> None:
         n_rows = get_len(X)
         if y is None or get_len(y) == n_rows:
             return
-    found = [
-        f"{n} {_length_of(v)}" for d in (("X", X), ("y", y)) for n, v in _leaves(*d)
-    ]
+    found = [f"{label} {_length_of(leaf)}" for label, leaf in leaves]
     if len(found) > _MOST_INPUTS:
         found[_MOST_INPUTS:] = ["and so on"]
     several = any(isinstance(data, (list, tuple)) for data in (X, y))

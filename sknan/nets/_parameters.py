@@ -22,6 +22,7 @@ from sknan._utils.validation import (
     Rule,
     check_parameter,
     did_you_mean,
+    is_flag,
     is_integer,
     is_number,
     is_one_of,
@@ -55,7 +56,7 @@ def _names_nothing(value: Any) -> bool:
 
 
 def _is_flag(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, np.bool_)) or is_integer(value)
+    return value is None or is_flag(value) or is_integer(value)
 
 
 def _is_rate(value: Any) -> bool:
@@ -136,7 +137,7 @@ _RULES: dict[str, tuple[str, Rule]] = {
     "use_caching": (
         "initialize",
         (
-            lambda v: isinstance(v, (bool, np.bool_)) or is_one_of(v, ("auto",)),
+            lambda v: is_flag(v) or is_one_of(v, ("auto",)),
             "True, False or 'auto'",
         ),
     ),

@@ -90,8 +90,7 @@ def range_test(
         If the time does not even suffice for the fewest steps.
     """
     seconds = math.inf if max_time is None else SHARE_OF_TIME * max_time
-    start, has_time = time.monotonic(), True
-    deadline = start + 2.0 * seconds
+    deadline, has_time = time.monotonic() + 2.0 * seconds, True
     tested = np.asarray(DEFAULT_RATES if rates is None else rates, dtype=np.float64)
     rng = np.random.RandomState(seed)
     seeds = [int(s) for s in rng.randint(np.iinfo(np.int32).max, size=n_seeds)]
